@@ -37,7 +37,7 @@ import numpy as np
 
 from meditune.config.load_recipe import load_recipe
 from meditune.data.example import Example, Passage
-from meditune.data.preference.pairs import corrupt
+from meditune.data.preference_pairs import corrupt
 from meditune.data.prepare import prepare
 from meditune.data.readers import medquad, pubmedqa
 from meditune.data.readers.tables import Rejects

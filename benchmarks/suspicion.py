@@ -19,7 +19,7 @@ from meditune.config.data_options import DataSpec, SourceSpec
 from meditune.config.recipe import Recipe
 from meditune.config.training_options import CORRUPTIONS
 from meditune.data.example import Example
-from meditune.data.preference.pairs import corrupt
+from meditune.data.preference_pairs import corrupt
 from meditune.data.prepare import prepare
 from meditune.review.annotation_set import SIGNALS, suspicion
 

@@ -226,7 +226,7 @@ class ChatTemplate:
                 "have thoughts (thoughts: keep), set prompt.thinking to true."
             )
         turn = whole[len(before) :]
-        content = self._harmless(messages[-1]["content"]).strip()
+        content = without_special_tokens(messages[-1]["content"], self._marks).strip()
         place = turn.find(content)
         end = self._ends.search(turn, place + len(content) if place >= 0 else 0) if self._ends else None
         if end is None:
@@ -242,14 +242,11 @@ class ChatTemplate:
     def _apply(self, messages: Messages, **options: Any) -> Any:
         from jinja2.exceptions import TemplateError as JinjaError
 
-        harmless = [message | {"content": self._harmless(message["content"])} for message in messages]
+        harmless = [each | {"content": without_special_tokens(each["content"], self._marks)} for each in messages]
         try:
             return self.tokenizer.apply_chat_template(harmless, **options, **self._options)
         except (JinjaError, ValueError, TypeError) as error:
             raise TemplateError(f"The model's chat template rejects these messages: {error}") from error
-
-    def _harmless(self, text: str) -> str:
-        return without_special_tokens(text, self._marks)
 
     def _turn_marks(self) -> set[str]:
         """Return the marks around turns that may be ordinary text to the tokenizer, such as [INST]."""

@@ -85,10 +85,7 @@ def full_disk_message(path: Path) -> Iterator[None]:
 
 
 def is_result_of(folder: Path, mark: str, inputs: dict[str, Any]) -> bool:
-    """Return whether `folder` holds a finished result of exactly `inputs`, according to its file `mark`.
-
-    Raises MedituneError if the folder holds anything else.
-    """
+    """Return whether `folder` holds a finished result of exactly `inputs`; raise MedituneError for anything else."""
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return False
     record = read_json(folder / mark) if (folder / mark).is_file() else None

@@ -118,9 +118,7 @@ def refuse_transient(response: Any) -> None:
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
-    """Return the seconds in Retry-After, a number or a date (RFC 9110), or in OpenAI's retry-after-ms; None without
-    either header.
-    """
+    """Return the seconds in Retry-After (a number or a date, RFC 9110) or OpenAI's retry-after-ms; None without any."""
     for name, divisor in (("retry-after-ms", 1000.0), ("retry-after", 1.0)):
         try:
             seconds = float(headers.get(name, "")) / divisor

@@ -16,7 +16,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import UTC, datetime
 from typing import Any
 
@@ -117,41 +117,33 @@ def shut_down_tracing() -> None:
 
 
 @contextmanager
-def span(name: str) -> Iterator[Span]:
-    """Trace a part of the current request."""
+def span(name: str, headers: Mapping[str, str] | None = None) -> Iterator[Span]:
+    """Trace a part of the current request; with `headers`, a new one, in its caller's trace (W3C Trace Context)."""
     if _Tracing.tracer is None:
         yield Span()
         return
-    trace_span = _Tracing.tracer.start_span(name)
-    with _ended(trace_span):
-        yield trace_span
-
-
-@contextmanager
-def request(headers: Mapping[str, str]) -> Iterator[tuple[Span, str]]:
-    """Trace a request; yield its span and trace id, which is the caller's if it sent one (W3C Trace Context)."""
-    if _Tracing.tracer is None:
-        yield Span(), ""
-        return
-    from opentelemetry.trace import SpanKind, use_span
+    from opentelemetry import trace
     from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-    above = TraceContextTextMapPropagator().extract(dict(headers))
-    trace_span = _Tracing.tracer.start_span("request", context=above, kind=SpanKind.SERVER)
-    with _ended(trace_span), use_span(trace_span, record_exception=False, set_status_on_exception=False):
-        yield trace_span, f"{trace_span.get_span_context().trace_id:032x}"
-
-
-@contextmanager
-def _ended(trace_span: Any) -> Iterator[None]:
-    from opentelemetry.trace import Status, StatusCode
-
+    current: AbstractContextManager[Any] = nullcontext()
+    if headers is None:
+        traced = _Tracing.tracer.start_span(name)
+    else:
+        above = TraceContextTextMapPropagator().extract(dict(headers))
+        traced = _Tracing.tracer.start_span(name, context=above, kind=trace.SpanKind.SERVER)
+        current = trace.use_span(traced, record_exception=False, set_status_on_exception=False)
     try:
-        yield
+        with current:
+            yield traced
     except BaseException as error:
         # Messages may hold what people asked.
-        trace_span.set_attribute("error.type", type(error).__name__)
-        trace_span.set_status(Status(StatusCode.ERROR))
+        traced.set_attribute("error.type", type(error).__name__)
+        traced.set_status(trace.Status(trace.StatusCode.ERROR))
         raise
     finally:
-        trace_span.end()
+        traced.end()
+
+
+def trace_id(traced: Any) -> str:
+    """Return the id of a span's trace; empty if tracing is off."""
+    return "" if isinstance(traced, Span) else f"{traced.get_span_context().trace_id:032x}"

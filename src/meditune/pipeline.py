@@ -19,8 +19,8 @@ from meditune.config.load_recipe import load_recipe
 from meditune.config.recipe import Recipe
 from meditune.data import leakage, retrieved_passages
 from meditune.data.example import Example
-from meditune.data.preference.prepare_pairs import prepare_pairs, stored_pairs
 from meditune.data.prepare import Prepared, prepare, stored_data, used_fallback
+from meditune.data.prepare_pairs import prepare_pairs, stored_pairs
 from meditune.data.reviewer_decisions import refuse_other
 from meditune.engines.exported_model import is_exported, weights_state
 from meditune.errors import MedituneError

@@ -1,9 +1,8 @@
 """Retrieved passages for a run's examples, searched once and stored in its folder, for training and evaluation.
 
-Passages come from an index or from the examples' own contexts. Training examples get their own passage beside others,
-or only others, after RAFT (Zhang et al. 2024, arXiv:2403.10131): the model must learn to tell relevant passages from
-similar ones, and since retrieval sometimes fails, a share of the examples lacks the relevant one. Those examples keep
-their target: there is no fourth decision to teach, and the model will be asked in either case.
+Training examples get their own passage beside others, or only others, after RAFT (Zhang et al. 2024, arXiv:2403.10131):
+the model must learn to tell relevant passages from similar ones, and retrieval sometimes fails. Examples without the
+relevant passage keep their target: there is no fourth decision to teach.
 """
 
 from __future__ import annotations
@@ -33,18 +32,15 @@ from meditune.retrieve.prompt_injection import clean_passage
 if TYPE_CHECKING:
     from meditune.retrieve.index import Index
 
-TRAINING_PASSAGES, TRAINING_MISSING = 3, 0.2
-"""Passages of a training example, and the share of these examples whose own passage is withheld"""
-WINDOW_WORDS = 400
-"""Number of words to show around the retrieved passage of a document; whole abstracts fit"""
+TRAINING_PASSAGES, TRAINING_MISSING = 3, 0.2  # Of a training example; share whose own passage is withheld
+WINDOW_WORDS = 400  # Number of words to show around the retrieved passage of a document; whole abstracts fit
 
 
 @dataclass(frozen=True)
 class Document:
     """A retrieved document as it is shown to the model."""
 
-    id: str
-    """Id of the retrieved passage."""
+    id: str  # Id of the retrieved passage
     document: str
     source: str
     group: str
@@ -174,10 +170,9 @@ def _given(example: Example, form: PromptFormat) -> list[Section]:
 def retrieve_for_evaluation(recipe: Recipe, splits: Splits, folder: Path, elsewhere: str = "") -> dict[str, Any] | None:
     """Store each measured item's passages in the run's `folder`, unless they are already stored.
 
-    Returns the content of retrieved.json, or None if the recipe retrieves nothing: `index`, `content` (a hash of the
-    index's content), `embedding`, `documents`, `k`, `items`, `own` (the number of items whose own document is in the
-    index, and how often it is among the passages), and `leaks` in the format of leakage.json. `elsewhere` names a third
-    party that will see the passages.
+    Returns the content of retrieved.json, or None if the recipe retrieves nothing: the facts of the search, `k`,
+    `items`, `own` (`own_document_ranks`), and `leaks` in the format of leakage.json. `elsewhere` names a third party
+    that will see the passages.
     """
     spec = recipe.evaluate.retrieve
     if spec.index is None:

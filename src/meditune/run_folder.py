@@ -103,10 +103,7 @@ def _check_model(recipe: Recipe, name: str, to_tune: bool) -> None:
     remote = find_api_model(name, recipe.model.api)
     if remote:
         if to_tune and recipe.train.objective != "sft":
-            raise ModelError(
-                f"{remote.title} supports only train.objective sft. For {recipe.train.objective}, use a model whose "
-                "weights are on this machine."
-            )
+            raise ModelError(f"{remote.title} supports only train.objective sft. For others, use a model here.")
         refuse_restricted_sources_for_api(recipe.data.sources, remote.title)
         if recipe.model.prune.method != "none":
             raise ModelError(f"model.prune: {remote.title} is behind an API, so there are no weights here to prune.")
@@ -114,13 +111,13 @@ def _check_model(recipe: Recipe, name: str, to_tune: bool) -> None:
         return
     from meditune.models.load import device, locate
     from meditune.models.quantization import require
-    from meditune.train.finetune import check_compile
-    from meditune.train.optimizer import check_optimizer
 
     if recipe.model.quantize != "none":
         require()
     locate(name)
     if to_tune:
+        from meditune.train.finetune import check_compile
+        from meditune.train.optimizer import check_optimizer
         from meditune.train.trackers import check_tracker
         from meditune.train.training_plan import check_start
 
@@ -156,7 +153,7 @@ def _process_of(item: Path) -> int | None:
 
 def refuse_unfinished(folder: Path) -> None:
     """Raise DataError, with the command that resumes it, if the folder's run isn't finished."""
-    from meditune.evaluate.answer_grading import BY_PASSAGES, GRADERS
+    from meditune.evaluate.answer_grading import GRADED
     from meditune.evaluate.predictions import GRADES_OF, KINDS
 
     if (folder / EVALUATION).is_file():
@@ -168,7 +165,7 @@ def refuse_unfinished(folder: Path) -> None:
         raise DataError(f"{folder} holds no run: {RECIPE} is missing. Give the --output folder of `meditune run`.")
     predicted = {path.name.partition("-")[::2] for path in (folder / "predictions").glob("*-*.jsonl")}
     # Grades and ratings may be added later, and for one model only; dev claims are the tuned model's.
-    later = {*GRADERS, *BY_PASSAGES, *GRADES_OF.values(), "rating", "dev_claim"}
+    later = {*GRADED, *GRADES_OF.values(), "rating", "dev_claim"}
     required = {f"{kind}.jsonl" for kind in KINDS if kind not in later}
     base, tuned = (
         {kind for name, kind in predicted if name == model and kind in required} for model in ("base", "tuned")

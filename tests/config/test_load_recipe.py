@@ -411,7 +411,7 @@ def test_another_value_is_an_error_that_names_the_place_and_the_replacement(tmp_
     )
     sampled = "this key was removed; pairs come from corrupted answers, or from the file in train.preference.path."
     assert problems(write(tmp_path, text), ("data.balance.weights={maybe: 3}", "evaluate.retrieve={words: 9}")) == [
-        "mine.yaml, line 3: train.objective: orpo was removed; use dpo.",
+        "mine.yaml, line 3: train.objective: expected one of sft, dpo, kto, found 'orpo'; did you mean dpo?",
         "mine.yaml, line 5: train.mix.temperature: this key was removed; set train.mix.weights.",
         f"mine.yaml, line 7: train.preference.source: {sampled}",
         f"mine.yaml, line 9: train.preference.sampled.answers: {sampled}",
@@ -442,7 +442,7 @@ def test_an_option_replaces_the_removed_value_of_the_file(tmp_path: Path) -> Non
 
 
 def test_a_run_with_fixed_batch_sizes_goes_on_with_automatic_ones():
-    fixed = ["train.micro_batch_tokens=1024", "train.gradient_checkpointing=false"]
+    fixed = ["evaluate.batch_tokens=1024", "train.micro_batch_tokens=1024", "train.gradient_checkpointing=false"]
     fixed_sizes, automatic = (load_recipe("quickstart", changes).recipe for changes in (fixed, []))
     assert what_counts(fixed_sizes) == what_counts(automatic)
     longer = load_recipe("quickstart", ["train.epochs=4"]).recipe

@@ -15,7 +15,7 @@ from meditune.config.recipe import Recipe
 from meditune.config.training_options import PreferenceSpec
 from meditune.data.balance import rebalanced
 from meditune.data.example import read_records, write_records
-from meditune.data.preference.pairs import Pair, build
+from meditune.data.preference_pairs import Pair, build
 from meditune.data.prepare import prepare, stored_data
 from meditune.errors import DataError, ModelError
 from meditune.prompts import Encoder, save_format

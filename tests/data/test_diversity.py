@@ -8,9 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from meditune.data.diversity import BY_NAME, compared, distance, diversity, rarefied, shannon
+from meditune.data.diversity import BY_NAME, chosen, clusters, compared, distance, diversity, rarefied, shannon, vendi
 from meditune.data.example import Example, Passage
-from meditune.data.question_clusters import chosen, clusters, vendi
 from meditune.data.readers import pubmedqa
 from meditune.data.readers.tables import Rejects
 from meditune.data.splits import Splits

@@ -20,8 +20,8 @@ from meditune.config.recipe import Recipe
 from meditune.config.training_options import PreferenceSpec
 from meditune.data.example import Example, Passage, Turn
 from meditune.data.leakage import record
-from meditune.data.preference.pairs import Rated, build, corrupt, from_rows, paired
-from meditune.data.preference.prepare_pairs import prepare_pairs, read_given_pairs, stored_pairs
+from meditune.data.preference_pairs import Rated, build, corrupt, from_rows, paired
+from meditune.data.prepare_pairs import prepare_pairs, read_given_pairs, stored_pairs
 from meditune.data.read_sources import is_restricted
 from meditune.data.readers.tables import Rejects
 from meditune.data.splits import Splits, question_key

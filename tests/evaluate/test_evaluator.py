@@ -10,7 +10,7 @@ from meditune.config.data_options import PromptFormat
 from meditune.config.load_recipe import load_recipe
 from meditune.config.recipe import Recipe
 from meditune.data.example import Example, Passage
-from meditune.data.preference.pairs import Pair
+from meditune.data.preference_pairs import Pair
 from meditune.engines.transformers_engine import TransformersEngine
 from meditune.errors import DataError, ModelError
 from meditune.evaluate import likelihood

@@ -4,7 +4,7 @@ from collections import defaultdict
 
 import pytest
 
-from meditune.data.preference import prepare_pairs
+from meditune.data import prepare_pairs
 from meditune.data.readers.tables import Rejects
 from meditune.errors import DataError
 from meditune.evaluate.compare import compare

@@ -25,7 +25,7 @@ from meditune.data.example import DECISIONS, Example, Passage
 from meditune.errors import DataError, ModelError, RecipeError
 from meditune.evaluate.evaluator import API, Evaluator
 from meditune.evaluate.likelihood import (
-    asked,
+    asked_text,
     decisions,
     general_rows,
     prompt_text,
@@ -253,6 +253,10 @@ def test_the_prompt_is_the_harness_s():
     assert prompt_text(example) == "Abstract: A b.\nC.\nQuestion: Does the drug help with pain?\nAnswer:"
 
 
+def asked(loaded, example):
+    return asked_text(loaded, example.id, prompt_text(example), DECISIONS)
+
+
 @pytest.mark.parametrize("architecture", tiny.ARCHITECTURES)
 @pytest.mark.parametrize("several", [False, True], ids=["one token", "several tokens"])
 def test_log_likelihoods_equal_one_forward_pass_for_each_choice(architecture, several):
@@ -276,8 +280,6 @@ def test_a_text_longer_than_the_model_reads_is_cut_on_the_left():
 
 def test_what_can_t_be_scored_is_refused():
     loaded = tiny.loaded()
-    with pytest.raises(DataError, match="e0 has no decision"):
-        asked(loaded, ROW_EXAMPLES[0].model_copy(update={"decision": None}))
     with torch.no_grad():
         loaded.model.get_output_embeddings().weight.fill_(float("nan"))
     with pytest.raises(ModelError, match="llama computes numbers that aren't finite on e0"):

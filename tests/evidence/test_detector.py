@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from meditune.data.preference.pairs import corrupt
+from meditune.data.preference_pairs import corrupt
 from meditune.data.readers import pubmedqa
 from meditune.data.readers.tables import Rejects
 from meditune.evidence.detector import Sources, detect

@@ -5,7 +5,7 @@ Ratings become pairs that preference tuning reads as they are.
 
 import pytest
 
-from meditune.data.preference.prepare_pairs import prepare_pairs, read_given_pairs
+from meditune.data.prepare_pairs import prepare_pairs, read_given_pairs
 from meditune.data.readers.tables import Rejects
 from meditune.evaluate.report import render
 from meditune.files import read_json, write_json, write_jsonl

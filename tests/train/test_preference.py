@@ -12,7 +12,7 @@ import torch
 
 from meditune.config.data_options import PromptFormat
 from meditune.config.training_options import LoraSpec
-from meditune.data.preference.pairs import Pair
+from meditune.data.preference_pairs import Pair
 from meditune.models.adapters import add_lora
 from meditune.models.hidden_state_cache import HiddenStateCache
 from meditune.models.load import load

@@ -79,7 +79,7 @@ class AnswerInProgress:
     refused: str = ""
     tokens: dict[str, int] = field(default_factory=lambda: {"prompt": 0, "completion": 0})
     timings: dict[str, float] = field(default_factory=dict)
-    _lead: str = ""
+    lead: str = ""
     _shown: list[str] = field(default_factory=list)
 
     def without_model(self, triaged: Triage) -> Iterator[Event]:
@@ -88,27 +88,17 @@ class AnswerInProgress:
         self.outcome = "escalated" if urgent else "declined"
         self.refused = "" if urgent else triaged.text
         yield self.add_notice(Notice("urgent" if urgent else "refusal", triaged.text, triaged.title))
-        yield self._text(triaged.text)
+        yield self.add_text(triaged.text)
 
     def add_notice(self, notice: Notice) -> Notice:
         """Record a notice, and return it."""
         self.notices.append(notice)
         return notice
 
-    def add_retrieved(self, retrieved: Retrieved | None, on_this_machine: bool) -> Event:
-        """Record the passages (None without an index), and return the event about them."""
-        self._record_time("search")
-        if retrieved is None:
-            return self.add_notice(Notice("remark", FROM_MEMORY))
-        numbered = enumerate(retrieved.passages, start=1)
-        self.sources = tuple(_source(number, each, on_this_machine) for number, each in numbered)
-        self.notices += [Notice("remark", text) for text in retrieved.remarks]
-        return Sources(self.sources)
-
     def count(self, chunk: GenerationChunk) -> None:
         """Count the tokens of the model's next chunk."""
         if chunk.text:
-            self._record_time("first_token")
+            self.record_time("first_token")
         self.tokens["completion"] += len(chunk.tokens)
         if chunk.cached:
             self.tokens["cached"] = self.tokens.get("cached", 0) + chunk.cached
@@ -118,19 +108,13 @@ class AnswerInProgress:
         self.sentences.append(sentence)
         yield sentence
         if sentence.shown:
-            self._record_time("first_sentence")
-            yield self._text((" " if self._shown and not self._shown[-1].endswith("\n") else "") + sentence.text)
-
-    def add_lead(self, triaged: Triage) -> Iterator[Event]:
-        """Yield the events before a bounded answer, such as one about a dose."""
-        yield self.add_notice(Notice("limit", triaged.text, triaged.title))
-        self._lead = f"{triaged.text}\n\n"
-        yield self._text(self._lead)
+            self.record_time("first_sentence")
+            yield self.add_text((" " if self._shown and not self._shown[-1].endswith("\n") else "") + sentence.text)
 
     def refuse(self, reason: str) -> Notice:
         """Withdraw the answer for this reason, and return the notice. Pages show the sources, if any, instead."""
         self.outcome, self.refused, self.decision = "abstained", reason, None
-        self._shown = [self._lead, reason]
+        self._shown = [self.lead, reason]
         return self.add_notice(
             Notice("refusal", reason, "No answer from these sources" if self.sources else "No answer")
         )
@@ -138,8 +122,8 @@ class AnswerInProgress:
     def answer(self, versions: Mapping[str, str]) -> Answer:
         """Return the complete answer."""
         text = "".join(self._shown)
-        claims = [each for each in self.sentences if not each.text.endswith("?")]
-        share = sum(each.supported for each in claims) / len(claims) if claims and self.sources else None
+        supported = sum(each.supported for each in self.sentences)
+        share = supported / len(self.sentences) if self.sentences and self.sources else None
         confidence = max(self.decision.probabilities.values()) if self.decision else share
         self.timings["total"] = round(time.monotonic() - self.started, 4)
         return Answer(
@@ -153,7 +137,7 @@ class AnswerInProgress:
             tuple(self.notices),
             self.decision,
             None if confidence is None or self.refused else round(confidence, 4),
-            round(grade(text.removeprefix(self._lead)), 1) if self.outcome == "answered" else None,
+            round(grade(text.removeprefix(self.lead)), 1) if self.outcome == "answered" else None,
             LIMITS_LINE,
             self.safety,
             dict(versions),
@@ -161,11 +145,13 @@ class AnswerInProgress:
             self.timings,
         )
 
-    def _text(self, text: str) -> Text:
+    def add_text(self, text: str) -> Text:
+        """Record text that is shown, and return its event."""
         self._shown.append(text)
         return Text(text)
 
-    def _record_time(self, name: str) -> None:
+    def record_time(self, name: str) -> None:
+        """Record the seconds until a stage was reached for the first time."""
         self.timings.setdefault(name, round(time.monotonic() - self.started, 4))
 
 
@@ -173,19 +159,9 @@ def _source(number: int, packed: PackedPassage, on_this_machine: bool) -> Source
     passage = packed.hit.passage
     # The address of the operator's own document is a path on this machine, which a server's users must not see.
     is_public = passage.url.startswith(("https://", "http://"))
-    return Source(
-        number,
-        passage.id,
-        packed.title or passage.document,
-        passage.section,
-        passage.url if is_public or on_this_machine else "",
-        passage.date,
-        passage.licence,
-        passage.source,
-        packed.text,
-        packed.hit.meaning,
-        passage.restricted,
-    )
+    same = {name: getattr(passage, name) for name in ("id", "section", "date", "licence", "source", "restricted")}
+    title, url = packed.title or passage.document, passage.url if is_public or on_this_machine else ""
+    return Source(number=number, title=title, url=url, text=packed.text, meaning=packed.hit.meaning, **same)
 
 
 MIN_PROBABILITY = 0.5
@@ -330,9 +306,11 @@ class Assistant:
             raise DataError("There is no index to search.")
         found = self.index.search(question, k, sources=sources)
         packed = pack(found.hits, self.writer.form, self.writer.special_tokens, lambda _: 0, 0)
-        numbered = enumerate(packed.passages, start=1)
-        passages = tuple(_source(number, each, self.settings.on_this_machine) for number, each in numbered)
-        return passages, (*found.remarks, *packed.remarks)
+        return self._sources(packed.passages), (*found.remarks, *packed.remarks)
+
+    def _sources(self, passages: Sequence[PackedPassage]) -> tuple[Source, ...]:
+        numbered = enumerate(passages, start=1)
+        return tuple(_source(number, each, self.settings.on_this_machine) for number, each in numbered)
 
     def _answer(
         self,
@@ -349,9 +327,17 @@ class Assistant:
         with span("retrieve") as trace_span:
             retrieved = self._retrieve(question, style, k or PASSAGES, sources)
             trace_span.set_attribute("meditune.passages", len(retrieved.passages) if retrieved else 0)
-        yield progress.add_retrieved(retrieved, self.settings.on_this_machine)
+        progress.record_time("search")
+        if retrieved is None:
+            yield progress.add_notice(Notice("remark", FROM_MEMORY))
+        else:
+            progress.sources = self._sources(retrieved.passages)
+            progress.notices += [Notice("remark", text) for text in retrieved.remarks]
+            yield Sources(progress.sources)
         if triaged.action == "bound":
-            yield from progress.add_lead(triaged)
+            yield progress.add_notice(Notice("limit", triaged.text, triaged.title))
+            progress.lead = f"{triaged.text}\n\n"
+            yield progress.add_text(progress.lead)
         if retrieved and retrieved.refusal:
             yield progress.refuse(retrieved.refusal)
             return

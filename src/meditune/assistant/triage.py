@@ -27,7 +27,7 @@ from meditune.assistant.emergencies import (
     mentions_emergency,
     signs_in,
 )
-from meditune.assistant.message_clauses import LAST_CHARACTERS, MAX_CHARACTERS, is_shortened
+from meditune.assistant.message_clauses import LAST_CHARACTERS, MAX_CHARACTERS, is_shortened, texts_of
 from meditune.errors import ModelError
 from meditune.models import package_download, sentence_encoder
 from meditune.models.catalogue import SENTENCE_MODEL, SENTENCE_MODEL_INT8
@@ -177,29 +177,6 @@ def _merged(onnx: bytes, learned: Mapping[str, NDArray[np.generic]]) -> bytes:
 
 
 Action = Literal["urgent", "decline", "bound", "answer"]
-SCOPE = (
-    "I only answer questions about health, and this one seems to be about something else. Please ask someone who knows "
-    "that subject. If your question is about health, please put it in other words."
-)
-ORDERS = (
-    "This message only tells me how to behave, and I can't follow such instructions. Ask me a question about health, "
-    "and I'll try to answer it."
-)
-DOSE = (
-    "I can't tell you how much to take or give: the right amount depends on age, weight, other medicines and "
-    "illnesses. Follow the label or leaflet, and ask your pharmacist or doctor before you take or give anything "
-    "else. Don't double a dose or exceed the amount stated there; too much can cause serious harm."
-)
-DIAGNOSIS = (
-    "I can't tell you what you or someone else has; that takes an examination. Ask a doctor about it, and tell them "
-    "when it began and what has changed."
-)
-HARM = (
-    "I can't help with this, because it could cause serious harm. If someone is in danger, or has taken or been given "
-    "something, call {emergency} or {poison} now. If you are thinking about dying or about hurting yourself or someone "
-    "else, call {crisis}: they listen, and they don't judge. If your question is about safety, treatment or "
-    "prevention, please ask it that way."
-)
 SUICIDE_KIND = "ending one's life"
 """The kind of harmful request that gets the answer to thoughts of suicide"""
 EATING = "eating disorders"
@@ -256,22 +233,29 @@ def triage(message: str, numbers: Numbers, before: Sequence[str] = (), classifie
         return _urgent(kind, numbers)
     question, orders = harmful_requests.without_instructions(message)
     if not question.strip():
-        return Triage("decline", "orders", "Not a question", ORDERS)
+        return _reply("decline", "orders", numbers)
     combined = with_previous_question(question, before)
     harm = harmful_requests.harmful_request(message) or harmful_requests.harmful_request(combined)
     if harm:
         return _stopped(harm, numbers)
     if harmful_requests.is_outside(question):
-        return Triage("decline", "outside medicine", "Not about health", SCOPE)
+        return _reply("decline", "outside medicine", numbers)
     found = _classified(message, combined, numbers, classifier) if classifier else None
     if found:
         return found
     remarks = _remarks(message, orders, numbers)
     if harmful_requests.asks_dose(combined):
-        return Triage("bound", "dose", "About a dose", DOSE, combined, remarks, no_amounts=True)
+        return _reply("bound", "dose", numbers, combined, remarks)
     if harmful_requests.asks_diagnosis(combined):
-        return Triage("bound", "diagnosis", "About a diagnosis", DIAGNOSIS, combined, remarks)
+        return _reply("bound", "diagnosis", numbers, combined, remarks)
     return Triage("answer", question=combined, remarks=remarks)
+
+
+def _reply(action: Action, kind: str, numbers: Numbers, question: str = "", remarks: tuple[str, ...] = ()) -> Triage:
+    """Return the reply of requests.yaml to this kind of request."""
+    reply = texts_of("requests")["replies"][kind]
+    text = reply["text"].format(**numbers.model_dump())
+    return Triage(action, kind, reply["title"], text, question, remarks, no_amounts=kind == "dose")
 
 
 def _urgent(kind: EmergencyKind, numbers: Numbers) -> Triage:
@@ -295,9 +279,9 @@ def _classified(message: str, combined: str, numbers: Numbers, classifier: Class
         if verdict["harmful"] >= HARMFUL_AT and not harmful_requests.is_confidential_care(text):
             if verdict.most_likely_label("harmful") == "harmful: eating disorder":
                 return _stopped(harmful_requests.harmful_request_named(EATING), numbers)
-            return Triage("decline", "harmful", "Not safe to explain", HARM.format(**numbers.model_dump()))
+            return _reply("decline", "harmful", numbers)
         if text == message and verdict["outside"] >= OUTSIDE_AT:
-            return Triage("decline", "outside medicine", "Not about health", SCOPE)
+            return _reply("decline", "outside medicine", numbers)
     return None
 
 

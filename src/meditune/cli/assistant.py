@@ -23,10 +23,7 @@ if TYPE_CHECKING:
     from meditune.retrieve.index import Manifest
 
 
-@documented(
-    'meditune ask runs/quickstart "Does aspirin help with migraine?" --index library',
-    "Guide: docs/how-to/retrieve-and-cite.md.",
-)
+@documented('ask runs/quickstart "Does aspirin help with migraine?" --index library', "how-to/retrieve-and-cite.md")
 def ask(
     model: Annotated[str, Argument(metavar="MODEL", help="Run or model folder, catalogue name, hub id, or api:NAME.")],
     question: Annotated[str, Argument(metavar="QUESTION", help="The question, in quotes.")],
@@ -89,14 +86,9 @@ def ask(
     out.print(LIMITS, style="dim")
 
 
-app = Group(
-    "index",
-    "Build, update and search an index of medical texts to cite from.",
-    "Guide: docs/how-to/retrieve-and-cite.md.",
-)
+app = Group("index", "Build, update and search an index of medical texts to cite from.", "how-to/retrieve-and-cite.md")
 
-EXCERPT_LINES = 6
-"""Lines of a passage that a search prints"""
+EXCERPT_LINES = 6  # Lines of a passage that a search prints
 IndexLocation = Annotated[str, Argument(metavar="INDEX", help="An index's folder, or s3://BUCKET/PREFIX.")]
 Sources = Annotated[
     Texts,
@@ -125,10 +117,7 @@ def build(
     embedding: Embedding = None,
     replace: Annotated[bool, Option("--replace", help="Replace an existing index; searches work meanwhile.")] = False,
 ) -> None:
-    """Build an index of the given sources.
-
-    Repeat an interrupted command to resume it.
-    """
+    """Build an index of the given sources. Repeat an interrupted command to resume it."""
     from meditune.models.sentence_encoder import DEFAULT, load_encoder
     from meditune.retrieve import collections
     from meditune.retrieve.build_index import build as make
@@ -148,10 +137,7 @@ def update(
     remove: Annotated[Texts, Option(metavar="SOURCE", help="Remove this source from the index. Repeatable.")] = None,
     embedding: Embedding = None,
 ) -> None:
-    """Read the sources of an index again and embed what changed.
-
-    Without source options all sources are read.
-    """
+    """Read the sources of an index again and embed what changed. Without source options all sources are read."""
     from meditune.models.sentence_encoder import load_encoder
     from meditune.retrieve.build_index import update as update_index
     from meditune.retrieve.index import read as read_manifest

@@ -20,12 +20,10 @@ if TYPE_CHECKING:
     from meditune.data.example import Example
     from meditune.data.prepare import Prepared
 
-app = Group(
-    "data", "Prepare, audit, survey, restore, de-identify and publish data.", "Guide: docs/how-to/check-data.md."
-)
+app = Group("data", "Prepare, audit, survey, restore, de-identify and publish data.", "how-to/check-data.md")
 
 
-@app.command(example="quickstart --output survey", page="Guide: docs/how-to/measure-diversity.md.")
+@app.command(example="quickstart --output survey", page="how-to/measure-diversity.md")
 def diversity(
     source: Annotated[str, Argument(metavar="RECIPE|RUN", help="A recipe, or a folder of `data prepare` or `run`.")],
     output: Annotated[Path, Option("--output", "-o", help="Folder for diversity.json and diversity.html.")],
@@ -38,7 +36,7 @@ def diversity(
     typer.echo(f"Page: {(output / 'diversity.html').resolve()}")
 
 
-@app.command(example="runs/quickstart OWNER/NAME", page="Reference: docs/reference/licences.md.")
+@app.command(example="runs/quickstart OWNER/NAME", page="reference/licences.md")
 def push(
     folder: Annotated[Path, Argument(metavar="DIR", help="A run's folder, or the data folder in it.")],
     repository: Annotated[
@@ -47,10 +45,7 @@ def push(
     public: Annotated[bool, Option("--public", help="Make the data set public; it is private by default.")] = False,
     yes: Annotated[bool, Option("--yes", help="Upload without asking.")] = False,
 ) -> None:
-    """Upload a prepared data set with its card to the Hugging Face hub.
-
-    Data sets with restricted rows are refused.
-    """
+    """Upload a prepared data set with its card to the Hugging Face hub. Data sets with restricted rows are refused."""
     from meditune.data import hub_upload
 
     upload = hub_upload.plan_upload(folder, repository, private=not public)
@@ -66,7 +61,7 @@ class Engine(StrEnum):
     RAY = "ray"
 
 
-@app.command(example="quickstart --output runs/quickstart", page="Guide: docs/how-to/train-and-evaluate.md.")
+@app.command(example="quickstart --output runs/quickstart", page="how-to/train-and-evaluate.md")
 def prepare(
     recipe: RecipeName,
     output: Annotated[Path, Option("--output", "-o", help="Folder of the run. Unfinished preparation is resumed.")],
@@ -90,10 +85,7 @@ def audit(
     engine: Annotated[Engine, Option(help="Where to check a stream: in local processes or on Ray.")] = Engine.LOCAL,
     workers: Annotated[int, Option(min=1, help="Number of processes that check rows of a stream.")] = 1,
 ) -> None:
-    """Run quality control alone and show what each rule finds.
-
-    The command writes a table, a page and a ledger, and stores no split.
-    """
+    """Run quality control alone: show what each rule finds, and write a table, a page and a ledger."""
     from meditune.data.quality.audit_folder import audit_folder, recipe_for
     from meditune.evaluate.report.data_sections import render_quality
 
@@ -123,7 +115,7 @@ def restore(
     typer.echo(f"To keep it in the next run: --set 'data.quality.keep=[\"{identifier}\"]'", err=True)
 
 
-@app.command(example="notes.txt --output notes-masked.txt", page="Guide: docs/how-to/find-identifiers.md.")
+@app.command(example="notes.txt --output notes-masked.txt", page="how-to/find-identifiers.md")
 def phi(
     source: Annotated[str, Argument(metavar="FILE|RECIPE", help="A text, CSV or JSON Lines file, or a recipe.")],
     output: Annotated[
@@ -158,7 +150,7 @@ def _survey(source: str, output: Path, other: str | None, count: int, overrides:
     `count` clusters of questions if the sentence model is available.
     """
     from meditune.data import diversity
-    from meditune.data.question_clusters import chosen, clusters
+    from meditune.data.diversity import chosen, clusters
     from meditune.evaluate.report.data_sections import render_page
     from meditune.models.sentence_encoder import sentence_model
 
@@ -287,7 +279,6 @@ AUDIT_DONE = {
 
 
 def _print_audit(quality: dict[str, Any]) -> None:
-    """Print a line for each rule that found something, and how many rows were left out and changed."""
     out, audit = console(), quality["audit"]
     rows = []
     for name, row in audit["rules"].items():

@@ -32,8 +32,7 @@ Verdict = Literal["ok", "warn", "bad"]
 NETWORK_SECONDS = 2.0
 OFFLINE_SWITCHES = ("MEDITUNE_OFFLINE", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
 # The quickstart peaks near 5 GB; fetching and unpacking its base model needs 0.6 GB of disk.
-MEMORY_GB, DISK_GB = (3.0, 6.0), (0.7, 3.0)
-"""The least and a comfortable amount"""
+MEMORY_GB, DISK_GB = (3.0, 6.0), (0.7, 3.0)  # The least and a comfortable amount
 
 
 @dataclass(frozen=True)
@@ -42,10 +41,8 @@ class Finding:
 
     name: str
     value: str
-    verdict: Verdict = "ok"
-    """With `bad` the quickstart can't run"""
-    advice: str = ""
-    """What to do, or what the value means; often empty"""
+    verdict: Verdict = "ok"  # With `bad` the quickstart can't run
+    advice: str = ""  # What to do, or what the value means; often empty
 
 
 def examine() -> list[Finding]:

@@ -1,8 +1,7 @@
 """The scheduler of `meditune loop CONFIG`: runs the commands of the operate stages at intervals, in one process.
 
-A stage of the configuration holds the options of its command and how often it runs. The outcome of each run is saved in
-the registry, so an interrupted stage is due again at the next start. `deploy/schedule/` runs the same commands with
-systemd, cron or Kubernetes instead.
+The outcome of each run is saved in the registry, so an interrupted stage is due again at the next start.
+`deploy/schedule/` runs the same commands with systemd, cron or Kubernetes instead.
 """
 
 from __future__ import annotations
@@ -45,8 +44,7 @@ STAGES = {
     "queue": ("learn queue", "7d"),
     "retrain": ("retrain", "7d"),
     "promote": ("", "10m"),
-}
-"""Stage -> its command (promotion has none) and how often it runs by default; in the order in which due stages run"""
+}  # Stage -> its command (promotion has none) and how often it runs by default; in the order in which due stages run
 SHARED = {"registry": ("registry",), "store": ("store", "source", "sources"), "index": ("index",)}
 """Keys of the configuration -> the parameters of commands that they set, unless the stage sets them"""
 OWN: dict[str, Options] = {"queue": {"folder": "queues"}, "promote": {"after": "2d", "answers": 100}}
@@ -77,18 +75,14 @@ def _text(value: Any) -> None:
 CHECKS: dict[str, Callable[[Any], object]] = {
     **{"every": seconds, "after": seconds, "answers": _count, "on_pass": next_step},
     **{"folder": _text, "output": _text, "reference": _text},
-}
-"""Options of stages that are checked here, and how; the others are checked by their commands"""
+}  # Options of stages that are checked here, and how; the others are checked by their commands
 
 
 class Config:
     """The configuration of the loop. Only the stages that it names are run."""
 
     def __init__(self, path: Path, commands: Any) -> None:
-        """Read a YAML file. `commands` is the group of all commands of `meditune`.
-
-        Raises RecipeError that lists every problem with its line.
-        """
+        """Read a YAML file. Raises RecipeError that lists every problem with its line."""
         try:
             document = Document(read_text(path))
         except UnreadableError as error:
@@ -244,7 +238,6 @@ def _queues(config: Config) -> list[Path]:
 
 
 def _promote(config: Config, registry: Registry) -> tuple[Outcome, str]:
-    """Promote a canary that has run long enough and given enough answers."""
     from meditune.operate.retraining.rollback import counts_by_version
     from meditune.store import default_place, open_store
     from meditune.store.answers import Answers
@@ -263,24 +256,20 @@ def _promote(config: Config, registry: Registry) -> tuple[Outcome, str]:
     return "done", f"{trial.version} is served from now on, after {so_far} as a canary"
 
 
-FILE = "loop.json"
-"""Name of the state file in the registry"""
+FILE = "loop.json"  # Name of the state file in the registry
 LOCK = ".loop.lock"
 FIRST_RETRY_S = 60.0
-MAX_SLEEP_S = 60.0
-"""Short enough to notice soon that the clock was set"""
+MAX_SLEEP_S = 60.0  # Short enough to notice soon that the clock was set
 
 
 @dataclass
 class StageState:
     """The last run of a stage."""
 
-    ended: float = 0.0
-    """When it ended, in seconds since 1970; 0 if the stage never ran"""
+    ended: float = 0.0  # When it ended, in seconds since 1970; 0 if the stage never ran
     outcome: Outcome = ""
     message: str = ""
-    failures: int = 0
-    """Consecutive failures"""
+    failures: int = 0  # Consecutive failures
 
     def due_in(self, every: float) -> float:
         """Return the seconds until the stage is due; it is due at once if the clock was set back."""

@@ -16,7 +16,7 @@ from typer import Argument, Option
 from typer.core import TyperGroup
 
 from meditune import distributed
-from meditune.cli import assistant, data, models, operate, releases, review, serve, status
+from meditune.cli import assistant, data, models, operate, releases, review, serve
 from meditune.cli.options import (
     Group,
     JsonFile,
@@ -33,7 +33,7 @@ from meditune.cli.options import (
 )
 from meditune.errors import MedituneError, Stopped, os_error_sentence
 
-recipe_app = Group("recipe", "Show and check recipes.", "Reference: docs/reference/recipes.md.")
+recipe_app = Group("recipe", "Show and check recipes.", "reference/recipes.md")
 
 
 @recipe_app.command(example="quickstart --set train.epochs=1")
@@ -61,15 +61,11 @@ PANELS = {
     "Assistant": ("ask", "serve", "mcp", "keys", "answers"),
     "Operate": ("status", "drift", "retrain", "registry", "loop"),
     "People": ("review", "ratings", "annotate", "learn"),
-}
-"""The commands in the order of `meditune --help`, by heading"""
+}  # The commands in the order of `meditune --help`, by heading
 
 
 class _Panels(TyperGroup):
-    """The top-level command, whose help lists the other commands by panel.
-
-    Typer's own panels need rich markup, which would load all of rich at every start.
-    """
+    """The top-level command. Typer's own panels need rich markup, which would load all of rich at every start."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Parse the arguments after putting the new names of renamed options in place of the old ones."""
@@ -101,7 +97,7 @@ for group in (
 
 
 @cli_app.command()
-@documented("meditune run quickstart --output runs/quickstart", "Guide: docs/how-to/train-and-evaluate.md.")
+@documented("run quickstart --output runs/quickstart", "how-to/train-and-evaluate.md")
 def run(recipe: RecipeName, output: Output, overrides: Overrides = None, yes: Yes = False) -> None:
     """Run the whole pipeline: data, evaluation, tuning, report.
 
@@ -121,7 +117,7 @@ def _run_command(recipe: str, output: Path, overrides: list[str] | None) -> str:
 
 
 @cli_app.command()
-@documented("meditune train quickstart --output runs/quickstart", "Guide: docs/how-to/train-and-evaluate.md.")
+@documented("train quickstart --output runs/quickstart", "how-to/train-and-evaluate.md")
 def train(recipe: RecipeName, output: Output, overrides: Overrides = None, yes: Yes = False) -> None:
     """Prepare the data and tune the model, without any evaluation."""
     from meditune import pipeline
@@ -132,10 +128,7 @@ def train(recipe: RecipeName, output: Output, overrides: Overrides = None, yes: 
 
 
 @cli_app.command()
-@documented(
-    "meditune evaluate smollm2-135m --recipe quickstart --output evaluations/smollm2",
-    "Guide: docs/how-to/train-and-evaluate.md.",
-)
+@documented("evaluate smollm2-135m --recipe quickstart --output evaluations/smollm2", "how-to/train-and-evaluate.md")
 def evaluate(
     model: Annotated[str, Argument(metavar="MODEL", help="Run or model folder, catalogue name, hub id, or api:NAME.")],
     output: Annotated[Path, Option("--output", "-o", help="Folder for the predictions and metrics.")],
@@ -167,9 +160,7 @@ def evaluate(
 
 
 @cli_app.command()
-@documented(
-    "meditune compare runs/quickstart:base runs/quickstart runs/other", "Guide: docs/how-to/train-and-evaluate.md."
-)
+@documented("compare runs/quickstart:base runs/quickstart runs/other", "how-to/train-and-evaluate.md")
 def compare(
     models: Annotated[
         list[str],
@@ -186,10 +177,7 @@ def compare(
     seed: Annotated[int, Option(min=0, help="Seed of the bootstrap.")] = 17,
     json_file: JsonFile = None,
 ) -> None:
-    """Compare evaluated models by paired statistics.
-
-    The command compares the other models with A. It reads stored predictions and loads no model.
-    """
+    """Compare evaluated models with the first by paired statistics, from stored predictions."""
     from meditune.cli.metrics_tables import print_side_by_side
     from meditune.evaluate import gate as evaluation_gate
 
@@ -201,7 +189,7 @@ def compare(
 
 
 @cli_app.command()
-@documented("meditune seeds runs/seed-1 runs/seed-2 runs/seed-3", "Guide: docs/how-to/train-and-evaluate.md.")
+@documented("seeds runs/seed-1 runs/seed-2 runs/seed-3", "how-to/train-and-evaluate.md")
 def seeds(
     runs: Annotated[
         list[Path], Argument(metavar="RUN RUN [...]", help="Finished runs of a recipe with several seeds.")
@@ -221,7 +209,7 @@ def seeds(
 
 
 @cli_app.command()
-@documented("meditune crossval quickstart --output runs/crossval", "Guide: docs/how-to/train-and-evaluate.md.")
+@documented("crossval quickstart --output runs/crossval", "how-to/train-and-evaluate.md")
 def crossval(
     recipe: RecipeName,
     output: Output,
@@ -229,10 +217,7 @@ def crossval(
     overrides: Overrides = None,
     yes: Yes = False,
 ) -> None:
-    """Cross-validate a recipe on PubMedQA's ten published folds.
-
-    The command makes one run for each fold of the training items, then pools the results.
-    """
+    """Cross-validate a recipe on PubMedQA's ten published folds: one run for each, then pooled results."""
     from meditune import cross_validation
     from meditune.cli.metrics_tables import print_crossval
 
@@ -246,7 +231,7 @@ def crossval(
 
 
 @cli_app.command()
-@documented("meditune report runs/quickstart", "Reference: docs/reference/report.md.")
+@documented("report runs/quickstart", "reference/report.md")
 def report(folder: Annotated[Path, Argument(metavar="DIR", help="A finished run.")]) -> None:
     """Write a run's report again from its stored predictions."""
     from meditune import pipeline
@@ -255,7 +240,6 @@ def report(folder: Annotated[Path, Argument(metavar="DIR", help="A finished run.
 
 
 def _print_report(report: dict[str, Any], folder: Path) -> None:
-    """Print the result of a run, and where its report is."""
     from meditune.cli.data import print_leakage, print_synthetic
     from meditune.cli.metrics_tables import print_comparison, print_conditions, print_worse
     from meditune.cli.tables import print_remarks
@@ -270,7 +254,7 @@ def _print_report(report: dict[str, Any], folder: Path) -> None:
 
 
 @cli_app.command()
-@documented("meditune ratings scores.csv --run runs/quickstart", "Guide: docs/how-to/train-and-evaluate.md#ratings.")
+@documented("ratings scores.csv --run runs/quickstart", "how-to/train-and-evaluate.md#ratings")
 def ratings(
     file: Annotated[Path, Argument(metavar="FILE", help="CSV, JSON Lines ...: columns id, score (1 to 4), model.")],
     folder: Annotated[
@@ -278,10 +262,7 @@ def ratings(
     ] = None,
     best: Annotated[bool, Option("--best", help="Use a question's highest score, not the mean.")] = False,
 ) -> None:
-    """Compute LiveQA's metrics from raters' scores.
-
-    The metrics are the average score, succ@i+ and prec@i+.
-    """
+    """Compute LiveQA's metrics from raters' scores. The metrics are the average score, succ@i+ and prec@i+."""
     from meditune.cli.metrics_tables import print_ratings
     from meditune.evaluate import expert_ratings
 
@@ -302,16 +283,16 @@ for command in (
     serve.serve,
     serve.mcp,
     operate.update,
-    status.status,
     releases.retrain,
     releases.loop,
     models.models,
 ):
     cli_app.command()(command)
+cli_app.command("status")(operate.service_status)
 
 
 @cli_app.command()
-@documented("meditune doctor", "Guide: docs/how-to/train-and-evaluate.md#offline.")
+@documented("doctor", "how-to/train-and-evaluate.md#offline")
 def doctor() -> None:
     """Check the machine, installation, network, data and models."""
     from meditune.cli.doctor import examine, render

@@ -16,8 +16,7 @@ from meditune.evaluate.predictions import Predictions
 
 Row = dict[str, Any]
 SHOWN_WITH = {"closed": "closed book", "given": "given context", "retrieved": "retrieved"}
-MANY_SEEDS = 10
-"""With fewer seeds, a note says what they can't show"""
+MANY_SEEDS = 10  # With fewer seeds, a note says what they can't show
 HINTED = "no significant change (better before correction)"
 
 

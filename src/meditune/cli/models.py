@@ -18,28 +18,20 @@ if TYPE_CHECKING:
     from meditune.train.resource_plan import Planned, Target
 
 
-@documented(
-    "meditune merge runs/quickstart --output merged", "Guide: docs/how-to/train-and-evaluate.md#merge-an-adapter."
-)
+@documented("merge runs/quickstart --output merged", "how-to/train-and-evaluate.md#merge-an-adapter")
 def merge(
     model: Annotated[str, Argument(metavar="MODEL", help="Folder of a run, or of a PEFT adapter.")],
     output: Annotated[Path, Option("--output", "-o", help="Folder of the merged model.")],
     keep_sparsity: Annotated[bool, Option("--keep-sparsity", help="Set pruned weights to zero again.")] = False,
 ) -> None:
-    """Merge an adapter into its base model, for plain transformers.
-
-    The merged model has full precision.
-    """
+    """Merge an adapter into its base model, for plain transformers. The merged model has full precision."""
     from meditune.export import merged
 
     print_lines(merged.remarks(merged.merge(model, output, keep_sparsity)))
     typer.echo(f"Model: {output.resolve()}")
 
 
-@documented(
-    "meditune prune smollm2-135m --method wanda --sparsity 0.3 --output pruned",
-    "Guide: docs/how-to/train-and-evaluate.md#pruning.",
-)
+@documented("prune smollm2-135m --method wanda --sparsity 0.3 --output pruned", "how-to/train-and-evaluate.md#pruning")
 def prune(
     model: Annotated[str, Argument(metavar="MODEL", help="Catalogue name, hub id, or model folder.")],
     output: Annotated[Path, Option("--output", "-o", help="Folder of the pruned model.")],
@@ -64,29 +56,23 @@ def prune(
     typer.echo(f"Model: {output.resolve()}")
 
 
-@documented("meditune plan gpu-24gb --gpu rtx4090", "Guide: docs/how-to/train-and-evaluate.md#will-it-fit.")
+@documented("plan gpu-24gb --gpu rtx4090", "how-to/train-and-evaluate.md#will-it-fit")
 def plan(
     recipe: RecipeName,
     overrides: Overrides = None,
     gpu: Annotated[Text, Option(help="Plan for this GPU (rtx4090, a100-80gb ...), not for this machine.")] = None,
     examples: Annotated[int, Option(min=1, help="Number of training examples to predict the time for.")] = 1000,
 ) -> None:
-    """Predict memory, speed and time of training for each strategy.
-
-    The command downloads and trains nothing.
-    """
+    """Predict memory, speed and time of training for each strategy. The command downloads and trains nothing."""
     from meditune.train import resource_plan
 
     resolved = resolve(recipe, overrides).recipe
     _print_plan(resource_plan.plan(resolved, gpu), resolved, examples)
 
 
-@documented("meditune models", "Reference: docs/reference/data-and-models.md.")
+@documented("models", "reference/data-and-models.md")
 def models() -> None:
-    """List the base models, those that suit this machine first.
-
-    The list has size, licence and origin of each model, and estimates for tuning it with LoRA on this machine.
-    """
+    """List the base models, those that suit this machine first, with estimates for tuning them with LoRA."""
     from meditune.config.load_recipe import load_recipe
     from meditune.config.training_options import ModelSpec
     from meditune.train.init_recipe import machine_recipe
@@ -105,7 +91,7 @@ def models() -> None:
     )
 
 
-@documented("meditune init pairs.csv --output mine.yaml", "Guide: docs/tutorials/your-own-data.md.")
+@documented("init pairs.csv --output mine.yaml", "tutorials/your-own-data.md")
 def init(
     data: Annotated[Path, Argument(metavar="FILE", help="Your data: a CSV, TSV, JSON, JSON Lines or Parquet file.")],
     output: Annotated[Path, Option("--output", "-o", help="The recipe to write.")] = Path("recipe.yaml"),
@@ -135,9 +121,7 @@ def init(
     print_lines(f"  {line}" for line in init_recipe.next_steps(initial, output))
 
 
-@documented(
-    "meditune export runs/quickstart --to gguf --quantization Q4_K_M", "Guide: docs/how-to/export-and-engines.md."
-)
+@documented("export runs/quickstart --to gguf --quantization Q4_K_M", "how-to/export-and-engines.md")
 def export(
     model: Annotated[str, Argument(metavar="MODEL", help="Run folder, model folder, catalogue name, or hub id.")],
     to: Annotated[
@@ -201,9 +185,7 @@ def _to_hub(model: str, output: Path | None, repository: str | None, public: boo
 
 
 app = Group(
-    "api",
-    "Show or cancel a run's training job at an API.",
-    "Guide: docs/how-to/train-and-evaluate.md#gpt-35-and-other-api-models.",
+    "api", "Show or cancel a run's training job at an API.", "how-to/train-and-evaluate.md#gpt-35-and-other-api-models"
 )
 
 
@@ -224,7 +206,6 @@ def cancel(folder: Run) -> None:
 
 
 def _print_pruning(facts: dict[str, Any]) -> None:
-    """Print how pruning changed quality, size and speed."""
     measured = [
         (f"perplexity, {name}", value, facts["perplexity"]["after"][name], ".2f")
         for name, value in facts["perplexity"]["before"].items()
@@ -296,8 +277,7 @@ def _print_plan(planned: Planned, recipe: Recipe, examples: int) -> None:
 
 
 YES, IN_4_BITS, SLOW, NO = "yes", "in 4 bits", "slow", "no"
-SLOW_SECONDS = 2 * 3600
-"""Time for a thousand rows from which tuning a model counts as slow"""
+SLOW_SECONDS = 2 * 3600  # Time for a thousand rows from which tuning a model counts as slow
 ROW_TOKENS = 512
 HERE = "here"
 
@@ -310,12 +290,9 @@ class Row(NamedTuple):
     parameters: str
     licence: str
     availability: str
-    fits: str
-    """YES, IN_4_BITS, SLOW or NO; empty for a model behind an API"""
-    memory: str
-    """Estimated memory for tuning with LoRA"""
-    time: str
-    """Estimated time for one epoch of 1,000 rows of ROW_TOKENS tokens"""
+    fits: str  # YES, IN_4_BITS, SLOW or NO; empty for a model behind an API
+    memory: str  # Estimated memory for tuning with LoRA
+    time: str  # Estimated time for one epoch of 1,000 rows of ROW_TOKENS tokens
 
 
 def rows(target: Target) -> list[Row]:

@@ -1,13 +1,15 @@
-"""`meditune drift`, `meditune update` and `meditune learn`: watch requests, import research, ask experts."""
+"""`meditune status`, `drift`, `update` and `learn`: watch a service, import research, ask experts."""
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from datetime import datetime
 from pathlib import Path
 from textwrap import shorten
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer import Argument, Option
@@ -34,7 +36,7 @@ if TYPE_CHECKING:
     from meditune.operate.label_queue import Queued
     from meditune.operate.literature.literature_update import Report
 
-app = Group("drift", "Detect changes in a service's questions and answers.", "Guide: docs/how-to/detect-drift.md.")
+app = Group("drift", "Detect changes in a service's questions and answers.", "how-to/detect-drift.md")
 
 Source = Annotated[str, Argument(metavar="STORE|FILE", help="A server's --store, or a JSON Lines file of questions.")]
 ReferenceFile = Annotated[Path, Option("--reference", help="The file that `meditune drift fit` wrote.")]
@@ -112,18 +114,13 @@ def check(
         raise DriftError("Drift: " + " ".join(reasons))
 
 
-@app.command(
-    example="canaries.jsonl --output drift/canaries.jsonl", page="Guide: docs/how-to/detect-drift.md#canaries."
-)
+@app.command(example="canaries.jsonl --output drift/canaries.jsonl", page="how-to/detect-drift.md#canaries")
 def canary(
     questions: Annotated[Path, Argument(metavar="CANARIES", help="JSON Lines file of questions with known answers.")],
     output: Annotated[Path, Option("--output", "-o", metavar="RESULTS", help="Append the results to this file.")],
     url: Annotated[str, Option(envvar="MEDITUNE_URL", help="Address of the server.")] = "http://127.0.0.1:8000",
 ) -> None:
-    """Ask a server questions with known answers; exit code 6 means it got worse.
-
-    The environment variable MEDITUNE_KEY holds the server's key.
-    """
+    """Ask a server (key: MEDITUNE_KEY) questions with known answers; exit code 6 means it got worse."""
     from meditune.operate.drift import canaries
 
     run = canaries.ask(canaries.read(questions), url)
@@ -134,7 +131,7 @@ def canary(
         raise DriftError(f"Canaries: {verdict['message']}")
 
 
-@app.command(example="--reference drift/reference", page="Guide: docs/how-to/detect-drift.md#alerts.")
+@app.command(example="--reference drift/reference", page="how-to/detect-drift.md#alerts")
 def status(reference: ReferenceFile) -> None:
     """List alerts that were sent and alerts that couldn't be sent."""
     from meditune.operate.drift.drift_watcher import outbox_of
@@ -143,14 +140,11 @@ def status(reference: ReferenceFile) -> None:
     print_lines(Outbox(outbox_of(reference)).lines())
 
 
-MAX_PRINTED = 10
-"""Number of retracted articles, and of queued items, that are printed"""
+MAX_PRINTED = 10  # Number of retracted articles, and of queued items, that are printed
 _DATE = re.compile(r"\d{4}-\d{2}-\d{2}")
 
 
-@documented(
-    'meditune update literature --query "asthma[mh]" --index library', "Guide: docs/how-to/operate.md#new-research."
-)
+@documented('update literature --query "asthma[mh]" --index library', "how-to/operate.md#new-research")
 def update(
     library: Annotated[Path, Argument(metavar="LIBRARY", help="Folder for articles, pairs and lists.")],
     query: Annotated[Texts, Option(metavar="QUERY", help="A query in the syntax of PubMed's site. Repeatable.")] = None,
@@ -182,12 +176,9 @@ def update(
 ) -> None:
     """Import new research from PubMed, MEDLINE and folders.
 
-    The command checks new and corrected articles and adds them to the index. It removes retracted articles from the
-    index and lists them in LIBRARY/retracted.jsonl. Structured abstracts become training pairs in LIBRARY/pairs.jsonl,
-    without test items.
-
-    Repeat an interrupted command to resume it. Later calls import only what has changed. With your own key in the
-    environment variable NCBI_API_KEY, NCBI allows 10 requests per second instead of 3.
+    New and corrected articles are added to the index, retracted ones leave it (LIBRARY/retracted.jsonl). Structured
+    abstracts become training pairs, without test items, in LIBRARY/pairs.jsonl. Later calls import only what changed;
+    repeat an interrupted command. With your key in NCBI_API_KEY, NCBI allows 10 requests per second instead of 3.
     """
     from meditune.operate.literature import literature_update
     from meditune.operate.literature.pubmed_search import URL
@@ -217,7 +208,6 @@ def update(
 
 
 def _update_lines(report: Report, library: Path) -> Iterator[str]:
-    """Yield what an update did."""
     for term, count in report.read.items():
         yield f"PubMed, {term}: {counted(count, 'article')} added or revised."
     if report.files:
@@ -260,9 +250,7 @@ def _update_lines(report: Report, library: Path) -> Iterator[str]:
 
 
 learn_app = Group(
-    "learn",
-    "Choose items for experts to judge, and train on their judgements.",
-    "Guide: docs/how-to/active-learning.md.",
+    "learn", "Choose items for experts to judge, and train on their judgements.", "how-to/active-learning.md"
 )
 
 
@@ -291,10 +279,7 @@ def queue(
     seed: Seed = 17,
     json: Json = False,
 ) -> None:
-    """Choose the answers and rows that experts should judge next.
-
-    The command writes an annotation set for `meditune annotate serve`, with the reasons for each item.
-    """
+    """Choose the answers and rows that experts should judge next, for `meditune annotate serve`."""
     from meditune.operate import label_queue
 
     options = label_queue.QueueOptions(
@@ -343,7 +328,6 @@ def rows(
 
 
 def _queue_lines(queued: Queued) -> Iterator[str]:
-    """Yield how many items were chosen and why, and the first ones with their reasons."""
     yield f"{len(queued.chosen)} of {queued.pool:,} chosen."
     counts = Counter(name for each in queued.chosen for name in each.reasons)
     yield "Reasons: " + ", ".join(f"{name} {count}" for name, count in counts.most_common()) + "."
@@ -353,3 +337,169 @@ def _queue_lines(queued: Queued) -> Iterator[str]:
         yield f"   {'; '.join(each.reasons.values())}"
     if len(queued.chosen) > MAX_PRINTED:
         yield f"... and {len(queued.chosen) - MAX_PRINTED} more."
+
+
+@documented("status --store store --hours 1", "how-to/operate.md")
+def service_status(
+    store: Store = None,
+    url: Annotated[
+        Texts, Option(metavar="URL", help="Another server to query, besides those in the store. Repeatable.")
+    ] = None,
+    hours: Annotated[float, Option(min=0.1, help="Look back this many hours.")] = 24.0,
+    json: Json = False,
+) -> None:
+    """Show servers, versions, answers, feedback, drift and alerts.
+
+    The environment variable MEDITUNE_KEY holds the API key for the servers; the key needs the `metrics` scope.
+    """
+    from meditune.errors import DataError
+    from meditune.store import default_place, exists, open_store
+    from meditune.store.overview import overview
+
+    place = store or default_place()
+    if not exists(place):
+        raise DataError(f"There is no store in {place}. Give a server's --store, or set MEDITUNE_STORE.")
+    found = overview(open_store(place), hours)
+    addresses = [each["address"] for each in found["servers"] if each["alive"] and each.get("address")]
+    running = {address: _live(address) for address in dict.fromkeys([*addresses, *(url or ())])}
+    if json:
+        print_json(found | {"live": running, "alerts": _alerts(found)})
+        return
+    print_lines(_lines(found, running))
+    for sentence in _alerts(found):
+        typer.secho(f"ALERT {sentence}", fg="red")
+
+
+TIMEOUT_S = 5.0
+MAX_VERSIONS = 5
+
+
+def _live(address: str) -> dict[str, Any]:
+    """Return a server's /metrics as name to value, or `problem` with a reason; MEDITUNE_KEY holds the key."""
+    import httpx2
+    from prometheus_client.parser import text_string_to_metric_families
+
+    key = os.environ.get("MEDITUNE_KEY")
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    try:
+        response = httpx2.get(f"{address.rstrip('/')}/metrics", headers=headers, timeout=TIMEOUT_S)
+    except (httpx2.HTTPError, httpx2.InvalidURL) as error:
+        return {"problem": f"no answer ({type(error).__name__})"}
+    if response.status_code != 200:
+        why = "set MEDITUNE_KEY to a key with the metrics scope" if response.status_code in (401, 403) else "no metrics"
+        return {"problem": f"HTTP {response.status_code}: {why}"}
+    sums: dict[str, float] = {}
+    for family in text_string_to_metric_families(response.text):
+        for sample in family.samples:
+            sums[sample.name] = sums.get(sample.name, 0.0) + sample.value
+            if sample.name == "meditune_requests_total" and sample.labels["status"].startswith("5"):
+                sums["failed"] = sums.get("failed", 0.0) + sample.value
+    return sums
+
+
+def _alerts(overview: Mapping[str, Any]) -> list[str]:
+    sentences = []
+    for each in overview["drift"]:
+        sentences += [f"Drift can't be checked: {each['problem']}"] if each.get("problem") else []
+        sentences += [f"{alert['signal']} ({alert['severity']}): {alert['said']}" for alert in each.get("alerts", ())]
+        sentences += each.get("unsent", ())
+    for each in overview["servers"]:
+        if not each["alive"]:
+            name = each.get("address") or each["name"]
+            sentences.append(f"{name} stopped unexpectedly; it was last seen {_format_time(each['time'])}.")
+    for each in overview["updates"]:
+        sentences += [f"Update of {each['folder']}: {failure}" for failure in each.get("failures", ())]
+    return sentences
+
+
+def _lines(overview: Mapping[str, Any], metrics: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    """Yield lines for an overview (`store.overview`) and for `metrics`, the servers' metrics by address."""
+    span = f"{overview['hours']:g} hours" if overview["hours"] != 1 else "hour"
+    yield f"Last {span}, until {_format_time(overview['time'])}"
+    yield ""
+    yield from _answers(overview)
+    yield ""
+    yield from _servers(overview, metrics)
+    for each in overview["versions"][:MAX_VERSIONS]:
+        index = f", index {each['index'][:12]}" if each["index"] else ""
+        yield f"answered by   {each['model']}{index}: {each['answers']:,}, last {_format_time(each['last'])}"
+    if not overview["drift"]:
+        yield "drift         not watched (meditune serve RUN --drift REFERENCE)"
+    for each in overview["drift"]:
+        count = len(each.get("alerts", ()))
+        alerts_open = counted(count, "open alert") if count else "no open alert"
+        yield f"drift         {alerts_open} in {each.get('requests', 0):,} requests since {each['reference']}"
+    if not overview["updates"]:
+        yield "last update   none recorded (meditune update LIBRARY --store DIR)"
+    for each in overview["updates"]:
+        articles, gone = each.get("library", {}).get("there", 0), each["retracted"]
+        yield f"last update   {_format_time(each['time'])}, {each['folder']}: {articles:,} articles, {gone} retracted"
+
+
+def _answers(overview: Mapping[str, Any]) -> Iterator[str]:
+    answers, feedback = overview["answers"], overview["feedback"]
+    count, outcomes = answers["count"], answers["outcomes"]
+    more = "" if answers["complete"] else " (only the latest)"
+    yield f"answers       {count:,}{more}: " + ", ".join(
+        f"{outcomes[name]:,} {name}{_share(outcomes[name], count)}" for name in outcomes
+    )
+    seconds, first = answers["seconds"], answers["first_token"]
+    times = f"median {_s(seconds['p50'])}, 95th percentile {_s(seconds['p95'])}"
+    yield f"time          {times}; first token {_s(first['p50'])}"
+    tokens = answers["tokens"]
+    yield f"tokens        {tokens['prompt']:,.0f} in prompts, {tokens['completion']:,.0f} in answers"
+    unsupported = f"{answers['unsupported']:,.0f} of {answers['sentences']:,.0f} sentences"
+    yield f"unsupported   {unsupported}{_share(answers['unsupported'], answers['sentences'])}"
+    similarity = answers["retrieval"]
+    if similarity["p50"] is not None:
+        yield f"best passage  cosine similarity {similarity['p50']:.2f}, 10th percentile {similarity['p10']:.2f}"
+    rated = feedback["up"] + feedback["down"]
+    yield (
+        f"feedback      {rated:,}: {feedback['up']:,} up, {feedback['down']:,} down; {feedback['corrections']:,} "
+        f"corrections, {feedback['experts']:,} by experts"
+    )
+
+
+def _servers(overview: Mapping[str, Any], metrics: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    if not overview["servers"] and not metrics:
+        yield "servers       none is running with this store"
+    for each in overview["servers"]:
+        state = "" if each["alive"] else f"  LOST, last seen {_format_time(each['time'])}"
+        index = f", index {each['index'][:12]}" if each["index"] else ""
+        yield (
+            f"server        {each.get('address') or each['name']}  {each['model']} {each['version']} ({each['engine']})"
+            f"{index}, since {_format_time(each['started'])}{state}"
+        )
+        if each.get("address") in metrics:
+            yield from _metrics_of(metrics[each["address"]])
+    for address in metrics:
+        if address not in {each.get("address") for each in overview["servers"]}:
+            yield f"server        {address}  (not in this store)"
+            yield from _metrics_of(metrics[address])
+
+
+def _metrics_of(sums: Mapping[str, Any]) -> Iterator[str]:
+    if "problem" in sums:
+        yield f"              {sums['problem']}"
+        return
+    took = sums.get("meditune_request_seconds_count", 0)
+    mean = sums.get("meditune_request_seconds_sum", 0) / took if took else None
+    yield (
+        f"              {sums.get('meditune_requests_total', 0):,.0f} requests since start "
+        f"({sums.get('failed', 0):,.0f} failed, {sums.get('meditune_refused_total', 0):,.0f} refused), "
+        f"mean {_s(mean)}; {sums.get('meditune_running', 0):.0f} running, {sums.get('meditune_waiting', 0):.0f} waiting"
+    )
+    if cost := sums.get("meditune_cost_total"):
+        yield f"              cost since start: {cost:,.2f}"
+
+
+def _share(part: float, total: float) -> str:
+    return f" ({100 * part / total:.1f} %)" if total else ""
+
+
+def _s(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f} s"
+
+
+def _format_time(time: float) -> str:
+    return datetime.fromtimestamp(time).isoformat(" ", "seconds")

@@ -17,8 +17,7 @@ if TYPE_CHECKING:
     from meditune.hosted_pipeline import Approve
 
 Text = str | None
-Texts = list[str] | None
-"""Values of a repeatable option"""
+Texts = list[str] | None  # Values of a repeatable option
 Paths = list[Path] | None
 RecipeName = Annotated[str, Argument(metavar="RECIPE", help="Name of a shipped recipe, or a YAML file.")]
 Output = Annotated[Path, Option("--output", "-o", help="Folder of the run. An unfinished run in it is resumed.")]
@@ -56,10 +55,14 @@ def documented(example: str, page: str) -> Callable[[Any], Any]:
     """Return a decorator that adds an example and a page of the documentation to a command's help."""
 
     def add(function: Any) -> Any:
-        function.__doc__ = f"{inspect.getdoc(function)}\n\nExample: `{example}`.\n\n{page}"
+        function.__doc__ = f"{inspect.getdoc(function)}\n\nExample: `meditune {example}`.\n\n{_reference(page)}"
         return function
 
     return add
+
+
+def _reference(page: str) -> str:
+    return f"{'Reference' if page.startswith('reference') else 'Guide'}: docs/{page}."
 
 
 class Group(Typer):
@@ -67,13 +70,15 @@ class Group(Typer):
 
     def __init__(self, name: str, summary: str, page: str) -> None:
         self.page = page
-        super().__init__(name=name, help=f"{summary}\n\n{page}", no_args_is_help=True, rich_markup_mode=None)
+        super().__init__(
+            name=name, help=f"{summary}\n\n{_reference(page)}", no_args_is_help=True, rich_markup_mode=None
+        )
 
     def command(self, *names: Any, example: str = "", page: str = "", **options: Any) -> Callable[[Any], Any]:
         """See Typer.command. `example` has the arguments and options of the example."""
 
         def add(function: Any) -> Any:
-            words = f"meditune {self.info.name} {names[0] if names else function.__name__} {example}".strip()
+            words = f"{self.info.name} {names[0] if names else function.__name__} {example}".strip()
             return super(Group, self).command(*names, **options)(documented(words, page or self.page)(function))
 
         return add
@@ -92,10 +97,7 @@ def refuse_upload(text: str) -> None:
 
 
 def approval(yes: bool, refusal: Approve | None = None) -> Approve:
-    """Return the function that gets the user's consent before an upload.
-
-    With `yes` it agrees, in a terminal it asks, and elsewhere it calls `refusal`.
-    """
+    """Return the function that asks before an upload: with `yes` never, outside a terminal by `refusal`."""
     from meditune.hosted_pipeline import refuse
 
     def approve(text: str) -> None:
@@ -110,67 +112,45 @@ def approval(yes: bool, refusal: Approve | None = None) -> Approve:
     return approve
 
 
-EXCLUDE = {"--without": "--exclude-rater", "--without-careless": "--exclude-careless"}
-RENAMED: dict[str, dict[str, str]] = {
-    "serve": {
-        "--keys": "--require-key",
-        "--open": "--allow-anonymous",
-        "--at-once": "--concurrency",
-        "--waiting": "--queue-size",
-        "--message-characters": "--max-message-characters",
-        "--context-characters": "--max-context-characters",
-        "--history-characters": "--max-history-characters",
-        "--answer-seconds": "--timeout",
-        "--restarts": "--max-restarts",
-        "--bare-chat": "--raw-chat",
-        "--drift-every": "--drift-interval",
-        "--hourly": "--hourly-cost",
-    },
-    "retrain": {
-        "--least": "--min-rows",
-        "--afresh": "--restart",
-        "--afresh-if-changed": "--restart-if-changed",
-        "--then": "--on-pass",
-    },
-    "drift check": {"--least": "--min-severity", "--alarms": "--false-alarms"},
-    "update": {
-        "--files": "--update-files",
-        "--first": "--first-file",
-        "--tests": "--test-items",
-        "--eutils": "--eutils-url",
-    },
-    "learn queue": {"--known": "--training-data", "--done": "--earlier-queue"},
-    "learn rows": {"--without": "--exclude-rater"},
-    "annotate create": {
-        "--strata": "--stratify-by",
-        "--shared": "--shared-rows",
-        "--planted": "--synthetic-gold",
-        "--test": "--include-test",
-    },
-    "annotate serve": EXCLUDE,
-    "annotate results": EXCLUDE,
-    "annotate import": EXCLUDE,
-    "review create": {"--axes": "--form"},
-    "data phi": {"--mask": "--output", "--group": "--patient-column"},
-    "registry promote": {"--why": "--reason"},
-    "registry canary": {"--why": "--reason"},
-    "registry stop": {"--why": "--reason"},
-    "registry rollback": {"--why": "--reason"},
-    "merge": {"--keep-zeros": "--keep-sparsity"},
-    "compare": {"--changed": "--show-changes", "--changes": "--changes-file", "--json": "--json-file"},
-    "seeds": {"--json": "--json-file"},
-}
+_RENAMED = """
+serve: keys require-key, open allow-anonymous, at-once concurrency, waiting queue-size
+serve: message-characters max-message-characters, context-characters max-context-characters
+serve: history-characters max-history-characters, answer-seconds timeout, restarts max-restarts, bare-chat raw-chat
+serve: drift-every drift-interval, hourly hourly-cost
+retrain: least min-rows, afresh restart, afresh-if-changed restart-if-changed, then on-pass
+drift check: least min-severity, alarms false-alarms
+update: files update-files, first first-file, tests test-items, eutils eutils-url
+learn queue: known training-data, done earlier-queue
+learn rows: without exclude-rater
+annotate create: strata stratify-by, shared shared-rows, planted synthetic-gold, test include-test
+annotate serve: without exclude-rater, without-careless exclude-careless
+annotate results: without exclude-rater, without-careless exclude-careless
+annotate import: without exclude-rater, without-careless exclude-careless
+review create: axes form
+data phi: mask output, group patient-column
+registry promote: why reason
+registry canary: why reason
+registry stop: why reason
+registry rollback: why reason
+merge: keep-zeros keep-sparsity
+compare: changed show-changes, changes changes-file, json json-file
+seeds: json json-file
+"""
+RENAMED: dict[str, dict[str, str]] = {}
 """By command: options of the last version with their new names. The next version refuses the old ones."""
-RENAMED_COMMANDS = {"registry try": "registry canary"}
-"""Commands of the last version with their new names. The next version refuses the old ones."""
+for _line in _RENAMED.strip().splitlines():
+    _command, _, _pairs = _line.partition(": ")
+    for _pair in _pairs.split(", "):
+        _old, _new = _pair.split()
+        RENAMED.setdefault(_command, {})[f"--{_old}"] = f"--{_new}"
+RENAMED_COMMANDS = {"registry try": "registry canary"}  # Names of the last version; the next one refuses them
 REMOVED = {
     "learn queue": dict.fromkeys(
         ("--ask", "--model", "--predictions", "--samples", "--embedding"),
         "was removed with the strategies that asked models, because they saved no labels; --strategy feedback (users' "
         "corrections and ratings, then a random choice) took their place",
     )
-}
-"""By command: options that earlier versions had, with what took their place"""
+}  # By command: options that earlier versions had, with what took their place
 
 
 def note_new_name(old: str, new: str) -> None:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from meditune.model_registry import Registry, State, Version
 
 registry_app = Group(
-    "registry", "Add, try, promote and roll back versions of a model.", "Guide: docs/how-to/retrain-and-release.md."
+    "registry", "Add, try, promote and roll back versions of a model.", "how-to/retrain-and-release.md"
 )
 
 RegistryFolder = Annotated[Path, Argument(metavar="REGISTRY", help="Folder of the registry.")]
@@ -45,10 +45,7 @@ def add(
     parent: Annotated[Texts, Option("--parent", metavar="VERSION", help="A version it comes from. Repeatable.")] = None,
     note: Annotated[str, Option(help="Note to store with the version.")] = "",
 ) -> None:
-    """Add a finished run as a version.
-
-    A missing registry is created, and its first version is promoted.
-    """
+    """Add a finished run as a version. A missing registry is created, and its first version is promoted."""
     found = _registry(registry)
     version = found.add(run, tuple(parent or ()), note=note)
     typer.echo(f"{version.id}: {(found.place(version.id)).resolve()}")
@@ -59,10 +56,7 @@ def add(
 
 @registry_app.command(example="clinic v2")
 def promote(registry: RegistryFolder, version: Id, reason: Reason = "", force: Force = False) -> None:
-    """Serve a version from now on.
-
-    A version that didn't pass its gate is refused unless you give --force and --reason.
-    """
+    """Serve a version from now on. One that didn't pass its gate needs --force and --reason."""
     _registry(registry).promote(version, reason, force)
     typer.echo(f"{version} is served from now on.")
 
@@ -95,17 +89,13 @@ def stop(registry: RegistryFolder, reason: Reason = "") -> None:
 
 @registry_app.command(example="clinic")
 def rollback(registry: RegistryFolder, reason: Reason = "by hand") -> None:
-    """Serve the version before the current one.
-
-    The version that was rolled back is never promoted automatically again.
-    """
+    """Serve the version before the current one, which is never promoted automatically again."""
     found = _registry(registry).rollback(reason)
     typer.echo(f"{found} is served from now on.")
 
 
 @registry_app.command(
-    example="clinic --store store --reference drift/reference",
-    page="Guide: docs/how-to/retrain-and-release.md#automatic-rollback.",
+    example="clinic --store store --reference drift/reference", page="how-to/retrain-and-release.md#automatic-rollback"
 )
 def guard(
     registry: RegistryFolder,
@@ -124,10 +114,7 @@ def guard(
         raise DriftError(f"{found.rolled_back} was withdrawn; {found.served} is served.")
 
 
-@documented(
-    "meditune retrain clinic --store store --labels experts.jsonl",
-    "Guide: docs/how-to/retrain-and-release.md#retraining.",
-)
+@documented("retrain clinic --store store --labels experts.jsonl", "how-to/retrain-and-release.md#retraining")
 def retrain(
     registry: RegistryFolder,
     store: Store = None,
@@ -198,17 +185,14 @@ def retrain(
         raise GateError(f"{outcome.version.id} didn't pass its gate, so it isn't served.")
 
 
-@documented("meditune loop loop.yaml", "Guide: docs/how-to/retrain-and-release.md#the-loop.")
+@documented("loop loop.yaml", "how-to/retrain-and-release.md#the-loop")
 def loop(
     context: typer.Context,
     config: Annotated[Path, Argument(metavar="CONFIG", help="YAML file with the stages; the guide has an example.")],
     once: Annotated[bool, Option("--once", help="Run what is due, then exit; code 1 if a stage failed.")] = False,
     status: Annotated[bool, Option("--status", help="Print the state of each stage and exit.")] = False,
 ) -> None:
-    """Run updates, drift checks, rollback and retraining on a schedule.
-
-    The loop runs in one process until ctrl-C.
-    """
+    """Run updates, drift checks, rollback and retraining on a schedule. The loop runs in one process until ctrl-C."""
     from meditune.cli.loop import Config, load_states, run
 
     found = Config(config, context.find_root().command)
@@ -226,7 +210,7 @@ def _registry(folder: Path) -> Registry:
 
 
 LISTED = ("accuracy", "macro_f1", "perplexity", "rougeL", "faithfulness", "general_perplexity")
-"""Metrics in the list of versions"""
+"""In the list of versions"""
 
 
 def _role(state: State, id: str) -> str:
@@ -240,7 +224,6 @@ def _role(state: State, id: str) -> str:
 
 
 def _overview(registry: Registry) -> Iterator[str]:
-    """Yield one line for each version, the newest last."""
     from meditune.evaluate.metrics import METRICS
 
     state = registry.state()

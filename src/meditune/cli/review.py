@@ -12,7 +12,7 @@ from meditune.cli.options import ExcludeRater, Group, Overlap, Overrides, Raters
 from meditune.cli.tables import VERDICTS, console, interval, number, p_value, print_lines, print_remarks, print_table
 from meditune.errors import MedituneError
 
-app = Group("review", "Let people rate answers blindly, and report the results.", "Guide: docs/how-to/rate-answers.md.")
+app = Group("review", "Let people rate answers blindly, and report the results.", "how-to/rate-answers.md")
 
 Set = Annotated[Path, Argument(metavar="DIR", help="Folder of the rating set.")]
 Host = Annotated[str, Option(help="Address to listen on. For other machines the page needs a token.")]
@@ -32,10 +32,7 @@ def create(
     overlap: Overlap = None,
     seed: Seed = 17,
 ) -> None:
-    """Make a blinded rating set from a run's answers.
-
-    The set mixes answers of the base model, the tuned model and the reference.
-    """
+    """Make a blinded rating set from the answers of a run's base and tuned model and the reference."""
     from meditune.review.rating_set import create as make
 
     folder = output or run / "review"
@@ -109,7 +106,6 @@ def pairs(
 
 
 def _print_results(results: dict[str, Any]) -> None:
-    """Print for each line of the form the scores, tuned against base, and the agreement."""
     from meditune.statistics import LEVEL
 
     rows = []
@@ -138,7 +134,7 @@ def _print_results(results: dict[str, Any]) -> None:
 
 
 annotate_app = Group(
-    "annotate", "Let people check rows of the data, and apply their decisions.", "Guide: docs/how-to/check-data.md."
+    "annotate", "Let people check rows of the data, and apply their decisions.", "how-to/check-data.md"
 )
 
 AnnotationSetFolder = Annotated[Path, Argument(metavar="DIR", help="Folder of the annotation set.")]
@@ -248,7 +244,6 @@ def import_annotations(
 
 
 def _print_annotation_results(results: dict[str, Any]) -> None:
-    """Print verdicts, agreement, raters, suspicions and open disputes."""
     out, given = console(), results["ratings_by_verdict"]
     rows = [(verdict, str(count), str(given[verdict])) for verdict, count in results["rows_by_verdict"].items()]
     print_table(("verdict", "rows", "ratings"), [*rows, ("undecided", str(len(results["undecided"])), "")])

@@ -26,13 +26,11 @@ if TYPE_CHECKING:
     from meditune.store.api_keys import Keys
     from meditune.store.database import Database
 
-keys_app = Group(
-    "keys", "Create, list, rotate and revoke a server's API keys.", "Guide: docs/how-to/serve.md#who-may-ask."
-)
+keys_app = Group("keys", "Create, list, rotate and revoke a server's API keys.", "how-to/serve.md#who-may-ask")
 answers_app = Group(
     "answers",
     "Delete and export a server's stored answers and their feedback.",
-    "Guide: docs/how-to/serve.md#what-is-kept-and-what-is-logged.",
+    "how-to/serve.md#what-is-kept-and-what-is-logged",
 )
 
 KeyId = Annotated[str, Argument(metavar="ID", help="Id of a key, from `meditune keys list`.")]
@@ -70,7 +68,7 @@ KeepDays = Annotated[
 Country = Annotated[str, Option(envvar="MEDITUNE_COUNTRY", help="Country of the emergency numbers: GB, US, DE ...")]
 
 
-@documented("meditune serve runs/quickstart --index library", "Guide: docs/how-to/serve.md.")
+@documented("serve runs/quickstart --index library", "how-to/serve.md")
 def serve(
     model: ServedModel,
     index: IndexPlace = None,
@@ -122,10 +120,7 @@ def serve(
     hourly_cost: Annotated[float, Option(min=0, envvar="MEDITUNE_HOURLY", help="Cost of the machine per hour.")] = 0.0,
     check: Annotated[bool, Option("--check", help="Check the safety of this configuration and exit.")] = False,
 ) -> None:
-    """Serve a model with a chat page, cited answers and OpenAI's API.
-
-    The server runs until ctrl-C.
-    """
+    """Serve a model with a chat page, cited answers and OpenAI's API. The server runs until ctrl-C."""
     from meditune.serve import http_server
     from meditune.serve.settings import Settings
     from meditune.store import default_place
@@ -160,7 +155,7 @@ def serve(
     _serve(options, settings, place, store_place, allow_anonymous, watched)
 
 
-@documented("meditune mcp runs/quickstart --index library", "Guide: docs/how-to/use-from-mcp.md.")
+@documented("mcp runs/quickstart --index library", "how-to/use-from-mcp.md")
 def mcp(
     model: ServedModel,
     index: IndexPlace = None,

@@ -12,8 +12,7 @@ from typer import echo
 if TYPE_CHECKING:
     from rich.console import Console
 
-WIDTH = 200
-"""The width outside a terminal, in characters"""
+WIDTH = 200  # The width outside a terminal, in characters
 VERDICTS = {True: "[green]significantly better[/]", False: "[red]significantly worse[/]", None: "no significant change"}
 
 

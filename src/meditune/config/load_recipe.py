@@ -31,13 +31,6 @@ REMOVED: Mapping[str, tuple[Any, str]] = yaml.load(
 )
 """Dotted key -> its last default, and what took its place; run folders of earlier versions have these keys"""
 REMOVED_KEY = "this key was removed; {}"
-REMOVED_VALUES: Mapping[tuple[str, str], str] = {("train.objective", "orpo"): "use dpo"}
-"""Dotted key and removed value -> what took the value's place"""
-REMOVED_RECIPES: Mapping[str, str] = {
-    name: f"use a recipe for your machine with this base, for example gpu-24gb with --set model.base={name}"
-    for name in ("llama2-7b", "mistral-7b")
-}
-"""Recipe that was removed -> what took its place"""
 
 
 @dataclass(frozen=True)
@@ -291,29 +284,20 @@ class _Draft:
 
 
 def drop_removed_keys(values: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """Drop removed keys and values in place; yield the key of each that had an effect, with an error message.
+    """Drop removed keys in place; yield the key of each that had an effect, with an error message.
 
     A removed key at its last default has no effect; any other value is a problem, because the run would differ from
     what the recipe asks for.
     """
     for key, (default, replacement) in REMOVED.items():
-        group, name = _group_of(values, key), key.rpartition(".")[2]
-        if group is not None and name in group:
+        *groups, name = key.split(".")
+        group: Any = values
+        for part in groups:
+            group = group.get(part) if isinstance(group, dict) else None
+        if isinstance(group, dict) and name in group:
             value = group.pop(name)
-            if value is not None and value != default:
+            if value not in (None, default):
                 yield key, REMOVED_KEY.format(replacement)
-    for (key, value), replacement in REMOVED_VALUES.items():
-        group, name = _group_of(values, key), key.rpartition(".")[2]
-        if group is not None and group.get(name) == value:
-            del group[name]
-            yield key, f"{value} was removed; {replacement}"
-
-
-def _group_of(values: Any, key: str) -> dict[str, Any] | None:
-    """Return the group that holds a dotted key; None if the values don't have it."""
-    for part in key.split(".")[:-1]:
-        values = values.get(part) if isinstance(values, dict) else None
-    return values if isinstance(values, dict) else None
 
 
 def _as_yaml(value: Any) -> Any:
@@ -336,8 +320,6 @@ def _find(name_or_path: str) -> Path:
         return path
     if path.is_dir():
         raise RecipeError(f"{path} is a folder. Give the recipe's YAML file.")
-    if name_or_path in REMOVED_RECIPES:
-        raise RecipeError(f"The recipe {name_or_path} was removed; {REMOVED_RECIPES[name_or_path]}.")
     near = difflib.get_close_matches(path.stem.lower(), recipes, n=1, cutoff=0.5)
     hint = f" Did you mean {near[0]}?" if near else ""
     looks_like_a_file = path.suffix in {".yaml", ".yml"} or len(path.parts) > 1

@@ -100,10 +100,9 @@ class EvaluateSpec(Spec):
         return [suite.name for suite in self.suites if suite.name in OPEN_SUITES]
 
     @property
-    def longest_answer(self) -> tuple[int, str]:
-        """Return the maximum number of tokens of a generated answer, and the key that sets it."""
-        own = self.max_new_tokens, "evaluate.max_new_tokens"
-        return max(own, (SUITE_TOKENS, "evaluate.suites")) if self.open_suites else own
+    def longest_answer(self) -> int:
+        """Return the maximum number of tokens of a generated answer."""
+        return max(self.max_new_tokens, SUITE_TOKENS if self.open_suites else 0)
 
     def suite_conflicts(self) -> Iterator[str]:
         """Yield one line for each conflict between the keys of the suites."""

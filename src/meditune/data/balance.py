@@ -1,8 +1,4 @@
-"""Rebalancing of training data by reading grade and group size, and marking of plain and expert answer styles.
-
-A cue in the prompt tells the model which style an answer has (conditional training, Keskar et al. 2019,
-arXiv:1909.05858), so one model can learn from hard answers and still be asked for easy ones.
-"""
+"""Rebalancing of training data, and plain and expert answer styles (conditional training, arXiv:1909.05858)."""
 
 from __future__ import annotations
 
@@ -101,9 +97,8 @@ def _capped(
 
 
 def mark_plain_style(splits: Splits, spec: DataSpec) -> Splits:
-    """Return the splits with a style in the meta of each row from a source with the plain style.
-
-    Training examples get the style of their answer; the prompts of evaluation items ask for plain language.
+    """Return the splits with a style in each row's meta; evaluation items of sources with two styles ask for plain
+    words.
     """
     names = {source.name for source in spec.sources if source.style == "plain"}
     if not names:
@@ -116,8 +111,10 @@ def mark_plain_style(splits: Splits, spec: DataSpec) -> Splits:
         is_plain = measured or (found is not None and found <= spec.plain_grade)
         return in_style(example, "plain" if is_plain else "expert")
 
-    parts = {name: [marked(each, name != "train") for each in rows] for name, rows in splits.named().items()}
-    return replace(splits, train=parts["train"], dev=parts["dev"], test=parts["test"])
+    parts: dict[str, Any] = {
+        name: [marked(each, name != "train") for each in rows] for name, rows in splits.named().items()
+    }
+    return replace(splits, **parts)
 
 
 def in_style(example: Example, style: Style) -> Example:

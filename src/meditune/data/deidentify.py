@@ -1,7 +1,6 @@
 """Patient identifiers in the data: counted, masked, replaced, or a reason to reject the data.
 
-Findings store ids, kinds and positions only, never the text. All fields of a row are searched together, because a name
-or a column heading in one field helps to recognize identifiers in another.
+All fields of a row are searched together, because a name or a column heading in one field helps to recognize others.
 """
 
 from __future__ import annotations

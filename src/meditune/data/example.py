@@ -1,8 +1,4 @@
-"""The Example record that all stages use, checks for unusable texts, and the groups of an example.
-
-Groups come from the source's metadata and from the word lists in word_groups.yaml. The lists are Meditune's own and
-coarse: they find mentions, not the topic of a study.
-"""
+"""The Example record that all stages use, checks for unusable texts, and the groups of an example."""
 
 from __future__ import annotations
 
@@ -163,7 +159,9 @@ def problem_in_text(row: object) -> str:
                 return TOO_LONG
             if "\0" in value:
                 return NUL_CHARACTER
-            if not is_valid_text(value):
+            try:
+                value.encode()
+            except UnicodeEncodeError:
                 return SURROGATES
         elif isinstance(value, Mapping | list | tuple):
             if depth == DEPTH:
@@ -171,15 +169,6 @@ def problem_in_text(row: object) -> str:
             inner = [*value, *value.values()] if isinstance(value, Mapping) else value
             waiting += [(each, depth + 1) for each in inner]
     return ""
-
-
-def is_valid_text(text: str) -> bool:
-    """Return True if the text can be encoded as UTF-8; a lone surrogate can't."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def plain_text(value: Any) -> Any:

@@ -1,11 +1,9 @@
 """Leakage checks: test items in the training data, answers in prompts or documents, and known test items.
 
-Leakage stops a run unless the recipe allows it with `evaluate.allow_leakage`; the report then says so. A trained model
-carries a record of its training data, `trained_on.json`: `version`, the numbers of `examples` and of `unlisted` ones
-(restricted examples are only counted), and the `questions`, `contexts`, `groups` and `sentences` as the first 16
-hexadecimal digits of SHA-256 hashes of the texts without case, punctuation and spacing. They identify an item but don't
-reveal it. `questions` also has the turns of conversations. `sentences` has the longest sentences of questions that have
-several, by which an exam question is recognized below an instruction or above its choices.
+A trained model carries a record of its training data, `trained_on.json`: `version`, the numbers of `examples` and of
+`unlisted` ones (restricted examples are only counted), and the `questions` (and turns of conversations), `contexts`,
+`groups` and longest `sentences` as the first 16 hexadecimal digits of SHA-256 hashes of the texts without case,
+punctuation and spacing. They identify an item but don't reveal it.
 """
 
 from __future__ import annotations
@@ -192,10 +190,7 @@ class Leak:
 
 
 def check(splits: Splits, split: str, model: str) -> dict[str, Any]:
-    """Return the content of leakage.json before the training data of `model` are considered.
-
-    All splits other than the evaluated one count as training data, except the test set.
-    """
+    """Return the content of leakage.json without the model's own training data; the test set is never training data."""
     measured, test = splits.measured(split), split == "test"
     training = [*splits.train, *splits.dev] if test else splits.train
     return {
@@ -275,8 +270,7 @@ def _in_other_fields(
 ) -> list[Leak]:
     """Return leaks for test items that stand in a training row under another name, the most similar row for each.
 
-    An item counts if a row contains most of its word triples, apart from triples that several test items have in
-    common, such as those of an instruction. Shorter texts than MIN_PASSAGE_WORDS aren't compared.
+    Word triples that several test items have in common, such as those of an instruction, don't count.
     """
     texts = [(example, _part(kind, example)) for example in measured]
     texts = [(example, text) for example, text in texts if len(words(text)) >= MIN_PASSAGE_WORDS]
@@ -298,8 +292,7 @@ def _in_other_fields(
 def _exam_questions(train: Sequence[Example], measured: Sequence[Example], known: Container[str]) -> list[Leak]:
     """Return leaks for multiple-choice questions that a training row contains word for word, with all their choices.
 
-    Most exam questions are too short for `_in_other_fields`, or letters between short choices leave too few of their
-    word triples. Questions of fewer than TRIPLE words aren't compared.
+    Most are too short for `_in_other_fields`, or letters between choices leave too few of their word triples.
     """
     parts: dict[str, list[str]] = {}
     for example in measured:

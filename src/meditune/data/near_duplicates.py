@@ -1,7 +1,4 @@
-"""Near duplicates: questions that are light rewrites of each other, and passages that share most of their words.
-
-Both searches are exact joins over sparse matrices, so they miss no pair.
-"""
+"""Near duplicates of questions and passages: exact joins over sparse matrices, which miss no pair."""
 
 from __future__ import annotations
 
@@ -64,10 +61,9 @@ def near_questions(
     """Return pairs of questions that are the same or light rewrites of each other.
 
     A light rewrite changes punctuation, case or order, has a typing error, or replaces, adds or omits one word in
-    eight. Questions that differ in numbers, single letters, numerals or negations are different, and so are questions
-    that fill a template ("What are the symptoms of ...?"), which is detected by the number of all questions, including
-    `others`, with the same words. Similarity is the weighted Jaccard index of their character trigrams, weighted by
-    rarity. If both lists are the same object, each pair is returned once.
+    eight. Questions that differ in numbers, single letters, numerals or negations are different, and so are those that
+    fill a template, which all questions, `others` included, show. Similarity is the weighted Jaccard index of character
+    trigrams. If both lists are the same object, each pair is returned once.
     """
     from scipy.sparse import diags
 
@@ -151,9 +147,7 @@ class Questions:
     """
 
     def __init__(self, questions: Iterable[str], pairs: Iterable[tuple[str, str]]) -> None:
-        """`questions` are all questions, iterated twice; only `pairs` may be compared, and memory use grows with them
-        only.
-        """
+        """`questions` are all questions, iterated twice; only `pairs` may be compared."""
         self._fillings: Counter[frozenset[str]] = Counter()
         about: set[str] = set()
         for pair in pairs:
@@ -182,9 +176,8 @@ class Questions:
     def _are_slips(
         self, first_words: Sequence[str], second_words: Sequence[str], texts: tuple[str, str], strict: bool
     ) -> bool:
-        """Return True if the words that differ by a letter are misspellings of one word, not two words of the texts.
-
-        With `strict`, a row's own text must have the other question's spelling, or only this question has the word.
+        """Return True if the words that differ by a letter are misspellings; `strict` needs evidence from the row's own
+        text.
         """
         left, right = list(_unshared(first_words, second_words)), list(_unshared(second_words, first_words))
         known = [frozenset(_worded(text)) for text in texts]

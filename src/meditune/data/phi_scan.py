@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
-from typing import Any, TextIO, get_args
+from typing import Any, TextIO
 
 from meditune.config.data_options import KINDS, Kind, PhiSpec
 from meditune.config.load_recipe import load_recipe
@@ -53,10 +53,13 @@ def scan(
 ) -> list[Scan]:
     """Return one result for a file, or one per source of a recipe; write a file's masked copy to `output` atomically.
 
-    Raises DataError if an option doesn't fit or the file can't be read; no message repeats the file's content.
+    No message repeats the file's content. Raises DataError if an option doesn't fit or the file can't be read.
     """
     file = Path(what)
-    chosen = _kinds(kinds)
+    for name in kinds:
+        if name not in KINDS:
+            raise DataError(f"--kind {name}: no such kind. Choose from {', '.join(KINDS)}.")
+    chosen = [kind for kind in KINDS if kind in kinds]
     if finder is not None and finder not in ENGINES:
         raise DataError(f"--engine {finder}: no such engine. Choose from {' and '.join(ENGINES)}.")
     if action is not None and (action not in ACTIONS or output is None):
@@ -99,13 +102,6 @@ def scan_lines(scans: Sequence[Scan]) -> Iterator[str]:
         "The rules miss some identifiers and mark some harmless text (docs/how-to/find-identifiers.md), so this result "
         "doesn't prove that a text is free of identifiers."
     )
-
-
-def _kinds(named: Sequence[str]) -> list[Kind]:
-    for name in named:
-        if name not in KINDS:
-            raise DataError(f"--kind {name}: no such kind. Choose from {', '.join(get_args(Kind))}.")
-    return [kind for kind in KINDS if kind in named]
 
 
 def _scan_recipe(name: str, overrides: Sequence[str], kinds: list[Kind], finder: str | None) -> list[Scan]:

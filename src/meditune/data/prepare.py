@@ -98,9 +98,7 @@ def write_prepared(
     done: dict[str, Any],
     synthetic: bool,
 ) -> Prepared:
-    """Write the splits to `folder` atomically, with `leakage`, the result of the leakage check, and `done`, further
-    entries of quality.json.
-    """
+    """Write the splits to `folder` atomically; `leakage` is the check's result, `done` has more for quality.json."""
     styles = styles_of(splits)
     quality = {
         "synthetic": synthetic,

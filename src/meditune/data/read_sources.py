@@ -24,8 +24,8 @@ RESTRICTED = "restricted"
 
 
 def is_restricted(example: Example) -> bool:
-    """Return True if the example is marked as restricted (by the reader, the recipe, or a column of the user's own
-    file), or comes from a restricted source, directly or through a file that Meditune wrote.
+    """Return True if the example is marked as restricted or comes from a restricted source, also through a written
+    file.
     """
     if is_marked(example.meta.get(RESTRICTED)):
         return True
@@ -77,10 +77,7 @@ Terms = dict[str, dict[str, Any]]
 
 
 def marked(examples: Iterable[Example], spec: SourceSpec) -> Iterator[Example]:
-    """Yield the examples with the recipe's terms for their source, and a citation if they have no URL.
-
-    A licence in a row's own column takes precedence over the recipe's.
-    """
+    """Yield the examples with the recipe's terms for their source; a row's own licence takes precedence."""
     homepage = SOURCES[spec.name].homepage if spec.name in SOURCES else ""
     for example in examples:
         terms: dict[str, Any] = {}
@@ -226,7 +223,7 @@ CHANGES = {
 def read_source(source: SourceSpec, seed: int, rejects: Rejects, changes: Counter[str] | None = None) -> list[Example]:
     """Return the examples of one source, or a seeded sample if it has a limit. Raises DataError if there are none.
 
-    `changes` counts what was changed in conversations (CHANGES); it is also said on stderr.
+    `changes` counts what was changed in conversations (CHANGES), which is also printed.
     """
     changes = Counter() if changes is None else changes
     if source.is_own:

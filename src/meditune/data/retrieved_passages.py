@@ -1,9 +1,5 @@
 """Passages retrieved for examples, stored in a run's folder so that every model sees the same passages.
 
-    retrieved.jsonl         for evaluation items: id, question, passages with the best first
-    retrieved.json          the index that was searched, and its properties
-    retrieved_train.jsonl   for training examples: id, right (the example's own passage is included), passages as shown
-
 A passage has `id`, `document`, `source`, `title`, `sections` (each a heading, which may be empty, and a text), `score`,
 and `rank`: if the prompt is too long, the passage with rank 0 is removed last.
 """
@@ -42,9 +38,16 @@ def read(path: Path) -> dict[str, Row]:
 
 def shown_passages(example: Example, passages: Sequence[Mapping[str, Any]]) -> Example:
     """Return the example with these passages as its context; a title that equals the question isn't repeated."""
-    parts = [(part, passage["rank"]) for passage in passages for part in _parts(example, passage)]
-    context, ranks = tuple(part for part, _ in parts), [rank for _, rank in parts]
-    return example.model_copy(update={"context": context, "meta": {**example.meta, RANKS: ranks}})
+    context: list[Passage] = []
+    ranks = []
+    for passage in passages:
+        title = str(passage["title"])
+        parts = [Passage(text=text, label=heading) for heading, text in passage["sections"]]
+        if title and question_key(title) != question_key(example.question):
+            parts.insert(0, Passage(text=title))
+        context += parts
+        ranks += [passage["rank"]] * len(parts)
+    return example.model_copy(update={"context": tuple(context), "meta": {**example.meta, RANKS: ranks}})
 
 
 def count(example: Example) -> int:
@@ -83,10 +86,3 @@ def with_best(example: Example, count: int) -> Example:
 def as_text(passage: Mapping[str, Any]) -> str:
     """Return a passage's sections, one per line."""
     return "\n".join(f"{heading}: {text}" if heading else text for heading, text in passage["sections"])
-
-
-def _parts(example: Example, passage: Mapping[str, Any]) -> list[Passage]:
-    title = str(passage["title"])
-    is_new = title and question_key(title) != question_key(example.question)
-    sections = [Passage(text=text, label=heading) for heading, text in passage["sections"]]
-    return [Passage(text=title), *sections] if is_new else sections

@@ -73,16 +73,23 @@ def read_decisions(path: Path) -> dict[str, RowDecision]:
 
 
 def apply(path: str | None, splits: Splits) -> tuple[Splits, AppliedDecisions]:
-    """Return the splits with people's decisions applied, and the changes made; test items are never changed.
+    """Return the splits after people's decisions, and the changes made; test items are never changed.
 
-    Decisions are applied after the split, so that they move no row to another split. Raises DataError if a row has
-    changed since it was judged, or a split has no rows left.
+    Raises DataError if a row has changed since it was judged, or a split has no rows left.
     """
     if path is None:
         return splits, AppliedDecisions()
     file = Path(path)
     decisions = read_decisions(file)
-    _refuse_changed(file, decisions, (*splits.train, *splits.dev))
+    rows = [example for example in (*splits.train, *splits.dev) if example.id in decisions]
+    stale = [example.id for example in rows if decisions[example.id].sha256 != fingerprint(example)]
+    if stale:
+        more = f" and {len(stale) - MAX_LISTED_IDS} more" if len(stale) > MAX_LISTED_IDS else ""
+        raise DataError(
+            f"{file}: the question, context, answer or decision of {', '.join(stale[:MAX_LISTED_IDS])}{more} has "
+            "changed since it was judged, so the decision may no longer apply. Have these rows judged again (meditune "
+            "annotate create), or remove their lines from the file."
+        )
     applied = AppliedDecisions()
     changed = {
         name: list(_decided(examples, decisions, applied.entries))
@@ -151,15 +158,3 @@ def _entry(example: Example, row_decision: RowDecision, action: str, after: Exam
     by = ", ".join(row_decision.raters) + (", settled" if row_decision.settled else "")
     detail = f"{row_decision.verdict} ({by}; set {row_decision.set}; {row_decision.when})"
     return Entry(RULE, action, example, after, f"{detail}: {reason}" if reason else detail)
-
-
-def _refuse_changed(path: Path, decisions: Mapping[str, RowDecision], examples: Iterable[Example]) -> None:
-    changed = [e.id for e in examples if e.id in decisions and decisions[e.id].sha256 != fingerprint(e)]
-    if not changed:
-        return
-    more = f" and {len(changed) - MAX_LISTED_IDS} more" if len(changed) > MAX_LISTED_IDS else ""
-    raise DataError(
-        f"{path}: the question, context, answer or decision of {', '.join(changed[:MAX_LISTED_IDS])}{more} has changed "
-        "since it was judged, so the decision may no longer apply. Have these rows judged again (meditune annotate "
-        "create), or remove their lines from the file."
-    )

@@ -84,11 +84,7 @@ READERS: dict[str, tuple[Reader | None, str]] = {
 _TABLE = package_table(Path(__file__).with_name("sources.yaml"))
 SOURCES: dict[str, Source] = {
     name: Source(
-        name=name,
-        reader=reader,
-        licence=licence,
-        packaged=pubmedqa.FILE if name == "sample" else None,
-        **_TABLE[name],
+        name=name, reader=reader, licence=licence, packaged=pubmedqa.FILE if name == "sample" else None, **_TABLE[name]
     )
     for name, (reader, licence) in READERS.items()
 }
@@ -182,7 +178,11 @@ def locate_source(source_name: str, path: Path | str | None = None, download: bo
     """
     source = known_source(source_name)
     if path is not None:
-        return _given(source, Path(path).expanduser())
+        given = Path(path).expanduser()
+        if (given.exists() and not given.is_dir()) or has_files(source, given):
+            return given
+        state = f"contains none of {', '.join(source.files)}" if given.is_dir() else "no such file or folder"
+        raise DataError(f"{given}: {state}. The recipe gives this path for {source.name!r}; {_how(source)}.")
     if source.packaged is not None:
         if not source.packaged.is_file():
             raise DataError(f"{source.packaged} is missing from this installation. Reinstall Meditune.")
@@ -221,10 +221,7 @@ def offline() -> bool:
 
 
 def _fetch(source: Source, places: list[Path]) -> None:
-    """Download a source's files under temporary names, check all of them, then rename them, all or none.
-
-    Raises DataError with the URL and the places where the user may put the files instead.
-    """
+    """Download a source's files under temporary names, check all of them, then rename them, all or none."""
     folder = places[-1]
     partials = {folder / f".{each.filename}.{os.getpid()}.partial": each for each in source.download}
     download = source.download[0]
@@ -270,13 +267,6 @@ def _receive(download: Download, partial: Path) -> str:
         if found != download.contents_sha256:
             return f"contains other files than expected (SHA-256 {found}, expected {download.contents_sha256})"
     return ""
-
-
-def _given(source: Source, path: Path) -> Path:
-    if (path.exists() and not path.is_dir()) or has_files(source, path):
-        return path
-    state = f"contains none of {', '.join(source.files)}" if path.is_dir() else "no such file or folder"
-    raise DataError(f"{path}: {state}. The recipe gives this path for {source.name!r}; {_how(source)}.")
 
 
 def data_places(name: str) -> list[Path]:

@@ -67,11 +67,10 @@ def split(
 ) -> Splits:
     """Split each source by its official test set if there is one and `official` is set, otherwise by group.
 
-    With `newest`, the test set is what was published last. `fixed` maps sources whose rows all belong to one split to
-    "train", "dev" or "test". `all_rows` are the rows before quality control, on which official test sets are defined.
-    Rows of other sources that share a question or context with an official set go to training, where the leakage check
-    finds them. The development set is drawn by group, or is the PubMedQA fold with the number `fold`. Raises DataError
-    if a split is empty.
+    With `newest`, the test set is what was published last. `fixed` maps sources to the split of all their rows.
+    `all_rows` are the rows before quality control, on which official test sets are defined. Rows that share a question
+    or context with an official set go to training, where the leakage check finds them. Raises DataError if a split is
+    empty.
     """
     rest: list[Example] = []
     test: list[Example] = []
@@ -92,13 +91,17 @@ def split(
     every = [*settled, *free]
     same, general, turns = same_questions(every), backgrounds(every), distinctive_turns(every)
     known = {key for example in settled for key in _shared(example, same, general, turns)}
-    new = [not known.intersection(_shared(example, same, general, turns)) for example in free]
-    rest += [example for example, is_new in zip(free, new, strict=True) if not is_new]
-    unseen = [example for example, is_new in zip(free, new, strict=True) if is_new]
+    seen = {index for index, example in enumerate(free) if known.intersection(_shared(example, same, general, turns))}
+    unseen, related = _parted(free, seen)
+    rest += related
     remaining, held = by_year(unseen, test_share, seed, same) if newest else by_group(unseen, test_share, seed, same)
     rest += remaining
     test += held
-    train, dev = by_group(rest, dev_share, seed + 1, same) if fold is None else _fold(read, rest, fold)
+    if fold is None:
+        train, dev = by_group(rest, dev_share, seed + 1, same)
+    else:
+        chosen = {example.id for example in pubmedqa.official_folds(read[pubmedqa.SOURCE])[fold]}
+        train, dev = _parted(rest, {index for index, example in enumerate(rest) if example.id in chosen})
     train, dev, test = [*train, *placed["train"]], [*dev, *placed["dev"]], [*test, *placed["test"]]
     for name, examples in (("train", train), ("dev", dev), ("test", test)):
         if not examples:
@@ -116,15 +119,11 @@ def split(
 
 
 def by_group(
-    examples: Sequence[Example],
-    share: float,
-    seed: int,
-    same_question: Mapping[str, str] | None = None,
+    examples: Sequence[Example], share: float, seed: int, same_question: Mapping[str, str] | None = None
 ) -> tuple[list[Example], list[Example]]:
     """Return (rest, held) with about `share` of the examples held out, in whole groups, by source and decision.
 
-    Examples with the same group, the same context or (nearly) the same question form one group; `same_question` is the
-    result of `same_questions`.
+    A group shares its `group`, context or (nearly) its question, according to `same_questions`.
     """
     strata: dict[str, list[list[int]]] = defaultdict(list)
     for members in _components(examples, same_questions(examples) if same_question is None else same_question):
@@ -146,10 +145,9 @@ def by_group(
 def by_year(
     examples: Sequence[Example], share: float, seed: int, same_question: Mapping[str, str] | None = None
 ) -> tuple[list[Example], list[Example]]:
-    """Return (rest, held) with the newest groups held out, up to about `share` of the examples that have a year.
+    """Return (rest, held) with the newest groups held out, by their oldest example, up to `share` of those with a year.
 
-    The year of a group is that of its oldest example; examples without a year are not held out. Raises DataError if no
-    example has a year.
+    Raises DataError if no example has a year.
     """
     dated = sum(isinstance(example.meta.get("year"), int) for example in examples)
     if examples and not dated:
@@ -188,13 +186,6 @@ def _parted(examples: Sequence[Example], held_out: Container[int]) -> tuple[list
     )
 
 
-def _fold(read: dict[str, list[Example]], rest: Sequence[Example], fold: int) -> tuple[list[Example], list[Example]]:
-    """Return (train, dev) with the published fold as dev."""
-    chosen = {example.id for example in pubmedqa.official_folds(read[pubmedqa.SOURCE])[fold]}
-    train = [example for example in rest if example.id not in chosen]
-    return train, [example for example in rest if example.id in chosen]
-
-
 def question_key(question: str) -> str:
     """Return a question without case, punctuation and spacing."""
     return re.sub(r"\W+", " ", question.casefold()).strip()
@@ -206,9 +197,8 @@ def context_key(example: Example) -> str:
 
 
 def instructions(examples: Iterable[Example]) -> set[str]:
-    """Return the keys of questions that are asked of more than FEW groups, each with its own context.
-
-    "What is the diagnosis at discharge?" has a different meaning for every patient.
+    """Return the keys of questions asked of more than FEW groups, each with its own context, such as a patient's
+    record.
     """
     asked: dict[str, list[set[Any]]] = defaultdict(lambda: [set(), set()])
     alone = set()
@@ -240,11 +230,7 @@ def same_questions(examples: Sequence[Example]) -> dict[str, str]:
 
 
 def turn_keys(example: Example, last_only: bool = False) -> list[str]:
-    """Return keys of turns (a message of the user with its reply), by which a turn is recognized elsewhere.
-
-    The first message that isn't a greeting is recognized by itself, and so is one of MIN_TURN_WORDS words; others only
-    together with their reply.
-    """
+    """Return keys by which turns are recognized elsewhere: a long message or the first one; others with their reply."""
     said = [(turn.role, turn.text) for turn in example.turns or ()]
     asked = [*(text for role, text in said if role == "user"), example.question]
     replies = [*(text for role, text in said if role == "assistant"), example.answer]

@@ -77,18 +77,16 @@ class Scorer:
 
         The states of the last prompts are remembered, so only what differs from the most similar of them is read.
         """
-        shared, nearest = 0, None
-        for number, (earlier, _) in enumerate(self._remembered):
-            length = _common_length(earlier, prompt[:-1])
-            if length > shared:
-                shared, nearest = length, number
-        if nearest is None:
+        lengths = [_common_length(earlier, prompt[:-1]) for earlier, _ in self._remembered]
+        shared = max(lengths, default=0)
+        if not shared:
             self._request.reset_state()
         else:
-            state = self._remembered[nearest][1]
+            nearest = lengths.index(shared)
+            earlier, state = self._remembered[nearest]
             for variable in self._request.query_state():
                 variable.state = self._tensor(np.ascontiguousarray(state[variable.name][:, :, :shared]))
-            if shared > len(self._remembered[nearest][0]) // 2:
+            if shared > len(earlier) // 2:
                 del self._remembered[nearest]
         logits = self._logits(np.array([prompt[shared:]], dtype=np.int64), shared, 1)[0, -1]
         state = {variable.name: variable.state.data.copy() for variable in self._request.query_state()}
@@ -145,11 +143,8 @@ def _common_length(one: Sequence[int], other: Sequence[int]) -> int:
 def _likely(logits: Any, token: int) -> TokenLogprob:
     values = logits.astype(np.float64)
     logprobs = values - (values.max() + np.log(np.exp(values - values.max()).sum()))
-    best = (
-        np.argpartition(logprobs, -ALTERNATIVES)[-ALTERNATIVES:]
-        if len(logprobs) > ALTERNATIVES
-        else np.arange(len(logprobs))
-    )
+    count = min(ALTERNATIVES, len(logprobs))
+    best = np.argpartition(logprobs, -count)[-count:]
     ordered = best[np.argsort(-logprobs[best])]
     return TokenLogprob(token, float(logprobs[token]), {int(one): float(logprobs[one]) for one in ordered})
 

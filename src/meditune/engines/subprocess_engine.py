@@ -65,25 +65,19 @@ class MessageReader:
 
         They are returned together, because each return from a system call waits for the GIL, for as long as a step.
         """
-        while True:
-            found = self._complete_messages()
+        while more := os.read(self._file, READ_BYTES):
+            self._buffer += more
+            found, end = [], 0
+            while len(self._buffer) >= (begin := end + LENGTH_PREFIX.size):
+                length = LENGTH_PREFIX.unpack_from(self._buffer, end)[0]
+                if begin + length > len(self._buffer):
+                    break
+                end = begin + length
+                found.append(pickle.loads(self._buffer[begin:end]))
+            self._buffer = self._buffer[end:]
             if found:
                 return found
-            more = os.read(self._file, READ_BYTES)
-            if not more:
-                return []
-            self._buffer += more
-
-    def _complete_messages(self) -> list[Any]:
-        found, place = [], 0
-        while len(self._buffer) - place >= LENGTH_PREFIX.size:
-            end = place + LENGTH_PREFIX.size + LENGTH_PREFIX.unpack_from(self._buffer, place)[0]
-            if end > len(self._buffer):
-                break
-            found.append(pickle.loads(self._buffer[place + LENGTH_PREFIX.size : end]))
-            place = end
-        self._buffer = self._buffer[place:]
-        return found
+        return []
 
 
 class MessageWriter:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from datetime import datetime
 from functools import cached_property
@@ -110,34 +111,22 @@ class PlainTokenizer:
 
     @cached_property
     def _template(self) -> Any:
-        from jinja2 import nodes
-        from jinja2.ext import Extension, loopcontrols
+        from jinja2.ext import loopcontrols
         from jinja2.sandbox import ImmutableSandboxedEnvironment
 
         def refuse(message: str) -> None:
             raise ValueError(message)
 
-        class Generation(Extension):
-            """The markers of the assistant's parts, which matter in training only."""
-
-            tags = {"generation"}  # noqa: RUF012 (jinja reads it from the class)
-
-            def parse(self, parser: Any) -> Any:
-                """Return the marked part as it is."""
-                line = next(parser.stream).lineno
-                body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-                return nodes.Scope(body, lineno=line)
-
         # A sandbox as in transformers: templates come with a model and aren't trusted code.
-        environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, Generation]
-        )
+        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
         environment.globals |= {
             "raise_exception": refuse,
             "strftime_now": lambda form: datetime.now().strftime(form),
         }
         environment.filters["tojson"] = lambda value, indent=None: json.dumps(value, ensure_ascii=False, indent=indent)
-        return environment.from_string(self.chat_template or "")
+        # The markers of the assistant's parts matter in training only.
+        text = re.sub(r"(\{%[-+]?\s*)generation\b", r"\1if true", self.chat_template or "")
+        return environment.from_string(re.sub(r"(\{%[-+]?\s*)endgeneration\b", r"\1endif", text))
 
 
 TAIL = 6

@@ -24,7 +24,7 @@ from meditune.data.example import Example
 from meditune.data.retrieved_passages import with_best
 from meditune.engines.evidence_judge import load_support_model
 from meditune.errors import ModelError
-from meditune.evaluate import decision_calibration
+from meditune.evaluate.decision_calibration import fit_calibration
 from meditune.evaluate.predictions import Kind, Predictions, read, references, write_once
 from meditune.evidence.detector import Sources, Verdict, detect
 from meditune.evidence.support_model import Support, SupportQuestion
@@ -33,6 +33,11 @@ from meditune.progress import Progress
 if TYPE_CHECKING:
     from meditune.models.sentence_encoder import SentenceModel, TokenVectors
 
+GRADED: tuple[Kind, ...] = (
+    *("calibration", "similarity", "faithfulness", "reference_faithfulness"),
+    *("retrieved_faithfulness", "retrieved_reference_faithfulness"),
+)
+"""Kinds of rows that are computed from stored predictions"""
 WORDS = "words"
 """Name of the grader if no model graded"""
 
@@ -155,9 +160,7 @@ def _row(identifier: str, by: str, judgement: Verdict) -> dict[str, Any]:
     }
 
 
-def similarity(
-    predictions: Predictions, _: Mapping[str, Example], spec: EvaluateSpec
-) -> Iterator[dict[str, Any]] | None:
+def similarity(predictions: Predictions, spec: EvaluateSpec) -> Iterator[dict[str, Any]] | None:
     """Return rows with each answer's `similarity` and `token_similarity` to its most similar reference.
 
     None if the recipe turns this off, if there are no answers, or, with a message, if the model is unavailable.
@@ -218,21 +221,6 @@ def _is_available(folder: Path) -> bool:
     return folder.is_dir()
 
 
-Grader = Callable[[Predictions, Mapping[str, Example], EvaluateSpec], Iterable[dict[str, Any]] | None]
-"""Returns rows to store, from a model's predictions and the examples by id; None if there is nothing to grade"""
-GRADERS: dict[Kind, Grader] = {
-    "calibration": lambda predictions, _, spec: decision_calibration.fit_calibration(predictions, spec),
-    "similarity": similarity,
-    "faithfulness": grade_faithfulness,
-    "reference_faithfulness": partial(grade_faithfulness, of_references=True),
-}
-BY_PASSAGES: dict[Kind, Grader] = {
-    "retrieved_faithfulness": partial(grade_faithfulness, retrieved=True),
-    "retrieved_reference_faithfulness": partial(grade_faithfulness, of_references=True, retrieved=True),
-}
-"""Graders that read the examples with their retrieved passages"""
-
-
 def grade(
     folder: Path, model: str, examples: Sequence[Example], spec: EvaluateSpec, retrieved: Sequence[Example] = ()
 ) -> None:
@@ -242,8 +230,16 @@ def grade(
     """
     predictions = read(folder, model)
     given, by_passages = ({example.id: example for example in each} for each in (examples, retrieved))
-    for kind, grader in (GRADERS | BY_PASSAGES).items():
-        if not getattr(predictions, kind):
-            rows = grader(predictions, by_passages if kind in BY_PASSAGES else given, spec)
-            if rows is not None:
-                write_once(folder, model, kind, partial(iter, rows))
+    faithfulness = partial(grade_faithfulness, predictions)
+    graders: dict[Kind, Callable[[], Iterable[dict[str, Any]] | None]] = {
+        "calibration": lambda: fit_calibration(predictions, spec),
+        "similarity": lambda: similarity(predictions, spec),
+        "faithfulness": lambda: faithfulness(given, spec),
+        "reference_faithfulness": lambda: faithfulness(given, spec, of_references=True),
+        "retrieved_faithfulness": lambda: faithfulness(by_passages, spec, retrieved=True),
+        "retrieved_reference_faithfulness": lambda: faithfulness(by_passages, spec, of_references=True, retrieved=True),
+    }
+    for kind, grader in graders.items():
+        rows = None if getattr(predictions, kind) else grader()
+        if rows is not None:
+            write_once(folder, model, kind, partial(iter, rows))

@@ -110,11 +110,7 @@ class ApiBackend(Backend):
 
 
 def request_all(
-    client: Client,
-    ask: Callable[[Any], Callable[[], None]],
-    items: Sequence[Any],
-    label: str,
-    unit: str,
+    client: Client, ask: Callable[[Any], Callable[[], None]], items: Sequence[Any], label: str, unit: str
 ) -> None:
     """Call `ask` for several items at a time, and the functions that it returns one at a time.
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from meditune import statistics as stats
 from meditune.config.load_recipe import load_recipe
 from meditune.config.recipe import NEUTRAL
 from meditune.config.recipe_keys import dotted, leaves
@@ -17,28 +18,7 @@ from meditune.errors import DataError
 from meditune.evaluate.metrics import METRICS, references_of, statistics_of, summarise
 from meditune.evaluate.predictions import MeasuredModel, Predictions, examples_of, groups_of, read, seed_of
 from meditune.files import read_text
-from meditune.statistics import (
-    LEVEL,
-    Array,
-    Estimate,
-    Metric,
-    Statistics,
-    better,
-    bootstrap,
-    bootstrap_p,
-    by_cluster,
-    clusters_of,
-    holm,
-    is_wrong,
-    mcnemar,
-    paired_counts,
-    percentile_interval,
-    permutation_p,
-    random_swaps,
-    standard_gap,
-    two_level,
-    wilson,
-)
+from meditune.statistics import Array, Estimate, Metric, Statistics
 
 MIN_GROUPS = 6
 """Minimum number of groups for a significant difference: at random, five of five groups agree in one case of 16"""
@@ -47,25 +27,17 @@ MIN_GROUPS = 6
 def compare(
     base: Predictions, tuned: Predictions, resamples: int, seed: int, groups: Mapping[str, str] | None = None
 ) -> dict[str, dict[str, Any]]:
-    """Return for every metric of both models the difference and its significance:
+    """Return for every metric of both models its row of report.json's `comparison` (docs/reference/report.md).
 
-    - `delta`: tuned - base; for a metric whose best value is 1 (length_ratio), the difference of the distances from 1.
-    - `ci95`: the percentile interval of a paired bootstrap (Efron and Tibshirani 1993). Items with the same group in
-      `groups` (id -> group) are drawn together, because they aren't independent of each other.
-    - `p`, two-sided: from McNemar's exact test (McNemar 1947) if each item is right or wrong, else from the bootstrap;
-      `test` names the test. `p_holm`: `claim_p`, corrected by Holm's procedure (Holm 1979) over all metrics here.
-    - `better`: True or False if the interval excludes 0 on the good or the bad side; None if it doesn't, or if there
-      are fewer than MIN_GROUPS groups, because draws of so few groups hardly vary. In that case, the bootstrap's p is
-      1.
-    - `effect`: delta over the standard deviation of one item's contribution, which is Cohen's d of paired differences
-      (Cohen 1988, d_z), computed from the bootstrap's spread; None if the difference never varies.
-    - `base_ci95`, `tuned_ci95`: each model's own interval; Wilson's (Wilson 1927) for shares of independent items.
-    - `items`, `groups`: their numbers.
-    - `gained`, `lost`: if each item is right or wrong, the number that only the tuned or only the base model got right.
-    - `references`, for detector metrics, because detectors also mark some true answers: the result of
-      `_compare_with_references`, or None if the reference answers weren't graded. `better` is None unless the model
-      with more marks is `beyond` the references; `difference` is what `better` would be without regard to the
-      references.
+    Differences are tuned minus base. Intervals come from a paired bootstrap (Efron and Tibshirani 1993), in which items
+    with the same group in `groups` (id -> group) are drawn together, because they aren't independent of each other. `p`
+    is two-sided, from McNemar's exact test (McNemar 1947) if each item is right or wrong, else from the bootstrap;
+    `p_holm` is `claim_p`, corrected by Holm's procedure (Holm 1979) over all metrics here. `effect` is Cohen's d_z
+    (Cohen 1988), computed from the bootstrap's spread. With fewer than MIN_GROUPS groups, nothing is significant,
+    because draws of so few groups hardly vary.
+
+    A detector also marks some true answers. So for its metrics, `better` is None unless the model with more marks is
+    `beyond` its reference answers; `difference` is what `better` would be without regard to them.
 
     Raises DataError if the models were measured on different items.
     """
@@ -78,8 +50,8 @@ def compare(
             compared[name] = [run.base[name], run.tuned[name]]
             if METRICS[name].detector:
                 compared[name] += run.references_of_worse(METRICS[name])
-        sums = [(side.figure, by_cluster(side.items, clusters)) for sides in compared.values() for side in sides]
-        drawn = iter(zip(sums, bootstrap(sums, resamples, seed), strict=True))
+        sums = [(side.figure, stats.by_cluster(side.items, clusters)) for sides in compared.values() for side in sides]
+        drawn = iter(zip(sums, stats.bootstrap(sums, resamples, seed), strict=True))
         for name, sides in compared.items():
             models = [_Side(side, *next(drawn)) for side in sides]
             found[name] = _compared(METRICS[name], models, resamples, seed)
@@ -99,7 +71,7 @@ class _Statistics:
     def references_of_worse(self, metric: Metric) -> list[Statistics]:
         """Return the references' statistics of the model with more marks, or of the other model if it has none."""
         base, tuned = self.base[metric.name], self.tuned[metric.name]
-        worse = is_wrong(metric, float(standard_gap(metric, tuned.value(), base.value())))
+        worse = stats.is_wrong(metric, float(stats.standard_gap(metric, tuned.value(), base.value())))
         order = ("tuned", "base") if worse else ("base", "tuned")
         graded = [self.references[model].get(metric.name) for model in order]
         found = [each for each in graded if each and {*each.ids} == {*base.ids}]
@@ -117,7 +89,7 @@ def _measured_alike(runs: Sequence[_Statistics]) -> list[list[str]]:
 
 def _corrected(found: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """Return the rows in the order of METRICS, with `p_holm`."""
-    adjusted = holm({name: claim_p(row) for name, row in found.items()})
+    adjusted = stats.holm({name: claim_p(row) for name, row in found.items()})
     return {name: found[name] | {"p_holm": adjusted[name]} for name in METRICS if name in found}
 
 
@@ -169,27 +141,27 @@ class _Side:
 def _compared(metric: Metric, sides: Sequence[_Side], resamples: int, seed: int) -> dict[str, Any]:
     """Return the result for one metric, except `p_holm`; `sides` are base, tuned and, if graded, the references."""
     base, tuned = sides[:2]
-    deltas = standard_gap(metric, tuned.drawn, base.drawn)
+    deltas = stats.standard_gap(metric, tuned.drawn, base.drawn)
     deltas = deltas[np.isfinite(deltas)]
-    low, high = percentile_interval(deltas) or [np.nan, np.nan]
-    delta = float(standard_gap(metric, tuned.value, base.value))
+    low, high = stats.percentile_interval(deltas) or [np.nan, np.nan]
+    delta = float(stats.standard_gap(metric, tuned.value, base.value))
     count, items = len(base.sums), len(base.statistics.ids)
     few = count < MIN_GROUPS
     spread = float(deltas.std()) * count**0.5
     row: dict[str, Any] = {
         "delta": delta,
         "ci95": [low, high],
-        "p": 1.0 if few else bootstrap_p(deltas),
-        "better": None if few else better(low, high, metric.direction),
+        "p": 1.0 if few else stats.bootstrap_p(deltas),
+        "better": None if few else stats.better(low, high, metric.direction),
         "test": "paired bootstrap",
         "effect": delta / spread if spread > 0 else None,
-        "base_ci95": percentile_interval(base.drawn),
-        "tuned_ci95": percentile_interval(tuned.drawn),
+        "base_ci95": stats.percentile_interval(base.drawn),
+        "tuned_ci95": stats.percentile_interval(tuned.drawn),
         "items": items,
         "groups": count,
     }
     if metric.detector:
-        of = "tuned" if is_wrong(metric, delta) else "base"
+        of = "tuned" if stats.is_wrong(metric, delta) else "base"
         side = tuned if of == "tuned" else base
         beside = (
             _compare_with_references(metric, side, sides[2], few, resamples, seed) | {"of": of}
@@ -200,14 +172,14 @@ def _compared(metric: Metric, sides: Sequence[_Side], resamples: int, seed: int)
         if not (beside and beside["beyond"]):
             row["better"] = None
     if metric.share:
-        was, now = (paired_counts(each.statistics) for each in (base, tuned))
+        was, now = (stats.paired_counts(each.statistics) for each in (base, tuned))
         gained, lost = int((now & ~was).sum()), int((was & ~now).sum())
         if metric.direction == "down":
             gained, lost = lost, gained
         row |= {"gained": gained, "lost": lost}
         if count == items:
-            row |= {"p": mcnemar(gained, lost), "test": "McNemar, exact"}
-            row |= {"base_ci95": wilson(int(was.sum()), items), "tuned_ci95": wilson(int(now.sum()), items)}
+            row |= {"p": stats.mcnemar(gained, lost), "test": "McNemar, exact"}
+            row |= {"base_ci95": stats.wilson(int(was.sum()), items), "tuned_ci95": stats.wilson(int(now.sum()), items)}
     return row
 
 
@@ -220,16 +192,16 @@ def _compare_with_references(
     `excess_ci95` from the same draws; `p` is the p-value of no difference (statistics.permutation_p), 1 with `too_few`
     groups; `beyond` is True if the model has significantly more marks.
     """
-    swaps = random_swaps(len(model.sums), resamples, [seed, 1])
-    p = 1.0 if too_few else permutation_p(model.sums, references.sums, model.statistics.figure, swaps)
+    swaps = stats.random_swaps(len(model.sums), resamples, [seed, 1])
+    p = 1.0 if too_few else stats.permutation_p(model.sums, references.sums, model.statistics.figure, swaps)
     own, figure = (float(model.statistics.figure(each.sums.sum(axis=0))) for each in (model, references))
     return {
         "figure": figure,
-        "ci95": percentile_interval(references.drawn),
+        "ci95": stats.percentile_interval(references.drawn),
         "excess": own - figure,
-        "excess_ci95": percentile_interval(model.drawn - references.drawn),
+        "excess_ci95": stats.percentile_interval(model.drawn - references.drawn),
         "p": p,
-        "beyond": p < LEVEL and is_wrong(metric, own - figure),
+        "beyond": p < stats.LEVEL and stats.is_wrong(metric, own - figure),
     }
 
 
@@ -262,7 +234,7 @@ def caveats(comparison: Mapping[str, Mapping[str, Any]]) -> list[str]:
 
 def survives_correction(row: dict[str, Any]) -> bool:
     """Return True if a metric's difference is significant after correction for the number of metrics."""
-    return bool(row["p_holm"] < LEVEL)
+    return bool(row["p_holm"] < stats.LEVEL)
 
 
 def got_worse(comparison: dict[str, dict[str, Any]]) -> list[str]:
@@ -273,14 +245,16 @@ def got_worse(comparison: dict[str, dict[str, Any]]) -> list[str]:
     worse = []
     for name, row in comparison.items():
         metric = METRICS[name]
-        if is_wrong(metric, row["delta"]) and (is_significant(row) is False or round(row["delta"], metric.digits) != 0):
+        if stats.is_wrong(metric, row["delta"]) and (
+            is_significant(row) is False or round(row["delta"], metric.digits) != 0
+        ):
             worse.append(name)
     return worse
 
 
 def group_numbers(ids: Sequence[str], groups: Mapping[str, str]) -> Any:
     """Return (n,) the number of each item's group; an item without a group forms a group of its own."""
-    return clusters_of([(each in groups, groups.get(each, each)) for each in ids])
+    return stats.clusters_of([(each in groups, groups.get(each, each)) for each in ids])
 
 
 Change = dict[str, Any]
@@ -365,7 +339,7 @@ def side_by_side(models: Sequence[MeasuredModel], resamples: int, seed: int) -> 
     for other in others:
         try:
             found[other.name] = compare(
-                first.predictions, other.predictions, resamples, seed, first.groups() | other.groups()
+                first.predictions, other.predictions, resamples, seed, groups_of(first.examples | other.examples)
             )
         except DataError as error:
             raise DataError(f"{first.name} and {other.name}: {error}") from error
@@ -373,7 +347,9 @@ def side_by_side(models: Sequence[MeasuredModel], resamples: int, seed: int) -> 
             raise NothingInCommonError(
                 f"{first.name} and {other.name} have no metric in common, so there is nothing to compare."
             )
-    adjusted = holm({f"{name}\n{metric}": claim_p(row) for name, rows in found.items() for metric, row in rows.items()})
+    adjusted = stats.holm(
+        {f"{name}\n{metric}": claim_p(row) for name, rows in found.items() for metric, row in rows.items()}
+    )
     comparisons = {}
     for name, rows in found.items():
         corrected = {metric: row | {"p_holm": adjusted[f"{name}\n{metric}"]} for metric, row in rows.items()}
@@ -386,18 +362,15 @@ def side_by_side(models: Sequence[MeasuredModel], resamples: int, seed: int) -> 
     return result
 
 
-# Runs with different seeds: a two-level bootstrap over seeds and items
+# Runs with different seeds: a two-level stats.bootstrap over seeds and items
 
 
 def over_seeds(folders: Sequence[Path], resamples: int = 10_000, seed: int = 17) -> dict[str, Any]:
     """Return `seeds`, and for every metric that all runs measured, the spread of base, tuned and their difference.
 
-    For each metric: `base`, `tuned` and `delta`, one value per run in the order of `seeds`; the `mean` delta, its
-    standard deviation over the seeds `sd`, and its `range`; `se`, `df`, `ci95`, `p` and `seed_share` of the mean, by
-    `two_level`; `p_holm`, corrected by Holm's procedure over all metrics here; `items` and `groups` of all runs
-    together; `better`: True or False if the interval excludes 0, and None if it doesn't or if there are fewer than
-    MIN_GROUPS groups of items; `agree`: the number of runs in which the metric improved. Detector metrics have
-    `references` and `difference` as in compare.compare, with means over the runs, and follow the same rule.
+    For each metric: `base`, `tuned` and `delta`, one value per run in the order of `seeds`; the `mean` delta with its
+    `sd` and `range` over the seeds; its `se`, `df`, `ci95`, `p` and `seed_share` by `two_level`; `agree`, the number of
+    runs in which the metric improved; the other keys as in `compare`, with means over the runs.
 
     Raises DataError if the runs differ in more than their seed, or contain no predictions.
     """
@@ -418,12 +391,12 @@ def over_seeds(folders: Sequence[Path], resamples: int = 10_000, seed: int = 17)
         compared = {name: _pairs(METRICS[name], runs) for name in names}
         count = len(set(clusters.values()))
         sums = [
-            (side.figure, by_cluster(side.items, np.array([clusters[id] for id in side.ids]), count))
+            (side.figure, stats.by_cluster(side.items, np.array([clusters[id] for id in side.ids]), count))
             for each in compared.values()
             for sides in (*each["change"], *each["excess"])
             for side in sides
         ]
-        drawn = iter(bootstrap(sums, resamples, seed))
+        drawn = iter(stats.bootstrap(sums, resamples, seed))
         for name, each in compared.items():
             estimates = {
                 kind: _estimate(METRICS[name], each[kind], drawn, count, seed) for kind in ("change", "excess")
@@ -444,7 +417,7 @@ def _pairs(metric: Metric, runs: Sequence[_Statistics]) -> dict[str, Any]:
     references.
     """
     change = [(run.base[metric.name], run.tuned[metric.name]) for run in runs]
-    of = "tuned" if is_wrong(metric, float(_gaps(metric, change).mean())) else "base"
+    of = "tuned" if stats.is_wrong(metric, float(_gaps(metric, change).mean())) else "base"
     excess = [
         (references, tuned if of == "tuned" else base)
         for run, (base, tuned) in zip(runs, change, strict=True)
@@ -454,7 +427,7 @@ def _pairs(metric: Metric, runs: Sequence[_Statistics]) -> dict[str, Any]:
 
 
 def _gaps(metric: Metric, pairs: Pairs) -> Array:
-    return np.array([float(standard_gap(metric, second.value(), first.value())) for first, second in pairs])
+    return np.array([float(stats.standard_gap(metric, second.value(), first.value())) for first, second in pairs])
 
 
 def _estimate(metric: Metric, pairs: Pairs, draws: Iterator[Array], groups: int, seed: int) -> Estimate | None:
@@ -462,8 +435,8 @@ def _estimate(metric: Metric, pairs: Pairs, draws: Iterator[Array], groups: int,
     if not pairs:
         return None
     values = [(next(draws), next(draws)) for _ in pairs]
-    gaps = np.stack([standard_gap(metric, second, first) for first, second in values], axis=1)
-    return two_level(_gaps(metric, pairs), gaps, groups, seed)
+    gaps = np.stack([stats.standard_gap(metric, second, first) for first, second in values], axis=1)
+    return stats.two_level(_gaps(metric, pairs), gaps, groups, seed)
 
 
 def _row(
@@ -485,7 +458,7 @@ def _row(
         "seed_share": found.seed_share,
         "ci95": [low, high],
         "p": 1.0 if few else found.p(),
-        "better": None if few else better(low, high, metric.direction),
+        "better": None if few else stats.better(low, high, metric.direction),
         "agree": int((deltas > 0).sum() if metric.direction == "up" else (deltas < 0).sum()),
         "groups": groups,
     }
@@ -500,7 +473,7 @@ def _row(
                 "excess": excess.mean,
                 "excess_ci95": excess.ci95(),
                 "p": p,
-                "beyond": p < LEVEL and is_wrong(metric, excess.mean),
+                "beyond": p < stats.LEVEL and stats.is_wrong(metric, excess.mean),
             }
         if not (row["references"] and row["references"]["beyond"]):
             row["better"] = None

@@ -20,14 +20,12 @@ from typing import Any, Literal, get_args
 from meditune.config.data_options import Task
 from meditune.config.recipe import SUITE_TOKENS, EvaluateSpec, Recipe, SuiteName
 from meditune.data.example import Example
-from meditune.data.preference.pairs import Pair
+from meditune.data.preference_pairs import Pair
 from meditune.errors import DataError
 from meditune.evaluate import safety_battery
 from meditune.evaluate.predictions import (
-    ANSWER,
     GRADES_OF,
     KINDS,
-    LIKELIHOOD,
     AnswerKind,
     ChoiceSuite,
     Condition,
@@ -198,17 +196,17 @@ class Evaluator:
         self.items = self._items(recipe, examples, pairs, dev, retrieved, suites or {})
         """The items of each kind; kinds without items are absent"""
         without = [example.id for example in examples if not example.answer.strip() and not example.label]
-        self.remark = (
-            f"{len(without)} of {len(examples)} items have no reference answer and are measured by their decision "
-            f"only, such as {without[0]}."
-            if without and "answer" in self.items
-            else ""
-        )
         unmeasured = [name for name in suites or {} if suite_kind(name) not in can.kinds]
+        self.remarks: list[str] = []
+        if without and "answer" in self.items:
+            self.remarks.append(
+                f"{len(without)} of {len(examples)} items have no reference answer and are measured by their decision "
+                f"only, such as {without[0]}."
+            )
         if unmeasured:
-            self.remark += (
-                f"{' ' if self.remark else ''}Not measured: {', '.join(unmeasured)} (evaluate.suites). These suites "
-                "need the likelihood of given text from a model that Meditune loads itself."
+            self.remarks.append(
+                f"Not measured: {', '.join(unmeasured)} (evaluate.suites). These suites need the likelihood of given "
+                "text from a model that Meditune loads itself."
             )
 
     def _items(
@@ -221,11 +219,10 @@ class Evaluator:
             return {"decision": decided["decision"]}
         answered = chosen_answers(examples, spec.answers, recipe.seed)
         under = under_conditions(answered, spec, retrieved)
-        items: dict[Kind, Sequence[Any]] = {
+        items: dict[Any, Sequence[Any]] = {
             **decided,
             **dict.fromkeys(("likelihood", "unconditional", "answer"), answered),
-            **{LIKELIHOOD[condition]: conditioned for condition, conditioned in under.items()},
-            **{ANSWER[condition]: conditioned for condition, conditioned in under.items()},
+            **{f"{condition}_{kind}": each for condition, each in under.items() for kind in ("likelihood", "answer")},
             "written": decided.get("decision", []) if spec.written_decisions else [],
             "samples": chosen_answers(answered, SAMPLED, recipe.seed) if spec.samples else [],
             "preference": pairs,
@@ -246,8 +243,8 @@ class Evaluator:
 
     def measure(self, backend: Backend, name: str) -> None:
         """Compute and store the predictions of a model that don't exist yet."""
-        if self.remark:
-            print(self.remark, file=sys.stderr)
+        if self.remarks:
+            print(" ".join(self.remarks), file=sys.stderr)
         self._leave_out_rejected(backend)
         if self.uses_lm_eval:
             label = f"Scoring {name} as lm-eval does"

@@ -7,18 +7,21 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from meditune.data.readers.tables import Rejects, rows
+from meditune.data.readers.tables import Layout, Rejects, rows
 from meditune.data.readers.user_files import columns_for
 from meditune.errors import DataError
 from meditune.evaluate.evaluator import list_ids
 from meditune.evaluate.predictions import path_of, read
 from meditune.files import write_jsonl
 
-COLUMNS = {
-    "id": ("id", "question_id", "qid", "question"),
-    "score": ("score", "rating", "grade", "judgment", "judgement"),
-    "model": ("model", "system", "run"),
-}
+LAYOUT = Layout(
+    guesses={
+        "id": ("id", "question_id", "qid", "question"),
+        "score": ("score", "rating", "grade", "judgment", "judgement"),
+        "model": ("model", "system", "run"),
+    },
+    needed=(("id",), ("score",)),
+)
 MIN_RATING, MAX_RATING = 1, 4
 
 Rows = list[dict[str, Any]]
@@ -35,7 +38,7 @@ def read_ratings(path: Path, best: bool = False) -> dict[str, Rows]:
     rejects = Rejects()
     columns: Mapping[str, str] = {}
     for place, row in rows(path, "ratings", rejects):
-        columns = columns or columns_for(list(row), None, place, COLUMNS, (("id",), ("score",)))
+        columns = columns or columns_for(list(row), None, place, LAYOUT)
         name, model = (str(row.get(columns.get(field, ""), "") or "").strip() for field in ("id", "model"))
         if not name:
             raise DataError(f"{place}: no question id. Add the question's id to each rating.")

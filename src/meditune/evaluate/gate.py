@@ -13,9 +13,11 @@ same reason `not_worse` ignores a detector's marks in the reference answers; `be
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import chain
+from operator import ge, le
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,7 +28,7 @@ from meditune.config.recipe_keys import Document, Key, UnreadableError
 from meditune.errors import GateError, MedituneError, RecipeError
 from meditune.evaluate.compare import caveats, changes, is_significant, side_by_side
 from meditune.evaluate.metrics import METRICS
-from meditune.evaluate.predictions import MeasuredModel, measured_model
+from meditune.evaluate.predictions import measured_model
 from meditune.files import read_text, write_json, write_jsonl
 
 
@@ -100,41 +102,37 @@ def check(policy: Policy, comparison: dict[str, dict[str, Any]], figures: dict[s
 
     A rule fails if its metric wasn't measured.
     """
-    checks = []
-    for name in comparison if policy.not_worse == "all" else policy.not_worse:
-        checks.append(_compared(name, "not_worse", comparison, lambda row, _: is_significant(row) is not False))
-    for name in policy.better:
-        checks.append(_compared(name, "better", comparison, lambda row, _: row["better"] is True))
-    for name, margin in policy.within.items():
-        checks.append(_compared(name, f"within {margin:g}", comparison, _no_loss_of(margin)))
-    for name, bound in policy.at_least.items():
-        checks.append(_own(name, f"at_least {bound:g}", figures, lambda value, bound=bound: value >= bound))
-    for name, bound in policy.at_most.items():
-        checks.append(_own(name, f"at_most {bound:g}", figures, lambda value, bound=bound: value <= bound))
-    return checks
 
-
-def _no_loss_of(margin: float) -> Any:
-    def holds(row: dict[str, Any], direction: str) -> bool:
+    def compared(name: str, rule: str, holds: Callable[[dict[str, Any]], bool]) -> Check:
+        if name not in comparison:
+            return Check(name, rule, False, "not measured for both models")
+        row, digits = comparison[name], METRICS[name].digits
         low, high = row["ci95"]
-        return bool(low > -margin if direction == "up" else high < margin)
+        why = f"{row['delta']:+.{digits}f}, 95 % interval {low:+.{digits}f} to {high:+.{digits}f}"
+        return Check(name, rule, holds(row), why)
 
-    return holds
+    def own(name: str, rule: str, holds: Callable[[float], bool]) -> Check:
+        if name not in figures:
+            return Check(name, rule, False, "not measured")
+        return Check(name, rule, holds(figures[name]), f"{figures[name]:.{METRICS[name].digits}f}")
 
+    def loses_less(name: str, margin: float, row: dict[str, Any]) -> bool:
+        low, high = row["ci95"]
+        return bool(low > -margin if METRICS[name].direction == "up" else high < margin)
 
-def _compared(name: str, rule: str, comparison: dict[str, dict[str, Any]], holds: Any) -> Check:
-    if name not in comparison:
-        return Check(name, rule, False, "not measured for both models")
-    row, digits = comparison[name], METRICS[name].digits
-    low, high = row["ci95"]
-    why = f"{row['delta']:+.{digits}f}, 95 % interval {low:+.{digits}f} to {high:+.{digits}f}"
-    return Check(name, rule, holds(row, METRICS[name].direction), why)
-
-
-def _own(name: str, rule: str, figures: dict[str, float], holds: Any) -> Check:
-    if name not in figures:
-        return Check(name, rule, False, "not measured")
-    return Check(name, rule, bool(holds(figures[name])), f"{figures[name]:.{METRICS[name].digits}f}")
+    return [
+        *(
+            compared(name, "not_worse", lambda row: is_significant(row) is not False)
+            for name in (comparison if policy.not_worse == "all" else policy.not_worse)
+        ),
+        *(compared(name, "better", lambda row: row["better"] is True) for name in policy.better),
+        *(
+            compared(name, f"within {margin:g}", partial(loses_less, name, margin))
+            for name, margin in policy.within.items()
+        ),
+        *(own(name, f"at_least {bound:g}", partial(le, bound)) for name, bound in policy.at_least.items()),
+        *(own(name, f"at_most {bound:g}", partial(ge, bound)) for name, bound in policy.at_most.items()),
+    ]
 
 
 def _problem(document: Document, location: tuple[Any, ...], text: str) -> tuple[int, str, str]:
@@ -162,11 +160,16 @@ def compare(names: Sequence[str], resamples: int, seed: int, policy: Policy | No
     """
     if len(names) < 2:
         raise MedituneError("A comparison needs two or more models. Name their folders: meditune compare A B")
-    first, *others = (measured_model(name) for name in names)
-    result = side_by_side([first, *others], resamples, seed)
+    first, *others = models = [measured_model(name) for name in names]
+    result = side_by_side(models, resamples, seed) | {"remarks": []}
     remarks = (caveats(each["comparison"]) for each in result["comparisons"].values())
-    result["remarks"] = [*passages_remark([first, *others]), *dict.fromkeys(chain.from_iterable(remarks))]
-    result["leakage"] = [model.leakage for model in (first, *others) if model.leakage]
+    served = [model for model in models if model.passages]
+    differing = [model.name for model in served if model.passages != served[0].passages]
+    if differing:
+        passages = f"{', '.join(differing)} had other passages than {served[0].name}"
+        result["remarks"].append(f"{passages}; part of the difference is due to retrieval.")
+    result["remarks"] += dict.fromkeys(chain.from_iterable(remarks))
+    result["leakage"] = [model.leakage for model in models if model.leakage]
     result["changes"] = {
         other.name: changes(first.predictions, other.predictions, first.examples | other.examples) for other in others
     }
@@ -176,17 +179,6 @@ def compare(names: Sequence[str], resamples: int, seed: int, policy: Policy | No
             name: [asdict(each) for each in check(policy, rows[name]["comparison"], figures[name])] for name in rows
         }
     return result
-
-
-def passages_remark(models: Sequence[MeasuredModel]) -> list[str]:
-    """Return a sentence if models with retrieved passages didn't get the same passages."""
-    served = [model for model in models if model.passages]
-    differing = [model.name for model in served if model.passages != served[0].passages]
-    if not differing:
-        return []
-    return [
-        f"{', '.join(differing)} had other passages than {served[0].name}; part of the difference is due to retrieval."
-    ]
 
 
 def write(result: dict[str, Any], figures: Path | None, changes: Path | None) -> None:

@@ -30,24 +30,13 @@ from meditune.prompts import Encoder
 FILE = Path(__file__).parent / "choices.jsonl"
 
 
-@dataclass(frozen=True)
-class Question:
-    """A question with several choices, one of which is correct."""
-
-    id: str
-    subject: str
-    question: str
-    choices: list[str]
-    answer: int
-    """Index of the correct choice"""
+Question = dict[str, Any]
+"""A question: `id`, `subject`, `question`, four `choices`, and `answer`, the index of the correct one"""
 
 
 def questions(count: int) -> list[Question]:
-    """Return the first `count` questions, or all if there are fewer.
-
-    Subjects and positions of the correct choice are mixed.
-    """
-    return [Question(**row) for row in read_jsonl(FILE)[:count]]
+    """Return the first `count` questions, or all; subjects and positions of the correct choice are mixed."""
+    return read_jsonl(FILE)[:count]
 
 
 def answer_choices(
@@ -58,16 +47,17 @@ def answer_choices(
     The prompt ignores the model's own format: it is "Question: ...", and "Answer:" on a separate line.
     """
     encoded = [
-        encoder.continuations(each.id, f"Question: {each.question}\nAnswer:", each.choices) for each in questions
+        encoder.continuations(each["id"], f"Question: {each['question']}\nAnswer:", each["choices"])
+        for each in questions
     ]
     scores = score(loaded, [join(choices) for choices in encoded], batch_tokens, label)
     for each, choices in zip(questions, encoded, strict=True):
         yield {
-            "id": each.id,
-            "subject": each.subject,
-            "reference": each.answer,
+            "id": each["id"],
+            "subject": each["subject"],
+            "reference": each["answer"],
             "nll": [scores.answers[item.id].nll for item in choices],
-            "bytes": [len(choice.encode()) for choice in each.choices],
+            "bytes": [len(choice.encode()) for choice in each["choices"]],
         }
 
 

@@ -11,13 +11,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from itertools import groupby
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 import torch
 
-from meditune.data.example import DECISIONS, Example, Passage
-from meditune.data.preference.pairs import Pair
-from meditune.errors import DataError, ModelError
+from meditune.data.example import DECISIONS, Example
+from meditune.data.preference_pairs import Pair
+from meditune.errors import ModelError
 from meditune.models.forward import label_logits
 from meditune.models.inference import batch_limit, inference, tokens_per_pass
 from meditune.models.load import LoadedModel, positions
@@ -63,14 +64,14 @@ def score(
             likelihoods = log_likelihoods(logits, batch.targets.to(logits.device))
             start = 0
             for item in (item for row in chosen for item in row.encoded):
-                if item.task == "decision":
-                    found = label_logits(head, hidden[start], list((labels or {}).values())).tolist()
+                if item.task in ("decision", "claim"):
+                    tokens = list((labels or {}).values()) if item.task == "decision" else item.choices
+                    found = label_logits(head, hidden[start], tokens).tolist()
                     refuse_not_finite(found, item.id, loaded)
-                    scores.decisions[item.id] = dict(zip(labels or {}, found, strict=True))
-                elif item.task == "claim":
-                    found = label_logits(head, hidden[start], item.choices).tolist()
-                    refuse_not_finite(found, item.id, loaded)
-                    scores.claims[item.id] = found
+                    if item.task == "decision":
+                        scores.decisions[item.id] = dict(zip(labels or {}, found, strict=True))
+                    else:
+                        scores.claims[item.id] = found
                 else:
                     scored = len(item.target) if item.answer_cut else len(item.target) - 1
                     nll = -float(likelihoods[start : start + scored].sum())
@@ -154,17 +155,15 @@ def score_claims(
 
     Neighbouring claims about the same evidence share the pass over it.
     """
-    encoded = [[encoder.supervised(claim, "claim") for claim in group] for _, group in groupby(claims, _evidence)]
+    encoded = [
+        [encoder.supervised(claim, "claim") for claim in group] for _, group in groupby(claims, attrgetter("context"))
+    ]
     scores = score(loaded, [join(items) for items in encoded], batch_tokens, label).claims
     for claim in claims:
         logits = dict(zip(claim.labels, scores[claim.id], strict=True))
         prediction = max(logits, key=lambda name: logits[name])
         row = {"id": claim.id, "source": claim.source, "reference": claim.label, "prediction": prediction}
         yield row | {"logits": logits}
-
-
-def _evidence(claim: Example) -> tuple[Passage, ...]:
-    return claim.context
 
 
 def score_pairs(
@@ -216,23 +215,16 @@ class Asked(NamedTuple):
     """The choices' tokens if there is a single branch, else empty"""
 
 
-def asked(loaded: LoadedModel, example: Example) -> Asked:
-    """Return the question in the model's tokens, truncated on the left to the model's maximum length.
-
-    Raises DataError if the example has no decision, and ModelError if a choice adds no token.
-    """
-    if not example.decision:
-        raise DataError(f"{example.id} has no decision, so it can't be evaluated. Remove it, or add `decision`.")
-    return asked_text(loaded, example.id, prompt_text(example), DECISIONS)
-
-
 def asked_text(loaded: LoadedModel, identifier: str, text: str, choices: Sequence[str]) -> Asked:
-    """Return a text and its continuations by each choice after a space, truncated on the left like `asked`.
+    """Return a text and its continuations by each choice after a space, truncated on the left to the model's length.
 
     Raises ModelError if a choice adds no token.
     """
     before = _tokens(loaded.tokenizer, text)
-    longest = _max_length(loaded)
+    longest = positions(loaded.model.config)
+    if longest is None:
+        longest = int(getattr(loaded.tokenizer, "model_max_length", UNLIMITED) or UNLIMITED)
+        longest = longest if longest < UNLIMITED else USUAL_LENGTH
     encoded = []
     for choice in choices:
         after = _tokens(loaded.tokenizer, f"{text} {choice}")[len(before) :]
@@ -252,7 +244,7 @@ def decisions(
 
     Raises ModelError if a log-likelihood isn't finite.
     """
-    questions = [asked(loaded, example) for example in examples]
+    questions = [asked_text(loaded, example.id, prompt_text(example), DECISIONS) for example in examples]
     found = choice_likelihoods(loaded, questions, batch_tokens, label)
     for example, likelihoods in zip(examples, found, strict=True):
         scored = dict(zip(DECISIONS, likelihoods, strict=True))
@@ -294,15 +286,5 @@ def choice_likelihoods(
 
 def _tokens(tokenizer: Any, text: str) -> list[int]:
     start = tokenizer.bos_token
-    ids: list[int] = tokenizer.encode(
-        text, **({"add_special_tokens": False} if start and text.startswith(start) else {})
-    )
-    return ids
-
-
-def _max_length(loaded: LoadedModel) -> int:
-    length = positions(loaded.model.config)
-    if length is not None:
-        return length
-    longest = int(getattr(loaded.tokenizer, "model_max_length", UNLIMITED) or UNLIMITED)
-    return longest if longest < UNLIMITED else USUAL_LENGTH
+    more = {"add_special_tokens": False} if start and text.startswith(start) else {}
+    return list(tokenizer.encode(text, **more))

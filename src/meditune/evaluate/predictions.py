@@ -1,39 +1,7 @@
 """Stored predictions, from which every metric can be computed again without the model, and the models they belong to.
 
-One JSON Lines file per model and task under `predictions/`:
-
-    base-decision.jsonl     id, reference, prediction, logits {label: logit}; for API models also by: likelihood or word
-    base-dev_decision.jsonl the same on the dev split, for calibration and abstention
-    base-closed.jsonl       the same without any context in the prompt
-    base-retrieved.jsonl    the same with retrieved passages (the run's retrieved.jsonl) instead of the context
-    base-written.jsonl      id, reference, prediction, text    (the written decision, and its text)
-    base-calibration.jsonl  id, method, temperature, bias {label: logit}, items    (one line; fitted on dev decisions)
-    base-likelihood.jsonl   id, nll, tokens, bytes     (reference answers, without their end token)
-    base-unconditional.jsonl   id, nll, tokens, bytes  (the same answers without question and context)
-    base-answer.jsonl       id, reference, references, prediction   (greedy decoding; references has all of them)
-    base-closed_likelihood.jsonl, base-closed_answer.jsonl, base-retrieved_likelihood.jsonl,
-    base-retrieved_answer.jsonl   likelihoods and answers under these conditions; with retrieved passages also passages,
-                            the number of the item's passages that fit into the prompt
-    base-safety.jsonl       id, category, message, prediction   (the safety battery; graded when metrics are computed)
-    base-general.jsonl      id, nll, tokens, bytes     (windows of general text)
-    base-technical.jsonl    id, nll, tokens, bytes, python, sha256   (windows of technical text, and its edition)
-    base-preference.jsonl   id, kind, chosen_nll, chosen_tokens, rejected_nll, rejected_tokens   (pairs of answers)
-    base-samples.jsonl      id, predictions            (sampled answers)
-    base-faithfulness.jsonl id, score, by, sentences, spans   (graded answers: evaluate/answer_grading.py)
-    base-retrieved_faithfulness.jsonl   the same for answers with retrieved passages, against those in the prompt
-    base-reference_faithfulness.jsonl, base-retrieved_reference_faithfulness.jsonl   the same for the reference answers,
-                            graded against the same sources: the grader's marks in true answers
-    base-similarity.jsonl   id, similarity, token_similarity   (each answer and its nearest reference)
-    base-choice.jsonl       id, subject, reference, nll, bytes   (general knowledge; nll and bytes of every choice)
-    base-claim.jsonl        id, source, reference, prediction, logits {label: logit}   (claims about their evidence)
-    tuned-dev_claim.jsonl   the same on the dev split, for the judge's correction
-    base-rating.jsonl       id, score                  (1 to 4 by raters, null for an unanswered question)
-    base-suite_medqa.jsonl  id, reference, letters, options, lengths    (a public test with choices; also medmcqa and
-                            mmlu_medical; log-likelihoods of the letters and of the full options)
-    base-suite_pubmedqa.jsonl   id, reference, words   (the same with yes, no and maybe; also bioasq_yesno)
-    base-suite_medhallu.jsonl   id, reference, margins, nll     (of the true and the hallucinated answer)
-    base-suite_k_qa.jsonl   id, reference, references, prediction   (an open answer; also medicationqa and healthbench)
-    base-suite_k_qa_grades.jsonl    id, by, statements     (its judge's verdicts: evaluate/suites/open_answers.py)
+There is one JSON Lines file for each model and kind under `predictions/`, such as `base-decision.jsonl`;
+docs/reference/report.md lists the kinds and the fields of their rows.
 """
 
 from __future__ import annotations
@@ -47,7 +15,7 @@ from typing import Any, Literal, get_args
 from meditune.config.load_recipe import load_recipe
 from meditune.config.recipe import SuiteName
 from meditune.data.example import Example, read_examples
-from meditune.data.leakage import LEAKAGE_FILE_NAME as FILE_NAME
+from meditune.data.leakage import LEAKAGE_FILE_NAME
 from meditune.data.readers import pubmedqa
 from meditune.data.retrieved_passages import RANKS, RETRIEVED_FILE, count
 from meditune.errors import DataError
@@ -63,43 +31,18 @@ DecisionKind = Literal["decision", "dev_decision", Condition]
 """Decisions by likelihood: on the measured items, on the dev split, and on the measured items under each condition."""
 AnswerKind = Literal["answer", "closed_answer", "retrieved_answer"]
 LikelihoodKind = Literal["likelihood", "closed_likelihood", "retrieved_likelihood"]
-ANSWER: dict[Condition, AnswerKind] = {"closed": "closed_answer", "retrieved": "retrieved_answer"}
-LIKELIHOOD: dict[Condition, LikelihoodKind] = {"closed": "closed_likelihood", "retrieved": "retrieved_likelihood"}
 ChoiceSuite = Literal[
-    "suite_medqa",
-    "suite_medmcqa",
-    "suite_mmlu_medical",
-    "suite_pubmedqa",
-    "suite_bioasq_yesno",
-    "suite_medhallu",
-]
+    "suite_medqa", "suite_medmcqa", "suite_mmlu_medical", "suite_pubmedqa", "suite_bioasq_yesno", "suite_medhallu"
+]  # fmt: skip
 """Public tests that are scored by likelihood"""
 OpenSuite = Literal["suite_k_qa", "suite_medicationqa", "suite_healthbench"]
 SuiteGrades = Literal["suite_k_qa_grades", "suite_medicationqa_grades", "suite_healthbench_grades"]
 Kind = Literal[
-    DecisionKind,
-    AnswerKind,
-    LikelihoodKind,
-    "written",
-    "calibration",
-    "unconditional",
-    "similarity",
-    TextKind,
-    "choice",
-    "preference",
-    "claim",
-    "dev_claim",
-    "samples",
-    "faithfulness",
-    "retrieved_faithfulness",
-    "reference_faithfulness",
-    "retrieved_reference_faithfulness",
-    "safety",
-    "rating",
-    ChoiceSuite,
-    OpenSuite,
+    DecisionKind, AnswerKind, LikelihoodKind, "written", "calibration", "unconditional", "similarity", TextKind,
+    "choice", "preference", "claim", "dev_claim", "samples", "faithfulness", "retrieved_faithfulness",
+    "reference_faithfulness", "retrieved_reference_faithfulness", "safety", "rating", ChoiceSuite, OpenSuite,
     SuiteGrades,
-]
+]  # fmt: skip
 KINDS: tuple[Kind, ...] = get_args(Kind)
 GRADES_OF: dict[Kind, Kind] = dict(zip(get_args(OpenSuite), get_args(SuiteGrades), strict=True))
 GIVEN: tuple[Kind, ...] = ("decision", "likelihood", "answer", "faithfulness", "reference_faithfulness")
@@ -158,14 +101,8 @@ def _filled(rows: list[Row], replacements: list[Row]) -> list[Row]:
 
 def answer_row(example: Example, answer: str, omitted_passages: int = 0) -> dict[str, Any]:
     """Return the stored row of a written answer; `omitted_passages` retrieved passages didn't fit into the prompt."""
-    passages = {"passages": count(example) - omitted_passages} if RANKS in example.meta else {}
-    return {
-        "id": example.id,
-        "reference": example.answer,
-        "references": example.references(),
-        "prediction": answer,
-        **passages,
-    }
+    row = {"id": example.id, "reference": example.answer, "references": example.references(), "prediction": answer}
+    return row | ({"passages": count(example) - omitted_passages} if RANKS in example.meta else {})
 
 
 def references(row: dict[str, Any]) -> list[str]:
@@ -221,10 +158,6 @@ def _check_ids(rows: list[Row], path: Path) -> None:
         )
 
 
-NO_LABEL = "none"
-"""Label of a decision without a label; PubMedQA's script counts it as wrong and as a class of its own in macro-F1"""
-
-
 def write_pubmedqa(folder: Path, model: str, test: Sequence[Example]) -> Path | None:
     """Write `MODEL-pubmedqa.json` for `evaluation.py` of https://github.com/pubmedqa/pubmedqa, and return its path.
 
@@ -236,7 +169,8 @@ def write_pubmedqa(folder: Path, model: str, test: Sequence[Example]) -> Path | 
     if not predictions:
         return None
     path = folder / f"{model}-pubmedqa.json"
-    labels = {pmid: label or NO_LABEL for pmid, label in predictions.items()}
+    # PubMedQA's script counts "none" as wrong, and as a class of its own in macro-F1.
+    labels = {pmid: label or "none" for pmid, label in predictions.items()}
     if not path.is_file() or read_json(path) != labels:
         write_json(path, labels)
     return path
@@ -260,10 +194,6 @@ class MeasuredModel:
     passages: str = ""
     """With retrieved passages, the SHA-256 of their file"""
 
-    def groups(self) -> dict[str, str]:
-        """Return each item's group; items of one group aren't independent of each other."""
-        return groups_of(self.examples)
-
 
 def measured_model(name: str) -> MeasuredModel:
     """Return the model that `name` stands for: FOLDER of `meditune evaluate` or of a run, or FOLDER:base, FOLDER:tuned.
@@ -282,7 +212,7 @@ def measured_model(name: str) -> MeasuredModel:
     side = side or ("model" if "model" in sides else "tuned")
     if side not in sides:
         raise DataError(f"{folder} contains no predictions of {side!r}, only of {', '.join(sides) or 'no model'}.")
-    checked = folder / FILE_NAME
+    checked = folder / LEAKAGE_FILE_NAME
     known = examples_of(folder), read_json(checked) if checked.is_file() else None
     predictions = read(place, side)
     if condition is None:

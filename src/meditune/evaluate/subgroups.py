@@ -9,29 +9,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from meditune import statistics as stats
 from meditune.data.example import TRAITS, Example
 from meditune.evaluate.metrics import METRICS, references_of, statistics_of
 from meditune.evaluate.metrics.grades import BY_WORD
 from meditune.evaluate.predictions import Predictions
-from meditune.statistics import (
-    LEVEL,
-    RESAMPLES,
-    Array,
-    Metric,
-    Statistics,
-    draws,
-    fisher,
-    holm,
-    is_wrong,
-    mcnemar,
-    paired_counts,
-    percentile_interval,
-    permutation_p,
-    random_swaps,
-    standard_gap,
-    student_p,
-    wilson,
-)
+from meditune.statistics import Array, Metric, Statistics
 
 MIN_GROUP_SIZE = 10
 """Minimum size of a group; smaller groups are listed, but neither ranked nor tested"""
@@ -40,15 +23,11 @@ WITHIN_A_CLASS = {"macro_f1", *(f"{key}_macro_f1" for key in BY_WORD)}
 
 
 def subgroups(examples: Sequence[Example], base: Predictions | None, tuned: Predictions, seed: int) -> dict[str, Any]:
-    """Return `least`, `resamples`, `level`, and `metrics`: for each metric of single items its rows, worst group first.
+    """Return report.json's `subgroups` (docs/reference/report.md): for each metric its groups, the worst first.
 
-    A row has `by` and `group`, the number of `items`, the value of `tuned` with `tuned_ci95`, the value on all other
-    items (`others`), and `p_others`, the p of no difference from them; with `base` also its value, `delta`, `ci95` and
-    `p`. `flags` contains "below the others" and "got worse" if these are significant after Holm's correction (Holm
-    1979) over all groups of the metric. Groups of fewer than `least` items come last, without tests. A group is left
-    out if it contains all items, or if the metric is undefined for it or for the other items. For a detector metric, a
-    row also has the value of the group's `references`, and `p_references`, the p that `tuned` is no worse
-    than they are; a flag requires that this is significant, too.
+    `flags` contains "below the others" and "got worse" if these are significant after Holm's correction (Holm 1979)
+    over all groups of the metric; for a detector metric, `tuned` must also be worse than the group's references. A
+    group is left out if it contains all items, or if the metric is undefined for it or for the other items.
 
     Intervals are bootstrap percentiles over the whole set of items, or Wilson's (1927) for shares. For shares, p comes
     from Fisher's and McNemar's exact tests; for other metrics from Student's t distribution of the difference divided
@@ -64,7 +43,7 @@ def subgroups(examples: Sequence[Example], base: Predictions | None, tuned: Pred
         if not set(ids) <= known.keys() or (name in before and before[name].ids != ids):
             continue
         if ids not in drawn:
-            drawn[ids] = np.concatenate(list(draws(len(ids), RESAMPLES, seed)))
+            drawn[ids] = np.concatenate(list(stats.draws(len(ids), stats.RESAMPLES, seed)))
         groups = _groups([known[each] for each in ids])
         rows = [
             {"by": by, "group": group} | row
@@ -79,7 +58,7 @@ def subgroups(examples: Sequence[Example], base: Predictions | None, tuned: Pred
                 )
         if rows:
             metrics[name] = _ranked(METRICS[name], rows)
-    return {"least": MIN_GROUP_SIZE, "resamples": RESAMPLES, "level": LEVEL, "metrics": metrics}
+    return {"least": MIN_GROUP_SIZE, "resamples": stats.RESAMPLES, "level": stats.LEVEL, "metrics": metrics}
 
 
 def _groups(examples: Sequence[Example]) -> dict[tuple[str, str], NDArray[np.bool_]]:
@@ -107,7 +86,7 @@ def _row(
     if base:
         row |= {
             "base": _figure(base, mask),
-            "delta": float(standard_gap(metric, _figure(tuned, mask), _figure(base, mask))),
+            "delta": float(stats.standard_gap(metric, _figure(tuned, mask), _figure(base, mask))),
         }
     if row["items"] < MIN_GROUP_SIZE:
         return row
@@ -116,14 +95,14 @@ def _row(
     was = _figures(base, mask, counts) if base else np.zeros(len(counts))
     known = np.isfinite(own) & np.isfinite(rest) & np.isfinite(was)
     own, rest, was = own[known], rest[known], was[known]
-    row |= {"others": _figure(tuned, ~mask), "tuned_ci95": percentile_interval(own)}
+    row |= {"others": _figure(tuned, ~mask), "tuned_ci95": stats.percentile_interval(own)}
     behind = _higher_is_better(metric, row["tuned"]) - _higher_is_better(metric, row["others"])
     se, df = float(np.std(_higher_is_better(metric, own) - _higher_is_better(metric, rest))), row["items"] - 1
-    row["p_others"] = student_p(behind, se, df)
+    row["p_others"] = stats.student_p(behind, se, df)
     if base:
-        change = standard_gap(metric, own, was)
-        row |= {"base_ci95": percentile_interval(was), "ci95": percentile_interval(change)}
-        row["p"] = student_p(row["delta"], float(np.std(change)), df)
+        change = stats.standard_gap(metric, own, was)
+        row |= {"base_ci95": stats.percentile_interval(was), "ci95": stats.percentile_interval(change)}
+        row["p"] = stats.student_p(row["delta"], float(np.std(change)), df)
     if metric.share:
         row |= _exact(base, tuned, mask)
     return row
@@ -136,22 +115,22 @@ def _compare_with_references(
     figure = _figure(references, mask) if references and references.ids == tuned.ids else np.nan
     if references is None or not np.isfinite(figure):
         return {"p_references": 1.0}
-    swaps = random_swaps(int(mask.sum()), RESAMPLES, seed)
-    p = permutation_p(tuned.items[mask], references.items[mask], tuned.figure, swaps)
+    swaps = stats.random_swaps(int(mask.sum()), stats.RESAMPLES, seed)
+    p = stats.permutation_p(tuned.items[mask], references.items[mask], tuned.figure, swaps)
     behind = _higher_is_better(metric, _figure(tuned, mask)) < _higher_is_better(metric, figure)
     return {"references": figure, "p_references": p if behind else 1.0}
 
 
 def _exact(base: Statistics | None, tuned: Statistics, mask: NDArray[np.bool_]) -> dict[str, Any]:
     """Return Wilson's intervals and the p of Fisher's and McNemar's exact tests for shares."""
-    now = paired_counts(tuned)
+    now = stats.paired_counts(tuned)
     own, rest = ((int((now & side).sum()), int((~now & side).sum())) for side in (mask, ~mask))
-    found: dict[str, Any] = {"tuned_ci95": wilson(int(now[mask].sum()), int(mask.sum()))}
-    found["p_others"] = fisher(own, rest)
+    found: dict[str, Any] = {"tuned_ci95": stats.wilson(int(now[mask].sum()), int(mask.sum()))}
+    found["p_others"] = stats.fisher(own, rest)
     if base:
-        was = paired_counts(base)
-        found["base_ci95"] = wilson(int(was[mask].sum()), int(mask.sum()))
-        found["p"] = mcnemar(int((now & ~was & mask).sum()), int((was & ~now & mask).sum()))
+        was = stats.paired_counts(base)
+        found["base_ci95"] = stats.wilson(int(was[mask].sum()), int(mask.sum()))
+        found["p"] = stats.mcnemar(int((now & ~was & mask).sum()), int((was & ~now & mask).sum()))
     return found
 
 
@@ -162,10 +141,10 @@ def _ranked(metric: Metric, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         row["flags"] = []
     for key, flag in (("p_others", "below the others"), ("p", "got worse")):
         tested = [row for row in large if key in row]
-        corrected = holm({n: max(row[key], row.get("p_references", 0.0)) for n, row in enumerate(tested)})
+        corrected = stats.holm({n: max(row[key], row.get("p_references", 0.0)) for n, row in enumerate(tested)})
         for number, row in enumerate(tested):
             row[f"{key}_holm"] = adjusted = corrected[number]
-            if _is_worse(metric, row, key) and adjusted < LEVEL:
+            if _is_worse(metric, row, key) and adjusted < stats.LEVEL:
                 row["flags"].append(flag)
     small = [row for row in rows if row["items"] < MIN_GROUP_SIZE]
     return [*sorted(large, key=lambda row: float(_higher_is_better(metric, row["tuned"]))), *small]
@@ -175,7 +154,7 @@ def _is_worse(metric: Metric, row: dict[str, Any], key: str) -> bool:
     """Return True if a row is worse than the others, or for the key p, worse than before tuning."""
     if key == "p_others":
         return bool(_higher_is_better(metric, row["tuned"]) < _higher_is_better(metric, row["others"]))
-    return is_wrong(metric, row["delta"])
+    return stats.is_wrong(metric, row["delta"])
 
 
 def _figure(statistics: Statistics, mask: NDArray[np.bool_]) -> float:

@@ -33,15 +33,9 @@ from meditune.evaluate.suites.medical_suites import suite_examples
 from meditune.evaluate.suites.open_answers import described_suites, suite_remarks
 from meditune.statistics import wilson
 
+_JIN = "Jin et al. 2019, arXiv:1909.06146"
 PUBLISHED = {
-    "pubmedqa-official-500": [
-        {
-            "name": "Human, reasoning required",
-            "accuracy": 78.0,
-            "macro_f1": 72.2,
-            "source": "Jin et al. 2019, arXiv:1909.06146",
-        }
-    ]
+    "pubmedqa-official-500": [{"name": "Human, reasoning required", "accuracy": 78.0, "macro_f1": 72.2, "source": _JIN}]
 }
 """Published results on the same test set, by its name"""
 

@@ -9,7 +9,7 @@ a position, a span.
 from __future__ import annotations
 
 import re
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from difflib import SequenceMatcher
 from functools import cached_property
@@ -18,12 +18,11 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal
 
-from meditune.evidence.quantities import Number, Rate, is_supported_number, numbers, rates, shares
+from meditune.evidence.quantities import Rate, is_supported_number, numbers, rates, shares
 from meditune.evidence.words import (
     NEGATIVE,
     NULL_FINDING,
     Name,
-    Token,
     defined,
     directions,
     information_weight,
@@ -101,20 +100,16 @@ class Sources:
         both = (*self.sentences, self.question)
         self.known = {stem for each in both for stem in each.weights}
         self.numbers = [number for each in both for number in each.numbers] + shares(joined)
-        self.numbers_about = [
-            (each, number, each.about(number.start, number.end)) for each in self.sentences for number in each.numbers
-        ]
-        self.directions_about = [
-            (direction.direction, each, each.about(direction.start, direction.end))
-            for each in self.sentences
-            for direction in directions(each.text)
-        ]
-        self.rates_about = [
-            (rate, each, each.about(rate.start, rate.end)) for each in self.sentences for rate in each.rates
-        ]
+        self.numbers_about = self._places(lambda each: each.numbers)
+        self.directions_about = self._places(lambda each: directions(each.text))
+        self.rates_about = self._places(lambda each: each.rates)
         self._rare = {token.text.lower() for each in both for token in each.tokens if _is_rare(token.text)}
         self._initials = initials(joined)
         self._introduced = {each.casefold() for each in defined(joined)}
+
+    def _places(self, find: Callable[[Sentence], Iterable[Any]]) -> list[tuple[Any, Sentence, dict[str, float]]]:
+        """Return what `find` finds in each sentence, with the sentence and the words around it."""
+        return [(found, each, each.about(found.start, found.end)) for each in self.sentences for found in find(each)]
 
     def has_name(self, name: Name) -> bool:
         """Return whether the sources contain the name or, for an abbreviation, successive words with its initials."""
@@ -154,10 +149,25 @@ def _american(word: str) -> str:
     return re.sub("ae|oe", "e", word).replace("our", "or").replace("ph", "f").replace("is", "iz").replace("ys", "yz")
 
 
-def context_similarity(mine: Mapping[str, float], theirs: Mapping[str, float]) -> float:
-    """Return the weighted share of the words around one position that are also around another."""
-    total = sum(mine.values())
-    return sum(value for each, value in mine.items() if each in theirs) / total if total else 0.0
+def _nearest(
+    context: Mapping[str, float], places: Iterable[tuple[bool | None, Sentence, dict[str, float]]]
+) -> tuple[float, float, str]:
+    """Return the similarity of the nearest place that agrees and of the nearest other one, and the latter's sentence.
+
+    `places` have whether they agree (None: they don't count), their sentence and the words around them. The similarity
+    is the weighted share of the words in `context` that are also around the place.
+    """
+    total = sum(context.values())
+    same = other = 0.0
+    sentence = ""
+    for agrees, each, about in places:
+        shared = sum(value for word, value in context.items() if word in about)
+        similarity = shared / total if total else 0.0
+        if agrees:
+            same = max(same, similarity)
+        elif agrees is not None and similarity > other:
+            other, sentence = similarity, each.text
+    return same, other, sentence
 
 
 SpanKind = Literal["number", "unit", "name", "negation", "direction", "unsupported"]
@@ -243,20 +253,8 @@ def _numbers(sentence: Sentence, sources: Sources, found: Evidence) -> None:
             continue  # twice a day is every 12 hours; _rates checks whether it is about the same thing
         text = sentence.text[number.start : number.end]
         context = sentence.about(number.start, number.end)
-        same = max(
-            (
-                context_similarity(context, source_context)
-                for _, source_context in _places(sources, number, agreeing=True)
-            ),
-            default=0.0,
-        )
-        place, other = max(
-            (
-                (each, context_similarity(context, source_context))
-                for each, source_context in _places(sources, number, agreeing=False)
-            ),
-            key=lambda pair: pair[1],
-            default=("", 0.0),
+        same, other, place = _nearest(
+            context, ((number.agrees(each), at, about) for each, at, about in sources.numbers_about)
         )
         place = place if other >= MIN_CONTEXT_SIMILARITY else ""
         if is_supported_number(number, sources.numbers):
@@ -277,13 +275,6 @@ def _numbers(sentence: Sentence, sources: Sources, found: Evidence) -> None:
         "units": min(units, 1.0),
         "numbers_elsewhere": min(elsewhere, 2.0),
     }
-
-
-def _places(sources: Sources, number: Number, agreeing: bool) -> Iterator[tuple[str, dict[str, float]]]:
-    """Yield source sentences with a number that supports this one (or doesn't), and the words around that number."""
-    for each, source_number, about in sources.numbers_about:
-        if number.agrees(source_number) is agreeing:
-            yield each.text, about
 
 
 def _names(sentence: Sentence, sources: Sources, found: Evidence) -> None:
@@ -325,14 +316,10 @@ def _directions(sentence: Sentence, sources: Sources, found: Evidence) -> None:
     turned = unseen = against = 0.0
     for word in directions(sentence.text):
         context = sentence.about(word.start, word.end)
-        same = opposite = 0.0
-        place = ""
-        for direction, each, source_context in sources.directions_about:
-            similarity = context_similarity(context, source_context)
-            if direction == word.direction:
-                same = max(same, similarity)
-            elif direction == word.opposite and similarity > opposite:
-                opposite, place = similarity, each.text
+        turns = {word.direction: True, word.opposite: False}
+        same, opposite, place = _nearest(
+            context, ((turns.get(each.direction), at, about) for each, at, about in sources.directions_about)
+        )
         clear = opposite >= MIN_CONTEXT_SIMILARITY and opposite - same > CLEAR_MARGIN / 2
         if not word.only_turned:
             unseen += word.direction not in sources.known
@@ -372,8 +359,11 @@ def _word_by_word(sentence: Sentence, closest: Sentence | None, found: Evidence)
         if tag == "replace":
             both_numbers = any(token.is_number for token in own) and any(token.is_number for token in source)
             features["number_replaced"] += both_numbers
-            if both_numbers and found.follows:
-                _other_number(own, source, closest, found)
+            numbers_here = [token for token in own if token.is_number]
+            if both_numbers and found.follows and not _marked(found, numbers_here[0].start, numbers_here[-1].end):
+                instead = ", ".join(token.text for token in source if token.is_number)
+                why = f"The source has {instead} here."
+                found.spans.append(Span(numbers_here[0].start, numbers_here[-1].end, "number", why, closest.text))
             features["replaced"] += said_most * any(
                 information_weight(each.text) for each in source if not each.is_number
             )
@@ -385,14 +375,9 @@ def _rates(sentence: Sentence, sources: Sources, found: Evidence) -> None:
     """Add spans for rates for which the sources give a different rate."""
     for rate in sentence.rates:
         context = sentence.about(rate.start, rate.end)
-        same = other = 0.0
-        place = ""
-        for source_rate, each, source_context in sources.rates_about:
-            similarity = context_similarity(context, source_context)
-            if rate.agrees(source_rate):
-                same = max(same, similarity)
-            elif similarity > other:
-                other, place = similarity, each.text
+        same, other, place = _nearest(
+            context, ((rate.agrees(each), at, about) for each, at, about in sources.rates_about)
+        )
         if other >= MIN_CONTEXT_SIMILARITY and other - same > (CLEAR_MARGIN if same else CLEAR_MARGIN / 2):
             found.features["units"] = 1.0
             if not _marked(found, rate.start, rate.end):
@@ -403,15 +388,6 @@ def _rates(sentence: Sentence, sources: Sources, found: Evidence) -> None:
 def _marked(found: Evidence, start: int, end: int) -> bool:
     """Return whether a span overlaps this range."""
     return any(span.start < end and span.end > start for span in found.spans)
-
-
-def _other_number(own: Sequence[Token], source: Sequence[Token], closest: Sentence, found: Evidence) -> None:
-    """Add a span for numbers where the source has different numbers, unless they have a span already."""
-    own = [token for token in own if token.is_number]
-    start, end = own[0].start, own[-1].end
-    if not _marked(found, start, end):
-        instead = ", ".join(token.text for token in source if token.is_number)
-        found.spans.append(Span(start, end, "number", f"The source has {instead} here.", closest.text))
 
 
 MIN_CUT_OFF_WORDS = 30

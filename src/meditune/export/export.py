@@ -33,12 +33,8 @@ from meditune.models.load import source as model_source
 from meditune.prompts import LIMITS, load_format, save_format
 
 TEXTS = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "chat_template.jinja",
-    "config.json",
-    "generation_config.json",
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja"),
+    *("config.json", "generation_config.json"),
 )
 """Files that accompany the weights in every format"""
 

@@ -15,7 +15,7 @@ import yaml
 from meditune.data import hub_upload
 from meditune.data.hub_upload import Upload
 from meditune.data.leakage import FILE_NAME
-from meditune.data.preference.prepare_pairs import FOLDER as PAIRS
+from meditune.data.prepare_pairs import FOLDER as PAIRS
 from meditune.data.sources import licence_requirements
 from meditune.engines.exported_model import EXPORT
 from meditune.errors import DataError, ModelError

@@ -8,6 +8,7 @@ a chat are context, and each question and reply follows its cue, as in `meditune
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -126,11 +127,7 @@ def write_chat_template(folder: Path, form: PromptFormat) -> None:
 def check_chat_template(folder: Path, form: PromptFormat) -> int:
     """Compare the prompts of the chat template in a model's folder with those of training; see `check_prompts`."""
     tokenizer = PlainTokenizer(folder)
-
-    def tokenize(text: str) -> list[int]:
-        ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
-        return ids
-
+    tokenize = partial(tokenizer.encode, add_special_tokens=False)
     return check_prompts(tokenizer, form, jinja_prompt(tokenizer), tokenize, "A chat server")
 
 
@@ -142,12 +139,7 @@ def added_bos(tokenizer: Any) -> str:
 
 def jinja_prompt(tokenizer: Any) -> Callable[[Messages], str]:
     """Return a function that writes prompts with a tokenizer's chat template."""
-
-    def write(messages: Messages) -> str:
-        text: str = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        return text
-
-    return write
+    return partial(tokenizer.apply_chat_template, tokenize=False, add_generation_prompt=True)
 
 
 def _jinja_text(text: str) -> str:

@@ -25,20 +25,11 @@ from meditune.evaluate.likelihood import score
 from meditune.evidence.support_model import copy_correction
 from meditune.export.merged import stored_dtype, write_model
 from meditune.files import is_result_of, read_json, replace_folder, write_json
+from meditune.models import pruning
 from meditune.models.api_client import find_api_model
 from meditune.models.catalogue import ADAPTER_FILE, PRUNING, public_name
 from meditune.models.inference import batch_limit
 from meditune.models.load import LoadedModel, load, locate
-from meditune.models.pruning import (
-    block_influence,
-    check_count,
-    least,
-    magnitude,
-    passages,
-    remove_layers,
-    sparsity,
-    wanda,
-)
 from meditune.models.shared_prefix_batch import Row, by_length, rows_of
 from meditune.prompts import Encoder, QuestionTooLongError, save_format
 from meditune.run_folder import machine
@@ -98,7 +89,7 @@ def prune(name: str, recipe: Recipe, folder: Path, data: Prepared | None) -> dic
     computed: Any = str(dtype if dtype in known else torch.float32).removeprefix("torch.")
     loaded = load(place, ModelSpec(base=place, dtype=computed))
     if spec.layers is not None:
-        check_count(loaded.model, spec.layers)
+        pruning.check_count(loaded.model, spec.layers)
     texts = _texts(loaded, recipe, data)
     measured = {"before": _measured(loaded, texts, recipe.train.micro_batch_tokens, "before")}
     found = _pruned(loaded, recipe, texts)
@@ -191,16 +182,16 @@ def _answers(data: Prepared, encoder: Encoder) -> list[Row]:
 def _pruned(loaded: LoadedModel, recipe: Recipe, texts: Texts) -> dict[str, Any]:
     spec, model = recipe.model.prune, loaded.model
     if spec.method == "magnitude":
-        magnitude(model, spec)
+        pruning.magnitude(model, spec)
         return {}
-    batches = passages(model, texts.calibration, loaded.pad_id, recipe.train.micro_batch_tokens)
+    batches = pruning.passages(model, texts.calibration, loaded.pad_id, recipe.train.micro_batch_tokens)
     if spec.method == "wanda":
-        wanda(model, spec, batches)
+        pruning.wanda(model, spec, batches)
         return {}
     assert spec.layers is not None, "the recipe was checked"
-    influence = block_influence(model, batches)
-    removed = least(influence, spec.layers)
-    remove_layers(model, removed)
+    influence = pruning.block_influence(model, batches)
+    removed = pruning.least(influence, spec.layers)
+    pruning.remove_layers(model, removed)
     return {"removed_layers": removed, "block_influence": influence}
 
 
@@ -215,7 +206,7 @@ def _measured(loaded: LoadedModel, texts: Texts, batch_tokens: int | None, label
         "perplexity": perplexity,
         "parameters": count,
         "nonzero_share": sum(int(weight.count_nonzero()) for weight in weights) / count,
-        "zeros_in_layers": sparsity(loaded.model),
+        "zeros_in_layers": pruning.sparsity(loaded.model),
         "layers": loaded.model.config.get_text_config().num_hidden_layers,
         "tokens_per_s": _tokens_per_s(loaded, texts.some(), batch_tokens),
     }

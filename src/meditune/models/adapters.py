@@ -52,7 +52,7 @@ def add_lora(
     if missing:
         raise ModelError(
             f"model.lora.targets: the {config.model_type} architecture has no layer named {', '.join(missing)}. "
-            f"Choose from its linear layers: {', '.join(sorted(linear_layers(model)))}."
+            f"Choose from its linear layers: {linear_layers(model)}."
         )
     count = config.num_hidden_layers
     layers = list(range(count - min(top_layers, count), count)) if top_layers else None
@@ -87,22 +87,17 @@ def add_ia3(model: Any, top_layers: int | None = None) -> Any:
     targets = IA3_TARGETS.get(kind, USUAL_IA3_TARGETS)
     blocks = blocks_of(model)
     inside = {id(module) for block in blocks[-(top_layers or len(blocks)) :] for module in block.modules()}
-    found = {
-        target: [
-            name for name, module in model.named_modules() if id(module) in inside and f".{name}".endswith(f".{target}")
-        ]
-        for target in targets
-    }
-    missing = [target for target, names in found.items() if not names]
+    names = [name for name, module in model.named_modules() if id(module) in inside]
+    found = {target: [name for name in names if f".{name}".endswith(f".{target}")] for target in targets}
+    missing = [target for target in targets if not found[target]]
     if missing:
         raise ModelError(
             f"model.strategy ia3 doesn't support the {kind} architecture, which has no layer named "
-            f"{', '.join(missing)}. Use model.strategy lora, with model.lora.targets from: "
-            f"{', '.join(sorted(linear_layers(model)))}."
+            f"{', '.join(missing)}. Use model.strategy lora, with model.lora.targets from: {linear_layers(model)}."
         )
     adapter = IA3Config(
         task_type="CAUSAL_LM",
-        target_modules=[name for names in found.values() for name in names] if top_layers else targets,
+        target_modules=[name for each in found.values() for name in each] if top_layers else targets,
         exclude_modules=_outside_decoder(model),
         feedforward_modules=found[targets[-1]] if top_layers else targets[-1:],
         fan_in_fan_out=kind == "gpt2",
@@ -119,14 +114,11 @@ def _outside_decoder(model: Any) -> str | None:
     return rf"(?!{re.escape(decoder)}\.).*"
 
 
-def linear_layers(model: Any) -> set[str]:
-    """Return the names of the model's linear layers, without the names of their parents."""
-    kinds = {"Linear", "Conv1D", "Linear4bit", "Linear8bitLt"}
-    return {
-        name.rpartition(".")[2]
-        for name, module in model.named_modules()
-        if type(module).__name__ in kinds and module is not model.get_output_embeddings()
-    }
+def linear_layers(model: Any) -> str:
+    """Return the names of the model's linear layers, without the names of their parents, for a message."""
+    kinds, head = {"Linear", "Conv1D", "Linear4bit", "Linear8bitLt"}, model.get_output_embeddings()
+    names = {name for name, each in model.named_modules() if type(each).__name__ in kinds and each is not head}
+    return ", ".join(sorted({name.rpartition(".")[2] for name in names}))
 
 
 def make_trainable(model: Any, spec: ModelSpec, seed: int) -> Any:

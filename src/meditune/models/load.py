@@ -14,7 +14,7 @@ import torch
 
 from meditune.chat_template import template_of
 from meditune.config.data_options import PromptFormat
-from meditune.config.recipe import Recipe
+from meditune.config.recipe import SUITE_TOKENS, Recipe
 from meditune.config.training_options import VIRTUAL, ModelSpec
 from meditune.data.example import Example
 from meditune.errors import ModelError, RecipeError
@@ -346,9 +346,11 @@ def refuse_unreadable(name: str, config: Any, form: PromptFormat, recipe: Recipe
             f"{reads}, but prompt.max_tokens is {form.max_tokens:,}. Lower prompt.max_tokens to at most {room}."
         )
     prompt = form.max_tokens - form.answer_room
-    more, key = recipe.evaluate.longest_answer
+    more, written = recipe.evaluate.longest_answer, ""
+    if recipe.evaluate.open_suites:
+        written = f" (in {', '.join(recipe.evaluate.open_suites)} {SUITE_TOKENS})"
     if recipe.evaluate.protocol == "meditune" and prompt + more > room:
         raise RecipeError(
-            f"{reads}, but a prompt may have {prompt:,} and an answer {more:,} ({key}). Lower "
-            f"{key} to at most {room - prompt}, or lower prompt.max_tokens."
+            f"{reads}, but a prompt may have {prompt:,} and an answer {more:,}{written}. Lower "
+            f"evaluate.max_new_tokens to at most {room - prompt}, or lower prompt.max_tokens."
         )

@@ -14,7 +14,7 @@ from itertools import groupby
 
 import torch
 
-from meditune.data.preference.pairs import Pair
+from meditune.data.preference_pairs import Pair
 from meditune.prompts import Encoded, Encoder, QuestionTooLongError
 
 PROMPT = -1

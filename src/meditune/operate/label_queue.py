@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -19,7 +20,7 @@ import numpy as np
 from meditune.data.example import DECISIONS, Decision, Example, Passage, plain_text
 from meditune.data.read_sources import is_restricted
 from meditune.data.readers import pubmedqa, tables
-from meditune.data.readers.tables import Rejects
+from meditune.data.readers.tables import LAYOUTS, Rejects
 from meditune.data.readers.user_files import NO_CONTEXT, cell, group_of, passages, records
 from meditune.data.reviewer_decisions import KEPT_VERDICTS, fingerprint
 from meditune.data.sources import SOURCES
@@ -44,7 +45,6 @@ class Candidate:
     """A question for experts, from a stored answer or a row."""
 
     example: Example
-    """What an expert is shown; its answer and decision may be missing"""
     origin: Literal["answer", "row"] = "row"
     feedback: Sequence[Mapping[str, Any]] = ()
     """Users' feedback as the store exports it: rating (up or down), reasons, comment, correction"""
@@ -124,9 +124,9 @@ def _rows(path: Path) -> tuple[list[Candidate], int]:
     if is_pubmedqa:
         examples = list(pubmedqa.read(path, rejects))
     else:
-        given, needed = tables.rows(path, "own", rejects), (("question",),)
+        given, layout = tables.rows(path, "own", rejects), tables.Layout(LAYOUTS["questions"].guesses, (("question",),))
         no_rows = f"{path}: no rows. Give a file with at least one question."
-        examples = list(records(given, rejects, _example, "own", path.stem, no_rows, None, needed=needed))
+        examples = list(records(given, rejects, _example, "own", path.stem, no_rows, None, layout))
     if not examples:
         first = next(rejects.rows(), None)
         why = f" The first: {first['where']}: {first['reason']}." if first else ""
@@ -168,8 +168,8 @@ def candidate_pool(
     find = _in_index(index) if index else lambda _: None
     found = [read(place, find) for place in places]
     every = _merged(each for given, _ in found for each in given)
-    learnt, asked = _Seen(known), _Seen(done)
-    pool = [each for each in every if each not in asked and (each.feedback or each not in learnt)]
+    learnt, asked = _seen(known), _seen(done)
+    pool = [each for each in every if _key(each) not in asked and (each.feedback or _key(each) not in learnt)]
     if not pool:
         raise NothingToAskError("Every question is in the known data or was asked before; none is left to ask.")
     counts = {
@@ -183,29 +183,26 @@ def candidate_pool(
 
 
 def _merged(candidates: Iterable[Candidate]) -> list[Candidate]:
-    """Merge candidates with the same question (rows: and context): keep the latest, if possible with feedback."""
-    found: dict[tuple[str, str], Candidate] = {}
-    counts: Counter[tuple[str, str]] = Counter()
+    """Merge candidates with the same key: keep the latest, if possible with feedback."""
+    found: dict[tuple[str, str | None], Candidate] = {}
+    counts: Counter[tuple[str, str | None]] = Counter()
     for each in candidates:
-        key = question_key(each.example.question), "" if each.origin == "answer" else context_key(each.example)
+        key = _key(each)
         counts[key] += 1
         if key not in found or each.feedback or not found[key].feedback:
             found[key] = each
     return [replace(each, times_asked=counts[key]) for key, each in found.items()]
 
 
-class _Seen:
-    """The questions already seen. An answer matches by its question, a row by its question and context."""
+def _key(candidate: Candidate) -> tuple[str, str | None]:
+    """Return what identifies a candidate: an answer its question, a row its question and context."""
+    context = None if candidate.origin == "answer" else context_key(candidate.example)
+    return question_key(candidate.example.question), context
 
-    def __init__(self, candidates: Iterable[Candidate]) -> None:
-        self.rows = {(question_key(each.example.question), context_key(each.example)) for each in candidates}
-        self.questions = {question for question, _ in self.rows}
 
-    def __contains__(self, candidate: Candidate) -> bool:
-        question = question_key(candidate.example.question)
-        if candidate.origin == "answer":
-            return question in self.questions
-        return (question, context_key(candidate.example)) in self.rows
+def _seen(candidates: Iterable[Candidate]) -> set[tuple[str, str | None]]:
+    """Return the keys of these candidates, both as answers and as rows."""
+    return {key for each in candidates for key in (_key(each), _key(replace(each, origin="answer")))}
 
 
 def _in_index(location: str) -> Find:
@@ -213,17 +210,13 @@ def _in_index(location: str) -> Find:
     from meditune.retrieve.index import Index
 
     index = Index.open(location)
-    documents: dict[str, dict[str, Passage]] = {}
 
-    def find(id: str) -> Passage | None:
-        document = id.rpartition("#")[0]
-        if document not in documents:
-            documents[document] = {
-                str(row["id"]): Passage(text=row["text"], label=row["title"]) for row in index.passages(document)
-            }
-        return documents[document].get(id)
+    @cache
+    def of_document(document: str) -> dict[str, Passage]:
+        rows = index.passages(document)
+        return {str(row["id"]): Passage(text=row["text"], label=row["title"]) for row in rows}
 
-    return find
+    return lambda id: of_document(id.rpartition("#")[0]).get(id)
 
 
 STRATEGIES = ("feedback", "random")
@@ -240,7 +233,6 @@ class Chosen:
     score: float
     """1 with a correction, otherwise 0.8 times the share of users who rated the answer down"""
     reasons: Mapping[str, str]
-    """Signal -> reason; never empty"""
 
 
 def choose(
@@ -284,7 +276,6 @@ class QueueOptions:
     known: tuple[Path, ...] = ()
     """Training data: files of rows, or runs"""
     done: tuple[Path, ...] = ()
-    """Earlier queues, whose questions aren't asked again"""
     index: str | None = None
     raters: int | None = None
     """Number of experts who share the rows; None: everyone sees every row"""
@@ -374,7 +365,6 @@ class Rows:
 
     rows: list[dict[str, Any]] = field(default_factory=list)
     left_out: dict[str, int] = field(default_factory=dict)
-    """Reason -> number of items that gave no row"""
 
 
 def rows(folder: Path, excluded_raters: Sequence[str] = ()) -> Rows:
@@ -413,7 +403,6 @@ def rows(folder: Path, excluded_raters: Sequence[str] = ()) -> Rows:
 def _training_targets(
     example: Example, verdict: Resolved | None, label: Resolved | None
 ) -> tuple[str, Decision | None]:
-    """Return the answer and the decision to train on; either may be missing."""
     answer, decision = "", None
     if verdict:
         answer = mask(verdict.answer) if verdict.answer else example.answer if verdict.label == "correct" else ""

@@ -14,8 +14,7 @@ _MONTHS = (
 _DAY = r"(?:0?[1-9]|[12]\d|3[01])"
 _MONTH = r"(?:0?[1-9]|1[0-2])"
 _YEAR = r"(?:(?:19|20|21)\d\d)"
-_END = r"(?![\w/%]|-(?!\d{1,2}/\d)|\.\d)"
-"""A hyphen may be followed by the second date of a range"""
+_END = r"(?![\w/%]|-(?!\d{1,2}/\d)|\.\d)"  # A hyphen may be followed by the second date of a range
 _NUMERIC = re.compile(
     "|".join(
         (

@@ -1,12 +1,9 @@
 """Detection and masking of the identifiers in a text, by Meditune's rules or by Presidio.
 
 Presidio (https://microsoft.github.io/presidio/), with spaCy's small English model, is an optional engine: `pip install
---editable '.[phi]'`. It downloads nothing: the model is a package, and tldextract includes the top-level domains.
-
-Passages about many people (as in papers) or about how to contact an organization are exempt: their dates and hospitals
-belong to a study, and their phone numbers to an institute. Safe Harbor covers identifiers "of the individual or of
-relatives, employers, or household members of the individual" (45 CFR 164.514(b)(2)(i)). Any sign of one person
-overrides the exemption.
+--editable '.[phi]'`. Passages about many people (as in papers) or about how to contact an organization are exempt,
+since Safe Harbor covers identifiers "of the individual or of relatives, employers, or household members of the
+individual" (45 CFR 164.514(b)(2)(i)). Any sign of one person overrides the exemption.
 """
 
 from __future__ import annotations
@@ -49,10 +46,7 @@ _DATE = re.compile(r"\d[-/.]\d|(?:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|de
 
 
 def find_with_presidio(text: str, kinds: Collection[Kind] | None = None) -> list[Span]:
-    """Return Presidio's findings in `text` as Meditune's kinds, with MIMIC's brackets, in order and without overlap.
-
-    Raises DataError if Presidio isn't installed.
-    """
+    """Return Presidio's findings and MIMIC's brackets in order. Raises DataError if Presidio isn't installed."""
     found, analyzer = list(spans.find(text)), _analyzer()
     supported = analyzer.get_supported_entities("en")
     entities = [entity for entity in _KINDS if entity in supported]
@@ -112,21 +106,18 @@ _PAPER = re.compile(
     r"(?<![a-z])(?:study|data|analys[ei]s|results?|conclusions?|rates?|months?|weeks?|95 ?%|p ?[<=>]|compared|"
     r"(?:january|february|march|april|may|june|july|august|september|october|november|december) (?:19|20)\d\d (?:to|"
     r"and|through|until|-|–) )"
-)
-"""Signs of a paper that notes have, too: they only count if the text has no sign of one person"""
+)  # Signs of a paper that notes have, too: they only count if the text has no sign of one person
 _BREAK = re.compile(r"(?<=[a-z0-9)\]][.!?])\s+(?=[A-Z0-9(])|\n")
 _MANY_PEOPLE = re.compile(
     r"(?<![a-z])(?:patients|participants|subjects|women(?!['’]s)|men|adults|individuals|cases|controls|persons|people)"
     r"(?![a-z])[^.]{0,80}(?:enrolled|recruited|studied|between|from|were|19\d\d|20\d\d)"
     r"|(?<![a-z])(?:enrolled|recruited|randomi[sz]ed|cohort|registry|trial|census|et al)(?![a-z])"
-)
-"""Words of a study that a note about one person only has if it cites a study"""
+)  # Words of a study that a note about one person only has if it cites a study
 _GROUP = re.compile(
     r"(?<![a-z])(?:patients|participants|subjects|women|men|adults|children|individuals|cases|controls) "
     r"(?:who )?were(?![a-z])"
     r"|(?<![a-z])et al(?![a-z])"
-)
-"""Words that make a sentence one about many people although it has a name in it"""
+)  # Words that make a sentence one about many people although it has a name in it
 _VISIT = re.compile(
     r"(?<![a-z])(?:seen|visit(?:s|ed)?|admitted|admission|treated|evaluated|examined|diagnosed|consulted|presented|"
     r"discharged?|f/u|follow-?up|appt|appointment|operated|surgery|hospitali[sz]ed|reviewed|checked)"
@@ -135,11 +126,9 @@ _VISIT = re.compile(
 _DAY = re.compile(r"(?<!\d)\d{1,2}(?!\d)")
 """In a query, a visit on a certain day is one person's: "patients ... seen at Duke on April 4, 2023\""""
 _MAX_PASSAGE = 1200
-_SHORT = 600
-"""A text of at most this many characters that names somebody, such as a search query, is about that person"""
+_SHORT = 600  # A text of at most this many characters that names somebody, such as a search query, is about that person
 _AROUND = 250
-_ENOUGH = 3
-"""A text with this number of study words, and no sign of one person, is a paper"""
+_ENOUGH = 3  # A text with this number of study words, and no sign of one person, is a paper
 
 
 class Passages:
@@ -279,22 +268,17 @@ def _starts(text: str, start: int, length: int) -> list[int]:
     return [start + found.start() for found in re.finditer(r"(?<![^ ])[a-z]", text[start : start + length])]
 
 
-_OF_STUDIES = frozenset({"date", "age", "hospital", "city"})
-"""Kinds that don't identify a person in a passage about many people"""
+_OF_STUDIES = frozenset({"date", "age", "hospital", "city"})  # Of a study in a passage about many people
 _OF_ORGANIZATIONS = frozenset({"phone", "fax", "email", "url", "address", "city", "zip", "hospital"})
 """Kinds that don't identify a person in a passage about contacting an organization"""
 
 _NUMBERS = frozenset({"ssn", "mrn", "health_plan", "account", "licence", "vehicle", "device"})
 _PEOPLE = frozenset({"name", *_NUMBERS})
-_ONE_PERSONS = frozenset({"name", "age", "id", *_NUMBERS})
-"""Kinds that always belong to one person, and so show that a text is about one person"""
+_ONE_PERSONS = frozenset({"name", "age", "id", *_NUMBERS})  # They show that a text is about one person
 
 
 def find(text: str, kinds: Collection[Kind] | None = None) -> list[Span]:
-    """Return the identifiers in `text` of these kinds (or all), in order and without overlap.
-
-    The time is proportional to the length of the text, whatever its content.
-    """
+    """Return the identifiers in `text` of these kinds (or all), in order, in time proportional to its length."""
     view = View(text)
     if len(text) > _SHORT:
         return _found(view, kinds)

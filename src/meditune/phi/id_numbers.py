@@ -12,12 +12,10 @@ from collections.abc import Iterator
 from meditune.config.data_options import Kind
 from meditune.phi.spans import Span, View, word_list
 
-_BEFORE = 56
-"""Number of characters before a number that are searched for its label"""
+_BEFORE = 56  # Number of characters before a number that are searched for its label
 _MIN_LENGTH = 4
 _LONG = 6
-_OFTEN_BARE = frozenset({"health_plan", "mrn", "account", "licence", "device", "vehicle"})
-"""Kinds whose long numbers often follow the label directly"""
+_OFTEN_BARE = frozenset({"health_plan", "mrn", "account", "licence", "device", "vehicle"})  # Often directly after it
 _LABELS: tuple[tuple[Kind, str], ...] = (
     ("ssn", r"ssn|ss|social security|soc\.? sec\.?"),
     ("vehicle", r"vin|vehicle identification|vehicle"),
@@ -54,16 +52,14 @@ _LABELS: tuple[tuple[Kind, str], ...] = (
     ),
 )
 _MARK = r"(?:numbers?|num\.?|no\.?|nr\.?|identifier|id|code|#)"
-_IN_GROUPS = frozenset({"mrn", "ssn", "health_plan", "account", "id"})
-"""Kinds whose numbers may contain spaces"""
+_IN_GROUPS = frozenset({"mrn", "ssn", "health_plan", "account", "id"})  # Kinds whose numbers may contain spaces
 _LABEL = re.compile(
     r"(?<![a-z])(?:"
     + "|".join(f"(?P<{kind}>{words})" for kind, words in _LABELS)
     + rf")[ \t]?[(]?(?P<mark>(?:[ \t]?{_MARK}){{0,2}})[)]?(?P<colon>[ \t]?(?::|=|is|was|"
     rf"ending(?: in)?))?[\s#(]{{0,12}}$"
 )
-_STRONG = word_list("strong_labels")
-"""Labels that need neither "number" nor a colon before the number"""
+_STRONG = word_list("strong_labels")  # Labels that need neither "number" nor a colon before the number
 _VALUE = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{2,31}(?:(?: \d{2,4}){1,3}(?![\d/.%-]))?")
 _TOLL_FREE = re.compile(r"1?-?8(?:00|88|77|66|55|44|33|22)-\d{3}")
 _YEAR = re.compile(r"(?:19|20)\d\d")
@@ -78,8 +74,7 @@ _FROM_LETTERS: tuple[tuple[Kind, re.Pattern[str]], ...] = (
 _HIDDEN_SSN = re.compile(r"[x*](?<![\w-].)[x*]{2}-[x*]{2}-\d{4}(?![\w-])")
 _MAC = re.compile(r"[0-9A-Fa-f](?<![\w:-].)[0-9A-Fa-f](?:[:-][0-9A-Fa-f]{2}){5}(?![\w:-])")
 _PERHAPS_MAC = re.compile(r"[:-][0-9A-Fa-f]{2}[:-][0-9A-Fa-f]{2}[:-]")
-_SPECIMEN = re.compile(r"[A-Z](?<![\w-].)[A-Z]{0,2}\d{2}-\d{4,6}(?![\w-])")
-"""Specimen numbers of pathology: S12-34567"""
+_SPECIMEN = re.compile(r"[A-Z](?<![\w-].)[A-Z]{0,2}\d{2}-\d{4,6}(?![\w-])")  # Specimen numbers of pathology: S12-34567
 _UDI = re.compile(r"\(01\)\d{14}(?:\(\d\d\)[A-Za-z0-9]{2,20}){0,4}")
 _VIN = re.compile(r"[A-HJ-NPR-Z0-9](?<![^\W_].)[A-HJ-NPR-Z0-9]{16}(?![^\W_])")
 _VIN_LETTERS = ("", "AJ", "BKS", "CLT", "DMU", "ENV", "FW", "GPX", "HY", "RZ")

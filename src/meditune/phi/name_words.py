@@ -23,21 +23,14 @@ def _words(file: str) -> frozenset[str]:
     return frozenset(word for line in lines if not line.startswith("#") for word in line.split())
 
 
-WORD_NAMES = _words("word_names.txt")
-"""English words that are also names: they count as names only after a cue or next to a name"""
-EPONYMS = _words("eponyms.txt")
-"""People after whom something is named"""
-EPONYMOUS = _words("eponymous.txt")
-"""Words that follow an eponym: disease, sign, catheter, test"""
-PLACES = _words("places.txt")
-"""States, countries, peoples and languages"""
-GENERIC = _words("generic.txt")
-"""Words in the names of many hospitals"""
+WORD_NAMES = _words("word_names.txt")  # English words that are also names, if a cue or a name is beside them
+EPONYMS = _words("eponyms.txt")  # People after whom something is named
+EPONYMOUS = _words("eponymous.txt")  # Words that follow an eponym: disease, sign, catheter, test
+PLACES = _words("places.txt")  # States, countries, peoples and languages
+GENERIC = _words("generic.txt")  # Words in the names of many hospitals
 _OTHERS = _words("others.txt") | PLACES
-GIVEN = _words("given.txt") - WORD_NAMES - PLACES
-"""Given names that have no other meaning"""
-SURNAMES = _words("surnames.txt") - WORD_NAMES
-"""Surnames that are not English words"""
+GIVEN = _words("given.txt") - WORD_NAMES - PLACES  # Given names that have no other meaning
+SURNAMES = _words("surnames.txt") - WORD_NAMES  # Surnames that are not English words
 CITIES = frozenset(
     line.lower() for line in (_FOLDER / "cities.txt").read_text(encoding="utf-8").splitlines() if line[:1] != "#"
 )
@@ -70,8 +63,7 @@ _MEDICAL = re.compile(
     r"lone|rone|done|oxin|arin|phen|ium|ous|[^v]ic|ical|onal|eal|ular|ive|tion|sion|ment|ness|ary|ory|ings?|ed|ly|"
     r"ism|ity|ics|oid|opril|pine|prazole|ac|ase|coccus|ella|trophy|rhea|rrhoea|phagia|pnea|pnoea|cele|xia|sthesia|"
     r"metry|meter|scope|scan|able|ible|less|ful|tis|sis|therapy|therapist|cath|lyte|lytes|cyte|cytes|gen|tor|pathic)"
-)
-"""Typical forms of words for diseases, drugs, findings and procedures"""
+)  # Typical forms of words for diseases, drugs, findings and procedures
 _ALSO_OF_NAMES = re.compile(r"(?:ings?|ed|ly|ary|ory|ity|ate|ment|ac|ella|ine|al|tor|ide|ton)$")
 
 
@@ -102,10 +94,8 @@ INITIAL = rf"[{_CAPITALS}]\.(?:[ ]?[{_CAPITALS}]\.)?|[{_CAPITALS}](?![^\W_]|['�
 TOKEN = re.compile(
     rf"[{_CAPITALS}](?<![^\W_].)(?:{_LETTER}{{1,24}}|"
     rf"['’][{_CAPITALS}]{_LETTER}{{1,24}})(?:['’-]{_LETTER}{{2,24}}){{0,3}}(?![^\W_])"
-)
-"""A word of a name"""
-PIECE = re.compile(rf"{WORD}|{INITIAL}")
-"""A word of a name, or an initial"""
+)  # A word of a name
+PIECE = re.compile(rf"{WORD}|{INITIAL}")  # A word of a name, or an initial
 FIRST = re.compile(rf"(?:{_PARTICLES}[ ]){{0,2}}({WORD}|{INITIAL})")
 NEXT = re.compile(rf"(?:[ \t]{{1,2}}|[ \t]?\n[ \t]{{0,8}}|(?<=\.))(?:{_PARTICLES}[ ]){{0,2}}({WORD}|{INITIAL})")
 """The next part of a name, including the space before it"""
@@ -180,7 +170,10 @@ def before(view: View, place: int) -> Cue | None:
         phrase = " ".join(words[-number:])
         cue = known.get(phrase) or (known.get(phrase.rpartition("/")[2]) if number == 1 else None)
         if cue is None and known is _LABELS:
-            cue = _as_field(_PLAIN.get(phrase))
+            # Before a colon, a phrase that is a cue without one
+            plain_cue = _PLAIN.get(phrase)
+            weak = plain_cue is not None and plain_cue < Cue.LIKELY
+            cue = plain_cue if plain_cue in (None, Cue.TITLE) else None if weak else Cue.FIELD
         if cue is None:
             continue
         if cue is not Cue.TITLE:
@@ -195,17 +188,8 @@ def before(view: View, place: int) -> Cue | None:
     return Cue.DOUBTFUL if known is _PLAIN else Cue.LIKELY
 
 
-def _as_field(cue: Cue | None) -> Cue | None:
-    """Return the level, before a colon, of a phrase that is a cue without a colon."""
-    if cue is None or cue is Cue.TITLE:
-        return cue
-    return Cue.FIELD if cue >= Cue.LIKELY else None
-
-
-ON_LISTS = EPONYMS | GIVEN | SURNAMES
-"""All names on the lists"""
-ALSO_NAMES = WORD_NAMES | EPONYMS
-"""Words that are also names, and eponyms"""
+ON_LISTS = EPONYMS | GIVEN | SURNAMES  # All names on the lists
+ALSO_NAMES = WORD_NAMES | EPONYMS  # Words that are also names, and eponyms
 
 _READING_PARTICLES = word_list("particles")
 _READING_CAPITALS = re.compile(r"[A-Z]{2}")

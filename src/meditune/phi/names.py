@@ -39,8 +39,7 @@ _PROOF = re.compile(
     r"female)(?![a-zA-Z])|[ ,]{1,2}\(?(?:DOB|D\.O\.B|MRN|Mrn|SSN)(?![a-z])|(?:,| -| \() ?(?:(?:his|her|the|"
     r"patient['’]s|pt['’]s) )?(?:wife|husband|daughter|son|mother|father|sister|brother|niece|nephew|spouse|partner|"
     r"friend|neighbor|proxy|HCP|POA|guardian|granddaughter|grandson|caregiver)(?![a-z])"
-)
-"""Evidence of a name before it: an age, a date of birth, a relationship"""
+)  # Evidence of a name before it: an age, a date of birth, a relationship
 _SIGNED_LINE = re.compile(r"^[ \t]{0,40}(?:--?|—|/s/|~|x_{2,9})?[ \t]{0,3}(?=[^\W\d_])", re.MULTILINE)
 _LINE_END = re.compile(r"[ \t]{0,20}(?:,[^\n]{0,30})?(?:\n|$)")
 _SPEAKS = re.compile(
@@ -64,7 +63,6 @@ def find(view: View) -> Iterator[Span]:
 
 
 def _capitalized_names(view: View) -> Iterator[Span]:
-    """Yield capitalized names, checking each capitalized word."""
     text, done = view.text, 0
     for token in TOKEN.finditer(text):
         if token.start() < done:
@@ -97,7 +95,6 @@ def _after_cue(view: View, token: re.Match[str]) -> Span | None:
 
 
 def _before_proof(view: View, token: re.Match[str]) -> Span | None:
-    """Return a name followed by a degree, an age ("is a 61 year-old") or similar evidence."""
     following = view.text[token.end() : token.end() + 1]
     if following not in {",", " ", "\n"}:
         return None
@@ -317,15 +314,14 @@ _CALLED_PATIENT = re.compile(r"(?<![a-z])(?:patient|pt\.?|initials)(?: is| are|:
 _STATED_INITIALS = re.compile(r"(?<![a-z])initials(?: are|:)? ([a-z]\.?[ ]?[a-z]\.?)(?![a-z])")
 _NOUNS = word_list("persons")
 _PERSON = frozenset([*_NOUNS, "like", "to", "of", "in", "for", "by", "with", "regarding", "about", "re:"])
-"""Words before a name"""
+"""Before a name"""
 _SAID_TO_BE = re.compile(
     r"(?<![a-z])(?:named|similar to|case of|patients? like|case like|man|woman|boy|girl|gentleman|lady) $"
 )
 _BEFORE_PAIR = re.compile(
     r"\d ?(?:y/?o|yrs?|y\.o\.|years? old)?,? ?(?:[a-z]+ )?(?:[mf]|male|female) \(?$|(?<![a-z])(?:regarding|re:|wife of|"
     r"husband of|mother of|father of|daughter of|son of|care of|letter for|visit of) $"
-)
-"""Words before two unlisted words that are a name"""
+)  # Words before two unlisted words that are a name
 _AGED = re.compile(r"\d[- ]?(?:year|yr|month|week|day|yo|y/o|y\.o)[^.;?!\n]*, $")
 """An age earlier in the sentence, and a comma before the name: "a 52-year-old man with asthma, Xiomar Vasko, ...\""""
 _REST = re.compile(

@@ -62,8 +62,7 @@ _POSTCODE = re.compile(
 _HOME = word_list("home")
 _OF_TOWN = (["resident"], ["residents"], ["native"], ["city"], ["town"], ["outside"], ["suburb"])
 _LOCATIVES = frozenset(["in", "from", "of", "near", "to", "at", "outside", "around", "city", "town"])
-_DWELLING = word_list("dwelling")
-"""Words that, within five words before "in" or "from", indicate that a town follows"""
+_DWELLING = word_list("dwelling")  # Words that, within five words before "in" or "from", indicate that a town follows
 _DOING_TEXT = (
     "Clinic|Healthcare|Hospice|Manor|Cancer Center|Urgent Care|Dialysis Center|Care Center|Surgery Center|Surgical "
     "Center|Family Practice|Family Medicine|Medical Group"
@@ -254,8 +253,7 @@ _TO = re.compile(
     + r"|(?<![a-z])(?:(?:records?|notes?|letter|referral|report|results|transfer|admission|specialist|doctor|physician|"
     r"provider|team|surgeon|staff|discharged?) from)" + _ARTICLE
 )
-_INTRODUCING = word_list("introducing")
-"""The last word before a place of care"""
+_INTRODUCING = word_list("introducing")  # The last word before a place of care
 _BARE_AT = re.compile(r"(?:(?<![a-z])at|@)" + _ARTICLE)
 _IN = re.compile(r"(?<![a-z])(?:in|from|to|at|near|into|@)" + _ARTICLE)
 _OUR = re.compile(r"(?<![a-z])our ?$")
@@ -278,10 +276,7 @@ _TOWN_AFTER_SITE = re.compile(
 
 
 def find_care_sites(view: View, is_record: bool) -> Iterator[Span]:
-    """Yield places of care; in a record, which names or numbers a person, "at" alone introduces one.
-
-    A text in capitals has none, since every word would look like a name.
-    """
+    """Yield places of care; in a record of one person, "at" alone introduces one. A text in capitals has none."""
     done = 0
     if view.text.isupper():
         return

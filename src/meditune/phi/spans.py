@@ -1,9 +1,7 @@
 """Spans of identifiers (positions and kinds, never the text), views of a text, and MIMIC's bracket placeholders.
 
-MIMIC's brackets, such as `[**2151-7-16**]`, come from the de-identification software of Neamatullah et al., "Automated
-de-identification of free-text medical records", BMC Med Inform Decis Mak 8:32, 2008. Their content is invented (dates
-are shifted, numbers are arbitrary); a model should learn neither the numbers nor the notation, so the brackets are
-replaced by typed placeholders.
+The content of MIMIC's brackets, such as `[**2151-7-16**]` (Neamatullah et al., BMC Med Inform Decis Mak 8:32, 2008), is
+invented; a model should learn neither it nor the notation, so typed placeholders replace the brackets.
 """
 
 from __future__ import annotations
@@ -16,29 +14,18 @@ from pathlib import Path
 
 from meditune.config.data_options import Kind
 
-PLACEHOLDERS: dict[Kind, str] = {
-    "name": "NAME",
-    "date": "DATE",
-    "age": "AGE",
-    "phone": "PHONE",
-    "fax": "PHONE",
-    "email": "CONTACT",
-    "url": "CONTACT",
-    "ip": "CONTACT",
-    "ssn": "ID",
-    "mrn": "ID",
-    "health_plan": "ID",
-    "account": "ID",
-    "licence": "ID",
-    "vehicle": "ID",
-    "device": "ID",
-    "address": "LOCATION",
-    "city": "LOCATION",
-    "zip": "LOCATION",
-    "hospital": "HOSPITAL",
-    "id": "ID",
-    "bracket": "OTHER",
+_KINDS: dict[str, tuple[Kind, ...]] = {
+    "NAME": ("name",),
+    "DATE": ("date",),
+    "AGE": ("age",),
+    "PHONE": ("phone", "fax"),
+    "CONTACT": ("email", "url", "ip"),
+    "ID": ("ssn", "mrn", "health_plan", "account", "licence", "vehicle", "device", "id"),
+    "LOCATION": ("address", "city", "zip"),
+    "HOSPITAL": ("hospital",),
+    "OTHER": ("bracket",),
 }
+PLACEHOLDERS = {kind: placeholder for placeholder, kinds in _KINDS.items() for kind in kinds}
 """Placeholders in a masked text; the types are those of MIMIC's brackets"""
 
 

@@ -1,9 +1,8 @@
 """Surrogates: invented identifiers that replace the real ones consistently in all texts of a patient.
 
-The surrogate is chosen by HMAC-SHA-256 of the original text, keyed by a secret and the patient's group. No mapping has
-to be stored, and without the secret the originals can't be recovered. All dates of a patient are shifted by the same
-number of weeks, in their original format, so intervals and weekdays are preserved. The secret belongs to this machine
-and is never stored with the data.
+They are chosen by HMAC-SHA-256 of the original text, keyed by a secret and the patient's group, so none is stored.
+All dates of a patient are shifted by the same number of weeks, which preserves intervals and weekdays. The secret, with
+which guesses can be tested, belongs to this machine and is never stored with the data.
 """
 
 from __future__ import annotations
@@ -29,10 +28,8 @@ _MONTHS = (
     *("January", "February", "March", "April", "May", "June"),
     *("July", "August", "September", "October", "November", "December"),
 )
-_MIDDLE = 15
-"""Day used for a date that has only a month"""
-_ANY_YEAR = 2000
-"""Year used for a date without one; a leap year, so that February 29 is valid"""
+_MIDDLE = 15  # Day used for a date that has only a month
+_ANY_YEAR = 2000  # Year used for a date without one; a leap year, so that February 29 is valid
 _WORD = re.compile(r"[A-Za-z]{3,}")
 _NUMBERS = re.compile(r"\d+")
 _SUFFIXES = {1: "st", 2: "nd", 3: "rd"}
@@ -139,7 +136,10 @@ def _month_of(word: str) -> int:
 _GIVEN = sorted(name_words.GIVEN - name_words.SURNAMES - name_words.EPONYMS - name_words.CITIES)
 _SURNAMES = sorted(name_words.SURNAMES - name_words.GIVEN - name_words.EPONYMS - name_words.CITIES)
 _CITIES = sorted(name_words.CITIES)
-_STREETS = tuple("Alder Birch Cedar Elm Hazel Juniper Larch Linden Maple Poplar Rowan Willow".split())
+_STREETS = (
+    *("Alder", "Birch", "Cedar", "Elm", "Hazel", "Juniper"),
+    *("Larch", "Linden", "Maple", "Poplar", "Rowan", "Willow"),
+)
 _STREET_KIND = re.compile(
     r"(?<![^\W_])(?:street|st|avenue|ave|road|rd|boulevard|blvd|drive|dr|lane|ln|court|ct|place|pl|way|terrace|circle|"
     r"parkway|pkwy|highway|hwy|square)(?![a-z])",
@@ -147,8 +147,7 @@ _STREET_KIND = re.compile(
 )
 _SMALL_WORD = re.compile(r"[^\W\d_][\w'’-]*")
 _MIN_WEEKS, _MAX_WEEKS = 8, 156
-_MAX_AGE = "90"
-"""Replacement for every age over 89, as 45 CFR 164.514(b)(2)(i)(C) permits"""
+_MAX_AGE = "90"  # Replacement for every age over 89, as 45 CFR 164.514(b)(2)(i)(C) permits
 
 
 class Surrogates:
@@ -158,7 +157,7 @@ class Surrogates:
         self._key = hmac.digest(secret, group.encode(), hashlib.sha256)
         weeks = _MIN_WEEKS + self._number("weeks", "") % (_MAX_WEEKS - _MIN_WEEKS)
         self.days = 7 * weeks * (-1 if self._number("direction", "") % 2 else 1)
-        """Number of days by which this group's dates are shifted"""
+        """By which dates are shifted"""
 
     def replaced(self, text: str, spans: Iterable[Span]) -> str:
         """Return `text` with a surrogate for each of the spans, which are in order and don't overlap."""

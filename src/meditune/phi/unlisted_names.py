@@ -1,9 +1,8 @@
 """Additional detection in notes about one person: identifiers without explicit context, found by exclusion.
 
-Two consecutive capitalized words that are neither ordinary English nor shaped like a disease or drug are a name. So is
-a listed name, or a word next to a word for a person ("phlebotomist", "agent:") or a verb for people's actions. The
-detector applies these rules only if a number or a name was already found, so that papers and leaflets don't get false
-findings.
+Two capitalized words that are neither ordinary English nor shaped like a disease or drug are a name. So is a listed
+name, or a word next to a word for a person ("phlebotomist") or a verb for people's actions. The detector applies these
+rules only if a number or a name was already found.
 """
 
 from __future__ import annotations
@@ -21,27 +20,23 @@ _PERSONS = re.compile(
     r"aunt(?:ie)?|uncle|examiner|employee|agent|sister|brother|carer|tenant|parent|foster|master|mister|lady|boss|"
     r"clerk|aide|medic|tech|scribe|coach|judge|officer|sergeant|lieutenant|captain|colonel|bishop|imam|sister-in-law|"
     r"brother-in-law|attorney|solicitor|registrar|warden|in-law|named|signed|by|per|yours(?: \w+)?)[ \t\n,:(]{1,4}$"
-)
-"""Words for a person, by their endings, directly before a name"""
+)  # Words for a person, by their endings, directly before a name
 _SENTENCE = re.compile(r"(?:\A|[.!?:\n]|[-*•#|\t])[ \t\"“(]*$")
 _DOSED = re.compile(r" ?\(?\d|['’]s? (?:sign|test|disease|syndrome)|-\w|\d")
 _ACTING = re.compile(
     r"(?:['’]s)?,? (?:(?:is|was|has|had|will|did|can|could|would|who|and I|kindly|also|then)(?!\w)|"
     r"[a-z]{3,}(?:ed|es|ts|ks|ns|ys)(?!\w))"
 )
-_WRITTEN = re.compile(r"^(?:Ma?c|D[eiu]|L[ae]|Van|Fitz|[ODL]['’])(?=[A-Z])")
-"""Prefixes after which a name may have a second capital"""
+_WRITTEN = re.compile(r"^(?:Ma?c|D[eiu]|L[ae]|Van|Fitz|[ODL]['’])(?=[A-Z])")  # A second capital follows
 _ENDS = re.compile(r"[ \t]*(?:[,;.(\n]|$)|[ \t]{2,}")
 _MONTHS = frozenset({"april", "may", "june"})
 _SAYING = re.compile(
     r",? (?:says|said|states|stated|reports|reported|denies|denied|thinks|wants|feels|asked|asks|told|lives|lived|"
     r"called|calls|rang|phoned|agrees|agreed|declined|understands|visits|slept|walked|ate|sees|works)(?![a-z])"
-)
-"""Verbs for actions of people, not of drugs or tests"""
+)  # Verbs for actions of people, not of drugs or tests
 _INITIALED = re.compile(r"(?<![^\W_])(?:[A-Z]\.[ ]?|[A-Z] ){1,3}$")
 _INITIAL_AFTER = re.compile(r", ?[A-Z]\.(?:[ ]?[A-Z]\.)?(?![A-Za-z])")
-_HEADS = word_list("heads")
-"""Words in names of places and institutions"""
+_HEADS = word_list("heads")  # Words in names of places and institutions
 
 
 def find(view: View) -> Iterator[Span]:
@@ -72,17 +67,8 @@ def is_unlisted(word: str) -> bool:
     )
 
 
-def is_perhaps_place(word: str) -> bool:
-    """Return True if an English word may be a town's name: not a specialty, ward, drug or eponym."""
-    low = plain(word)
-    return not (
-        name_words.is_other(low)
-        or low in name_words.GENERIC
-        or low in name_words.EPONYMS
-        or low in name_words.EPONYMOUS
-        or low in _HEADS
-        or is_medical(low)
-    )
+# An English word may be a town's name, but not a specialty, ward, drug or eponym.
+_NO_TOWNS = name_words.GENERIC | name_words.EPONYMS | name_words.EPONYMOUS | _HEADS
 
 
 def _pair(view: View, token: re.Match[str]) -> Span | None:
@@ -203,8 +189,7 @@ _SCORED = re.compile(
     r"(?<![a-z])(?:[a-z-]*(?:score|scale|power|strength|pain|murmur|gcs|apgars?|mmse|moca|grade|reflex\w*|"
     r"pulses?|of|is|was|balance|tinetti)|bp|\d)[ :=]{0,2}$"
 )
-_DENOMINATORS = frozenset({4, 5, 6, 10, 15, 28, 30})
-"""Maximum values of common scores"""
+_DENOMINATORS = frozenset({4, 5, 6, 10, 15, 28, 30})  # Maximum values of common scores
 _PLACED = re.compile(
     r"(?<![A-Za-z])(?:[Ii]n|[Ff]rom|[Nn]ear|[Aa]t|[Oo]utside|[Tt]o|[Oo]f|[Aa]round|[Tt]own|[Cc]ity) "
     r"((?:[A-Z][a-z'’-]{2,20} ){0,2}[A-Z][a-z'’-]{2,20})(?![\w-])"
@@ -288,7 +273,12 @@ def _towns(view: View, careful: list[Span]) -> Iterator[Span]:
             is_unlisted(word) or plain(word) in _HEADS or plain(word) in name_words.WORD_NAMES for word in each[:-1]
         )
         preposition = found[0].split()[0].lower()
-        named = preposition == "from" and len(each) == 1 and is_perhaps_place(town)
+        named = (
+            preposition == "from"
+            and len(each) == 1
+            and not _NO_TOWNS & {plain(town)}
+            and not (name_words.is_other(plain(town)) or is_medical(plain(town)))
+        )
         if low in name_words.CITIES or named or (strange and preposition in _WHERE):
             yield Span(*found.span(1), "city")
     for street in careful:

@@ -28,8 +28,7 @@ from numpy.typing import NDArray
 from meditune.errors import DataError, ModelError, install_command
 from meditune.retrieve.storage import REBUILD, archive, read_archive
 
-SATURATION, LENGTH = 1.2, 0.75
-"""BM25's k1 and b, as in LanceDB"""
+SATURATION, LENGTH = 1.2, 0.75  # BM25's k1 and b, as in LanceDB
 _WORD = re.compile(r"[^\W_]+")
 _STOP = """
 a about above after again against ain all am an and any are aren as at be because been before being below between
@@ -40,8 +39,7 @@ re s same shan she should shouldn so some such t than that the their theirs them
 this those through to too under until up ve very was wasn we were weren what when where which while who whom why
 will with won wouldn y you your yours yourself yourselves
 """
-STOP_WORDS = frozenset(_STOP.split())
-"""NLTK's English stop words, as in LanceDB; the part after an apostrophe is a separate word"""
+STOP_WORDS = frozenset(_STOP.split())  # NLTK's, as in LanceDB; the part after an apostrophe is a separate word
 
 
 Numbers = TypeVar("Numbers", float, NDArray[Any])
@@ -127,22 +125,17 @@ def read(data: bytes | None, name: str, count: int) -> BM25Index:
 
 
 def _stems(text: str) -> list[str]:
-    """Return the stems of a text, without stop words."""
     if not text.isascii():
         text = "".join(sign for sign in unicodedata.normalize("NFKD", text) if not unicodedata.combining(sign))
-    return [stem for stem in map(_stem, _WORD.findall(text.lower())) if stem]
-
-
-@lru_cache(maxsize=65536)
-def _stem(word: str) -> str:
-    """Return the stem of a word, or "" for a stop word."""
-    return "" if word in STOP_WORDS else _stemmer().stemWord(word)
+    return list(filter(None, map(_stemmer(), _WORD.findall(text.lower()))))
 
 
 @cache
 def _stemmer() -> Any:
+    """Return the function from a word to its stem, or to "" for a stop word."""
     try:
         from Stemmer import Stemmer
     except ImportError as error:
         raise ModelError(f"An index needs PyStemmer. Install it with: {install_command('retrieve')}") from error
-    return Stemmer("english")
+    stem = Stemmer("english").stemWord
+    return lru_cache(maxsize=65536)(lambda word: "" if word in STOP_WORDS else stem(word))

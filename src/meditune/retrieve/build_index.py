@@ -24,12 +24,9 @@ from meditune.retrieve.documents.document import Document, IndexedPassage
 from meditune.retrieve.index import Manifest
 from meditune.retrieve.storage import MANIFEST, IndexStorage
 
-BATCH = 512
-"""Number of passages embedded and saved at once: the most that a killed build loses"""
-APPROXIMATE_FROM = 50_000
-"""From this number of passages on, vectors get an approximate index; with fewer, all are compared"""
-KEEP_VERSIONS = timedelta(days=1)
-"""How long readers can use the version that they opened"""
+BATCH = 512  # Number of passages embedded and saved at once: the most that a killed build loses
+APPROXIMATE_FROM = 50_000  # Passages from which on vectors get an approximate index; below, all are compared
+KEEP_VERSIONS = timedelta(days=1)  # How long readers can use the version that they opened
 UPDATING = "updating.json"
 
 
@@ -42,8 +39,7 @@ class Changes:
     removed: int = 0
     unchanged: int = 0
     left_out: dict[str, dict[str, int]] = field(default_factory=dict)
-    locations: dict[tuple[str, str], list[str]] = field(default_factory=dict)
-    """The first places of what was left out, by source and reason"""
+    locations: dict[tuple[str, str], list[str]] = field(default_factory=dict)  # The first places, by source and reason
 
 
 def build(
@@ -62,7 +58,14 @@ def build(
             )
         database = storage.connect(store)
         old, name = index.tables_of(store, list(database.list_tables().tables))
-        table = _open_for_building(database, name, encoder)
+        # The table of an interrupted build with the same embedding model is filled on.
+        schema = storage.schema(encoder.identity.dimension).with_metadata({"embedding": encoder.identity.space})
+        table = database.open_table(name) if name in database.list_tables().tables else None
+        if table is not None and not table.schema.equals(schema, check_metadata=True):
+            database.drop_table(name)
+            table = None
+        if table is None:
+            table = database.create_table(name, schema=schema)
         reading = Reading(collections)
         changes = _fill(table, reading, encoder, replace_all=True)
         manifest = _finish(store, table, name, collections, collections, encoder, changes, None, old)
@@ -118,17 +121,6 @@ def _check(collections: Sequence[Collection], may_be_empty: bool = False) -> Non
     twice = [name for name, count in Counter(c.source for c in collections if not c.adds_only).items() if count > 1]
     if twice:
         raise DataError(f"Two collections have the name {twice[0]!r}. Give each a name: --documents NAME=FOLDER.")
-
-
-def _open_for_building(database: Any, name: str, encoder: SentenceEncoder) -> Any:
-    """Return the table of an interrupted build with the same embedding model, or a new one."""
-    schema = storage.schema(encoder.identity.dimension).with_metadata({"embedding": encoder.identity.space})
-    if name in database.list_tables().tables:
-        begun = database.open_table(name)
-        if begun.schema.equals(schema, check_metadata=True):
-            return begun
-        database.drop_table(name)
-    return database.create_table(name, schema=schema)
 
 
 def _settle(
@@ -224,10 +216,7 @@ def _finish(
     before: Manifest | None,
     old: str | None = None,
 ) -> Manifest:
-    """Index the table's columns, check them, learn from its titles, and switch to it.
-
-    Raises DataError if there is nothing to index.
-    """
+    """Index the table's columns, check them and switch to it. Raises DataError if there is nothing to index."""
     if table.count_rows() == 0:
         raise DataError(
             f"{store.name}: no passages found, so there is nothing to index. "

@@ -19,20 +19,15 @@ from meditune.evidence.support_model import ClaimVerdict
 from meditune.observability import LOGGER
 from meditune.retrieve.context_packing import PackedPassage
 
-MAX_CITATIONS = 2
-"""Maximum number of passages cited for a sentence, the best ones"""
-SUPPORT = 0.437
-"""Minimum probability by the detector for a passage to support a sentence ..."""
-SHARE = 0.8
-"""... if it also has this weighted share of the sentence's words"""
+MAX_CITATIONS = 2  # Maximum number of passages cited for a sentence, the best ones
+SUPPORT = 0.437  # Minimum probability by the detector for a passage to support a sentence
+SHARE = 0.8  # ... if it also has this weighted share of the sentence's words
 JUDGED_SUPPORT = 0.65
 """Minimum probability by a judge for a passage to support a sentence. The judge's own threshold is lower, because it
 limits false alarms on true conclusions; at that threshold, more than half of the sentences shown were unsupported
 (docs/experiments/faithfulness.md)."""
-MAX_JUDGED_PASSAGES = 3
-"""Maximum number of passages that a judge reads for a sentence"""
-JUDGE_SECONDS = 20.0
-"""Maximum time for judging the sentences of one answer"""
+MAX_JUDGED_PASSAGES = 3  # Maximum number of passages that a judge reads for a sentence
+JUDGE_SECONDS = 20.0  # Maximum time for judging the sentences of one answer
 MISSING: frozenset[SpanKind] = frozenset(("name", "number", "unit"))
 """Kinds of spans that rule out a passage whatever a judge says, because it must contain the names and numbers, too"""
 
@@ -51,12 +46,9 @@ class Judge(Protocol):
 class SupportEvidence:
     """The support for a sentence: which passages back it, and how strongly."""
 
-    places: tuple[int, ...]
-    """Indices (from 0) of the passages that support the sentence, the most certain first"""
-    words: tuple[str, ...]
-    """For each of these passages, its sentence that states the same"""
-    score: float
-    """The highest probability that a passage supports the sentence"""
+    places: tuple[int, ...]  # Indices (from 0) of the passages that support the sentence, the most certain first
+    words: tuple[str, ...]  # For each of these passages, its sentence that states the same
+    score: float  # The highest probability that a passage supports the sentence
 
 
 class Citer:

@@ -1,8 +1,6 @@
 """Collections: the sources that an index is built from, as the command line or a recipe names them.
 
-They are MedQuAD's answers, those that experts judged for LiveQA, MIMIC-III's discharge summaries in sections
-(restricted), the user's own files, PubMed files, and literature libraries. `meditune update` (operate/literature)
-maintains a library; an index reads all of it, or only what has changed.
+`meditune update` (operate/literature) maintains a library of articles; an index reads all of it, or only what changed.
 """
 
 from __future__ import annotations
@@ -145,8 +143,7 @@ NAMED: dict[str, Callable[[Path, Rejects], Iterator[Document]]] = {
     JUDGED: read_judged,
     "pubmedqa": partial(read_examples, pubmedqa),
     "mimic": partial(read_examples, mimic),
-}
-"""Collections that `--source` knows by name"""
+}  # Collections that `--source` knows by name
 _NAME = re.compile(r"[\w.-]{1,64}")
 
 
@@ -154,12 +151,9 @@ _NAME = re.compile(r"[\w.-]{1,64}")
 class Collection:
     """A source of documents."""
 
-    kind: str
-    """A name in `NAMED`, "documents", "pubmed" or "library"."""
-    path: str = ""
-    """Its path; empty if `locate` finds it"""
-    name: str = ""
-    """The name for narrowing searches; the kind by default"""
+    kind: str  # A name in `NAMED`, "documents", "pubmed" or "library"
+    path: str = ""  # Its path; empty if `locate` finds it
+    name: str = ""  # The name for narrowing searches; the kind by default
 
     @property
     def source(self) -> str:
@@ -178,12 +172,9 @@ class Reading:
 
     collections: Sequence[Collection]
     rejects: Rejects = field(default_factory=Rejects)
-    withdrawn: set[str] = field(default_factory=set)
-    """Ids of documents that PubMed's files or a library withdraw"""
-    since: int = 0
-    """Number of a library change; only later changes are read"""
-    asked: Sequence[Collection] = ()
-    """Libraries that are read only for what they withdraw"""
+    withdrawn: set[str] = field(default_factory=set)  # Ids of documents that PubMed's files or a library withdraw
+    since: int = 0  # Number of a library change; only later changes are read
+    asked: Sequence[Collection] = ()  # Libraries that are read only for what they withdraw
 
     def documents(self) -> Iterator[Document]:
         """Yield the documents of all collections in turn. Raises DataError if one is missing.

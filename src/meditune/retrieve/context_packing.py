@@ -1,9 +1,8 @@
 """Packing of passages into the prompt: the choice by style, neighbours in the document, and whole sentences that fit.
 
-Short passages are found best, but they may need their context: the results of a study answer the question that its
-background asks. Neighbours are added in the order of the text, and sections keep their headings. Since the source text
-determines how an answer reads, a style chooses among passages of about the same relevance: easier or more technical
-ones. A model that was trained with a cue for plain words gets the cue too; for others the prompt is unchanged.
+Short passages are found best, but they may need their neighbours: the results of a study answer the question that its
+background asks. Since the source text determines how an answer reads, a style chooses among passages of about the same
+relevance: easier or more technical ones.
 """
 
 from __future__ import annotations
@@ -25,12 +24,9 @@ class PackedPassage:
     """A passage as the model reads it."""
 
     hit: Hit
-    title: str
-    """Cleaned, like the text"""
-    text: str
-    """The whole sentences of the passage that fit"""
-    left_out: int = 0
-    """Number of sentences that didn't fit"""
+    title: str  # Cleaned, like the text
+    text: str  # The whole sentences of the passage that fit
+    left_out: int = 0  # Number of sentences that didn't fit
 
     @property
     def shown(self) -> str:
@@ -43,8 +39,7 @@ class PackedContext:
     """The hits that are in the prompt."""
 
     passages: tuple[PackedPassage, ...]
-    remarks: tuple[str, ...] = ()
-    """What was left out, and why"""
+    remarks: tuple[str, ...] = ()  # What was left out, and why
 
 
 def pack(
@@ -107,10 +102,8 @@ def _fitting(hit: Hit, title: str, texts: Sequence[str], fits: Callable[[str], b
     return PackedPassage(hit, title, " ".join(texts[:low]), len(texts) - low) if low else None
 
 
-Part = Mapping[str, Any]
-"""The columns of a passage"""
-Section = tuple[str, str]
-"""A heading, which may be empty, and a text"""
+Part = Mapping[str, Any]  # The columns of a passage
+Section = tuple[str, str]  # A heading, which may be empty, and a text
 
 
 def with_neighbors(passages: Sequence[Part], id: str, words: int) -> list[Part]:
@@ -159,17 +152,12 @@ MAX_COSINE_GAP = 0.15
 """Maximum difference to the best cosine for a passage to be used. Small models write about whatever the prompt
 contains, so a passage about another disease leads to an answer about that disease: supported, but irrelevant
 """
-READABLE = 9.0
-"""In the plain style, grades above this lower a passage's weight."""
-PER_GRADE = 0.06
-"""Share of the weight lost per grade"""
-RESEARCH = ("pubmed",)
-"""Names, or prefixes of names, of sources for experts"""
-AUDIENCE_BONUS = 0.5
-"""Bonus factor for sources that suit the audience"""
+READABLE = 9.0  # In the plain style, grades above this lower a passage's weight
+PER_GRADE = 0.06  # Share of the weight lost per grade
+RESEARCH = ("pubmed",)  # Names, or prefixes of names, of sources for experts
+AUDIENCE_BONUS = 0.5  # Bonus factor for sources that suit the audience
 
-Chooser = Callable[[Sequence[Hit], int], Sequence[Hit]]
-"""Chooses a number of hits for a style"""
+Chooser = Callable[[Sequence[Hit], int], Sequence[Hit]]  # Chooses a number of hits for a style
 
 
 def chooser(style: Style) -> Chooser:

@@ -1,16 +1,12 @@
-r"""Hybrid search in one version of an index: from a message to ranked hits.
+"""Hybrid search in one version of an index: from a message to ranked hits.
 
-hybrid          candidates by words, titles and meaning, ordered by the reranker
+hybrid          candidates by BM25 for the message and for its question with other names of its topics; the titles, and
+                the passages, nearest to the message and to its question; fused and then ordered by the reranker
 fused           BM25 and vectors, joined by reciprocal rank fusion only
 bm25, vectors   one of these only
 
-words    -> BM25 for the message, and for its question with other names of its topics        \
-titles   -> the titles nearest to the message, and to its question                             fusion -> reranker
-meaning  -> the passages nearest to the message, and to its question                         /
-
-Compact data of all rows is kept in memory, so that hits are compared and collapsed without reading the table: for each
-row its document and title as numbers (16 bytes per passage with the row's id). If the index is small enough for exact
-comparison, the whole passage (1 kB), its vector (2 kB with the reduced copy) and its words are kept too.
+For each row, its document and title are kept in memory as numbers, so that hits are collapsed without reading the table
+(16 bytes per passage). If the index is small enough for exact comparison, passages, vectors and words are kept too.
 """
 
 from __future__ import annotations
@@ -35,33 +31,22 @@ from meditune.retrieve.reranker import Passage, Reranker, RerankQuery, nearest
 from meditune.retrieve.storage import IndexStorage
 
 Mode = Literal["hybrid", "fused", "bm25", "vectors"]
-RENAMED_MODES: dict[str, Mode] = {"words": "bm25", "meaning": "vectors"}
-"""Modes of the last version with their new names. The next version refuses the old ones."""
-Ranking = Mapping[int, float]
-"""Row ids with scores, the best first"""
-Places = NDArray[np.int64]
-"""Row numbers, from 0 in order of the rows' ids"""
+RENAMED_MODES: dict[str, Mode] = {"words": "bm25", "meaning": "vectors"}  # Of the last version
+Ranking = Mapping[int, float]  # Row ids with scores, the best first
+Places = NDArray[np.int64]  # Row numbers, from 0 in order of the rows' ids
 
 CONSTANT = 60
 """k in 1 / (k + rank): Cormack, Clarke and Büttcher 2009, "Reciprocal rank fusion outperforms Condorcet" (SIGIR)"""
-FILTERS = 8
-"""Number of conditions whose matching rows are cached"""
-CANDIDATES = 100
-"""Number of passages, or titles, from each ranking"""
-RERANKED = 100
-"""Number of candidates that are reranked, the best by fusion; the others keep their order"""
+FILTERS = 8  # Number of conditions whose matching rows are cached
+CANDIDATES = 100  # Number of passages, or titles, from each ranking
+RERANKED = 100  # Number of candidates that are reranked, the best by fusion; the others keep their order
 MAX_HITS = 10_000
-PROBES = 32
-"""Number of partitions of an approximate vector index to search"""
-REFINE = 4
-"""Factor of extra candidates that are then ordered by their full vectors"""
+PROBES = 32  # Number of partitions of an approximate vector index to search
+REFINE = 4  # Factor of extra candidates that are then ordered by their full vectors
 
 
 def reciprocal_rank(rankings: Iterable[Iterable[Sequence[int]]]) -> dict[int, float]:
-    """Return the score of each item: the sum over rankings of 1 / (60 + its rank from 1), the best first.
-
-    Several items may share a rank.
-    """
+    """Return each item's sum over rankings of 1 / (60 + rank from 1), the best first; items may share a rank."""
     scores: dict[int, float] = {}
     for ranking in rankings:
         for rank, items in enumerate(ranking, start=1):
@@ -169,7 +154,6 @@ class Rows:
         return titles, np.stack(found[storage.VECTOR].to_numpy(zero_copy_only=False))
 
     def _columns(self, ids: Sequence[int], names: Sequence[str]) -> Any:
-        """Return an Arrow table of these columns of these rows."""
         if self._passages is not None:
             return self._passages.select(list(names)).take(self.places(ids))
         found = self.table.take_row_ids(list(ids)).select(list(names)).with_row_id().to_arrow()
@@ -181,7 +165,6 @@ class Rows:
         return (query.where(condition, prefilter=True) if condition else query).limit(k).to_arrow()
 
     def _matching(self, condition: str) -> NDArray[np.bool_]:
-        """Return for each row whether it meets a condition."""
         query = self.table.search().where(condition).select(["id"]).with_row_id(True)
         allowed = np.zeros(len(self.ids), dtype=bool)
         allowed[self.places(query.limit(max(len(self.ids), 1)).to_arrow()["_rowid"].to_numpy())] = True
@@ -213,10 +196,8 @@ class Hit:
     """A passage that was found."""
 
     passage: IndexedPassage
-    score: float
-    """By the reranker, the fusion or the single part: higher is better; comparable only within one search"""
-    words: float | None
-    """BM25; None if the passage wasn't among the candidates by words"""
+    score: float  # By the reranker, the fusion or the single part: higher is better; comparable only within one search
+    words: float | None  # BM25; None if the passage wasn't among the candidates by words
     meaning: float | None
     """The higher cosine with the message or its question; None if only words were searched, or the passage wasn't a
     candidate and nothing was reranked
@@ -228,8 +209,7 @@ class SearchResult:
     """The result of a search."""
 
     hits: tuple[Hit, ...]
-    remarks: tuple[str, ...] = ()
-    """Remarks for the user, for example that the question was truncated"""
+    remarks: tuple[str, ...] = ()  # Remarks for the user, for example that the question was truncated
 
 
 @dataclass(frozen=True)
@@ -307,16 +287,11 @@ class ComparedPassages:
     """A message with the candidates that the reranker compares."""
 
     message: RerankQuery
-    words: Ranking
-    """BM25 scores for the message"""
-    ids: list[int]
-    """Ids of the compared candidates, the best by fusion first"""
-    others: list[int]
-    """Candidates that aren't compared"""
-    passages: list[Passage]
-    """The passages of `ids`, in their order"""
-    vectors: Vectors
-    """(ids, dimension)"""
+    words: Ranking  # BM25 scores for the message
+    ids: list[int]  # Ids of the compared candidates, the best by fusion first
+    others: list[int]  # Candidates that aren't compared
+    passages: list[Passage]  # The passages of `ids`, in their order
+    vectors: Vectors  # (ids, dimension)
 
 
 def compare(

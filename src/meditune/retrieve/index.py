@@ -25,8 +25,7 @@ from meditune.retrieve.query_understanding import row_filter
 from meditune.retrieve.reranker import Knowledge
 from meditune.retrieve.storage import MANIFEST, IndexStorage, index_storage
 
-TABLE = "passages-"
-"""Prefix of table names, followed by a number"""
+TABLE = "passages-"  # Prefix of table names, followed by a number
 
 
 @dataclass(frozen=True)
@@ -35,25 +34,18 @@ class Manifest:
 
     format: int
     table: str
-    version: int
-    """The version of the table in use"""
+    version: int  # The version of the table in use
     passages: int
     documents: int
-    content: str
-    """SHA-256 over the ids and digests of all passages, in order of id"""
-    embedding: dict[str, Any]
-    """`name`, `dimension`, `space` (a hash of the weights)"""
-    sources: dict[str, dict[str, Any]]
-    """For each: `passages`, `documents`, `licences`, `restricted`"""
-    collections: list[dict[str, str]]
-    """The collections that an update without arguments reads again"""
+    content: str  # SHA-256 over the ids and digests of all passages, in order of id
+    embedding: dict[str, Any]  # `name`, `dimension`, `space` (a hash of the weights)
+    sources: dict[str, dict[str, Any]]  # For each: `passages`, `documents`, `licences`, `restricted`
+    collections: list[dict[str, str]]  # The collections that an update without arguments reads again
     created: str
     updated: str
     versions: dict[str, str]
-    knowledge: str
-    """The file of the reranker's knowledge"""
-    words: str = ""
-    """The file of the BM25 postings; empty in large indexes, which LanceDB searches"""
+    knowledge: str  # The file of the reranker's knowledge
+    words: str = ""  # The file of the BM25 postings; empty in large indexes, which LanceDB searches
 
     @property
     def restricted(self) -> list[str]:
@@ -151,8 +143,7 @@ def describe(
     )
 
 
-KNOWLEDGE, WORDS = "knowledge-", "words-"
-"""Prefixes of the file names, followed by table and version"""
+KNOWLEDGE, WORDS = "knowledge-", "words-"  # Prefixes of the file names, followed by table and version
 
 
 def learn(
@@ -200,10 +191,7 @@ def remove_unused(store: IndexStorage, new: Manifest, old: str | None) -> None:
 
 
 class Index:
-    """One version of an index, which stays the same while the index is updated, until `refresh`.
-
-    It can be searched from several threads.
-    """
+    """One version of an index, which stays the same until `refresh`. Several threads can search it."""
 
     def __init__(self, store: IndexStorage, embedding: SentenceEncoder | None = None) -> None:
         self.store = store

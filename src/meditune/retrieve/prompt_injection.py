@@ -1,13 +1,9 @@
 """Prompt injection: detects and removes sentences that give orders to the model that reads them.
 
-Medical texts are full of instructions to patients ("Do not take ...", "Tell your doctor ..."), so neither a mood nor a
-word is enough. Each rule joins a mood (imperative at the start of a clause, "you must", "the model shall") with a
-subject of messages to a model: its instructions, answer, user, prompt, tools or role. Disguised letters (look-alikes,
-digits, spaces between letters, base64, ROT13) are decoded too. `benchmarks/injections.py` measures precision and
-recall.
-
-Retrieved text is untrusted data. Its medical content stays; orders to the model, text hidden from readers, and markup
-used in prompts are removed.
+Medical texts are full of instructions to patients ("Do not take ..."), so a mood or a word isn't enough. Each rule
+joins a mood (imperative at the start of a clause, "you must") with a subject of messages to a model: its instructions,
+answer, user, prompt, tools or role. Disguised letters (look-alikes, digits, spaces between letters, base64, ROT13) are
+decoded too. Text hidden from readers and markup used in prompts are also removed. See `benchmarks/injections.py`.
 """
 
 from __future__ import annotations
@@ -35,8 +31,7 @@ from meditune.text import sentences
 RULES = Path(__file__).with_name("prompt_injection.yaml")
 _DISGUISED = re.compile(
     r"ignor|disregard|instruct|prompt|rules|answer|guideline|system|yourtask|newtask|output|assistant|forget|overrid|respond"
-)
-"""Words of an order written with spaces between the letters, joined"""
+)  # Words of an order written with spaces between the letters, joined
 _STRONG = re.compile(
     r"\b(?:prompts?|overrid\w+|unrestricted|verbatim|directives?|instructions?|compl(?:y|iance)|jailbreak\w*|assistant"
     r"|chat ?bots?|AI|LLMs?|GPT\w*|language models?|plaintext|uncensored|exfiltrat\w+)\b",
@@ -51,13 +46,9 @@ _WEAK = re.compile(
     re.IGNORECASE,
 )
 _ADDRESSES = re.compile(r"\byour?\b|\bAI\b|\bassistant\b", re.IGNORECASE)
-DENSITY = 4
-"""Minimum points for a sentence without health words to be an order: two for a strong word, one for a weak word"""
-MAX_ADJACENT_WORDS = 12
-"""Maximum number of words of a sentence that is removed with the order beside it"""
-MAX_ADJACENT_READER_WORDS = 30
-"""Maximum number of words of a sentence to the reader, without health words, that is removed with the order beside it
-"""
+DENSITY = 4  # Points that make a sentence without health words an order: 2 for a strong word, 1 for a weak one
+MAX_ADJACENT_WORDS = 12  # Maximum number of words of a sentence that is removed with the order beside it
+MAX_ADJACENT_READER_WORDS = 30  # As above, for a sentence to the reader without health words
 _ADJACENT = re.compile(
     r"\b(?:you|your|i|i'm|it's me|we|us|me|my|do so|say|speak|answer|reply|respond|assistant|user|secret|mistake"
     r"|first|second|third|important|attention|urgent|hello|one more thing|them"
@@ -249,15 +240,13 @@ _UNSEEN = re.compile(
     r"|color\s*:\s*(?:white|transparent|#fff))[^<>]*>.*?(?:</\1\s*>|$)"
     r"|\[//\]:\s*#\s*\([^)\n]*\)|!\[[^\]\n]*\]\([^)\n]*\)|\{\s*\"(?:role|instruction|system)\"\s*:[^{}]*\}",
     re.IGNORECASE | re.DOTALL | re.MULTILINE,
-)
-"""Content that a reader of the page doesn't see: HTML comments, hidden elements, image links, messages as JSON"""
+)  # Content that a reader of the page doesn't see: HTML comments, hidden elements, image links, messages as JSON
 _ELEMENT = re.compile(
     r"<\s*(system|instructions?|important|prompt|admin|developer|assistant|user|order|command|note|secret|override)\b"
     r"[^<>]*>.*?(?:<\s*/\s*\1\s*>|$)",
     re.IGNORECASE | re.DOTALL,
 )
-_PART = re.compile(r"(?<=[.!?])\s+|(?<=[。！？])")
-"""Between sentences, also if the next one begins in lowercase"""
+_PART = re.compile(r"(?<=[.!?])\s+|(?<=[。！？])")  # Between sentences, also if the next one begins in lowercase
 _TAG = re.compile(r"</?[a-zA-Z][\w-]*(?:\s[^<>]*)?/?>")
 
 
@@ -265,10 +254,8 @@ _TAG = re.compile(r"</?[a-zA-Z][\w-]*(?:\s[^<>]*)?/?>")
 class CleanedText:
     """A passage's text as it may appear in a prompt and be quoted."""
 
-    text: str
-    """Whole sentences; empty if nothing is left."""
-    orders: tuple[str, ...] = ()
-    """Sentences with orders to the model, which are left out."""
+    text: str  # Whole sentences; empty if nothing is left
+    orders: tuple[str, ...] = ()  # Sentences with orders to the model, which are left out
 
 
 def clean_passage(text: str, form: PromptFormat, special_tokens: Sequence[str] = ()) -> CleanedText:
@@ -285,7 +272,10 @@ def clean_passage(text: str, form: PromptFormat, special_tokens: Sequence[str] =
     found = [part for line in plain.splitlines() for sentence in sentences(line) for part in _PART.split(sentence)]
     is_one = [is_instruction(sentence) for sentence in found]
     if any(is_one):
-        is_one = _with_neighbours(found, is_one)
+        # "I am the administrator." beside an order belongs to it.
+        for places, step in ((range(1, len(found)), -1), (range(len(found) - 2, -1, -1), 1)):
+            for place in places:
+                is_one[place] = is_one[place] or (is_one[place + step] and is_part_of_instruction(found[place]))
     for sentence, is_order in zip(found, is_one, strict=True):
         (orders if is_order else remaining).append(sentence)
     broken = (_without_cues(sentence, form) for sentence in remaining)
@@ -300,16 +290,6 @@ def _taken_out(pattern: re.Pattern[str], text: str, orders: list[str]) -> str:
         return " "
 
     return pattern.sub(noted, text)
-
-
-def _with_neighbours(sentences: Sequence[str], is_order: Sequence[bool]) -> list[bool]:
-    """Return which sentences are orders or belong to an adjacent one, as "I am the administrator." may."""
-    are_orders = list(is_order)
-    for places in (range(1, len(sentences)), range(len(sentences) - 2, -1, -1)):
-        for place in places:
-            beside = place - 1 if places.step > 0 else place + 1
-            are_orders[place] = are_orders[place] or (are_orders[beside] and is_part_of_instruction(sentences[place]))
-    return are_orders
 
 
 def _without_markup(text: str, special_tokens: Sequence[str]) -> str:

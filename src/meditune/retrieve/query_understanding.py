@@ -1,8 +1,7 @@
 """Query understanding: turns a message into a search query, with filters, by rules.
 
 Patients describe their history, begin with a greeting, and misspell names. The rules extract the topic, the kind of
-question, and the words to search for, so that the reason for every hit can be inspected. A query that is too long is
-truncated; an empty one is rejected.
+question, and the words to search for.
 """
 
 from __future__ import annotations
@@ -16,8 +15,7 @@ from meditune.retrieve import storage
 from meditune.retrieve.topics import QUESTION_KINDS, Mention, Synonyms
 from meditune.text import sentences
 
-MAX_CHARACTERS = 2_000
-"""Longer than any LiveQA question; further text would add noise to BM25, and MiniLM doesn't read it"""
+MAX_CHARACTERS = 2_000  # Longer than any LiveQA question; more would be noise to BM25, and MiniLM doesn't read it
 _DATE = re.compile(r"\d{4}(-\d{2}(-\d{2})?)?")
 
 
@@ -25,12 +23,9 @@ _DATE = re.compile(r"\d{4}(-\d{2}(-\d{2})?)?")
 class Query:
     """A search query."""
 
-    text: str
-    """The text in one line"""
-    message: str
-    """The text for the reranker, with its lines, since the first one may be a subject"""
-    remarks: tuple[str, ...] = ()
-    """Remarks for the user about how the question was read"""
+    text: str  # The text in one line
+    message: str  # The text for the reranker, with its lines, since the first one may be a subject
+    remarks: tuple[str, ...] = ()  # Remarks for the user about how the question was read
 
 
 def build_query(question: str) -> Query:
@@ -86,8 +81,7 @@ ASKS = _any(
     r"\bhelp (?:me|us|with)\b",
     start="",
     end="",
-)
-"""A sentence that asks for something, with or without a question mark"""
+)  # A sentence that asks for something, with or without a question mark
 GREETING = _any(
     r"(?:(?:hi|hello|hey|dear|sirs?|madam|greetings|good (?:morning|day|afternoon|evening)|to whom it may concern"
     r"|thank(?:s| you)|thanking|regards|sincerely|yours|please help(?: me)?|(?:please|kindly|plz) (?:reply",
@@ -96,8 +90,7 @@ GREETING = _any(
     r"|very much|so much|in advance|for your (?:help|time)|me|us|again|and|or)*[\s,.!]*)+",
     start=r"^\W*",
     end="",
-)
-"""An opening that can be dropped"""
+)  # An opening that can be dropped
 UNINFORMATIVE = _any(
     r"general(?: health| information| question| complaint)?",
     r"questions?|(?:medical )?question|i have a question.*|advice|consultation|in(?:quiry|fo|formation)|enquiry",
@@ -105,30 +98,23 @@ UNINFORMATIVE = _any(
     r"health|help|other|none|hi|hello|customer service request|clinicaltrials\.gov.*|medlineplus.*",
     start=r"^\W*",
     end=r"\W*$",
-)
-"""A subject line that fits any message"""
+)  # A subject line that fits any message
 KINDS = {kind: _any(*cues, end="" if kind == "information" else r"\b") for kind, cues in QUESTION_KINDS["cues"].items()}
 """Cues for kinds of question, named as in `topics.KINDS`; the more specific kinds first"""
 
 
-SUBJECT_WORDS = 12
-"""Maximum number of words of a first line that counts as a subject"""
+SUBJECT_WORDS = 12  # Maximum number of words of a first line that counts as a subject
 
 
 @dataclass(frozen=True)
 class QueryFocus:
     """A message reduced to what it asks."""
 
-    query: str
-    """The text to search for: subject and questions, without greetings and history"""
-    focus: str
-    """The topic of the message, in the index's spelling; empty if it names no known topic"""
-    question_type: str
-    """The most likely of `topics.KINDS`; "information" if nothing indicates another"""
-    mentions: tuple[Mention, ...] = ()
-    """All topics that it names, the most informative first"""
-    kinds: tuple[str, ...] = ()
-    """All kinds of question that it has cues for, `question_type` first"""
+    query: str  # The text to search for: subject and questions, without greetings and history
+    focus: str  # The topic of the message, in the index's spelling; empty if it names no known topic
+    question_type: str  # The most likely of `topics.KINDS`; "information" if nothing indicates another
+    mentions: tuple[Mention, ...] = ()  # All topics that it names, the most informative first
+    kinds: tuple[str, ...] = ()  # All kinds of question that it has cues for, `question_type` first
 
 
 def query_focus(question: str, synonyms: Synonyms) -> QueryFocus:

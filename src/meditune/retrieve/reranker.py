@@ -2,11 +2,8 @@
 
 A message is compared with a passage's title as a whole, by its question (`focus`) and sentence by sentence; and by
 words, with misspelled topics corrected and other names added (`topics.Synonyms`). The word score is BM25 (Robertson and
-Zaragoza 2009, https://doi.org/10.1561/1500000019) with a word's rarity in English instead of in the index, so that a
-few candidates can be scored and scores don't change with the index.
-
-The knowledge of an index's titles is one numpy archive beside the table: `model` (identifies the embedding model),
-`titles`, `vectors` (of the titles, 16-bit), `thesaurus` (topics with other names, in addition to those in titles).
+Zaragoza 2009, https://doi.org/10.1561/1500000019) with a word's rarity in English instead of in the index. The
+knowledge of an index's titles, with their vectors and a thesaurus of topics, is one numpy archive beside the table.
 """
 
 from __future__ import annotations
@@ -37,19 +34,14 @@ FITTED: dict[str, float] = {
     "names": 0.922,
     "names_in_title": 1.831,
     "whole_near_passage": 5.992,
-}
-"""Weights of features, fitted by `python benchmarks/retrieval.py --fit` on questions that are in no test set"""
+}  # Weights of features, fitted by `python benchmarks/retrieval.py --fit` on questions that are in no test set
 CHOSEN: dict[str, float] = {"topic_named": 1.0, "kind_asked": 0.3}
 """Chosen by hand: fitted on questions labelled by topic and kind, these weights are too high for other questions"""
 WEIGHTS = FITTED | CHOSEN
-SIBLINGS = 0.3
-"""Weight of the mean of a topic's best passages in each passage's score; chosen from 0, 0.3 and 1"""
-LENGTH = 0.6
-"""BM25's b"""
-USUAL_LENGTH = 150.0
-"""Length in words of a passage whose score isn't changed for its length"""
-LETTERS = 1500
-"""Number of characters of a passage's text that are used"""
+SIBLINGS = 0.3  # Weight of the mean of a topic's best passages in each passage's score; chosen from 0, 0.3 and 1
+LENGTH = 0.6  # BM25's b
+USUAL_LENGTH = 150.0  # Length in words of a passage whose score isn't changed for its length
+LETTERS = 1500  # Number of characters of a passage's text that are used
 _BETWEEN = str.maketrans({sign: " " for sign in (*map(chr, range(128)), *"’‘“”–—•…") if not sign.isalnum()})
 
 
@@ -85,21 +77,16 @@ def overlap(
     return scores / highest if highest else scores
 
 
-MIN_WORDS = 3
-"""Minimum number of words in a sentence that is compared separately"""
+MIN_WORDS = 3  # Minimum number of words in a sentence that is compared separately
 MAX_SENTENCES = 12
-TITLE_LENGTH = 8.0
-"""Number of words in a usual title"""
-HEADLINE = 200
-"""Number of characters used in place of a missing title"""
-BEST = 3
-"""Number of passages that represent a topic"""
+TITLE_LENGTH = 8.0  # Number of words in a usual title
+HEADLINE = 200  # Number of characters used in place of a missing title
+BEST = 3  # Number of passages that represent a topic
 
 Scores = NDArray[np.float64]
 
 
-Encode = Callable[[Sequence[str]], Vectors]
-"""Maps texts to vectors of length 1, (n, size)"""
+Encode = Callable[[Sequence[str]], Vectors]  # Maps texts to vectors of length 1, (n, size)
 
 
 def nearest(
@@ -149,8 +136,7 @@ class TitleVectors:
 class Passage:
     """The parts of a passage that are compared."""
 
-    title: str
-    """The passage's subject; may be empty"""
+    title: str  # The passage's subject; may be empty
     text: str
 
 
@@ -160,10 +146,8 @@ class RerankQuery:
 
     corrected: str
     focused: QueryFocus
-    expanded: str
-    """The question, and other names of its topics"""
-    vectors: Vectors
-    """Vectors of the whole message, of its question, and of each sentence"""
+    expanded: str  # The question, and other names of its topics
+    vectors: Vectors  # Vectors of the whole message, of its question, and of each sentence
 
 
 class Reranker:
@@ -225,7 +209,15 @@ class Reranker:
         headlines = [passage.title or passage.text[:HEADLINE] for passage in passages]
         searched = dict.fromkeys([*words(query.corrected), *words(query.expanded)])
         counts, in_titles = count_words(searched, texts), count_words(searched, headlines)
-        near = (self._headlines(headlines, vectors) @ query.vectors.T).astype(float)
+        if vectors is None:
+            compared = self.title_vectors.vectors_of(headlines, self.encode)
+        else:
+            # Unknown titles use their passage's vector, so that only the question is embedded.
+            compared = np.array(vectors)
+            for index, each in enumerate(headlines):
+                if (place := self.title_vectors.place(each)) is not None:
+                    compared[index] = self.title_vectors.vectors[place]
+        near = (compared @ query.vectors.T).astype(float)
         message_words = {word for text in (query.corrected, query.focused.query) for word in words(text)}
         message_words |= {word for mention in query.focused.mentions for word in mention.name.split()}
         features = {
@@ -249,17 +241,6 @@ class Reranker:
             features["whole_near_passage"] = (vectors @ query.vectors[0]).astype(float)
         return features
 
-    def _headlines(self, headlines: Sequence[str], vectors: Vectors | None) -> Vectors:
-        """Return the titles' vectors; unknown titles use their passage's vector, so only the question is embedded."""
-        if vectors is None:
-            return self.title_vectors.vectors_of(headlines, self.encode)
-        places = [self.title_vectors.place(headline) for headline in headlines]
-        result = np.array(vectors)
-        known = [index for index, place in enumerate(places) if place is not None]
-        if known:
-            result[known] = self.title_vectors.vectors[[place for place in places if place is not None]]
-        return result
-
 
 def _share(message_words: set[str], text: str) -> float:
     """Return the share of a text's words that occur in `message_words`, weighted by how informative they are."""
@@ -274,8 +255,7 @@ def _weights(topic: str) -> dict[str, float]:
     return {word: says(word) for word in words(topic)}
 
 
-MAX_TITLES = 100_000
-"""With more distinct titles, names and title vectors are skipped, and passages count by their own vectors."""
+MAX_TITLES = 100_000  # With more distinct titles, passages count by their own vectors only
 
 Names = tuple[tuple[str, ...], ...]
 
@@ -286,8 +266,7 @@ class Knowledge:
 
     model: str
     titles: tuple[str, ...]
-    vectors: Vectors
-    """(titles, size), of length 1"""
+    vectors: Vectors  # (titles, size), of length 1
     thesaurus: Names = ()
 
     def reranker(self, encode: Encode) -> Reranker:
@@ -324,10 +303,7 @@ def as_bytes(known: Knowledge) -> bytes:
 
 
 def read(data: bytes | None, name: str, model: str) -> Knowledge:
-    """Return the knowledge in the archive called `name`.
-
-    Raises DataError if it is missing or damaged, ModelError if its vectors belong to another model.
-    """
+    """Return the knowledge in an archive. Raises DataError if it is damaged, ModelError if it is another model's."""
     found = read_archive(data, name, "the reranker's data is")
     if found["model"] != model:
         raise ModelError(

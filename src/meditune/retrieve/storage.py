@@ -1,8 +1,7 @@
 """Storage of an index: a folder or object storage (s3://), with small atomic files, the LanceDB table and a lock.
 
-One process at a time can write. For object storage, the lock is a table that can be created only once. The endpoint of
-a store other than Amazon's, keys and region come from the usual variables: AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID,
-AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN, AWS_REGION.
+One process at a time can write. For object storage, the lock is a table that can be created only once. Keys, region and
+another endpoint than Amazon's come from the variables AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_REGION etc.
 """
 
 from __future__ import annotations
@@ -59,12 +58,9 @@ def read_archive(data: bytes | None, name: str, what: str) -> dict[str, Any]:
 class IndexStorage(ABC):
     """The interface of both kinds of storage."""
 
-    name: str
-    """The name, as given by the user"""
-    tables: str
-    """The location of LanceDB's tables"""
-    options: dict[str, str] | None = None
-    """LanceDB's storage options"""
+    name: str  # The name, as given by the user
+    tables: str  # The location of LanceDB's tables
+    options: dict[str, str] | None = None  # LanceDB's storage options
 
     def read(self, file: str) -> dict[str, Any] | None:
         """Return the JSON object in a file, or None if there is none. Raises DataError if it is damaged."""
@@ -112,36 +108,31 @@ class IndexStorage(ABC):
 def index_storage(location: str | Path) -> IndexStorage:
     """Return the storage of that name."""
     if "://" in str(location):
-        return ObjectStorage(str(location).rstrip("/"))
-    return FolderStorage(Path(location))
+        return _ObjectStore(str(location).rstrip("/"))
+    return _Folder(Path(location))
 
 
-class FolderStorage(IndexStorage):
-    """A folder on this machine."""
+class _Folder(IndexStorage):
+    """A folder on this machine. The system releases its lock when the process ends."""
 
     def __init__(self, path: Path) -> None:
         self.path, self.name, self.tables = path, str(path), str(path / TABLES)
 
     def get(self, file: str) -> bytes | None:
-        """See IndexStorage."""
         path = self.path / file
         return path.read_bytes() if path.is_file() else None
 
     def put(self, file: str, data: bytes) -> None:
-        """See IndexStorage."""
         write_bytes(self.path / file, data)
 
     def remove(self, file: str) -> None:
-        """See IndexStorage."""
         (self.path / file).unlink(missing_ok=True)
 
     def files(self, start: str) -> list[str]:
-        """See IndexStorage."""
         return sorted(path.name for path in self.path.glob(f"{start}*"))
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """See IndexStorage. The system releases the lock when the process ends."""
         if self.path.is_file():
             raise DataError(f"{self.path} is a file. Give a folder for the index.")
         self.path.mkdir(parents=True, exist_ok=True)
@@ -154,17 +145,14 @@ class FolderStorage(IndexStorage):
             yield
 
     def unlock(self) -> str:
-        """See IndexStorage. The system releases a folder's lock, so there is nothing to do."""
         return "An index in a folder is unlocked as soon as the process that changes it ends."
 
 
-FORMAT = 1
-"""Format of table and manifest; an index in another format must be built again."""
+FORMAT = 1  # Format of table and manifest; an index in another format must be built again
 COLUMNS = tuple(field.name for field in fields(IndexedPassage))
 SEARCHED, VECTOR, DIGEST = "searched", "vector", "digest"
 IDS_PER_QUERY = 500
-APPROXIMATE = "IVFPQ"
-"""The kind of index for many vectors"""
+APPROXIMATE = "IVFPQ"  # The kind of index for many vectors
 
 
 def connect(store: IndexStorage) -> Any:
@@ -274,7 +262,7 @@ LOCK = "writing"
 SETTLING_SECONDS = 1.0
 
 
-class ObjectStorage(IndexStorage):
+class _ObjectStore(IndexStorage):
     """A location under s3://BUCKET/."""
 
     def __init__(self, uri: str) -> None:
@@ -289,7 +277,6 @@ class ObjectStorage(IndexStorage):
             self.options |= {"aws_endpoint": endpoint, "allow_http": str(endpoint.startswith("http://")).lower()}
 
     def get(self, file: str) -> bytes | None:
-        """See IndexStorage."""
         try:
             with _storage_errors(self.name), self._files().open_input_stream(f"{self._path}/{file}") as stream:
                 data: bytes = stream.read()
@@ -298,18 +285,16 @@ class ObjectStorage(IndexStorage):
         return data
 
     def put(self, file: str, data: bytes) -> None:
-        """See IndexStorage. Object storage shows an object only when it is complete."""
+        # Object storage shows an object only when it is complete.
         with _storage_errors(self.name), self._files().open_output_stream(f"{self._path}/{file}") as stream:
             stream.write(data)
 
     def remove(self, file: str) -> None:
-        """See IndexStorage."""
         if file in self.files(file):
             with _storage_errors(self.name):
                 self._files().delete_file(f"{self._path}/{file}")
 
     def files(self, start: str) -> list[str]:
-        """See IndexStorage."""
         from pyarrow.fs import FileSelector
 
         with _storage_errors(self.name):
@@ -318,9 +303,15 @@ class ObjectStorage(IndexStorage):
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """See IndexStorage. A killed process leaves the index locked."""
+        # A killed process leaves the index locked.
         with _storage_errors(self.name):
-            self._check_bucket()
+            from pyarrow.fs import FileType
+
+            bucket = self._path.partition("/")[0]
+            if self._files().get_file_info(bucket).type == FileType.NotFound:
+                raise DataError(
+                    f"{self.name}: there is no bucket {bucket!r}, or these keys have no access to it. Create it first."
+                )
             database = connect(self)
             own_mark = self._take(database)
         try:
@@ -331,7 +322,6 @@ class ObjectStorage(IndexStorage):
                 database.drop_table(LOCK)
 
     def unlock(self) -> str:
-        """See IndexStorage."""
         database = connect(self)
         with _storage_errors(self.name):
             if LOCK not in database.list_tables().tables:
@@ -339,15 +329,6 @@ class ObjectStorage(IndexStorage):
             mark = _mark(database)
             database.drop_table(LOCK)
         return f"{self.name} is unlocked. It was locked by {mark.partition(' ')[2]}."
-
-    def _check_bucket(self) -> None:
-        from pyarrow.fs import FileType
-
-        bucket = self._path.partition("/")[0]
-        if self._files().get_file_info(bucket).type == FileType.NotFound:
-            raise DataError(
-                f"{self.name}: there is no bucket {bucket!r}, or these keys have no access to it. Create it first."
-            )
 
     def _take(self, database: Any) -> str:
         import pyarrow as pa

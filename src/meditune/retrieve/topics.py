@@ -1,10 +1,9 @@
 """Topics: what a passage's title is about, and the topics that a text names, by any of their names.
 
 MedQuAD's titles follow templates ("What are the symptoms of Diabetes ? (Also called: Sugar disease)"; Ben Abacha and
-Demner-Fushman 2019, https://doi.org/10.1186/s12859-019-3119-4); any other title is taken as a topic's name. Titles, and
-MedQuAD's documents with their synonyms and UMLS concepts, form a thesaurus. Names are matched longest first and word by
-word, so that "type 2 diabetes" isn't also diabetes. A word that is in neither the topics nor English is replaced by the
-topics' word with the most similar spelling.
+Demner-Fushman 2019, https://doi.org/10.1186/s12859-019-3119-4); any other title is a topic. Titles, and MedQuAD's
+synonyms and UMLS concepts, form a thesaurus. Names are matched longest first, word by word, so that "type 2 diabetes"
+isn't also diabetes. Words in neither the topics nor English are replaced by the topics' most similar word.
 """
 
 from __future__ import annotations
@@ -37,10 +36,8 @@ class Title:
     """A parsed title."""
 
     topic: str
-    names: tuple[str, ...]
-    """All names of the topic, `topic` first"""
-    kind: str
-    """The kind of question that it answers, one of KINDS; empty if the title doesn't show it"""
+    names: tuple[str, ...]  # All names of the topic, `topic` first
+    kind: str  # The kind of question that it answers, one of KINDS; empty if the title doesn't show it
 
 
 @lru_cache(maxsize=65536)
@@ -54,37 +51,25 @@ def read(title: str) -> Title:
     return Title(topic, tuple(dict.fromkeys(filter(None, [topic, *others]))), kind)
 
 
-MAX_NAME_WORDS = 8
-"""Maximum number of words in a name"""
-KNOWN = 3.0
-"""Zipf frequency (log10 of occurrences in 10^9 words) from which a word counts as English and not as a misspelling"""
-MIN_TYPO_LETTERS = 5
-"""Minimum length of a word that may be misspelled; from `TWO_TYPO_LETTERS` letters on two letters may be wrong,
-otherwise one
-"""
-TWO_TYPO_LETTERS = 8
-RARER = 1.0
-"""Maximum by which (Zipf) the intended word may be rarer than the written one; common misspellings have counts too"""
-MIN_ACRONYM_WORDS, MAX_ACRONYM_TOPICS = 3, 4
-"""Minimum number of words for an acronym of a name, and maximum number of topics that share it"""
+MAX_NAME_WORDS = 8  # Maximum number of words in a name
+KNOWN = 3.0  # Zipf frequency (log10 of occurrences in 10^9 words) from which a word isn't a misspelling
+MIN_TYPO_LETTERS = 5  # Length of a word from which on one letter may be wrong
+TWO_TYPO_LETTERS = 8  # Length from which on two letters may be wrong
+RARER = 1.0  # By which (Zipf) the intended word may be rarer; common misspellings have counts too
+MIN_ACRONYM_WORDS, MAX_ACRONYM_TOPICS = 3, 4  # Words of a name with an acronym, and topics that share it
 _WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)?")
 _BRACKETS = re.compile(r"\(([^()]*)\)")
-TOO_COMMON = 4.8
-"""Zipf frequency from which a single word ("doctor", "health") is too common for a name"""
+TOO_COMMON = 4.8  # Zipf frequency from which a single word ("doctor", "health") is too common for a name
 
 
 @dataclass(frozen=True)
 class Mention:
     """A name in a text."""
 
-    name: str
-    """In the index's spelling, in lowercase"""
-    topics: frozenset[str]
-    """All topics of that name"""
-    start: int
-    """Its position in words of the text"""
-    weight: float
-    """How informative the name is: more for rare words and for more words"""
+    name: str  # In the index's spelling, in lowercase
+    topics: frozenset[str]  # All topics of that name
+    start: int  # Its position in words of the text
+    weight: float  # How informative the name is: more for rare words and for more words
 
     @property
     def topic(self) -> str:
@@ -106,7 +91,11 @@ class Synonyms:
             for written in group:
                 for name in _variants(written):
                     parts = tuple(words(name))
-                    if 0 < len(parts) <= MAX_NAME_WORDS and _is_informative(parts):
+                    # A single letter, a number or a very common word says nothing.
+                    says_nothing = len(parts) == 1 and (
+                        len(parts[0]) == 1 or parts[0].isdigit() or _frequency(parts[0]) >= TOO_COMMON
+                    )
+                    if 0 < len(parts) <= MAX_NAME_WORDS and not says_nothing:
                         self._topics[parts].add(topic)
                         self._names[topic].add(" ".join(name.casefold().split()))
                     if MIN_ACRONYM_WORDS <= len(parts) <= MAX_NAME_WORDS and all(word.isalpha() for word in parts):
@@ -153,7 +142,6 @@ class Synonyms:
         return "\n".join([text, *more[:max_synonyms]])
 
     def _corrected(self, word: str) -> str:
-        """Return the topics' word that was probably meant, or the word itself."""
         if word in self._vocabulary or len(word) < MIN_TYPO_LETTERS or not word.isalpha() or _frequency(word) >= KNOWN:
             return word
         return _nearest(word, self._by_letter.get(word[0], ())) or word
@@ -174,11 +162,6 @@ class Synonyms:
 def key(topic: str) -> str:
     """Return a topic's name as used in `Mention.topics`."""
     return " ".join(topic.casefold().strip(" ?").split())
-
-
-def _is_informative(name: tuple[str, ...]) -> bool:
-    """Return whether a name is informative: not a single letter, a number or a very common word."""
-    return len(name) > 1 or (len(name[0]) > 1 and not name[0].isdigit() and _frequency(name[0]) < TOO_COMMON)
 
 
 def _variants(name: str) -> list[str]:
@@ -241,10 +224,8 @@ MAX_CONCEPT_TOPICS = 4
 def of_medquad(path: Path) -> Iterator[tuple[str, ...]]:
     """Yield for each document its topic with all its names, the topic first. Unreadable files are skipped.
 
-    All 11,274 documents count, also those whose answers the publisher had to remove, because their topics, synonyms and
-    UMLS concepts remain. Documents with the same single concept are about the same topic.
-
-    Raises DataError if there are no XML files.
+    All 11,274 documents count, also those without answers. Documents with the same single concept are about the same
+    topic. Raises DataError if there are no XML files.
     """
     names: dict[str, dict[str, None]] = {}
     same: dict[str, list[str]] = defaultdict(list)

@@ -136,7 +136,6 @@ class Dispute:
     votes: dict[str, dict[int, int]]
     """Disputed axis -> option -> number of raters who chose it"""
     distance: float
-    """0 to 1: the mean distance between two raters, over the item's axes with two or more ratings"""
 
 
 def disputed(axes: Sequence[Axis], ratings: Iterable[Rating], notes: Iterable[Note] = ()) -> list[Dispute]:
@@ -159,13 +158,10 @@ def disputed(axes: Sequence[Axis], ratings: Iterable[Rating], notes: Iterable[No
         rewritten = len(texts[item]) > 1
         differing = {name: dict(Counter(words)) for name, words in several.items() if rewritten or len(set(words)) > 1}
         if differing:
-            apart = [_mean_distance(known[name], words) for name, words in several.items()]
+            apart = []
+            for name, words in several.items():
+                steps = len(known[name].options) - 1 if known[name].level == "ordinal" else 1
+                pairs = [min(abs(a - b), steps) / steps for a, b in combinations(words, 2)]
+                apart.append(sum(pairs) / len(pairs))
             found.append(Dispute(item, differing, sum(apart) / len(apart)))
     return sorted(found, key=lambda each: (-each.distance, each.item))
-
-
-def _mean_distance(axis: Axis, words: Sequence[int]) -> float:
-    """Return the mean distance between two raters."""
-    pairs = list(combinations(words, 2))
-    steps = len(axis.options) - 1 if axis.level == "ordinal" else 1
-    return sum(min(abs(a - b), steps) / steps for a, b in pairs) / len(pairs)

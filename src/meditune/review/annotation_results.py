@@ -212,7 +212,6 @@ def results(checked: CheckedRatings) -> dict[str, Any]:
 
 
 def _decisions(rated: RatedSet, rows: Mapping[str, Origin]) -> dict[str, Any]:
-    """Return the number of rows with each decision and the agreement, if the set asks for decisions."""
     if rated.set.axis(DECISION.name) is None:
         return {}
     labelled, undecided = resolve(rated, DECISION)
@@ -251,7 +250,6 @@ def _suspicions(resolved: Mapping[str, Resolved], rows: Mapping[str, Origin]) ->
 
 
 def _remarks(checked: CheckedRatings) -> list[str]:
-    """Return remarks that matter for interpreting the results."""
     remarks = unfinished(checked.rated)
     if checked.rated.made_from["sample"] == "suspicious":
         remarks.append(
@@ -280,7 +278,6 @@ class WrittenDecisions:
     decided: int
     undecided: int
     from_other_sets: int
-    """Decisions of other sets in the file, which are kept"""
 
 
 def write_decisions(

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field
 from math import log, prod
 from pathlib import Path
 from statistics import median
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from meditune.config.load_recipe import load_recipe
 from meditune.data.example import Example
@@ -34,17 +34,8 @@ from meditune.files import is_result_of, sha256
 from meditune.progress import track
 from meditune.review.rating_set import KEY, VALIDATE, check_sharing, read_key, row_key, shown_row, write_set
 
-Sample = Literal["random", "suspicious"]
-SAMPLES: tuple[Sample, ...] = get_args(Sample)
-Strata = Literal["none", "source", "decision", "question_type"]
-STRATA: tuple[Strata, ...] = get_args(Strata)
-
-
-def check_choice(sample: str, strata: str) -> None:
-    """Raise DataError for an unknown name."""
-    for name, option, known in ((sample, "--sample", SAMPLES), (strata, "--stratify-by", STRATA)):
-        if name not in known:
-            raise DataError(f"Unknown {option} {name}. Choose from {', '.join(known)}.")
+SAMPLES = ("random", "suspicious")
+STRATA = ("none", "source", "decision", "question_type")
 
 
 def chosen(
@@ -98,7 +89,6 @@ Finding = tuple[float, str]
 
 
 Signal = Callable[[Sequence[Example]], Mapping[str, Finding]]
-"""Maps all rows to findings for some of them, by id"""
 
 
 @dataclass(frozen=True)
@@ -262,7 +252,6 @@ def candidates(source: str, overrides: Sequence[str], test: bool) -> Candidates:
 
 
 def _ledger(path: Path) -> list[dict[str, Any]]:
-    """Return the rows of the ledger that quality control wrote beside the data; none without a ledger."""
     if not path.is_file():
         return []
     import pyarrow.parquet
@@ -278,7 +267,6 @@ def _data_of(folder: Path) -> Path:
 
 
 MAX_ATTEMPTS = 200
-"""Number of other rows tried to find an answer that doesn't fit"""
 COLUMN = "verdict"
 
 
@@ -348,7 +336,6 @@ class AnnotationSetOptions:
     strata: str = "none"
     raters: int | None = None
     overlap: int | None = None
-    """Number of raters per row; default 2"""
     shared: int = 0
     gold: Path | None = None
     planted: int = 0
@@ -373,7 +360,10 @@ def create(source: str, folder: Path, options: AnnotationSetOptions) -> CreatedS
 
     Known items go to every rater. Raises DataError if there is nothing to check, MedituneError for another content.
     """
-    check_choice(options.sample, options.strata)
+    choices = ((options.sample, "--sample", SAMPLES), (options.strata, "--stratify-by", STRATA))
+    for name, option, known in choices:
+        if name not in known:
+            raise DataError(f"Unknown {option} {name}. Choose from {', '.join(known)}.")
     check_sharing(options.raters, options.overlap)
     found = candidates(source, options.overrides, options.test)
     gold_sha256 = sha256(options.gold) if options.gold and options.gold.is_file() else None
@@ -390,8 +380,14 @@ def create(source: str, folder: Path, options: AnnotationSetOptions) -> CreatedS
             facts = {"score": round(found_of.score, 3), "reasons": dict(found_of.reasons)}
             listed.append((row, row_key(row, stratum=stratum(row, options.strata), **facts)))
         shared = random.Random(f"{options.seed}/shared").sample(rows, min(options.shared, len(rows)))
-        known = _known(options, found.rows, {row.id for row in rows})
-        items, key, everyone = _blinded(listed, known, {row.id for row in shared}, Path(source).name)
+        gold = read_gold(options.gold) if options.gold else []
+        if options.planted:
+            # A question that occurs twice with different answers would reveal the planted item.
+            used = {row.id for row in rows}
+            others = [row for row in found.rows if row.id not in used]
+            others = others if len(others) > options.planted else found.rows
+            gold += plant(others, options.planted, options.seed)
+        items, key, everyone = _blinded(listed, gold, {row.id for row in shared}, Path(source).name)
         ranked = options.sample == "suspicious"
         write_set(folder, VALIDATE, FORM, items, key, made_from, everyone, ranked)
     key_rows, _ = read_key(folder)
@@ -403,16 +399,6 @@ def create(source: str, folder: Path, options: AnnotationSetOptions) -> CreatedS
         decided=found.decided,
         rejected=found.rejected,
     )
-
-
-def _known(options: AnnotationSetOptions, rows: Sequence[Example], used: set[str]) -> list[Gold]:
-    """Return the known items from the file, and the planted ones."""
-    known = read_gold(options.gold) if options.gold else []
-    if options.planted:
-        # A question that occurs twice with different answers would reveal the planted item.
-        others = [row for row in rows if row.id not in used]
-        known += plant(others if len(others) > options.planted else rows, options.planted, options.seed)
-    return known
 
 
 def _blinded(

@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 from xml.sax.saxutils import quoteattr
 
 from meditune.data.readers.tables import Rejects, rows
@@ -21,7 +21,6 @@ from meditune.review.rating_set import CANNOT, RATE, RatingSet, Task, read_key, 
 from meditune.review.ratings_store import ADJUDICATION, RATING, Note, Rating, Store
 
 COMMENT, BETTER = "comment", "better_answer"
-"""Names of a rater's texts, beside the names of axes"""
 
 
 @dataclass
@@ -53,7 +52,6 @@ BESIDE = ("decision", "source", "link")
 
 
 def _write_label_studio(path: Path, judgements: Judgements, origins: Mapping[str, tuple[str, str]]) -> list[Path]:
-    """Write the tasks and the labeling configuration (.xml) beside them; return both paths."""
     rating_set = judgements.rating_set
     predictions: dict[str, dict[tuple[str, int], list[dict[str, Any]]]] = defaultdict(lambda: defaultdict(list))
     for rating in judgements.ratings:
@@ -90,7 +88,6 @@ def _result(name: str, kind: str, value: dict[str, Any], meta: dict[str, Any]) -
 
 
 def _configuration(rating_set: RatingSet, field_names: list[str]) -> str:
-    """Return Label Studio's labeling configuration for the set's axes."""
     words, edits = rating_set.task.words, rating_set.task.edits
     lines = ["<View>"]
     shown = [("Question", "question"), ("Sources", "sources")]
@@ -179,8 +176,7 @@ def _add_result(judgements: Judgements, result: Any, item: str, rater: str, seco
         ) from error
 
 
-Format = Literal["csv", "label-studio"]
-FORMATS: tuple[Format, ...] = get_args(Format)
+FORMATS = ("csv", "label-studio")
 COLUMNS = ("item", "rater", "round", "axis", "option", "label", "text", "seconds", "time")
 NEEDED = ("item", "rater", "axis")
 UNBLINDED = ("example", "origin")

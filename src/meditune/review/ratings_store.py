@@ -16,7 +16,6 @@ from meditune.errors import MedituneError
 from meditune.review.rating_set import STORE
 
 RATING, ADJUDICATION = 1, 2
-"""The rounds: first everyone's ratings, then the adjudication of disagreements"""
 BUSY_S = 20.0
 _RATER = "id, name, number, place"
 _TABLES = """

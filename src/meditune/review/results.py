@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 import meditune
-from meditune.data.preference.pairs import OWN, SOURCE, Pair, paired
-from meditune.data.preference.pairs import Rated as RatedAnswer
+from meditune.data.preference_pairs import OWN, SOURCE, Pair, paired
+from meditune.data.preference_pairs import Rated as RatedAnswer
 from meditune.data.readers.tables import Rejects
 from meditune.errors import DataError
 from meditune.files import write_json, write_jsonl
@@ -227,7 +227,6 @@ def _axis(axis: Axis, rated: RatedSet, scores: Mapping[str, float | None]) -> di
 
 
 def _by_question(key: Mapping[str, Origin], scores: Mapping[str, float | None]) -> dict[str, dict[str, float]]:
-    """Return origin -> example -> score."""
     found: dict[str, dict[str, float]] = {name: {} for name in ORIGINS}
     for id, score in scores.items():
         for origin in key[id].origins:
@@ -279,7 +278,6 @@ def _means(sums: AnyArray) -> AnyArray:
 
 
 def _remarks(rated: RatedSet) -> list[str]:
-    """Return remarks that matter for interpreting the results."""
     remarks = unfinished(rated)
     run = Path(rated.made_from["run"])
     if (run / "predictions").is_dir() and digests(run) != rated.made_from["answers"]:
@@ -348,6 +346,5 @@ def _corrected(rated: RatedSet, notes: Iterable[Note], rejects: Rejects) -> Iter
 
 
 def _terms(origin: Origin) -> dict[str, Any]:
-    """Return the source and the group of a question, and whether it may not be shared."""
     source, _, group = origin.group.partition("/")
     return {"source": source, "group": group, "restricted": origin.restricted}

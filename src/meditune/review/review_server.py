@@ -277,7 +277,14 @@ def serve(
         raise MedituneError(
             f"No answer in {folder} was judged differently by two raters; there is nothing to adjudicate."
         )
-    listening = _bound_socket(host, port)
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        listening = socket.create_server((host, port), family=family)
+    except OSError as error:
+        raise MedituneError(
+            f"Cannot listen on {host}:{port} ({error.strerror}). Choose another --host or --port; --port 0 picks a "
+            "free port."
+        ) from error
     token = None if host in LOCAL else secrets.token_urlsafe(16)
     app = app_for(review_app, LOCAL if token is None else set(), token)
     named = socket.gethostname() if host in ALL_INTERFACES else host
@@ -296,13 +303,3 @@ def serve(
 def in_dispute(folder: Path) -> list[Dispute]:
     """Return the disputes of a rating set. The key isn't read, so the adjudicator is blinded too."""
     return disputed(read_set(folder, RATE).axes, Store(folder).ratings())
-
-
-def _bound_socket(host: str, port: int) -> socket.socket:
-    try:
-        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
-    except OSError as error:
-        raise MedituneError(
-            f"Cannot listen on {host}:{port} ({error.strerror}). Choose another --host or --port; --port 0 picks a "
-            "free port."
-        ) from error

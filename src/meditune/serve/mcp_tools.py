@@ -114,6 +114,10 @@ class _Tools:
         self.app, self.evaluation = app, evaluation
         self.service: Service = app.state.service
 
+    @property
+    def _index(self) -> Any:
+        return self.service.assistant.index if self.service.assistant else None
+
     def server(self) -> Server[Any]:
         """Return the MCP server with these tools."""
         # Its messages could quote what people ask.
@@ -123,7 +127,7 @@ class _Tools:
         )
 
     async def _list(self, _: Any, __: Any) -> types.ListToolsResult:
-        names = ["ask", *(["search"] if self._index() else []), *(["evaluate"] if self.evaluation else [])]
+        names = ["ask", *(["search"] if self._index else []), *(["evaluate"] if self.evaluation else [])]
         return types.ListToolsResult(tools=[_tool(name) for name in names])
 
     async def _call(
@@ -158,15 +162,12 @@ class _Tools:
         result = await _post(self.app, f"/v1/{name}", arguments, request)
         return str(_ANSWER.validate_python(result)) if name == "ask" else _search_text(result), result
 
-    def _index(self) -> Any:
-        return self.service.assistant.index if self.service.assistant else None
-
     def _without_restricted(self, arguments: dict[str, Any]) -> dict[str, Any]:
         """Return the arguments, limited to sources whose licence lets their texts go to other programs' models.
 
         Raises ApiError 403 if a restricted source is named, or if there are no others.
         """
-        index = self._index()
+        index = self._index
         restricted = index.manifest.restricted if index else []
         if not restricted:
             return arguments

@@ -39,10 +39,10 @@ class Guard:
             await self.app(scope, receive, send)
             return
         headers = Headers(scope=scope)
-        with observability.request(headers) as (span, trace_id):
+        with observability.span("request", headers) as span:
             given = headers.get("x-request-id", "")
             trace = scope[SCOPE_KEY] = Trace(given if _ID.fullmatch(given) else secrets.token_hex(12))
-            if trace_id:
+            if trace_id := observability.trace_id(span):
                 trace.facts["trace"] = trace_id
             await self._answer(scope, receive, send, headers, trace, span)
 

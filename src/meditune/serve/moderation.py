@@ -30,17 +30,9 @@ if TYPE_CHECKING:
 ENDING = f"\n\n{LIMITS_LINE}"
 """The note at the end of every answer to a person"""
 OUTCOMES = {"urgent": "escalated", "decline": "declined", "bound": "declined"}
+"""The outcomes, in metrics and store, of the actions of triage whose text replaces the model's answer to a chat"""
 BEFORE = 4
 """The number of earlier messages that triage reads, the latest ones"""
-
-
-@dataclass(frozen=True)
-class StandardReply:
-    """A fixed answer that no model generated."""
-
-    text: str
-    outcome: str
-    """The outcome in metrics and store: escalated or declined"""
 
 
 @dataclass(frozen=True)
@@ -107,13 +99,6 @@ def question_in(body: ChatBody) -> ChatQuestion | None:
     context = sum(len(turn.text) for turn in turns if turn.role == "system")
     history = sum(len(turn.text) for turn in turns if turn.role != "system") - len(asked[-1])
     return ChatQuestion(asked[-1], asked[:-1], "messages", context, history)
-
-
-def reply_instead(triage: Triage) -> StandardReply | None:
-    """Return the reply instead of the model's (urgent help, a refusal, limits); None if the model may answer."""
-    if triage.action not in OUTCOMES:
-        return None
-    return StandardReply(f"{triage.text}{ENDING}", OUTCOMES[triage.action])
 
 
 def _too_long(service: Service, trace: Trace, question: ChatQuestion, triage: Triage) -> ApiError:

@@ -19,7 +19,7 @@ from meditune import distributed
 from meditune.config.recipe import Recipe
 from meditune.config.training_options import VIRTUAL, TrainSpec
 from meditune.data import leakage
-from meditune.data.preference.prepare_pairs import stored_pairs
+from meditune.data.prepare_pairs import stored_pairs
 from meditune.data.splits import Splits
 from meditune.errors import MedituneError, ModelError
 from meditune.files import full_disk_message, replace_folder, write_json
@@ -92,7 +92,6 @@ def check_compile(recipe: Recipe) -> None:
     """Raise ModelError if `train.compile` is on and certain to fail; needs no loaded model."""
     if recipe.train.compile != "on":
         return
-
     quantized, virtual = recipe.model.quantize != "none", recipe.model.strategy in VIRTUAL
     if reason := torch_compile.why_unsupported(quantized, virtual, device() == "cpu"):
         raise _refused(reason)

@@ -22,8 +22,8 @@ from meditune.config.recipe import Recipe
 from meditune.config.recipe_keys import flow
 from meditune.config.training_options import ModelSpec
 from meditune.data.example import DECISIONS, LABEL, Example
-from meditune.data.readers import conversations, user_files
-from meditune.data.readers.tables import Rejects, Row, rows
+from meditune.data.readers import user_files
+from meditune.data.readers.tables import LAYOUTS, Rejects, Row, rows
 from meditune.errors import DataError, RecipeError
 from meditune.files import replace_file
 from meditune.models.catalogue import CATALOGUE
@@ -159,12 +159,12 @@ def _further_columns(found: Sequence[Row]) -> dict[str, str]:
     """Return field -> column for columns that no reader recognizes by name: decisions by values, others by a word."""
     names = list(dict.fromkeys(str(column) for _, row in found for column in row))
     lower = {name.lower() for name in names}
-    if {*user_files.CLAIM_GUESSES["claim"], *conversations.COLUMNS["messages"], "instruction"} & lower:
+    if {*LAYOUTS["claims"].guesses["claim"], *LAYOUTS["conversations"].guesses["messages"], "instruction"} & lower:
         return {}
-    known = set(itertools.chain(*user_files.GUESSES.values()))
+    known = set(itertools.chain(*LAYOUTS["questions"].guesses.values()))
     chosen: dict[str, str] = {}
     for field, words in _WORDS.items():
-        if lower & set(user_files.GUESSES[field]):
+        if lower & set(LAYOUTS["questions"].guesses[field]):
             continue
         free = [name for name in names if name.lower() not in known and name not in chosen.values()]
         fitting = [name for name in free if re.search(words, name, re.IGNORECASE)]

@@ -160,12 +160,8 @@ def _what_was_trained(spec: ModelSpec) -> str:
 def _pruned(spec: ModelSpec) -> list[str]:
     if spec.prune.method == "none":
         return []
-    base = (
-        ""
-        if spec.strategy == "full"
-        else f" The adapter loads only on that model, which is in `../{PRUNED}` of the run."
-    )
-    return [f"The base model was pruned before it was tuned: {spec.prune.summary}.{base}"]
+    only = f" The adapter loads only on that model, which is in `../{PRUNED}` of the run."
+    return [f"The base model was pruned before it was tuned: {spec.prune.summary}.{only * (spec.strategy != 'full')}"]
 
 
 def _quantized(spec: ModelSpec) -> list[str]:

@@ -45,11 +45,6 @@ class MasterOptimizer:
         self.good_steps = 0
         self.optimizer = _optimizer(self.masters, spec)
 
-    @property
-    def master_of(self) -> dict[torch.nn.Parameter, torch.Tensor]:
-        """The FP32 copy of each parameter."""
-        return dict(zip(self.parameters, self.masters, strict=True))
-
     def step(self, learning_rate: float) -> float:
         """Apply the accumulated gradients and those of the masters, clear them, and return their norm before clipping.
 

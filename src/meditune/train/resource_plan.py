@@ -31,6 +31,7 @@ from meditune.models.adapters import fuse_lora, make_trainable, parameter_counts
 from meditune.models.catalogue import ADAPTER_FILE, CATALOGUE
 from meditune.models.forward import virtual_tokens
 from meditune.models.hidden_state_cache import HiddenStateCache, frozen_count
+from meditune.models.inference import register
 from meditune.models.load import base_of, in_range, loading, locate, refuse_unreadable, source
 from meditune.models.quiet_libraries import no_telemetry, quiet_transformers
 from meditune.models.shared_prefix_batch import Row, join, with_prompt
@@ -90,13 +91,6 @@ class Target:
     device: str  # cpu or cuda
     dtype: Any  # the torch dtype of a model's weights
     source: str  # source of the speed
-
-    @property
-    def attention(self) -> str:
-        """The attention that `model.attention: auto` uses on the target, or its replacement on the meta device."""
-        from meditune.models.inference import register
-
-        return use_fused_attention() if self.device == "cuda" else register()
 
 
 def target_of(spec: ModelSpec, gpu_name: str | None) -> Target:
@@ -458,7 +452,8 @@ def plan(recipe: Recipe, gpu: str | None = None) -> Planned:
 
 def estimate(recipe: Recipe, config: Any, target: Target) -> Estimate:
     """Predict one way of training."""
-    attention = "eager" if recipe.model.attention == "eager" else target.attention
+    fast = use_fused_attention if target.device == "cuda" else register  # what model.attention: auto uses there
+    attention = "eager" if recipe.model.attention == "eager" else fast()
     dtype = in_range(target.dtype, config) if recipe.model.dtype == "auto" else target.dtype
     model = on_meta(config, recipe.model, dtype, attention)
     if target.device == "cuda":
@@ -485,11 +480,15 @@ def _alternatives(recipe: Recipe) -> Iterator[Recipe]:
 
 def _advice(recipe: Recipe, config: Any, target: Target) -> list[str]:
     """Return single changes with which the recipe fits; else all changes together, if these suffice."""
+
+    def as_options(change: dict[str, Any]) -> str:
+        return " ".join(f"--set {key}={str(value).lower()}" for key, value in change.items())
+
     found, together = [], recipe
     changes = list(_changes(recipe, config.get_text_config().num_hidden_layers))
     for change in changes:
         if estimate(_changed(recipe, change), config, target).verdict == "fits":
-            found.append(_as_options(change))
+            found.append(as_options(change))
     if found:
         return found
     gathered: dict[str, Any] = {}
@@ -497,7 +496,7 @@ def _advice(recipe: Recipe, config: Any, target: Target) -> list[str]:
         gathered |= change
         together = _changed(recipe, gathered)
         if estimate(together, config, target).verdict == "fits":
-            return [_as_options(gathered)]
+            return [as_options(gathered)]
     return []
 
 
@@ -533,7 +532,3 @@ def _changed(recipe: Recipe, change: dict[str, Any]) -> Recipe:
     return recipe.model_copy(
         update={group: getattr(recipe, group).model_copy(update=values) for group, values in groups.items()}
     )
-
-
-def _as_options(change: dict[str, Any]) -> str:
-    return " ".join(f"--set {key}={str(value).lower()}" for key, value in change.items())

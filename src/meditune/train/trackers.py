@@ -105,10 +105,7 @@ class TensorBoard:
 
 
 class MLflow:
-    """A run in its own MLflow store, an SQLite file; MLFLOW_TRACKING_URI has no effect.
-
-    Earlier runs are marked as deleted; the file is reused, because MLflow keeps it open and caches its tables.
-    """
+    """A run in its own MLflow store, an SQLite file, which is reused because MLflow keeps it open and caches tables."""
 
     def __init__(self, place: Path, run: str) -> None:
         no_telemetry()

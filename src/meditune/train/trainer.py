@@ -335,7 +335,8 @@ def train(
                 read + tokens - progress.done,
                 f"loss {losses[0]:.3f}, {supervised / tokens:.0%} supervised, {used_gb():.1f} GB",
             )
-            penalty = sum(each.add_gradients(optimizer.master_of) for each in penalties) or 0.0
+            masters = dict(zip(optimizer.parameters, optimizer.masters, strict=True))
+            penalty = sum(each.add_gradients(masters) for each in penalties) or 0.0
             if not math.isfinite(loss := sum(losses) + penalty):
                 save(number)
                 raise divergence_error(number, f"the loss is {loss}")

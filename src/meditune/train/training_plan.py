@@ -14,8 +14,8 @@ from meditune import distributed
 from meditune.config.recipe import Recipe
 from meditune.data.example import Example
 from meditune.data.leakage import copy_record
-from meditune.data.preference.pairs import DOWN, UP
-from meditune.data.preference.prepare_pairs import stored_pairs
+from meditune.data.preference_pairs import DOWN, UP
+from meditune.data.prepare_pairs import stored_pairs
 from meditune.data.retrieved_passages import in_training
 from meditune.data.splits import Splits
 from meditune.errors import DataError, ModelError

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from meditune.data.example import Example, Passage
-from meditune.data.quality.deduplication import by_threshold, pairs, repeated_questions
+from meditune.data.quality.deduplication import asked_key, by_threshold, keys, pairs, repeated_questions
 from meditune.data.quality.quality_filters import (
     fix_encoding,
     fix_layout,
@@ -289,7 +289,7 @@ def test_questions_asked_again():
         example_row(3, question="Other?"),
         example_row(4, question="how IS asthma treated"),
     ]
-    assert repeated_questions(asked) == [(0, 1), (0, 3)]
+    assert repeated_questions(keys(map(asked_key, asked))) == [(0, 1), (0, 3)]
 
 
 @pytest.mark.real
@@ -300,7 +300,7 @@ def test_the_known_duplicates_of_medquad_are_found(real_data):
     assert len(exact) >= plain >= 48
     gone = {pair.repeat for pair in exact}
     left = [example for index, example in enumerate(examples) if index not in gone]
-    assert len(repeated_questions(left)) >= 2_062 - len(exact)
+    assert len(repeated_questions(keys(map(asked_key, left)))) >= 2_062 - len(exact)
 
 
 @pytest.mark.real

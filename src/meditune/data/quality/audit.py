@@ -83,14 +83,13 @@ class Audit:
                 detail = f"{_similarity(pair)} as {high}, a {split_of[high]} item"
                 if self._leave_out("cross_split", action, rows[low], detail):
                     gone.add(low)
-        left = {name: [e for e in examples if e.id not in gone] for name, examples in splits.named().items()}
-        return replace(splits, train=left["train"], dev=left["dev"], test=left["test"])
+        left: dict[str, Any] = {
+            name: [e for e in examples if e.id not in gone] for name, examples in splits.named().items()
+        }
+        return replace(splits, **left)
 
     def note_row(self, row: dict[str, str | None], example: dict[str, str] | None) -> None:
-        """Record an entry that the caller made, given as a ledger row and as an example to show.
-
-        The caller also counts the affected rows, and passes them to `facts`.
-        """
+        """Record an entry that the caller made and counts, given as a ledger row and as an example to show."""
         self.ledger.add_row(row)
         examples = self._shown[str(row["rule"])]
         if example is not None and len(examples) < EXAMPLES:
@@ -109,10 +108,7 @@ class Audit:
                 examples.append(excerpt(entry, self.hidden is None or entry.before.id in self.hidden))
 
     def facts(self, dropped: int | None = None, changed: int | None = None) -> dict[str, Any]:
-        """Return the entry of quality.json: rows, and for each rule its meaning, action, counts, share and examples.
-
-        `dropped` and `changed` are the numbers of such rows, if not all entries were recorded here.
-        """
+        """Return the entry of quality.json; the arguments replace the counts if not all entries were recorded here."""
         found: dict[str, Counter[str]] = defaultdict(Counter)
         for (rule, action), count in self.ledger.counts.items():
             found[rule][action] = count
@@ -167,7 +163,7 @@ class Audit:
     ) -> tuple[Pair, str] | None:
         """Return a row's decisive pair with an earlier row that stays, and its rule; rules that drop rows come first.
 
-        Similarity isn't transitive: a row that is only similar to a dropped row stays; an identical one is dropped.
+        A row that is only similar to a dropped row stays; an identical one is dropped.
         """
         staying = []
         for pair in pairs:
@@ -280,10 +276,10 @@ class Lengths:
     def counted(self, examples: Iterable[Example]) -> Iterator[Example]:
         """Yield the examples and count their words; empty answers aren't counted."""
         for example in examples:
-            self._counts["question"][len(example.question.split())] += 1
-            self._counts["context"][len(example.context_text.split())] += 1
-            if example.answer:
-                self._counts["answer"][len(example.answer.split())] += 1
+            texts = {"question": example.question, "context": example.context_text, "answer": example.answer}
+            for part, text in texts.items():
+                if text or part != "answer":
+                    self._counts[part][len(text.split())] += 1
             yield example
 
     def facts(self) -> dict[str, Any]:
@@ -292,11 +288,7 @@ class Lengths:
 
 
 def shared(splits: Splits) -> dict[str, dict[str, int]]:
-    """Return, for each pair of splits, the number of ids, groups, questions and contexts that both contain.
-
-    Questions and contexts that don't identify an item (asked of many groups, shared by most rows, a few words) don't
-    count.
-    """
+    """Return, for each pair of splits, how many ids, groups, and telling questions and contexts both contain."""
     everything = [*splits.train, *splits.dev, *splits.test]
     asked, common = instructions(everything), backgrounds(everything)
     found: dict[str, dict[str, set[Any]]] = {}

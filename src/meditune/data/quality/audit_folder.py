@@ -144,11 +144,7 @@ def audit_batch(examples: list[Example], spec: QualitySpec, phi: PhiSpec) -> Bat
 
 
 def stream_folder(recipe: Recipe, folder: Path, name: Engine = "local", workers: int = 1) -> dict[str, Any]:
-    """Audit the recipe's one source, a file, write `folder` atomically, and return the content of quality.json.
-
-    The remaining rows are written as rows.parquet or rows.jsonl, depending on the file's format. Raises MedituneError
-    if the recipe's sources can't be streamed, and DataError if nothing can be read.
-    """
+    """Audit the recipe's one source, a file, write `folder` atomically, and return the content of quality.json."""
     source, spec = source_of(recipe), recipe.data
     assert source.path is not None, "checked by source_of"
     rejects = Rejects(cleaner(spec.phi))
@@ -256,9 +252,9 @@ BATCHES_PER_WORKER = 2
 
 @contextmanager
 def engine_map(name: Engine, workers: int) -> Iterator[Map]:
-    """Yield a map that applies a picklable function to batches in `workers` processes; one worker means this process.
+    """Yield a map that applies a picklable function to batches, in order; one local worker means this process.
 
-    The engine ray connects to the cluster in RAY_ADDRESS or starts a local one. Raises MedituneError without Ray.
+    Ray connects to the cluster in RAY_ADDRESS or starts a local one. Raises MedituneError without Ray.
     """
     if name == "ray":
         with _ray(workers) as found:
@@ -357,7 +353,8 @@ def audit_folder(
     With `stream` or another engine, the rows needn't fit into memory; with None, the file's size decides. Raises
     MedituneError if the folder contains something else, and DataError if nothing can be read.
     """
-    if folder.exists() and any(folder.iterdir()) and not _is_audit(folder):
+    is_audit = (folder / PAGE).is_file() or ((folder / LEDGER).is_file() and not (folder / "train.jsonl").is_file())
+    if folder.exists() and any(folder.iterdir()) and not is_audit:
         raise MedituneError(
             f"{folder} already exists and contains something else. Choose another --output, or remove the folder."
         )
@@ -390,11 +387,6 @@ def audit_folder(
         audit.ledger.write(partial / LEDGER)
         rejects.write(partial / "rejected.jsonl")
     return quality
-
-
-def _is_audit(folder: Path) -> bool:
-    """Return True if an audit wrote this folder, even if its page is missing."""
-    return (folder / PAGE).is_file() or ((folder / LEDGER).is_file() and not (folder / "train.jsonl").is_file())
 
 
 def _is_large(recipe: Recipe) -> bool:

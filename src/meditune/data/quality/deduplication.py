@@ -260,10 +260,10 @@ def compute_signatures(texts: Texts) -> SignedTexts:
 
 
 def texts_to_sign(rows: Sequence[Hashes]) -> Iterator[Texts]:
-    """Yield the shingles for comparison, TEXTS rows at a time, of kind "own" or "all" (some rows are in both).
+    """Yield the shingles for comparison, TEXTS rows at a time: rare ones ("own"), and all of rows with few rare ones
+    ("all").
 
-    Rows are compared by rare shingles ("own"), so that thousands of answers from one form aren't all compared with each
-    other. Rows with few rare shingles are also compared by all their shingles.
+    Without the rare ones, thousands of answers from one form would all be compared with each other.
     """
     counts = np.zeros(1 << TABLE_BITS, np.int32)
     for row in rows:
@@ -307,10 +307,7 @@ def _mixed(values: Hashes) -> Hashes:
 def near_duplicate_pairs(
     signed: Iterable[SignedTexts], rows: int, min_similarity: float, folder: Path | None = None
 ) -> NDArray[np.int64]:
-    """Return sorted unique (pairs, 2) of indices of the `rows` that may be near duplicates, the smaller first.
-
-    Bands are stored in unnamed files in `folder` or in the folder for temporary files.
-    """
+    """Return sorted unique (pairs, 2) of row indices that may be near duplicates; bands are stored in `folder`."""
     tables: dict[str, _Table] = {}
     for some in signed:
         if some.kind not in tables:
@@ -340,9 +337,8 @@ class _Table:
             stream.write(texts.keys[:, band].tobytes())
 
     def candidates(self, min_similarity: float) -> NDArray[np.int64]:
-        """Return the pairs of rows that share a band and have an estimated similarity of about `min_similarity`.
-
-        A pair is one number: the first row times the number of rows, plus the second.
+        """Return pairs of rows that share a band and may be similar, each as first row times the number of rows plus
+        second.
         """
         count = np.int64(max(self._size, 1))
         seen = np.empty(0, np.int64)

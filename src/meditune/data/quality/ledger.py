@@ -102,10 +102,7 @@ def entries(folder: Path) -> Iterator[dict[str, Any]]:
 
 
 def restore(folder: Path, identifier: str) -> tuple[Example, list[dict[str, Any]]]:
-    """Return the row with that id as it was before any change, and its ledger entries in order.
-
-    Raises DataError with the nearest ids if the ledger has no such row.
-    """
+    """Return the row before any change and its ledger entries. Raises DataError, with near ids, if there are none."""
     known, matching = [], []
     for row in entries(folder):
         if identifier in (row["id"], row["id"].partition(":")[2]):

@@ -1,8 +1,4 @@
-"""Quality filters and text corrections: the rules that need only one row.
-
-A rule is a pure function of an Example and the recipe's `data.quality`, so rows can be checked in any process and any
-order. Layout and encoding corrections lose no words; removed boilerplate is recorded in the ledger.
-"""
+"""Quality filters and text corrections: the rules that need only one row, as pure functions."""
 
 from __future__ import annotations
 
@@ -123,7 +119,9 @@ def is_off_topic(example: Example) -> bool:
     values = (example.meta.get(key) or [] for key in ("focus", "synonyms"))
     given = [each for value in values for each in (value if isinstance(value, list) else [value])]
     names = [str(each) for each in given if len(str(each)) > 1]
-    if any(_mentions(name, example.answer) for name in names):
+    # Short names must match in case.
+    cases = ((name, 0 if len(name) < PREFIX else re.IGNORECASE) for name in names)
+    if any(re.search(rf"\b{re.escape(name)}\b", example.answer, case) for name, case in cases):
         return False
     topic = {stem(word) for word in _content_words(words(" ".join([example.question, *names])))} - _ANY_QUESTION
     stems = {stem(word) for word in answer}
@@ -137,11 +135,6 @@ def is_off_topic(example: Example) -> bool:
 
 def _content_words(text: Sequence[str]) -> list[str]:
     return [word for word in text if information_weight(word) > CONTENT_WEIGHT]
-
-
-def _mentions(name: str, text: str) -> bool:
-    """Return True if the text contains a name; short names must match in case."""
-    return re.search(rf"\b{re.escape(name)}\b", text, 0 if len(name) < PREFIX else re.IGNORECASE) is not None
 
 
 def _share_prefix(first: set[str], second: set[str]) -> bool:

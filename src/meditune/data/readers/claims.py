@@ -1,15 +1,9 @@
 """Published claims with evidence: SciFact, HealthVer, Citation-Integrity, NLI4CT and MedHallu.
 
-Each reader yields claims: the claim is the `question` of the Example, the evidence its `context`. The layouts are those
-of the publishers' files and documentation:
-
-- SciFact (Wadden et al. 2020): `doc/data.md` in https://github.com/allenai/scifact.
-- HealthVer (Sarrouti et al. 2021): the CSV files in https://github.com/sarrouti/HealthVer.
-- Citation-Integrity (Sarol et al. 2024): `Data/multivers-format` in https://github.com/ScienceNLP-Lab/Citation-Integrity
-  (nine classes), and the files for training that its README links (ACCURATE or NOT_ACCURATE).
-- NLI4CT (Jullien et al. 2023): `Complete_dataset.zip` in https://github.com/ai-systems/nli4ct, as read by the published
-  systems of SemEval-2023 task 7.
-- MedHallu (Pandit et al. 2025): the columns of https://huggingface.co/datasets/UTAustin-AIHealth/MedHallu.
+The claim is the `question` of an Example, the evidence its `context`. The layouts are those of the publishers' files,
+in the repositories that sources.yaml names: SciFact as in its `doc/data.md`; Citation-Integrity as in
+`Data/multivers-format` (nine classes) and in the files for training that its README links; NLI4CT as in
+`Complete_dataset.zip`, read as by the published systems of SemEval-2023 task 7.
 """
 
 from __future__ import annotations
@@ -35,12 +29,7 @@ LICENCES = {
     NLI4CT: "not stated; cite Jullien et al. 2023",
     MEDHALLU: "MIT",
 }
-TEST_SPLITS = {
-    SCIFACT: ("dev",),
-    HEALTHVER: ("test",),
-    CITATION_INTEGRITY: ("test",),
-    NLI4CT: ("test", "dev"),
-}
+TEST_SPLITS = {SCIFACT: ("dev",), HEALTHVER: ("test",), CITATION_INTEGRITY: ("test",), NLI4CT: ("test", "dev")}
 """Source -> the published splits that can be its test set; the first one with rows is used. The labels of SciFact's
 test split are not published; those of NLI4CT's are only in the later, complete archive."""
 LEVELS = ("", "*/", "*/*/")
@@ -54,13 +43,7 @@ def labelled(source: str, found: Iterable[Row], make: Maker, rejects: Rejects) -
 
 
 def claim_of(
-    source: str,
-    identifier: str,
-    claim: str,
-    evidence: Sequence[Passage],
-    label: Label,
-    group: str,
-    **meta: Any,
+    source: str, identifier: str, claim: str, evidence: Sequence[Passage], label: Label, group: str, **meta: Any
 ) -> Example:
     """Return a claim, whose `meta` has no values that are None and, if no licence is given, the source's licence."""
     known = {"licence": LICENCES.get(source), LABEL: label} | meta
@@ -77,9 +60,9 @@ def claim_of(
 def official_split(
     examples: Iterable[Example], test_splits: Sequence[str] = ("test",)
 ) -> tuple[list[Example], list[Example]]:
-    """Return the rows of the other splits, and those of the first of `test_splits` that has any.
+    """Return the other splits, and the first of `test_splits` with rows; other rows that share a document are left out.
 
-    Other rows that share a group (document, trial) with a test row are left out. Raises DataError without test rows.
+    Raises DataError if there are no test rows.
     """
     examples = list(examples)
     stated = {example.meta.get("split") for example in examples}
@@ -107,10 +90,7 @@ def _found(path: Path, name: str) -> list[Path]:
 
 
 def find_files(path: Path, names: Iterable[str], what: str) -> list[Path]:
-    """Return the files with these names or patterns in a folder or up to two levels below, or the file `path` itself.
-
-    Raises DataError, saying `what` is needed, if there are none.
-    """
+    """Return the files in a folder or up to two levels below, or the file `path`. Raises DataError without files."""
     found = [path] if path.is_file() else next(filter(None, (_found(path, name) for name in names)), [])
     if not found:
         raise DataError(f"{path}: none of {', '.join(names)} here. {what}")
@@ -138,13 +118,12 @@ def _corpus(folder: Path, source: str, rejects: Rejects) -> dict[str, str]:
     documents = {}
     for where, row in rows(file, source, rejects):
         identifier, abstract = cell(row.get("doc_id")), row.get("abstract")
-        problem = problem_in_text(row)
-        if not problem and (not identifier or not isinstance(abstract, list)):
-            problem = "no doc_id, or the abstract isn't a list of sentences"
-        if problem:
+        if problem := problem_in_text(row):
             rejects.add(source, where, problem, row)
-            continue
-        documents[identifier] = " ".join(each.strip() for each in abstract or () if isinstance(each, str)).strip()
+        elif not identifier or not isinstance(abstract, list):
+            rejects.add(source, where, "no doc_id, or the abstract isn't a list of sentences", row)
+        else:
+            documents[identifier] = " ".join(each.strip() for each in abstract if isinstance(each, str)).strip()
     return documents
 
 
@@ -191,25 +170,34 @@ def read_scifact(path: Path, rejects: Rejects) -> Iterator[Example]:
             return "neither evidence nor a cited document"
         claims = []
         for document, stated in (found or {_first_cited(row): {"nei"}}).items():
-            labels = {LABEL_WORDS.get(word.casefold()) for word in stated}
-            label = labels.pop() if len(labels) == 1 else None
+            label = _one_label(map(str.casefold, stated), LABEL_WORDS)
             if label is None:
                 return "the labels of a document's rationales are unknown or differ"
             if not corpus.get(document):
                 return NOT_IN_CORPUS
-            evidence = (Passage(text=corpus[document]),)
-            key = f"{identifier}-{document}"
+            key, evidence = f"{identifier}-{document}", (Passage(text=corpus[document]),)
             claims.append(claim_of(SCIFACT, key, claim, evidence, label, document, split=row["split"]))
         return claims
 
-    yield from labelled(SCIFACT, _rows_of_splits(files, SCIFACT, rejects, "id", "claim", "evidence"), make, rejects)
+    yield from _labelled_splits(SCIFACT, files, ("id", "claim", "evidence"), make, rejects)
 
 
-def _rows_of_splits(files: Mapping[str, Path], source: str, rejects: Rejects, *columns: str) -> Iterator[Row]:
-    """Yield the rows of each file with its published `split`."""
-    for split, file in files.items():
-        for where, row in with_columns(file, source, columns, rejects):
-            yield where, row | {"split": split}
+def _labelled_splits(
+    source: str, files: Mapping[str, Path], columns: Sequence[str], make: Maker, rejects: Rejects
+) -> list[Example]:
+    """Return the claims in the files of the published splits; `make` finds the name of a row's split in `split`."""
+    found = (
+        (where, row | {"split": split})
+        for split, file in files.items()
+        for where, row in with_columns(file, source, columns, rejects)
+    )
+    return labelled(source, found, make, rejects)
+
+
+def _one_label(stated: Iterable[str], known: Mapping[str, Label]) -> Label | None:
+    """Return the label that all words have in common; None if they are unknown or differ."""
+    labels = {known.get(word) for word in stated}
+    return labels.pop() if len(labels) == 1 else None
 
 
 def read_healthver(path: Path, rejects: Rejects) -> Iterator[Example]:
@@ -229,13 +217,11 @@ def read_healthver(path: Path, rejects: Rejects) -> Iterator[Example]:
             return NO_CLAIM if not claim else NO_EVIDENCE
         if label is None:
             return "unknown label (not Supports, Refutes or Neutral)"
-        identifier = f"{split}-{cell(row.get('id'))}"
-        topic = cell(row.get("question")) or None
-        text = (Passage(text=evidence),)
-        return [claim_of(HEALTHVER, identifier, claim, text, label, group_of("", claim), split=split, topic=topic)]
+        key, text = f"{split}-{cell(row.get('id'))}", (Passage(text=evidence),)
+        meta = {"split": split, "topic": cell(row.get("question")) or None}
+        return [claim_of(HEALTHVER, key, claim, text, label, group_of("", claim), **meta)]
 
-    found = _rows_of_splits(files, HEALTHVER, rejects, "id", "evidence", "claim", "label")
-    yield from labelled(HEALTHVER, found, make, rejects)
+    yield from _labelled_splits(HEALTHVER, files, ("id", "evidence", "claim", "label"), make, rejects)
 
 
 def with_columns(file: Path, source: str, columns: Iterable[str], rejects: Rejects) -> Iterator[Row]:
@@ -285,16 +271,14 @@ def read_citation_integrity(path: Path, rejects: Rejects) -> Iterator[Example]:
         stated = set().union(*found.values()) if found else {"IRRELEVANT"}
         if not all(corpus.get(document) for document in documents):
             return NOT_IN_CORPUS
-        labels = {CITATION_LABELS.get(word) for word in stated}
-        label = labels.pop() if len(labels) == 1 else None
+        label = _one_label(stated, CITATION_LABELS)
         if label is None:
             return f"the labels are unknown or differ (known: {', '.join(CITATION_LABELS)})"
         evidence = [Passage(text=corpus[document]) for document in documents]
         key, meta = f"{split}-{cell(row.get('id'))}", {"split": split, "classes": sorted(stated)}
         return [claim_of(CITATION_INTEGRITY, key, claim, evidence, label, documents[0][:-3], **meta)]
 
-    found = _rows_of_splits(files, CITATION_INTEGRITY, rejects, "claim", "evidence")
-    yield from labelled(CITATION_INTEGRITY, found, make, rejects)
+    yield from _labelled_splits(CITATION_INTEGRITY, files, ("claim", "evidence"), make, rejects)
 
 
 def read_nli4ct(path: Path, rejects: Rejects) -> Iterator[Example]:

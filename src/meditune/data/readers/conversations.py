@@ -19,50 +19,15 @@ from typing import Any
 
 from meditune.config.data_options import Thoughts
 from meditune.data.example import Role, Turn
+from meditune.data.readers.tables import LAYOUTS, NAMES
 
-COLUMNS: dict[str, tuple[str, ...]] = {
-    "id": ("id", "conversation_id", "example_id", "uid"),
-    "messages": ("messages", "conversations", "conversation"),
-    "system": ("system", "system_prompt"),
-    "group": ("group", "group_id", "patient_id", "subject_id", "document_id"),
-}
-NEEDED = (("messages",),)
-ALPACA_COLUMNS: dict[str, tuple[str, ...]] = {
-    "id": COLUMNS["id"],
-    "instruction": ("instruction",),
-    "input": ("input",),
-    "output": ("output",),
-    "system": COLUMNS["system"],
-    "history": ("history",),
-    "group": COLUMNS["group"],
-}
-ALPACA_NEEDED = (("instruction",), ("output",))
-
-ROLES: dict[str, Role] = {
-    "system": "system",
-    "developer": "system",
-    "user": "user",
-    "human": "user",
-    "assistant": "assistant",
-    "gpt": "assistant",
-    "model": "assistant",
-}
-"""Names of roles in OpenAI's and ShareGPT's layouts, in lowercase -> role"""
-
+COLUMNS, ALPACA_COLUMNS = (LAYOUTS[name].guesses for name in ("conversations", "alpaca"))
+ROLES: dict[str, Role] = {name: role for role, names in NAMES["roles"].items() for name in names}
 THOUGHTS = re.compile(r"<think>.*?</think>\s*", re.DOTALL)
 MIN_OPENING_CHARACTERS = 8
 STRIPPED, UNANSWERED = "thoughts_stripped", "unanswered_messages"
 """Counts of changes: assistant turns without their thoughts, and last messages of the user that have no reply"""
-_GREETINGS = frozenset(
-    word
-    for line in (
-        "hi hello hey hiya greetings good morning afternoon evening day dear doctor doc dr sir madam there thanks",
-        "thank you please how are is it going today i have need want would like a an some to ask can could may me my",
-        "question questions something help advice medical health bonjour bonsoir salut docteur hallo guten tag",
-        "hola buenos buenas dias días tardes ciao buongiorno olá 你好 您好",
-    )
-    for word in line.split()
-)
+_GREETINGS = frozenset(NAMES["greetings"].split())
 
 
 def is_greeting(text: str) -> bool:
@@ -142,10 +107,7 @@ def alpaca_messages(values: Mapping[str, Any]) -> list[Any] | str:
 
 
 def read_turns(messages: object, system: object, thoughts: Thoughts, changes: Counter[str]) -> list[Turn] | str:
-    """Return the turns of a conversation, of which the last is the assistant's, or the reason for rejecting it.
-
-    `system` is a system message from a column of its own. `changes` counts STRIPPED and UNANSWERED.
-    """
+    """Return the turns of a conversation, of which the last is the assistant's, or the reason for rejecting it."""
     messages = _parsed(messages)
     if not isinstance(messages, list | tuple) or not messages:
         return "messages is not a list of {role, content} or {from, value}"

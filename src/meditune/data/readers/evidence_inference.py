@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from meditune.data.example import Example, Passage, problem_in_text
+from meditune.data.example import Example, Label, Passage, problem_in_text
 from meditune.data.readers.claims import NO_EVIDENCE, claim_of, find_files, labelled, with_columns
 from meditune.data.readers.tables import Rejects, rows
 from meditune.data.readers.user_files import cell, is_empty, passages
@@ -60,11 +60,10 @@ _INCORRECT = (
 def read(path: Path, rejects: Rejects) -> Iterator[Example]:
     """Yield one claim for each prompt, such as "Drug A significantly increased weight compared with placebo.".
 
-    A hash of the prompt's id decides whether the claim states the annotators' result (supported) or one of the two
-    other results (refuted), so that half of the claims are true. The evidence is what the annotators quoted, with the
-    rest of its paragraph or, in a long paragraph, the neighbouring sentences; in `prompts.jsonl`, it is the quotation,
-    or the abstract that contains it. The group is the article. Prompts without a valid annotation, or with annotators
-    who disagree, go to `rejects`. Raises DataError if files or columns are missing.
+    A hash of the prompt's id decides whether the claim states the annotators' result (supported) or another one
+    (refuted), so that half of the claims are true. The evidence is what the annotators quoted, with the rest of its
+    paragraph or its neighbouring sentences; in `prompts.jsonl`, it is the quotation, or the abstract that contains it.
+    The group is the article. Raises DataError if files or columns are missing.
     """
     needed = "Unpack v2.0.tar.gz of Evidence Inference there."
     file = find_files(path, ("prompts.jsonl", "prompts_merged.csv"), needed)[0]
@@ -93,23 +92,11 @@ def _claim(
     """Return the claim about a prompt; `parts` are outcome, intervention and comparator."""
     outcome, intervention, comparator = (" ".join(part.split()).rstrip(".") for part in parts)
     stated = stated_result(prompt_id, result)
-    return [
-        claim_of(
-            SOURCE,
-            prompt_id,
-            claim_text(stated, outcome, intervention, comparator),
-            evidence,
-            "supported" if stated == result else "refuted",
-            pmcid,
-            pmcid=pmcid,
-            outcome=outcome,
-            intervention=intervention,
-            comparator=comparator,
-            result=result,
-            url=f"https://pmc.ncbi.nlm.nih.gov/articles/{pmcid}/",
-            **meta,
-        )
-    ]
+    claim = claim_text(stated, outcome, intervention, comparator)
+    url = f"https://pmc.ncbi.nlm.nih.gov/articles/{pmcid}/"
+    meta |= {"pmcid": pmcid, "outcome": outcome, "intervention": intervention, "comparator": comparator}
+    label: Label = "supported" if stated == result else "refuted"
+    return [claim_of(SOURCE, prompt_id, claim, evidence, label, pmcid, **meta, result=result, url=url)]
 
 
 NO_PARTS = "no id, outcome, intervention or comparator"
@@ -127,7 +114,7 @@ def _read_published(file: Path, rejects: Rejects) -> list[Example]:
         if _is_valid(row):
             annotations[cell(row["PromptID"])].append(row)
     splits = {
-        _number(identifier): name
+        identifier.upper().removeprefix("PMC"): name
         for name in ("train", "validation", "test")
         if (folder / "splits" / f"{name}_article_ids.txt").is_file()
         for identifier in read_text(folder / "splits" / f"{name}_article_ids.txt").split()
@@ -148,7 +135,7 @@ def _read_published(file: Path, rejects: Rejects) -> list[Example]:
         results = {_RESULTS[cell(each["Label Code"])] for each in judged}
         if len(results) != 1:
             return "the annotators disagree" if results else "no valid annotation"
-        pmcid = _number(pmcid)
+        pmcid = pmcid.upper().removeprefix("PMC")
         text = "" if problem_in_text(article(pmcid)) else article(pmcid)
         evidence = _quoted(text, judged)
         if not evidence:
@@ -163,10 +150,6 @@ def _is_valid(row: Mapping[str, Any]) -> bool:
     """Return True if the verifier accepted the label and the quotation, and the label is a known one."""
     checks = all(cell(row[column]).casefold() in {"true", "1"} for column in ("Valid Label", "Valid Reasoning"))
     return checks and cell(row["Label Code"]) in _RESULTS and cell(row["Label"]) != "invalid prompt"
-
-
-def _number(pmcid: str) -> str:
-    return pmcid.upper().removeprefix("PMC")
 
 
 def _quoted(article: str, judged: Sequence[Mapping[str, Any]]) -> list[Passage]:

@@ -75,10 +75,7 @@ def read(path: Path, rejects: Rejects) -> Iterator[Example]:
 
 
 def official_split(examples: Iterable[Example]) -> tuple[list[Example], list[Example]]:
-    """Return the training pairs whose question isn't a test question, and the test questions.
-
-    The publisher's training files repeat 16 of the 104 test questions; training on them would inflate the results.
-    """
+    """Return the training pairs without the 16 questions that repeat test questions, and the test questions."""
     train, test = [], []
     for example in examples:
         if example.meta.get("split_hint") == "test":

@@ -8,6 +8,7 @@ collections were removed by the publisher for copyright reasons; those pairs are
 from __future__ import annotations
 
 import hashlib
+import io
 import re
 import xml.etree.ElementTree as ET
 import zipfile
@@ -28,10 +29,7 @@ XML_DEPTH = 100
 
 
 def xml_files(path: Path) -> Iterator[tuple[PurePosixPath, bytes]]:
-    """Yield the name (with its folders) and bytes of every XML file under a folder or in a zip, in order of name.
-
-    If a folder contains only zips, the files inside them are read. Raises DataError if there are no XML files.
-    """
+    """Yield name (with folders) and bytes of every XML file under a folder or in its zips, in order of name."""
     if path.is_dir():
         names = sorted(file for file in path.rglob("*.xml") if not file.is_dir())
         archives = [] if names else sorted(path.glob("*.zip"))
@@ -97,33 +95,21 @@ def _too_large(limit: int) -> str:
     return f"more than {limit // 2**20} MB, larger than any of the publisher's files. Download it again."
 
 
-class _Shallow(ET.TreeBuilder):
-    """A builder of trees with limited depth: iterating over all descendants of a deeper tree would take hours."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._depth = 0
-
-    def start(self, tag: str, attrs: dict[str, str], /) -> ET.Element:
-        self._depth += 1
-        if self._depth > XML_DEPTH:
-            raise ValueError(f"elements nested more than {XML_DEPTH} deep")
-        return super().start(tag, attrs)
-
-    def end(self, tag: str, /) -> ET.Element:
-        self._depth -= 1
-        return super().end(tag)
-
-
 def parse_xml(data: bytes) -> ET.Element:
     """Return the root element. Raises ValueError if the XML is malformed (with line and column) or nested too deep."""
+    depth = 0
+    parser = ET.iterparse(io.BytesIO(data.removeprefix(b"\xef\xbb\xbf")), ("start", "end"))
     try:
-        root: ET.Element = ET.fromstring(data.removeprefix(b"\xef\xbb\xbf"), ET.XMLParser(target=_Shallow()))
-        return root
+        for event, _ in parser:
+            depth += 1 if event == "start" else -1
+            if depth > XML_DEPTH:  # iterating over all descendants of a deeper tree would take hours
+                raise ValueError(f"elements nested more than {XML_DEPTH} deep")
     except ET.ParseError as error:
         raise ValueError(f"not well-formed XML ({error})") from error
     except LookupError as error:  # UnicodeError is already a ValueError
         raise ValueError(f"unknown text encoding ({error})") from error
+    root: ET.Element = parser.root  # type: ignore[attr-defined]
+    return root
 
 
 def children(element: ET.Element, *names: str) -> Iterator[ET.Element]:

@@ -1,7 +1,4 @@
-"""Rows of a user's file in any supported format, checks of the file, and the record of rejected rows.
-
-Rejected rows are stored with the reason, so that no row disappears silently.
-"""
+"""Rows of a user's file in any supported format, checks of the file, and the record of rejected rows."""
 
 from __future__ import annotations
 
@@ -10,20 +7,18 @@ import json
 import stat
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from meditune.data.example import problem_in_text
 from meditune.errors import DataError
-from meditune.files import bounded_lines, not_utf8, numbered_jsonl, read_json, write_jsonl
+from meditune.files import bounded_lines, not_utf8, numbered_jsonl, package_table, read_json, write_jsonl
 
 _FIRST_BYTES = 4096
-_UNICODE = {
-    "UTF-32": (b"\xff\xfe\x00\x00", b"\x00\x00\xfe\xff"),
-    "UTF-16": (b"\xff\xfe", b"\xfe\xff"),
-}
+_UNICODE = {"UTF-32": (b"\xff\xfe\x00\x00", b"\x00\x00\xfe\xff"), "UTF-16": (b"\xff\xfe", b"\xfe\xff")}
 _KINDS = (
     (b"\x1f\x8b", "a gzip file. Unpack it first"),
     (b"PK\x03\x04", "a zip file (Excel workbooks are zip files too). Unpack it, or save the sheet as CSV"),
@@ -34,10 +29,7 @@ _KINDS = (
 
 @contextmanager
 def open_unchanging(path: Path) -> Iterator[None]:
-    """Check that `path` doesn't change while the block reads it: the rows would be a mixture of two files.
-
-    Raises DataError if it does, can't be read, or is not a regular file (a pipe would never end).
-    """
+    """Raise DataError if `path` isn't a readable regular file, or changes while the block reads it."""
     before, problem = _identity(path), None
     try:
         yield
@@ -106,9 +98,8 @@ class Rejects:
         return self._counts.total()
 
     def add(self, source: str, where: str, reason: str, row: Mapping[str, Any] | str) -> None:
-        """Record a row rejected at `where`, "file:line" or "file, item id"; its first 500 characters are stored.
-
-        A reader of restricted text passes an identifier only.
+        """Record a row rejected at `where`, "file:line" or "file, item id"; of restricted text, pass an identifier
+        only.
         """
         try:
             text = row if isinstance(row, str) else json.dumps(row, ensure_ascii=False, default=str)
@@ -176,9 +167,8 @@ Made = TypeVar("Made", bound=Record)
 def accepted(
     source: str, found: Iterable[Row], make: Callable[[dict[str, Any]], Iterable[Made] | str], rejects: Rejects
 ) -> Iterator[Made]:
-    """Yield the records that `make` returns for each row.
-
-    Rows with unusable texts, rows for which `make` returns a reason instead, and repeated ids go to `rejects`.
+    """Yield the records that `make` returns for each row; rows with a reason instead, and repeated ids, go to
+    `rejects`.
     """
     seen: set[str] = set()
     for where, row in found:
@@ -194,6 +184,18 @@ def accepted(
                 yield record
 
 
+@dataclass(frozen=True)
+class Layout:
+    """The columns of a kind of file."""
+
+    guesses: Mapping[str, Sequence[str]]
+    """Field -> default names of its column; the first existing one is used"""
+    needed: Sequence[Sequence[str]]
+    """Groups of fields; one field of each group must have a column"""
+
+
+NAMES = package_table(Path(__file__).with_name("column_names.yaml"))
+LAYOUTS = {name: Layout(**layout) for name, layout in NAMES["layouts"].items()}
 FORMATS = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 FIELD_CHARACTERS = 2**24
 """Longest field of a CSV file: an unclosed quote must not fill the memory"""
@@ -217,7 +219,13 @@ def rows(path: Path, source: str, rejects: Rejects) -> Iterator[Row]:
         elif kind == ".parquet":
             yield from parquet_rows(path)
         elif kind == ".json":
-            yield from _json_rows(path)
+            value = read_json(path)
+            if not isinstance(value, list):
+                raise DataError(f"{path}: expected a list of objects, found {type(value).__name__}.")
+            for number, row in enumerate(value, start=1):
+                if not isinstance(row, dict):
+                    raise DataError(f"{path}, item {number}: expected an object, found {type(row).__name__}.")
+                yield f"{path}, item {number}", row
         else:
             yield from ((f"{path}:{number}", row) for number, row in numbered_jsonl(path))
 
@@ -287,13 +295,3 @@ def _csv_rows(path: Path, delimiter: str, source: str, rejects: Rejects) -> Iter
         raise DataError(f"{path}, line {line}: {error}. Check the quotes around this row.") from error
     except UnicodeDecodeError as error:
         raise not_utf8(path, error, line) from error
-
-
-def _json_rows(path: Path) -> Iterator[Row]:
-    value = read_json(path)
-    if not isinstance(value, list):
-        raise DataError(f"{path}: expected a list of objects, found {type(value).__name__}.")
-    for number, row in enumerate(value, start=1):
-        if not isinstance(row, dict):
-            raise DataError(f"{path}, item {number}: expected an object, found {type(row).__name__}.")
-        yield f"{path}, item {number}", row

@@ -16,57 +16,17 @@ from typing import Any
 from uuid import UUID
 
 from meditune.config.data_options import Thoughts
-from meditune.data.example import (
-    CLAIM_LABELS,
-    DECISIONS,
-    LABEL,
-    LABELS,
-    Example,
-    Label,
-    Passage,
-    Turn,
-    plain_text,
-)
+from meditune.data.example import CLAIM_LABELS, DECISIONS, LABEL, LABELS, Example, Label, Passage, Turn, plain_text
 from meditune.data.readers import conversations
-from meditune.data.readers.tables import Made, Rejects, Row, accepted, rows
+from meditune.data.readers.tables import LAYOUTS, NAMES, Layout, Made, Rejects, Row, accepted, rows
 from meditune.errors import DataError, install_command
 
-GUESSES: dict[str, tuple[str, ...]] = {
-    "id": ("id", "example_id", "question_id", "qid", "pubid", "uid"),
-    "question": ("question", "query", "prompt", "instruction", "input"),
-    "answer": ("answer", "long_answer", "response", "output", "completion", "target"),
-    "context": ("context", "contexts", "passage", "passages", "abstract", "background"),
-    "decision": ("decision", "final_decision", "label", "yes_no"),
-    "group": ("group", "group_id", "patient_id", "subject_id", "pmid", "document_id"),
-}
-"""Default column names of each field; the first existing column is used"""
-NEEDED = (("question",), ("answer", "decision"))
-"""Groups of fields; one field of each group must have a column"""
-CLAIM_GUESSES: dict[str, tuple[str, ...]] = {
-    "id": ("id", "claim_id", "pair_id", "uid"),
-    "claim": ("claim", "statement", "hypothesis"),
-    "evidence": ("evidence", "premise", "context", "passage"),
-    "label": ("label", "verdict", "gold_label"),
-    "group": ("group", "group_id", "document_id", "doc_id", "pmid"),
-}
-CLAIM_NEEDED = (("claim",), ("evidence",), ("label",))
-LABEL_WORDS: dict[str, Label] = {
-    **dict.fromkeys(("supported", "supports", "support", "entailment", "entailed", "true"), "supported"),
-    **dict.fromkeys(("refuted", "refutes", "refute", "contradiction", "contradicts", "contradict", "false"), "refuted"),
-    **dict.fromkeys(
-        ("not_enough_information", "not enough information", "not enough info", "nei", "neutral"),
-        "not_enough_information",
-    ),
-}
+LABEL_WORDS: dict[str, Label] = {word: label for label, words in NAMES["label_words"].items() for word in words}
 """Words of publishers, in lowercase -> label"""
 
 
 def columns_for(
-    available: Collection[str],
-    fields: Mapping[str, str] | None,
-    where: str,
-    guesses: Mapping[str, tuple[str, ...]] = GUESSES,
-    needed: Sequence[tuple[str, ...]] = NEEDED,
+    available: Collection[str], fields: Mapping[str, str] | None, where: str, layout: Layout = LAYOUTS["questions"]
 ) -> dict[str, str]:
     """Return field -> column, as given in `fields` and otherwise guessed, ignoring case.
 
@@ -74,8 +34,8 @@ def columns_for(
     """
     given = dict(fields or {})
     for field, column in given.items():
-        if field not in guesses:
-            raise DataError(f"{where}: fields.{field} isn't a known field. Choose from {', '.join(guesses)}.")
+        if field not in layout.guesses:
+            raise DataError(f"{where}: fields.{field} isn't a known field. Choose from {', '.join(layout.guesses)}.")
         if column not in available:
             near = difflib.get_close_matches(column, available, n=1)
             hint = f" Did you mean {near[0]!r}?" if near else ""
@@ -83,7 +43,7 @@ def columns_for(
                 f"{where}: no column {column!r} (fields.{field}). The columns are {list_columns(available)}.{hint}"
             )
     by_lower = {column.lower(): column for column in reversed(list(available)) if column not in given.values()}
-    either = {"instruction", "input"} <= by_lower.keys() and "question" in guesses
+    either = {"instruction", "input"} <= by_lower.keys() and "question" in layout.guesses
     if either and "question" not in given and "question" not in by_lower:
         raise DataError(
             f"{where}: both 'instruction' and 'input' could be the question. Name one in the recipe, for example "
@@ -91,10 +51,10 @@ def columns_for(
         )
     chosen = given | {
         field: next(by_lower[name] for name in names if name in by_lower)
-        for field, names in guesses.items()
+        for field, names in layout.guesses.items()
         if field not in given and any(name in by_lower for name in names)
     }
-    for group in needed:
+    for group in layout.needed:
         if not chosen.keys() & set(group):
             raise DataError(
                 f"{where}: no column for the {' or '.join(group)}. The columns are {list_columns(available)}. Name one "
@@ -104,7 +64,7 @@ def columns_for(
 
 
 def has_column(
-    field: str, available: Collection[str], fields: Mapping[str, str], guesses: Mapping[str, tuple[str, ...]]
+    field: str, available: Collection[str], fields: Mapping[str, str], guesses: Mapping[str, Sequence[str]]
 ) -> bool:
     """Return True if the field has a column, given in `fields` or guessed."""
     return field in fields or bool({column.lower() for column in available} & set(guesses[field]))
@@ -134,19 +94,19 @@ def records(
     name: str,
     no_rows: str,
     fields: Mapping[str, str] | None,
-    **schema: Any,
+    layout: Layout = LAYOUTS["questions"],
 ) -> Iterator[Made]:
     """Yield the records of a table; rejected rows and repeated ids go to `rejects`.
 
     `make` gets a row's values by field, its other columns, and an id for a row without one, which begins with `name`;
-    it returns the record, or the reason for rejecting the row. `fields` and `schema` are passed to `columns_for`.
+    it returns the record, or the reason for rejecting the row. `fields` and `layout` are passed to `columns_for`.
     Raises DataError with the message `no_rows` if there are no rows, and if a required column is missing.
     """
     stream = iter(found)
     first = list(itertools.islice(stream, LOOK_AHEAD))
     if not first:
         raise DataError(no_rows)
-    columns = columns_for(column_names(row for _, row in first), fields, first[0][0], **schema)
+    columns = columns_for(column_names(row for _, row in first), fields, first[0][0], layout)
     used = set(columns.values())
     number = 0
 
@@ -230,19 +190,12 @@ def read(
 ) -> Iterator[Example]:
     """Yield examples from a file, or from the Hugging Face data set "owner/name" if no such file exists.
 
-    `fields` maps fields of an Example (`id`, `question`, `answer`, `context`, `decision`, `group`) to columns; the
-    others are guessed from common names (GUESSES). A context is a text, a list of texts, or a list of {text, label}.
-    Other columns are kept in `meta`. Without an id, the row's number in the file is used; without a group, rows with
-    the same question share a group. `split` and `config` select a part of a hub data set.
-
-    A file with columns for a claim and its evidence holds claims. Their labels are those of LABEL_WORDS or of `labels`,
-    which maps the file's words to labels; if the file uses only two of the three labels, the model needn't consider the
-    third (`Example.labels`). A file with a column `messages` or `conversations`, or with Alpaca's columns, holds
-    conversations: `thoughts` says whether assistant turns keep what is between <think> and </think>, and `changes`
-    counts what was changed.
-
-    Rows without a required value, with an unknown decision, label or role, or with a repeated id go to `rejects`.
-    Raises DataError if the file or a required column is missing.
+    `fields` maps fields of an Example to columns; the others are guessed from common names (LAYOUTS), and other columns
+    are kept in `meta`. Without an id, the row's number in the file is used; without a group, rows with the same
+    question share one. The columns decide whether the file holds questions, claims (with the labels of LABEL_WORDS or
+    of `labels`) or conversations (`thoughts` says whether to keep what is between <think> and </think>; `changes`
+    counts what was changed). Unusable rows go to `rejects`. Raises DataError if the file or a required column is
+    missing.
     """
     file = Path(path)
     if file.is_file() or file.suffix or str(path).count("/") != 1:
@@ -273,22 +226,22 @@ def from_rows(
     found = itertools.chain(first, stream)
     beginning, given = [row for _, row in first], fields or {}
     names = column_names(beginning)
-    is_plain = all(any(has_column(field, names, given, GUESSES) for field in group) for group in NEEDED)
+    questions = LAYOUTS["questions"]
+    is_plain = all(
+        any(has_column(field, names, given, questions.guesses) for field in group) for group in questions.needed
+    )
     alpaca = conversations.is_alpaca(names, given, beginning)
     changed = Counter[str]() if changes is None else changes
     words = LABEL_WORDS | {word.casefold(): label for word, label in (labels or {}).items()}
     make: Callable[[Values, Values], Values | str] = _example
-    schema: dict[str, Any] = {}
+    layout = "questions"
     is_claims = bool(beginning) and _holds_claims(beginning[0], given)
     if is_claims:
         make = partial(_claim, words=words)
-        schema = {"guesses": CLAIM_GUESSES, "needed": CLAIM_NEEDED}
-    elif alpaca:
+        layout = "claims"
+    elif alpaca or conversations.holds_conversations(names, given, beginning, is_plain):
         make = partial(_conversation, thoughts=thoughts, changes=changed)
-        schema = {"guesses": conversations.ALPACA_COLUMNS, "needed": conversations.ALPACA_NEEDED}
-    elif conversations.holds_conversations(names, given, beginning, is_plain):
-        make = partial(_conversation, thoughts=thoughts, changes=changed)
-        schema = {"guesses": conversations.COLUMNS, "needed": conversations.NEEDED}
+        layout = "alpaca" if alpaca else "conversations"
 
     def made(values: Values, others: Values, fallback_id: str) -> Example | str:
         parts = make(values, others)
@@ -303,7 +256,7 @@ def from_rows(
         f"{place or name}: no rows. Provide a file with at least one question and its answer or decision, "
         "one claim with its evidence and label, or one conversation."
     )
-    examples = records(found, rejects, made, source, name, no_rows, fields, **schema)
+    examples = records(found, rejects, made, source, name, no_rows, fields, LAYOUTS[layout])
     return iter(with_labels(list(examples))) if is_claims else examples
 
 
@@ -311,8 +264,8 @@ def _holds_claims(row: Mapping[str, Any], fields: Mapping[str, str]) -> bool:
     """Return whether a file holds claims, by its `fields` or its columns."""
     if fields:
         return "claim" in fields
-    names_both = all(has_column(each, row, {}, CLAIM_GUESSES) for each in ("claim", "evidence"))
-    return names_both and not has_column("question", row, {}, GUESSES)
+    names_both = all(has_column(each, row, {}, LAYOUTS["claims"].guesses) for each in ("claim", "evidence"))
+    return names_both and not has_column("question", row, {}, LAYOUTS["questions"].guesses)
 
 
 def with_labels(claims: Sequence[Example]) -> list[Example]:

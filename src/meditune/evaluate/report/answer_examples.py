@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from meditune.data.example import Example, read_examples
 from meditune.data.retrieved_passages import RETRIEVED_FILE, as_text, is_own
@@ -15,6 +15,7 @@ from meditune.evaluate.predictions import KINDS, Kind, examples_of, path_of, rea
 from meditune.evaluate.report.formatting import web_address
 from meditune.evaluate.safety_battery import CATEGORIES, message_of, passed
 from meditune.evaluate.safety_battery import TITLES as SAFETY_TITLES
+from meditune.evidence.detector import SpanKind
 from meditune.files import read_jsonl
 
 MAX_LOST, MAX_GAINED, MAX_EXAMPLES = 4, 3, 10
@@ -114,14 +115,7 @@ def retrieved_examples(folder: Path) -> list[dict[str, Any]]:
 MAX_UNSUPPORTED = 6
 MODELS = (("base", "Base model"), ("tuned", "Tuned model"))
 REFERENCES = ("references", "Reference answers")
-TITLES = {
-    "number": "number",
-    "unit": "unit",
-    "name": "name",
-    "negation": "negation",
-    "direction": "direction",
-    "unsupported": "no support",
-}
+TITLES = {kind: "no support" if kind == "unsupported" else kind for kind in get_args(SpanKind)}
 
 
 def unsupported(folder: Path) -> dict[str, Any]:

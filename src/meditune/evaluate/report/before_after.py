@@ -24,25 +24,10 @@ Mark = Literal["better", "hinted", "worse", "no significant change", "not measur
 """better and worse are significant; hinted is better, but not significant after correction for the number of metrics"""
 
 HEADLINE = (
-    "preference_accuracy",
-    "preference_margin",
-    "accuracy",
-    "macro_f1",
-    "perplexity",
-    "rougeL",
-    "general_perplexity",
-    "technical_perplexity",
+    *("preference_accuracy", "preference_margin", "accuracy", "macro_f1", "perplexity", "rougeL"),
+    *("general_perplexity", "technical_perplexity"),
 )
 """The metrics that come first in the verdict and the tiles"""
-
-
-@dataclass(frozen=True)
-class Forest:
-    """A difference and its interval on a line from 0 to 100: no change is at 50, higher is better."""
-
-    low: float
-    point: float
-    high: float
 
 
 @dataclass(frozen=True)
@@ -50,23 +35,21 @@ class Row:
     """One metric before and after tuning, as text, with its verdict."""
 
     metric: Metric
-    family: str
     base: str
     tuned: str
-    base_interval: str
-    tuned_interval: str
-    """Each model's own 95 % interval; empty if there is none"""
-    delta: str
-    interval: str
-    p: str
-    p_holm: str
-    test: str
     mark: Mark
     wrong_way: bool
     """The value got worse, significantly or not."""
-    forest: Forest | None
-    rose: bool
-    """The tuned model's value is above the base model's."""
+    base_interval: str = ""
+    tuned_interval: str = ""
+    """Each model's own 95 % interval; empty if there is none"""
+    delta: str = "–"
+    interval: str = "–"
+    p: str = "–"
+    p_holm: str = "–"
+    test: str = ""
+    forest: tuple[float, float, float] | None = None
+    """See `forest`; None if there is no comparison"""
     references: str = ""
     """A detector metric's value for the reference answers with its interval; empty if there is none"""
     within: bool = False
@@ -105,36 +88,29 @@ def row_of(
     metric: Metric, base: float | None, tuned: float | None, compared: dict[str, Any] | None, wrong_way: bool
 ) -> Row:
     """Return a row for a metric's values of both models and their comparison, which is None if there is none."""
-    before, after = number(base, metric.digits), number(tuned, metric.digits)
-    rose = (tuned or 0.0) > (base or 0.0)
-    measured = compared if compared and compared.get("ci95") is not None else None
+    digits = metric.digits
+    before, after = number(base, digits), number(tuned, digits)
+    if not compared or compared.get("ci95") is None:
+        mark: Mark = "not measured" if NOT_MEASURED in (before, after) else "no significant change"
+        return Row(metric, before, after, mark, wrong_way)
+    beside = compared.get("references")
     return Row(
         metric,
-        metric.family,
         before,
         after,
-        bounds((measured or {}).get("base_ci95"), metric.digits),
-        bounds((measured or {}).get("tuned_ci95"), metric.digits),
-        signed(measured["delta"], metric.digits) if measured else "–",
-        interval(measured["ci95"], metric.digits) if measured else "–",
-        p_value(measured.get("p")) if measured else "–",
-        p_value(measured.get("p_holm")) if measured else "–",
-        measured.get("test", "") if measured else "",
-        _mark(measured) if measured else "not measured" if NOT_MEASURED in (before, after) else "no significant change",
+        _mark(compared),
         wrong_way,
-        forest(metric, measured["delta"], *measured["ci95"]) if measured else None,
-        rose,
-        *_reference_cell(measured or {}, metric.digits),
+        bounds(compared.get("base_ci95"), digits),
+        bounds(compared.get("tuned_ci95"), digits),
+        signed(compared["delta"], digits),
+        interval(compared["ci95"], digits),
+        p_value(compared.get("p")),
+        p_value(compared.get("p_holm")),
+        compared.get("test", ""),
+        forest(metric, compared["delta"], *compared["ci95"]),
+        f"{number(beside['figure'], digits)} ({bounds(beside['ci95'], digits)})" if beside is not None else "",
+        beside is not None and compared["difference"] is not None and not beside["beyond"],
     )
-
-
-def _reference_cell(compared: dict[str, Any], digits: int) -> tuple[str, bool]:
-    """Return the references' value as text, and whether a significant difference doesn't exceed it."""
-    found = compared.get("references")
-    if not found:
-        return "", False
-    within = compared["difference"] is not None and not found["beyond"]
-    return f"{number(found['figure'], digits)} ({bounds(found['ci95'], digits)})", within
 
 
 def _mark(compared: dict[str, Any]) -> Mark:
@@ -146,13 +122,16 @@ def _mark(compared: dict[str, Any]) -> Mark:
     return "better" if "p_holm" not in compared or survives_correction(compared) else "hinted"
 
 
-def forest(metric: Metric, delta: float, low: float, high: float) -> Forest:
-    """Return a difference and its interval on a scale of its own, oriented so that higher is better."""
+def forest(metric: Metric, delta: float, low: float, high: float) -> tuple[float, float, float]:
+    """Return the lower end of a difference's interval, the difference and the upper end on a line from 0 to 100.
+
+    No change is at 50, and higher is better. Each difference has a scale of its own.
+    """
     if metric.direction != "up":
         delta, low, high = -delta, -high, -low
     reach = max(abs(delta), abs(low), abs(high)) * 1.12 or 1.0
     low, point, high = (round(50 + 50 * value / reach, 2) for value in (low, delta, high))
-    return Forest(low, point, high)
+    return low, point, high
 
 
 NAMED = 4

@@ -22,7 +22,7 @@ WIDE, SMALL = (3.7, 2.2), (3.3, 2.1)
 
 def loss_curve(steps: list[dict[str, Any]]) -> Markup:
     """Return a plot of the loss of every step, in a pale colour, and its running mean."""
-    at, loss = _columns(steps, "loss")
+    at, loss = _values(steps, "step"), _values(steps, "loss")
     figure, axes = _axes("step", "loss (nats per token)")
     window = max(1, len(loss) // 20)
     axes.plot(at, loss, color=SECOND, linewidth=0.9, alpha=0.55, marker="o" if len(at) == 1 else "")
@@ -34,7 +34,7 @@ def loss_curve(steps: list[dict[str, Any]]) -> Markup:
 
 def rate_curve(steps: list[dict[str, Any]]) -> Markup:
     """Return a plot of the learning rate of every step."""
-    at, rate = _columns(steps, "learning_rate")
+    at, rate = _values(steps, "step"), _values(steps, "learning_rate")
     figure, axes = _axes("step", "")
     power = int(np.floor(np.log10(rate.max()))) if rate.max() > 0 else 0
     axes.plot(at, rate / 10.0**power, color=FIRST, linewidth=1.9)
@@ -46,7 +46,7 @@ def rate_curve(steps: list[dict[str, Any]]) -> Markup:
 def bins_plot(name: str, quantity: str, bins: list[dict[str, Any]]) -> Markup:
     """Return a plot of a precomputed histogram of `quantity`, with one entry {"from", "to", "count"} per bar."""
     edges = np.array([bins[0]["from"], *(bar["to"] for bar in bins)], dtype=np.float64)
-    return _histogram(name, quantity, np.array([bar["count"] for bar in bins], dtype=np.float64), edges, None)
+    return _histogram(name, quantity, _values(bins, "count"), edges, None)
 
 
 def lengths_plot(name: str, quantity: str, lengths: list[int], limit: int | None = None) -> Markup:
@@ -57,7 +57,11 @@ def lengths_plot(name: str, quantity: str, lengths: list[int], limit: int | None
     return _histogram(name, quantity, counts.astype(np.float64), edges, limit, note)
 
 
-def reliability_plot(name: str, models: dict[str, list[dict[str, Any]]]) -> Markup:
+Models = dict[str, list[dict[str, Any]]]
+"""Title of each model -> its points"""
+
+
+def reliability_plot(name: str, models: Models) -> Markup:
     """Return a plot of the share of correct decisions against confidence, by bin, for each model.
 
     A perfectly calibrated model is on the dashed line. A dot's size grows with the number of items in its bin.
@@ -70,37 +74,23 @@ def reliability_plot(name: str, models: dict[str, list[dict[str, Any]]]) -> Mark
         axes.plot(across, up, color=colour, linewidth=1.5, label=title)
         axes.scatter(across, up, s=sizes, color=colour, alpha=0.85, linewidth=0)
     axes.set(xlim=(0.3, 1.02), ylim=(-0.04, 1.04))
-    return _curves(
-        figure,
-        axes,
-        name,
-        f"Share of correct decisions by confidence: {_points_as_text(models, 'confidence', 'right')}.",
-    )
+    text = f"Share of correct decisions by confidence: {_points_as_text(models, 'confidence', 'right')}."
+    return _svg(figure, name, text, legend=True)
 
 
-def risk_plot(name: str, models: dict[str, list[dict[str, Any]]]) -> Markup:
+def risk_plot(name: str, models: Models) -> Markup:
     """Return a plot of the share of wrong decisions among the most confident ones against coverage, for each model."""
     figure, axes = _axes("coverage", "share wrong")
     for (title, points), colour in zip(models.items(), (SECOND, FIRST), strict=False):
-        across, up = _values(points, "coverage"), _values(points, "risk")
-        axes.plot(across, up, color=colour, linewidth=1.7, label=title)
+        axes.plot(_values(points, "coverage"), _values(points, "risk"), color=colour, linewidth=1.7, label=title)
     axes.set_xlim(0, 1.02)
     axes.set_ylim(bottom=0)
     ends = {title: points[-1:] for title, points in models.items()}
-    return _curves(
-        figure, axes, name, f"Share of wrong decisions at full coverage: {_points_as_text(ends, 'coverage', 'risk')}."
-    )
+    text = f"Share of wrong decisions at full coverage: {_points_as_text(ends, 'coverage', 'risk')}."
+    return _svg(figure, name, text, legend=True)
 
 
-def _curves(figure: Any, axes: Any, name: str, text: str) -> Markup:
-    from matplotlib.ticker import MaxNLocator
-
-    axes.xaxis.set_major_locator(MaxNLocator(5))
-    axes.legend(frameon=False, fontsize=8.5, labelcolor=INK, loc="best", handlelength=1.4)
-    return _svg(figure, name, text)
-
-
-def _points_as_text(models: dict[str, list[dict[str, Any]]], x: str, y: str) -> str:
+def _points_as_text(models: Models, x: str, y: str) -> str:
     """Return every point as text, for screen readers."""
     return "; ".join(
         f"{title} " + ", ".join(f"{point[y]:.2f} at {point[x]:.2f}" for point in points)
@@ -133,10 +123,6 @@ def _histogram(name: str, quantity: str, counts: Any, edges: Any, limit: int | N
     return _svg(figure, name, text + note)
 
 
-def _columns(steps: list[dict[str, Any]], key: str) -> tuple[Any, Any]:
-    return tuple(np.array([step[name] for step in steps], dtype=np.float64) for name in ("step", key))  # type: ignore[return-value]
-
-
 def _running_mean(values: Any, window: int) -> Any:
     """Return the mean of up to `window` values that end at each position."""
     sums = np.concatenate([[0.0], np.cumsum(values)])
@@ -166,9 +152,14 @@ def _axes(x: str, y: str, size: tuple[float, float] = WIDE) -> tuple[Any, Any]:
     return figure, axes
 
 
-def _svg(figure: Any, name: str, text: str) -> Markup:
+def _svg(figure: Any, name: str, text: str, legend: bool = False) -> Markup:
     """Return the figure as an SVG element with ids that are unique on the page, and `text` for screen readers."""
     import matplotlib
+    from matplotlib.ticker import MaxNLocator
+
+    if legend:
+        figure.axes[0].xaxis.set_major_locator(MaxNLocator(5))
+        figure.axes[0].legend(frameon=False, fontsize=8.5, labelcolor=INK, loc="best", handlelength=1.4)
 
     stream = io.StringIO()
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from meditune.data.example import CHOICES, EXAM_SUBJECT, LABEL, Example
-from meditune.data.preference.pairs import Pair
+from meditune.data.preference_pairs import Pair
 from meditune.evaluate import likelihood
 from meditune.evaluate.suites.suite_readers import CORRECT, LETTERS
 from meditune.models.load import LoadedModel

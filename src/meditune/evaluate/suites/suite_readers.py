@@ -16,7 +16,6 @@ from meditune.data.example import (
     CHOICES,
     DECISIONS,
     EXAM_SUBJECT,
-    Decision,
     Example,
     Passage,
     Role,
@@ -101,13 +100,19 @@ def with_choices(
     if correct is None or not 0 <= correct < len(texts):
         return "no correct choice"
     subjects = {EXAM_SUBJECT: [subject]} if subject else {}
+    more = {key: value for key, value in meta.items() if value}
+    return _item(suite, identifier, question, texts[correct], {CHOICES: texts, CORRECT: correct} | subjects | more)
+
+
+def _item(suite: str, identifier: str, question: str, answer: str, meta: dict[str, Any], **fields: Any) -> Example:
     return Example(
         id=f"{suite}:{identifier}",
         source=suite,
         question=question,
-        answer=texts[correct],
+        answer=answer,
         group=identifier,
-        meta={CHOICES: texts, CORRECT: correct} | subjects | {key: value for key, value in meta.items() if value},
+        meta=meta,
+        **fields,
     )
 
 
@@ -210,14 +215,12 @@ def read_pubmedqa(path: Path, rejects: Rejects) -> list[Example]:
 
 def official_pubmedqa(every: Iterable[Example], ids: Collection[str] | None = None) -> list[Example]:
     """Return PubMedQA's official test items, with their choices. Raises DataError as `official_split` does."""
-    return [decided(example, DECISIONS) for example in pubmedqa.official_split(every, ids)[1]]
-
-
-def decided(example: Example, choices: Sequence[Decision]) -> Example:
-    """Return a question that is decided by one of the words in `choices`."""
-    assert example.decision, f"{example.id} has no decision"
-    correct = choices.index(example.decision)
-    return example.model_copy(update={"meta": example.meta | {CHOICES: list(choices), CORRECT: correct}})
+    official = pubmedqa.official_split(every, ids)[1]
+    choices = [{CHOICES: list(DECISIONS), CORRECT: DECISIONS.index(str(example.decision))} for example in official]
+    return [
+        example.model_copy(update={"meta": example.meta | each})
+        for example, each in zip(official, choices, strict=True)
+    ]
 
 
 def bioasq(row: Mapping[str, Any], number: str) -> Example | str:
@@ -232,17 +235,15 @@ def bioasq(row: Mapping[str, Any], number: str) -> Example | str:
     ideal = row.get("ideal_answer")
     if not question or word not in DECISIONS[:2]:
         return "no question" if not question else "the exact answer is neither yes nor no"
-    identifier = cell(row.get("id")) or number
-    example = Example(
-        id=f"bioasq-yesno:{identifier}",
-        source="bioasq-yesno",
-        question=question,
+    return _item(
+        "bioasq-yesno",
+        cell(row.get("id")) or number,
+        question,
+        cell(ideal[0] if isinstance(ideal, list) and ideal else ideal),
+        {CHOICES: list(DECISIONS[:2]), CORRECT: DECISIONS.index(word)},
         context=tuple(Passage(text=text) for text in dict.fromkeys(snippets) if text),
-        answer=cell(ideal[0] if isinstance(ideal, list) and ideal else ideal),
-        decision="yes" if word == "yes" else "no",
-        group=identifier,
+        decision=word,
     )
-    return decided(example, DECISIONS[:2])
 
 
 def medhallu(row: Mapping[str, Any], number: str) -> Example | str:
@@ -261,40 +262,18 @@ def medhallu(row: Mapping[str, Any], number: str) -> Example | str:
     return found.model_copy(update={"context": tuple(Passage(text=text) for text in texts if text)})
 
 
-def _statement(text: str, **facts: Any) -> dict[str, Any]:
-    return {"text": text} | facts
-
-
 def k_qa(row: Mapping[str, Any], number: str) -> Example | str:
     """Return a row of K-QA's `questions_w_answers.jsonl`."""
     question = cell(row.get("Question"))
     must, nice = (_texts(row.get(key)) for key in ("Must_have", "Nice_to_have"))
     if not question or not must:
         return "no question" if not question else "no must-have statement"
-    statements = [_statement(text, kind="must") for text in must] + [_statement(text, kind="nice") for text in nice]
-    return _open("k-qa", number, question, cell(row.get("Free_form_answer")), statements)
+    statements = [{"text": text, "kind": kind} for kind, texts in (("must", must), ("nice", nice)) for text in texts]
+    return _item("k-qa", number, question, cell(row.get("Free_form_answer")), {STATEMENTS: statements})
 
 
 def _texts(value: object) -> list[str]:
     return [text for each in value if (text := cell(each))] if isinstance(value, Sequence) else []
-
-
-def _open(
-    suite: str,
-    identifier: str,
-    question: str,
-    answer: str,
-    statements: list[dict[str, Any]],
-    **meta: Any,
-) -> Example:
-    return Example(
-        id=f"{suite}:{identifier}",
-        source=suite,
-        question=question,
-        answer=answer,
-        group=identifier,
-        meta={STATEMENTS: statements} | meta,
-    )
 
 
 def medicationqa(row: Mapping[str, Any], number: str) -> Example | str:
@@ -304,9 +283,9 @@ def medicationqa(row: Mapping[str, Any], number: str) -> Example | str:
     if not question or not answer:
         return "no question" if not question else "no answer"
     kind = by_name.get("question type", "")
-    statements = [_statement(text, kind="must") for text in sentences(answer)[:MAX_STATEMENTS]]
-    meta = {QUESTION_TYPE: [kind]} if kind else {}
-    return _open("medicationqa", number, question, answer, statements, focus=by_name.get("focus (drug)"), **meta)
+    statements = [{"text": text, "kind": "must"} for text in sentences(answer)[:MAX_STATEMENTS]]
+    meta = {STATEMENTS: statements, "focus": by_name.get("focus (drug)")} | ({QUESTION_TYPE: [kind]} if kind else {})
+    return _item("medicationqa", number, question, answer, meta)
 
 
 def healthbench(row: Mapping[str, Any], number: str) -> Example | str:
@@ -317,18 +296,23 @@ def healthbench(row: Mapping[str, Any], number: str) -> Example | str:
     turns = conversation(prompt)
     if not turns:
         return "the last message isn't the user's, or a message has another role than system, user or assistant"
-    statements = [
-        _statement(cell(each.get("criterion")), points=float(each["points"]))
+    statements: list[dict[str, Any]] = [
+        {"text": cell(each.get("criterion")), "points": float(each["points"])}
         for each in rubrics
         if isinstance(each, Mapping) and cell(each.get("criterion")) and isinstance(each.get("points"), int | float)
     ]
     if not any(each["points"] > 0 for each in statements):
         return "no criterion with points"
     tags = [tag for tag in _texts(row.get("example_tags")) if tag.startswith("theme:")]
-    identifier = cell(row.get("prompt_id")) or number
     meta = {QUESTION_TYPE: [tag.removeprefix("theme:") for tag in tags]} if tags else {}
-    example = _open("healthbench", identifier, turns[-1].text, "", statements, **meta)
-    return example.model_copy(update={"turns": tuple(turns[:-1]) or None})
+    return _item(
+        "healthbench",
+        cell(row.get("prompt_id")) or number,
+        turns[-1].text,
+        "",
+        {STATEMENTS: statements} | meta,
+        turns=tuple(turns[:-1]) or None,
+    )
 
 
 def conversation(messages: Sequence[object]) -> list[Turn]:
@@ -344,11 +328,9 @@ def conversation(messages: Sequence[object]) -> list[Turn]:
 def k_qa_labels(row: Mapping[str, Any]) -> dict[str, Any] | None:
     """Return a row of K-QA's `NLI_medical_annotator.csv`: the physicians' majority on an answer and a statement."""
     word = {"entailment": "yes", "contradiction": "no", "neutral": "maybe"}.get(cell(row.get("majority_label")).lower())
-    values = {key: cell(row.get(column)) for key, column in _LABEL_COLUMNS.items()}
+    columns = {"question": "Question", "answer": "answer", "statement": "claim"}
+    values = {key: cell(row.get(column)) for key, column in columns.items()}
     return values | {"turns": [], "label": word} if word and all(values.values()) else None
-
-
-_LABEL_COLUMNS = {"question": "Question", "answer": "answer", "statement": "claim"}
 
 
 def healthbench_labels(row: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -9,7 +9,7 @@ same canaries are right as in the previous one isn't a look. A failed `critical`
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -138,7 +138,12 @@ def verdict(path: Path, version: str | None = None) -> dict[str, Any]:
     both = [id for id in first if id in last]
     worse = [id for id in both if first[id] and not last[id]]
     better = [id for id in both if last[id] and not first[id]]
-    looks = _count_looks(runs, {by[id] for id in last if id in by})
+    # Looks since the newest of the models that answered last first did; a single run is none.
+    answered = [(run.get("models") or {}).values() for run in runs]
+    newest = {by[id] for id in last if id in by}
+    begun = max([1, *(next(n for n, names in enumerate(answered) if model in names) for model in newest)])
+    changes = sum(now["right"] != before["right"] for before, now in pairwise(runs[begun:]))
+    looks = 1 + changes if len(runs) > 1 else 0
     level = ALPHA / (min(looks, MAX_LOOKS) * (min(looks, MAX_LOOKS) + 1)) if looks else ALPHA
     p = mcnemar(len(better), len(worse), "less")
     failed = [id for id in runs[-1].get("critical", []) if id in last and not last[id]]
@@ -165,15 +170,6 @@ def verdict(path: Path, version: str | None = None) -> dict[str, Any]:
         "time": runs[-1]["time"],
         "since": str(failing[-1]["time"]),
     }
-
-
-def _count_looks(runs: Sequence[Mapping[str, Any]], models: Collection[str]) -> int:
-    """Return the number of looks since the newest of these models first answered; 0 for a single run."""
-    if len(runs) < 2:
-        return 0
-    answered = [(run.get("models") or {}).values() for run in runs]
-    begun = max([1, *(next(n for n, names in enumerate(answered) if model in names) for model in models)])
-    return 1 + sum(1 for before, now in pairwise(runs[begun:]) if now["right"] != before["right"])
 
 
 def lines(verdict: dict[str, Any]) -> Iterator[str]:

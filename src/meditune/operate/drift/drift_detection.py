@@ -32,7 +32,6 @@ class RequestSource:
     """A store or a file of requests."""
 
     def __init__(self, location: StoreLocation) -> None:
-        """Raises DataError if the place is neither."""
         self._answers = None
         if not is_url(location) and Path(location).is_file() and Path(location).name != FILE:
             self.named = str(Path(location).resolve())
@@ -101,7 +100,7 @@ def fit_reference(source: RequestSource, max_requests: int | None, embedding: st
 
 def model_for(reference: Reference, name: str | None) -> SentenceEncoder | None:
     """Return the embedding model of a reference, or None if it has none. Raises ModelError if they don't match."""
-    expected = reference.embedding
+    expected = reference.about["embedding"]
     if expected is None:
         return None
     try:
@@ -176,7 +175,6 @@ def _numbered(
     size: int,
     rest: Callable[[float], None],
 ) -> Iterator[Request]:
-    """Yield the requests, the new ones with vectors."""
     coming = iter(requests)
     begun = time.monotonic()
     while batch := list(islice(coming, size)):

@@ -122,15 +122,6 @@ def draw_statistics(monitor: Monitor) -> str:
     return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode()
 
 
-def describe_statistics(monitor: Monitor) -> str:
-    """Return a description of the plot."""
-    shares = {name: evidence_share(row["statistic"], row["threshold"]) for name, row in signals(monitor).items()}
-    highest = max(shares, key=lambda name: shares[name], default="")
-    alerts = ", ".join(f"{alert.signal} at request {alert.opened:,}" for alert in monitor.all_alerts) or "none"
-    counted = f"{len(monitor.tracks)} signals over {monitor.count:,} requests"
-    return f"Evidence of {counted}. Alerts: {alerts}. Highest now: {highest}."
-
-
 def write(result: CheckResult, canary: dict[str, Any] | None, path: Path) -> None:
     """Write the page atomically."""
     monitor, open_alerts = result.monitor, result.monitor.alerts()
@@ -138,6 +129,8 @@ def write(result: CheckResult, canary: dict[str, Any] | None, path: Path) -> Non
         {"name": name, **row, "share": round(100 * evidence_share(row["statistic"], row["threshold"]))}
         for name, row in signals(monitor).items()
     ]
+    highest = max(rows, key=lambda row: row["share"], default={"name": ""})["name"]
+    alerts = ", ".join(f"{alert.signal} at request {alert.opened:,}" for alert in monitor.all_alerts) or "none"
     write_page(
         path,
         "drift_page.html",
@@ -150,5 +143,5 @@ def write(result: CheckResult, canary: dict[str, Any] | None, path: Path) -> Non
         new=result.new,
         remarks=result.remarks,
         plot=draw_statistics(monitor) if monitor.history else "",
-        described=describe_statistics(monitor),
+        described=f"Evidence of {len(monitor.tracks)} signals. Alerts: {alerts}. Highest now: {highest}.",
     )

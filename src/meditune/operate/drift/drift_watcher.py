@@ -26,7 +26,6 @@ from meditune.store.overview import Notes
 
 log = logging.getLogger(__name__)
 BATCH = 16
-"""Number of questions embedded before a rest"""
 PAUSE_FACTOR = 3.0
 """Length of a rest as a multiple of the work before it"""
 Report = Callable[[Mapping[str, Any]], None]

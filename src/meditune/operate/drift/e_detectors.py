@@ -153,7 +153,6 @@ class Kernel:
     weights: Vectors
     """(size, FEATURES)"""
     phases: Vectors
-    """(FEATURES,)"""
 
     def features(self, vectors: Vectors) -> Vectors:
         """Return (n, FEATURES) features of vectors (n, size), whose dot products approximate the kernel."""
@@ -209,7 +208,6 @@ class Track:
     """The state of one signal: its pool of earlier values, its e-detector and its latest window."""
 
     weight = 1
-    """Requests per step of the e-detector"""
 
     def __init__(self, columns: Sequence[str], bets: int) -> None:
         self.columns, self.detector = tuple(columns), EDetector(len(columns), bets)
@@ -229,6 +227,7 @@ class Track:
             "window": window.reshape(len(self.window), len(self.columns)),
             "window_at": np.array([count for count, _ in self.window], dtype=np.int64),
             "recent_at": np.array([count for count, _ in self.recent], dtype=np.int64),
+            **self._saved(),
         }
 
     def restore(self, state: Arrays) -> None:
@@ -236,6 +235,13 @@ class Track:
         self.detector.bets = {name: np.array(state[name], dtype=np.float64) for name in self.detector.bets}
         self.absorbing = bool(state["absorbing"])
         self.window.extend(zip(state["window_at"].tolist(), state["window"], strict=True))
+        self._restore(state)
+
+    def _saved(self) -> Arrays:
+        raise NotImplementedError
+
+    def _restore(self, state: Arrays) -> None:
+        raise NotImplementedError
 
 
 class NumberTrack(Track):
@@ -288,18 +294,15 @@ class NumberTrack(Track):
         now = [values[column] for count, values in self.values if count >= since]
         return pool[len(pool) // 2], float(np.median(now)) if now else float("nan")
 
-    def saved(self) -> Arrays:
-        """Return the whole state as arrays."""
+    def _saved(self) -> Arrays:
         columns = len(self.columns)
-        return super().saved() | {
+        return {
             "pools": np.array(self.pools, dtype=np.float64),
             "recent": np.array([values for _, values in self.recent], dtype=np.float64).reshape(-1, columns),
             "values": np.array([values for _, values in self.values], dtype=np.float64).reshape(-1, columns),
         }
 
-    def restore(self, state: Arrays) -> None:
-        """Restore the arrays that `saved` returned."""
-        super().restore(state)
+    def _restore(self, state: Arrays) -> None:
         self.pools = state["pools"].tolist()
         self.recent.extend(zip(state["recent_at"].tolist(), state["recent"].tolist(), strict=True))
         self.values.extend(zip(state["window_at"].tolist(), state["values"], strict=True))
@@ -353,20 +356,17 @@ class ShareTrack(Track):
         latest = self.latest(column, since)
         return float(self.counts[column] / self.total), float(latest.mean()) if len(latest) else float("nan")
 
-    def saved(self) -> Arrays:
-        """Return the whole state as arrays."""
+    def _saved(self) -> Arrays:
         recent = np.array([place for _, place in self.recent], dtype=np.int64)
-        return super().saved() | {"counts": self.counts, "total": np.array(self.total), "recent": recent}
+        return {"counts": self.counts, "total": np.array(self.total), "recent": recent}
 
-    def restore(self, state: Arrays) -> None:
-        """Restore the arrays that `saved` returned."""
-        super().restore(state)
+    def _restore(self, state: Arrays) -> None:
         self.counts, self.total = state["counts"].copy(), float(state["total"])
         self.recent.extend(zip(state["recent_at"].tolist(), state["recent"].tolist(), strict=True))
 
 
 class BlockTrack(Track):
-    """A track of blocks of vectors (`py`)."""
+    """A track of blocks of vectors, compared by the MMD."""
 
     weight = BLOCK
     effect_name: Effect = "MMD"
@@ -413,18 +413,15 @@ class BlockTrack(Track):
         """Return 0, and the MMD in the window since a request."""
         return 0.0, self.effect(column, since)
 
-    def saved(self) -> Arrays:
-        """Return the whole state as arrays."""
+    def _saved(self) -> Arrays:
         block = np.array([each for _, each in self._block], dtype=np.float32)
-        return super().saved() | {
+        return {
             "pool": self._pool,
             "block": block.reshape(-1, self._pool.shape[1]),
             "block_at": np.array([count for count, _ in self._block], dtype=np.int64),
         }
 
-    def restore(self, state: Arrays) -> None:
-        """Restore the arrays that `saved` returned."""
-        super().restore(state)
+    def _restore(self, state: Arrays) -> None:
         self._pool = state["pool"].copy()
         self.recent.extend((count, None) for count in state["recent_at"].tolist())
         self._block = list(zip(state["block_at"].tolist(), state["block"], strict=True))

@@ -172,7 +172,6 @@ KIND = "state"
 DELAYED_SIGNALS = ("feedback", "ratings", "calibration")
 """Signals that are only known some time after the answer"""
 HISTORY = 20_000
-"""Number of requests whose statistics are stored for the plot"""
 _ADVICE = "Delete it; the next check starts from the reference."
 
 
@@ -235,7 +234,6 @@ class Monitor:
         return self._numbers.get(id)
 
     def _id_of(self, number: int) -> str:
-        """Return the id of a request by its number, or "" if it is too old."""
         place = number - (self.count - len(self._ids)) - 1
         return self._ids[place] if 0 <= place < len(self._ids) else ""
 
@@ -256,36 +254,33 @@ class Monitor:
 
     def _alert(self, name: str, event: str) -> Alert:
         tracker = self._watches[name]
+        track, column = tracker.track, tracker.column
         if event == "opened":
-            self.all_alerts.append(self._opened(name, tracker))
+            alert = Alert(
+                id=f"{self.reference.sha256[:8] or 'fitted'}-{name}-{self.count}",
+                signal=name,
+                about=DESCRIBED[name].about,
+                title=DESCRIBED[name].title,
+                what=track.columns[column] if len(track.columns) > 1 else "",
+                effect_name=track.effect_name,
+                threshold=tracker.threshold,
+                since=tracker.since,
+                since_id=self._id_of(tracker.since),
+                opened=self.count,
+                opened_id=self.last_id,
+                column=column,
+            )
+            self.all_alerts.append(alert)
         alert = next(each for each in reversed(self.all_alerts) if each.signal == name)
         if event == "closed":
             alert.closed = self.count
             return alert
-        track, column = tracker.track, tracker.column
         alert.effect = track.effect(column, alert.since)
         alert.severity = severity(alert.effect, alert.effect_name)
         alert.before, alert.after = track.before_and_after(column, alert.since)
         alert.statistic = track.detector.statistic
         alert.message = change_sentence(alert)
         return alert
-
-    def _opened(self, name: str, tracker: AlertTracker) -> Alert:
-        track = tracker.track
-        return Alert(
-            id=f"{self.reference.sha256[:8] or 'fitted'}-{name}-{self.count}",
-            signal=name,
-            about=DESCRIBED[name].about,
-            title=DESCRIBED[name].title,
-            what=track.columns[tracker.column] if len(track.columns) > 1 else "",
-            effect_name=track.effect_name,
-            threshold=tracker.threshold,
-            since=tracker.since,
-            since_id=self._id_of(tracker.since),
-            opened=self.count,
-            opened_id=self.last_id,
-            column=tracker.column,
-        )
 
     def save(self, path: Path) -> None:
         """Save the monitor's state atomically."""

@@ -126,8 +126,14 @@ def _mail(server: str, sender: str, to: list[str], message: Message) -> None:
     mail["Message-ID"] = f"<{digest}@meditune.invalid>"
     mail.set_content(f"{message.text}\n\nEvidence: {message.link}\n" if message.link else f"{message.text}\n")
     place = urlsplit(server)
+    host = place.hostname or ""
     try:
-        with _connected(place.scheme, place.hostname or "", place.port) as smtp:
+        smtp: smtplib.SMTP
+        if place.scheme == "smtps":
+            smtp = smtplib.SMTP_SSL(host, place.port or 465, timeout=TIMEOUT_S, context=ssl.create_default_context())
+        else:
+            smtp = smtplib.SMTP(host, place.port or 587, timeout=TIMEOUT_S)
+        with smtp:
             if place.scheme != "smtps" and parse_qs(place.query).get("starttls") != ["0"]:
                 smtp.starttls(context=ssl.create_default_context())
             if place.username:
@@ -143,12 +149,6 @@ def _mail(server: str, sender: str, to: list[str], message: Message) -> None:
         raise SendError("the mail server refused the recipients") from None
     except (OSError, smtplib.SMTPException) as error:
         raise TransientError(f"cannot reach the mail server ({type(error).__name__})") from None
-
-
-def _connected(scheme: str, host: str, port: int | None) -> smtplib.SMTP:
-    if scheme == "smtps":
-        return smtplib.SMTP_SSL(host, port or 465, timeout=TIMEOUT_S, context=ssl.create_default_context())
-    return smtplib.SMTP(host, port or 587, timeout=TIMEOUT_S)
 
 
 ATTEMPTS = 3
@@ -213,7 +213,6 @@ class Outbox:
             yield f"{entry['state']:<8} {key} ({entry['tries']} tries, {entry.get('time', '')}{error})"
 
     def _try(self, channel: Channel, message: Message, entry: dict[str, Any], attempts: int) -> bool:
-        """Try to send; return whether it succeeded."""
 
         def send() -> None:
             entry["tries"] += 1

@@ -76,7 +76,6 @@ class Reference:
     numbers: dict[str, NDArray[np.float64]]
     """Signal to values (n, columns)"""
     shares: dict[str, dict[str, int]]
-    """Signal to counts of its categories"""
     features: NDArray[np.float32] | None
     """(n, features) of the ranked half, for the MMD"""
     about: dict[str, Any]
@@ -87,12 +86,6 @@ class Reference:
     def signals(self) -> list[str]:
         """The signals that are monitored."""
         return [*self.numbers, *self.shares, *([MEANING] if self.features is not None else [])]
-
-    @property
-    def embedding(self) -> dict[str, Any] | None:
-        """The identity of the embedding model; None without one."""
-        found: dict[str, Any] | None = self.about["embedding"]
-        return found
 
 
 def fit(requests: Sequence[Request], embedding: dict[str, Any] | None, source: str, seed: int = 17) -> Reference:

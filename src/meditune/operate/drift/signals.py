@@ -95,7 +95,6 @@ class Shape:
     """(topics, size)"""
     topic_names: tuple[str, ...]
     mean: Vectors
-    """(size,)"""
     directions: Vectors
     """(DIRECTIONS, size), of length 1"""
     anchors: Vectors
@@ -240,7 +239,13 @@ def _value(name: str, request: Request, shape: Shape) -> Value:
             tokens = facts.get("tokens")
             return number(tokens.get("completion") if isinstance(tokens, dict) else facts.get("completion_tokens"))
         case "reading_grade":
-            return _grade(request)
+            given = number(facts.get("reading_grade"))
+            if given is not None or not request.answer:
+                return given
+            from meditune.readability import counted
+
+            counts = counted(request.answer[:READ])
+            return float(counts.grade) if counts.words else None
         case "outcome":
             return request.outcome or None
         case "decision":
@@ -257,16 +262,6 @@ def _value(name: str, request: Request, shape: Shape) -> Value:
             return ("up" if _share_up(ratings) > 0.5 else "down") if ratings else None
         case _:  # retrieval, confidence
             return number(facts.get(name))
-
-
-def _grade(request: Request) -> float | None:
-    given = number(request.facts.get("reading_grade"))
-    if given is not None or not request.answer:
-        return given
-    from meditune.readability import counted
-
-    counts = counted(request.answer[:READ])
-    return float(counts.grade) if counts.words else None
 
 
 def _share_up(ratings: Sequence[str]) -> float:

@@ -1,12 +1,10 @@
 """Training pairs from structured abstracts, built like PubMedQA's (Jin et al. 2019, https://arxiv.org/abs/1909.06146).
 
-The title is the question or is turned into one, the conclusion is the answer, and the other sections are the context.
-Test items are kept out, by PubMed id and by text. The card in the library's folder describes the pairs.
-
-Jin et al. (section 3) kept titles that are questions, without a decision, and turned statements in the present tense
-(NP-VBP/VBZ) into questions by moving "is" or "are" to the front or inserting "do" or "does"; the decision was yes, or
-no if the verb is negated. They found the verbs with a parser. This module uses a list of verbs, skips titles that it
-can't convert reliably, and gives a decision only if the conclusion neither weakens nor contradicts it.
+The title is the question, the conclusion is the answer, and the other sections are the context. Test items are kept
+out, by PubMed id and by text. Statements in the present tense (NP-VBP/VBZ) become questions by moving "is" or "are" to
+the front or inserting "do" or "does"; their decision is yes, or no if the verb is negated (section 3). Jin et al. found
+the verbs with a parser. This module uses a list of verbs, skips titles that it can't convert reliably, and gives a
+decision only if the conclusion neither weakens nor contradicts it.
 """
 
 from __future__ import annotations
@@ -87,7 +85,6 @@ class ConvertedTitle:
 
     question: str
     decision: Literal["yes", "no"] | None
-    """The answer that the title states, if it was a statement"""
     was_question: bool
 
 
@@ -190,7 +187,6 @@ _ASIDE = re.compile(
     r"trials?\.gov|prospero|conflicts?|level of evidence)\b",
     re.IGNORECASE,
 )
-"""Labels of sections that are neither context nor conclusion"""
 _REGISTERED = re.compile(
     r"\s*\((?:[^()]*(?:funded by|clinicaltrials|registration|registered|number,? NCT)[^()]*)\)\.?$", re.IGNORECASE
 )

@@ -375,7 +375,6 @@ class LibraryUpdate:
             self._refresh_state(pmid)
 
     def _settle(self, article: Article, row: Row | None, refused: str = "") -> None:
-        """Store a record with the state that follows from everything known about it."""
         text_hash = _text_hash(article)
         state, reason = self._state(article, text_hash, refused)
         now = Row(article.pmid, article, state, reason, text_hash)
@@ -405,7 +404,6 @@ class LibraryUpdate:
             self.counts[RETRACTED] += 1
 
     def _state(self, article: Article, text_hash: str, refused: str) -> tuple[str, str]:
-        """Return the state and its reason."""
         links = self.library.links(article.pmid)
         if marked := _first(links, RETRACTED_IN) or article.retraction:
             return RETRACTED, _by("retracted", marked)
@@ -484,7 +482,6 @@ def _text_hash(article: Article) -> str:
 
 
 def _shows(article: Article | None) -> object:
-    """Return the parts of an article that indexes and training pairs use."""
     return article and (article.document(), [link for link in article.links if link.kind in _NOTICE_KINDS])
 
 

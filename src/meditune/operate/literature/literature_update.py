@@ -79,11 +79,9 @@ class Flag:
 
     answer: str
     passage: str
-    """The id of the cited passage, as it was stored"""
     pmid: str
     when: str
     notice: str
-    """The PubMed id of the retraction notice, or empty"""
 
     @property
     def sentence(self) -> str:
@@ -112,7 +110,6 @@ class UpdateOptions:
     queries: tuple[str, ...] = ()
     since: str | None = None
     files: str | None = None
-    """A folder, or a server's URL"""
     first: str | None = None
     documents: tuple[Collection, ...] = ()
     index: str | None = None
@@ -133,7 +130,6 @@ class Report:
     counts: Counter[str] = field(default_factory=Counter)
     left_out: Counter[str] = field(default_factory=Counter)
     retracted: list[dict[str, str]] = field(default_factory=list)
-    """Retractions that this update learned of"""
     set_aside: Counter[str] = field(default_factory=Counter)
     library: dict[str, int] = field(default_factory=dict)
     flagged: list[Flag] = field(default_factory=list)
@@ -188,15 +184,15 @@ def facts(report: Report) -> dict[str, Any]:
 def _import_updates(library: Library, options: UpdateOptions, report: Report) -> None:
     email = _contact(options)
     rejects, before = Rejects(), library.files().keys()
-    http = pubmed_search.RateLimitedClient(email, os.environ.get(pubmed_search.KEY_VARIABLE) or None) if email else None
+    http = pubmed_search.Eutils(email, os.environ.get(pubmed_search.KEY_VARIABLE), options.eutils) if email else None
     asked, from_files = LibraryUpdate(library, is_requested=True), LibraryUpdate(library, is_requested=False)
     try:
         # Files first, because their records are older.
         if options.files:
             source = medline_update_files.source_of(options.files, http, library.folder)
-            medline_update_files.UpdateFileImport(library, source, from_files, rejects).all(options.first)
+            medline_update_files.apply_update_files(source, from_files, rejects, options.first)
         if options.queries and http:
-            searching = pubmed_search.LibrarySearch(library, pubmed_search.Eutils(http, options.eutils), asked, rejects)
+            searching = pubmed_search.LibrarySearch(library, http, asked, rejects)
             for term in options.queries:
                 report.read[term] = searching.query(term, options.since)
             held = pmids(index_storage(options.index)) if options.index else set()
@@ -223,7 +219,6 @@ def _lists(library: Library, options: UpdateOptions, report: Report) -> None:  #
 
 
 def _flags(library: Library, options: UpdateOptions, report: Report) -> None:
-    """Find the answers that cite retracted articles, and write the list."""
     if options.store:
         known = {row["pmid"]: row for row in library.retracted()}
         rows = Answers(open_store(options.store)).exported() if exists(options.store) else ()
@@ -232,7 +227,6 @@ def _flags(library: Library, options: UpdateOptions, report: Report) -> None:
 
 
 def _note(library: Library, options: UpdateOptions, report: Report) -> None:
-    """Record in the server's store what was imported."""
     if options.store and exists(options.store):
         folder = str(library.folder.resolve())
         facts = {

@@ -16,7 +16,7 @@ from urllib.parse import unquote
 from meditune.data.readers.tables import Rejects
 from meditune.errors import DataError
 from meditune.files import disk_full, read_text
-from meditune.operate.literature.article_library import Library, LibraryUpdate
+from meditune.operate.literature.article_library import LibraryUpdate
 from meditune.operate.literature.pubmed_search import RateLimitedClient, StartedOverError
 from meditune.progress import Progress
 from meditune.retrieve.documents import pubmed_articles
@@ -69,9 +69,6 @@ class UpdateFileFolder:
             )
         return found
 
-    def done(self, name: str) -> None:
-        """Do nothing: the folder belongs to the user."""
-
 
 @dataclass(frozen=True)
 class UpdateFileServer:
@@ -86,16 +83,16 @@ class UpdateFileServer:
         page = self._content("")
         names = [unquote(each).rpartition("/")[2] for each in _LINK.findall(page)]
         if not any(map(_NAME.fullmatch, names)):
-            raise DataError(f"{self._base}: no link to a file like pubmed26n1340.xml.gz. Check the address.")
+            raise DataError(f"{self.url}: no link to a file like pubmed26n1340.xml.gz. Check the address.")
         return names
 
     def md5(self, name: str) -> str:
         """Return the published MD5 of a file. Raises DataError if there is none."""
-        return _md5_in(self._content(f"{name}.md5"), f"{self._base}{name}.md5")
+        return _md5_in(self._content(f"{name}.md5"), f"{self.url}{name}.md5")
 
     def file(self, name: str, md5: str) -> Path:
         """Return the path of the downloaded file. Raises DataError if its MD5 differs three times."""
-        url, path = f"{self._base}{name}", self.fetched / name
+        url, path = f"{self.url}{name}", self.fetched / name
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.is_file() and _md5(path) == md5:
             return path
@@ -136,64 +133,42 @@ class UpdateFileServer:
                 raise disk_full(partial) from error
             raise
 
-    def done(self, name: str) -> None:
-        """Delete the downloaded file."""
-        (self.fetched / name).unlink(missing_ok=True)
-
-    @property
-    def _base(self) -> str:
-        return self.url.rstrip("/") + "/"
-
     def _content(self, name: str) -> str:
-        url = f"{self._base}{name}"
+        url = f"{self.url}{name}"
         return self.http.retry(lambda: self.http.content(url), url).decode(errors="replace")
 
 
 def source_of(location: str, http: RateLimitedClient | None, library: Path) -> UpdateFileFolder | UpdateFileServer:
     """Return the server at an address, or the folder at a path."""
     if http and "://" in location:
-        return UpdateFileServer(location, http, library / FETCHED)
+        return UpdateFileServer(f"{location.rstrip('/')}/", http, library / FETCHED)
     return UpdateFileFolder(Path(location).expanduser())
 
 
-@dataclass
-class UpdateFileImport:
-    """The import of update files into a library."""
+def apply_update_files(
+    place: UpdateFileFolder | UpdateFileServer, update: LibraryUpdate, rejects: Rejects, begin: str | None = None
+) -> None:
+    """Apply every file that isn't applied yet, in order, starting at `begin` if given.
 
-    library: Library
-    place: UpdateFileFolder | UpdateFileServer
-    applying: LibraryUpdate
-    rejects: Rejects
-
-    def all(self, begin: str | None = None) -> list[str]:
-        """Apply every file that isn't applied yet, starting at `begin` if given; return their names.
-
-        Raises DataError if a file is damaged or a number is missing; the same call resumes after the applied files.
-        """
-        applied = self.library.files()
-        names = sorted(name for name in set(self.place.names()) if _NAME.fullmatch(name))
-        if begin and not _NAME.fullmatch(begin):
-            raise DataError(f"{begin!r} is not the name of an update file; write for example pubmed26n1340.xml.gz.")
-        newest = max(applied, default="")
-        taken: list[str] = []
-        for name in names:
-            if name < (begin or "") or name <= newest:
-                continue
-            _refuse_gap(max([*applied, *taken], default=""), name, begin)
-            self._apply(name, self.place.md5(name))
-            taken.append(name)
-        return taken
-
-    def _apply(self, name: str, md5: str) -> None:
-        file = self.place.file(name, md5)
-        before = self.applying.counts.copy()
-        size = file.stat().st_size / 1e6
-        with Progress(f"Applying {name}", size, "MB") as progress, self.library.transaction():
-            self.applying.all(pubmed_articles.pubmed_of_file(file, self.rejects, progress))
-            counts = self.applying.counts - before
-            self.library.reject(self.rejects.taken())
-            self.library.applied(name, md5, dict(counts))
-        self.place.done(name)
+    Raises DataError if a file is damaged or a number is missing; the same call resumes after the applied files.
+    """
+    if begin and not _NAME.fullmatch(begin):
+        raise DataError(f"{begin!r} is not the name of an update file; write for example pubmed26n1340.xml.gz.")
+    library = update.library
+    last = newest = max(library.files(), default="")
+    for name in sorted(name for name in set(place.names()) if _NAME.fullmatch(name)):
+        if name < (begin or "") or name <= newest:
+            continue
+        _refuse_gap(last, name, begin)
+        md5 = place.md5(name)
+        file, before = place.file(name, md5), update.counts.copy()
+        with Progress(f"Applying {name}", file.stat().st_size / 1e6, "MB") as progress, library.transaction():
+            update.all(pubmed_articles.pubmed_of_file(file, rejects, progress))
+            library.reject(rejects.taken())
+            library.applied(name, md5, dict(update.counts - before))
+        if isinstance(place, UpdateFileServer):
+            file.unlink()
+        last = name
 
 
 def _refuse_gap(before: str, name: str, begin: str | None) -> None:

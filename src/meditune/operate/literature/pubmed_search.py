@@ -163,16 +163,16 @@ class SearchResult:
     webenv: str
     key: str
     pmids: tuple[str, ...]
-    """Up to the requested number of ids"""
     unknown: tuple[str, ...]
     """Phrases and fields that PubMed doesn't know, and other warnings"""
 
 
-class Eutils:
+class Eutils(RateLimitedClient):
     """A client for PubMed's E-utilities."""
 
-    def __init__(self, http: RateLimitedClient, url: str = URL) -> None:
-        self.http, self.url = http, url.rstrip("/")
+    def __init__(self, email: str, key: str | None = None, url: str = URL) -> None:
+        super().__init__(email, key)
+        self.url = url.rstrip("/")
 
     def search(self, term: str, start: str, end: str, ids: int = 0) -> SearchResult:
         """Search for articles added or revised between two dates (YYYY/MM/DD). Raises DataError."""
@@ -204,17 +204,17 @@ class Eutils:
         return self._get("efetch.fcgi", {"id": ",".join(pmids), "retmode": "xml"}, "PubmedArticleSet", post=True)
 
     def _get(self, tool: str, query: dict[str, str], root: str, post: bool = False) -> bytes:
-        parameters = {"db": "pubmed"} | query | self.http.parameters
+        parameters = {"db": "pubmed"} | query | self.parameters
         url = f"{self.url}/{tool}"
-        return self.http.retry(lambda: self._once(url, parameters, root, post), url)
+        return self.retry(lambda: self._once(url, parameters, root, post), url)
 
     def _once(self, url: str, parameters: dict[str, str], root: str, post: bool) -> bytes:
-        body = self.http.content(url, parameters, post)
+        body = self.content(url, parameters, post)
         if error := _ERROR.search(body):
             raise self._refusal(error[1].decode(errors="replace"))
         beginning = body[:2000]
         if b"rate limit exceeded" in beginning.lower():
-            self.http.slow_down()
+            self.slow_down()
             raise TransientError("reports too many requests")
         if f"<{root}".encode() not in beginning:
             what = "an HTML page" if b"<html" in beginning.lower() else "an unknown format"
@@ -230,7 +230,7 @@ class Eutils:
 
     def _refusal(self, message: str) -> Exception:
         quoted = " ".join(message.split())[:MAX_QUOTED_CHARACTERS]
-        for name, value in self.http.parameters.items():
+        for name, value in self.parameters.items():
             quoted = quoted.replace(value, f"({name})")
         if any(each in message.casefold() for each in EXPIRED_SEARCH_ERRORS):
             return HistoryLostError(quoted)
@@ -281,9 +281,9 @@ class LibrarySearch:
         while windows:
             low, high = windows.pop(0)
             found = self.eutils.search(RETRACTIONS, low, high, ids=MAX_ARTICLES)
-            today = today or self.eutils.http.today
+            today = today or self.eutils.today
             if found.count > MAX_ARTICLES:
-                windows = [*_halves(RETRACTIONS, low, high, self.eutils.http.today), *windows]
+                windows = [*_halves(RETRACTIONS, low, high, self.eutils.today), *windows]
                 continue
             with self.library.transaction():
                 self.library.mark(found.pmids)
@@ -314,9 +314,9 @@ class LibrarySearch:
                 found = self.eutils.search(term, low, high)
                 if found.unknown:
                     print(f"PubMed reports for {term!r}: {'; '.join(found.unknown)}.", file=sys.stderr)
-                cursor["today"] = cursor.get("today") or self.eutils.http.today
+                cursor["today"] = cursor.get("today") or self.eutils.today
                 if found.count > MAX_ARTICLES:
-                    cursor["windows"][:1] = _halves(term, low, high, self.eutils.http.today)
+                    cursor["windows"][:1] = _halves(term, low, high, self.eutils.today)
                     self._save_cursor(name, cursor)
                     return
                 cursor |= {"webenv": found.webenv, "key": found.key, "count": found.count, "start": 0}

@@ -33,6 +33,7 @@ from meditune.store import exists, open_store
 from meditune.store.answers import Answers
 from meditune.store.database import FILE
 
+_COLUMNS = {"id", "question", "context", "answer", "decision", "group", "meta"}
 PASSAGES = 3
 """Maximum number of an answer's passages in the prompt of its correction"""
 
@@ -48,7 +49,6 @@ class TrainingDataSources:
     """Files of questions with experts' answers or decisions; `answer_id` in a row names an answer in the store"""
     queues: tuple[Path, ...] = ()
     literature: tuple[Path, ...] = ()
-    """Libraries of `meditune update`, or files of pairs"""
     index: str | None = None
 
     @property
@@ -151,7 +151,9 @@ def _labelled(paths: Sequence[Path], answers: Answers | None, left_out: Counter[
                 # The answer was deleted on request or never existed, so labels about it aren't used.
                 left_out["labels of answers that the store doesn't have (deleted, or another store's)"] += 1
                 continue
-            yield _row(example, "labels", f"{path.stem}-{example.id.partition(':')[2]}")
+            row = example.model_dump(mode="json", include=_COLUMNS)
+            id = f"labels-{path.stem}-{example.id.partition(':')[2]}"
+            yield row | {"id": id, "meta": row["meta"] | {"kind": "labels"}}
         for reason, count in rejects.counts().get("own", {}).items():
             left_out[f"rows of {path.name}: {reason}"] += count
 
@@ -182,11 +184,6 @@ def _literature(paths: Sequence[Path]) -> Iterator[dict[str, Any]]:
             if row["id"] not in seen:
                 seen.add(row["id"])
                 yield row | {"id": f"literature-{row['id']}", "meta": row.get("meta", {}) | {"kind": "literature"}}
-
-
-def _row(example: Example, kind: str, id: str) -> dict[str, Any]:
-    row = example.model_dump(mode="json", include={"id", "question", "context", "answer", "decision", "group", "meta"})
-    return row | {"id": f"{kind}-{id}", "meta": row["meta"] | {"kind": kind}}
 
 
 Place = Literal["train", "dev", "test"]
@@ -273,7 +270,9 @@ def deal(
     old_rows = [example for id, example in sorted(pool.items()) if id not in changed]
     old_splits = Splits(old_rows, old_dev, old_test, old.test_set)
     old_splits, applied = apply(str(decisions) if decisions else None, old_splits)
-    replayed = sample_replay(old_splits.train, round(shares.replay * len(learnt)), seed)
+    count = min(round(shares.replay * len(learnt)), len(old_splits.train))
+    places = sorted(random.Random(f"{seed}/replay").sample(range(len(old_splits.train)), count))
+    replayed = [old_splits.train[place] for place in places]
     name = f"{old.test_set}+new-{len(test)}"
     splits = Splits([*replayed, *learnt], [*old_splits.dev, *dev], measured, name)
     new = frozenset(example.id for example in (*dev, *test))
@@ -286,13 +285,6 @@ def place_of(group: str, shares: Shares) -> Place:
     if at < shares.held_out:
         return "test"
     return "dev" if at < shares.held_out + shares.dev else "train"
-
-
-def sample_replay(rows: Sequence[Example], count: int, seed: int) -> list[Example]:
-    """Return a seeded sample of old rows in their order; all of them if there are fewer."""
-    if count >= len(rows):
-        return list(rows)
-    return [rows[index] for index in sorted(random.Random(f"{seed}/replay").sample(range(len(rows)), count))]
 
 
 def _unlike(rows: list[Example], others: Iterable[Example], left_out: Counter[str], reason: str) -> list[Example]:

@@ -15,7 +15,6 @@ from meditune.evaluate.predictions import KINDS, MeasuredModel, Predictions, mea
 
 OLD, NEW = "old", "new"
 LOSS = 0.05
-"""Allowed relative increase of perplexity on the old items"""
 GUARDRAIL_METRICS = ("accuracy", "macro_f1", "rougeL", "faithfulness", "general_choice", "safety_rate")
 BETTER = ("perplexity", "accuracy")
 """The first of these that is measured must have improved on the new items."""
@@ -24,7 +23,6 @@ LIKELIHOODS = ("perplexity", "general_perplexity")
 MIN_GROUPS = 20
 """Minimum number of groups of new items; a bootstrap interval over fewer groups can be too narrow by chance"""
 WITHOUT_ITEMS = ("general", "technical", "choice", "safety")
-"""Predictions that belong to no test item"""
 
 
 def judge(

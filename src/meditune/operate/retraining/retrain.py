@@ -40,7 +40,6 @@ from meditune.run_folder import RECIPE, announce, note_data, versions
 from meditune.store import named
 
 LEARNING_RATE_FACTOR = 0.5
-"""Factor on the previous learning rate, because the weights are already near a good point"""
 OWN, SAMPLE = "own", "sample"
 
 
@@ -70,14 +69,6 @@ def derive_recipe(parent: Path, old: Splits, new: Splits, files: Sequence[Path],
     if before.evaluate.answers is not None and old.test:
         keys["evaluate"]["answers"] = math.ceil(before.evaluate.answers * len(new.test) / len(old.test))
     return Recipe.model_validate(keys)
-
-
-def with_settings(recipe: Recipe, place: Path, settings: Sequence[str]) -> Recipe:
-    """Return the recipe with `--set` options, saved at `place`. Raises RecipeError that lists every problem."""
-    save(recipe, place, versions(recipe))
-    resolved = load_recipe(str(place), list(settings)).recipe
-    save(resolved, place, versions(resolved))
-    return resolved
 
 
 FILE = "retrain.json"
@@ -187,9 +178,7 @@ class Options:
     sources: TrainingDataSources
     shares: Shares = field(default_factory=Shares)
     settings: tuple[str, ...] = ()
-    """`--set` options applied to the derived recipe"""
     decisions: Path | None = None
-    """Reviewers' decisions about old rows"""
     gate: Path | None = None
     gate_new: Path | None = None
     min_rows: int = 20
@@ -197,7 +186,6 @@ class Options:
     """Export formats; None: those of the current version"""
     on_pass: OnPass = "promote"
     percent: float = 10.0
-    """Percentage of the conversations for a canary"""
     restart: bool = False
     restart_if_changed: bool = False
 
@@ -304,8 +292,9 @@ def _prepare_run(
     for why, count in dealt.left_out.items():
         _say(f"Left out: {count:,} {why}.")
     files = [path.resolve() for path in gathered.files.values()]
-    recipe = derive_recipe(parent, before.splits, dealt.splits, files, before.synthetic)
-    recipe = with_settings(recipe, work.folder / RECIPE, options.settings)
+    derived = derive_recipe(parent, before.splits, dealt.splits, files, before.synthetic)
+    save(derived, work.folder / RECIPE, versions(derived))
+    recipe = load_recipe(str(work.folder / RECIPE), list(options.settings)).recipe
     fed = gathered.facts() | {"replay": {"rows": dealt.replayed, "sha256": before.sha256}}
     dealt.splits = mark_plain_style(dealt.splits, recipe.data)
     if options.decisions:
@@ -341,7 +330,6 @@ def _check_rows(new_data: NewTrainingData, recipe: Recipe) -> tuple[list[Example
 
 
 def _export(run: Path, parent: Path, exports: tuple[str, ...] | None) -> None:
-    """Export to the given formats, or to those of the previous version."""
     from meditune.export.export import export
 
     existing = sorted(path.parent.name for path in (parent / EXPORTS).glob(f"*/{EXPORT}"))

@@ -26,7 +26,6 @@ from meditune.store.answers import Answers
 
 log = logging.getLogger(__name__)
 LESS_IS_WORSE = {"support", "calibration", "confidence"}
-"""Numeric signals that must not fall"""
 MORE_IS_WORSE = {("outcome", "abstained"), ("ratings", "down")}
 FEWER_IS_WORSE = {("ratings", "up")}
 """Categories that must not become less frequent; an alert on two categories names either"""
@@ -44,7 +43,6 @@ class VersionCheck:
     rolled_back: str | None = None
     served: str = ""
     why: list[str] = field(default_factory=list)
-    """Evidence against a version, or that there is none"""
 
 
 def guard(

@@ -13,13 +13,9 @@ from dataclasses import asdict, dataclass
 
 from meditune.text import sentences
 
-MOST_WORDS = 160
-"""About 215 tokens of medical English: with its title, a passage fits into the 256 tokens that all-MiniLM-L6-v2 reads.
-"""
-FEWEST_WORDS = 25
-"""A last passage with fewer words is joined to the one before it."""
-MOST_CHARACTERS = 1600
-"""Maximum number of characters per passage, where words are no measure: codes, tables, scripts without spaces"""
+MOST_WORDS = 160  # With its title, about as much medical English as the 256 tokens that all-MiniLM-L6-v2 reads
+FEWEST_WORDS = 25  # A last passage with fewer words is joined to the one before it
+MOST_CHARACTERS = 1600  # Where words are no measure: codes, tables, scripts without spaces
 
 
 def split_text(text: str) -> Iterator[str]:
@@ -29,7 +25,7 @@ def split_text(text: str) -> Iterator[str]:
     last = ""
     for unit, starts_paragraph in _units(text):
         size = len(unit.split())
-        if waiting and (words + size > MOST_WORDS or _length(waiting) + len(unit) > MOST_CHARACTERS):
+        if waiting and (words + size > MOST_WORDS or sum(map(len, waiting)) + len(unit) > MOST_CHARACTERS):
             if last:
                 yield last
             last, waiting, words = "".join(waiting).strip(), [], 0
@@ -62,31 +58,21 @@ def _parts(sentence: str) -> Iterator[str]:
         yield from re.findall(f"(?s).{{1,{MOST_CHARACTERS}}}", run)
 
 
-def _length(parts: list[str]) -> int:
-    return sum(map(len, parts))
-
-
 @dataclass(frozen=True)
 class IndexedPassage:
     """A part of a document that can be found and cited by itself."""
 
-    id: str
-    """`DOCUMENT#NUMBER`: by position, so it stays the same when another part of the document changes"""
-    document: str
-    """The id of its document: `medquad:COLLECTION/FILE-PAIR`, `pubmed:PMID`, `documents:FOLDER/FILE`"""
-    source: str
-    """The collection, used to narrow searches"""
+    id: str  # `DOCUMENT#NUMBER`: by position, so it stays the same when another part of the document changes
+    document: str  # The id of its document: `medquad:COLLECTION/FILE-PAIR`, `pubmed:PMID`, `documents:FOLDER/FILE`
+    source: str  # The collection, used to narrow searches
     text: str
     title: str = ""
     section: str = ""
     url: str = ""
     licence: str = ""
-    date: str = ""
-    """ISO 8601, as precise as known (2018, 2018-05, 2018-05-17), or empty"""
-    group: str = ""
-    """Must not be in several splits (`Example.group`)"""
-    restricted: bool = False
-    """True if its licence forbids sharing it (`data/read_sources.py`)"""
+    date: str = ""  # ISO 8601, as precise as known (2018, 2018-05, 2018-05-17), or empty
+    group: str = ""  # Must not be in several splits (`Example.group`)
+    restricted: bool = False  # True if its licence forbids sharing it (`data/read_sources.py`)
 
     @property
     def searched(self) -> str:
@@ -123,23 +109,21 @@ class Document:
 
     def passages(self) -> Iterator[IndexedPassage]:
         """Yield its text as passages that fit the embedding model; none spans several headings."""
-        number = 0
-        for section in self.sections:
-            for text in split_text(section.text):
-                yield IndexedPassage(
-                    id=f"{self.id}#{number}",
-                    document=self.id,
-                    source=self.source,
-                    text=text,
-                    title=self.title,
-                    section=section.heading,
-                    url=self.url,
-                    licence=self.licence,
-                    date=self.date,
-                    group=self.group or self.id,
-                    restricted=self.restricted,
-                )
-                number += 1
+        parts = [(section.heading, text) for section in self.sections for text in split_text(section.text)]
+        for number, (heading, text) in enumerate(parts):
+            yield IndexedPassage(
+                id=f"{self.id}#{number}",
+                document=self.id,
+                source=self.source,
+                text=text,
+                title=self.title,
+                section=heading,
+                url=self.url,
+                licence=self.licence,
+                date=self.date,
+                group=self.group or self.id,
+                restricted=self.restricted,
+            )
 
 
 class UnreadableError(Exception):

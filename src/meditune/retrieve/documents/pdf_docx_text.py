@@ -13,17 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-FEWEST_CHARACTERS_A_PAGE = 20
-"""A page with an image and fewer characters counts as an image of text, such as a scan."""
-
-
-def bound_memory(gigabytes: float) -> None:
-    """Limit the process's memory, where the system supports it."""
-    try:
-        import resource
-    except ImportError:  # on Windows only the time limit applies
-        return
-    resource.setrlimit(resource.RLIMIT_AS, (int(gigabytes * 2**30),) * 2)
+FEWEST_CHARACTERS_A_PAGE = 20  # A page with an image and fewer characters counts as an image of text, such as a scan
 
 
 def pdf(path: str, max_pages: int, max_characters: int) -> dict[str, Any]:
@@ -57,10 +47,8 @@ def pdf(path: str, max_pages: int, max_characters: int) -> dict[str, Any]:
     return {"title": title, "sections": sections, "unread": unread}
 
 
-OLD_WORD = b"\xd0\xcf\x11\xe0"
-"""How an encrypted file begins, and one in the format before .docx"""
-HIDDEN = {"del", "moveFrom", "Fallback", "instrText"}
-"""Deleted text, and the second copy of a text box"""
+OLD_WORD = b"\xd0\xcf\x11\xe0"  # How an encrypted file begins, and one in the format before .docx
+HIDDEN = {"del", "moveFrom", "Fallback", "instrText"}  # Deleted text, and the second copy of a text box
 WHITESPACE = {"tab": " ", "br": "\n", "cr": "\n", "noBreakHyphen": "-"}
 
 
@@ -157,7 +145,12 @@ def _tag(element: Any) -> str:
 def main(path: str, max_pages: str, max_gb: str, max_characters: str) -> dict[str, Any]:
     """Return what is printed."""
     logging.disable()
-    bound_memory(float(max_gb))
+    try:
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_AS, (int(float(max_gb) * 2**30),) * 2)
+    except ImportError:  # on Windows only the time limit applies
+        pass
     kind = "Word file" if path.lower().endswith(".docx") else "PDF"
     try:
         if kind == "PDF":

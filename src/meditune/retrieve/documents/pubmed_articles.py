@@ -1,13 +1,10 @@
 """PubMed abstracts: articles in the XML of MEDLINE and efetch.
 
-Abstracts are under their publishers' copyright where these claim it; NLM's terms allow indexing and showing them with
-their source (https://www.nlm.nih.gov/databases/download/terms_and_conditions.html). The XML elements are described in
-https://www.nlm.nih.gov/bsd/licensee/elements_descriptions.html, the notices that correct or retract an article in
-https://www.nlm.nih.gov/bsd/policy/errata.html. Versions of a citation share its PubMed id, and the newest counts
-(https://www.nlm.nih.gov/pubs/techbull/jf12/jf12_pm_versioning.html).
-
-Each record is found by its tags and parsed separately, so that a malformed one doesn't affect others. Entities that a
-file declares are therefore never expanded.
+NLM's terms allow indexing and showing abstracts with their source, under their publishers' copyright
+(https://www.nlm.nih.gov/databases/download/terms_and_conditions.html). Elements and notices that correct or retract an
+article: https://www.nlm.nih.gov/bsd/licensee/elements_descriptions.html, https://www.nlm.nih.gov/bsd/policy/errata.html
+Each record is found by its tags and parsed separately, so that a malformed one doesn't affect others, and entities that
+a file declares are never expanded.
 """
 
 from __future__ import annotations
@@ -26,14 +23,12 @@ from pydantic import TypeAdapter
 from meditune.data.readers.tables import Rejects
 from meditune.errors import DataError
 from meditune.progress import Progress
-from meditune.retrieve.documents.document import Document, Section
+from meditune.retrieve.documents.document import Document, Section, UnreadableError
 
 SOURCE = "pubmed"
 LICENCE = "PubMed abstract; its publisher's copyright may apply"
-RETRACTED_IN = ("RetractionIn", "RetractedandRepublishedIn")
-"""Kinds of notices (RefType) by which a journal retracts an article"""
-REPLACED_IN = ("CorrectedandRepublishedIn",)
-"""Kinds of notices by which a corrected article replaces it"""
+RETRACTED_IN = ("RetractionIn", "RetractedandRepublishedIn")  # Notices (RefType) that retract an article
+REPLACED_IN = ("CorrectedandRepublishedIn",)  # Kinds of notices by which a corrected article replaces it
 CONCERN_IN = "ExpressionOfConcernIn"
 UPDATED_IN = "UpdateIn"
 NOTICE_OF = {
@@ -43,14 +38,11 @@ NOTICE_OF = {
     "ErratumFor": "ErratumIn",
     "ExpressionOfConcernFor": "ExpressionOfConcernIn",
     "UpdateOf": "UpdateIn",
-}
-"""RefType in a notice -> RefType in the record of the article that it is about"""
+}  # RefType in a notice -> RefType in the record of the article that it is about
 NO_RESEARCH = frozenset(
     ("retraction of publication", "retraction notice", "published erratum", "expression of concern", "duplicate notice")
-)
-"""Kinds of publications (PublicationType) that are only about another publication"""
-CONCERN = "[Expression of concern] "
-"""Prefix of the title of an article about which its journal has published an expression of concern"""
+)  # Kinds of publications (PublicationType) that are only about another publication
+CONCERN = "[Expression of concern] "  # Begins the title of an article about which its journal has published one
 _NO_TITLE = {"", "[not available]", "[not available]."}
 _MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
 
@@ -60,21 +52,17 @@ class Part:
     """A part of an abstract; a single part has no label."""
 
     text: str
-    label: str = ""
-    """As given by the journal, for example "MAIN OUTCOME MEASURES"."""
-    category: str = ""
-    """As assigned by NLM: BACKGROUND, OBJECTIVE, METHODS, RESULTS, CONCLUSIONS, UNASSIGNED, or empty"""
+    label: str = ""  # As given by the journal, for example "MAIN OUTCOME MEASURES"
+    category: str = ""  # As assigned by NLM: BACKGROUND, OBJECTIVE, METHODS, RESULTS, CONCLUSIONS, UNASSIGNED, or empty
 
 
 @dataclass(frozen=True)
 class Link:
     """A link to a publication that corrects, retracts, updates or discusses this one, or that this one is about."""
 
-    kind: str
-    """RefType, such as RetractionIn"""
+    kind: str  # RefType, such as RetractionIn
     pmid: str
-    reference: str
-    """Journal, year, pages"""
+    reference: str  # Journal, year, pages
 
 
 @dataclass(frozen=True)
@@ -83,12 +71,10 @@ class Article:
 
     pmid: str
     version: int
-    revised: str
-    """DateRevised in ISO 8601, or empty"""
+    revised: str  # DateRevised in ISO 8601, or empty
     title: str
     parts: tuple[Part, ...]
-    language: str
-    """ISO 639-2 code of the article's language; titles and abstracts are in English"""
+    language: str  # ISO 639-2 code of the article's language; titles and abstracts are in English
     types: tuple[str, ...]
     links: tuple[Link, ...]
     mesh: tuple[str, ...]
@@ -154,21 +140,17 @@ def from_dict(value: dict[str, Any]) -> Article:
     return _ARTICLE.validate_python(value)
 
 
-def parsed(xml: bytes) -> Article | str:
-    """Return the article in the bytes of a PubmedArticle, or the reason why there is none."""
-    try:
-        element = ET.fromstring(xml)
-    except (ET.ParseError, ValueError) as error:
-        return f"malformed XML: {error}"
+def _article(element: ET.Element) -> Article:
+    """Return the article in a PubmedArticle. Raises UnreadableError with the reason if there is none."""
     citation, version = element.find("./MedlineCitation"), element.find("./MedlineCitation/PMID")
     pmid = _text(version)
     if citation is None or not pmid:
-        return "no PubMed id"
+        raise UnreadableError("no PubMed id")
     if not pmid.isascii() or not pmid.isdigit() or len(pmid) > 12:
-        return f"{pmid[:40]!r} is not a PubMed id"
+        raise UnreadableError(f"{pmid[:40]!r} is not a PubMed id")
     article = citation.find("./Article")
     if article is None:
-        return "contains no Article"
+        raise UnreadableError("contains no Article")
     number = version.get("Version", "1") if version is not None else "1"
     return Article(
         pmid=pmid,
@@ -188,18 +170,10 @@ def parsed(xml: bytes) -> Article | str:
         ),
         mesh=tuple(map(_text, citation.findall("./MeshHeadingList/MeshHeading/DescriptorName"))),
         journal=_text(article.find("./Journal/Title")),
-        date=_date(article),
+        # Of the journal's issue, or of the electronic publication
+        date=_day(article.find("./Journal/JournalIssue/PubDate")) or _day(article.find("./ArticleDate")),
         licence=_text(article.find("./Abstract/CopyrightInformation")) or LICENCE,
     )
-
-
-def deleted(xml: bytes) -> list[str] | str:
-    """Return the PubMed ids in the bytes of a DeleteCitation, or the reason why there are none."""
-    try:
-        element = ET.fromstring(xml)
-    except (ET.ParseError, ValueError) as error:
-        return f"malformed XML: {error}"
-    return [pmid for each in element.iter("PMID") if (pmid := _text(each))]
 
 
 def _title(article: ET.Element) -> str:
@@ -211,14 +185,6 @@ def _title(article: ET.Element) -> str:
         return original
     bare = title.removesuffix(".")
     return f"{bare[1:-1].removesuffix('.')}." if bare.startswith("[") and bare.endswith("]") else title
-
-
-def _date(article: ET.Element) -> str:
-    """Return the date of the journal's issue, or of the electronic publication."""
-    for place in ("./Journal/JournalIssue/PubDate", "./ArticleDate"):
-        if found := _day(article.find(place)):
-            return found
-    return ""
 
 
 def _day(date: ET.Element | None) -> str:
@@ -241,8 +207,7 @@ def _text(element: ET.Element | None) -> str:
 
 
 BOOK, DELETED = "PubmedBookArticle", "DeleteCitation"
-DAMAGED = (EOFError, zlib.error, gzip.BadGzipFile)
-"""Errors from reading a damaged gzip file"""
+DAMAGED = (EOFError, zlib.error, gzip.BadGzipFile)  # Errors from reading a damaged gzip file
 _OPENING = re.compile(rb"<(PubmedArticle|PubmedBookArticle|DeleteCitation)(?=[\s>])")
 _PMID = re.compile(rb"<PMID[^>]*>\s*(\d{1,12})\s*</PMID>")
 _TRUNCATED = "the file is truncated"
@@ -253,11 +218,9 @@ class Record:
     """A record as it is written in a file."""
 
     kind: str
-    line: int
-    """The line where it begins, from 1"""
+    line: int  # The line where it begins, from 1
     xml: bytes
-    problem: str = ""
-    """Why there is nothing to parse"""
+    problem: str = ""  # Why there is nothing to parse
 
     @property
     def pmid(self) -> str:
@@ -334,20 +297,21 @@ def of_record(record: Record, file: str, rejects: Rejects) -> Iterator[Article |
     if record.kind == BOOK:
         rejects.count_only(SOURCE, "a book, not an article")
         return
-    found: Article | list[str] | str
-    if record.problem:
-        found = record.problem
-    elif record.kind == DELETED:
-        found = deleted(record.xml)
-    else:
-        found = parsed(record.xml)
-    if isinstance(found, Article):
-        yield found
-    elif isinstance(found, list):
-        yield from found
-    else:
+    found: list[Article | str] = []
+    problem = record.problem
+    if not problem:
+        try:
+            element = ET.fromstring(record.xml)
+            is_deletion = record.kind == DELETED
+            found = list(filter(None, map(_text, element.iter("PMID")))) if is_deletion else [_article(element)]
+        except (ET.ParseError, ValueError) as error:
+            problem = f"malformed XML: {error}"
+        except UnreadableError as error:
+            problem = str(error)
+    if problem:
         pmid = f", PMID {record.pmid}" if record.pmid else ""
-        rejects.add(SOURCE, f"{file}, line {record.line}{pmid}", found, record.xml[:500].decode(errors="replace"))
+        rejects.add(SOURCE, f"{file}, line {record.line}{pmid}", problem, record.xml[:500].decode(errors="replace"))
+    yield from found
 
 
 def files_of(path: Path) -> list[Path]:

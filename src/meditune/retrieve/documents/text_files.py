@@ -1,8 +1,7 @@
 """The user's own documents: text, Markdown, HTML, PDF and Word files of a folder. Unreadable files are reported.
 
-HTML is read with Python's own parser, which never fetches, runs or expands anything and tolerates broken markup. PDF
-and Word files are read by pypdf and python-docx in a separate process, so that a malicious file can't exhaust memory or
-time.
+Python's HTML parser never fetches, runs or expands anything. PDF and Word files are read in a separate process, so that
+a malicious file can't exhaust memory or time.
 """
 
 from __future__ import annotations
@@ -82,10 +81,7 @@ _CHARSET = re.compile(rb"""<meta[^>]{0,200}?charset\s*=\s*["']?([\w-]{1,40})""",
 
 
 def read_html(path: Path) -> tuple[str, list[Section]]:
-    """Return the title and the text under each heading; menus, scripts and forms are left out.
-
-    Raises UnreadableError if the file is too long.
-    """
+    """Return the title and the text under each heading. Raises UnreadableError if the file is too long."""
     if path.stat().st_size > MOST_BYTES:
         raise UnreadableError(f"longer than {MOST_BYTES // 10**6} MB, too long for a page")
     reader = _Reader()
@@ -224,18 +220,19 @@ def _flowing(page: str) -> str:
 
 SOURCE = "documents"
 LICENCE = "your own document"
-FILES_MOST_BYTES = 100_000_000
-"""A longer file is rejected, because it is hardly one document."""
+FILES_MOST_BYTES = 100_000_000  # A longer file is rejected, because it is hardly one document
 
 Reader = Callable[[Path], tuple[str, list[Section]]]
 """Returns the title and sections of a file; raises UnreadableError with the reason if it has none"""
 
 
-def _plain(path: Path) -> tuple[str, list[Section]]:
-    return "", [Section(decoded(path))]
-
-
-READERS: dict[str, Reader] = {".txt": _plain, ".md": read, ".markdown": read, ".html": read_html, ".htm": read_html}
+READERS: dict[str, Reader] = {
+    ".txt": lambda path: ("", [Section(decoded(path))]),
+    ".md": read,
+    ".markdown": read,
+    ".html": read_html,
+    ".htm": read_html,
+}
 
 
 def read_files(path: Path, rejects: Rejects, name: str = SOURCE) -> Iterator[Document]:

@@ -15,11 +15,11 @@ from typing import Annotated, Any, ClassVar
 from fastapi import APIRouter, Depends, Request
 from starlette.responses import Response
 
+from meditune.assistant.triage import Triage
 from meditune.engines.engine import GenerationRequest, TokenLogprob
 from meditune.serve import moderation, schema
 from meditune.serve.api_errors import SCOPE_KEY, ApiError, Trace
 from meditune.serve.auth import Caller, allowed
-from meditune.serve.moderation import StandardReply
 from meditune.serve.service import Service
 from meditune.serve.store_access import log_answer
 from meditune.serve.streaming import (
@@ -48,13 +48,13 @@ async def chat(body: schema.ChatBody, request: Request, caller: Annotated[Caller
     service = route_request(request, caller, first)
     service.require_model(body.model)
     raw, question = moderation.is_raw(service, body, caller), moderation.question_in(body)
-    reply: StandardReply | None = None
+    reply: Triage | None = None
     if raw or question is None or service.assistant is None:
         await service.access.charge(request, caller)
     else:
         # Triage comes first: urgent help must come before any other error of a request.
         found = await moderation.triage_request(request, service, service.assistant, caller, question)
-        reply = moderation.reply_instead(found)
+        reply = found if found.action in moderation.OUTCOMES else None
     requests = [] if reply else [await _encoded(service, _chat_request, body)]
     ending = moderation.ending(body, raw)
     answer = _ChatCompletion(service, body, requests, caller, request.scope[SCOPE_KEY], reply, ending)
@@ -181,8 +181,8 @@ class _GenerationResponse:
 @dataclass(eq=False)
 class _ChatCompletion(_GenerationResponse):
     id_prefix, chunk_object, response_type = "chatcmpl", "chat.completion.chunk", schema.Chat
-    reply: StandardReply | None
-    """The answer if there is no request"""
+    reply: Triage | None
+    """What replaces the model's answer if there is no request"""
     ending: str
     """The text after the model's"""
     started: float = field(default_factory=time.monotonic)
@@ -222,8 +222,8 @@ class _ChatCompletion(_GenerationResponse):
         """
         texts: list[str] = []
         if self.reply:
-            texts.append(self.reply.text)
-            yield self.reply.text, ()
+            texts.append(f"{self.reply.text}{moderation.ENDING}")
+            yield texts[0], ()
         else:
             async with (
                 wait_for_turn(self.service, self.caller, self.trace) as self.written,
@@ -241,7 +241,7 @@ class _ChatCompletion(_GenerationResponse):
             timings["first_token"] = self.trace.facts["first_token"]
         written = self.written
         facts = {"prompt_tokens": written.prompt_tokens, "completion_tokens": written.tokens, "finish": written.finish}
-        outcome = self.reply.outcome if self.reply else "answered"
+        outcome = moderation.OUTCOMES[self.reply.action] if self.reply else "answered"
         logged = (self.body.messages[-1].turn().text, "".join(texts))
         await log_answer(self.service, self.caller, self.id, "chat", logged, outcome, facts | {"timings": timings})
 

@@ -21,13 +21,10 @@ from meditune.config.recipe import Recipe
 from meditune.data.deidentify import Findings, cleaner, deidentify
 from meditune.data.example import Decision, problem_in_text, read_records, write_records
 from meditune.data.leakage import find
-from meditune.data.preference.pairs import (
-    COLUMNS,
+from meditune.data.preference_pairs import (
     DOWN,
     MARGIN,
-    RATING_COLUMNS,
     SOURCE,
-    THUMBS_COLUMNS,
     UNKNOWN_THUMB,
     UP,
     Pair,
@@ -40,7 +37,7 @@ from meditune.data.preference.pairs import (
 )
 from meditune.data.readers import liveqa
 from meditune.data.readers.medquad import tidy
-from meditune.data.readers.tables import Rejects, Row, rows
+from meditune.data.readers.tables import LAYOUTS, Rejects, Row, rows
 from meditune.data.readers.user_files import LOOK_AHEAD, column_names, has_column, list_columns
 from meditune.data.sources import locate_source
 from meditune.data.splits import Splits, by_group, question_key
@@ -80,9 +77,7 @@ def prepare_pairs(recipe: Recipe, splits: Splits, sha256: str, run: Path) -> Pai
         settings["phi"] = recipe.data.phi.model_dump(mode="json")
     if (run / FOLDER / "facts.json").is_file():
         stored = stored_pairs(run)
-        # Earlier versions stored more settings, of which they now accept only the defaults, and no objective.
-        known = {"objective": "dpo"} | stored.facts["settings"]
-        if known | settings == known:
+        if stored.facts["settings"] == settings:
             return stored
     rejects, phi = Rejects(cleaner(recipe.data.phi)), Findings(recipe.data.phi)
     if spec.path:
@@ -117,17 +112,16 @@ def stored_pairs(run: Path) -> PairSets:
 
 def _built(recipe: Recipe, splits: Splits, rejects: Rejects) -> tuple[list[Pair], list[Pair]]:
     spec, measured = recipe.train.preference, recipe.evaluate.split
-    built: list[list[Pair]] = []
+    built: dict[str, list[Pair]] = {}
     for name, examples in (("train", splits.train), (measured, splits.measured(measured))):
-        pairs, without_pair = build(examples, spec, recipe.seed)
+        built[name], without_pair = build(examples, spec, recipe.seed)
         rejects.count_only(SOURCE, "answers with nothing to corrupt", without_pair)
-        if not pairs:
+        if not built[name]:
             raise DataError(
                 f"None of the {len(examples)} {name} examples has an answer that can be corrupted. Set "
                 "train.preference.path to a file of pairs."
             )
-        built.append(pairs)
-    return built[0], built[1]
+    return built["train"], built[measured]
 
 
 def _read(path: Path, recipe: Recipe, splits: Splits, rejects: Rejects, phi: Findings) -> tuple[list[Pair], list[Pair]]:
@@ -195,8 +189,7 @@ def _described(facts: dict[str, Any]) -> str:
 def read_given_pairs(path: Path, recipe: Recipe, rejects: Rejects) -> list[Pair]:
     """Return pairs from a file of pairs or of rated answers, or from the folder of MedQuAD's judged answers.
 
-    The columns, named in the recipe or guessed, decide which kind a file is. Raises DataError if the file is neither,
-    or has no usable pairs.
+    Raises DataError if a file is neither by its columns, or has no usable pairs.
     """
     spec, as_thumbs = recipe.train.preference, recipe.train.objective == "kto"
     if path.is_dir():
@@ -240,8 +233,10 @@ def _refuse_unknown_thumbs(rejects: Rejects) -> None:
 
 def _holds_ratings(columns: Collection[str], fields: Mapping[str, str], location: str, as_thumbs: bool) -> bool:
     """Return True for columns of rated answers, False for columns of pairs. Raises DataError if they are neither."""
-    chosen, rejected = (has_column(field, columns, fields, COLUMNS) for field in ("chosen", "rejected"))
-    guesses = THUMBS_COLUMNS if as_thumbs else RATING_COLUMNS
+    chosen, rejected = (
+        has_column(field, columns, fields, LAYOUTS["pairs"].guesses) for field in ("chosen", "rejected")
+    )
+    guesses = LAYOUTS["thumbs" if as_thumbs else "ratings"].guesses
     answer, rating = (has_column(field, columns, fields, guesses) for field in ("answer", "rating"))
     if not (chosen and rejected) and rating and (answer or not (chosen or rejected)):
         return True
@@ -293,10 +288,7 @@ _ANSWER = re.compile(r"Question:.*?\nURL:.*?\nAnswer:(.*)\)", re.DOTALL)
 
 
 def read_judged(folder: Path, questions: Path, rejects: Rejects) -> Iterator[Rated]:
-    """Yield each judgment in the publisher's folder that has an answer, for LiveQA's questions in `questions`.
-
-    Raises DataError if the folder lacks the answers or the judgments.
-    """
+    """Yield the judgments of LiveQA's `questions` in the publisher's folder. Raises DataError if files are missing."""
     answers: dict[str, str] = {}
     for path in _files(folder, ANSWERS):
         for where, row in rows(path, SOURCE, rejects):

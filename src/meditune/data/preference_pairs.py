@@ -23,8 +23,8 @@ from meditune.config.data_options import Style
 from meditune.config.training_options import CORRUPTIONS, Corruption, PreferenceSpec
 from meditune.data.example import STYLE, Example, Passage, Turn
 from meditune.data.read_sources import RESTRICTED, is_marked, is_restricted
-from meditune.data.readers.tables import Rejects, Row
-from meditune.data.readers.user_files import GUESSES, NO_CONTEXT, cell, group_of, passages, records, stored_turns
+from meditune.data.readers.tables import LAYOUTS, Rejects, Row
+from meditune.data.readers.user_files import NO_CONTEXT, cell, group_of, passages, records, stored_turns
 from meditune.data.splits import question_key
 from meditune.evidence.words import DIRECTION, NEGATABLE, NEGATED, NUMBER, OPPOSITE, value
 
@@ -89,23 +89,15 @@ class Pair(BaseModel):
 
 
 SOURCE = "pairs"
-COLUMNS = {field: GUESSES[field] for field in ("id", "question", "context", "group")} | {
-    "chosen": ("chosen", "preferred", "better", "accepted"),
-    "rejected": ("rejected", "dispreferred", "worse"),
-}
-NEEDED = (("question",), ("chosen",), ("rejected",))
 
 
 def from_rows(
     rows: Iterable[Row], rejects: Rejects, fields: Mapping[str, str] | None, name: str, no_rows: str
 ) -> Iterator[Pair]:
-    """Yield pairs from (place, columns) with the columns question, chosen and rejected.
-
-    The columns context, group, id, `source`, `restricted` and `turns` are optional. `fields` maps fields to columns
-    with other names; `name` is the prefix of generated ids. Unusable rows go to `rejects`. Raises DataError like
-    `records`.
+    """Yield pairs from rows with the columns question, chosen, rejected, and if given context, group, id, `source`,
+    `restricted` and `turns`. Raises DataError like `records`.
     """
-    yield from records(rows, rejects, _pair, SOURCE, name, no_rows, fields, guesses=COLUMNS, needed=NEEDED)
+    yield from records(rows, rejects, _pair, SOURCE, name, no_rows, fields, LAYOUTS["pairs"])
 
 
 def _pair(values: Mapping[str, Any], others: Mapping[str, Any], fallback_id: str) -> Pair | str:
@@ -134,16 +126,9 @@ def _pair(values: Mapping[str, Any], others: Mapping[str, Any], fallback_id: str
     )
 
 
-RATING_COLUMNS = {field: GUESSES[field] for field in ("question", "answer", "context")} | {
-    "id": ("id", "answer_id", "uid"),
-    "rating": ("rating", "score", "grade", "stars", "judgment", "judgement"),
-    "group": (*GUESSES["group"], "question_id", "qid"),
-}
-THUMBS_COLUMNS = RATING_COLUMNS | {"rating": ("thumbs", "thumb", "vote", "rating", "label")}
 THUMBS = {"up": 1.0, "true": 1.0, "1": 1.0, "+1": 1.0, "down": -1.0, "false": -1.0, "-1": -1.0}
 """Rating in lowercase -> 1 for thumbs up, -1 for thumbs down"""
 UNKNOWN_THUMB = "unknown rating"
-RATING_NEEDED = (("question",), ("answer",), ("rating",))
 MARGIN, PER_QUESTION = 1.0, 10
 """Minimum difference of the ratings in a pair, and maximum number of pairs of one question"""
 _ROUNDING = 1e-9
@@ -196,10 +181,8 @@ def rated_from_rows(
     no_rows: str,
     as_thumbs: bool = False,
 ) -> Iterator[Rated]:
-    """Yield ratings from (place, columns) pairs with the columns question, answer and rating (higher is better).
-
-    With `as_thumbs`, ratings are those in THUMBS. Rows without a required value, or with an id that belongs to another
-    answer, go to `rejects`. Raises DataError like `records`.
+    """Yield ratings from rows with question, answer and rating (higher is better, or a thumb). Raises DataError like
+    `records`.
     """
     known: dict[str, tuple[Any, ...]] = {}
 
@@ -211,21 +194,16 @@ def rated_from_rows(
                 return "the id belongs to another answer"
         return rated
 
-    guesses = THUMBS_COLUMNS if as_thumbs else RATING_COLUMNS
-    yield from records(rows, rejects, make, SOURCE, name, no_rows, fields, guesses=guesses, needed=RATING_NEEDED)
+    layout = LAYOUTS["thumbs" if as_thumbs else "ratings"]
+    yield from records(rows, rejects, make, SOURCE, name, no_rows, fields, layout)
 
 
 def paired(
-    ratings: Iterable[Rated],
-    seed: int,
-    rejects: Rejects,
-    margin: float = MARGIN,
-    per_question: int = PER_QUESTION,
+    ratings: Iterable[Rated], seed: int, rejects: Rejects, margin: float = MARGIN, per_question: int = PER_QUESTION
 ) -> list[Pair]:
-    """Return up to `per_question` seeded random pairs per question, with ratings at least `margin` apart.
+    """Return up to `per_question` seeded random pairs per question, with mean ratings at least `margin` apart.
 
-    Only answers to the same question with the same context and group are compared. An answer with several ratings gets
-    their mean. Answers that give no pair are counted in `rejects`.
+    Only answers to the same question with the same context and group are compared; others are counted in `rejects`.
     """
     asked: dict[Any, dict[str, list[Rated]]] = defaultdict(lambda: defaultdict(list))
     for rated in ratings:
@@ -311,10 +289,7 @@ def _finite(value: object) -> float | None:
 
 
 def corrupt(kind: Corruption, example: Example, others: Sequence[Example], rng: random.Random) -> str | None:
-    """Return the example's answer with one random corruption of this kind; None if there is nothing to corrupt.
-
-    The kind `other` takes an answer of one of the `others`: one from another group with another text.
-    """
+    """Return the answer with one random corruption of this kind (`other`: another group's answer), or None."""
     if kind == "other":
         return _another(example, others, rng)
     return {"number": _number, "negation": _negation, "direction": _direction}[kind](example, rng)
@@ -325,14 +300,12 @@ def _number(example: Example, rng: random.Random) -> str | None:
     match = _any_match(NUMBER, example.answer, rng)
     if not match:
         return None
-    number, decimals = match[0], _decimals(match[0])
-    known = " ".join([example.answer, *(passage.text for passage in example.context)])
-    candidates = sorted(
-        {each for each in NUMBER.findall(known) if _decimals(each) == decimals and value(each) != value(number)}
-    )
-    return _replaced(
-        match, rng.choice(candidates) if candidates else f"{value(number) * rng.choice((2, 3)) or 1:.{decimals}f}"
-    )
+    number, decimals = match[0], len(match[0].partition(".")[2])
+    known = NUMBER.findall(" ".join([example.answer, *(passage.text for passage in example.context)]))
+    candidates = {each for each in known if len(each.partition(".")[2]) == decimals and value(each) != value(number)}
+    if candidates:
+        return _replaced(match, rng.choice(sorted(candidates)))
+    return _replaced(match, f"{value(number) * rng.choice((2, 3)) or 1:.{decimals}f}")
 
 
 def _negation(example: Example, rng: random.Random) -> str | None:
@@ -359,10 +332,10 @@ def _replaced(match: re.Match[str], new: str) -> str:
 
 
 def _another(example: Example, others: Sequence[Example], rng: random.Random) -> str | None:
-    own_answer = _plain(example.answer)
+    own = example.answer.casefold().split()
     for _ in range(20):
         other = rng.choice(others)
-        if other.group != example.group and _plain(other.answer) != own_answer:
+        if other.group != example.group and other.answer.casefold().split() != own:
             return other.answer
     return None
 
@@ -372,19 +345,8 @@ def _cased(word: str, template: str) -> str:
     return word[:1].upper() + word[1:] if template[:1].isupper() else word
 
 
-def _decimals(number: str) -> int:
-    return len(number.partition(".")[2])
-
-
-def _plain(text: str) -> str:
-    return " ".join(text.casefold().split())
-
-
 def build(examples: Sequence[Example], spec: PreferenceSpec, seed: int) -> tuple[list[Pair], int]:
-    """Return up to `spec.per_example` pairs for each example with an answer, and the number of examples without a pair.
-
-    Of the kinds that an answer allows, the rarest so far are used first, to balance the kinds.
-    """
+    """Return up to `spec.per_example` pairs for each example, the rarest kinds first, and the number without a pair."""
     answered = [example for example in examples if example.answer.strip()]
     counts: Counter[Corruption] = Counter()
     pairs: list[Pair] = []
