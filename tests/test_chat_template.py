@@ -14,7 +14,7 @@ from meditune.data.balance import in_style
 from meditune.data.example import DECISIONS, Example, Passage, Turn
 from meditune.engines.tokenizer import PlainTokenizer
 from meditune.errors import ModelError
-from meditune.export.prompt_templates import MODELFILE, modelfile, ollama_template
+from meditune.export.prompt_templates import MODELFILE, modelfile, ollama_prompt, ollama_template
 from meditune.models.load import prompt_for
 from meditune.models.shared_prefix_batch import PROMPT
 from meditune.prompts import Encoder, QuestionTooLongError, conversation_text
@@ -429,9 +429,15 @@ def test_a_saved_model_ends_turns_and_leaves_out_thoughts_on_any_server():
 def ollama(tokenizer, folder):
     """A function that writes prompts as Ollama does, with the chat template in its language."""
     tokenizer.save_pretrained(folder)
-    template = ollama_template(PlainTokenizer(folder), PromptFormat(format="chat"))
-    (folder / MODELFILE).write_text(modelfile("model.gguf", template, [], 100))
-    return modelfile_prompt(folder)
+    plain, form = PlainTokenizer(folder), PromptFormat(format="chat")
+    (folder / MODELFILE).write_text(modelfile("model.gguf", ollama_template(plain, form), [], 100))
+    executed, direct = modelfile_prompt(folder), ollama_prompt(plain, form)
+
+    def write(messages):
+        assert direct(messages) == executed(messages), "an export is checked with the first"
+        return executed(messages)
+
+    return write
 
 
 @pytest.mark.parametrize("name", FAMILIES)

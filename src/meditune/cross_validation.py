@@ -60,11 +60,10 @@ def crossval(
 def pooled_results(runs: list[Path], resamples: int, seed: int) -> dict[str, Any]:
     """Return the metrics of all folds: `items`, `figures`, `accuracy_ci95` and `worse` (docs/reference/report.md).
 
-    For each metric and model: the value of every fold, the mean and standard deviation (n - 1; None for one fold), and
-    the pooled value over the items of all folds, each predicted by the model that didn't train on it. Pooled is None
-    for what isn't measured on the fold's items, such as general text. The interval of the pooled difference comes from
-    a paired bootstrap over items. It is somewhat too narrow, because it ignores that the folds' models share most of
-    their training items; no unbiased estimate exists for that (Bengio and Grandvalet 2004).
+    The pooled value is over the items of all folds, each predicted by the model that didn't train on it; None for what
+    isn't measured on the fold's items, such as general text. The interval of the pooled difference comes from a paired
+    bootstrap over items. It is somewhat too narrow, because it ignores that the folds' models share most of their
+    training items; no unbiased estimate exists for that (Bengio and Grandvalet 2004).
     """
     from meditune.evaluate.compare import compare, got_worse
     from meditune.evaluate.metrics import METRICS, summarise
@@ -72,9 +71,9 @@ def pooled_results(runs: list[Path], resamples: int, seed: int) -> dict[str, Any
     from meditune.statistics import wilson
 
     reports = [read_json(place / "report.json") for place in runs]
-    base, tuned = (pooled(runs, model) for model in MODELS)
-    comparison = compare(base, tuned, resamples, seed)
-    sums = {"base": summarise(base), "tuned": summarise(tuned)}
+    models = {model: pooled(runs, model) for model in MODELS}
+    comparison = compare(models["base"], models["tuned"], resamples, seed)
+    sums = {model: summarise(predictions) for model, predictions in models.items()}
     figures: dict[str, Any] = {}
     for metric in METRICS:
         if not all(metric in report[model] for report in reports for model in MODELS):
@@ -85,14 +84,13 @@ def pooled_results(runs: list[Path], resamples: int, seed: int) -> dict[str, Any
         }
         deltas = _spread([report["comparison"][metric]["delta"] for report in reports])
         figures[metric]["difference"] = deltas | {"pooled": comparison.get(metric)}
-    decided = {"base": base.decision, "tuned": tuned.decision}
     return {
-        "items": {kind: len(getattr(base, kind)) for kind in KINDS if getattr(base, kind)},
+        "items": {kind: len(rows) for kind in KINDS if (rows := getattr(models["base"], kind))},
         "figures": figures,
         "accuracy_ci95": {
-            model: wilson(sum(row["reference"] == row["prediction"] for row in rows), len(rows))
-            for model, rows in decided.items()
-            if rows
+            model: wilson(sum(row["reference"] == row["prediction"] for row in each.decision), len(each.decision))
+            for model, each in models.items()
+            if each.decision
         },
         "worse": got_worse({name: row for name, row in comparison.items() if name in figures}),
     }

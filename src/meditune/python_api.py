@@ -23,8 +23,6 @@ from meditune.models.quiet_libraries import no_telemetry
 from meditune.progress import ProgressUpdate, report_to
 
 if TYPE_CHECKING:
-    from types import TracebackType
-
     from pandas import DataFrame
 
     from meditune.assistant import assistant as internal
@@ -242,9 +240,7 @@ class Assistant:
     def __enter__(self) -> Assistant:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 
@@ -339,7 +335,6 @@ def _names(given: Place | Sequence[Place]) -> list[str]:
 
 
 def _metric_rows(pair: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """Yield one row for each metric of a report or of a pair of models."""
     from meditune.evaluate.metrics import METRICS
 
     for name, row in pair["comparison"].items():

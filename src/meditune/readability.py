@@ -141,9 +141,9 @@ HIATUS, DIPHTHONG, SILENT = (re.compile("|".join(patterns)) for patterns in (_HI
 def syllables(word: str) -> int:
     """Return the number of syllables of `word` when read aloud, at least 1, by rules and a list of exceptions.
 
-    Adjacent vowels are one syllable unless they are known to be spoken apart ("anemi-a", "my-opathy"); an "e" at a
-    word's end or before a suffix is mute. Parts joined by hyphens are counted separately. Capitals are spelled out
-    ("MRI"), and so is each digit ("20"). docs/reference/metrics.md reports the agreement with a pronouncing dictionary.
+    Adjacent vowels are one syllable unless they are known to be spoken apart ("anemi-a"); an "e" at a word's end or
+    before a suffix is mute. Capitals and digits are spelled out ("MRI", "20"). docs/reference/metrics.md reports the
+    agreement with a pronouncing dictionary.
     """
     if "-" in word.strip("-"):
         return sum(syllables(part) for part in word.split("-") if part)
@@ -204,10 +204,7 @@ def flesch_kincaid(words: float, sentences: float, syllables: float) -> float:
 
 
 def smog(polysyllables: T, sentences: T) -> T:
-    """Return the school grade of a reader who understands the whole text.
-
-    From McLaughlin 1969, Journal of Reading 12(8):639-646.
-    """
+    """Return the school grade of a full understanding (McLaughlin 1969, Journal of Reading 12(8):639-646)."""
     root: T = (30 * polysyllables / sentences) ** 0.5
     return 3.1291 + 1.0430 * root
 
@@ -258,8 +255,7 @@ _EXPLAINED_BEFORE = re.compile(rf"(?:{'|'.join(_BEFORE)})(?:[\w-]+\s){{0,2}}$", 
 def is_term(word: str) -> bool:
     """Return whether `word` looks like a medical term that most readers won't know.
 
-    A term is rare in English and either has the shape of medical Greek and Latin ("nephrolithiasis", "atorvastatin")
-    or is an abbreviation in capitals ("COPD").
+    It is rare in English and has the shape of medical Greek and Latin ("atorvastatin"), or is an abbreviation ("COPD").
     """
     if _ABBREVIATION.fullmatch(word):
         # Common words can be in capitals for emphasis.
@@ -272,10 +268,10 @@ def is_term(word: str) -> bool:
 
 
 def terms(text: str) -> dict[str, bool]:
-    """Return each medical term of `text` in the order of first mention, and whether it is explained.
+    """Return each medical term of `text` in the order of first mention, and whether any mention of it is explained.
 
-    A term is explained if any mention of it is next to an explanation: brackets, "which means", "also called", "a kind
-    of", or an apposition. The rules match the shapes of words and sentences, so they miss some terms and explanations.
+    An explanation is next to the term: brackets, "which means", "also called", "a kind of", or an apposition. The rules
+    match the shapes of words and sentences, so they miss some terms and explanations.
     """
     found: dict[str, bool] = {}
     for line in text.split("\n"):

@@ -258,20 +258,14 @@ def retrieve_for_training(recipe: Recipe, splits: Splits, folder: Path, elsewher
 
     def rows() -> Any:
         for index in track(chosen, "Finding training passages", unit="examples"):
-            example = able[index]
-            yield _row(example, place, index not in alone, unseen, recipe)
+            example, right = able[index], index not in alone
+            limit = TRAINING_PASSAGES - right
+            others = place.search(example.question, limit, {*unseen, example.group}) if limit else []
+            sections = own_passages(example, recipe.prompt)
+            own = Document(example.id, example.id, example.source, example.group, "", sections, 0.0)
+            # If space is short, the own passage is left out last, and the best of the others before it.
+            passages = [each.stored(rank) for rank, each in enumerate([own, *others] if right else others)]
+            random.Random(f"{recipe.seed}/{example.id}").shuffle(passages)
+            yield {"id": example.id, "right": right, "passages": passages}
 
     write_jsonl(path, rows())
-
-
-def _row(
-    example: Example, search: IndexSearch | ContextSearch, right: bool, excluded: Collection[str], recipe: Recipe
-) -> dict[str, Any]:
-    limit = TRAINING_PASSAGES - right
-    others = search.search(example.question, limit, {*excluded, example.group}) if limit else []
-    sections = own_passages(example, recipe.prompt)
-    own = Document(example.id, example.id, example.source, example.group, "", sections, 0.0)
-    # If space is short, the own passage is left out last, and the best of the others before it.
-    passages = [each.stored(rank) for rank, each in enumerate([own, *others] if right else others)]
-    random.Random(f"{recipe.seed}/{example.id}").shuffle(passages)
-    return {"id": example.id, "right": right, "passages": passages}

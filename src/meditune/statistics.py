@@ -195,11 +195,10 @@ class Estimate:
 def two_level(figures: Array, resampled: Array, groups: int, seed: int) -> Estimate:
     """Return the mean of `figures` (one per seed), with a standard error from a bootstrap over seeds and items.
 
-    `resampled` (b, seeds) contains the values on b draws of items, which form `groups` groups. A draw is the same for
-    all seeds, because they answered the same items: separate draws for each seed would treat an item's difficulty as if
-    it averaged out over seeds. Each draw also draws all n seeds with replacement. The variance of such draws is too
-    small by the factor (n - 1) / n, so the seeds' deviations are scaled by the root of the inverse (Rao and Wu 1988).
-    The variance of a few seeds is itself uncertain, which Satterthwaite's degrees of freedom account for.
+    `resampled` (b, seeds) contains the values on b draws of items, which form `groups` groups; a draw is the same for
+    all seeds, because they answered the same items. Each draw also draws all n seeds with replacement. The variance of
+    such draws is too small by the factor (n - 1) / n, so the seeds' deviations are scaled by the root of the inverse
+    (Rao and Wu 1988). Satterthwaite's degrees of freedom account for the uncertainty of the variance of a few seeds.
     """
     seeds, mean = len(figures), float(figures.mean())
     counts = np.random.default_rng([seed, 2]).multinomial(seeds, np.full(seeds, 1 / seeds), size=len(resampled)) / seeds
@@ -252,10 +251,9 @@ def random_swaps(items: int, resamples: int, seed: int | Sequence[int]) -> Array
 
 
 def permutation_p(first: Array, second: Array, statistic: Callable[[Array], Array], swaps: Array) -> float:
-    """Return the two-sided p of no difference between `first` and `second`, from a permutation test of paired items.
+    """Return the two-sided p of no difference of `first` and `second` (n, k) by a permutation test of paired items.
 
-    `swaps` (b, n) contains 0 or 1 for each permutation and item; `first` and `second` (n, k) contain the items'
-    statistics. Unlike the bootstrap's p, this p is also exact if one side has no event at all.
+    `swaps` (b, n) contains 0 or 1 for each permutation and item. This p is also exact if one side has no event at all.
     """
 
     def difference(one: Array, other: Array) -> Array:

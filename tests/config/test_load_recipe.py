@@ -206,11 +206,6 @@ def test_a_recipe_that_isnt_there_gets_the_shipped_ones(
     assert problem.endswith("Did you mean quickstart?")
 
 
-def test_a_recipe_that_was_removed_names_what_took_its_place() -> None:
-    (problem,) = problems("mistral-7b")
-    assert "gpu-24gb with --set model.base=mistral-7b" in problem
-
-
 class TestSet:
     """`--set KEY=VALUE`"""
 

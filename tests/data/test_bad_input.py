@@ -225,7 +225,7 @@ CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH = 1 << 1, 1 << 2
     [
         (pipe, "a pipe or a device"),
         (linked, "a pipe or a device"),
-        (forbidden, "no permission to read"),
+        (forbidden, "Permission denied"),
         (a_folder, "this is a folder, but a file is needed"),
     ],
 )

@@ -256,7 +256,7 @@ def test_answers_that_allow_no_corruption_are_an_error_that_says_what_to_do(tmp_
     with pytest.raises(DataError, match=r"can be corrupted.*train\.preference\.path"):
         prepare_pairs(
             recipe(),
-            Splits([example("Safe.")], [example("Safe.", 1)], [example("Safe.", 2)], "t"),
+            Splits([example("Aspirin.")], [example("Aspirin.", 1)], [example("Aspirin.", 2)], "t"),
             "hash",
             tmp_path,
         )

@@ -28,22 +28,22 @@ def rows(loaded, count=999):
 
 def test_the_questions_are_whole_and_no_place_is_favoured():
     asked = questions(999)
-    assert len(asked) == len({each.id for each in asked}) == len({each.question for each in asked}) == 164
+    assert len(asked) == len({each["id"] for each in asked}) == len({each["question"] for each in asked}) == 164
     for each in asked:
-        assert len({choice.lower() for choice in each.choices}) == 4, each
-        assert each.question.endswith("?"), each
+        assert len({choice.lower() for choice in each["choices"]}) == 4, each
+        assert each["question"].endswith("?"), each
         # In ASCII bytes are characters, by which lm-evaluation-harness divides.
-        assert " ".join([each.question, *each.choices]).isascii(), each
-    assert set(Counter(each.answer for each in asked).values()) == {41}
-    assert [each.id for each in questions(10)] == [each.id for each in asked[:10]]
-    assert set(Counter(each.answer for each in questions(40)).values()) == {10}
+        assert " ".join([each["question"], *each["choices"]]).isascii(), each
+    assert set(Counter(each["answer"] for each in asked).values()) == {41}
+    assert [each["id"] for each in questions(10)] == [each["id"] for each in asked[:10]]
+    assert set(Counter(each["answer"] for each in questions(40)).values()) == {10}
     assert questions(0) == []
 
 
 def test_longer_choices_are_not_preferred_for_their_length():
     """By its length, in itself, the right choice can't be told."""
-    longest = [np.argmax([len(choice) for choice in each.choices]) == each.answer for each in questions(999)]
-    shortest = [np.argmin([len(choice) for choice in each.choices]) == each.answer for each in questions(999)]
+    longest = [np.argmax([len(choice) for choice in each["choices"]]) == each["answer"] for each in questions(999)]
+    shortest = [np.argmin([len(choice) for choice in each["choices"]]) == each["answer"] for each in questions(999)]
     assert np.mean(longest) < 0.4
     assert np.mean(shortest) < 0.4
 
@@ -52,9 +52,9 @@ def test_longer_choices_are_not_preferred_for_their_length():
 def test_choices_that_share_a_prompt_score_as_texts_of_their_own(architecture):
     loaded, asked = tiny.loaded(architecture), questions(5)
     for row, each in zip(rows(loaded, 5), asked, strict=True):
-        assert (row["id"], row["reference"]) == (each.id, each.answer)
-        prompt = loaded.tokenizer(f"Question: {each.question}\nAnswer:")["input_ids"]
-        for choice, nll, size in zip(each.choices, row["nll"], row["bytes"], strict=True):
+        assert (row["id"], row["reference"]) == (each["id"], each["answer"])
+        prompt = loaded.tokenizer(f"Question: {each['question']}\nAnswer:")["input_ids"]
+        for choice, nll, size in zip(each["choices"], row["nll"], row["bytes"], strict=True):
             target = loaded.tokenizer(f" {choice}", add_special_tokens=False)["input_ids"]
             with torch.no_grad():
                 logits = loaded.model(input_ids=torch.tensor([prompt + target])).logits[0].float().log_softmax(-1)

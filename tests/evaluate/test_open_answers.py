@@ -139,6 +139,7 @@ def test_an_api_grades_after_the_cost_was_approved_and_its_agreement_stands_besi
 def test_verdicts_that_were_paid_for_survive_an_error_of_the_judge(tmp_path, monkeypatch):
     monkeypatch.setenv("JUDGE_KEY", KEY)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setattr("meditune.evaluate.backends.CONCURRENCY", 1)
     statements = tuple({"text": text, "kind": "must"} for text in ("Rest helps.", "Drug 1 helps.", "Rest is good."))
     items = tuple(Graded(f"k-qa:{n}", "k-qa", f"Question: {n}?", "Rest helps.", statements) for n in range(2))
     grading = Grading(tmp_path / "grades.jsonl", items, "Judging")

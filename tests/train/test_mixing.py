@@ -10,7 +10,7 @@ from itertools import islice
 import pytest
 
 from meditune.config.data_options import PromptFormat
-from meditune.config.training_options import MixSpec, ReplaySpec, TrainSpec
+from meditune.config.training_options import ReplaySpec, TrainSpec
 from meditune.data.example import Example
 from meditune.errors import DataError
 from meditune.models.shared_prefix_batch import rows_of
@@ -27,16 +27,16 @@ EQUAL = {"a": 1, "b": 1, "c": 1}
 
 
 @pytest.mark.parametrize(
-    ("spec", "visits"),
+    ("weights", "visits"),
     [
-        ({"weights": {"a": 1, "b": 1, "c": 1}}, {"a": 40, "b": 40, "c": 40}),
-        ({"weights": {"a": 1, "b": 0.5, "c": 2.5}}, {"a": 30, "b": 15, "c": 75}),
-        ({"weights": {"a": 7, "b": 4, "c": 1}}, {"a": 70, "b": 40, "c": 10}),
+        ({"a": 1, "b": 1, "c": 1}, {"a": 40, "b": 40, "c": 40}),
+        ({"a": 1, "b": 0.5, "c": 2.5}, {"a": 30, "b": 15, "c": 75}),
+        ({"a": 7, "b": 4, "c": 1}, {"a": 70, "b": 40, "c": 10}),
     ],
     ids=str,
 )
-def test_each_source_comes_as_often_as_stated(spec, visits):
-    mix = mix_of(SOURCES, MixSpec(**spec))
+def test_each_source_comes_as_often_as_stated(weights, visits):
+    mix = mix_of(SOURCES, weights)
     steps = plan_steps(len(SOURCES), TrainSpec(batch_size=4, accumulation=2, epochs=2.5), 3, mix)
     seen = [index for step in steps for index in step]
     assert len(seen) == 300

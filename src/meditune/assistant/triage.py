@@ -111,22 +111,12 @@ class TriageClassifier:
 
     def classify(self, message: str) -> TriageScores:
         """Return the scores of a message; for a long message, those of its most alarming window."""
-        logits = self.logits([message])[0]
-        return TriageScores(dict(zip(LABELS, _softmax(logits / self.temperature).tolist(), strict=True)))
-
-    def logits(self, messages: Sequence[str]) -> NDArray[np.float32]:
-        """Return (messages, labels) logits before temperature scaling."""
-        windows = [self.model.windows(message, WINDOW_TOKENS, STRIDE_TOKENS) for message in messages]
-        pooled = self.model.pool([window for each in windows for window in each])
-        scores = pooled @ self.weight.T + self.bias
-        ends = np.cumsum([len(each) for each in windows])
-        return np.stack([_most_alarming(rows) for rows in np.split(scores, ends[:-1])])
-
-
-def _most_alarming(rows: NDArray[np.float32]) -> NDArray[np.float32]:
-    ordinary = _softmax(rows)[:, LABELS.index("ordinary")] + _softmax(rows)[:, LABELS.index("outside")]
-    chosen: NDArray[np.float32] = rows[int(np.argmin(ordinary))]
-    return chosen
+        windows = self.model.windows(message, WINDOW_TOKENS, STRIDE_TOKENS)
+        logits = self.model.pool(windows) @ self.weight.T + self.bias
+        shares = _softmax(logits)
+        harmless = shares[:, LABELS.index("ordinary")] + shares[:, LABELS.index("outside")]
+        chosen = logits[int(np.argmin(harmless))]
+        return TriageScores(dict(zip(LABELS, _softmax(chosen / self.temperature).tolist(), strict=True)))
 
 
 def _softmax(rows: NDArray[np.float32]) -> NDArray[np.float32]:

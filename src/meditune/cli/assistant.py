@@ -37,8 +37,7 @@ def ask(
         Option(help="Reader of the answer; selects passages, and the prompt's cue if the model has two."),
     ] = "plain",
     settings: Annotated[
-        Texts,
-        Option("--api", metavar="KEY=VALUE", help="Change a key under model.api, such as url=https://... Repeatable."),
+        Texts, Option("--api", metavar="KEY=VALUE", help="Change a key under model.api: url=https://... Repeatable.")
     ] = None,
     judge: Annotated[Text, Option(metavar="RUN", help="Run of a judge, which checks an answer's sentences.")] = None,
     json: Json = False,
@@ -91,25 +90,17 @@ app = Group("index", "Build, update and search an index of medical texts to cite
 EXCERPT_LINES = 6  # Lines of a passage that a search prints
 IndexLocation = Annotated[str, Argument(metavar="INDEX", help="An index's folder, or s3://BUCKET/PREFIX.")]
 Sources = Annotated[
-    Texts,
-    Option(
-        "--source", metavar="NAME[=PATH]", help="A data source: medquad, medquad-judged, pubmedqa or mimic. Repeatable."
-    ),
+    Texts, Option("--source", metavar="NAME[=PATH]", help="medquad, medquad-judged, pubmedqa or mimic. Repeatable.")
 ]
 Documents = Annotated[
-    Texts,
-    Option(
-        "--documents", metavar="[NAME=]FOLDER", help="A folder of text, Markdown, HTML, PDF and DOCX files. Repeatable."
-    ),
+    Texts, Option("--documents", metavar="[NAME=]FOLDER", help="Folder of text, Markdown, HTML, PDF, DOCX. Repeatable.")
 ]
 Pubmed = Annotated[Texts, Option("--pubmed", metavar="FILE", help="PubMed's .xml or .xml.gz, or a folder. Repeatable.")]
 
 
 @app.command(example="--source pubmedqa --documents guidelines -o library")
 def build(
-    output: Annotated[
-        str, Option("--output", "-o", metavar="INDEX", help="Folder, or s3://BUCKET/PREFIX, of the index.")
-    ],
+    output: Annotated[str, Option("--output", "-o", metavar="INDEX", help="A folder or s3://BUCKET/PREFIX.")],
     recipe: Annotated[Text, Argument(metavar="[RECIPE]", help="Index the sources of this recipe.")] = None,
     source: Sources = None,
     documents: Documents = None,
@@ -236,7 +227,6 @@ def _print_changes(manifest: Manifest, changes: Changes, index: str) -> None:
 
 
 def _hits(result: SearchResult) -> Iterator[str]:
-    """Yield lines with each hit's title, origin, scores and the beginning of its text."""
     if not result.hits:
         yield "Nothing was found. Use other words or fewer filters."
     for place, hit in enumerate(result.hits, start=1):

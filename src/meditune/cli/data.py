@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -32,16 +33,36 @@ def diversity(
     overrides: Overrides = None,
 ) -> None:
     """Survey what data cover: sources, topics, people, reading grades, clusters."""
-    print_lines(_survey_lines(_survey(source, output, compare, clusters, overrides or [])))
+    from meditune.data import diversity as surveys
+    from meditune.evaluate.report.data_sections import render_page
+    from meditune.models.sentence_encoder import sentence_model
+
+    data = _data(source, output, overrides or [])
+    before = _data(compare, output / "before", []) if compare else None
+    result: dict[str, Any] = {"of": source, "sha256": data.sha256, "synthetic": data.synthetic}
+    result |= surveys.diversity(data.splits)
+    sets: dict[str, Sequence[Example]] = {"train": data.splits.train, "test": data.splits.test}
+    if before:
+        result["compared"] = {"with": compare} | surveys.compared(before.splits.train, data.splits.train, SEED)
+        sets = {"before": before.splits.train, "after": data.splits.train}
+    if clusters:
+        questions = surveys.chosen(sets, SEED)
+        try:
+            encode = partial(sentence_model().encode, label="Embedding questions")
+            result["clusters"] = surveys.clusters(questions, encode, clusters, SEED)
+        except ModelError as error:
+            typer.echo(f"The survey has no clusters: {error}", err=True)
+    output.mkdir(parents=True, exist_ok=True)
+    write_json(output / "diversity.json", result)
+    render_page(result, output / "diversity.html")
+    print_lines(_survey_lines(result))
     typer.echo(f"Page: {(output / 'diversity.html').resolve()}")
 
 
 @app.command(example="runs/quickstart OWNER/NAME", page="reference/licences.md")
 def push(
     folder: Annotated[Path, Argument(metavar="DIR", help="A run's folder, or the data folder in it.")],
-    repository: Annotated[
-        str, Argument(metavar="REPO", help="Name of the data set on Hugging Face's hub: OWNER/NAME.")
-    ],
+    repository: Annotated[str, Argument(metavar="REPO", help="Name of the data set on the hub: OWNER/NAME.")],
     public: Annotated[bool, Option("--public", help="Make the data set public; it is private by default.")] = False,
     yes: Annotated[bool, Option("--yes", help="Upload without asking.")] = False,
 ) -> None:
@@ -79,8 +100,7 @@ def audit(
     output: Annotated[Path, Option("--output", "-o", help="Folder for the table, page and ledger.")],
     overrides: Overrides = None,
     stream: Annotated[
-        bool | None,
-        Option("--stream/--no-stream", help="Read your own file in batches; by default, only large files are."),
+        bool | None, Option("--stream/--no-stream", help="Read your file in batches, as large files are by default.")
     ] = None,
     engine: Annotated[Engine, Option(help="Where to check a stream: in local processes or on Ray.")] = Engine.LOCAL,
     workers: Annotated[int, Option(min=1, help="Number of processes that check rows of a stream.")] = 1,
@@ -119,13 +139,10 @@ def restore(
 def phi(
     source: Annotated[str, Argument(metavar="FILE|RECIPE", help="A text, CSV or JSON Lines file, or a recipe.")],
     output: Annotated[
-        Path | None,
-        Option("--output", "-o", metavar="OUT", help="Write a copy of FILE without identifiers to this file."),
+        Path | None, Option("--output", "-o", metavar="OUT", help="File for a copy without identifiers.")
     ] = None,
     action: Annotated[Text, Option(help="Replace identifiers: mask (placeholders) or surrogate (invented).")] = None,
-    patient_column: Annotated[
-        Text, Option(metavar="COLUMN", help="Column that identifies the patient, for consistent surrogates.")
-    ] = None,
+    patient_column: Annotated[Text, Option(metavar="COLUMN", help="Column of patients, for surrogates.")] = None,
     kinds: Annotated[Texts, Option("--kind", help="Look only for this kind. Repeatable.")] = None,
     engine: Annotated[Text, Option(help="Detector: rules or presidio.")] = None,
     show: Annotated[int, Option(min=0, help="Show this many findings in context, with the identifier masked.")] = 0,
@@ -141,38 +158,6 @@ def phi(
 
 
 SEED = 17
-
-
-def _survey(source: str, output: Path, other: str | None, count: int, overrides: Sequence[str]) -> dict[str, Any]:
-    """Return a survey of a recipe's or a run's data; write it as diversity.json and diversity.html to `output`.
-
-    A recipe's data are prepared in `output`, those of `other`, an earlier state, in `output/before`. The survey has
-    `count` clusters of questions if the sentence model is available.
-    """
-    from meditune.data import diversity
-    from meditune.data.diversity import chosen, clusters
-    from meditune.evaluate.report.data_sections import render_page
-    from meditune.models.sentence_encoder import sentence_model
-
-    data = _data(source, output, overrides)
-    before = _data(other, output / "before", []) if other else None
-    result: dict[str, Any] = {"of": source, "sha256": data.sha256, "synthetic": data.synthetic}
-    result |= diversity.diversity(data.splits)
-    sets: dict[str, Sequence[Example]] = {"train": data.splits.train, "test": data.splits.test}
-    if before:
-        result["compared"] = {"with": other} | diversity.compared(before.splits.train, data.splits.train, SEED)
-        sets = {"before": before.splits.train, "after": data.splits.train}
-    if count:
-        questions = chosen(sets, SEED)
-        try:
-            encode = sentence_model().encode
-            result["clusters"] = clusters(questions, lambda texts: encode(texts, "Embedding questions"), count, SEED)
-        except ModelError as error:
-            typer.echo(f"The survey has no clusters: {error}", err=True)
-    output.mkdir(parents=True, exist_ok=True)
-    write_json(output / "diversity.json", result)
-    render_page(result, output / "diversity.html")
-    return result
 
 
 def _survey_lines(result: dict[str, Any]) -> Iterator[str]:

@@ -22,7 +22,6 @@ from meditune.config.load_recipe import load_recipe
 from meditune.data.sources import DATA_VARIABLE, SOURCES, Source, locate_source
 from meditune.data.sources import offline as data_is_offline
 from meditune.errors import DataError
-from meditune.evidence.support_model import CLAIMS
 from meditune.files import cache_folder
 from meditune.hardware import cores, gpu, memory_gb
 from meditune.models.catalogue import CATALOGUE
@@ -50,7 +49,7 @@ def examine() -> list[Finding]:
     registry, hub = _network()
     on = [f"{name}={os.environ[name]}" for name in OFFLINE_SWITCHES if os.environ.get(name)]
     switches = Finding("Offline switches", ", ".join(on) or "none set")
-    return [*_hardware(), *_disk(), *_packages(), switches, registry, hub, *_data(), *_models(registry), _judge()]
+    return [*_hardware(), *_disk(), *_packages(), switches, registry, hub, *_data(), *_models(registry)]
 
 
 def render(findings: list[Finding]) -> str:
@@ -124,7 +123,6 @@ def _packages() -> Iterator[Finding]:
 
 
 def _network() -> tuple[Finding, Finding]:
-    """Return whether the package registry and the model hub accept a connection."""
     # pip may be configured to use another package index.
     command = [sys.executable, "-m", "pip", "config", "list"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -218,19 +216,6 @@ def _models(registry: Finding) -> Iterator[Finding]:
         f"{base.name}.sha256.json next to it, or make the package registry reachable once."
     )
     yield Finding(f"Base model {base.name}", f"not here; comes {source}", "bad", advice)
-
-
-def _judge() -> Finding:
-    """Return which judges of evidence stand in the runs below this folder, and how they would run."""
-    folders = sorted(path.parents[1] for path in Path().glob(f"runs/*/model/{CLAIMS}"))
-    if not folders:
-        advice = "Answers are checked by comparing words. `meditune run evidence` trains a judge that reads meaning."
-        return Finding("Evidence judge", "none in runs/", advice=advice)
-    shown = ", ".join(
-        f"{folder} ({'OpenVINO' if (folder / 'export' / 'openvino').is_dir() else 'transformers'})"
-        for folder in folders
-    )
-    return Finding("Evidence judge", shown, advice=f"To use one: meditune ask RUN --index INDEX --judge {folders[0]}")
 
 
 def _switched_on(*names: str) -> str:

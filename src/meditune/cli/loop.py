@@ -232,7 +232,6 @@ def run_stage(config: Config, name: str) -> tuple[Outcome, str]:
 
 
 def _queues(config: Config) -> list[Path]:
-    """Return the queues that the loop made, oldest first."""
     folder = Path(config.stages["queue"].get("folder", "queues")) if "queue" in config.stages else None
     return sorted(path for path in folder.glob("[!.]*") if path.is_dir()) if folder else []
 

@@ -135,10 +135,7 @@ def evaluate(
     recipe: Annotated[str, Option(help="The recipe that defines data, prompt and metrics.")] = "quickstart",
     protocol: Annotated[
         Text,
-        Option(
-            metavar="meditune|lm-eval",
-            help="Prompt and scoring to use; lm-eval evaluates decisions as lm-evaluation-harness does.",
-        ),
+        Option(metavar="meditune|lm-eval", help="Prompt and scoring; lm-eval: decisions as in lm-evaluation-harness."),
     ] = None,
     overrides: Overrides = None,
     yes: Yes = False,
@@ -177,7 +174,7 @@ def compare(
     seed: Annotated[int, Option(min=0, help="Seed of the bootstrap.")] = 17,
     json_file: JsonFile = None,
 ) -> None:
-    """Compare evaluated models with the first by paired statistics, from stored predictions."""
+    """Compare evaluated models with the first one by paired statistics. It loads no model."""
     from meditune.cli.metrics_tables import print_side_by_side
     from meditune.evaluate import gate as evaluation_gate
 
@@ -191,9 +188,7 @@ def compare(
 @cli_app.command()
 @documented("seeds runs/seed-1 runs/seed-2 runs/seed-3", "how-to/train-and-evaluate.md")
 def seeds(
-    runs: Annotated[
-        list[Path], Argument(metavar="RUN RUN [...]", help="Finished runs of a recipe with several seeds.")
-    ],
+    runs: Annotated[list[Path], Argument(metavar="RUN RUN [...]", help="Finished runs of a recipe with other seeds.")],
     resamples: Resamples = 10_000,
     json_file: JsonFile = None,
 ) -> None:
@@ -217,7 +212,7 @@ def crossval(
     overrides: Overrides = None,
     yes: Yes = False,
 ) -> None:
-    """Cross-validate a recipe on PubMedQA's ten published folds: one run for each, then pooled results."""
+    """Cross-validate a recipe on PubMedQA's ten published folds. Each is a run; the results are pooled."""
     from meditune import cross_validation
     from meditune.cli.metrics_tables import print_crossval
 
@@ -257,9 +252,7 @@ def _print_report(report: dict[str, Any], folder: Path) -> None:
 @documented("ratings scores.csv --run runs/quickstart", "how-to/train-and-evaluate.md#ratings")
 def ratings(
     file: Annotated[Path, Argument(metavar="FILE", help="CSV, JSON Lines ...: columns id, score (1 to 4), model.")],
-    folder: Annotated[
-        Path | None, Option("--run", help="Store the scores with this run's or evaluation's answers.")
-    ] = None,
+    folder: Annotated[Path | None, Option("--run", help="Store the scores with the answers of this run.")] = None,
     best: Annotated[bool, Option("--best", help="Use a question's highest score, not the mean.")] = False,
 ) -> None:
     """Compute LiveQA's metrics from raters' scores. The metrics are the average score, succ@i+ and prec@i+."""

@@ -8,7 +8,18 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 import typer
 from typer import Argument, Option
 
-from meditune.cli.options import Group, Overrides, RecipeName, Run, Text, Texts, documented, resolve
+from meditune.cli.options import (
+    Group,
+    Overrides,
+    RecipeName,
+    Run,
+    Text,
+    Texts,
+    approval,
+    documented,
+    refuse_upload,
+    resolve,
+)
 from meditune.cli.tables import console, print_lines, print_table
 from meditune.progress import clock
 
@@ -72,7 +83,7 @@ def plan(
 
 @documented("models", "reference/data-and-models.md")
 def models() -> None:
-    """List the base models, those that suit this machine first, with estimates for tuning them with LoRA."""
+    """List the base models, those that suit this machine first. Estimates are for tuning them with LoRA."""
     from meditune.config.load_recipe import load_recipe
     from meditune.config.training_options import ModelSpec
     from meditune.train.init_recipe import machine_recipe
@@ -95,9 +106,7 @@ def models() -> None:
 def init(
     data: Annotated[Path, Argument(metavar="FILE", help="Your data: a CSV, TSV, JSON, JSON Lines or Parquet file.")],
     output: Annotated[Path, Option("--output", "-o", help="The recipe to write.")] = Path("recipe.yaml"),
-    field: Annotated[
-        Texts, Option(metavar="FIELD=COLUMN", help="A field's column: question=Patient. Repeatable.")
-    ] = None,
+    field: Annotated[Texts, Option(metavar="FIELD=COLUMN", help="Column of a field: question=Q. Repeatable.")] = None,
     machine: Annotated[Text, Option(help="For another machine: laptop, gpu-8gb, gpu-24gb or gpu-80gb.")] = None,
     force: Annotated[bool, Option("--force", help="Overwrite the file if it exists.")] = False,
 ) -> None:
@@ -124,9 +133,7 @@ def init(
 @documented("export runs/quickstart --to gguf --quantization Q4_K_M", "how-to/export-and-engines.md")
 def export(
     model: Annotated[str, Argument(metavar="MODEL", help="Run folder, model folder, catalogue name, or hub id.")],
-    to: Annotated[
-        str, Option("--to", metavar="FORMAT", help="merged, openvino, gguf, onnx, ollama, vllm or hub (upload).")
-    ],
+    to: Annotated[str, Option("--to", metavar="FORMAT", help="merged, openvino, gguf, onnx, ollama, vllm or hub.")],
     quantization: Annotated[
         Texts,
         Option(
@@ -136,8 +143,7 @@ def export(
         ),
     ] = None,
     output: Annotated[
-        Path | None,
-        Option("--output", "-o", help="Folder of the export; by default MODEL/export/FORMAT, or FORMAT-QUANTIZATION."),
+        Path | None, Option("--output", "-o", help="Folder of the export; by default in MODEL/export.")
     ] = None,
     repository: Annotated[Text, Option("--repo", metavar="OWNER/NAME", help="With --to hub: name on the hub.")] = None,
     public: Annotated[bool, Option("--public", help="With --to hub: make the model public, not private.")] = False,
@@ -148,12 +154,22 @@ def export(
     The export fails if its outputs differ from the original model's by more than the tolerance, or if its prompt
     template writes other tokens than in training.
     """
+    from meditune.engines.exported_model import EXPORTS
     from meditune.errors import ModelError
     from meditune.export.export import export as make
     from meditune.export.export import export_folder, usage
 
     if to == "hub":
-        _to_hub(model, output, repository, public, yes)
+        from meditune.export import hub
+
+        if not repository:
+            raise ModelError("--to hub needs the name of the model on the hub: --repo OWNER/NAME.")
+        run = Path(model).expanduser()
+        hub.refuse_without_data(run)
+        make(model, "merged", output)
+        upload = hub.plan_upload(run, output or run / EXPORTS / "merged", repository, private=not public)
+        approval(yes, refuse_upload)(upload.text())
+        typer.echo(f"Uploaded: {hub.push(upload)}")
         return
     if output and len(quantization or ()) > 1:
         raise ModelError("--output names the folder of one export. Leave it out, or give --quantization once.")
@@ -165,23 +181,6 @@ def export(
         if facts.get("checked_prompts"):
             typer.echo(f"The prompts of {facts['checked_prompts']} chats have the same tokens as in training.")
         typer.echo(f"Model: {folder}\nUse it: {usage(folder, facts)}")
-
-
-def _to_hub(model: str, output: Path | None, repository: str | None, public: bool, yes: bool) -> None:
-    from meditune.cli.options import approval, refuse_upload
-    from meditune.engines.exported_model import EXPORTS
-    from meditune.errors import ModelError
-    from meditune.export import hub
-    from meditune.export.export import export as make
-
-    run = Path(model).expanduser()
-    if not repository:
-        raise ModelError("--to hub needs the name of the model on the hub: --repo OWNER/NAME.")
-    hub.refuse_without_data(run)
-    make(model, "merged", output)
-    upload = hub.plan_upload(run, output or run / EXPORTS / "merged", repository, private=not public)
-    approval(yes, refuse_upload)(upload.text())
-    typer.echo(f"Uploaded: {hub.push(upload)}")
 
 
 app = Group(

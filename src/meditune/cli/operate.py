@@ -42,7 +42,7 @@ Source = Annotated[str, Argument(metavar="STORE|FILE", help="A server's --store,
 ReferenceFile = Annotated[Path, Option("--reference", help="The file that `meditune drift fit` wrote.")]
 StateFile = Annotated[
     Path | None,
-    Option("--state", help="File with the position to resume from. A store has one next to the reference by default."),
+    Option("--state", help="File with the position to resume from; by default beside the reference, for a store."),
 ]
 
 
@@ -69,9 +69,7 @@ def check(
     source: Source,
     reference: ReferenceFile,
     state: StateFile = None,
-    false_alarms: Annotated[
-        float, Option(min=1e-6, help="Tolerated false alarms of all signals per 10,000 requests.")
-    ] = 0.1,
+    false_alarms: Annotated[float, Option(min=1e-6, help="Tolerated false alarms per 10,000 requests.")] = 0.1,
     min_severity: Annotated[str, Option(help="Smallest change to alert: slight, small, medium or large.")] = "small",
     embedding: Embedding = None,
     canary: Annotated[Path | None, Option(help="Results of `meditune drift canary`, whose alert counts, too.")] = None,
@@ -148,28 +146,19 @@ _DATE = re.compile(r"\d{4}-\d{2}-\d{2}")
 def update(
     library: Annotated[Path, Argument(metavar="LIBRARY", help="Folder for articles, pairs and lists.")],
     query: Annotated[Texts, Option(metavar="QUERY", help="A query in the syntax of PubMed's site. Repeatable.")] = None,
-    since: Annotated[
-        Text, Option(metavar="DATE", help="On the first update, import only changes since this date (2026-01-31).")
-    ] = None,
+    since: Annotated[Text, Option(metavar="DATE", help="Import no changes before this date (2026-01-31).")] = None,
     update_files: Annotated[
-        Text, Option(metavar="FOLDER|URL", help="MEDLINE's update files (pubmedYYnNNNN.xml.gz, each with its .md5).")
+        Text, Option(metavar="FOLDER|URL", help="MEDLINE's update files, with their .md5 files.")
     ] = None,
     first_file: Annotated[Text, Option(metavar="FILE", help="Start with this update file.")] = None,
     documents: Annotated[
-        Texts,
-        Option(metavar="[NAME=]FOLDER", help="Folder of guidelines: text, Markdown, HTML, PDF, DOCX. Repeatable."),
+        Texts, Option(metavar="[NAME=]FOLDER", help="Folder of guidelines, as for `index build`. Repeatable.")
     ] = None,
     index: Annotated[Text, Option(metavar="INDEX", help="Index to update; it is built if missing.")] = None,
-    email: Annotated[
-        Text, Option(metavar="ADDRESS", envvar="MEDITUNE_CONTACT", help="Your contact address, which NCBI asks for.")
-    ] = None,
+    email: Annotated[Text, Option(metavar="ADDRESS", envvar="MEDITUNE_CONTACT", help="Your address, for NCBI.")] = None,
     store: Store = None,
     test_items: Annotated[
-        Paths,
-        Option(
-            metavar="FILE",
-            help="Test items to exclude from the pairs, besides PubMedQA's: RUN/data/test.jsonl. Repeatable.",
-        ),
+        Paths, Option(metavar="FILE", help="Test items to exclude from the pairs, besides PubMedQA's. Repeatable.")
     ] = None,
     embedding: Embedding = None,
     eutils_url: Annotated[Text, Option(metavar="URL", help="Another address of NCBI's E-utilities.")] = None,
@@ -249,9 +238,7 @@ def _update_lines(report: Report, library: Path) -> Iterator[str]:
         yield f"Train on them: --set 'data.sources=[{{name: own, path: {file.resolve()}}}]'"
 
 
-learn_app = Group(
-    "learn", "Choose items for experts to judge, and train on their judgements.", "how-to/active-learning.md"
-)
+learn_app = Group("learn", "Choose items for experts to judge, and train on the results.", "how-to/active-learning.md")
 
 
 Campaign = Annotated[Path, Argument(metavar="DIR", help="Folder that `meditune learn queue` wrote.")]
@@ -259,20 +246,16 @@ Campaign = Annotated[Path, Argument(metavar="DIR", help="Folder that `meditune l
 
 @learn_app.command(example="store --budget 50 --output queue")
 def queue(
-    sources: Annotated[
-        list[str], Argument(metavar="STORE|FILE...", help="A server's --store, files of rows, or runs.")
-    ],
+    sources: Annotated[list[str], Argument(metavar="STORE|FILE...", help="A server's store, files of rows, or runs.")],
     output: Annotated[Path, Option("--output", "-o", metavar="DIR", help="Folder of the annotation set.")],
     budget: Annotated[int, Option(min=1, help="Maximum number of items to choose.")] = 50,
     strategy: Annotated[
-        str, Option(help="feedback: answers that users corrected or rated down first, then random ones; or random.")
+        str, Option(help="feedback (corrected or rated down first, then random) or random.")
     ] = "feedback",
     training_data: Annotated[
-        Paths, Option(metavar="FILE|RUN", help="Training data of the model, whose questions aren't chosen. Repeatable.")
+        Paths, Option(metavar="FILE|RUN", help="Training data, whose questions aren't chosen. Repeatable.")
     ] = None,
-    earlier_queue: Annotated[
-        Paths, Option(metavar="DIR", help="An earlier queue, to choose other items. Repeatable.")
-    ] = None,
+    earlier_queue: Annotated[Paths, Option(metavar="DIR", help="An earlier queue, to avoid. Repeatable.")] = None,
     index: Annotated[Text, Option(metavar="INDEX", help="Show stored answers with passages of this index.")] = None,
     raters: Raters = None,
     overlap: Overlap = None,
@@ -342,9 +325,7 @@ def _queue_lines(queued: Queued) -> Iterator[str]:
 @documented("status --store store --hours 1", "how-to/operate.md")
 def service_status(
     store: Store = None,
-    url: Annotated[
-        Texts, Option(metavar="URL", help="Another server to query, besides those in the store. Repeatable.")
-    ] = None,
+    url: Annotated[Texts, Option(metavar="URL", help="A server that isn't in the store, too. Repeatable.")] = None,
     hours: Annotated[float, Option(min=0.1, help="Look back this many hours.")] = 24.0,
     json: Json = False,
 ) -> None:

@@ -14,11 +14,9 @@ from meditune.cli.tables import print_lines
 from meditune.errors import DataError, DriftError, GateError, MedituneError
 
 if TYPE_CHECKING:
-    from meditune.model_registry import Registry, State, Version
+    from meditune.model_registry import Registry, State
 
-registry_app = Group(
-    "registry", "Add, try, promote and roll back versions of a model.", "how-to/retrain-and-release.md"
-)
+registry_app = Group("registry", "Add, try, promote and roll back versions.", "how-to/retrain-and-release.md")
 
 RegistryFolder = Annotated[Path, Argument(metavar="REGISTRY", help="Folder of the registry.")]
 Id = Annotated[str, Argument(metavar="VERSION", help="A version's id, as `meditune registry list` shows it.")]
@@ -100,9 +98,7 @@ def rollback(registry: RegistryFolder, reason: Reason = "by hand") -> None:
 def guard(
     registry: RegistryFolder,
     store: Store = None,
-    reference: Annotated[
-        Path | None, Option(metavar="REFERENCE", help="Drift reference, whose open alerts count.")
-    ] = None,
+    reference: Annotated[Path | None, Option(metavar="REFERENCE", help="Drift reference; its alerts count.")] = None,
     canary: Annotated[Path | None, Option(metavar="RESULTS", help="Results of `meditune drift canary`.")] = None,
 ) -> None:
     """Roll back or end the trial if answers got worse; the exit code is then 6."""
@@ -119,12 +115,9 @@ def retrain(
     registry: RegistryFolder,
     store: Store = None,
     trust: Annotated[
-        Texts,
-        Option(metavar="KEY|all", help="Also use corrections made with this key (its id), or all of them. Repeatable."),
+        Texts, Option(metavar="KEY|all", help="Also use corrections made with this key (id). Repeatable.")
     ] = None,
-    labels: Annotated[
-        Paths, Option(metavar="FILE", help="Questions with experts' answers or decisions. Repeatable.")
-    ] = None,
+    labels: Annotated[Paths, Option(metavar="FILE", help="Experts' answers or decisions. Repeatable.")] = None,
     queue: Annotated[Paths, Option(metavar="DIR", help="A judged queue of `meditune learn queue`. Repeatable.")] = None,
     literature: Annotated[Paths, Option(metavar="LIBRARY|FILE", help="Pairs of `meditune update`. Repeatable.")] = None,
     decisions: Annotated[Path | None, Option(metavar="FILE", help="Decisions of `meditune annotate import`.")] = None,
@@ -134,17 +127,12 @@ def retrain(
     held_out: Annotated[float, Option(min=0.05, max=0.9, help="Share of the new rows for testing.")] = 0.3,
     dev_share: Annotated[float, Option(min=0.0, max=0.5, help="Share of the new rows for development.")] = 0.1,
     min_rows: Annotated[int, Option(min=1, help="Minimum number of new rows; with fewer, nothing is trained.")] = 20,
-    gate: Annotated[
-        Path | None, Option("--gate", metavar="FILE", help="Policy for old test items, as for `compare`.")
-    ] = None,
+    gate: Annotated[Path | None, Option("--gate", metavar="FILE", help="Policy for old items.")] = None,
     gate_new: Annotated[Path | None, Option(metavar="FILE", help="Policy for the new test items.")] = None,
     export: Annotated[
-        Texts,
-        Option(metavar="KIND", help="Also export the version: openvino, gguf. Default: the current version's exports."),
+        Texts, Option(metavar="KIND", help="Export to openvino or gguf; default: as the current version.")
     ] = None,
-    on_pass: Annotated[
-        str, Option(metavar="promote|canary|keep", help="What a version becomes that passes.")
-    ] = "promote",
+    on_pass: Annotated[str, Option(metavar="promote|canary|keep", help="What happens if it passes.")] = "promote",
     percent: Annotated[float, Option(help="Percentage of conversations for a canary.")] = 10.0,
     restart: Annotated[bool, Option("--restart", help="Discard an unfinished retraining and start again.")] = False,
     restart_if_changed: Annotated[bool, Option("--restart-if-changed", hidden=True)] = False,
@@ -239,7 +227,6 @@ def _overview(registry: Registry) -> Iterator[str]:
 
 
 def _details(registry: Registry, id: str) -> Iterator[str]:
-    """Yield all facts about a version, including damaged files."""
     from meditune.model_registry import damaged_files
 
     state, found = registry.state(), registry.get(id)
@@ -253,7 +240,16 @@ def _details(registry: Registry, id: str) -> Iterator[str]:
         yield f"Index content at that time: {found.index}"
     if found.note:
         yield f"Note: {found.note}"
-    yield from _judged(found)
+    if found.gate is None:
+        yield "Gate: none; it was compared with no other version."
+    else:
+        yield f"Gate, against {found.gate['against']}: {'passed' if found.passed else 'NOT passed'}"
+        for items, judged in found.gate["on"].items():
+            if judged.get("unjudged"):
+                yield f"  {judged['unjudged']}"
+            for check in judged["checks"]:
+                mark = "ok    " if check["passed"] else "FAILED"
+                yield f"  {mark} {items}: {check['metric']} {check['rule'].replace('_', ' ')} ({check['why']})"
     wrong = damaged_files(registry.place(id), found)
     total = sum(row["bytes"] for row in found.files.values()) / 1e6
     condition = f"DAMAGED: {wrong}" if wrong else "undamaged"
@@ -262,16 +258,3 @@ def _details(registry: Registry, id: str) -> Iterator[str]:
         if event.version == id:
             why = f": {event.why}" if event.why else ""
             yield f"  {event.when}  {event.what}{' (forced)' if event.forced else ''}{why}"
-
-
-def _judged(version: Version) -> Iterator[str]:
-    if version.gate is None:
-        yield "Gate: none; it was compared with no other version."
-        return
-    yield f"Gate, against {version.gate['against']}: {'passed' if version.passed else 'NOT passed'}"
-    for items, judged in version.gate["on"].items():
-        if judged.get("unjudged"):
-            yield f"  {judged['unjudged']}"
-        for check in judged["checks"]:
-            mark = "ok    " if check["passed"] else "FAILED"
-            yield f"  {mark} {items}: {check['metric']} {check['rule'].replace('_', ' ')} ({check['why']})"

@@ -133,9 +133,7 @@ def _print_results(results: dict[str, Any]) -> None:
     print_remarks(results["remarks"])
 
 
-annotate_app = Group(
-    "annotate", "Let people check rows of the data, and apply their decisions.", "how-to/check-data.md"
-)
+annotate_app = Group("annotate", "Let people check rows of data, and apply their decisions.", "how-to/check-data.md")
 
 AnnotationSetFolder = Annotated[Path, Argument(metavar="DIR", help="Folder of the annotation set.")]
 ExcludeCareless = Annotated[bool, Option("--exclude-careless", help="Exclude raters who judged known items wrongly.")]

@@ -28,9 +28,7 @@ if TYPE_CHECKING:
 
 keys_app = Group("keys", "Create, list, rotate and revoke a server's API keys.", "how-to/serve.md#who-may-ask")
 answers_app = Group(
-    "answers",
-    "Delete and export a server's stored answers and their feedback.",
-    "how-to/serve.md#what-is-kept-and-what-is-logged",
+    "answers", "Delete and export stored answers and feedback.", "how-to/serve.md#what-is-kept-and-what-is-logged"
 )
 
 KeyId = Annotated[str, Argument(metavar="ID", help="Id of a key, from `meditune keys list`.")]
@@ -38,9 +36,7 @@ PerMinute = Annotated[int | None, Option(min=1, help="Requests per minute; the s
 Quota = Annotated[int | None, Option(min=1, help="Tokens per day; the server's quota by default.")]
 
 
-ServedModel = Annotated[
-    str, Argument(metavar="RUN|REGISTRY", help="Folder of a run, registry or model, or a model's name.")
-]
+ServedModel = Annotated[str, Argument(metavar="RUN|REGISTRY", help="A run, registry or model, or a model's name.")]
 IndexPlace = Annotated[Text, Option(metavar="INDEX", help="Index to answer from and to cite.")]
 JudgeRun = Annotated[Text, Option(metavar="RUN", help="Run of a judge, which checks the sentences of answers.")]
 EngineName = Annotated[str, Option(help="Engine; auto takes the fastest installed one that fits the model.")]
@@ -54,7 +50,7 @@ RatePerMinute = Annotated[int, Option(min=0, envvar="MEDITUNE_PER_MINUTE", help=
 DailyTokens = Annotated[int, Option(min=0, envvar="MEDITUNE_DAILY_TOKENS", help="Tokens per day and caller; 0: any.")]
 MaxNewTokens = Annotated[int, Option(min=1, help="Maximum answer length that a request may ask for, in tokens.")]
 MaxMessageCharacters = Annotated[
-    int, Option(min=1, max=4000, help="Maximum length of a user's message; longer ones are refused after triage.")
+    int, Option(min=1, max=4000, help="Maximum length of a message; longer ones are refused.")
 ]
 Timeout = Annotated[float, Option(min=1, help="Maximum time for an answer, in seconds.")]
 Certificate = Annotated[Path | None, Option(exists=True, dir_okay=False, help="Certificate chain for TLS, PEM.")]
@@ -62,9 +58,7 @@ PrivateKey = Annotated[Path | None, Option(exists=True, dir_okay=False, help="Pr
 Proxy = Annotated[str, Option(envvar="MEDITUNE_PROXY", help="Addresses of TLS proxies in front: 10.0.0.2,10.0.0.3.")]
 LogText = Annotated[bool, Option("--log-text", help="Log questions, with identifiers masked.")]
 KeepText = Annotated[bool, Option("--keep-text", envvar="MEDITUNE_KEEP_TEXT", help="Store texts, masked.")]
-KeepDays = Annotated[
-    float, Option(min=0, envvar="MEDITUNE_KEEP_DAYS", help="Days until answers are deleted; 0: never.")
-]
+KeepDays = Annotated[float, Option(min=0, envvar="MEDITUNE_KEEP_DAYS", help="Days that answers stay; 0: forever.")]
 Country = Annotated[str, Option(envvar="MEDITUNE_COUNTRY", help="Country of the emergency numbers: GB, US, DE ...")]
 
 
@@ -91,15 +85,13 @@ def serve(
     max_history_characters: Annotated[int, Option(min=0, help="Maximum length of a chat's earlier turns.")] = 100_000,
     timeout: Timeout = 120.0,
     max_restarts: Annotated[
-        int, Option(min=0, envvar="MEDITUNE_RESTARTS", help="Restarts of a dead engine in a row.")
+        int, Option(min=0, envvar="MEDITUNE_RESTARTS", help="Restarts in a row after a crash.")
     ] = 6,
     cors: Annotated[Texts, Option(metavar="ORIGIN", help="Origin whose pages may call the server. Repeatable.")] = None,
     certificate: Certificate = None,
     private_key: PrivateKey = None,
     proxy: Proxy = "",
-    raw_chat: Annotated[
-        bool, Option("--raw-chat", help="Chat without triage and disclaimer, for every caller.")
-    ] = False,
+    raw_chat: Annotated[bool, Option("--raw-chat", help="Chat without triage or disclaimer for everybody.")] = False,
     log_text: LogText = False,
     keep_text: KeepText = False,
     keep_days: KeepDays = 30.0,
@@ -114,9 +106,7 @@ def serve(
     ] = None,
     drift_interval: Annotated[float, Option(min=1, help="Seconds between drift checks.")] = 60.0,
     public_url: Annotated[str, Option(envvar="MEDITUNE_PUBLIC_URL", help="Public address, for links in alerts.")] = "",
-    price: Annotated[
-        str, Option(metavar="INPUT,OUTPUT", envvar="MEDITUNE_PRICE", help="Price of a million tokens.")
-    ] = "",
+    price: Annotated[str, Option(metavar="INPUT,OUTPUT", envvar="MEDITUNE_PRICE", help="For a million tokens.")] = "",
     hourly_cost: Annotated[float, Option(min=0, envvar="MEDITUNE_HOURLY", help="Cost of the machine per hour.")] = 0.0,
     check: Annotated[bool, Option("--check", help="Check the safety of this configuration and exit.")] = False,
 ) -> None:
@@ -163,9 +153,7 @@ def mcp(
     engine: EngineName = "auto",
     url: EngineUrl = None,
     name: ModelName = None,
-    http: Annotated[
-        bool, Option("--http", help="Serve over streamable HTTP at /mcp, beside `serve`'s routes.")
-    ] = False,
+    http: Annotated[bool, Option("--http", help="Serve over streamable HTTP at /mcp, with `serve`'s routes.")] = False,
     host: Host = "127.0.0.1",
     port: Port = 8000,
     store: Store = None,
@@ -184,8 +172,7 @@ def mcp(
     keep_days: KeepDays = 30.0,
     country: Country = "",
     evaluate: Annotated[
-        Path | None,
-        Option(metavar="DIR", help="Offer the tool evaluate too; its predictions and metrics go to this folder."),
+        Path | None, Option(metavar="DIR", help="Offer the tool evaluate, with its results in this folder.")
     ] = None,
     recipe: Annotated[Text, Option(help="With --evaluate: the recipe; by default the run's, else quickstart.")] = None,
 ) -> None:

@@ -291,11 +291,12 @@ def remarks(train: Mapping[str, Any], distances: Mapping[str, float]) -> list[Re
         message = f"{train['examples']:,} training examples are too few to detect an imbalance."
         return [_remark("too few to tell", message, f"At least {MIN_EXAMPLES} are needed.")]
     dimensions = train["dimensions"]
+    known = {name: dimension for name, dimension in dimensions.items() if dimension["known"] >= MIN_EXAMPLES}
     return [
-        *_decisions(dimensions.get("decision")),
-        *_dominant(dimensions),
+        *_decisions(known.get("decision")),
+        *_dominant(known),
         *_low_evenness(dimensions),
-        *_reading_difficulty(dimensions.get("reading_grade")),
+        *_reading_difficulty(known.get("reading_grade")),
         *_people(dimensions.get("people")),
         *_split_distance(distances),
     ]
@@ -306,7 +307,7 @@ def _remark(rule: str, message: str, advice: str) -> Remark:
 
 
 def _decisions(dimension: Mapping[str, Any] | None) -> Iterator[Remark]:
-    if not dimension or dimension["known"] < MIN_EXAMPLES:
+    if not dimension:
         return
     shares = {row["group"]: row for row in dimension["groups"]}
     missing = [label for label in DECISIONS if label not in shares]
@@ -328,7 +329,7 @@ def _decisions(dimension: Mapping[str, Any] | None) -> Iterator[Remark]:
 def _dominant(dimensions: Mapping[str, Any]) -> Iterator[Remark]:
     for name in _DOMINANCE:
         dimension = dimensions.get(name)
-        if not dimension or dimension["distinct"] < 2 or dimension["known"] < MIN_EXAMPLES:
+        if not dimension or dimension["distinct"] < 2:
             continue
         top = max(dimension["groups"], key=lambda row: row["count"])
         if top["share"] > DOMINANT:
@@ -358,9 +359,7 @@ def _low_evenness(dimensions: Mapping[str, Any]) -> Iterator[Remark]:
 
 
 def _reading_difficulty(dimension: Mapping[str, Any] | None) -> Iterator[Remark]:
-    if not dimension or dimension["known"] < MIN_EXAMPLES:
-        return
-    hard = sum(row["share"] for row in dimension["groups"][2:])
+    hard = sum(row["share"] for row in dimension["groups"][2:]) if dimension else 0
     if hard > HARD:
         yield _remark(
             "hard to read",
@@ -432,8 +431,7 @@ NEIGHBOURS = 30
 """Perplexity of the map (van der Maaten and Hinton 2008): approximately the number of neighbours preserved"""
 
 
-@dataclass(frozen=True)
-class SurveyQuestion:
+class SurveyQuestion(NamedTuple):
     """A question and the set that it belongs to."""
 
     example: Example

@@ -189,7 +189,7 @@ def plain_text(value: Any) -> Any:
 
 _YEARS = ((2000, "before 2000"), (2005, "2000 to 2004"), (2010, "2005 to 2009"), (2015, "2010 to 2014"))
 _LENGTHS = ((9, "up to 8 words"), (16, "9 to 15 words"), (31, "16 to 30 words"))
-WORDS: dict[str, dict[str, Any]] = package_table(Path(__file__).with_name("word_groups.yaml"))
+WORDS: dict[str, Any] = package_table(Path(__file__).with_name("word_groups.yaml"))
 
 
 def _any_of(words: str, suffix: str = r"\b") -> re.Pattern[str]:

@@ -67,8 +67,7 @@ def plan_upload(folder: Path, repository: str, private: bool) -> Upload:
             f"{place} is restricted ({named}), and so is anything derived from it. It may not be shared, not even in a "
             "private repository on someone else's machine. Nothing was sent."
         )
-    left = identifiers_left(data.quality["phi"])
-    if left:
+    if left := identifiers_left(data.quality["phi"]):
         raise DataError(
             f"{place}: {' and '.join(left)} contain identifiers of people, which were left in the text. Prepare "
             "the data again with --set data.phi.action=mask, or remove these rows. Nothing was sent."
@@ -85,12 +84,10 @@ def plan_upload(folder: Path, repository: str, private: bool) -> Upload:
 
 def identifiers_left(phi: dict[str, Any]) -> list[str]:
     """Return phrases that name the user's own sources with identifiers left in, and the number of examples."""
-    if phi["action"] != "report":
-        return []
     return [
         f"{row['with_identifiers']:,} examples of {name}"
         for name, row in phi["sources"].items()
-        if name not in SOURCES and row["with_identifiers"]
+        if phi["action"] == "report" and name not in SOURCES and row["with_identifiers"]
     ]
 
 
@@ -125,11 +122,12 @@ def send(repository: str, kind: str, folder: Path, files: Sequence[str], private
     except HFValidationError as error:
         raise MedituneError(f"{repository}: not a repository name ({error}). Use OWNER/NAME.") from error
     except HfHubHTTPError as error:
-        message = error.server_message or f"status {error.response.status_code}"
+        status = error.response.status_code
         advice = "Check the name and that the token has write access, then run the same command again to resume."
-        if error.response.status_code == 401:
+        if status == 401:
             advice = "Set HF_TOKEN to a token with write access, or run hf auth login."
-        raise MedituneError(f"{endpoint()} rejected the upload to {repository}: {message}. {advice}") from error
+        message = f"{error.server_message or f'status {status}'}. {advice}"
+        raise MedituneError(f"{endpoint()} rejected the upload to {repository}: {message}") from error
     except (httpx2.HTTPError, OSError) as error:
         raise MedituneError(
             f"{endpoint()}: the upload was interrupted ({error}). Run the same command again."

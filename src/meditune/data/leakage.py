@@ -341,8 +341,7 @@ def in_prompt(measured: Iterable[Example]) -> list[Leak]:
         shares = (share_within(answer, prompt, RUN) for answer in answers)
         if share := next((share for share in shares if share >= COPIED), 0.0):
             found.append(Leak("answer_in_prompt", example.id, "its own prompt", share))
-        stated = {match[1].lower() for match in _DECISION.finditer(prompt)}
-        if example.decision and example.decision in stated:
+        if example.decision and example.decision in {match[1].lower() for match in _DECISION.finditer(prompt)}:
             found.append(Leak("decision_in_prompt", example.id, "its own prompt", 1.0))
     return found
 
@@ -380,13 +379,10 @@ def known_test_items(records: Iterable[Record], trained: Sequence[Example], meas
     listed = [{part: frozenset(record.get(part, ())) for part in (*PARTS, SENTENCES)} for record in records]
     for example in _with_answered_questions(measured) if listed else ():
         turns = [_hash(key) for key in turn_keys(example, last_only=True)]
-        recorded = {
-            **{
-                part.removesuffix("s"): any(key in each[part] for each in listed) for part, key in keys(example).items()
-            },
-            "turn": any(key in each["questions"] for each in listed for key in turns),
-            "sentences": any(_is_inside(example.question, each[SENTENCES]) for each in listed),
-        }
+        own = keys(example).items()
+        recorded = {part.removesuffix("s"): any(key in each[part] for each in listed) for part, key in own}
+        recorded["turn"] = any(key in each["questions"] for each in listed for key in turns)
+        recorded["sentences"] = any(_is_inside(example.question, each[SENTENCES]) for each in listed)
         if what := next((what for what, is_listed in recorded.items() if is_listed), ""):
             seen.setdefault(example.id, Leak("trained_on", example.id, f"recorded {what}", 1.0))
     for leak in find(trained, measured) if trained else []:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
+from meditune.data.example import WORDS
 
 MIN_QUESTION_SIMILARITY, MIN_LENIENT_SIMILARITY = 0.65, 0.62
 """Least similarity of two questions' character trigrams (weighted Jaccard) for their words to be compared.
@@ -39,15 +40,7 @@ Matches = list[tuple[int, int, float]]
 _NEGATIONS = frozenset({"no", "not", "non", "nor", "never", "without"})
 _FILLERS = frozenset({"so", "and", "please", "well", "also", "hi", "hello", "now"})
 _NUMERAL = re.compile(r"(?=[ivx]{2})x{0,3}(?:ix|iv|v?i{0,3})")
-_FUNCTION_WORDS = frozenset(
-    word
-    for line in (
-        "a an and any are as at be been by can could did do does for from had has have how i if in into is it its may",
-        "me my of on or our s should some than that the their there these they this those to was we were what when",
-        "where which who whose why will with would you your",
-    )
-    for word in line.split()
-)
+_FUNCTION_WORDS = frozenset(WORDS["function_words"].split())
 
 
 def words(text: str) -> list[str]:
@@ -197,10 +190,8 @@ class Questions:
 
 def same_facts(first: str, second: str) -> bool:
     """Return True if no number or negation was replaced ("50 mg" for "5 mg"), or inserted with only a few words."""
-    first_counts, second_counts = Counter(words(first)), Counter(words(second))
-    sides = (
-        list((one - two).elements()) for one, two in ((first_counts, second_counts), (second_counts, first_counts))
-    )
+    one, two = Counter(words(first)), Counter(words(second))
+    sides = (list((one - two).elements()), list((two - one).elements()))
     left, right = sorted(sides, key=lambda side: bool(_marks(side)))
     return not _marks(right) or (not _marks(left) and len(right) - len(left) > MAX_INSERTED_WORDS)
 
@@ -281,8 +272,7 @@ def _candidates(first: Any, second: Any) -> Iterator[tuple[NDArray[np.int64], ND
             yield shared.row[at : at + BLOCK] + start, shared.col[at : at + BLOCK]
 
 
-@dataclass(frozen=True)
-class _Change:
+class _Change(NamedTuple):
     """The difference of two questions beyond order, function words and typing errors."""
 
     shared: frozenset[str]

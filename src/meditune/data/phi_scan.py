@@ -106,10 +106,8 @@ def scan_lines(scans: Sequence[Scan]) -> Iterator[str]:
 
 def _scan_recipe(name: str, overrides: Sequence[str], kinds: list[Kind], finder: str | None) -> list[Scan]:
     recipe = load_recipe(name, list(overrides)).recipe
-    spec = recipe.data.phi
-    spec = PhiSpec(
-        action="report", kinds=kinds or spec.kinds, engine="presidio" if finder == "presidio" else spec.engine
-    )
+    used = "presidio" if finder == "presidio" else recipe.data.phi.engine
+    spec = PhiSpec(action="report", kinds=kinds or recipe.data.phi.kinds, engine=used)
     check_sources(recipe.data)
     results = []
     for source in recipe.data.sources:

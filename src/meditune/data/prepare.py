@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Container
 from dataclasses import dataclass, replace
@@ -144,12 +145,9 @@ def used_fallback(spec: DataSpec, data: Prepared) -> bool:
     """Return True if the data are the fallback sample although the sources are now available without a download."""
     if not data.synthetic or any(source.name == "sample" for source in spec.sources):
         return False
-    try:
-        for source in spec.sources:
-            locate_source(source.name, source.path, download=False)
-    except DataError:
-        return False
-    return True
+    with contextlib.suppress(DataError):
+        return all(locate_source(source.name, source.path, download=False) for source in spec.sources)
+    return False
 
 
 def checked_rows(spec: DataSpec, by_source: dict[str, list[Example]], hidden: Container[str]) -> Audit:

@@ -252,14 +252,11 @@ def _holds_ratings(columns: Collection[str], fields: Mapping[str, str], location
 
 def _nothing_usable(path: Path, rejects: Rejects, as_thumbs: bool) -> str:
     left = ", ".join(f"{count:,} {reason}" for reason, count in rejects.counts().get(SOURCE, {}).items())
-    first = next(rejects.rows(), None)
-    advice = (
-        f"The first rejected row is {first['where']}: {first['reason']}."
-        if first
-        else "Provide answers that people rated up or down."
-        if as_thumbs
-        else f"Provide more ratings; two ratings in a pair differ by at least {MARGIN:g}."
-    )
+    advice = f"Provide more ratings; two ratings in a pair differ by at least {MARGIN:g}."
+    if first := next(rejects.rows(), None):
+        advice = f"The first rejected row is {first['where']}: {first['reason']}."
+    elif as_thumbs:
+        advice = "Provide answers that people rated up or down."
     return f"{path}: no usable {'ratings' if as_thumbs else 'pairs'} ({left}). {advice}"
 
 

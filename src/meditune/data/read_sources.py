@@ -167,10 +167,10 @@ def check_sources(spec: DataSpec) -> None:
 def available(spec: DataSpec) -> tuple[DataSpec, bool]:
     """Return the data options with sources that are available here, and True if they are the synthetic sample."""
     check_sources(spec)
-    named = [source for source in spec.sources if not source.is_own]
     try:
-        for source in named:
-            locate_source(source.name, source.path)
+        for source in spec.sources:
+            if not source.is_own:
+                locate_source(source.name, source.path)
     except DataError as error:
         if not spec.fallback_to_sample or spec.fold is not None or any(source.path for source in spec.sources):
             raise

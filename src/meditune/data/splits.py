@@ -111,8 +111,8 @@ def split(
                 f"{', or data.sources.N.split' if fixed else ''}."
             )
     counts = Counter(example.source for example in test)
-    other = "newest" if newest else "group"
-    kinds = {source: "official" if official and source in OFFICIAL else other for source in by_source}
+    kinds = dict.fromkeys(by_source, "newest" if newest else "group")
+    kinds |= {source: "official" for source in by_source if official and source in OFFICIAL}
     kinds |= dict.fromkeys(fixed or {}, "fixed")
     names = [f"{name}-{kind}-{counts[name]}" for name, kind in kinds.items() if kind != "fixed" or counts[name]]
     return Splits(train, dev, test, "+".join(names))

@@ -1,10 +1,8 @@
 """Grading of stored answers: faithfulness to their sources, and similarity to the references.
 
-A grader reads a model's stored predictions and their examples, and returns one row for each answer. The rows are stored
-beside the predictions. `meditune report` can therefore add new metrics to an older run without its model.
-
-The detector of meditune.evidence grades faithfulness. If the recipe names a support model, the scores come from that
-model, and the detector's spans are kept. Answers to examples without passages aren't graded.
+Each grader returns one row for each answer, which is stored beside the predictions. `meditune report` can therefore add
+new metrics to an older run without its model. The detector of meditune.evidence grades faithfulness. If the recipe
+names a support model, the scores come from that model, and the detector's spans are kept.
 """
 
 from __future__ import annotations
@@ -27,7 +25,7 @@ from meditune.errors import ModelError
 from meditune.evaluate.decision_calibration import fit_calibration
 from meditune.evaluate.predictions import Kind, Predictions, read, references, write_once
 from meditune.evidence.detector import Sources, Verdict, detect
-from meditune.evidence.support_model import Support, SupportQuestion
+from meditune.evidence.support_model import SupportQuestion
 from meditune.progress import Progress
 
 if TYPE_CHECKING:
@@ -49,12 +47,10 @@ def grade_faithfulness(
     of_references: bool = False,
     retrieved: bool = False,
 ) -> Iterable[dict[str, Any]] | None:
-    """Return a row for each answer with sources; None if there are no such answers.
+    """Return a row for each answer with sources (docs/reference/report.md); None if there are no such answers.
 
-    A row has `id`; `score`, None for an empty answer; `by`, WORDS or the model's name; `sentences` with `start`, `end`,
-    `score` and whether they are `supported`; `spans` with `start`, `end`, `kind`, `why` and `source`. With
-    `of_references`, the reference answers are graded instead; marks in them are mostly false alarms. With `retrieved`,
-    answers with retrieved passages are graded by those passages of `examples` that fit into the prompt.
+    With `of_references`, the reference answers are graded instead; marks in them are mostly false alarms. With
+    `retrieved`, answers with retrieved passages are graded by those passages of `examples` that fit into the prompt.
     """
     if retrieved:
         examples = {
@@ -105,7 +101,12 @@ def _by_model(rows: Sequence[dict[str, Any]], examples: Mapping[str, Example], n
         for row, judgement in zip(rows, judged, strict=True)
         for each in judgement.sentences
     ]
-    found = iter(_progressing(model, asked))
+    with Progress("Faithfulness", len(asked), "sentences") as progress:
+        scores = []
+        for score in model.score(asked):
+            scores.append(score)
+            progress.advance(1)
+    found = iter(scores)
     for row, judgement in zip(rows, judged, strict=True):
         supports = [next(found) for _ in judgement.sentences]
         result = _row(row["id"], name, judgement)
@@ -114,18 +115,8 @@ def _by_model(rows: Sequence[dict[str, Any]], examples: Mapping[str, Example], n
         own = [asdict(span) for support in supports for span in support.spans]
         other_spans = [span for span in result["spans"] if span["kind"] != "unsupported"]
         unsupported = [] if model.has_spans else _unsupported(result["sentences"], other_spans)
-        score = min((support.score for support in supports), default=None)
-        yield result | {
-            "score": score,
-            "spans": sorted((*own, *other_spans, *unsupported), key=lambda span: span["start"]),
-        }
-
-
-def _progressing(model: Support, questions: Sequence[SupportQuestion]) -> Iterator[Any]:
-    with Progress("Faithfulness", len(questions), "sentences") as progress:
-        for found in model.score(questions):
-            yield found
-            progress.advance(1)
+        spans = sorted((*own, *other_spans, *unsupported), key=lambda span: span["start"])
+        yield result | {"score": min((support.score for support in supports), default=None), "spans": spans}
 
 
 def _unsupported(
@@ -191,11 +182,9 @@ def compared(model: SentenceModel, rows: Sequence[dict[str, Any]]) -> Iterator[d
 
 
 def matched(answer: TokenVectors, reference: TokenVectors) -> float:
-    """Return the F1 of greedy token matching (Zhang et al. 2020, arXiv:1904.09675).
+    """Return the F1 of greedy token matching by cosine similarity (Zhang et al. 2020, arXiv:1904.09675).
 
-    Precision is the mean over the answer's tokens of the cosine similarity to the nearest token of the reference;
-    recall is the mean over the reference's tokens of the similarity to the nearest token of the answer. The result is 0
-    if answer or reference has no tokens.
+    The result is 0 if answer or reference has no tokens.
     """
     if not len(answer.tokens) or not len(reference.tokens):
         return 0.0

@@ -188,9 +188,7 @@ def _compare_with_references(
 ) -> dict[str, Any]:
     """Return the comparison of the model that has more of a detector's marks with its reference answers.
 
-    `figure` is the references' value, with its `ci95`; `excess` is the model's value minus the references', with its
-    `excess_ci95` from the same draws; `p` is the p-value of no difference (statistics.permutation_p), 1 with `too_few`
-    groups; `beyond` is True if the model has significantly more marks.
+    `beyond` is True if the model has significantly more of them, by a permutation test.
     """
     swaps = stats.random_swaps(len(model.sums), resamples, [seed, 1])
     p = 1.0 if too_few else stats.permutation_p(model.sums, references.sums, model.statistics.figure, swaps)
@@ -263,9 +261,8 @@ Change = dict[str, Any]
 def changes(base: Predictions, tuned: Predictions, examples: Mapping[str, Example]) -> list[Change]:
     """Return each item for which the two models' predictions differ, the greatest loss first, the greatest gain last.
 
-    Each row has `id`, `kind` (decision or answer), `question` (empty if unknown), `reference`, the predictions of
-    `base` and `tuned`, `change` (lost, gained, or neither), and `delta`: for a decision 1 if it became correct, -1 if
-    it became wrong, else 0; for an answer the difference in ROUGE-L.
+    `change` is lost, gained or neither; `delta` is 1, 0 or -1 for a decision, and the difference in ROUGE-L for an
+    answer.
     """
 
     def quality(kind: str, row: Mapping[str, Any]) -> float:
@@ -324,12 +321,10 @@ class NothingInCommonError(DataError):
 def side_by_side(models: Sequence[MeasuredModel], resamples: int, seed: int) -> dict[str, Any]:
     """Return `models` (names), `figures` (name -> metric -> value), `comparisons` (name -> `comparison` and `worse`).
 
-    Every further model is compared with the first, with rows as in `compare`, but Holm's correction covers all metrics
-    of all comparisons; `worse` names the metrics that got worse. For two models, the result also has `base`, `tuned`,
-    `comparison` and `worse`, as in report.json.
+    Every further model is compared with the first as in `compare`, but Holm's correction covers all metrics of all
+    comparisons. For two models, the result also has `base`, `tuned`, `comparison` and `worse`, as in report.json.
 
-    Raises DataError if models were measured on different items, and NothingInCommonError if two models have no metric
-    in common.
+    Raises DataError if models were measured on different items, and NothingInCommonError.
     """
     first, *others = models
     names = [model.name for model in models]
@@ -410,11 +405,9 @@ Pairs = list[tuple[Statistics, Statistics]]
 
 
 def _pairs(metric: Metric, runs: Sequence[_Statistics]) -> dict[str, Any]:
-    """Return `change`, `of` and `excess` of the runs.
+    """Return the runs' pairs of base and tuned (`change`), the worse model (`of`), and pairs of its references and it.
 
-    `change` has the pairs of base and tuned, `of` is the worse model, and `excess` has the pairs of that model's
-    references and the model itself. `excess` is empty unless the metric is a detector's and all runs have graded
-    references.
+    The latter, `excess`, are empty unless the metric is a detector's and all runs have graded references.
     """
     change = [(run.base[metric.name], run.tuned[metric.name]) for run in runs]
     of = "tuned" if stats.is_wrong(metric, float(_gaps(metric, change).mean())) else "base"

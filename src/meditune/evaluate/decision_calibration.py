@@ -84,23 +84,23 @@ MIN_ITEMS = 10
 def abstention(predictions: Predictions, target: float) -> dict[str, Any] | None:
     """Return `threshold`, `dev` and `test` for `raw` and, if there is a calibration, for `calibrated` confidence.
 
-    The threshold is the lowest confidence at which at least the share `target` of dev decisions is correct, with at
-    least MIN_ITEMS items. `dev` and `test` are results of `answered_at`. All three are None if no threshold reaches the
-    target. The function returns None without likelihoods on dev.
+    The threshold is fitted on dev by `threshold_for`; `dev` and `test` are results of `answered_at`. All three are None
+    if no threshold reaches the target. The function returns None without likelihoods on dev.
     """
-    if not predictions.dev_decision or not all(
-        "logits" in r for r in (*predictions.dev_decision, *predictions.decision)
-    ):
+    dev, test = predictions.dev_decision, predictions.decision
+    if not dev or not all("logits" in row for row in (*dev, *test)):
         return None
-    found = {"raw": _tried(predictions.dev_decision, predictions.decision, target)}
+    found = {"raw": _tried(dev, test, target)}
     for fit in predictions.calibration:
-        both = calibrated(predictions.dev_decision, fit), calibrated(predictions.decision, fit)
-        found["calibrated"] = _tried(*both, target)
+        found["calibrated"] = _tried(calibrated(dev, fit), calibrated(test, fit), target)
     return found
 
 
 def threshold_for(rows: Rows, target: float) -> float | None:
-    """Return the lowest confidence at which at least the share `target` of rows is correct; None if there is none."""
+    """Return the lowest confidence at which at least the share `target` of rows is correct, or None.
+
+    It must keep at least MIN_ITEMS rows.
+    """
     sure, right = confidences(rows)
     for candidate in sorted(set(sure.tolist())):
         selected = sure >= candidate
@@ -110,10 +110,9 @@ def threshold_for(rows: Rows, target: float) -> float | None:
 
 
 def answered_at(rows: Rows, threshold: float) -> dict[str, Any]:
-    """Return the results on decisions with a confidence of at least `threshold`.
+    """Return how many decisions of at least this confidence are `kept` and `of` how many, and their results in percent.
 
-    `kept` and `of` are the numbers of these and of all decisions; `coverage` and `accuracy` are in percent; `ci95` is
-    Wilson's interval (1927) of the accuracy. Accuracy and interval are None if no decision is kept.
+    Their `accuracy` and Wilson's interval (1927) `ci95` are None if no decision is kept.
     """
     sure, right = confidences(rows)
     selected = sure >= threshold
@@ -129,9 +128,8 @@ def answered_at(rows: Rows, threshold: float) -> dict[str, Any]:
 
 def _tried(dev: Rows, test: Rows, target: float) -> dict[str, Any]:
     threshold = threshold_for(dev, target)
-    if threshold is None:
-        return {"threshold": None, "dev": None, "test": None}
-    return {"threshold": threshold, "dev": answered_at(dev, threshold), "test": answered_at(test, threshold)}
+    results = [None if threshold is None else answered_at(rows, threshold) for rows in (dev, test)]
+    return {"threshold": threshold, "dev": results[0], "test": results[1]}
 
 
 def dev_measure(

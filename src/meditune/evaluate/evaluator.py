@@ -41,6 +41,7 @@ from meditune.evaluate.predictions import (
     write_once,
     written_row,
 )
+from meditune.evaluate.suites.medical_suites import SUITES
 from meditune.files import append_jsonl, read_jsonl, write_jsonl
 from meditune.prompts import DECISION_TOKENS
 
@@ -76,15 +77,7 @@ TITLES: dict[Kind, str] = {
     "preference": "pairs",
     "claim": "claims",
     "dev_claim": "dev claims",
-    "suite_medqa": "MedQA",
-    "suite_medmcqa": "MedMCQA",
-    "suite_mmlu_medical": "MMLU medical",
-    "suite_pubmedqa": "PubMedQA",
-    "suite_bioasq_yesno": "BioASQ",
-    "suite_medhallu": "MedHallu",
-    "suite_k_qa": "answers to K-QA",
-    "suite_medicationqa": "answers to MedicationQA",
-    "suite_healthbench": "answers to HealthBench",
+    **{suite.kind: suite.title for suite in SUITES.values()},
 }
 WRITTEN: tuple[Kind, ...] = (*get_args(AnswerKind), "safety", *get_args(OpenSuite))
 """Kinds whose texts are answers"""
@@ -95,7 +88,6 @@ WEIGHTS_ONLY: tuple[Kind, ...] = (
     *get_args(ChoiceSuite),
 )
 """Kinds that need the model's weights in this process"""
-
 SAMPLED = 50
 """Number of questions with sampled answers, if there are any"""
 
@@ -160,9 +152,8 @@ class Evaluator:
     """An evaluator of models on the same items, which stores finished predictions on disk.
 
     Decisions are made on every example that has one, and on `dev` if anything is fitted on it; long answers on a seeded
-    subset, the same for every model. `retrieved` are the examples with retrieved passages. Predictions are stored in
-    `folder/NAME-KIND.jsonl`; kinds that exist already aren't computed again. The `lm-eval` protocol covers only
-    decisions. `can` are the capabilities of the back ends that will be measured.
+    subset, the same for every model. Predictions are stored in `folder/NAME-KIND.jsonl`; kinds that exist already
+    aren't computed again. `can` are the capabilities of the back ends that will be measured.
     """
 
     def __init__(

@@ -31,8 +31,8 @@ def read_ratings(path: Path, best: bool = False) -> dict[str, Rows]:
     """Return model (empty without such a column) -> rows with `id` and `score`, None for an unanswered question.
 
     A score is a number from 1 to 4; an empty score or 0 means that the question wasn't answered. Several scores of one
-    question, such as those of several raters, are averaged; with `best`, for several answers to a question, the highest
-    score counts. Raises DataError with the place of an invalid row, because leaving a row out would change the metrics.
+    question are averaged; with `best`, the highest counts. Raises DataError with the place of an invalid row, because
+    leaving a row out would change the metrics.
     """
     given: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     rejects = Rejects()

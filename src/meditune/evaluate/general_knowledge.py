@@ -1,9 +1,7 @@
 """Data for measuring forgetting: general-knowledge questions, and running texts for perplexity.
 
-The questions with four choices were written for Meditune. They cover everyday life, nature, places, history, numbers
-and language, but not medicine. Almost every adult can answer all of them, so they measure losses, not erudition.
-
-A text of kind K is measured on its first `evaluate.K_tokens` tokens, which gives the metric `K_perplexity`.
+The questions with four choices were written for Meditune and don't cover medicine. Almost every adult can answer all of
+them, so they measure losses, not erudition. A text of kind K is measured on its first `evaluate.K_tokens` tokens.
 """
 
 from __future__ import annotations
@@ -71,10 +69,9 @@ ENGLISH = 0.8
 
 
 def language_reference() -> str | None:
-    """Return the prose of Python's language reference, each paragraph once, in the order of its topics.
+    """Return the prose of Python's language reference, each paragraph once; None if this Python doesn't include it.
 
-    None if this Python doesn't include the reference. The text depends only on the version of Python. It has the PSF
-    licence, needs no download, and is unrelated to medicine. `help("assignment")` shows a part of it.
+    The text depends only on the version of Python, has the PSF licence, and is unrelated to medicine.
     """
     try:
         from pydoc_data.topics import topics

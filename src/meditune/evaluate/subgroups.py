@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
@@ -62,15 +61,11 @@ def subgroups(examples: Sequence[Example], base: Predictions | None, tuned: Pred
 
 
 def _groups(examples: Sequence[Example]) -> dict[tuple[str, str], NDArray[np.bool_]]:
-    members: dict[tuple[str, str], list[int]] = defaultdict(list)
-    for by, groups_of in TRAITS.items():
-        for index, example in enumerate(examples):
-            for group in sorted(groups_of(example)):
-                members[by, group].append(index)
     masks = {}
-    for key, chosen in members.items():
-        masks[key] = np.zeros(len(examples), dtype=np.bool_)
-        masks[key][chosen] = True
+    for by, groups_of in TRAITS.items():
+        found = [groups_of(example) for example in examples]
+        for group in dict.fromkeys(group for groups in found for group in sorted(groups)):
+            masks[by, group] = np.array([group in groups for groups in found])
     return masks
 
 
@@ -144,17 +139,11 @@ def _ranked(metric: Metric, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         corrected = stats.holm({n: max(row[key], row.get("p_references", 0.0)) for n, row in enumerate(tested)})
         for number, row in enumerate(tested):
             row[f"{key}_holm"] = adjusted = corrected[number]
-            if _is_worse(metric, row, key) and adjusted < stats.LEVEL:
+            was = row["others"] if key == "p_others" else row["base"]
+            if _higher_is_better(metric, row["tuned"]) < _higher_is_better(metric, was) and adjusted < stats.LEVEL:
                 row["flags"].append(flag)
     small = [row for row in rows if row["items"] < MIN_GROUP_SIZE]
     return [*sorted(large, key=lambda row: float(_higher_is_better(metric, row["tuned"]))), *small]
-
-
-def _is_worse(metric: Metric, row: dict[str, Any], key: str) -> bool:
-    """Return True if a row is worse than the others, or for the key p, worse than before tuning."""
-    if key == "p_others":
-        return bool(_higher_is_better(metric, row["tuned"]) < _higher_is_better(metric, row["others"]))
-    return stats.is_wrong(metric, row["delta"])
 
 
 def _figure(statistics: Statistics, mask: NDArray[np.bool_]) -> float:

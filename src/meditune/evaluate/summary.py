@@ -17,7 +17,7 @@ from meditune.evaluate.evaluator import coverage_remarks, unmeasured_ids
 from meditune.evaluate.metrics import asked, summarise, summarise_references
 from meditune.evaluate.metrics.decision import (
     calibrated,
-    claims_by_source,
+    claim_statistics,
     confusion,
     macro_f1,
     recalls,
@@ -31,8 +31,10 @@ from meditune.evaluate.predictions import Condition, Predictions, groups_of, rea
 from meditune.evaluate.subgroups import subgroups
 from meditune.evaluate.suites.medical_suites import suite_examples
 from meditune.evaluate.suites.open_answers import described_suites, suite_remarks
-from meditune.statistics import wilson
+from meditune.statistics import Statistics, wilson
 
+Rows = list[dict[str, Any]]
+MORE_KINDS = ("technical", "choice", "preference", "safety", "rating", "claim")
 _JIN = "Jin et al. 2019, arXiv:1909.06146"
 PUBLISHED = {
     "pubmedqa-official-500": [{"name": "Human, reasoning required", "accuracy": 78.0, "macro_f1": 72.2, "source": _JIN}]
@@ -59,13 +61,15 @@ def summary(recipe: Recipe, data: Prepared, training: dict[str, Any], prediction
         return {"base": describe(base), "tuned": describe(tuned)}
 
     asked = len(tuned.safety) if tuned.safety and base.safety else 0
-    counts = {kind: len(getattr(tuned, kind)) for kind in ("technical", "choice", "preference", "rating", "claim")}
+    counts = {kind: len(getattr(tuned, kind)) for kind in MORE_KINDS}
     counts = {kind: count for kind, count in (counts | {"safety": asked}).items() if count}
     optional = {
         "base_commit": training.get("base_commit"),
         "empty_answers": both(empty_answers) if tuned.answer else None,
         "suites": suites,
-        "claims": both(claims_by_source) if tuned.claim else None,
+        "claims": both(lambda each: by_group(each.claim, "source", "claims", claim_statistics))
+        if tuned.claim
+        else None,
         "signatures": signatures(tuned),
         "readability": both(lambda each: spread([row["prediction"] for row in each.answer]))
         | {"references": spread([row["reference"] for row in tuned.answer])}
@@ -76,7 +80,9 @@ def summary(recipe: Recipe, data: Prepared, training: dict[str, Any], prediction
         "faithfulness": both(overview) | {"references": overview(tuned, of_references=True)}
         if tuned.faithfulness
         else None,
-        "preference": both(by_pair_kind) if tuned.preference else None,
+        "preference": both(lambda each: by_group(each.preference, "kind", "pairs", preference_statistics))
+        if tuned.preference
+        else None,
     }
     return {
         "meditune": meditune.__version__,
@@ -101,14 +107,16 @@ def summary(recipe: Recipe, data: Prepared, training: dict[str, Any], prediction
     }
 
 
-def by_pair_kind(predictions: Predictions) -> dict[str, dict[str, float]]:
-    """Return for each kind of preference pair the number of `pairs` and the metrics on them alone."""
-    kinds: dict[str, list[dict[str, Any]]] = {}
-    for row in predictions.preference:
-        kinds.setdefault(row["kind"], []).append(row)
+def by_group(
+    rows: Rows, key: str, count: str, statistics: Callable[[Rows], dict[str, Statistics]]
+) -> dict[str, dict[str, float]]:
+    """Return for each value of `key` the number of its rows, named `count`, and the metrics on them alone."""
+    groups: dict[str, Rows] = {}
+    for row in rows:
+        groups.setdefault(row[key], []).append(row)
     return {
-        kind: {"pairs": float(len(rows))} | {name: each.value() for name, each in preference_statistics(rows).items()}
-        for kind, rows in sorted(kinds.items())
+        name: {count: float(len(each))} | {metric: found.value() for metric, found in statistics(each).items()}
+        for name, each in sorted(groups.items())
     }
 
 

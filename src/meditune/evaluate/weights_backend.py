@@ -58,10 +58,9 @@ def sample_answers(
     seed: int,
     label: str,
 ) -> Iterator[dict[str, Any]]:
-    """Yield a row for each example: `id`, and `predictions` with `count` answers of up to `max_new_tokens` tokens.
+    """Yield a row for each example: `id`, and `predictions` with `count` answers sampled at temperature 1.
 
-    Answers are sampled at temperature 1. The seed reproduces them on the same machine; another batch size (with less
-    free memory) or library version gives different answers.
+    The seed reproduces them on the same machine; another batch size or library version gives different answers.
     """
     prompts = {example.id: encoder.prompt(example, "answer").prompt for example in examples}
     # Prompts of similar length share a batch; the longest come first, so a lack of memory shows at once.

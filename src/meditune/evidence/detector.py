@@ -1,9 +1,8 @@
 """The detector of unsupported claims: which sentences of an answer its sources support, and how strongly.
 
-No model is used. The detector compares the words, numbers, names, negations and directions of a sentence with those of
-the sources, not their meaning. So a correct claim in different words scores low, and a false claim in the source's
-words is only detected by a number, a negation or a direction. Each mismatch is a feature for the score and, if it has
-a position, a span.
+No model is used: words, numbers, names, negations and directions of a sentence are compared with those of the sources,
+not their meaning. So a correct claim in different words scores low, and a false claim in the source's words is only
+detected by a number, a negation or a direction. Each mismatch is a feature for the score and may be a span.
 """
 
 from __future__ import annotations
@@ -12,21 +11,19 @@ import re
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from difflib import SequenceMatcher
-from functools import cached_property
 from math import exp, log
 from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal
 
-from meditune.evidence.quantities import Rate, is_supported_number, numbers, rates, shares
+from meditune.evidence.quantities import is_supported_number, numbers, rates, shares
 from meditune.evidence.words import (
+    DEFINED,
     NEGATIVE,
     NULL_FINDING,
     Name,
-    defined,
     directions,
     information_weight,
-    initials,
     names,
     rarity,
     stem,
@@ -54,26 +51,12 @@ class Sentence:
             if not token.is_number:
                 self.weights[token.stem] = max(self.weights.get(token.stem, 0.0), information_weight(token.text))
         self.total = sum(self.weights.values())
-
-    @cached_property
-    def rates(self) -> list[Rate]:
-        """The rates of the sentence, in order."""
-        return rates(self.text, self.numbers)
-
-    @cached_property
-    def stems(self) -> list[str]:
-        """The stem of every token, in order."""
-        return [token.stem for token in self.tokens]
-
-    @cached_property
-    def negated(self) -> bool:
-        """Return whether the sentence is negated: it has an odd number of negations."""
-        return len(NEGATIVE.findall(self.text)) % 2 == 1
-
-    @cached_property
-    def finds_nothing(self) -> bool:
-        """Return whether the sentence is negated or reports no difference, effect or association."""
-        return self.negated or NULL_FINDING.search(self.text) is not None
+        self.rates = rates(text, self.numbers)
+        self.stems = [token.stem for token in self.tokens]
+        self.negated = len(NEGATIVE.findall(text)) % 2 == 1
+        """True if the sentence has an odd number of negations"""
+        self.finds_nothing = self.negated or NULL_FINDING.search(text) is not None
+        """True if the sentence is negated or reports no difference, effect or association"""
 
     def share_in(self, known: Container[str]) -> float:
         """Return the weighted share of the sentence's words whose stems are known."""
@@ -104,8 +87,8 @@ class Sources:
         self.directions_about = self._places(lambda each: directions(each.text))
         self.rates_about = self._places(lambda each: each.rates)
         self._rare = {token.text.lower() for each in both for token in each.tokens if _is_rare(token.text)}
-        self._initials = initials(joined)
-        self._introduced = {each.casefold() for each in defined(joined)}
+        self._initials = "".join(token.text[0].lower() for token in tokens(joined))
+        self._introduced = {match[1].casefold() for match in DEFINED.finditer(joined)}
 
     def _places(self, find: Callable[[Sentence], Iterable[Any]]) -> list[tuple[Any, Sentence, dict[str, float]]]:
         """Return what `find` finds in each sentence, with the sentence and the words around it."""
@@ -119,11 +102,7 @@ class Sources:
         return name.kind == "abbreviation" and len(letters) > 1 and letters in self._initials
 
     def nearly_spelled(self, word: str) -> str:
-        """Return the rare word in the sources that this unknown word misspells; empty if there is none.
-
-        A misspelled name of a drug or disease differs in a letter or two ("allupurinol"); British and American
-        spellings count as equal.
-        """
+        """Return the rare word in the sources that this word misspells by a letter or two; empty if there is none."""
         from rapidfuzz.distance import OSA
 
         if not _is_rare(word):
@@ -235,9 +214,8 @@ def _words(sentence: Sentence, closest: Sentence | None, sources: Sources, found
     features = found.features
     features["known"] = sentence.share_in(sources.known)
     features["best"] = sentence.share_in(closest.weights) if closest else 0.0
-    features["known_below_20"] = max(0.0, 0.2 - features["known"])
-    features["known_below_40"] = max(0.0, 0.4 - features["known"])
-    features["known_below_60"] = max(0.0, 0.6 - features["known"])
+    for percent in (20, 40, 60):
+        features[f"known_below_{percent}"] = max(0.0, percent / 100 - features["known"])
     features["best_below_20"] = max(0.0, 0.2 - features["best"])
     features["question_below_20"] = max(0.0, 0.2 - sentence.share_in(sources.question.weights))
     features["length"] = log(max(SHORT, len(sentence.tokens)))
@@ -437,7 +415,7 @@ def detect(answer: str, sources: Sources) -> Verdict:
     judged = tuple(_judged(text, start, sources) for start, text in placed(_ended(answer)))
     if not judged:
         return Verdict(None, ())
-    return Verdict(_sigmoid(answer_logit([_logit(each.score) for each in judged])), judged)
+    return Verdict(_sigmoid(answer_logit([log(each.score / (1 - each.score)) for each in judged])), judged)
 
 
 def placed(answer: str) -> Iterator[tuple[int, str]]:
@@ -489,21 +467,14 @@ def _judged(text: str, start: int, sources: Sources) -> SentenceVerdict:
     spans = found.spans
     if not spans and score < CALIBRATION["sentence_threshold"]:
         closest = found.closest_source if found.features["best"] > 0.2 else ""
-        spans = [Span(0, len(text), "unsupported", _why(found), closest)]
+        share = f"{100 * found.features['known']:.0f} %"
+        why = f"Its words are in the sources ({share}, by weight), but no source sentence says this."
+        if found.features["known"] < 0.6:
+            why = f"Few of its words are in the sources ({share}, by weight)."
+        spans = [Span(0, len(text), "unsupported", why, closest)]
     moved = (replace(span, start=start + span.start, end=start + span.end) for span in spans)
     return SentenceVerdict(start, start + len(text), score, tuple(sorted(moved, key=lambda span: span.start)))
 
 
-def _why(found: Evidence) -> str:
-    share = f"{100 * found.features['known']:.0f} %"
-    if found.features["known"] < 0.6:
-        return f"Few of its words are in the sources ({share}, by weight)."
-    return f"Its words are in the sources ({share}, by weight), but no source sentence says this."
-
-
 def _sigmoid(value: float) -> float:
     return 1 / (1 + exp(-value)) if value >= 0 else exp(value) / (1 + exp(value))
-
-
-def _logit(share: float) -> float:
-    return log(share / (1 - share))

@@ -182,7 +182,8 @@ def _found(text: str) -> Iterator[Number]:
         start, end = match.span("value")
         value, decimals = amount(literal), len(literal.partition(".")[2])
         p = match["p"] and "p" + {"≤": "<", "≥": ">"}.get(match["p"], match["p"])
-        unit = p or match["sign"] or _singular((match["unit"] or "").lower())
+        unit = (match["unit"] or "").lower()
+        unit = p or match["sign"] or (unit if unit in _UNITS else unit.removesuffix("s"))
         per, last = _per(text, match.end()) if unit and not p else ((), match.end())
         yield Number(value, unit, start, end if p else last, decimals, per)
 
@@ -195,10 +196,6 @@ def _per(text: str, start: int) -> tuple[tuple[str, ...], int]:
         found.append(_OFTEN.get(unit_name, unit_name))
         start = match.end()
     return tuple(found), start
-
-
-def _singular(unit: str) -> str:
-    return unit if unit in _UNITS else unit.removesuffix("s")
 
 
 def amount(text: str) -> float:
@@ -269,18 +266,13 @@ def _stated_rates(text: str) -> Iterator[Rate]:
         if match["times"]:
             times = amount(match["count"]) if match["count"] else _TIMES[match["times"].lower()]
             yield Rate(times, _DAYS[match["period"].lower()], *place)
-        elif match["each"]:
-            yield _every(match, *place)
+            continue
+        days = _DAYS[(match["each"] or match["of"] or match["adverb"]).lower()]
+        apart = 2.0 if match["other"] else amount(match["apart"]) if match["apart"] else 0.0
+        if not apart:
+            yield Rate(None, days, *place)
+        elif days < 1 and 1 < apart < 24:
+            # An interval in hours becomes times a day: every 12 hours is twice a day.
+            yield Rate(24 / apart, 1.0, *place)
         else:
-            yield Rate(None, _DAYS[(match["of"] or match["adverb"]).lower()], *place)
-
-
-def _every(match: re.Match[str], start: int, end: int) -> Rate:
-    """Return the rate of "every ..."; an interval in hours becomes times a day: every 12 hours is twice a day."""
-    days = _DAYS[match["each"].lower()]
-    apart = 2.0 if match["other"] else amount(match["apart"]) if match["apart"] else 0.0
-    if not apart:
-        return Rate(None, days, start, end)
-    if days < 1 and 1 < apart < 24:
-        return Rate(24 / apart, 1.0, start, end)
-    return Rate(1.0, days * apart, start, end)
+            yield Rate(1.0, days * apart, *place)

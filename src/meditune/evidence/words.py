@@ -213,7 +213,7 @@ _WHOLE: dict[NameKind, frozenset[str]] = {
     "drug": frozenset(_LISTS["drugs"].split()),
 }
 _CAPITALS = re.compile(r"(?:[A-Z][a-z]?[\d/-]*){2,}s?")
-_DEFINED = re.compile(r"\(\s*([A-Za-z][\w/-]{1,9})\s*[;,)]")
+DEFINED = re.compile(r"\(\s*([A-Za-z][\w/-]{1,9})\s*[;,)]")
 COMMON = 0.75
 """A word with a lower rarity isn't a drug or disease, whatever its ending: examine, promise"""
 _ORDINARY = "diploma diplomas aroma aromas chromosome telephone microphone saxophone"
@@ -233,7 +233,8 @@ def names(text: str) -> Iterator[Name]:
     """Yield the names of a text in order, one word each."""
     shouted = sum(char.isupper() for char in text) > 0.5 * sum(char.isalpha() for char in text)
     for token in tokens(text):
-        kind = kind_of(token.text, first=_opens(text, token.start))
+        before = text[: token.start].rstrip("\"'([ ")
+        kind = kind_of(token.text, first=not before or before[-1] in ".!?:")
         if not kind and rarity(token.text) > 0.6 and _HEAD.match(text, token.end):
             kind = "disease"
         if kind and not (shouted and kind in ("abbreviation", "name")):
@@ -260,18 +261,3 @@ def kind_of(word: str, first: bool = False) -> NameKind | None:
     if word[0].isupper() and not first and len(word) > 2 and rarity(word) > 0.3:
         return "name"
     return None
-
-
-def initials(text: str) -> str:
-    """Return the first letters of the text's words, in lowercase, in which abbreviations can be looked up."""
-    return "".join(token.text[0].lower() for token in tokens(text))
-
-
-def defined(text: str) -> set[str]:
-    """Return the terms that a text defines in brackets: "double balloon enteroscopy (DBE)"."""
-    return {match[1] for match in _DEFINED.finditer(text)}
-
-
-def _opens(text: str, start: int) -> bool:
-    before = text[:start].rstrip("\"'([ ")
-    return not before or before[-1] in ".!?:"

@@ -161,10 +161,7 @@ def _example(values: Mapping[str, Any], others: Mapping[str, Any], fallback: str
 def candidate_pool(
     places: Sequence[StoreLocation], known: Sequence[Candidate], done: Sequence[Candidate], index: str | None = None
 ) -> tuple[list[Candidate], list[str]]:
-    """Return the candidates in these places, each question once, and remarks on those left out.
-
-    Known questions are left out unless users gave feedback on the answer; questions asked before are always left out.
-    """
+    """Return the candidates in these places, each question once, without known ones, and remarks. Raises DataError."""
     find = _in_index(index) if index else lambda _: None
     found = [read(place, find) for place in places]
     every = _merged(each for given, _ in found for each in given)

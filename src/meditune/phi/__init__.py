@@ -1,7 +1,4 @@
-"""Detection of patient identifiers (PHI) by rules, masking, and replacement by invented identifiers.
-
-The main entry point is `mask`: it returns a text with placeholders for the identifiers.
-"""
+"""Detection of patient identifiers (PHI) by rules, masking, and replacement by invented identifiers: see `mask`."""
 
 from meditune.phi.detector import find, mask
 

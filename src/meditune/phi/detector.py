@@ -210,18 +210,18 @@ def _truecased(text: str) -> str:
     """
     if _CAPITALS.search(text, 1):
         return text
-    places: set[int] = set()
-    places.update(_of_names(text))
+    capitals: set[int] = set()
+    capitals.update(_of_names(text))
     for found in _TOWN.finditer(text):
         words = found[1].split()
         for count in range(len(words), 0, -1):
             if " ".join(words[:count]).rstrip(".") in name_words.CITIES:
-                places.update(_starts(text, found.start(1), len(" ".join(words[:count]))))
+                capitals.update(_starts(text, found.start(1), len(" ".join(words[:count]))))
                 break
     for found in _SITE.finditer(text):
-        places.update(_starts(text, found.start(1), _length_of_site(found[1])))
+        capitals.update(_starts(text, found.start(1), _length_of_site(found[1])))
     letters = list(text)
-    for place in places:
+    for place in capitals:
         upper = letters[place].upper()
         letters[place] = upper if len(upper) == 1 else letters[place]
     return "".join(letters)
@@ -240,7 +240,7 @@ def _length_of_site(words: str) -> int:
 
 def _of_names(text: str) -> list[int]:
     """Return where the words of names begin: a listed given name, and the surname or initial after it."""
-    places: list[int] = []
+    capitals: list[int] = []
     for found in _WORD.finditer(text):
         low = found[0].removesuffix("'s").removesuffix("’s")
         if name_words.is_other(low) or low in _ABBREVIATIONS:
@@ -252,7 +252,7 @@ def _of_names(text: str) -> list[int]:
             )
             if not introduced or not following or not (following[1].endswith(".") or name_words.is_name(following[1])):
                 continue
-        places.append(found.start())
+        capitals.append(found.start())
         if following is None:
             continue
         word = following[1].removesuffix("'s").removesuffix("’s")
@@ -260,8 +260,8 @@ def _of_names(text: str) -> list[int]:
         strange = not name_words.is_ordinary(word) and not name_words.is_medical(word)
         closed = word in name_words.ALSO_NAMES and _ENDS.match(text, found.end() + 1 + len(word))
         if known or strange or closed:
-            places.append(following.start(1))
-    return places
+            capitals.append(following.start(1))
+    return capitals
 
 
 def _starts(text: str, start: int, length: int) -> list[int]:

@@ -10,22 +10,7 @@ import re
 from collections.abc import Iterator
 
 from meditune.phi import name_words
-from meditune.phi.name_words import (
-    ALSO_NAMES,
-    BEFORE,
-    DEGREE,
-    FIRST,
-    NEXT,
-    ON_LISTS,
-    PIECE,
-    TOKEN,
-    WORD,
-    Cue,
-    is_eponym,
-    name_at,
-    plain,
-    stem,
-)
+from meditune.phi.name_words import ALSO_NAMES, DEGREE, PIECE, TOKEN, Cue, is_eponym, name_at, plain, stem
 from meditune.phi.spans import Span, View, word_list
 
 _NOT_FIRST = name_words.EPONYMS | name_words.CITIES | name_words.SURNAMES
@@ -83,7 +68,9 @@ def _capitalized_names(view: View) -> Iterator[Span]:
 def _after_cue(view: View, token: re.Match[str]) -> Span | None:
     start = token.start()
     before = (
-        BEFORE.search(view.text, max(0, start - 14), start) if view.text[start - 1 : start] in {" ", ".", "-"} else None
+        name_words.BEFORE.search(view.text, max(0, start - 14), start)
+        if view.text[start - 1 : start] in {" ", ".", "-"}
+        else None
     )
     if before:
         start = before.start()
@@ -175,7 +162,7 @@ def _listed(view: View, token: re.Match[str]) -> Span | None:
 def _last_first(view: View, token: re.Match[str]) -> Span | None:
     low = plain(token[0])
     comma = _COMMA.match(view.text, token.end())
-    first = FIRST.match(view.text, comma.end()) if comma else None
+    first = name_words.FIRST.match(view.text, comma.end()) if comma else None
     in_list = view.text[max(0, token.start() - 2) : token.start()].strip() == "," or (
         first and view.text[first.end() : first.end() + 1] == ","
     )
@@ -202,7 +189,7 @@ def _end_of_surname(view: View, place: int, sure: bool) -> int | None:
     """Return the end of the surname after a given name (`sure` or not) that ends at `place`, or None."""
     end = None
     for _ in range(3):
-        piece = NEXT.match(view.text, place)
+        piece = name_words.NEXT.match(view.text, place)
         if piece is None or "\n" in piece[0]:
             break
         word, place = plain(piece[1]), piece.end()
@@ -231,7 +218,7 @@ def _signatures(view: View) -> Iterator[Span]:
 def _lowercase_names(view: View) -> Iterator[Span]:
     """Yield lowercase names, as people type them: "my name is jane doe", "dr smith"."""
     name: Span | None = None
-    if ON_LISTS.isdisjoint(_SMALL_WORDS.findall(view.text)):
+    if name_words.ON_LISTS.isdisjoint(_SMALL_WORDS.findall(view.text)):
         return
     for found in _SMALL_WORD.finditer(view.text):
         if not name_words.is_name(found[0]):
@@ -278,7 +265,7 @@ def _is_capitalized_as_name(view: View, token: re.Match[str], known: set[str]) -
     spoken_of = _SPOKEN_OF.match(view.text, token.end())
     if spoken_of and (spoken_of[1] in _VERBS or spoken_of[1].endswith("ed")):
         return True
-    following = NEXT.match(view.text, token.end())
+    following = name_words.NEXT.match(view.text, token.end())
     before = view.text[max(0, token.start() - 28) : token.start()].split()
     return bool((following and following[1] in known) or (before and before[-1] in known))
 
@@ -325,7 +312,7 @@ _BEFORE_PAIR = re.compile(
 _AGED = re.compile(r"\d[- ]?(?:year|yr|month|week|day|yo|y/o|y\.o)[^.;?!\n]*, $")
 """An age earlier in the sentence, and a comma before the name: "a 52-year-old man with asthma, Xiomar Vasko, ...\""""
 _REST = re.compile(
-    rf"(?P<last>(?:[ ][A-Z]\.?)?[ ](?:{WORD}))?"
+    rf"(?P<last>(?:[ ][A-Z]\.?)?[ ](?:{name_words.WORD}))?"
     r"(?:[,;?)]|[ ](?:\(|w/|c/o|who|whose|is|was|has|had|seen|with|from|at|on|in|asks|asked|presents|presented|needs|"
     r"reports)(?![a-z])|: )"
 )

@@ -159,7 +159,6 @@ def _towns(view: View) -> Iterator[Span]:
 
 
 def _town_before(view: View, end: int, sure: bool) -> Iterator[Span]:
-    """Yield the town whose name ends at `end` before a state."""
     found = _TOWN_BEFORE.search(view.text, max(0, end - 48), end)
     if found is None:
         return

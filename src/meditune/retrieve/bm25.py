@@ -3,13 +3,8 @@
 Robertson and Zaragoza 2009 (https://doi.org/10.1561/1500000019), with scores computed when the index is made (Lù 2024,
 "BM25S", arXiv:2407.03618), so that a search only adds them up. LanceDB's full-text index, which is used for large
 indexes, takes ten times as long. As in LanceDB, words are lowercase, without accents and stemmed in English, without
-stop words. The postings are one numpy archive beside the table:
-
-words     the stems
-starts    where the postings of each begin, and where the last ones end: (stems + 1,)
-places    passages, as numbers of the table's rows in order of their ids
-scores    the word's score for each of them
-count     number of passages
+stop words. The postings are one numpy archive beside the table: `words` (stems), `starts` (stems + 1,) of each word's
+postings, `places` (numbers of the table's rows in order of their ids) with `scores`, and `count` (of passages).
 """
 
 from __future__ import annotations
@@ -20,6 +15,7 @@ from array import array
 from collections import Counter
 from collections.abc import Iterable
 from functools import cache, lru_cache
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -30,16 +26,9 @@ from meditune.retrieve.storage import REBUILD, archive, read_archive
 
 SATURATION, LENGTH = 1.2, 0.75  # BM25's k1 and b, as in LanceDB
 _WORD = re.compile(r"[^\W_]+")
-_STOP = """
-a about above after again against ain all am an and any are aren as at be because been before being below between
-both but by can couldn d did didn do does doesn doing don down during each few for from further had hadn has hasn
-have haven having he her here hers herself him himself his how i if in into is isn it its itself just ll m ma me
-mightn more most mustn my myself needn no nor not now o of off on once only or other our ours ourselves out over own
-re s same shan she should shouldn so some such t than that the their theirs them themselves then there these they
-this those through to too under until up ve very was wasn we were weren what when where which while who whom why
-will with won wouldn y you your yours yourself yourselves
-"""
-STOP_WORDS = frozenset(_STOP.split())  # NLTK's, as in LanceDB; the part after an apostrophe is a separate word
+STOP_WORDS = frozenset(
+    Path(__file__).with_name("stop_words.txt").read_text(encoding="utf-8").split()
+)  # NLTK's, as in LanceDB; the part after an apostrophe is a separate word
 
 
 Numbers = TypeVar("Numbers", float, NDArray[Any])

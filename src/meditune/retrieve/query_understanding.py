@@ -71,34 +71,9 @@ def _any(*patterns: str, start: str = r"\b", end: str = r"\b") -> re.Pattern[str
     return re.compile(f"{start}(?:{'|'.join(patterns)}){end}", re.IGNORECASE)
 
 
-ASKS = _any(
-    r"\?",
-    r"^\W*(?:what|how|why|when|where|who|which|whom|is|are|am|can|could|do|does|did|should|would|will|has|have|any)\b",
-    r"\b(?:what|how|why|which|when|where|whether|who)\b.*\b(?:is|are|was|can|could|do|does|did|should|would|will|to)\b",
-    r"\b(?:tell|explain|inform|advise|suggest|send|provide|give|know|learn) (?:me|us|about|more|of|if|whether)\b",
-    r"\b(?:looking for|look for|need|want|request|seek|seeking|wonder|wondering|curious|interested in|trying to)\b",
-    r"\b(?:would like|like to know|let me know|(?:information|info) (?:on|about)|question (?:is|about))\b",
-    r"\bhelp (?:me|us|with)\b",
-    start="",
-    end="",
-)  # A sentence that asks for something, with or without a question mark
-GREETING = _any(
-    r"(?:(?:hi|hello|hey|dear|sirs?|madam|greetings|good (?:morning|day|afternoon|evening)|to whom it may concern"
-    r"|thank(?:s| you)|thanking|regards|sincerely|yours|please help(?: me)?|(?:please|kindly|plz) (?:reply",
-    r"respond|advise)"
-    r"|god bless|best (?:regards|wishes)|just curious|doctor|dr)\b[\s,.!/&]*(?:sir|madam|there|all|you|doctor"
-    r"|very much|so much|in advance|for your (?:help|time)|me|us|again|and|or)*[\s,.!]*)+",
-    start=r"^\W*",
-    end="",
-)  # An opening that can be dropped
-UNINFORMATIVE = _any(
-    r"general(?: health| information| question| complaint)?",
-    r"questions?|(?:medical )?question|i have a question.*|advice|consultation|in(?:quiry|fo|formation)|enquiry",
-    r"feedback",
-    r"health|help|other|none|hi|hello|customer service request|clinicaltrials\.gov.*|medlineplus.*",
-    start=r"^\W*",
-    end=r"\W*$",
-)  # A subject line that fits any message
+ASKS = _any(*QUESTION_KINDS["messages"]["asks"], start="", end="")
+GREETING = _any(*QUESTION_KINDS["messages"]["greeting"], start=r"^\W*", end="")
+UNINFORMATIVE = _any(*QUESTION_KINDS["messages"]["uninformative"], start=r"^\W*", end=r"\W*$")
 KINDS = {kind: _any(*cues, end="" if kind == "information" else r"\b") for kind, cues in QUESTION_KINDS["cues"].items()}
 """Cues for kinds of question, named as in `topics.KINDS`; the more specific kinds first"""
 

@@ -251,7 +251,6 @@ def _share(message_words: set[str], text: str) -> float:
 
 @lru_cache(maxsize=65536)
 def _weights(topic: str) -> dict[str, float]:
-    """Return the words of a topic with their weights."""
     return {word: says(word) for word in words(topic)}
 
 

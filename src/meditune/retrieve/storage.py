@@ -168,13 +168,20 @@ def connect(store: IndexStorage) -> Any:
 @contextmanager
 def readable(store: IndexStorage) -> Iterator[None]:
     """Translate LanceDB's errors about missing or damaged files to DataError."""
+    with _data_error(f"{store.name}: cannot read the index; one of its files is missing or damaged", REBUILD):
+        yield
+
+
+@contextmanager
+def _data_error(problem: str, advice: str, passed: tuple[type[Exception], ...] = ()) -> Iterator[None]:
+    """Raise DataError with the first line of an error in the block; errors of the types `passed` stay as they are."""
     try:
         yield
-    except (RuntimeError, ValueError, OSError) as error:
-        first = str(error).strip().splitlines()[:1] or [type(error).__name__]
-        raise DataError(
-            f"{store.name}: cannot read the index; one of its files is missing or damaged ({first[0][:300]}). {REBUILD}"
-        ) from error
+    except passed:
+        raise
+    except (OSError, RuntimeError, ValueError) as error:
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise DataError(f"{problem} ({first[:300]}). {advice}") from error
 
 
 def schema(dimension: int) -> Any:
@@ -366,16 +373,9 @@ class _ObjectStore(IndexStorage):
 
 @contextmanager
 def _storage_errors(name: str) -> Iterator[None]:
-    """Raise DataError if the storage refuses or is unreachable."""
-    try:
+    advice = f"Check the address, {ENDPOINT}, AWS_REGION and the keys."
+    with _data_error(f"{name} is unreachable", advice, (FileNotFoundError, DataError)):
         yield
-    except FileNotFoundError:
-        raise
-    except (OSError, RuntimeError, ValueError) as error:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise DataError(
-            f"{name} is unreachable ({first[:300]}). Check the address, {ENDPOINT}, AWS_REGION and the keys."
-        ) from error
 
 
 def _region() -> str:

@@ -25,10 +25,7 @@ Agreement = dict[str, Any]
 def cohen(
     ratings: AnyArray, options: int, level: Level = "nominal", clusters: Sequence[Any] | None = None, seed: int = 0
 ) -> Agreement:
-    """Return Cohen's kappa (1960) of two raters, weighted by the options' distance if the level is ordinal (1968).
-
-    `ratings` is (units, 2); units with a missing rating are ignored.
-    """
+    """Return Cohen's kappa (1960) of (units, 2) ratings, for ordinal levels weighted by the distance (1968)."""
     both = np.asarray(ratings, float)
     rated_twice = ~np.isnan(both).any(axis=1)
     first, second = (both[rated_twice, side].astype(int) - 1 for side in (0, 1))
@@ -47,10 +44,7 @@ def cohen(
 
 
 def fleiss(counts: AnyArray, clusters: Sequence[Any] | None = None, seed: int = 0) -> Agreement:
-    """Return Fleiss' kappa (Fleiss 1971) from the (units, options) numbers of raters.
-
-    Raises ValueError if units have unequal numbers of raters, or fewer than two.
-    """
+    """Return Fleiss' kappa (1971) from (units, options) numbers of raters. Raises ValueError if they are unequal."""
     counts = np.asarray(counts, float)
     raters = counts.sum(axis=1)
     if len(counts) and (raters[0] < 2 or (raters != raters[0]).any()):
@@ -72,10 +66,7 @@ def fleiss(counts: AnyArray, clusters: Sequence[Any] | None = None, seed: int = 
 def krippendorff(
     ratings: AnyArray, options: int, level: Level, clusters: Sequence[Any] | None = None, seed: int = 0
 ) -> Agreement:
-    """Return Krippendorff's alpha (Krippendorff 2011) for any number of raters, with missing values.
-
-    `ratings` is (units, raters). Units with fewer than two ratings are ignored.
-    """
+    """Return Krippendorff's alpha (2011) of (units, raters) with missing values; units need two ratings."""
     counts = counted(ratings, options)
     several = counts.sum(axis=1) >= 2
     counts = counts[several]

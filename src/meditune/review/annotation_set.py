@@ -230,10 +230,7 @@ class Candidates:
 
 
 def candidates(source: str, overrides: Sequence[str], test: bool) -> Candidates:
-    """Return the rows of `source`: a run's folder, a table, or a recipe, to which `overrides` are applied.
-
-    Without `test`, test rows are left out, except of a table. Raises DataError if there is nothing to check.
-    """
+    """Return the rows of a run's folder, a table, or a recipe; without `test`, not those of the test split."""
     path, rejects, noted = Path(source), Rejects(), []
     if path.suffix.lower() in TABLES:
         rows, digest = list(user_files.read(path, rejects)), sha256(path)
@@ -299,10 +296,7 @@ def read_gold(path: Path) -> list[Gold]:
 
 
 def plant(rows: Sequence[Example], count: int, seed: int) -> list[Gold]:
-    """Return rows with the answer of another row of the same source that shares few of the question's words.
-
-    Any verdict that drops a row counts as correct. Raises DataError if there aren't enough different rows.
-    """
+    """Return rows with an unfitting answer of another row, which any verdict that drops them gets right."""
     chance = random.Random(f"{seed}/planted")
     able = [row for row in rows if row.answer]
     planted: list[Gold] = []
@@ -322,9 +316,6 @@ def plant(rows: Sequence[Example], count: int, seed: int) -> list[Gold]:
             "different question. Give a smaller --synthetic-gold, or your own known items (--gold)."
         )
     return planted
-
-
-FORM = "verdict"
 
 
 @dataclass(frozen=True)
@@ -356,10 +347,7 @@ class CreatedSet:
 
 
 def create(source: str, folder: Path, options: AnnotationSetOptions) -> CreatedSet:
-    """Create a set in `folder`; `source` is a recipe, a run's folder or a table.
-
-    Known items go to every rater. Raises DataError if there is nothing to check, MedituneError for another content.
-    """
+    """Create a set of the rows of a recipe, a run's folder or a table in `folder`, with known items for every rater."""
     choices = ((options.sample, "--sample", SAMPLES), (options.strata, "--stratify-by", STRATA))
     for name, option, known in choices:
         if name not in known:
@@ -389,7 +377,7 @@ def create(source: str, folder: Path, options: AnnotationSetOptions) -> CreatedS
             gold += plant(others, options.planted, options.seed)
         items, key, everyone = _blinded(listed, gold, {row.id for row in shared}, Path(source).name)
         ranked = options.sample == "suspicious"
-        write_set(folder, VALIDATE, FORM, items, key, made_from, everyone, ranked)
+        write_set(folder, VALIDATE, "verdict", items, key, made_from, everyone, ranked)
     key_rows, _ = read_key(folder)
     restricted = {row.id for row in found.rows if is_restricted(row)}
     return CreatedSet(

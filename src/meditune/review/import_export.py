@@ -1,7 +1,7 @@
 """Import and export of ratings, as CSV or as Label Studio tasks.
 
 Existing ratings are written as a task's `predictions`, with the rater as `model_version`: annotations require users
-that exist in Label Studio (labelstud.io/guide/predictions). Both are read.
+that exist in Label Studio (labelstud.io/guide/predictions).
 """
 
 from __future__ import annotations
@@ -193,10 +193,7 @@ class ImportedRatings:
 
 
 def export(folder: Path, to: Path | None, format: str | None, unblind: bool, task: Task = RATE) -> list[Path]:
-    """Write the ratings and return the files: one CSV, or Label Studio's tasks and its labeling configuration.
-
-    With `unblind`, each row also has the example and the origin of the answer.
-    """
+    """Write the ratings (with `unblind`, also their origins) as one CSV, or as Label Studio's tasks and their form."""
     kind = format or ("label-studio" if to and to.suffix == ".json" else "csv")
     if kind not in FORMATS:
         raise DataError(f"Unknown format {kind!r}. Choose from {', '.join(FORMATS)}.")

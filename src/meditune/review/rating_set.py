@@ -345,10 +345,9 @@ class RatingSet:
         return self.task.edits and text.strip() == self.items[item].answer.strip()
 
     def work(self, place: int) -> list[str]:
-        """Return the item ids for the rater with number `place` (from 0), in the order shown to that rater.
+        """Return the item ids for the rater with number `place` (from 0), in this rater's order.
 
-        The order differs between raters, in a ranked set only within blocks. Within a block, each question appears once
-        before any repeats.
+        In a ranked set it differs only within blocks. Within a block, each question appears once before any repeats.
         """
         chance = random.Random(f"{self.settings.shuffle}/{place}")
         answers: dict[str, list[str]] = defaultdict(list)

@@ -295,10 +295,7 @@ class PairSummary:
 
 
 def write_pairs(folder: Path, path: Path, margin: float, per_question: int) -> PairSummary:
-    """Write pairs as JSON Lines for train.preference.path; return how many there are of each kind.
-
-    Ratings are mean scores over the axes on a scale from 1 to 5, the scale of `margin`. Raises DataError for no pairs.
-    """
+    """Write pairs for train.preference.path; `margin` is on a scale from 1 to 5. Raises DataError if there are none."""
     rated = read_rated(folder)
     scores = overall(rated, item_scores(rated))
     answers = list(_answers(rated, scores))

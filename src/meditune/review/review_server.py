@@ -1,4 +1,4 @@
-"""The server of the rating page (`meditune review serve`): serves blinded items, and stores ratings at once.
+"""The server of the rating page: serves blinded items, and stores ratings at once.
 
 Raters' names and texts are sent only in request bodies, never in URLs, and are not logged.
 """
@@ -266,10 +266,7 @@ def serve(
     disputes: Sequence[Dispute] | None = None,
     task: Task = RATE,
 ) -> None:
-    """Serve the set in `folder`, or only its `disputes`, until the process ends; `announce` receives the URL.
-
-    Except on the loopback address, requests must carry a random token, which is part of the URL.
-    """
+    """Serve the set in `folder`, or only its `disputes`; requests of other machines need the token in the URL."""
     import uvicorn
 
     review_app = ReviewApp(read_set(folder, task), Store(folder), disputes)

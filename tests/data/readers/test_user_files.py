@@ -186,7 +186,7 @@ def test_a_data_set_by_its_hub_name(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     (example,) = user_files.read("clinic/questions", Rejects())
     assert (example.id, example.meta) == ("own:clinic/questions-1", {"ward": 7})
     with pytest.raises(DataError, match=r"clinic/questions: .* the split 'nowhere' can't be read from the hub"):
-        list(user_files.read("clinic/questions", Rejects(), split="nowhere"))
+        list(user_files.hub_rows("clinic/questions", "nowhere", None))
 
 
 def test_a_large_file_is_read_quickly(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -61,8 +61,7 @@ Sign = Callable[[Callable[["Texts"], "SignedTexts"], Iterable["Texts"]], Iterabl
 """Applies the function to each item in order, like `map`, possibly in other processes"""
 
 
-@dataclass(frozen=True)
-class Marks:
+class Marks(NamedTuple):
     """The digests and shingles by which a row is compared."""
 
     content: Key
@@ -72,8 +71,7 @@ class Marks:
     shingles: Hashes
 
 
-@dataclass(frozen=True)
-class Rows:
+class Rows(NamedTuple):
     """Rows to compare, in memory or on disk: the marks of all rows, and single rows on access."""
 
     contents: Keys
@@ -224,8 +222,7 @@ def jaccard(first: Hashes, second: Hashes) -> float:
     return shared / max(len(first) + len(second) - shared, 1)
 
 
-@dataclass(frozen=True)
-class Texts:
+class Texts(NamedTuple):
     """The concatenated shingles of some rows, which can be sent to other processes as a few arrays."""
 
     kind: str
@@ -234,8 +231,7 @@ class Texts:
     lengths: NDArray[np.int64]
 
 
-@dataclass(frozen=True)
-class SignedTexts:
+class SignedTexts(NamedTuple):
     """Shortened signatures of some rows."""
 
     kind: str

@@ -110,17 +110,17 @@ def restore(folder: Path, identifier: str) -> tuple[Example, list[dict[str, Any]
         elif row["before"]:
             known.append(row["id"])
     first = next((row["before"] for row in matching if row["before"]), None)
-    if first is None:
-        near = difflib.get_close_matches(identifier, known, n=NEAR, cutoff=0.6)
-        if matching:
-            raise DataError(
-                f"{identifier}: the row was only flagged, not dropped or changed. It is in the splits as it was read."
-            )
+    if first is not None:
+        return Example.model_validate_json(first), matching
+    if matching:
         raise DataError(
-            f"{identifier}: according to {FILE_NAME} in {folder}, no row with this id was dropped or changed."
-            + (f" Did you mean {' or '.join(near)}?" if near else "")
+            f"{identifier}: the row was only flagged, not dropped or changed. It is in the splits as it was read."
         )
-    return Example.model_validate_json(first), matching
+    near = difflib.get_close_matches(identifier, known, n=NEAR, cutoff=0.6)
+    raise DataError(
+        f"{identifier}: according to {FILE_NAME} in {folder}, no row with this id was dropped or changed."
+        + (f" Did you mean {' or '.join(near)}?" if near else "")
+    )
 
 
 def append_row(example: Example, path: Path) -> bool:

@@ -9,7 +9,7 @@ from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
-from meditune.config.data_options import QUALITY_RULES, QualitySpec
+from meditune.config.data_options import QualitySpec
 from meditune.data.example import Example, Passage
 from meditune.data.near_duplicates import words
 from meditune.data.quality.ledger import Entry
@@ -237,7 +237,6 @@ def without_boilerplate(text: str) -> tuple[str, list[str]]:
     return (left if re.search(r"\w", left) else text), gone
 
 
-ALL: tuple[str, ...] = tuple(QUALITY_RULES)
 MAX_LISTED_PASSAGES = 5
 
 

@@ -8,6 +8,7 @@ in the repositories that sources.yaml names: SciFact as in its `doc/data.md`; Ci
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -83,28 +84,29 @@ def _documents(example: Example) -> set[str]:
     return {example.group, *example.meta.get("trials", ())}
 
 
-def _found(path: Path, name: str) -> list[Path]:
-    """Return the files with this name or pattern in the first folder that has any."""
-    levels = (sorted(path.glob(level + name)) for level in LEVELS if path.is_dir())
-    return next(filter(None, levels), [])
-
-
 def find_files(path: Path, names: Iterable[str], what: str) -> list[Path]:
-    """Return the files in a folder or up to two levels below, or the file `path`. Raises DataError without files."""
-    found = [path] if path.is_file() else next(filter(None, (_found(path, name) for name in names)), [])
-    if not found:
-        raise DataError(f"{path}: none of {', '.join(names)} here. {what}")
-    return found
+    """Return the files with the first of the names or patterns that is in a folder or up to two levels below.
+
+    `path` can also be the file itself. Raises DataError, saying `what` is needed, if there are none.
+    """
+    if path.is_file():
+        return [path]
+    for name in names:
+        for level in LEVELS:
+            if found := sorted(path.glob(level + name)):
+                return found
+    raise DataError(f"{path}: none of {', '.join(names)} here. {what}")
 
 
 def _split_files(path: Path, patterns: Mapping[str, str], what: str) -> dict[str, Path]:
     """Return published split -> file, for the splits that are there. Raises DataError like `find_files`."""
     if path.is_file():
         return {next((split for split in patterns if split in path.stem.lower()), path.stem): path}
-    files = {split: found[0] for split, name in patterns.items() if (found := _found(path, name))}
-    if not files:
-        find_files(path, patterns.values(), what)
-    return files
+    files = {}
+    for split, name in patterns.items():
+        with contextlib.suppress(DataError):
+            files[split] = find_files(path, [name], what)[0]
+    return files or {path.stem: find_files(path, patterns.values(), what)[0]}
 
 
 def _corpus(folder: Path, source: str, rejects: Rejects) -> dict[str, str]:

@@ -97,11 +97,8 @@ def alpaca_messages(values: Mapping[str, Any]) -> list[Any] | str:
     asked = [text for text in (values.get("instruction"), values.get("input")) if text]
     if not all(isinstance(text, str) for text in asked):
         return "instruction or input is not text"
-    messages = [
-        {"role": role, "content": text}
-        for pair in history
-        for role, text in zip(("user", "assistant"), pair, strict=True)
-    ]
+    turns = (turn for pair in history for turn in zip(("user", "assistant"), pair, strict=True))
+    messages = [{"role": role, "content": text} for role, text in turns]
     question = "\n\n".join(text.strip() for text in asked if text.strip())
     return [*messages, {"role": "user", "content": question}, {"role": "assistant", "content": values.get("output")}]
 
@@ -172,17 +169,15 @@ def _turn(message: object) -> Turn | str:
 
 
 def _without_thoughts(text: str) -> tuple[str, str]:
-    """Return an assistant's text without thoughts, or what is wrong with it."""
+    """Return an assistant's text without thoughts, and what is wrong with it, or nothing."""
     left = THOUGHTS.sub("", text)
     if "</think>" in left and "<think>" not in left:
         # Some templates write the opening mark as part of the prompt.
         left = left.rpartition("</think>")[2]
     if "<think>" in left:
         return left, "thoughts that don't end (<think> without </think>)"
-    left = left.strip()
-    if not left:
-        return left, "an empty assistant turn after stripping its thoughts (to keep them, set thoughts: keep)"
-    return left, ""
+    empty = "an empty assistant turn after stripping its thoughts (to keep them, set thoughts: keep)"
+    return left.strip(), "" if left.strip() else empty
 
 
 def _out_of_order(turn: Turn, before: Sequence[Turn]) -> str:

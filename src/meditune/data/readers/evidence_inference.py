@@ -94,9 +94,9 @@ def _claim(
     stated = stated_result(prompt_id, result)
     claim = claim_text(stated, outcome, intervention, comparator)
     url = f"https://pmc.ncbi.nlm.nih.gov/articles/{pmcid}/"
-    meta |= {"pmcid": pmcid, "outcome": outcome, "intervention": intervention, "comparator": comparator}
+    facts = {"pmcid": pmcid, "outcome": outcome, "intervention": intervention, "comparator": comparator}
     label: Label = "supported" if stated == result else "refuted"
-    return [claim_of(SOURCE, prompt_id, claim, evidence, label, pmcid, **meta, result=result, url=url)]
+    return [claim_of(SOURCE, prompt_id, claim, evidence, label, pmcid, **facts, result=result, url=url, **meta)]
 
 
 NO_PARTS = "no id, outcome, intervention or comparator"
@@ -175,10 +175,8 @@ def widened(article: str, quotation: str, start: int, end: int) -> str:
 
     `start` and `end` are the publisher's offsets. If the quotation is nowhere in the article, it is returned unchanged.
     """
-    words = set(re.findall(r"\w+", quotation.casefold()))
-    article_words = (
-        set(re.findall(r"\w+", article[start:end].casefold())) if 0 <= start < end <= len(article) else set()
-    )
+    there = article[start:end] if 0 <= start < end <= len(article) else ""
+    words, article_words = (set(re.findall(r"\w+", text.casefold())) for text in (quotation, there))
     if not words or len(words & article_words) < SAME_WORDS * len(words):
         start = article.find(quotation)
         end = start + len(quotation)

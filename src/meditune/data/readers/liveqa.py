@@ -76,13 +76,10 @@ def read(path: Path, rejects: Rejects) -> Iterator[Example]:
 
 def official_split(examples: Iterable[Example]) -> tuple[list[Example], list[Example]]:
     """Return the training pairs without the 16 questions that repeat test questions, and the test questions."""
-    train, test = [], []
-    for example in examples:
-        if example.meta.get("split_hint") == "test":
-            test.append(example)
-        elif "test_question" not in example.meta:
-            train.append(example)
-    return train, test
+    examples = list(examples)
+    test = [example for example in examples if example.meta.get("split_hint") == "test"]
+    others = (example for example in examples if example.meta.get("split_hint") != "test")
+    return [example for example in others if "test_question" not in example.meta], test
 
 
 def _by_role(files: Iterable[tuple[PurePosixPath, bytes]]) -> dict[str, tuple[PurePosixPath, bytes]]:

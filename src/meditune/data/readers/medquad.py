@@ -26,6 +26,7 @@ FILE_BYTES = 2**24
 """Limit for one XML file; the largest published file has about two million bytes. The tree takes several times that"""
 ALL_BYTES = 2**29
 XML_DEPTH = 100
+_TOO_LARGE = "more than {} MB, larger than any of the publisher's files. Download it again."
 
 
 def xml_files(path: Path) -> Iterator[tuple[PurePosixPath, bytes]]:
@@ -63,7 +64,7 @@ def _bytes(file: Path) -> bytes:
     with open_unchanging(file), file.open("rb") as stream:
         data = stream.read(FILE_BYTES + 1)
     if len(data) > FILE_BYTES:
-        raise DataError(f"{file}: {_too_large(FILE_BYTES)}")
+        raise DataError(f"{file}: {_TOO_LARGE.format(FILE_BYTES // 2**20)}")
     return data
 
 
@@ -80,19 +81,15 @@ def _zipped(archive: Path) -> Iterator[tuple[PurePosixPath, bytes]]:
                     raise DataError(f"{archive}: no XML files in this zip. Give the publisher's zip.")
                 largest = max(members, key=lambda each: each.file_size)
                 if largest.file_size > FILE_BYTES:
-                    raise DataError(f"{archive}, {largest.filename}: {_too_large(FILE_BYTES)}")
+                    raise DataError(f"{archive}, {largest.filename}: {_TOO_LARGE.format(FILE_BYTES // 2**20)}")
                 if sum(each.file_size for each in members) > ALL_BYTES:
-                    raise DataError(f"{archive}: unpacks to {_too_large(ALL_BYTES)}")
+                    raise DataError(f"{archive}: unpacks to {_TOO_LARGE.format(ALL_BYTES // 2**20)}")
                 for member in sorted(members, key=lambda each: each.filename):
                     yield PurePosixPath(member.filename), opened.read(member)
         except (zipfile.BadZipFile, zlib.error, EOFError) as error:
             raise DataError(f"{archive}: a damaged zip file ({error}). Download it again.") from error
         except RuntimeError as error:  # encrypted, or an unknown compression
             raise DataError(f"{archive}: can't be unpacked ({error}). Unpack the zip and give the folder.") from error
-
-
-def _too_large(limit: int) -> str:
-    return f"more than {limit // 2**20} MB, larger than any of the publisher's files. Download it again."
 
 
 def parse_xml(data: bytes) -> ET.Element:

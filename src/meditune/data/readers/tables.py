@@ -9,9 +9,8 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from meditune.data.example import problem_in_text
 from meditune.errors import DataError
@@ -30,10 +29,11 @@ _KINDS = (
 @contextmanager
 def open_unchanging(path: Path) -> Iterator[None]:
     """Raise DataError if `path` isn't a readable regular file, or changes while the block reads it."""
-    before, problem = _identity(path), None
+    before = _identity(path)
+    problem: Exception | None = None
     try:
         yield
-    except DataError as error:
+    except Exception as error:
         problem = error
     if _identity(path) != before:
         raise DataError(
@@ -184,14 +184,11 @@ def accepted(
                 yield record
 
 
-@dataclass(frozen=True)
-class Layout:
-    """The columns of a kind of file."""
+class Layout(NamedTuple):
+    """Default names of the column of each field, and groups of fields of which one each must have a column."""
 
     guesses: Mapping[str, Sequence[str]]
-    """Field -> default names of its column; the first existing one is used"""
     needed: Sequence[Sequence[str]]
-    """Groups of fields; one field of each group must have a column"""
 
 
 NAMES = package_table(Path(__file__).with_name("column_names.yaml"))

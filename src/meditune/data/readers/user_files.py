@@ -176,33 +176,21 @@ NO_CONTEXT = "context is not a text, a list of texts or a list of {text, label}"
 SOURCE = "own"
 
 
-def read(
-    path: Path | str,
-    rejects: Rejects,
-    *,
-    fields: Mapping[str, str] | None = None,
-    labels: Mapping[str, Label] | None = None,
-    source: str = SOURCE,
-    split: str = "train",
-    config: str | None = None,
-    thoughts: Thoughts = "strip",
-    changes: Counter[str] | None = None,
-) -> Iterator[Example]:
+def read(path: Path | str, rejects: Rejects, *, source: str = SOURCE, **options: Any) -> Iterator[Example]:
     """Yield examples from a file, or from the Hugging Face data set "owner/name" if no such file exists.
 
-    `fields` maps fields of an Example to columns; the others are guessed from common names (LAYOUTS), and other columns
-    are kept in `meta`. Without an id, the row's number in the file is used; without a group, rows with the same
-    question share one. The columns decide whether the file holds questions, claims (with the labels of LABEL_WORDS or
-    of `labels`) or conversations (`thoughts` says whether to keep what is between <think> and </think>; `changes`
-    counts what was changed). Unusable rows go to `rejects`. Raises DataError if the file or a required column is
-    missing.
+    The `options` are those of `from_rows`: `fields` maps fields of an Example to columns; the others are guessed from
+    common names (LAYOUTS), and other columns are kept in `meta`. Without an id, the row's number in the file is used;
+    without a group, rows with the same question share one. The columns decide whether the file holds questions, claims
+    (with the labels of LABEL_WORDS or of `labels`) or conversations (`thoughts` says whether to keep what is between
+    <think> and </think>; `changes` counts what was changed). Unusable rows go to `rejects`. Raises DataError if the
+    file or a required column is missing.
     """
     file = Path(path)
     if file.is_file() or file.suffix or str(path).count("/") != 1:
         name, found = file.stem, rows(file, source, rejects)
     else:
-        name, found = str(path), hub_rows(str(path), split, config)
-    options: dict[str, Any] = {"fields": fields, "labels": labels, "thoughts": thoughts, "changes": changes}
+        name, found = str(path), hub_rows(str(path), "train", None)
     yield from from_rows(found, rejects, source=source, name=name, place=str(path), **options)
 
 

@@ -45,7 +45,7 @@ def statistics(predictions: Predictions) -> dict[str, Statistics]:
         found |= _prefixed("calibrated", agreement(after) | {"ece": calibration_error(after)})
     if predictions.written:
         found |= _prefixed("written", agreement(predictions.written))
-    return found | _prefixed("claim", claim_statistics(predictions.claim))
+    return found | claim_statistics(predictions.claim)
 
 
 def _prefixed(prefix: str, found: Mapping[str, Statistics]) -> dict[str, Statistics]:
@@ -255,7 +255,7 @@ def _ids(rows: Rows) -> tuple[str, ...]:
 
 
 def claim_statistics(rows: Rows) -> dict[str, Statistics]:
-    """Return `accuracy`, `macro_f1`, `ece` and, if some claims are supported and some aren't, `auroc` of claims."""
+    """Return `claim_accuracy` and so on, with `claim_auroc` only if some claims are supported and some aren't."""
     if not rows:
         return {}
     # The metrics of decisions, with each label's word in place of the label.
@@ -268,7 +268,7 @@ def claim_statistics(rows: Rows) -> dict[str, Statistics]:
     found = agreement(in_words) | {"ece": calibration_error(in_words)}
     if 0 < sum(row["reference"] == "supported" for row in rows) < len(rows):
         found["auroc"] = auroc(rows)
-    return found
+    return _prefixed("claim", found)
 
 
 def auroc(rows: Rows) -> Statistics:
@@ -292,26 +292,12 @@ def auroc(rows: Rows) -> Statistics:
     return Statistics(_ids(rows), items, area)
 
 
-def claims_by_source(predictions: Predictions) -> dict[str, dict[str, float]]:
-    """Return for each source of claims the number of `claims` and the metrics on them alone."""
-    sources: dict[str, list[dict[str, Any]]] = {}
-    for row in predictions.claim:
-        sources.setdefault(row["source"], []).append(row)
-    return {
-        source: {"claims": float(len(rows))}
-        | {name: each.value() for name, each in _prefixed("claim", claim_statistics(rows)).items()}
-        for source, rows in sorted(sources.items())
-    }
-
-
 def fit_correction(rows: Sequence[Mapping[str, Any]]) -> ClaimCorrection:
     """Return the temperature and biases that maximize the likelihood of the references, and the threshold.
 
-    Sources with only one label say nothing about probabilities, so only the threshold is fitted to them: the highest,
-    up to 0.5, below which at most FALSE_ALARMS of the supported claims fall. If there are such sources with supported
-    claims, the threshold is fitted to them alone, since their claims are known to be true.
-
-    After Platt (1999) and Guo et al. (2017, arXiv:1706.04599).
+    Sources with only one label say nothing about probabilities. The threshold is the highest, up to 0.5, below which at
+    most FALSE_ALARMS of the supported claims fall, of sources with only supported claims if there are any, since these
+    are known to be true. After Platt (1999) and Guo et al. (2017, arXiv:1706.04599).
     """
     labels: dict[str, set[str]] = {}
     for row in rows:

@@ -19,7 +19,7 @@ def statistics(predictions: Predictions) -> dict[str, Statistics]:
     measured |= {f"{kind}_": windows for kind, windows in predictions.texts().items()}
     found = {f"{prefix}perplexity": perplexity(rows) for prefix, rows in measured.items() if rows}
     for prefix, rows in (("", predictions.likelihood), ("general_", predictions.general)):
-        if rows:
+        if rows and all("bytes" in row for row in rows):
             bits = [row["nll"] / log(2) for row in rows]
             found[f"{prefix}bits_per_byte"] = ratio(_ids(rows), bits, [row["bytes"] for row in rows])
     if predictions.choice:

@@ -26,10 +26,9 @@ Rows = dict[str, dict[str, Any]]
 def worked_examples(folder: Path) -> tuple[list[dict[str, Any]], int]:
     """Return the chosen examples, worst first, and the number of items they were chosen from.
 
-    All items that both models answered (or decided, if there are no answers) are ordered by whether the decision became
-    correct, stayed or became wrong, then by the difference in ROUGE-L, ties by id. The examples are up to MAX_LOST
-    items from the bottom that lost, up to MAX_GAINED items from the top that gained, and the items nearest the median
-    up to a total of MAX_EXAMPLES. `sort` is "lost", "gained" or "usual".
+    The items that both models answered (or decided, if there are no answers) are ordered by the change of the decision,
+    then of ROUGE-L, ties by id. The examples are up to MAX_LOST of those that lost, up to MAX_GAINED of those that
+    gained, and the items nearest the median up to a total of MAX_EXAMPLES. `sort` is "lost", "gained" or "usual".
     """
     answers, decisions = (
         [_by_id(folder, model, kind) for model in ("base", "tuned")] for kind in ("answer", "decision")

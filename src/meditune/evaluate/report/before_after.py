@@ -7,17 +7,7 @@ from typing import Any, Literal
 
 from meditune.evaluate.compare import survives_correction
 from meditune.evaluate.metrics import METRICS
-from meditune.evaluate.report.formatting import (
-    NOT_MEASURED,
-    bounds,
-    capitalized,
-    in_prose,
-    interval,
-    listed,
-    number,
-    p_value,
-    signed,
-)
+from meditune.evaluate.report import formatting as text
 from meditune.statistics import Metric
 
 Mark = Literal["better", "hinted", "worse", "no significant change", "not measured"]
@@ -62,10 +52,7 @@ class Row:
 
 
 def rows(report: dict[str, Any]) -> list[Row]:
-    """Return a row for every metric in the order of METRICS, measured or not, then for metrics unknown to METRICS.
-
-    Optional metrics are included only if they were measured.
-    """
+    """Return a row for every metric that isn't optional or was measured, in the order of METRICS, unknown ones last."""
     base, tuned = report.get("base") or {}, report.get("tuned") or {}
     comparison, worse = report.get("comparison") or {}, report.get("worse") or []
     unknown = sorted((set(base) | set(tuned) | set(comparison)) - set(METRICS))
@@ -89,9 +76,9 @@ def row_of(
 ) -> Row:
     """Return a row for a metric's values of both models and their comparison, which is None if there is none."""
     digits = metric.digits
-    before, after = number(base, digits), number(tuned, digits)
+    before, after = text.number(base, digits), text.number(tuned, digits)
     if not compared or compared.get("ci95") is None:
-        mark: Mark = "not measured" if NOT_MEASURED in (before, after) else "no significant change"
+        mark: Mark = "not measured" if text.NOT_MEASURED in (before, after) else "no significant change"
         return Row(metric, before, after, mark, wrong_way)
     beside = compared.get("references")
     return Row(
@@ -100,15 +87,17 @@ def row_of(
         after,
         _mark(compared),
         wrong_way,
-        bounds(compared.get("base_ci95"), digits),
-        bounds(compared.get("tuned_ci95"), digits),
-        signed(compared["delta"], digits),
-        interval(compared["ci95"], digits),
-        p_value(compared.get("p")),
-        p_value(compared.get("p_holm")),
+        text.bounds(compared.get("base_ci95"), digits),
+        text.bounds(compared.get("tuned_ci95"), digits),
+        text.signed(compared["delta"], digits),
+        text.interval(compared["ci95"], digits),
+        text.p_value(compared.get("p")),
+        text.p_value(compared.get("p_holm")),
         compared.get("test", ""),
         forest(metric, compared["delta"], *compared["ci95"]),
-        f"{number(beside['figure'], digits)} ({bounds(beside['ci95'], digits)})" if beside is not None else "",
+        f"{text.number(beside['figure'], digits)} ({text.bounds(beside['ci95'], digits)})"
+        if beside is not None
+        else "",
         beside is not None and compared["difference"] is not None and not beside["beyond"],
     )
 
@@ -143,26 +132,26 @@ def verdict(report: dict[str, Any], table: list[Row]) -> list[str]:
     compared = headline(table)
     place = "On the synthetic sample: " if (report.get("data") or {}).get("synthetic") else ""
     if not compared:
-        return [capitalized(f"{place}nothing could be compared, because no metric was measured for both models.")]
+        return [text.capitalized(f"{place}nothing could be compared, because no metric was measured for both models.")]
     better, worse = (
-        [f"{in_prose(row.metric.title)} ({row.base} → {row.tuned})" for row in compared if row.mark == mark]
+        [f"{text.in_prose(row.metric.title)} ({row.base} → {row.tuned})" for row in compared if row.mark == mark]
         for mark in ("better", "worse")
     )
-    unchanged = [in_prose(row.metric.title) for row in compared if row.mark not in ("better", "worse")]
+    unchanged = [text.in_prose(row.metric.title) for row in compared if row.mark not in ("better", "worse")]
     sentences = [
         place + (f"significantly better: {_named(better)}." if better else "no metric got significantly better."),
         (f"significantly worse: {_named(worse)}" if worse else "no metric got significantly worse")
         + (f"; no significant change: {_named(unchanged)}." if unchanged else "."),
         _caveat(report, compared),
     ]
-    return [capitalized(sentence) for sentence in sentences if sentence]
+    return [text.capitalized(sentence) for sentence in sentences if sentence]
 
 
 def _named(names: list[str]) -> str:
     """Return the names as part of a sentence; if there are more than NAMED, the last ones are only counted."""
     if len(names) <= NAMED:
-        return listed(names)
-    return listed([*names[: NAMED - 1], f"{len(names) - NAMED + 1} more metrics"])
+        return text.listed(names)
+    return text.listed([*names[: NAMED - 1], f"{len(names) - NAMED + 1} more metrics"])
 
 
 def _caveat(report: dict[str, Any], compared: list[Row]) -> str:
@@ -172,8 +161,8 @@ def _caveat(report: dict[str, Any], compared: list[Row]) -> str:
         first, _, decision = baseline["name"].lower().partition(" ")
         if first == "always" and accuracy is not None and accuracy < baseline.get("accuracy", 0.0):
             parts.append(
-                f"the tuned model's accuracy is below the {number(baseline['accuracy'], 1)}\u00a0% that a constant "
-                f"answer of “{decision}” would score"
+                f"the tuned model's accuracy is below the {text.number(baseline['accuracy'], 1)}\u00a0% that a "
+                f"constant answer of “{decision}” would score"
             )
     if "training" in report and all(row.metric.name != "general_perplexity" for row in compared):
         parts.append("the run didn't measure whether the model forgot general English")

@@ -7,8 +7,6 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from markupsafe import Markup, escape
-
 from meditune import __version__
 from meditune.data.diversity import BY_NAME
 from meditune.evaluate.report.before_after import Row, row_of
@@ -27,29 +25,23 @@ _LETTER = 9.6
 """Approximate width of a letter of a label"""
 
 
-def draw_clusters(result: dict[str, Any]) -> dict[str, Any] | None:
-    """Return `svg`, and `legend` with (colour, source, points) of each source; None if there are too few questions."""
+def cluster_map(result: dict[str, Any]) -> dict[str, Any] | None:
+    """Return `dots`, `labels` and `legend` with (colour, source, points) of each source; None without points."""
     points = result["points"]
     if not points:
         return None
-    sources = [name for name, _ in Counter(point["source"] for point in points).most_common()]
-    colour = {name: min(number, COLOURS - 1) for number, name in enumerate(sources)}
+    counts = Counter(point["source"] for point in points)
+    colour = {name: min(number, COLOURS - 1) for number, (name, _) in enumerate(counts.most_common())}
     names = {row["cluster"]: row["name"] for row in result["clusters"]}
     dots = []
     for point in points:
-        x, y = _place(point["x"], point["y"])
-        words = f"{point['question']} ({point['source']}; {names[point['cluster']]})".lstrip()
-        title = f"<title>{escape(words)}</title>"
-        dots.append(f'<circle class="s{colour[point["source"]]}" cx="{x:.0f}" cy="{y:.0f}" r="4">{title}</circle>')
-    labels = "".join(
-        f'<text x="{x:.0f}" y="{y:.0f}" text-anchor="middle">{escape(name)}</text>'
-        for name, x, y in _labels(points, names)
-    )
-    clusters = "; ".join(f"{row['name']} ({row['questions']})" for row in result["clusters"])
-    head = f"<title>Map of {len(points)} questions by meaning. Clusters: {escape(clusters)}</title>"
-    svg = f'<svg class="map" role="img" viewBox="0 0 {WIDE} {HIGH}">{head}{"".join(dots)}{labels}</svg>'
-    counts = Counter(point["source"] for point in points)
-    return {"svg": Markup(svg), "legend": [(colour[name], name, counts[name]) for name in sources]}
+        title = f"{point['question']} ({point['source']}; {names[point['cluster']]})".lstrip()
+        dots.append((colour[point["source"]], *_place(point["x"], point["y"]), title))
+    return {
+        "dots": dots,
+        "labels": _labels(points, names),
+        "legend": [(number, name, counts[name]) for name, number in colour.items()],
+    }
 
 
 def clusters(result: dict[str, Any]) -> dict[str, Any]:
@@ -80,15 +72,17 @@ def _labels(points: list[dict[str, Any]], names: dict[int, str]) -> list[tuple[s
             name = ", ".join(name.split(", ")[:WORDS])
             half = len(name) * _LETTER / 2
             labels.append((name, min(max(x, half), WIDE - half), y))
+
+    def is_free(name: str, x: float, y: float) -> bool:
+        return _LINE <= y <= HIGH - 6 and not any(
+            abs(y - other_y) < _LINE and abs(x - other_x) < (len(name) + len(other)) * _LETTER / 2 + 6
+            for other, other_x, other_y in placed
+        )
+
     for name, x, y in sorted(labels, key=lambda label: label[2]):
-        free = [y + step * _LINE / 2 for step in sorted(range(-24, 25), key=abs)]
-        clear = (at for at in free if _LINE <= at <= HIGH - 6 and not any(_touch(name, x, at, *one) for one in placed))
-        placed.append((name, x, next(clear, y)))
+        near = [y + step * _LINE / 2 for step in sorted(range(-24, 25), key=abs)]
+        placed.append((name, x, next((at for at in near if is_free(name, x, at)), y)))
     return placed
-
-
-def _touch(name: str, x: float, y: float, other: str, other_x: float, other_y: float) -> bool:
-    return abs(y - other_y) < _LINE and abs(x - other_x) < (len(name) + len(other)) * _LETTER / 2 + 6
 
 
 GRADES = (0.0, 24.0)
@@ -129,7 +123,7 @@ def render_page(result: dict[str, Any], path: Path) -> None:
         diversity=diversity_section(result),
         dimensions=BY_NAME,
         clusters=clusters(clustered) if clustered else None,
-        map=draw_clusters(clustered) if clustered else None,
+        map=cluster_map(clustered) if clustered else None,
     )
 
 

@@ -31,10 +31,7 @@ def signed(value: float, digits: int) -> str:
 
 
 def interval(bounds: Sequence[float], digits: int) -> str:
-    """Return an interval as text, such as "−0.02 to +0.11".
-
-    A nonzero bound that would round to zero gets more digits, so that readers can see whether zero is excluded.
-    """
+    """Return an interval as text, such as "−0.02 to +0.11"; a nonzero bound that rounds to zero gets more digits."""
     low, high = bounds
     while digits < 6 and any(bound and not number(bound, digits).strip("−0.,") for bound in (low, high)):
         digits += 1
@@ -101,10 +98,7 @@ def counted(reasons: dict[str, Any] | None) -> list[tuple[str, Any]]:
 
 
 def web_address(text: Any) -> str | None:
-    """Return `text` if it is a plain web address, or the address of an "arXiv:" number in it, or None.
-
-    Anything else ("javascript:...") must not become a link.
-    """
+    """Return `text` if it is a plain web address, or the address of an "arXiv:" number in it; else None."""
     if not isinstance(text, str):
         return None
     if re.fullmatch(r"https?://[^\s<>\"']+", text):
@@ -116,31 +110,17 @@ def web_address(text: Any) -> str | None:
 HERE = Path(__file__).parent
 
 
-def environment() -> Any:
-    """Return the Jinja environment with this folder's templates and the filters that they use."""
+def write_page(path: Path, template: str, **context: Any) -> None:
+    """Write a page from one of this folder's templates."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
         loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {
-        "number": number,
-        "signed": signed,
-        "interval": interval,
-        "bounds": bounds,
-        "count": count,
-        "counted": counted,
-        "duration": duration,
-        "listed": listed,
-        "link": web_address,
-    }
-    return environment
-
-
-def write_page(path: Path, template: str, **context: Any) -> None:
-    """Write a page from one of this folder's templates."""
+    filters = (number, signed, interval, bounds, count, counted, duration, listed)
+    environment.filters |= {each.__name__: each for each in filters} | {"link": web_address}
     with replace_file(path) as stream:
-        stream.write(environment().get_template(template).render(style=style(), **context))
+        stream.write(environment.get_template(template).render(style=style(), **context))
 
 
 def style() -> Markup:

@@ -1,7 +1,7 @@
 """Plots as SVG for the page: drawn by matplotlib, coloured by the page's style sheet.
 
-matplotlib doesn't support CSS, so it draws placeholder colours, which are then replaced by the page's variables. One
-drawing therefore works in light mode, dark mode and print. Text isn't converted to paths, so it uses the page's font.
+matplotlib draws placeholder colours, which are replaced by the page's CSS variables. So one drawing works in light
+mode, dark mode and print. Text isn't converted to paths, so it uses the page's font.
 """
 
 from __future__ import annotations

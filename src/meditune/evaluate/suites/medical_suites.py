@@ -228,8 +228,7 @@ def check_suites(
 ) -> dict[str, Any]:
     """Return suite -> number of `items`, and what was `found` in the training data, as in leakage.json.
 
-    The training data are the run's train and dev splits, the records of the model, and its own run's examples. A
-    choice stands in its prompt by design, so prompts aren't searched for answers.
+    A choice stands in its prompt by design, so prompts aren't searched for answers.
     """
     # All suites are compared at once, because most of the time is spent on reading the training data.
     every = [item for items in suites.values() for item in items]

@@ -27,7 +27,8 @@ def letters_prompt(example: Example) -> str:
     """Return the prompt after which the letters A to D are scored."""
     options = "".join(f"{letter}. {text}\n" for letter, text in zip(LETTERS, example.meta[CHOICES], strict=False))
     if example.source == "mmlu-medical":
-        about = f"The following are multiple choice questions (with answers) about {_subject(example)}.\n\n"
+        subject = _subject(example)
+        about = f"The following are multiple choice questions (with answers) about {subject}.\n\n"
         return f"{about}{example.question.strip()}\n{options}Answer:"
     choices = "Choices:\n" if example.source == "medmcqa" else ""
     return f"Question: {example.question}\n{choices}{options}Answer:"
@@ -35,9 +36,8 @@ def letters_prompt(example: Example) -> str:
 
 def options_prompt(example: Example) -> str:
     """Return the prompt after which the full options are scored; it doesn't contain them."""
-    about = ""
-    if example.source == "mmlu-medical":
-        about = f"The following are questions (with answers) about {_subject(example)}.\n\n"
+    is_mmlu = example.source == "mmlu-medical"
+    about = f"The following are questions (with answers) about {_subject(example)}.\n\n" if is_mmlu else ""
     return f"{about}Question: {example.question.strip()}\nAnswer:"
 
 
@@ -77,10 +77,8 @@ def _letters_and_options(
     by_letter = likelihood.choice_likelihoods(loaded, letters, batch_tokens, f"{label}, letters")
     by_option = likelihood.choice_likelihoods(loaded, options, batch_tokens, f"{label}, options")
     for item, letter, option in zip(items, by_letter, by_option, strict=True):
-        lengths = [len(text) for text in item.meta[CHOICES]]
-        yield {
-            "id": item.id, "reference": item.meta[CORRECT], "letters": letter, "options": option, "lengths": lengths,
-        }  # fmt: skip
+        row = {"id": item.id, "reference": item.meta[CORRECT], "letters": letter, "options": option}
+        yield row | {"lengths": [len(text) for text in item.meta[CHOICES]]}
 
 
 def _pairs(
@@ -90,16 +88,11 @@ def _pairs(
     claims, pairs = [], []
     for item in items:
         for number, text in enumerate(item.meta[CHOICES]):
-            meta = {LABEL: "supported"}
-            update: dict[str, Any] = {"id": f"{item.id}/{number}", "question": text, "meta": meta}
+            update = {"id": f"{item.id}/{number}", "question": text, "meta": {LABEL: "supported"}}
             claims.append(item.model_copy(update=update))
         chosen, rejected = item.meta[CHOICES]
-        pairs.append(
-            Pair(
-                id=item.id, question=item.question, context=item.context, chosen=chosen, rejected=rejected,
-                group=item.group, kind="medhallu",
-            )
-        )  # fmt: skip
+        same = {name: getattr(item, name) for name in ("id", "question", "context", "group")}
+        pairs.append(Pair(**same, chosen=chosen, rejected=rejected, kind="medhallu"))
     judged = likelihood.score_claims(loaded, encoder, claims, batch_tokens, f"{label}, claims")
     margins = {row["id"]: row["logits"]["supported"] - row["logits"]["refuted"] for row in judged}
     scored = {

@@ -1,12 +1,9 @@
 """Grading of answers to K-QA, MedicationQA and HealthBench by a judge, and the judge's agreement with physicians.
 
 A judge decides for each answer and statement: yes (the answer contains the statement, or meets the criterion), no (it
-contradicts the statement, or doesn't meet the criterion) or maybe (neither). It is a model behind an API, which is
-asked one question for each statement, or an evidence judge, which reads the answer as the passage.
-
-K-QA's publisher asks a model two questions for each statement (entailed? contradicted?), and HealthBench's publisher
-asks for an explanation before the verdict. Meditune's questions are its own and shorter, so scores are comparable with
-published ones only as far as the judge agrees with the physicians' labels.
+contradicts the statement, or doesn't meet the criterion) or maybe (neither). It is a model behind an API or an evidence
+judge. Meditune's questions to it are its own and shorter than the publishers', so scores are comparable with published
+ones only as far as the judge agrees with the physicians' labels.
 """
 
 from __future__ import annotations
@@ -50,20 +47,19 @@ class Graded:
 
     def messages(self, statement: str) -> list[dict[str, str]]:
         """Return the question to a judge behind an API about one statement."""
-        system, rule = _CRITERION if self.suite == "healthbench" else _STATEMENT
-        named = "Criterion" if self.suite == "healthbench" else "Statement"
+        named, rule = _CRITERION if self.suite == "healthbench" else _STATEMENT
         text = f"{self.question}\n\nAnswer:\n{self.answer}\n\n{named}: {statement}\n\n{rule}"
-        return [{"role": "system", "content": system}, {"role": "user", "content": text}]
+        return [{"role": "system", "content": _SYSTEM}, {"role": "user", "content": text}]
 
 
 _SYSTEM = "You check answers to health questions. Judge only what an answer says, not whether it is polite or long."
 _STATEMENT = (
-    _SYSTEM,
+    "Statement",
     "Does the answer contain the statement? Write yes if the answer states it or clearly implies it, no if the answer "
     "contradicts it, or maybe if the answer does neither. Write this one word and nothing else.",
 )
 _CRITERION = (
-    _SYSTEM,
+    "Criterion",
     "Does the answer do what the criterion describes, whether that is good or bad? Write yes only if all parts of the "
     'criterion hold; of things named after "such as" or "for example", one is enough. Otherwise write no. Write this '
     "one word and nothing else.",
@@ -262,8 +258,7 @@ def grade_suites(gradings: Sequence[Grading], judge: LocalJudge | ApiJudge) -> N
 def agreement(folder: Path, name: SuiteName) -> dict[str, Any] | None:
     """Return how often the judge agrees with physicians on whether an answer contains a statement; None without labels.
 
-    `items` is the number of labels, `agree` the share in percent with Wilson's `ci95`, `kappa` Cohen's kappa (None if
-    both give the same verdict everywhere), and `unclear` the number of verdicts that were none of yes, no and maybe.
+    `agree` is in percent, with Wilson's `ci95`; `kappa` is None if both give the same verdict everywhere.
     """
     path = agreement_file(folder, name)
     if not path.is_file():
@@ -283,12 +278,7 @@ def agreement(folder: Path, name: SuiteName) -> dict[str, Any] | None:
 
 
 def described_suites(folder: Path, models: Sequence[str], judge: str | None) -> dict[SuiteName, Any]:
-    """Return the `suites` of report.json: the facts of suites.json, with the judge of open answers.
-
-    `measured` says whether all of the models were measured on the suite.
-
-    `judge` has its `name`, its `agreement` with physicians, and model -> number of verdicts that were `unclear`.
-    """
+    """Return the `suites` of report.json (docs/reference/report.md): the facts of suites.json, with the judges."""
     found: dict[SuiteName, Any] = {}
     known = suite_facts(folder)
     for name in (each for each in SUITES if each in known):
@@ -310,10 +300,7 @@ def described_suites(folder: Path, models: Sequence[str], judge: str | None) -> 
 
 
 def suite_remarks(suites: dict[SuiteName, Any]) -> list[str]:
-    """Return a sentence for each suite that wasn't measured, and about the judge of each suite of open answers.
-
-    `suites` is the result of `described_suites`.
-    """
+    """Return a sentence for each suite that wasn't measured, and about the judge of each suite of open answers."""
     remarks = []
     for name, facts in suites.items():
         if not facts.get("measured", True):

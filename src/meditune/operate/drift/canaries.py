@@ -124,10 +124,7 @@ def append_run(run: dict[str, Any], path: Path) -> None:
 
 
 def verdict(path: Path, version: str | None = None) -> dict[str, Any]:
-    """Compare the last run with the first; `since` is when all canaries that fail now began to fail.
-
-    With a registry's `version`, only answers of that version in the last run count. Raises DataError without runs.
-    """
+    """Compare the last run, or only its answers of a `version`, with the first. Raises DataError without runs."""
     runs = read_jsonl(path)
     if not runs or not all(isinstance(run.get("right"), dict) for run in runs):
         raise DataError(f"{path}: contains no canary runs. Make one: meditune drift canary CANARIES -o {path}")

@@ -1,7 +1,4 @@
-"""The drift watcher of a running server: checks new requests in its store repeatedly, in its own thread.
-
-It rests three times as long as it works, so it barely slows down answers. Its state is saved like that of a check.
-"""
+"""The drift watcher of a running server: checks new requests in its own thread, which rests most of the time."""
 
 from __future__ import annotations
 

@@ -65,10 +65,7 @@ def number_bets(p: Floats) -> Floats:
 
 
 def share_bets(p: Floats, shares: Floats) -> Floats:
-    """Return the (k, 5) payoffs, for p-values (k,), of bets that the categories' shares (k,) changed by ODDS.
-
-    The shares are the reference's: bets that depend on the pool wouldn't be independent of earlier bets.
-    """
+    """Return the (k, 5) payoffs, for p-values (k,), of bets that the shares (k,) of the reference changed by ODDS."""
     given = shares[:, None]
     odds = np.array(ODDS) * given / (1 - given)
     shifted = odds / (1 + odds)
@@ -88,10 +85,7 @@ def advanced(statistics: Floats, payoffs: Floats) -> Floats:
 
 
 def threshold(false_alarms: float, requests: int, signals: int) -> float:
-    """Return the threshold of each signal for at most `false_alarms` expected in `requests` without drift.
-
-    It applies Bonferroni's correction for the number of signals; the e-detector itself corrects over time.
-    """
+    """Return each signal's threshold (Bonferroni) for the `false_alarms` expected in `requests` without drift."""
     return requests * signals / false_alarms
 
 
@@ -177,23 +171,15 @@ def block_test(pool: Vectors, block: Vectors, rng: np.random.Generator) -> tuple
     """
     everything = np.concatenate([pool, block])
     centre = everything.mean(axis=0)
-    chosen = _distinct(len(everything), len(block), rng)
+    chosen = rng.integers(len(everything), size=(PERMUTATIONS, len(block)))
+    # Rows with repetitions are drawn again.
+    while (repeated := (np.diff(np.sort(chosen, axis=1), axis=1) == 0).any(axis=1)).any():
+        chosen[repeated] = rng.integers(len(everything), size=(int(repeated.sum()), len(block)))
     distances = ((everything[chosen].mean(axis=1) - centre) ** 2).sum(axis=1)
     own = float(((block.mean(axis=0) - centre) ** 2).sum())
     larger, ties = int((distances > own).sum()), int((distances == own).sum())
     p = (larger + rng.random() * (1 + ties)) / (PERMUTATIONS + 1)
     return p, own - float(distances.mean())
-
-
-def _distinct(count: int, size: int, rng: np.random.Generator) -> NDArray[np.int64]:
-    """Return (PERMUTATIONS, size) rows of distinct numbers below count; rows with repetitions are drawn again."""
-    found = rng.integers(count, size=(PERMUTATIONS, size))
-    while True:
-        ordered = np.sort(found, axis=1)
-        repeated = (ordered[:, 1:] == ordered[:, :-1]).any(axis=1)
-        if not repeated.any():
-            return found
-        found[repeated] = rng.integers(count, size=(int(repeated.sum()), size))
 
 
 WINDOW = 200

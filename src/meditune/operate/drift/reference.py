@@ -89,10 +89,7 @@ class Reference:
 
 
 def fit(requests: Sequence[Request], embedding: dict[str, Any] | None, source: str, seed: int = 17) -> Reference:
-    """Fit a reference: half of the requests are learned from, the other half is ranked against.
-
-    `embedding` identifies the model that made their vectors. Raises DataError if there are too few requests.
-    """
+    """Fit a reference: half of the requests are learned from, the other half is ranked against. Raises DataError."""
     if len(requests) < MIN_REQUESTS:
         raise DataError(
             f"{source} has {len(requests):,} requests; a reference needs at least {MIN_REQUESTS}, and a few thousand "

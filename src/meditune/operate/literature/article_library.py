@@ -19,7 +19,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from meditune.config.data_options import QualitySpec
+from meditune.config.data_options import QUALITY_RULES, QualitySpec
 from meditune.data.example import Example
 from meditune.data.near_duplicates import words
 from meditune.data.quality import quality_filters
@@ -299,7 +299,7 @@ def now() -> str:
 
 MIN_ABSTRACT_WORDS = 20
 """Minimum length of an abstract; shorter texts ("Editorial.") are none."""
-_OFF = dict.fromkeys(quality_filters.ALL, "off")
+_OFF = dict.fromkeys(QUALITY_RULES, "off")
 _SPECS = {
     asked_for: QualitySpec(rules=_OFF | {"language": "drop", "not_medical": "off" if asked_for else "drop"})
     for asked_for in (True, False)
@@ -313,10 +313,7 @@ REASONS = frozenset(_REASON_TEXTS.values())
 
 
 def checked_article(article: Article, is_requested: bool) -> tuple[Article, str]:
-    """Return the article with its encoding fixed, and the reason why it is left out, or "".
-
-    If a query `is_requested` the article, the check that it is about medicine is skipped.
-    """
+    """Return the article with its encoding fixed, and why it is left out, or ""; requested ones may be non-medical."""
     mended = replace(
         article,
         title=quality_filters.fix_encoding(article.title),

@@ -36,10 +36,7 @@ from meditune.store.overview import Notes
 def update_index(
     library: Library, place: IndexStorage, documents: Sequence[Collection], embedding: str | None
 ) -> tuple[Manifest, Changes] | None:
-    """Update or build the index from the library and the documents; return None if there is nothing to do.
-
-    Retracted and deleted articles are removed from it, whatever their source. Raises DataError, ModelError.
-    """
+    """Update or build the index from the library and the documents; return None if there is nothing to do."""
     change, collection = library.change(), collections.library_in(library.folder)
     if place.read(MANIFEST) is None:
         if not documents and not library.counts()[CURRENT]:
@@ -93,7 +90,7 @@ class Flag:
 def flag(answers: Iterable[tuple[str, Sequence[str]]], retracted: Mapping[str, Mapping[str, str]]) -> Iterator[Flag]:
     """Yield each citation of a retracted article in answers: pairs of an id and the ids of its cited passages.
 
-    `retracted` maps PubMed ids to rows of retracted.jsonl. Citations among PubMedQA's contexts count too.
+    Citations among PubMedQA's contexts count too.
     """
     for answer, passages in answers:
         for passage in dict.fromkeys(passages):
@@ -150,7 +147,7 @@ def update(folder: Path, options: UpdateOptions) -> Report:
         raise DataError("--documents are added to an index. Name the index: --index INDEX.")
     report = Report()
     with article_library.opened(folder) as library:
-        for step in (_import_updates, _lists, _flags, _index, _pairs, _note):
+        for step in (_import_updates, _lists, _index, _pairs, _note):
             try:
                 step(library, options, report)
             except MedituneError as error:
@@ -213,16 +210,15 @@ def _import_updates(library: Library, options: UpdateOptions, report: Report) ->
         report.library = library.counts()
 
 
-def _lists(library: Library, options: UpdateOptions, report: Report) -> None:  # noqa: ARG001 (a step of an update)
-    write_jsonl(library.folder / RETRACTED_FILE, library.retracted())
+def _lists(library: Library, options: UpdateOptions, report: Report) -> None:
+    """Write the lists of retracted articles, of rejected records, and of answers that cite retracted articles."""
+    retracted = library.retracted()
+    write_jsonl(library.folder / RETRACTED_FILE, retracted)
     write_jsonl(library.folder / REJECTS_FILE, library.rejects())
-
-
-def _flags(library: Library, options: UpdateOptions, report: Report) -> None:
     if options.store:
-        known = {row["pmid"]: row for row in library.retracted()}
         rows = Answers(open_store(options.store)).exported() if exists(options.store) else ()
-        report.flagged = list(flag(((str(row["id"]), row["facts"].get("passages") or []) for row in rows), known))
+        answers = ((str(row["id"]), row["facts"].get("passages") or []) for row in rows)
+        report.flagged = list(flag(answers, {row["pmid"]: row for row in retracted}))
         write_jsonl(library.folder / FLAGGED_FILE, map(asdict, report.flagged))
 
 

@@ -1,7 +1,7 @@
-"""MEDLINE's update files, each applied once and in order, from a folder or a server.
+"""MEDLINE's update files, each applied once and in the order of their numbers, from a folder or a server.
 
 NLM publishes a file a day with new, revised and deleted citations, `pubmedYYnNNNN.xml.gz`, and its MD5
-(https://www.nlm.nih.gov/databases/download/pubmed_medline.html). Files must be loaded in the order of their numbers.
+(https://www.nlm.nih.gov/databases/download/pubmed_medline.html).
 """
 
 from __future__ import annotations

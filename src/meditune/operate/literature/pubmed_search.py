@@ -93,10 +93,7 @@ class RateLimitedClient(HttpClient):
 
     @contextmanager
     def download(self, url: str, start: int) -> Iterator[tuple[int, Iterator[bytes]]]:
-        """Yield the size of a remote file (0 if unknown), and its bytes from `start` on, without decoding them.
-
-        Raises StartedOverError if the server can't start at `start`; otherwise raises like `content`.
-        """
+        """Yield the size of a file (0: unknown) and its bytes from `start` on; may raise StartedOverError."""
         headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={start}-"} if start else {})
         with self.stream("GET", url, headers=headers) as response:
             self._check(response)
@@ -257,10 +254,7 @@ class LibrarySearch:
     rejects: Rejects
 
     def query(self, term: str, since: str | None) -> int:
-        """Import the articles that the query finds; return how many.
-
-        The first update reads all, or those changed since `since` (ISO 8601); later ones what changed since the last.
-        """
+        """Import the articles of a query, the first time those changed since `since` (ISO 8601); return how many."""
         name = f"query: {term}"
         cursor = self.library.cursor(name)
         if "windows" not in cursor:

@@ -1,8 +1,7 @@
 """New training data: corrections of answers, experts' labels, new literature; and its split into train, dev and test.
 
-Each kind is written as a file of rows with their own ids, in the format of a user's own file. A version's splits are
-those of its parent plus the new rows. A row's split follows from a hash of its group, so it is the same in every
-retraining: once held out, always held out. A row that comes again keeps its split.
+A version's splits are those of its parent plus the new rows. A row's split follows from a hash of its group, so it is
+the same in every retraining: once held out, always held out.
 """
 
 from __future__ import annotations

@@ -79,10 +79,7 @@ def unjudged(items: str, groups: int, policy: Policy, is_own: bool) -> str:
 
 
 def usual(items: str, comparison: Mapping[str, Any], before: Mapping[str, float]) -> Policy:
-    """Return the default policy: no worse on any measured metric, and better on the new items.
-
-    The perplexity of experts' answers must fall on new items; if experts gave only decisions, accuracy must rise.
-    """
+    """Return the default policy: no worse on any measured metric, and better (perplexity, or accuracy) on new items."""
     rules: dict[str, Any] = {"not_worse": [name for name in GUARDRAIL_METRICS if name in comparison]}
     likely = [name for name in LIKELIHOODS if name in comparison]
     if items == OLD:

@@ -46,7 +46,7 @@ OWN, SAMPLE = "own", "sample"
 def derive_recipe(parent: Path, old: Splits, new: Splits, files: Sequence[Path], synthetic: bool) -> Recipe:
     """Return the recipe that continues from the version in the folder `parent` with `files` of new rows.
 
-    Long answers are measured on the same share of test items as before. `synthetic`: the old rows are the sample.
+    Long answers are measured on the same share of test items as before.
     """
     before = load_recipe(str(parent / RECIPE)).recipe
     keys = before.model_dump(mode="json")
@@ -105,10 +105,7 @@ class Work:
         return next((each for each in known if begun and Path(each.came_from).name == begun["id"]), None)
 
     def claim(self, parent: str, options: Mapping[str, Any], restart_if_changed: bool = False) -> None:
-        """Resume the unfinished retraining with the sources gathered then, or start a new one.
-
-        Raises MedituneError if the options differ, unless `restart_if_changed` allows a new start.
-        """
+        """Resume the unfinished retraining or start a new one. Raises MedituneError if the options differ."""
         before = self.read()
         if before and self.facts.is_file() and _can_resume(before, parent, options, restart_if_changed):
             return
@@ -207,10 +204,7 @@ class Outcome:
 
 
 def retrain(folder: Path, options: Options, command: str) -> Outcome:
-    """Make the next version, or finish making it.
-
-    Raises MedituneError if another retraining is running, or an unfinished one has other options; otherwise as a run.
-    """
+    """Make or finish the next version. Raises MedituneError if one with other options is unfinished."""
     registry = Registry(folder)
     work = Work(registry)
     _current(registry)
@@ -219,9 +213,12 @@ def retrain(folder: Path, options: Options, command: str) -> Outcome:
     )
     with exclusive_lock(folder / LOCK, busy):
         if (version := work.made()) and not options.restart:
-            if not (since := _since(registry, version)):
+            history = registry.state().history
+            after = [each for each in history if each.version == version.id and each.what != "added"]
+            if not after:
                 return _finish(registry, work, version, [], options)
-            _say(f"{version.id} was finished earlier and {since}. Starting the next one.")
+            done = f"{after[-1].what} at {after[-1].when}"
+            _say(f"{version.id} was finished earlier and {done}. Starting the next one.")
         if version:
             work.end()
         elif options.restart:
@@ -336,12 +333,6 @@ def _export(run: Path, parent: Path, exports: tuple[str, ...] | None) -> None:
     for kind in existing if exports is None else exports:
         announce(f"export to {kind}")
         export(str(run), kind)
-
-
-def _since(registry: Registry, version: Version) -> str:
-    """Return what happened to a version after it was added, or "" if nothing did."""
-    after = [each for each in registry.state().history if each.version == version.id and each.what != "added"]
-    return f"{after[-1].what} at {after[-1].when}" if after else ""
 
 
 def _finish(registry: Registry, work: Work, version: Version, report: list[str], options: Options) -> Outcome:

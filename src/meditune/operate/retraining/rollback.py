@@ -50,8 +50,8 @@ def guard(
 ) -> VersionCheck:
     """Check once, and end the trial or roll back if answers got worse.
 
-    The state of the drift checks is beside their `reference`; `canary` is a file of results. An alert counts only if
-    the store still has the answer that opened it, which identifies the version.
+    The drift checks' state is beside their `reference`; `canary` is a file of results. An alert counts only if the
+    store still has the answer that opened it, which identifies the version.
     """
     registry = Registry(folder)
     state = registry.state()

@@ -1,8 +1,8 @@
 """PubMed abstracts: articles in the XML of MEDLINE and efetch.
 
 NLM's terms allow indexing and showing abstracts with their source, under their publishers' copyright
-(https://www.nlm.nih.gov/databases/download/terms_and_conditions.html). Elements and notices that correct or retract an
-article: https://www.nlm.nih.gov/bsd/licensee/elements_descriptions.html, https://www.nlm.nih.gov/bsd/policy/errata.html
+(https://www.nlm.nih.gov/databases/download/terms_and_conditions.html). The elements and the notices are described in
+https://www.nlm.nih.gov/bsd/licensee/elements_descriptions.html and https://www.nlm.nih.gov/bsd/policy/errata.html.
 Each record is found by its tags and parsed separately, so that a malformed one doesn't affect others, and entities that
 a file declares are never expanded.
 """
