@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import math
 import os
+import platform
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -23,6 +24,15 @@ def cores() -> int:
     if len(quota) == 2 and quota[0].isdigit():
         return max(1, min(allowed, math.ceil(int(quota[0]) / int(quota[1]))))
     return allowed
+
+
+def processor() -> str:
+    """Return the processor's model name, or its architecture where the system doesn't tell the name."""
+    with suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+        return next(names, platform.machine())
+    return platform.processor() or platform.machine()
 
 
 def memory_gb() -> tuple[float, float]:

@@ -237,15 +237,11 @@ def versions(recipe: Recipe) -> dict[str, str]:
 
 def machine() -> dict[str, Any]:
     """Return the hardware of this machine."""
-    from meditune.hardware import cores, gpu, memory_gb
+    from meditune.hardware import cores, gpu, memory_gb, processor
 
-    card, processor = gpu(), platform.processor() or platform.machine()
-    with suppress(OSError):
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-        processor = next(names, platform.machine())
+    card = gpu()
     return {
-        "processor": processor,
+        "processor": processor(),
         "cores": cores(),
         "memory_gb": round(memory_gb()[0], 1),
         "gpu": card[0] if card else None,

@@ -2,6 +2,7 @@
 
 import json
 import queue
+import shutil
 import subprocess
 import sys
 
@@ -10,11 +11,12 @@ import torch
 from transformers import AutoTokenizer
 
 from meditune.engines.engine import GenerationRequest
-from meditune.engines.open_engine import open_engine
+from meditune.engines.open_engine import exported_at, measure_exports, open_engine
 from meditune.engines.tokenizer import PlainTokenizer
 from meditune.errors import ModelError
 from meditune.export import verify
 from meditune.export.export import export
+from meditune.files import read_json, write_json
 from tests import tiny
 from tests.engines.engine_jobs import ask, collect, text, together, tokens
 
@@ -31,10 +33,17 @@ PACKAGES = {"openvino": "openvino_genai", "gguf": "xllamacpp", "onnx": "onnx"}
 
 @pytest.fixture(scope="module", params=KINDS, ids="-".join)
 def folder(request, tmp_path_factory):
-    """A model whose likeliest tokens are no near ties, with its export; windows are shorter than some prompts."""
+    """A model with its export; windows are shorter than some prompts."""
     architecture, kind = request.param
-    pytest.importorskip(PACKAGES[kind])
     place = tmp_path_factory.mktemp(f"{architecture}-{kind}")
+    exported(place, architecture, kind)
+    return place
+
+
+def exported(place, architecture, *kinds):
+    """Save a model whose likeliest tokens are no near ties, and export it."""
+    for kind in kinds:
+        pytest.importorskip(PACKAGES[kind])
     made, tokenizer = tiny.model(architecture), tiny.tokenizer(bos=architecture == "gemma3")
     torch.manual_seed(6)
     with torch.no_grad():
@@ -55,9 +64,8 @@ def folder(request, tmp_path_factory):
         patch.setattr(verify, "MAX_PERPLEXITY_RISE", 1.0)
         patch.setattr(verify, "AGREEMENT", 0.7)
         patch.setattr(verify, "WRITTEN_ITEMS", 4)
-        facts = export(str(place), kind)
-    assert facts["drift"]["items"] == 10
-    return place
+        for kind in kinds:
+            assert export(str(place), kind)["drift"]["items"] == 10
 
 
 @pytest.fixture(scope="module")
@@ -200,3 +208,35 @@ def test_its_tokenizer_reads_as_transformers_does(folder):
             assert ours.decode(ids, skip_special_tokens=True) == theirs.decode(ids, skip_special_tokens=True)
     assert (ours.eos_token_id, len(ours)) == (theirs.eos_token_id, len(theirs))
     assert sorted(ours.all_special_tokens) == sorted(theirs.all_special_tokens)
+
+
+def test_auto_opens_the_export_that_a_server_has_measured_as_fastest(tmp_path, monkeypatch, caplog):
+    monkeypatch.setenv("MEDITUNE_CACHE", str(tmp_path / "cache"))
+    place = tmp_path / "run"
+    exported(place, "llama", *(kind for _, kind in NO_TORCH))
+    caplog.set_level("INFO", "meditune")
+    assert exported_at(place, "auto") == place / "export" / "openvino"
+    measure_exports(place, 4)
+    [file] = (tmp_path / "cache" / "engines").iterdir()
+    record = read_json(file)
+    assert set(record["tokens_per_s"]) == {"openvino", "gguf"}
+    assert min(record["tokens_per_s"].values()) > 0
+    assert str(file) in caplog.text
+
+    for fastest in ("gguf", "openvino"):
+        write_json(file, record | {"tokens_per_s": {"openvino": 5.0, "gguf": 5.0, fastest: 9.0}})
+        measure_exports(place, 4)
+        assert exported_at(place, "auto") == place / "export" / fastest
+        assert read_json(file)["tokens_per_s"][fastest] == 9.0, "stored speeds aren't measured again"
+        assert exported_at(place, "llamacpp") == place / "export" / "gguf", "a named engine is opened in any case"
+
+    coarse = place / "export" / "gguf-Q4_K_M"
+    shutil.copytree(place / "export" / "gguf", coarse)
+    found = read_json(coarse / "export.json")
+    for rise, candidates in ((1.5, {"openvino", "gguf"}), (1.01, {"openvino", "gguf", "gguf-Q4_K_M"})):
+        found["drift"]["perplexity"] = [4.0, 4.0 * rise]
+        write_json(coarse / "export.json", found)
+        shutil.rmtree(file.parent)
+        measure_exports(place, 4)
+        [again] = file.parent.iterdir()
+        assert set(read_json(again)["tokens_per_s"]) == candidates

@@ -220,7 +220,7 @@ def test_no_samples_unless_asked_for(tmp_path):
 
 
 def test_virtual_tokens_are_refused_with_samples():
-    with pytest.raises(RecipeError, match=r"evaluate\.samples doesn.t work with model.strategy prefix"):
+    with pytest.raises(RecipeError, match=r"evaluate\.samples doesn.t work with the virtual tokens of prefix"):
         load_recipe("quickstart", ["model.strategy=prefix", "model.top_layers=null", "evaluate.samples=2"])
 
 

@@ -39,7 +39,7 @@ Quota = Annotated[int | None, Option(min=1, help="Tokens per day; the server's q
 ServedModel = Annotated[str, Argument(metavar="RUN|REGISTRY", help="A run, registry or model, or a model's name.")]
 IndexPlace = Annotated[Text, Option(metavar="INDEX", help="Index to answer from and to cite.")]
 JudgeRun = Annotated[Text, Option(metavar="RUN", help="Run of a judge, which checks the sentences of answers.")]
-EngineName = Annotated[str, Option(help="Engine; auto takes the fastest installed one that fits the model.")]
+EngineName = Annotated[str, Option(help="Engine; auto opens the fastest export of the run, measured once.")]
 EngineUrl = Annotated[Text, Option(help="With --engine vllm: address of the vLLM server, up to /v1.")]
 ModelName = Annotated[Text, Option(help="Name of the model for clients; the folder's name by default.")]
 Host = Annotated[str, Option(envvar="MEDITUNE_HOST", help="Address to listen on. Other machines need an API key.")]

@@ -14,7 +14,7 @@ from meditune.config.data_options import PromptFormat
 from meditune.config.training_options import ApiSpec
 from meditune.engines.engine import Engine
 from meditune.engines.exported_model import EXPORTS
-from meditune.engines.open_engine import open_engine
+from meditune.engines.open_engine import measure_exports, open_engine
 from meditune.engines.supervised_engine import SupervisedEngine
 from meditune.errors import DataError, ModelError
 from meditune.model_registry import Registry, Version, is_registry

@@ -6,6 +6,7 @@ import csv
 import json
 import stat
 import tempfile
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -33,7 +34,7 @@ def open_unchanging(path: Path) -> Iterator[None]:
     problem: Exception | None = None
     try:
         yield
-    except Exception as error:
+    except (DataError, csv.Error, EOFError, OSError, ValueError, zlib.error) as error:
         problem = error
     if _identity(path) != before:
         raise DataError(

@@ -31,7 +31,6 @@ from meditune.statistics import wilson
 
 Verdict = str | None
 """yes, no or maybe; None if the judge answered with none of them"""
-LABELS_JUDGED = "agreement"
 
 
 @dataclass(frozen=True)
@@ -184,7 +183,7 @@ def _grades_file(folder: Path, model: str, name: SuiteName) -> Path:
 
 def agreement_file(folder: Path, name: SuiteName) -> Path:
     """Return the file with the judge's verdicts on the answers that physicians labelled."""
-    return folder / FOLDER / f"{name}-{LABELS_JUDGED}.jsonl"
+    return folder / FOLDER / f"{name}-agreement.jsonl"
 
 
 def _graded(name: SuiteName, item: Example, answer: str) -> Graded:
