@@ -1,7 +1,7 @@
-"""The processes that torchrun starts for distributed training. With a single process, nothing here has an effect.
+"""Coordination of the processes that torchrun starts for distributed training; no effect with a single process.
 
-torchrun gives each process its number (RANK), its number on its machine (LOCAL_RANK) and the number of processes
-(WORLD_SIZE). Process 0, the first, owns the run's folder and is the only one that prints; the others compute.
+torchrun sets environment variables for each process: its number (RANK), its number on its machine (LOCAL_RANK) and the
+number of processes (WORLD_SIZE). All processes train. Only the first one, number 0, prints and manages the run's folder.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from meditune.errors import MedituneError
 Value = TypeVar("Value")
 
 WAIT = timedelta(hours=6)
-"""The longest time for which processes wait while the first one prepares data or writes replay text"""
+"""How long the other processes wait at most while the first one prepares data or generates replay text"""
 LAG = 60.0
-"""Seconds until a new file is visible on other machines: network file systems cache which files don't exist"""
+"""Seconds to wait for a file from another machine: network file systems cache which files don't exist"""
 
 
 def world() -> int:
@@ -48,16 +48,17 @@ def local_world() -> int:
 
 
 def is_first() -> bool:
-    """Return whether this process owns the run's folder and prints."""
+    """Return whether this is the first process, which prints and manages the run's folder."""
     return rank() == 0
 
 
 @contextmanager
 def process_group() -> Iterator[None]:
-    """Join the process group inside the block; only the first process prints inside it.
+    """Join the process group for the duration of the block, in which only the first process prints.
 
-    An error in one process ends all: the first to fail raises it, and the others, whose collective operations then
-    fail, end silently. Raises MedituneError if this machine has too few GPUs or another process was killed.
+    An error in one process ends all processes: the one that fails first raises its error; in the others, collective
+    operations then fail, and they end silently. Raises MedituneError if this machine has too few GPUs, or if another
+    process was killed.
     """
     if world() == 1:
         yield
@@ -80,7 +81,7 @@ def process_group() -> Iterator[None]:
         _fail(error, store)
         if isinstance(error, dist.DistError) or "gloo" in str(error):
             raise MedituneError(
-                "Another process of this training ended without an error message, perhaps because memory ran out. "
+                "Another process of this training run ended without an error message, perhaps because memory ran out. "
                 "Finished work is kept; run the same command again to resume."
             ) from error
         raise
@@ -90,7 +91,7 @@ def process_group() -> Iterator[None]:
 
 
 def barrier() -> None:
-    """Return when all processes have reached this call."""
+    """Wait until all processes have reached this call."""
     if world() > 1:
         import torch
 
@@ -110,7 +111,7 @@ def broadcast(value: Value) -> Value:
 
 
 def all_reduce_sum(tensor: Any) -> Any:
-    """Return the tensor, replaced in place by its sum over all processes."""
+    """Replace the tensor in place by its sum over all processes, and return it."""
     if world() > 1:
         import torch.distributed as dist
 
@@ -133,7 +134,7 @@ def only_first(manager: AbstractContextManager[Any]) -> AbstractContextManager[A
 
 @contextmanager
 def one_on_each_machine_first() -> Iterator[None]:
-    """Run the block in one process of each machine before the others: it downloads what they then find."""
+    """Run the block in one process on each machine first, so that the others find what it downloaded."""
     if local_rank():
         barrier()
     yield
@@ -142,7 +143,7 @@ def one_on_each_machine_first() -> Iterator[None]:
 
 
 def check_shared(path: Path) -> None:
-    """Raise MedituneError if this process doesn't see a file that the first one wrote."""
+    """Raise MedituneError if this process can't see a file that the first process wrote."""
     deadline = time.monotonic() + LAG
     while not path.exists() and time.monotonic() < deadline:
         time.sleep(0.5)
@@ -175,13 +176,13 @@ def _join() -> Any:
 
 
 def _fail(error: BaseException, store: Any) -> None:
-    """Return in the first process that fails; end the others silently."""
-    # torchrun's signal follows a terminal's Ctrl-C by a moment and would interrupt the last output.
+    """Return in the process that failed first; end the other processes silently."""
+    # After Ctrl-C in a terminal, torchrun sends a second signal, which would interrupt the last output.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     try:
         earlier = store.add(f"failed/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", 1) > 1
     except RuntimeError:
-        earlier = True  # The process that held the store is gone and has reported why.
+        earlier = True  # The process with the store has ended, and has reported why.
     if earlier:
         raise SystemExit(getattr(error, "exit_code", 1)) from None

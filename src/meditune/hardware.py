@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 M_ARENA_MAX = -8
-"""glibc's malloc.h"""
+"""The constant of this name in glibc's malloc.h"""
 _CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 _MEMORY_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 
 
 def cores() -> int:
-    """Return the number of cores that this process may use, by its affinity and its container's quota."""
+    """Return the number of cores that this process may use, given its CPU affinity and its container's quota."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quota = _words(_CPU_QUOTA)
     if len(quota) == 2 and quota[0].isdigit():
@@ -46,7 +46,7 @@ def memory_gb() -> tuple[float, float]:
 
 
 def used_gb() -> float:
-    """Return this process's memory in GB (10^9 bytes): GPU memory if torch reserves any, else main memory."""
+    """Return the memory that this process uses, in GB (10^9 bytes): GPU memory if torch has reserved any, else RAM."""
     import psutil
     import torch
 
@@ -55,7 +55,7 @@ def used_gb() -> float:
 
 
 def gpu() -> tuple[str, float] | None:
-    """Return name and memory in GB of the first GPU that torch can use; None without a GPU."""
+    """Return the name and the memory in GB of the first GPU that torch can use, or None if there is no GPU."""
     import torch
 
     if not torch.cuda.is_available():
@@ -65,7 +65,7 @@ def gpu() -> tuple[str, float] | None:
 
 
 def free_gpu_bytes(device: Any) -> int:
-    """Return the free memory of a GPU in bytes, with the memory that torch has reserved but doesn't use."""
+    """Return the free memory of a GPU in bytes, including memory that torch has reserved but doesn't use."""
     import torch
 
     freed = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
@@ -77,12 +77,12 @@ def _words(path: Path) -> list[str]:
 
 
 def limit_malloc_arenas() -> None:
-    """Limit glibc to two heaps, M_ARENA_MAX in mallopt(3): memory that is free in one can't be used by the others."""
+    """Limit glibc to two heaps (M_ARENA_MAX in mallopt(3)), because one heap can't use another heap's free memory."""
     _glibc("mallopt", M_ARENA_MAX, 2)
 
 
 def release_memory() -> None:
-    """Return freed memory to the system (malloc_trim(3)); with C libraries other than glibc do nothing."""
+    """Return freed memory to the system (malloc_trim(3)), if the C library is glibc."""
     _glibc("malloc_trim", 0)
 
 

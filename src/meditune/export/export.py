@@ -41,11 +41,11 @@ TEXTS = (
 
 @dataclass(frozen=True)
 class ExportFormat:
-    """A format that a model can be exported to, with its engine, and its number format and others to choose."""
+    """An export format: its engine, its default number format, and the others that users can choose."""
 
     engine: str
     weights: str
-    """Empty if it is one of `gguf.QUANTIZATIONS`"""
+    """The default number format; empty if users choose one of `gguf.QUANTIZATIONS`"""
     others: tuple[str, ...] = ()
 
 
@@ -58,11 +58,11 @@ KINDS = {
     "vllm": ExportFormat("transformers", "bfloat16"),
 }
 PLAIN = "merged"
-"""The format that the others are made from: a folder of transformers in BF16"""
+"""The format from which the others are made: a transformers folder in BF16"""
 
 
 def _convert(source: Path, folder: Path, to: str, quantization: str, form: PromptFormat | None) -> dict[str, str]:
-    """Convert a plain folder; return the packages that did it with their versions. Without tuning, `form` is None."""
+    """Convert a plain folder, and return the versions of the packages used. `form` is None for an untuned model."""
     for file in TEXTS:
         if (source / file).is_file():
             shutil.copyfile(source / file, folder / file)
@@ -85,7 +85,7 @@ def _convert(source: Path, folder: Path, to: str, quantization: str, form: Promp
 
 
 SAMPLING = ("do_sample", "temperature", "top_k", "top_p", "min_p", "typical_p", "repetition_penalty", "max_new_tokens")
-"""Settings of a base model's generation_config.json that vLLM would use instead of those of the evaluation"""
+"""Settings in a base model's generation_config.json that vLLM would use instead of the evaluation's settings"""
 
 
 def _write_vllm(source: Path, folder: Path, form: PromptFormat | None) -> dict[str, str]:
@@ -102,9 +102,9 @@ def _write_vllm(source: Path, folder: Path, form: PromptFormat | None) -> dict[s
 def export(name: str, to: str, output: Path | None = None, quantization: str | None = None) -> dict[str, Any]:
     """Export the model of a run, a folder or the catalogue, and return the content of export.json.
 
-    The export goes to `output`, or to the folder of `export_folder`. An export from the same weights is left unchanged.
-    `quantization` is a GGUF file's, or int8 or int4 for OpenVINO. Raises ModelError if the model can't be exported, or
-    the export deviates from the original or gets other prompts, and then leaves nothing behind.
+    The export is written to `output`, by default to `export_folder`. An existing export of the same weights is left
+    unchanged. `quantization` is one of `gguf.QUANTIZATIONS`, or int8 or int4 for OpenVINO. Raises ModelError, and leaves
+    nothing behind, if the model can't be exported, or if the export's outputs or prompts differ from the original's.
     """
     if to not in KINDS:
         raise ModelError(f"Unknown export format {to!r}. Formats: {', '.join(KINDS)}, hub.")
@@ -112,8 +112,8 @@ def export(name: str, to: str, output: Path | None = None, quantization: str | N
     weights = (quantization or kind.weights).lower() if kind.weights else gguf.quantization_named(quantization)
     if kind.weights and weights not in (kind.weights, *kind.others):
         raise ModelError(
-            f"--quantization {quantization}: a {to} export has {' or '.join((kind.weights, *kind.others))} weights. "
-            f"--to gguf and --to ollama have {', '.join(gguf.QUANTIZATIONS)}."
+            f"--quantization {quantization}: exports to {to} have {' or '.join((kind.weights, *kind.others))} weights. "
+            f"Exports to gguf and ollama have {', '.join(gguf.QUANTIZATIONS)}."
         )
     if find_api_model(name, ApiSpec()):
         raise ModelError(f"{name} is behind an API, so there are no weights here to export.")
@@ -155,7 +155,7 @@ def export(name: str, to: str, output: Path | None = None, quantization: str | N
 
 
 def export_folder(home: Path, to: str, weights: str) -> Path:
-    """Return the folder of an export of the run or model in `home`, in which coarse formats have their own."""
+    """Return the folder for an export of the run or model in `home`; coarse formats have separate folders."""
     is_coarse = weights != (KINDS[to].weights or gguf.DEFAULT)
     return home / EXPORTS / (f"{to}-{weights}" if is_coarse else to)
 
@@ -183,7 +183,7 @@ def usage(folder: Path, facts: dict[str, Any]) -> str:
 
 @contextmanager
 def _plain(name: str, place: str, home: Path | None, to: str) -> Iterator[Path]:
-    """Yield the plain BF16 folder that other formats are made from; a run keeps it as an export of its own."""
+    """Yield the plain BF16 folder from which other formats are made; for a run, it is kept as an export."""
     if to == PLAIN:
         yield Path()
     elif home:
@@ -200,7 +200,7 @@ def _facts(folder: Path, kind: ExportFormat, inputs: dict[str, Any], to: str, to
     import transformers
 
     config = read_json(folder / "config.json")
-    # GenAI's paged attention and llama.cpp ignore a sliding window in every layer (Mistral's first version).
+    # GenAI's paged attention and llama.cpp ignore sliding windows that all layers have (Mistral's first version).
     ignores_windows = kind.engine in {"openvino", "llamacpp"}
     return {
         "kind": to,
@@ -216,9 +216,9 @@ def _facts(folder: Path, kind: ExportFormat, inputs: dict[str, Any], to: str, to
 
 
 def _checked(name: str, folder: Path, home: Path | None, form: PromptFormat, to: str, is_tuned: bool) -> dict[str, Any]:
-    """Return how the export deviates from the model, and how many chats have the prompts of training in its files.
+    """Return the export's deviation from the model, and the number of chats whose prompts equal those of training.
 
-    Raises ModelError if the deviation is too large, or a prompt's tokens differ.
+    Raises ModelError if the deviation is too large, or if a prompt's tokens differ.
     """
     weights = read_json(folder / EXPORT)["weights"]
     checks = checks_of(Path(locate(name)), home, form)
@@ -241,7 +241,7 @@ def _checked(name: str, folder: Path, home: Path | None, form: PromptFormat, to:
 
 
 def _deviation(name: str, home: Path | None, check: Check | ClaimCheck, after: Any) -> Deviation | ClaimDeviation:
-    """Return how an export's outputs deviate from those of the model, which a run or model folder stores."""
+    """Return the deviation of an export's outputs from the original's, which are stored in the model's or run's folder."""
     request = {
         "model": weights_digest(Path(locate(name))),
         "items": [[example.id, example.style] for example in check.examples],
@@ -255,12 +255,12 @@ def _deviation(name: str, home: Path | None, check: Check | ClaimCheck, after: A
         if path:
             write_json(path, {"request": request, "output": asdict(before)})
         if before.prompts != after.prompts:
-            raise ModelError("The exported tokenizer splits prompts into other tokens than the original's.")
+            raise ModelError("The exported tokenizer splits prompts into different tokens than the original tokenizer.")
         return check.compare(before, after, original)
 
 
 def _checked_prompts(engine: LlamacppEngine, form: PromptFormat, to: str) -> int:
-    """Return how many chats have the prompts of training in a GGUF file or Modelfile, tokenized by llama.cpp."""
+    """Return the number of chats whose prompts from a GGUF file or Modelfile, tokenized by llama.cpp, are correct."""
     tokenizer = engine.tokenizer
     if to == "ollama":
         write, accepts_system = templates.ollama_prompt(tokenizer, form), form.is_chat or not form.quoted
@@ -279,7 +279,7 @@ def _readme(facts: dict[str, Any], name: str, use: str) -> str:
             f"**Limits.** {LIMITS}",
             "## Use",
             f"    {use}",
-            "`prompt.json` holds the prompt format; `export.json` names the source model and the tools.",
+            "`prompt.json` describes the prompt format; `export.json` names the source model and the tools.",
             "## Comparison with the original model",
             facts["drift"]["summary"],
             f"Made from {name}; tools: {tools}.\n",

@@ -1,8 +1,8 @@
 """GGUF files for llama.cpp and programs based on it.
 
-The layout is llama.cpp's (its `gguf-py` package names the tensors; github.com/ggml-org/ggml, docs/gguf.md). The blocks
-of Q4_K, Q5_K and Q6_K are made by llama.cpp's own code, ggml's `ggml_quantize_chunk`, which xllamacpp's wheel contains.
-The wheel lacks `llama_model_quantize`, which chooses each matrix's type, so `matrix_type` repeats its rules.
+The layout is llama.cpp's (github.com/ggml-org/ggml, docs/gguf.md); its package `gguf-py` names the tensors. llama.cpp's
+own function `ggml_quantize_chunk`, which xllamacpp's wheel contains, writes the blocks of Q4_K, Q5_K and Q6_K. The wheel
+lacks `llama_model_quantize`, which chooses each matrix's type, so `matrix_type` implements the same rules.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ NORMAL, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 3, 4, 5, 6
 
 _WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|@| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 PATTERNS = {_WORDS.replace("@", r"\p{N}"): "qwen2", _WORDS.replace("@", r"\p{N}{1,3}"): "llama-bpe"}
-"""Patterns by which pre-tokenizers cut texts -> llama.cpp's names: Qwen2's and Llama 3's"""
+"""Patterns with which the pre-tokenizers of Qwen2 and Llama 3 split texts -> llama.cpp's names for them"""
 
 
 def add_vocabulary(writer: Any, source: Path) -> None:
@@ -72,9 +72,9 @@ def add_vocabulary(writer: Any, source: Path) -> None:
 
 
 def _begins_with_space(spec: dict[str, Any]) -> bool:
-    """Return whether a space is put before every text, as in Llama 2's tokenizer but not in Gemma's."""
-    normalizer, cutter = spec.get("normalizer") or {}, spec.get("pre_tokenizer") or {}
-    for step in [*normalizer.get("normalizers", [normalizer]), *cutter.get("pretokenizers", [cutter])]:
+    """Return whether the tokenizer puts a space before every text, as Llama 2's does and Gemma's doesn't."""
+    normalizer, splitter = spec.get("normalizer") or {}, spec.get("pre_tokenizer") or {}
+    for step in [*normalizer.get("normalizers", [normalizer]), *splitter.get("pretokenizers", [splitter])]:
         if step.get("type") == "Prepend":
             return True
         # Files of older versions of tokenizers have add_prefix_space instead.
@@ -100,7 +100,7 @@ def _pre_tokenizer(spec: dict[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class Quantization:
-    """A quantization of GGUF files: llama.cpp's number (llama.h, llama_ftype), and the type of most matrices."""
+    """A quantization of GGUF files: its number in llama.cpp (llama_ftype in llama.h) and the type of most matrices."""
 
     file_type: int
     matrices: str
@@ -127,11 +127,11 @@ ARCHITECTURES = {
 TRANSPOSED = ("c_attn.weight", "c_proj.weight", "c_fc.weight")
 """GPT-2's matrices, which transformers stores with rows and columns exchanged"""
 NARROW = {"Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"}
-"""Types with blocks of 256 numbers -> llama.cpp's replacements for matrices whose rows aren't a multiple of that"""
+"""Types with blocks of 256 numbers -> llama.cpp's replacements if a matrix has rows of another length"""
 
 
 def file_name(quantization: str) -> str:
-    """Return the name of a GGUF file."""
+    """Return the name of the GGUF file with this quantization."""
     return f"model-{quantization}.gguf"
 
 
@@ -146,7 +146,7 @@ def quantization_named(name: str | None) -> str:
 
 
 def check_architecture(model_type: str) -> None:
-    """Raise ModelError if models of this type (`model_type` in config.json) can't be written."""
+    """Raise ModelError if models of this type (`model_type` in config.json) can't be exported."""
     if model_type not in ARCHITECTURES:
         raise ModelError(
             f"GGUF export supports {', '.join(ARCHITECTURES)} models, not {model_type}. Export the model as merged, "
@@ -155,9 +155,9 @@ def check_architecture(model_type: str) -> None:
 
 
 def write_gguf(source: Path, folder: Path, quantization: str = DEFAULT) -> dict[str, str]:
-    """Write a plain folder's model, with a chat template in `folder`, as one file; return the packages that made it.
+    """Write the model in a plain folder as one GGUF file, and return the versions of the packages used.
 
-    Raises ModelError if llama.cpp uses a different layout for the architecture, or tokenizes differently.
+    The file contains the chat template in `folder`, if there is one. Raises ModelError if llama.cpp uses a different layout for the architecture, or tokenizes differently.
     """
     import importlib.metadata
 
@@ -180,7 +180,7 @@ def write_gguf(source: Path, folder: Path, quantization: str = DEFAULT) -> dict[
     for name, tensor in _tensors(source):
         known = names.get_name(name, try_suffixes=(".weight", ".bias"))
         if known is None:
-            raise ModelError(f"llama.cpp has no name for the weights {name}: the model isn't a plain {kind}.")
+            raise ModelError(f"llama.cpp has no name for the weights {name}: the model isn't a plain {kind} model.")
         if known != "output.weight" or not tied:
             _add(writer, known, _converted(name, tensor, config, kind), quantization, layers, tied)
     writer.write_header_to_file()
@@ -191,7 +191,7 @@ def write_gguf(source: Path, folder: Path, quantization: str = DEFAULT) -> dict[
 
 
 def context_tokens(config: dict[str, Any], ignores_windows: bool = True) -> int:
-    """Return how many tokens an engine may read; some, as llama.cpp, ignore a window that every layer has."""
+    """Return the context length for an engine; `ignores_windows` if it ignores a window that every layer has."""
     config = config.get("text_config", config)
     most = int(config.get("max_position_embeddings") or config.get("n_positions") or 2048)
     window = config.get("sliding_window")
@@ -230,7 +230,7 @@ def _add_shape(writer: Any, config: dict[str, Any], kind: str, layers: int) -> N
         return
     kinds = config["layer_types"]
     if any(one != ("full_attention" if number % 6 == 5 else "sliding_attention") for number, one in enumerate(kinds)):
-        raise ModelError("llama.cpp expects full attention in every sixth layer of a Gemma 3; this model differs.")
+        raise ModelError("llama.cpp expects full attention in every sixth layer of a Gemma 3 model; this model differs.")
     writer.add_sliding_window(config["sliding_window"])
 
 
@@ -263,7 +263,7 @@ def _converted(name: str, tensor: Any, config: dict[str, Any], kind: str) -> Any
         return tensor
     if "q_proj." not in name and "k_proj." not in name:
         return tensor
-    # transformers rotates the two halves of a head against each other, llama.cpp adjacent rows.
+    # For rotary positions, transformers pairs the two halves of a head, llama.cpp adjacent rows.
     heads = config["num_attention_heads"]
     heads = heads if "q_proj." in name else config.get("num_key_value_heads") or heads
     return tensor.reshape(heads, 2, tensor.shape[0] // heads // 2, -1).swapaxes(1, 2).reshape(tensor.shape)
@@ -283,7 +283,7 @@ def _add(writer: Any, name: str, tensor: Any, quantization: str, layers: int, ti
 def matrix_type(name: str, columns: int, quantization: str, layers: int, tied: bool) -> str:
     """Return the type of a matrix in a file of this quantization, as llama.cpp's `llama_model_quantize` chooses it.
 
-    `tied` says that the token embeddings are the output matrix, too. The K_M quantizations store the output matrix and,
+    `tied` means that the token embeddings are also the output matrix. The K_M quantizations store the output matrix and,
     in half of the layers, two sensitive matrices in Q6_K. Source: llama_tensor_get_type in src/llama-quant.cpp.
     """
     kind = QUANTIZATIONS[quantization].matrices
@@ -301,7 +301,7 @@ def matrix_type(name: str, columns: int, quantization: str, layers: int, tied: b
 
 
 def _k_quantized(tensor: Any, kind: Any) -> Any:
-    """Return the blocks of an FP32 matrix as bytes, a row for each of its rows, made by llama.cpp's code."""
+    """Return an FP32 matrix quantized by llama.cpp, as bytes with a row for each row of the matrix."""
     import gguf
 
     library = ctypes.CDLL(import_package("llamacpp", "xllamacpp").xllamacpp.__file__)

@@ -1,6 +1,7 @@
-"""Upload the merged model of a run to the Hugging Face hub, after the checks of `meditune data push`.
+"""Upload the merged model of a run to the Hugging Face hub.
 
-A model can reveal its training data. The uploaded files name no path of this machine.
+A model can reveal its training data, so the checks are those of `meditune data push`. The uploaded files contain no
+paths of this machine.
 """
 
 from __future__ import annotations
@@ -56,9 +57,9 @@ class ModelUpload:
 
 
 def plan_upload(run: Path, merged: Path, repository: str, private: bool) -> ModelUpload:
-    """Return the upload of a finished run whose merged model exists already.
+    """Return the planned upload of a finished run, whose merged model must exist.
 
-    Raises DataError for restricted rows, identifiers that were left in the text, and data that isn't here.
+    Raises DataError for restricted rows and for personal identifiers in the text, and ModelError if the data is missing.
     """
     refuse_without_data(run)
     data = hub_upload.plan_upload(run, repository, private)
@@ -81,7 +82,7 @@ def plan_upload(run: Path, merged: Path, repository: str, private: bool) -> Mode
 
 
 def refuse_without_data(run: Path) -> None:
-    """Raise ModelError if a folder isn't a run whose data is here to be checked."""
+    """Raise ModelError if a folder isn't a run with its data, which must be checked before an upload."""
     if not (run / "data" / "quality.json").is_file():
         raise ModelError(
             f"{run} isn't a run with its data, so Meditune can't check whether its model may be shared. Nothing was "
@@ -92,7 +93,7 @@ def refuse_without_data(run: Path) -> None:
 def push(upload: ModelUpload) -> str:
     """Create the repository unless it exists, upload the files in one commit, and return its address.
 
-    The chat template of a model in the plain format is replaced by one that writes its prompts.
+    If the model uses the plain format, its chat template is replaced by one that writes this format.
     """
     with TemporaryDirectory() as temporary:
         folder = Path(temporary)
@@ -133,7 +134,7 @@ def card(upload: ModelUpload, facts: dict[str, Any]) -> str:
             "## Use",
             f"    hf download {repository} --local-dir FOLDER\n    meditune serve FOLDER",
             "It is a plain transformers model in BF16. Its chat template writes the prompts of training, so servers "
-            "such as vLLM ask it as it was trained; `prompt.json` describes the format.",
+            "such as vLLM send the prompts that it was trained on; `prompt.json` describes the format.",
             metrics,
             "## Training data",
             "\n".join(f"- {sentence}" for sentence in licence_requirements(upload.data.terms)),

@@ -27,22 +27,22 @@ from meditune.prompts import LIMITS, load_format, save_format
 
 
 def stored_dtype(folder: str) -> torch.dtype:
-    """Return the number format of stored weights, by default FP32. Raises ModelError if they are quantized."""
+    """Return the number format of stored weights; FP32 if it isn't recorded. Raises ModelError if it is quantized."""
     from transformers import AutoConfig
 
     with loading(folder, folder):
         config = AutoConfig.from_pretrained(**source(folder))
     if getattr(config, "quantization_config", None) is not None:
         raise ModelError(
-            f"{folder} is stored quantized, but its weights can only be changed in full precision. Name the model that "
-            "it was quantized from."
+            f"The weights of {folder} are stored quantized, but can only be changed in full precision. Name the "
+            "unquantized model."
         )
     found = config.dtype or config.get_text_config().dtype
     return found if isinstance(found, torch.dtype) else torch.float32
 
 
 def write_model(model: Any, tokenizer: Any, dtype: torch.dtype, folder: Path) -> None:
-    """Save model and tokenizer in `folder`, with weights in that number format; `model` is converted in place."""
+    """Save the model and tokenizer in `folder`, with weights in this number format; `model` is converted in place."""
     for weight in model.parameters():  # `model.to` would round rotary frequencies, too
         weight.data = weight.data.to(dtype)
     with full_disk_message(folder), quiet_transformers():
@@ -52,13 +52,13 @@ def write_model(model: Any, tokenizer: Any, dtype: torch.dtype, folder: Path) ->
 
 @dataclass(frozen=True)
 class Merged:
-    """A base model with an adapter in its weights."""
+    """A base model with an adapter merged into its weights."""
 
     model: Any
     """In FP32"""
     tokenizer: Any
     dtype: torch.dtype
-    """The number format that the base is stored in"""
+    """The number format in which the base is stored"""
     sparsities: tuple[float, float]
     """Shares of zeros in the linear layers of the base and of this model"""
 
@@ -66,8 +66,8 @@ class Merged:
 def merge_adapter(adapter: Path, keep_sparsity: bool = False) -> Merged:
     """Return the base model of the PEFT adapter in that folder with the adapter merged in.
 
-    With `keep_sparsity`, linear-layer weights that are zero in a pruned base are set to zero again. Raises ModelError
-    for virtual tokens, if the base is stored quantized or unavailable, or if the sum isn't finite.
+    With `keep_sparsity`, weights of linear layers that are zero in the base are set to zero again. Raises ModelError if
+    the adapter consists of virtual tokens, the base is stored quantized or unavailable, or the sum isn't finite.
     """
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
@@ -79,13 +79,13 @@ def merge_adapter(adapter: Path, keep_sparsity: bool = False) -> Merged:
         )
     base = locate(base_of(adapter))
     dtype = stored_dtype(base)
-    spoken = str(adapter) if has_tokenizer(adapter) else base
+    tokenizer_place = str(adapter) if has_tokenizer(adapter) else base
     with loading(str(adapter), base):
-        tokenizer = AutoTokenizer.from_pretrained(**source(spoken))
+        tokenizer = AutoTokenizer.from_pretrained(**source(tokenizer_place))
         model = AutoModelForCausalLM.from_pretrained(**source(base), use_safetensors=True, dtype=torch.float32)
         zeros = sparsity(model)
         pruned = {name: layer.weight == 0 for name, layer in linears(model).items()} if keep_sparsity else {}
-        # An adapter that was trained in BF16 would compute its product in BF16.
+        # Otherwise, the product of an adapter that was trained in BF16 would be computed in BF16.
         joined = PeftModel.from_pretrained(model, str(adapter), autocast_adapter_dtype=False).float()
         if (adapter / "generation_config.json").is_file():
             model.generation_config = GenerationConfig.from_pretrained(adapter)
@@ -93,8 +93,8 @@ def merge_adapter(adapter: Path, keep_sparsity: bool = False) -> Merged:
         model = joined.merge_and_unload(safe_merge=True)
     except (AttributeError, NotImplementedError, ValueError) as error:
         raise ModelError(f"peft can't merge the adapter in {adapter} into its base model: {error}.") from error
-    for name, gone in pruned.items():
-        model.get_submodule(name).weight.data.masked_fill_(gone, 0)
+    for name, was_zero in pruned.items():
+        model.get_submodule(name).weight.data.masked_fill_(was_zero, 0)
     stop_at_end(model.generation_config, tokenizer)
     return Merged(model.eval(), tokenizer, dtype, (zeros, sparsity(model)))
 
@@ -111,7 +111,7 @@ def stop_at_end(generation: Any, tokenizer: Any) -> None:
 
 
 def write_merged(place: str, folder: Path) -> None:
-    """Write the model of a folder or hub id into `folder`, merged in FP32 and rounded once to BF16."""
+    """Write the model in a folder or on the hub to `folder`, merged in FP32 and then rounded to BF16."""
     if (Path(place) / ADAPTER_FILE).is_file():
         merged = merge_adapter(Path(place))
         model, tokenizer = merged.model, merged.tokenizer
@@ -141,8 +141,8 @@ MIN_PRUNED_SHARE = 0.01
 def merge(name: str, folder: Path, keep_sparsity: bool = False) -> dict[str, Any]:
     """Merge the adapter of a run or a folder into its base, write the model to `folder`, and return merged.json.
 
-    With `keep_sparsity`, weights that are zero in a pruned base are zero afterwards. An existing result isn't made
-    again. Raises ModelError if there is nothing to merge, and MedituneError if `folder` holds something else.
+    With `keep_sparsity`, weights that are zero in a pruned base are also zero in the result. An existing result is
+    reused. Raises ModelError if there is nothing to merge, and MedituneError if `folder` contains something else.
     """
     adapter = _adapter(name)
     weights = adapter / "adapter_model.safetensors"
@@ -176,7 +176,7 @@ def merge(name: str, folder: Path, keep_sparsity: bool = False) -> dict[str, Any
 
 
 def remarks(facts: dict[str, Any]) -> list[str]:
-    """Return what users must know of a merged model, in sentences."""
+    """Return sentences with what users must know about a merged model."""
     quantize: Quantize = facts["trained_on"]
     done = f"The {facts['adapter']} adapter was merged into {facts['base']} in FP32"
     sentences = [f"{done}; the result is stored in {facts['dtype']}."]
@@ -194,14 +194,14 @@ def remarks(facts: dict[str, Any]) -> list[str]:
         )
     elif before > MIN_PRUNED_SHARE:
         sentences.append(
-            f"{100 * before:.0f} % of the weights in the base's linear layers are zero, in the merged model "
-            f"{100 * after:.0f} %, because an adapter fills zeros. --keep-sparsity sets them to zero again."
+            f"In linear layers, {100 * before:.0f} % of the base's weights are zero, but only {100 * after:.0f} % of the "
+            "merged model's, because an adapter fills zeros. --keep-sparsity sets these weights to zero again."
         )
     return sentences
 
 
 def _adapter(name: str) -> Path:
-    """Return the adapter's folder; raise ModelError if the name means a model without one."""
+    """Return the adapter's folder. Raises ModelError if the model of that name has no adapter here."""
     if find_api_model(name, ApiSpec()):
         raise ModelError(f"{name} is behind an API, so there are no weights here to merge.")
     place = Path(locate(name))

@@ -1,11 +1,12 @@
 """Export a plain folder to OpenVINO or ONNX: torch traces the model, with Meditune's own cache and masks.
 
-optimum-intel and optimum-onnx are tied to an older transformers, and onnxruntime-genai's builder produced worse text
-from the same weights. OpenVINO GenAI requires little: the inputs are tokens, a mask and positions, the output is
-logits, and keys and values are the model's own state, reordered by `beam_idx` (https://docs.openvino.ai, "Stateful
+optimum-intel and optimum-onnx require an older version of transformers, and onnxruntime-genai's builder produced worse
+text from the same weights. OpenVINO GenAI has few requirements: the inputs are tokens, a mask and positions, the output
+is logits, and keys and values are the model's own state, reordered by `beam_idx` (https://docs.openvino.ai, "Stateful
 models"; GenAI's docs, "How it works"). NNCF quantizes the weights to 8 bits per channel, or, with int4, the layers'
-matrices to 4 bits in groups of GROUP weights. For ONNX, onnxruntime's own tool quantizes the matrices: blocks of 32
-numbers with a common scale, as in Q8_0. The inputs and outputs have optimum's names, so other programs can use them.
+matrices to 4 bits in groups of GROUP weights. For ONNX, onnxruntime's own tool quantizes the matrices in
+blocks of 32 numbers with a common scale, as in Q8_0. The inputs and outputs have the same names as in optimum's exports,
+so other programs can use them.
 """
 
 from __future__ import annotations
@@ -29,12 +30,12 @@ from meditune.models.load import loading
 from meditune.models.quiet_libraries import quiet_transformers
 
 BATCH, BEFORE, NEW = 2, 3, 4
-"""Rows, earlier tokens and new tokens of the traced example; the model accepts any other numbers"""
+"""Numbers of rows, earlier tokens and new tokens in the traced example; the exported model accepts any numbers"""
 INPUTS = ("input_ids", "attention_mask", "position_ids")
 
 
 class Traced(torch.nn.Module):
-    """The model as a function of tokens, mask, positions, and the keys and values before them."""
+    """The model as a function of tokens, mask, positions, and the keys and values of earlier tokens."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()
@@ -108,7 +109,7 @@ def _load(source: Path) -> Any:
 
 @contextmanager
 def _tracing(model: Any, form: str) -> Iterator[None]:
-    """Trace quietly and without gradients; raise ModelError if the architecture can't be traced."""
+    """Disable warnings and gradients inside the block; raise ModelError if the architecture can't be traced."""
     try:
         with torch.no_grad(), quiet_transformers(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -124,10 +125,10 @@ BLOCK = 32
 
 
 def write_onnx(source: Path, folder: Path) -> dict[str, str]:
-    """Write a plain folder's model into `folder`; return the packages that made it. Raises ModelError if it can't."""
+    """Write a plain folder's model as ONNX into `folder`, and return the packages' versions; or raise ModelError."""
     onnx = import_package("onnx", "onnx")
     import_package("onnx", "onnxruntime")
-    # onnxruntime's quantizer imports it, but doesn't install it.
+    # onnxruntime's quantizer imports this package, but onnxruntime doesn't install it.
     import_package("onnx", "onnx_ir")
     model = _load(source)
     with TemporaryDirectory() as temporary:
@@ -175,7 +176,7 @@ TOLERANCE_FACTORS = {"int4": 2.0}
 
 
 def write_openvino(source: Path, folder: Path, weights: str = "int8") -> dict[str, str]:
-    """Like `write_onnx`, with weights in int8 or int4."""
+    """Like `write_onnx`, but for OpenVINO, with weights in int8 or int4."""
     ov, nncf = import_package("openvino", "openvino"), import_package("openvino", "nncf")
     tokenizers = import_package("openvino", "openvino_tokenizers")
     from transformers import AutoTokenizer
@@ -187,7 +188,7 @@ def write_openvino(source: Path, folder: Path, weights: str = "int8") -> dict[st
     with redirect_stdout(sys.stderr):
         converted = nncf.compress_weights(converted, **_options(nncf, weights))
     ov.save_model(converted, folder / "openvino_model.xml")
-    # GenAI reads the vocabulary for grammars from these files.
+    # GenAI reads the vocabulary for JSON schemas from these files.
     for name, part in zip(
         ("openvino_tokenizer", "openvino_detokenizer"),
         tokenizers.convert_tokenizer(AutoTokenizer.from_pretrained(source), with_detokenizer=True),
@@ -205,7 +206,7 @@ def _options(nncf: Any, weights: str) -> dict[str, Any]:
 
 
 def _traced_openvino(model: Any) -> Any:
-    """Return an OpenVINO model with dynamic shapes, whose cache is passed as inputs and outputs."""
+    """Return an OpenVINO model with dynamic shapes, which gets and returns the cache as inputs and outputs."""
     ov = import_package("openvino", "openvino")
     shapes = _cache_shapes(model)
     converted = ov.convert_model(Traced(model), example_input=_example(shapes))
@@ -224,7 +225,7 @@ def _traced_openvino(model: Any) -> Any:
 
 
 def _stateful(model: Any) -> Any:
-    """Turn keys and values into the model's state, with rows that `beam_idx` selects from the last call's."""
+    """Turn keys and values into the model's state; `beam_idx` selects the last call's row that each row continues."""
     ov, opset = import_package("openvino", "openvino"), import_package("openvino", "openvino.opset13")
     transformations = import_package("openvino", "openvino._offline_transformations")
     beam = opset.parameter(name="beam_idx", dtype=ov.Type.i32, shape=ov.PartialShape([-1]))

@@ -1,8 +1,8 @@
 """The prompt format of training in other programs' template languages, and a check that their prompts are the same.
 
-Ollama has Go's text/template in a Modelfile (github.com/ollama/ollama, docs/modelfile.md and template/template.go);
-vLLM, transformers and llama.cpp's server have Jinja in `chat_template.jinja`. For the plain format, system messages of
-a chat are context, and each question and reply follows its cue, as in `meditune serve`.
+Ollama uses Go's text/template in a Modelfile (github.com/ollama/ollama, docs/modelfile.md and template/template.go);
+vLLM, transformers and llama.cpp's server use Jinja in `chat_template.jinja`. In the plain format, a chat's system
+messages become the context, and each question and reply follows its cue, as in `meditune serve`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _QUOTES = '"""'
 
 
 def modelfile(file: str, template: str, stops: Sequence[str], context: int) -> str:
-    """Return a Modelfile's text. LICENSE shows the limits to people; SYSTEM would show them to the model."""
+    """Return a Modelfile's text. The limits are in LICENSE, for people; in SYSTEM, the model would read them."""
     return "\n".join(
         [
             f"FROM ./{file}",
@@ -43,8 +43,9 @@ def modelfile(file: str, template: str, stops: Sequence[str], context: int) -> s
 def ollama_template(tokenizer: Any, form: PromptFormat) -> str:
     """Return the prompt format, or the model's chat template, in Ollama's template language.
 
-    A BOS token that llama.cpp adds itself is left out, and so are system messages if the format quotes its context,
-    because the language can't begin each line with a mark. Raises ModelError if the template can't be written.
+    The template omits a BOS token that llama.cpp adds itself. It also omits system messages if the format quotes its
+    context, because Ollama's language can't begin each line with a mark. Raises ModelError if the template can't be
+    written.
     """
     part = _chat_parts(tokenizer, form)
     if any(mark in text for text in part.values() for mark in ("{{", _QUOTES)):
@@ -76,7 +77,7 @@ def ollama_prompt(tokenizer: Any, form: PromptFormat) -> Callable[[Messages], st
 
 
 def _chat_parts(tokenizer: Any, form: PromptFormat) -> dict[str, str]:
-    """Return what is before the first message, and before and after each role's content."""
+    """Return the texts before the first message, and before and after each role's content."""
     if not form.is_chat:
         part = {
             "start": "",
@@ -89,13 +90,13 @@ def _chat_parts(tokenizer: Any, form: PromptFormat) -> dict[str, str]:
     try:
         part = ChatTemplate(tokenizer, form.thinking).parts()
     except TemplateError as error:
-        raise ModelError(f"{error} Export the model to gguf: that file holds the template as it is.") from error
+        raise ModelError(f"{error} Export the model to gguf instead: a GGUF file contains the template unchanged.") from error
     bos = added_bos(tokenizer)
     return part | {name: part[name].removeprefix(bos) for name in ("start", "system_start") if name in part}
 
 
 def jinja_template(tokenizer: Any, form: PromptFormat, lead: str = "") -> str:
-    """Return a chat template of Jinja that writes the plain prompt format, with `lead` between BOS and the text."""
+    """Return a Jinja chat template that writes the plain prompt format, with `lead` between BOS and the text."""
     context = "message['content'] | trim"
     context = f"'{QUOTE}' + ({context} | replace('\\n', '\\n{QUOTE}'))" if form.quoted else f"({context})"
     cues = (f"{form.question_cue} ", f"\n{form.plain_cue or form.answer_cue}")
@@ -109,9 +110,9 @@ def jinja_template(tokenizer: Any, form: PromptFormat, lead: str = "") -> str:
 
 
 def write_chat_template(folder: Path, form: PromptFormat) -> None:
-    """Make a folder's chat template write the plain prompt format; raise ModelError if its tokens would differ."""
+    """Give a folder a chat template that writes the plain prompt format. Raises ModelError if its tokens differ."""
     path, tokenizer = folder / JINJA, PlainTokenizer(folder)
-    # Some sentencepiece tokenizers put a space before a text, but not behind BOS.
+    # Some SentencePiece tokenizers put a space before a text, but not after BOS.
     for lead in ("", " "):
         path.unlink(missing_ok=True)
         path.write_text(jinja_template(tokenizer, form, lead), encoding="utf-8")
@@ -132,7 +133,7 @@ def check_chat_template(folder: Path, form: PromptFormat) -> int:
 
 
 def added_bos(tokenizer: Any) -> str:
-    """Return the BOS token if the tokenizer puts it before every text, else an empty text."""
+    """Return the BOS token if the tokenizer puts it before every text, else an empty string."""
     is_added = tokenizer.bos_token is not None and tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id]
     return tokenizer.bos_token if is_added else ""
 
@@ -155,7 +156,7 @@ def check_prompts(
     program: str,
     accepts_system: bool = True,
 ) -> int:
-    """Return the number of chats whose prompts have the tokens of training; raise ModelError if they differ."""
+    """Return the number of chats that were checked. Raises ModelError if a prompt's tokens differ from training."""
     encoder = Encoder(tokenizer, form)
     turns = (
         Turn(role="user", text="Größe < 5 mm: does it hurt?"),
@@ -175,7 +176,7 @@ def check_prompts(
         text = write([*messages, {"role": "user", "content": question}])
         if tokenize(text) != wanted:
             raise ModelError(
-                f"{program} would get other tokens for a prompt than the model got in training: "
+                f"{program} would get different tokens for a prompt than the model got in training: "
                 f"{tokenizer.decode(tokenize(text))!r} instead of {tokenizer.decode(wanted)!r}."
             )
         compared += 1

@@ -1,4 +1,4 @@
-"""Prune a model, and measure costs and gains on the pruned model as it was written, on text of its own."""
+"""Prune a model, save it, and measure its size, speed and quality before and after, on text set aside for this."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from meditune.train import replay
 from meditune.train.dataset import encode
 
 CALIBRATION_ROWS = 64
-"""Number of rows from which wanda and layers learn which weights matter"""
+"""Number of rows from which the methods wanda and layers determine which weights matter"""
 DENSE = (
     "The zeros are stored and multiplied like other numbers: on a CPU, a dense matrix product takes as long with zeros "
     "as without, so zeros alone make the model neither faster nor smaller."
@@ -50,23 +50,23 @@ FILLED = (
 
 @dataclass(frozen=True)
 class Texts:
-    """The texts for calibration (none for magnitude pruning) with their source, and for measuring, by title."""
+    """The rows for calibration (none for magnitude pruning) with their source, and the rows for measuring, by title."""
 
     calibration: list[Row]
     source: str
     measured: dict[str, list[Row]]
 
     def some(self) -> list[Row]:
-        """Return the rows of one text that quality is measured on."""
+        """Return the rows of one of the texts on which quality is measured."""
         return next(iter(self.measured.values()))
 
 
 def prune(name: str, recipe: Recipe, folder: Path, data: Prepared | None) -> dict[str, Any]:
-    """Prune a model by `recipe.model.prune`, write it to `folder` unless it is there, and return pruning.json.
+    """Prune a model as in `recipe.model.prune`, write it to `folder` unless it exists, and return pruning.json.
 
-    Calibrates on `data`'s training examples and measures on its development examples; without `data`, on WikiText-2's
-    validation and test text. Raises ModelError if the model can't be pruned, DataError if there is no text, and
-    MedituneError if `folder` holds something else.
+    Calibration uses the training examples of `data` or, without `data`, WikiText-2's validation text. Quality is
+    measured on the development examples of `data`, if it is given, and on general text. Raises ModelError if the model
+    can't be pruned, DataError if there is no text, and MedituneError if `folder` contains something else.
     """
     place, spec = _whole_model(name), recipe.model.prune
     if spec.method == "none":
@@ -84,7 +84,7 @@ def prune(name: str, recipe: Recipe, folder: Path, data: Prepared | None) -> dic
         return done
     started = time.monotonic()
     dtype = stored_dtype(place)
-    # FP16 is slow on CPUs, and BF16 would round FP16 weights, so CPUs compute in FP32.
+    # On CPUs, FP16 models are computed in FP32: FP16 is slow there, and BF16 would round the weights.
     known = {torch.float32, torch.bfloat16} | ({torch.float16} if torch.cuda.is_available() else set())
     computed: Any = str(dtype if dtype in known else torch.float32).removeprefix("torch.")
     loaded = load(place, ModelSpec(base=place, dtype=computed))
@@ -126,7 +126,7 @@ def prune(name: str, recipe: Recipe, folder: Path, data: Prepared | None) -> dic
 
 
 def prune_with_text_of(recipe: Recipe, name: str, folder: Path) -> dict[str, Any]:
-    """Prune as `prune` does, with the recipe's data, which is prepared for this and not kept."""
+    """Prune like `prune`, with the recipe's data, which is prepared in a temporary folder."""
     _whole_model(name)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".", dir=folder.parent) as place:
@@ -134,7 +134,7 @@ def prune_with_text_of(recipe: Recipe, name: str, folder: Path) -> dict[str, Any
 
 
 def _whole_model(name: str) -> str:
-    """Return where the model is; raise ModelError if it isn't one model with all its weights."""
+    """Return the model's folder or hub id. Raises ModelError if it is an adapter or behind an API."""
     if find_api_model(name, ApiSpec()):
         raise ModelError(f"{name} is behind an API, so there are no weights here to prune.")
     place = locate(name)
@@ -164,8 +164,8 @@ def _texts(loaded: LoadedModel, recipe: Recipe, data: Prepared | None) -> Texts:
     measured = {name: found for name, found in measured.items() if found}
     if not measured:
         raise DataError(
-            "There is no text to measure the pruned model on. Put WikiText-2's test.txt into the folder that section "
-            "Offline of docs/how-to/train-and-evaluate.md names, or use a recipe with answers."
+            "There is no text to measure the pruned model on. Put WikiText-2's test.txt into the folder that the "
+            "section Offline of docs/how-to/train-and-evaluate.md names, or use a recipe with answers."
         )
     return Texts(calibration, source, measured)
 
@@ -233,7 +233,7 @@ SECONDS, LEAST, MOST = 3.0, 5, 10
 
 
 def _tokens_per_s(loaded: LoadedModel, rows: Sequence[Row], batch_tokens: int | None) -> float:
-    """Return the median speed of forward passes over one batch of the rows, in tokens per second without padding."""
+    """Return the median speed of forward passes over one batch, in tokens per second, not counting padding."""
     chosen = [rows[index] for index in by_length(rows, batch_limit(loaded.model, batch_tokens))[0]]
     tokens = sum(len(row) for row in chosen)
     seconds: list[float] = []

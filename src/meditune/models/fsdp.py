@@ -15,11 +15,11 @@ from meditune.models.hidden_state_cache import blocks_of
 
 
 def shard(model: Any, device: str) -> None:
-    """Shard the model's weights over all processes, in place: each layer by itself, the rest with the model.
+    """Shard the model's weights over all processes, in place: each layer separately, then the other weights.
 
-    Only the first process needs the weights: in the others, the model may be on the meta device. Each layer is copied
+    Only the first process needs the weights; in the others, the model can be on the meta device. Each layer is copied
     from the first process and sharded before the next one, so no other process holds more than one whole layer.
-    Gradients are summed over the processes, and reduced in FP32.
+    Gradients are summed over the processes in FP32.
     """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
@@ -43,12 +43,12 @@ def shard(model: Any, device: str) -> None:
 
 
 def copy_from_first(model: Any, device: str) -> None:
-    """Move the model to the device with the first process's weights; elsewhere it may be on the meta device."""
+    """Move the model to the device with the first process's weights; other processes may have it on meta."""
     _copy_from_first(list(model.modules()), device, model)
 
 
 def _copy_from_first(modules: list[Any], device: str, tied: Any = None) -> None:
-    """Give these modules, without their children, the first process's weights; then restore the ties of `tied`."""
+    """Copy the first process's weights to these modules, without their children, with the tied weights of `tied`."""
     for module in modules:
         if any(tensor.is_meta for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False))):
             module.to_empty(device=device, recurse=False)
@@ -59,7 +59,7 @@ def _copy_from_first(modules: list[Any], device: str, tied: Any = None) -> None:
         for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
             if id(tensor) not in tensors:
                 tensor.data = tensor.data.to(device).contiguous()
-                # gloo doesn't know every number format.
+                # As bytes, because gloo doesn't support every number format.
                 distributed.broadcast_tensor(tensor.data.view(-1).view(torch.uint8))
             tensors[id(tensor)] = tensor
 
@@ -87,7 +87,7 @@ def shard_like(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
 
 
 def gather_weights(model: Any, trainable_only: bool) -> dict[str, Any]:
-    """Return a sharded model's full weights by name, in the first process; empty in the others. All must call it."""
+    """Return a sharded model's full weights by name, in the first process; empty in the others. All must call this."""
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
     options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=trainable_only)

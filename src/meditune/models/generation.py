@@ -1,11 +1,11 @@
 """Text generation with continuous batching: each prompt is read once, then each step adds one token to every text.
 
-For a small model, a step costs about the same for one text as for thirty. transformers' `generate` keeps a batch until
-its last text has ended, copies its cache for every token, and pads on the left, which moves a prompt away from virtual
-tokens before it. Here a finished text makes room for another at any time, and every token has its own position and
-mask, so a text doesn't depend on its neighbours. The cache of keys and values has one slot for each running text, in
-which tokens are written in place. Slots are as long as the longest text needs, rounded up, and attention gets whole
-slots, because a product with a part of them would copy that part.
+For a small model, a step takes about as long for thirty texts as for one. transformers' `generate` keeps a batch until
+its last text has ended, copies its cache for every token, and pads on the left, which puts padding between virtual
+tokens and the prompt. Here, a new text can take the place of a finished one after any step. Every token has its own
+position and mask, so a text doesn't depend on the others in its batch. The key-value cache has one slot for each running
+text, and new tokens are written into it in place. All slots are as long as the longest text, rounded up. Attention reads
+whole slots, because a product with a part of a slot would copy that part.
 """
 
 from __future__ import annotations
@@ -25,15 +25,16 @@ from meditune.models.inference import batch_limit
 from meditune.models.load import LoadedModel
 
 STEP = 32
-"""Tokens by which slots grow"""
+"""The length of slots is a multiple of this number of tokens"""
 Pairs = list[tuple[torch.Tensor, torch.Tensor]]
 """Keys and values of each layer, (texts, key heads, tokens, size)"""
 
 
 class KVCache:
-    """The keys and values of `count` texts, or of more after `grow`.
+    """The key-value cache of `count` texts, with a slot for each; `grow` adds slots.
 
-    The first slots are in use. Layers with sliding windows keep all tokens, because masks restrict what they see.
+    Running texts use the first slots. Layers with sliding windows also store all tokens; masks restrict which tokens
+    they see.
     """
 
     def __init__(self, count: int) -> None:
@@ -41,7 +42,10 @@ class KVCache:
         self.layers: Pairs = []
 
     def reading(self, first: int, before: Pairs) -> Any:
-        """Return a cache for a forward pass over whole texts, stored from slot `first` on after the tokens `before`."""
+        """Return a cache for a forward pass over whole texts, which are stored in the slots from `first` on.
+
+        `before` contains the keys and values of virtual tokens, which are stored before each text's own.
+        """
 
         def update(keys: torch.Tensor, values: torch.Tensor, layer: int, *_: Any, **__: Any) -> Any:
             if before:
@@ -56,7 +60,7 @@ class KVCache:
         return _cache(update)
 
     def continuation(self, first: int, starts: Sequence[int], lengths: Sequence[int]) -> Any:
-        """Return a cache for a forward pass over the rest of texts whose beginnings are in the slots from `first`.
+        """Return a cache for a forward pass over the next tokens of the texts in the slots from `first` on.
 
         Row N of the pass has `lengths[N]` tokens, whose positions begin at `starts[N]`.
         """
@@ -76,7 +80,7 @@ class KVCache:
         return _cache(update)
 
     def writing(self, places: torch.Tensor) -> Any:
-        """Return a cache for a forward pass over one more token of each of the first texts, at these (N,) positions."""
+        """Return a cache for a forward pass over one more token of each of the first N texts, at positions `places`."""
         rows = torch.arange(len(places), device=places.device)
 
         def update(keys: torch.Tensor, values: torch.Tensor, layer: int, *_: Any, **__: Any) -> Any:
@@ -93,7 +97,7 @@ class KVCache:
                 buffer[target] = buffer[source]
 
     def copied(self, slot: int, tokens: int) -> Pairs:
-        """Return a copy of a slot's first keys and values, (key heads, tokens, size)."""
+        """Return a copy of the keys and values of a slot's first tokens, (key heads, tokens, size)."""
         return [(keys[slot, :, :tokens].clone(), values[slot, :, :tokens].clone()) for keys, values in self.layers]
 
     def put(self, slot: int, pairs: Pairs) -> None:
@@ -105,7 +109,7 @@ class KVCache:
                 buffer[slot, :, : given.shape[1]] = given
 
     def grow(self, tokens: int, texts: int = 0) -> None:
-        """Make room for texts of `tokens` tokens, and for `texts` texts."""
+        """Make room for `texts` texts of up to `tokens` tokens."""
         if tokens <= self.length and texts <= self.count:
             return
         self.length = max(self.length, -(-tokens // STEP) * STEP)
@@ -130,23 +134,23 @@ class KVCache:
 
 
 def _cache(update: Any) -> Any:
-    """Return a cache object that architectures accept and that stores nothing itself."""
+    """Return a cache for transformers' models that calls `update` and stores nothing itself."""
     cache = forward.cache_of([])
     cache.update = update
     return cache
 
 
 BYTES = 256_000_000
-"""The most bytes of cached keys and values"""
+"""Maximum size in bytes of the cached keys and values"""
 MIN_PREFIX_TOKENS = 16
-"""The fewest common tokens for which the cache is faster than reading them again"""
+"""Minimum length of a common prefix for which using the cache is faster than reading the tokens again"""
 
 
 class PrefixCache:
-    """A cache of texts' keys and values, at most `max_bytes` bytes; the least recently used texts are dropped first.
+    """A cache of the keys and values of texts, up to `max_bytes`; the least recently used texts are dropped first.
 
-    A model's keys and values of a prefix don't depend on what follows. So a text that shares a prefix with a cached one
-    (a system prompt, a source, a conversation) is only read from where it differs.
+    The keys and values of a prefix don't depend on the tokens after it. So if a text shares a prefix with a cached text
+    (a system prompt, a source, a conversation), only the tokens after that prefix are read.
     """
 
     def __init__(self, max_bytes: int = BYTES) -> None:
@@ -155,7 +159,7 @@ class PrefixCache:
         """In order of use, the least recently used first"""
 
     def longest(self, text: Sequence[int]) -> tuple[int, Pairs]:
-        """Return how many of the first tokens are cached, and their keys and values; 0 if they are too few to help.
+        """Return the length of the longest cached prefix, with its keys and values; 0 if it is too short to help.
 
         The last token is never included: the model must read it to predict the next one.
         """
@@ -177,7 +181,7 @@ class PrefixCache:
         return any(shared_prefix(query, ids) == len(query) for ids, _ in self._texts.values())
 
     def keep(self, text: Sequence[int], pairs: Pairs) -> None:
-        """Cache a text's keys and values, which replace those of its own prefixes, unless they exceed the room."""
+        """Cache a text's keys and values and drop those of its prefixes; do nothing if they exceed `max_bytes`."""
         ids = np.asarray(text)
         size = _bytes(pairs)
         if size > self.max_bytes:
@@ -206,23 +210,23 @@ def _bytes(pairs: Pairs) -> int:
 
 
 class Decoder:
-    """A decoder that continues several texts, in the order of `lengths`, with the tokens that its caller chooses."""
+    """A decoder that continues several texts, numbered as in `lengths`, with tokens that the caller chooses."""
 
     def __init__(self, model: Any, pad: int, count: int = 1, prefixes: PrefixCache | None = None) -> None:
-        """Reserve memory for `count` texts. With `prefixes`, cached prefixes of texts aren't read again."""
+        """Prepare for `count` texts; more can be added. With `prefixes`, cached prefixes of texts aren't read again."""
         self.model, self.pad = model, pad
         self.virtual = forward.virtual_tokens(model)
         self.called = model.get_base_model() if self.virtual else model
         self.device = next(model.parameters()).device
         self.read_tokens = batch_limit(self.called) if self.device.type == "cuda" else CPU_TOKENS
-        """The most prompt tokens that are read in one forward pass"""
+        """Maximum number of prompt tokens that are read in one forward pass"""
         self.slots = KVCache(count)
         self.lengths: list[int] = []
-        """Number of tokens of each text so far, virtual ones included"""
+        """Number of tokens of each text so far, including virtual tokens"""
         self.prefixes = None if self.virtual else prefixes
 
     def read(self, texts: Sequence[Sequence[int]]) -> torch.Tensor:
-        """Read and append whole texts, and return the (N, vocabulary) logits of their next tokens."""
+        """Add texts, read them, and return the (N, vocabulary) logits of their next tokens."""
         first = len(self.lengths)
         self.slots.grow(0, first + len(texts))
         starts = [self._recall(slot, text) for slot, text in enumerate(texts, first)]
@@ -257,12 +261,12 @@ class Decoder:
         self.lengths.pop()
 
     def remember(self, number: int, text: Sequence[int]) -> None:
-        """Cache the keys and values of a running text, whose tokens read so far are `text`."""
+        """Cache the keys and values of a running text; `text` contains its tokens read so far."""
         if self.prefixes and not self.prefixes.has(text):
             self.prefixes.keep(text, self.slots.copied(number, len(text)))
 
     def _recall(self, slot: int, text: Sequence[int]) -> int:
-        """Copy the cached prefix of a text into its slot, and return the prefix's number of tokens."""
+        """Copy the cached prefix of a text into its slot, and return the length of the prefix."""
         start, pairs = self.prefixes.longest(text) if self.prefixes else (0, [])
         if start:
             self.slots.put(slot, pairs)
@@ -288,7 +292,7 @@ class Decoder:
         return self._last_logits(inputs, lengths - 1 + shift)
 
     def _read_long(self, texts: Sequence[Sequence[int]], starts: list[int], first: int) -> torch.Tensor:
-        """Read texts from these positions; long ones in pieces, because memory grows with the square of the length."""
+        """Read texts from the positions `starts`, long ones in pieces: memory grows with the square of the length."""
         starts = [*starts]
         for number, text in enumerate(texts):
             while len(text) - starts[number] > self.read_tokens:
@@ -299,12 +303,15 @@ class Decoder:
         return self._read_next(rest, starts, first)
 
     def _read_next(self, pieces: Sequence[Sequence[int]], starts: list[int], first: int) -> torch.Tensor:
-        """Read the next pieces of texts in the slots from `first`, which hold `starts` tokens; logits as in `read`."""
+        """Read the next pieces of the texts in the slots from `first` on, and return logits like `read`.
+
+        `starts` contains the number of tokens that are already in each slot.
+        """
         tokens, lengths = self._padded(pieces)
         self.slots.grow(max(start + len(piece) for start, piece in zip(starts, pieces, strict=True)))
         begin = torch.tensor(starts, device=self.device)
         columns = torch.arange(tokens.shape[1], device=self.device).expand(tokens.shape)
-        # Padding isn't stored, and has the position of the text's last token.
+        # Padding isn't stored; its position is that of the text's last token.
         positions = begin[:, None] + torch.minimum(columns, lengths[:, None] - 1)
         keys = torch.arange(self.slots.length, device=self.device).expand(len(pieces), -1)
         masks = attention_masks(self.model, keys[:, None, :] <= positions[:, :, None], positions, keys)
@@ -324,7 +331,7 @@ class Decoder:
 
 
 class NotFiniteError(ArithmeticError):
-    """Logits after the prompt of this number that are infinite or NaN."""
+    """The error for infinite or NaN logits; `prompt` is the number of the prompt that they follow."""
 
     def __init__(self, prompt: int) -> None:
         super().__init__(f"prompt {prompt}")
@@ -334,8 +341,8 @@ class NotFiniteError(ArithmeticError):
 class GreedyDecoder:
     """A greedy decoder of many prompts, at most `batch_size` at a time, longest first.
 
-    With `no_repeat`, no sequence of this many tokens is written twice in one text (Paulus et al. 2017,
-    arXiv:1705.04304); sequences of the prompt may be repeated.
+    With `no_repeat`, no sequence of `no_repeat` tokens is generated twice in one text (Paulus et al. 2017,
+    arXiv:1705.04304). Sequences from the prompt may be repeated.
     """
 
     def __init__(
@@ -356,7 +363,7 @@ class GreedyDecoder:
         """For each text in the decoder, the prompt's number and the generated tokens"""
 
     def texts(self) -> Iterator[tuple[int, list[int]]]:
-        """Yield each prompt's number with its tokens, without the end token, as texts finish. Raises NotFiniteError."""
+        """Yield each prompt's number and generated tokens, without the end token, as texts end. Raises NotFiniteError."""
         while self.waiting or self.written:
             if self.waiting and self._has_room():
                 self._read()
@@ -365,7 +372,7 @@ class GreedyDecoder:
             yield from self._finished()
 
     def _has_room(self) -> bool:
-        """Return whether enough slots are free that reading new prompts is worth a forward pass."""
+        """Return whether enough slots are free to make reading new prompts worth a forward pass."""
         free = self.batch_size - len(self.written)
         if not free or not self.written or free >= len(self.waiting):
             return bool(free)
@@ -405,7 +412,7 @@ class GreedyDecoder:
 
 
 def _repeated_next(tokens: list[int], length: int) -> list[int]:
-    """Return the tokens that would repeat an earlier sequence of this length if they came next."""
+    """Return the tokens that, as the next token, would repeat an earlier sequence of this length."""
     last = tokens[len(tokens) - length + 1 :]
     return [
         tokens[place + length - 1]
@@ -415,7 +422,7 @@ def _repeated_next(tokens: list[int], length: int) -> list[int]:
 
 
 BATCH_TOKENS = 24_000
-"""The most tokens in the key-value cache of a batch on a CPU"""
+"""Maximum number of tokens in the key-value cache of a batch on a CPU"""
 
 
 def token_bytes(config: Any, element_size: int) -> int:
@@ -427,7 +434,7 @@ def token_bytes(config: Any, element_size: int) -> int:
 
 
 def cached_tokens(model: Any) -> int:
-    """Return how many tokens fit into half of the free memory, on a CPU at most BATCH_TOKENS."""
+    """Return how many cached tokens fit into half of the free memory; on a CPU, at most BATCH_TOKENS."""
     weight = model.get_input_embeddings().weight
     each = token_bytes(model.config, weight.element_size())
     if weight.is_cuda:
@@ -456,8 +463,8 @@ def sample_texts(
 ) -> list[list[int]]:
     """Return up to `max_new_tokens` sampled tokens after each prompt, at least one before the end token.
 
-    The end token is included. The full distribution is sampled. The result depends on torch's global seed and on
-    the other prompts of the batch.
+    The end token is included. Tokens are sampled from the full distribution. The result depends on torch's global seed
+    and on the other prompts of the batch.
     """
     from transformers import GenerationConfig
 
@@ -474,7 +481,7 @@ def sample_texts(
         pad_token_id=loaded.pad_id,
     )
     device = next(model.parameters()).device
-    # The model's own settings (top_k, penalties) would complete these settings and change the distribution.
+    # transformers would add the model's own settings (top_k, penalties), which change the distribution.
     usual, model.generation_config = model.generation_config, GenerationConfig()
     try:
         with torch.inference_mode():

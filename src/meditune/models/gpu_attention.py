@@ -1,11 +1,11 @@
-"""Attention on GPUs without a dense mask, for which PyTorch has no flash kernels. Two layouts of rows need no mask:
+"""Attention on GPUs without dense masks, which PyTorch's flash kernels don't support. Two layouts need no mask:
 
 - Rows of one branch are causal. Padding is on the right, where no token of the row sees it.
 - Rows of several branches (shared_prefix_batch.py), or longer than a sliding window, are packed: every branch is a
   sequence of queries whose keys are the common start and the branch itself. FlashAttention 2 aligns the last query with
   the last key (Dao 2023, arXiv:2307.08691), which gives exactly the mask of these rows.
 
-Everything else (cached tokens, virtual tokens, older GPUs, FP32) has a dense mask as on a CPU.
+Everything else (cached tokens, virtual tokens, older GPUs, FP32) uses a dense mask, as on a CPU.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from meditune.models.shared_prefix_batch import Batch, sees_of
 
 NAME = "meditune_gpu"
 CAUSAL_MASK_ATTENTION = {NAME}
-"""Names of attention implementations that take `causal_mask`"""
+"""Names of attention implementations that accept `causal_mask`"""
 HALF = (torch.bfloat16, torch.float16)
 """Number formats that flash kernels support"""
 MAX_HEAD_SIZE = 256
-"""The largest head that flash kernels support"""
+"""The largest head size that flash kernels support"""
 
 
 class PackedSequences(NamedTuple):
     """The layout of a batch of B rows with T tokens as S sequences for a kernel with cumulative lengths.
 
-    `queries` are indices of the real tokens among the batch's B * T, in the order of the sequences, and `keys` those of
-    the sequences' keys, in which a common start occurs once for each branch. The ends (S + 1,), as INT32, are 0 and the
-    end of each sequence among them.
+    `queries` contains the indices of the real tokens among the batch's B * T, in the order of the sequences. `keys`
+    contains the indices of the sequences' keys; a common start occurs once for each branch. `query_ends` and `key_ends`
+    (S + 1, INT32) contain 0 and the end of each sequence in `queries` and `keys`.
     """
 
     queries: torch.Tensor
@@ -58,7 +58,7 @@ def pack(branch: torch.Tensor) -> PackedSequences:
         numbers, counts = (part.tolist() for part in runs)
         first = row * branch.shape[1]
         if len(numbers) <= 2 and numbers[0] == 0:
-            # A single branch continues its start.
+            # A common start with a single branch is one sequence.
             numbers, counts = [0], [sum(counts)]
         start = counts[0] if numbers[0] == 0 else 0
         place = first
@@ -76,13 +76,13 @@ def pack(branch: torch.Tensor) -> PackedSequences:
 
 
 def needs_no_mask(model: Any, length: int) -> bool:
-    """Return whether the model computes causal rows of `length` tokens without a mask, with `causal_mask` instead."""
+    """Return whether the model can read causal rows of `length` tokens with `causal_mask` instead of a dense mask."""
     window = getattr(model.config.get_text_config(), "sliding_window", None)
     return model.config._attn_implementation in CAUSAL_MASK_ATTENTION and (not window or length <= window)
 
 
 def causal_mask(device: torch.device) -> torch.Tensor:
-    """Return the mask that stands for no mask: transformers passes any four-dimensional tensor on as it is."""
+    """Return an empty mask that means "causal"; transformers passes any four-dimensional tensor on unchanged."""
     return torch.empty((1, 1, 0, 0), device=device)
 
 
@@ -97,7 +97,7 @@ def inputs_without_mask(model: Any, batch: Batch) -> dict[str, Any]:
 
 
 def packs(model: Any) -> bool:
-    """Return whether this model's layers can compute packed sequences here."""
+    """Return whether this model's layers can compute packed sequences on this machine."""
     config, weight = model.config.get_text_config(), model.get_input_embeddings().weight
     if model.config._attn_implementation != NAME or not weight.is_cuda or weight.dtype not in HALF:
         return False
@@ -115,7 +115,7 @@ def packs(model: Any) -> bool:
 
 @cache
 def _packs(dtype: torch.dtype, groups: int, size: int, device: torch.device) -> bool:
-    """Compare a small packed batch with dense attention once, with its gradients; say so if they differ."""
+    """Return whether packed and dense attention agree on a small batch, including gradients; print why if not."""
     branch = torch.tensor([[0] * 9 + [1] * 20 + [2] * 12, [0] * 7 + [1] * 8 + [-1] * 26])
     generator = torch.Generator().manual_seed(0)
     try:
@@ -123,7 +123,7 @@ def _packs(dtype: torch.dtype, groups: int, size: int, device: torch.device) -> 
         shapes = [(2, 2 * groups, 41, size), (2, 2, 41, size), (2, 2, 41, size), (2, 41, 2 * groups, size)]
         *inputs, slope = (torch.randn(shape, generator=generator).to(device, dtype) for shape in shapes)
         sees = sees_of(branch.to(device))[:, None]
-        sees |= ~sees.any(-1, keepdim=True)  # a query of padding would have no key
+        sees |= ~sees.any(-1, keepdim=True)  # a padding token would otherwise see no key
         real = (branch >= 0).to(device)[:, :, None, None]
         for is_packed in (True, False):
             query, key, value = (part.detach().clone().requires_grad_() for part in inputs)
@@ -160,8 +160,8 @@ def packed_attention(
 ) -> torch.Tensor:
     """Return the attention within packed sequences, (B, T, heads, size), zero at padding.
 
-    `query` is (B, heads, T, size), `key` and `value` are (B, key heads, T, size). A query sees the `window` keys up to
-    its own position, or all.
+    `query` is (B, heads, T, size), `key` and `value` are (B, key heads, T, size). A query sees the last `window`
+    keys up to its own position, or all of them without a window.
     """
     from torch.nn.attention.varlen import varlen_attn
 
@@ -201,7 +201,7 @@ def gpu_attention(
     """Return the attention of `query` over `key` and `value`, (batch, queries, heads, size).
 
     `query` is (batch, heads, queries, size), `key` and `value` are (batch, key heads, keys, size). `attention_mask` is
-    `causal_mask`, or as transformers' "sdpa" takes it.
+    `causal_mask` or a mask for transformers' "sdpa".
     """
     from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 
@@ -214,7 +214,7 @@ def gpu_attention(
         return found
     grouped = key.shape[1] != query.shape[1]
     if grouped and not _has_flash(query):
-        # Without a flash kernel, PyTorch has none for grouped heads that doesn't store the scores.
+        # PyTorch's other kernels for grouped heads store all scores, so the keys and values are repeated.
         key, value = (repeat_kv(part, query.shape[1] // part.shape[1]) for part in (key, value))
         grouped = False
     mixed = scaled_dot_product_attention(
@@ -235,7 +235,7 @@ def register() -> str:
     from transformers.masking_utils import sdpa_mask
 
     if torch.cuda.is_available():
-        # cuDNN's attention prepares a plan for every new shape, and nearly every batch has one.
+        # cuDNN's attention prepares a plan for every new shape, and nearly every batch has a new shape.
         torch.backends.cuda.enable_cudnn_sdp(False)
     AttentionInterface.register(NAME, gpu_attention)
     AttentionMaskInterface.register(NAME, sdpa_mask)

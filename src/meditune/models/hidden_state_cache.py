@@ -1,8 +1,8 @@
 """A cache of the hidden states that the frozen layers below the trained ones (`model.top_layers`) compute for each row.
 
-From its second pass on, a row costs only the top layers, with the same result (checked by a test). The rounding of a
-matrix product depends on the shape of the batch; `group` fixes the batches, so that a run that is stopped and resumed
-computes each row as an uninterrupted one.
+From the second pass over a row on, only the top layers are computed. The result is the same (checked by a test). The
+rounding of a matrix product depends on the shape of the batch, so `group` fixes the batches: a run that was stopped and
+resumed computes the same states as an uninterrupted run.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ Key = tuple[tuple[int, ...], tuple[int, ...]]
 
 
 class HiddenStateCache:
-    """A cache for a model whose lowest `count` layers never change; with 0 it caches nothing."""
+    """A cache for a model whose lowest `count` layers never change. If `count` is 0, nothing is cached."""
 
     def __init__(self, model: Any, count: int, max_gb: float = 2.0) -> None:
         self.blocks, self._above = blocks_of(model)[:count], blocks_of(model)[count:]
         self.max_bytes = max_gb * 1e9
         self.bytes = 0
-        """Size of the cached rows and of those for which `group` has reserved memory"""
+        """Size of the cached rows and of the rows for which `group` has reserved memory"""
         self._kept: dict[Key, torch.Tensor] = {}
         self._groups: dict[Key, list[Row]] = {}
         self._as_tuple = False
@@ -36,17 +36,17 @@ class HiddenStateCache:
             self._token_bytes = model.config.get_text_config().hidden_size * embedding.element_size()
 
     def group(self, rows: Sequence[Row], max_tokens: int) -> None:
-        """Make each of `rows`, when first needed, be computed in a batch that depends only on this list.
+        """Divide `rows` into fixed batches: when a row is first needed, its whole batch is computed and cached.
 
-        A batch has up to `max_tokens` tokens, padding included. If the rows don't fit beside the cached ones, the
-        cached ones are dropped; the shortest rows beyond `max_bytes` are computed again each time.
+        A batch has up to `max_tokens` tokens, including padding. If there isn't enough memory for these rows and the
+        cached ones, the cached ones are dropped. Rows beyond `max_bytes`, the shortest ones, aren't cached.
         """
         if not self.blocks:
             return
         unique = list({_key(row): row for row in rows}.values())
         self._groups = {}
         for row in unique:
-            self._kept.pop(_key(row), None)  # computed in another batch
+            self._kept.pop(_key(row), None)  # it was computed in another batch
         self.bytes = sum(len(cached) * self._token_bytes for cached in self._kept.values())
         if self.bytes + sum(map(self._size, unique)) > self.max_bytes:
             self.forget()
@@ -54,7 +54,7 @@ class HiddenStateCache:
             batch = [unique[index] for index in indices]
             size = sum(map(self._size, batch))
             if self.bytes + size > self.max_bytes:
-                # The cache must not depend on the order of the rows' use, so nothing more is cached.
+                # What is cached must not depend on the order in which rows are used, so no other rows are cached.
                 self.bytes = int(self.max_bytes)
                 return
             self.bytes += size
@@ -65,7 +65,7 @@ class HiddenStateCache:
         self._kept, self._groups, self.bytes = {}, {}, 0
 
     def predict(self, model: Any, rows: Sequence[Row], pad_id: int, logits: bool = True) -> tuple[Batch, Predicted]:
-        """Return the batch of these rows and its prediction, as `models.forward.predict` computes it."""
+        """Return the batch of these rows and the prediction that `models.forward.predict` computes for it."""
         batch = collate(rows, pad_id)
         if not self.blocks:
             return batch, predict(model, batch, logits)
@@ -80,7 +80,7 @@ class HiddenStateCache:
             return batch, predict(model, batch, logits)
 
     def without_dropout(self, model: Any) -> None:
-        """Switch off dropout below the trained layers, so that cached states contain no noise."""
+        """Turn off dropout below the trained layers, so that cached states contain no noise."""
         if not self.blocks:
             return
         above = {id(part) for block in blocks_of(model)[len(self.blocks) :] for part in block.modules()}
@@ -88,7 +88,7 @@ class HiddenStateCache:
             if isinstance(part, torch.nn.Dropout) and id(part) not in above:
                 part.eval()
         for block in self.blocks:
-            # Attention checks its own training mode; a block checks its mode for checkpointing.
+            # Attention has its own training mode. A block stays in training mode, which gradient checkpointing requires.
             for child in block.children():
                 child.eval()
 
@@ -97,7 +97,7 @@ class HiddenStateCache:
 
     @torch.no_grad()
     def _compute(self, model: Any, rows: Sequence[Row], pad_id: int) -> None:
-        """Compute and cache the rows of one group; no layer above the frozen ones runs."""
+        """Compute and cache the rows of one group, without running the layers above the frozen ones."""
 
         def passed_on(states: torch.Tensor, *_: Any, **__: Any) -> Any:
             return (states,) if self._as_tuple else states
@@ -110,7 +110,7 @@ class HiddenStateCache:
 
     @contextmanager
     def _remembering(self, rows: Sequence[Row], grouped: bool = False) -> Iterator[None]:
-        """Cache rows that pass through the layers inside the block: those in a group if `grouped`, else the others."""
+        """Cache the rows that the model reads inside the block: those of a group if `grouped`, else only the others."""
 
         def keep(_: torch.nn.Module, __: Any, output: Any) -> None:
             self._as_tuple = isinstance(output, tuple)
@@ -131,7 +131,7 @@ class HiddenStateCache:
 
     @contextmanager
     def _given(self, cached: Sequence[torch.Tensor], length: int) -> Iterator[None]:
-        """Replace the frozen layers by the cache: the last one returns the cached states, those below do nothing."""
+        """Inside the block, make the last frozen layer return cached states, and the layers below it do nothing."""
         hidden = torch.nn.utils.rnn.pad_sequence(list(cached), batch_first=True)
         assert hidden.shape[1] == length
 
@@ -175,5 +175,5 @@ def blocks_of(model: Any) -> list[Any]:
 
 
 def frozen_count(model: Any, top_layers: int | None) -> int:
-    """Return the number of frozen lowest layers if only the `top_layers` highest are trained (None: all are)."""
+    """Return the number of frozen layers if only the `top_layers` highest layers are trained (None: all layers)."""
     return max(0, len(blocks_of(model)) - top_layers) if top_layers else 0

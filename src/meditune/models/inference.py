@@ -1,11 +1,11 @@
 """Faster matrix products and attention for inference on CPUs.
 
-PyTorch multiplies FP32 matrices with MKL, which uses AVX2 on processors that aren't Intel's, even if they have AVX-512;
-that halves their speed. oneDNN uses the best instructions available: the same FP32 sums in a different order (checked
-by a test), without gradients.
+PyTorch multiplies FP32 matrices with MKL. On processors from other vendors than Intel, MKL uses AVX2 even if they have
+AVX-512, which halves the speed. oneDNN uses the best instructions available. It computes the same FP32 sums in a
+different order (checked by a test), but no gradients.
 
 PyTorch's fused CPU attention is slow in BF16, and repeating the key heads for grouped-query attention costs memory
-traffic. Folding the G query heads of a key head into the rows of one product avoids both.
+traffic. Combining all query heads that share a key head into one product avoids both.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from meditune.hardware import free_gpu_bytes
 from meditune.models.hidden_state_cache import replayed
 
 FEW = 32
-"""With fewer rows, a call costs more than it saves."""
+"""With fewer rows than this, calling oneDNN takes more time than it saves."""
 ROWS = 32
-"""Number of rows that the layout of packed weights is optimized for; products with other numbers use it too"""
+"""Number of rows for which the layout of packed weights is optimized; other numbers of rows work, too"""
 MAX_PACKED = 600_000_000
-"""The most bytes of weights that are packed"""
+"""Maximum total size in bytes of weights that are packed"""
 CPU_INFO = Path("/proc/cpuinfo")
 
 
@@ -36,8 +36,8 @@ CPU_INFO = Path("/proc/cpuinfo")
 def inference(model: Any, small_batches: bool = False) -> Iterator[None]:
     """Disable gradients and use the faster product in the model's linear layers, inside the block.
 
-    `small_batches` means that most products have few rows, as in decoding: weights are then converted to oneDNN's
-    layout once and not for every product. That doubles their memory, so it isn't done for large models.
+    `small_batches` means that most products have few rows, as in decoding. Weights are then converted to oneDNN's
+    layout once instead of for every product. This doubles their memory, so it isn't done for large models.
     """
     with torch.inference_mode(), ExitStack() as afterwards:
         linear = [module for module in model.modules() if type(module) is torch.nn.Linear]
@@ -55,7 +55,7 @@ def inference(model: Any, small_batches: bool = False) -> Iterator[None]:
 
 @cache
 def mkl_is_slow() -> bool:
-    """Return whether this processor has AVX-512 that MKL doesn't use."""
+    """Return whether this processor has AVX-512, but MKL doesn't use it."""
     if torch.backends.cpu.get_cpu_capability() != "AVX512" or not CPU_INFO.is_file():
         return False
     return "GenuineIntel" not in CPU_INFO.read_text(encoding="utf-8") and hasattr(torch.ops.mkldnn, "_linear_pointwise")
@@ -76,11 +76,11 @@ def takes_onednn(weight: torch.Tensor) -> bool:
 
 
 GPU_WORK = 2**25
-"""Tokens times hidden size from which a GPU's products no longer gain from more tokens (an estimate, unmeasured)"""
+"""Tokens times hidden size above which more tokens no longer make a GPU's products more efficient (not measured)"""
 
 
 def batch_limit(model: Any, max_tokens: int | None = None) -> int:
-    """Return the most tokens for one forward pass without gradients: `max_tokens`, or what suits the device.
+    """Return the maximum number of tokens for a forward pass without gradients: `max_tokens` or the device's limit.
 
     On a GPU, the pass uses at most half of the free memory, even if every token's logits are kept.
     """
@@ -89,7 +89,7 @@ def batch_limit(model: Any, max_tokens: int | None = None) -> int:
         return max_tokens or CPU_TOKENS
     text = model.config.get_text_config()
     inner = getattr(text, "intermediate_size", None) or 4 * text.hidden_size
-    # A layer's tensors; logits, their FP32 copy, and its probabilities.
+    # The bytes of a layer's tensors, the logits, their FP32 copy, and the probabilities.
     size = weight.element_size()
     token_bytes = size * (10 * text.hidden_size + 4 * inner) + (size + 8) * text.vocab_size
     most = free_gpu_bytes(weight.device) // 2 // token_bytes
@@ -97,19 +97,19 @@ def batch_limit(model: Any, max_tokens: int | None = None) -> int:
 
 
 def tokens_per_pass(model: Any, max_tokens: int | None) -> int:
-    """Return the best size of a pass: `batch_limit`, or half of it in FP32 on a CPU, which is a fifth faster."""
+    """Return the best number of tokens in a pass: `batch_limit`; in FP32 on a CPU, half of it is a fifth faster."""
     limit = batch_limit(model, max_tokens)
     return max(limit // 2, 1) if takes_onednn(next(model.parameters())) else limit
 
 
 def matmul(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    """Return rows @ weight.T + bias by oneDNN: (..., inputs), (outputs, inputs), (outputs) to (..., outputs)."""
+    """Return rows @ weight.T + bias from oneDNN; `rows` is (..., inputs), the result (..., outputs)."""
     product: torch.Tensor = torch.ops.mkldnn._linear_pointwise(rows, weight, bias, "none", [], "")
     return product
 
 
 def matmuls(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-    """Return left @ right.transpose(1, 2), (N, rows, columns), by the faster product."""
+    """Return left @ right.transpose(1, 2), (N, rows, columns), from the faster of two libraries."""
     if torch.is_grad_enabled() or not takes_onednn(left) or left.shape[1] < FEW or not mkl_is_slow():
         return torch.bmm(left, right.transpose(1, 2))
     return torch.stack([matmul(rows, other) for rows, other in zip(left, right.contiguous(), strict=True)])
@@ -117,7 +117,7 @@ def matmuls(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
 
 NAME = "meditune_grouped"
 BLOCK = 128
-"""Number of queries in a block if gradients are disabled: keys after the block's last query are skipped"""
+"""Number of queries in a block if gradients are disabled; a block skips the keys after its last query"""
 
 
 def grouped_attention(
@@ -134,7 +134,7 @@ def grouped_attention(
 
     `query` is (batch, heads, queries, size), `key` and `value` are (batch, key heads, keys, size).
     `attention_mask` (batch or 1, 1, queries, keys) is added to the scores. The result is (batch, queries, heads, size)
-    and equals that of "sdpa", the plain fallback (checked by a test).
+    and equals that of transformers' "sdpa" (checked by a test).
     """
     batch, heads, queries, size = query.shape
     keys = key.shape[2]

@@ -1,9 +1,9 @@
-"""A BERT encoder with 8-bit matrix products, which computes vectors of texts in two thirds of BF16's time.
+"""A BERT encoder with 8-bit matrix products, which takes two thirds of the time that it takes in BF16.
 
-The input of each product is scaled by one range, which calibration texts set when the encoder is created (static
-quantization: Jacob et al. 2018, arXiv:1712.05877), so a text's vector doesn't depend on its batch. Part of the scale of
-large input channels is moved to the weights (SmoothQuant: Xiao et al. 2023, arXiv:2211.10438). Sums, norms and softmax
-stay in 32 or 16 bits. Texts are concatenated without padding.
+When the encoder is created, calibration texts determine one range for each product's input (static quantization: Jacob
+et al. 2018, arXiv:1712.05877), so a text's vector doesn't depend on its batch. Part of the scale of large input channels
+is moved to the weights (SmoothQuant: Xiao et al. 2023, arXiv:2211.10438). Sums, norms and softmax are computed in 32 or
+16 bits. Texts are concatenated without padding.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ Vectors = NDArray[np.float32]
 MAX_TOKENS = 256
 BATCH_TOKENS = 1024
 MIN_TOKENS_PER_THREAD = 48
-"""The fewest tokens for one thread"""
+"""Minimum number of tokens for each thread"""
 HEADROOM = 1.05
 """Ratio of the 8-bit range to the range of the calibration texts"""
 SMOOTHING = 0.7
-"""Exponent of an input channel's scale that is moved to its weights"""
+"""Exponent that determines how much of an input channel's scale is moved to the weights"""
 CPU_INFO = Path("/proc/cpuinfo")
 CALIBRATION = (
     "gout",
@@ -60,8 +60,8 @@ CALIBRATION = (
 class Int8MatMul:
     """A linear layer with 8-bit weights in oneDNN's layout, and the range of its input.
 
-    `step` is the input value of one 8-bit step, `zero` the 8-bit number for zero, `factors` convert each input channel
-    to steps, and `shift`, `zero` minus 128, is added to them.
+    `step` is the size of one 8-bit step of the input, and `zero` is the 8-bit number that represents zero. An input is
+    quantized by multiplying it by `factors`, one for each channel, and adding `shift`, which is `zero` minus 128.
     """
 
     weight: torch.Tensor
@@ -74,9 +74,9 @@ class Int8MatMul:
     shift: torch.Tensor
 
     def __call__(self, rows: torch.Tensor, dtype: torch.dtype = torch.float32, after: str = "none") -> torch.Tensor:
-        """Return the product for (n, inputs) in FP32, as (n, outputs); `after` may be "gelu"."""
-        # Converting to signed numbers and flipping the first bit: direct conversion to unsigned ones takes PyTorch
-        # four times as long.
+        """Return the (n, outputs) product of (n, inputs) in FP32. `after` is the activation, "none" or "gelu"."""
+        # Convert to signed numbers, then flip the first bit: direct conversion to unsigned numbers takes PyTorch four
+        # times as long.
         small = torch.addcmul(self.shift, rows, self.factors).clamp_(-128, 127).round_().to(torch.int8)
         small = small.view(torch.uint8).bitwise_xor_(128)
         weights = (self.weight, self.scales, self.zeros, self.bias)
@@ -88,7 +88,7 @@ class Int8MatMul:
 
 @dataclass(frozen=True)
 class Int8BertLayer:
-    """The four products of a layer of the encoder, of which `qkv` gives queries, keys and values, and its norms."""
+    """A layer of the encoder: its norms and four products; `qkv` computes queries, keys and values together."""
 
     qkv: Callable[..., torch.Tensor]
     attention_output: Callable[..., torch.Tensor]
@@ -99,10 +99,10 @@ class Int8BertLayer:
 
 
 class Int8Bert:
-    """An encoder of texts as vectors of length 1, the normalized means of their token states."""
+    """An encoder that turns texts into vectors of length 1, the normalized means of their token states."""
 
     def __init__(self, bert: Any, tokenizer: Any) -> None:
-        """Quantize `bert`, which must be in FP32. Nothing is checked; see `fits`."""
+        """Quantize `bert`, which must be in FP32 and supported (`fits`). Neither is checked."""
         self.tokenizer = tokenizer
         self.size = int(bert.config.hidden_size)
         self.heads = int(bert.config.num_attention_heads)
@@ -115,7 +115,7 @@ class Int8Bert:
             self.layers = [_quantized(layer) for layer in self.layers]
 
     def encode(self, texts: Sequence[str], label: str | None = None) -> Vectors:
-        """Return the texts' vectors, (n, size)."""
+        """Return the texts' vectors, (n, size). With a label, progress is shown."""
         found = np.empty((len(texts), self.size), dtype=np.float32)
         rows = self._rows(texts)
 
@@ -132,7 +132,7 @@ class Int8Bert:
 
     @cached_property
     def _readers(self) -> ThreadPoolExecutor | None:
-        """Threads that each encode alone, which is faster than sharing small products, above all on a busy machine."""
+        """Threads that encode separate batches, which is faster than sharing small products, mainly on busy machines."""
         if self.threads < 2:
             return None
         before, all_there = torch.get_num_threads(), Barrier(self.threads)
@@ -191,7 +191,7 @@ class Int8Bert:
 
 
 def fits(bert: Any) -> bool:
-    """Return whether this is a BERT on a CPU that has fast 8-bit products, so that `Int8Bert` can be used."""
+    """Return whether `Int8Bert` supports this model: it must be a BERT on a CPU with fast 8-bit products."""
     config = bert.config
     plain = getattr(config, "model_type", "") == "bert" and getattr(config, "hidden_act", "") == "gelu"
     on_cpu = next(bert.parameters()).device.type == "cpu" and hasattr(torch.ops.onednn, "qlinear_pointwise")
@@ -246,7 +246,7 @@ def _quantized(layer: Int8BertLayer) -> Int8BertLayer:
 
 
 def _batches(rows: Sequence[Sequence[int]], threads: int) -> Iterator[list[int]]:
-    """Yield batches of row indices: one share per thread for few rows, else rows of similar length together."""
+    """Yield batches of row indices: a share for each thread if there are few tokens, else rows of similar length."""
     order = sorted(range(len(rows)), key=lambda index: len(rows[index]))
     tokens = sum(map(len, rows))
     if tokens <= threads * BATCH_TOKENS:

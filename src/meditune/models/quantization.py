@@ -1,6 +1,6 @@
 """Quantization of a frozen base model to 4 or 8 bits with bitsandbytes.
 
-On CPUs with AVX-512 BF16, bitsandbytes repacks an NF4 layer for inference when it first runs in evaluation mode, and a
+On CPUs with AVX-512 BF16, bitsandbytes repacks an NF4 layer for inference when the layer first runs in evaluation mode. A
 repacked layer silently passes no gradient to its input. A run evaluates the base and then trains it, so
 `keep_trainable` prevents repacking, and `check_trainable` rejects a model that was repacked anyway.
 """
@@ -32,7 +32,7 @@ def require(key: str = "model.quantize") -> None:
 
 
 def loading_options(quantize: Quantize, compute_dtype: Any) -> dict[str, Any]:
-    """Return `from_pretrained`'s options; NF4 weights are dequantized to compute_dtype for each product."""
+    """Return options for `from_pretrained`. NF4 weights are dequantized to compute_dtype for each product."""
     if quantize == "none":
         return {}
     require()
@@ -51,7 +51,7 @@ def loading_options(quantize: Quantize, compute_dtype: Any) -> dict[str, Any]:
 
 
 def is_quantized(model: Any) -> bool:
-    """Return whether some of the model's weights are quantized, by Meditune or as stored."""
+    """Return whether some of the model's weights are quantized, by Meditune or already in its files."""
     return getattr(model, "quantization_method", None) is not None
 
 
@@ -97,18 +97,18 @@ def check_trainable(model: Any) -> None:
 
 
 def keep_number_format(model: Any) -> None:
-    """Make (IA)³ over quantized layers return its input's number format; peft's layers return FP32."""
+    """Make (IA)³ layers on quantized layers return the number format of their input instead of peft's FP32."""
 
-    def as_asked(_: torch.nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
+    def in_input_format(_: torch.nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
         return output.to(inputs[0].dtype)
 
     for module in model.modules() if is_quantized(model) else ():
         if hasattr(module, "ia3_l"):
-            module.register_forward_hook(as_asked)
+            module.register_forward_hook(in_input_format)
 
 
 def trained_on(folder: Path) -> Quantize:
-    """Return the quantization of the base of the tuned model in `folder`; "none" if none is recorded."""
+    """Return the quantization of the base that the model in `folder` was tuned on; "none" if none is recorded."""
     path = folder / TRAINING
     facts = read_json(path) if path.is_file() else {}
     recorded = facts.get("quantize") if isinstance(facts, dict) else None
@@ -120,6 +120,6 @@ def _layers(model: Any, kind: str) -> list[Any]:
 
 
 def _with_scale(layer: Any, _: Any) -> None:
-    # peft's DoRA reads 8-bit weights on a CPU through a moved copy that lacks their scale.
+    # On a CPU, peft's DoRA reads 8-bit weights from a copy that lacks their scale.
     if layer.weight.CB is not None and layer.weight.SCB is None:
         layer.weight.SCB = layer.state.SCB

@@ -1,4 +1,4 @@
-"""Switching off the telemetry and console output of libraries."""
+"""Turn off the telemetry and console output of libraries."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from contextlib import contextmanager
 
 
 def no_telemetry() -> None:
-    """Switch off the telemetry of the libraries used here; call before the first of them is imported."""
+    """Turn off the telemetry of the libraries that Meditune uses. Call this before the first of them is imported."""
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("DO_NOT_TRACK", "true")
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-    # bitsandbytes, which peft imports if it is installed, would download compiled code from the hub through the
-    # package `kernels`, warns if that is missing, and logs each conversion of a layer's input.
+    # peft imports bitsandbytes if it is installed. bitsandbytes would download compiled code from the hub through the
+    # package `kernels`. It warns if that package is missing, and logs each conversion of a layer's input.
     sys.modules.setdefault("kernels", None)  # type: ignore[arg-type]
-    # OpenVINO's converter and nncf report each use to Google Analytics through this package, and work without it.
+    # OpenVINO's converter and nncf report each use to Google Analytics through this package. They work without it.
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Suppress progress bars and warnings of transformers inside the block."""
+    """Suppress transformers' progress bars and warnings inside the block."""
     from transformers.utils import logging
 
     level = logging.get_verbosity()

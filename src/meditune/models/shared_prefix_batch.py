@@ -3,7 +3,7 @@
     common start | branch 1 | branch 2 | padding
 
 A mask hides the branches from each other, and every branch's positions continue from the common start. The result
-equals that of separate rows (checked by a test) at little more than half the work.
+equals that of separate rows (checked by a test), at little more than half the cost.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Row:
     """For each supervised target token, the index of the token whose output predicts it."""
     targets: list[int]
     of: list[int]
-    """For each supervised target token, the index in `encoded` that it belongs to, or PROMPT."""
+    """For each supervised target token, the index of its task in `encoded`, or PROMPT."""
     encoded: tuple[Encoded, ...]
 
     def __len__(self) -> int:
@@ -94,7 +94,7 @@ def rows_of(encoded: Sequence[Encoded], share_prompts: bool = True) -> list[Row]
 
 
 def windows(name: str, ids: Sequence[int], length: int, start: Sequence[int] = ()) -> list[Row]:
-    """Return rows of `length` tokens of running text after the `start` tokens (BOS); all but the first are targets."""
+    """Split running text into rows of `length` tokens that begin with `start` (BOS). All but the first are targets."""
     rows = []
     for number, offset in enumerate(range(0, len(ids) - 1, length - len(start))):
         piece = [*start, *ids[offset : offset + length - len(start)]]
@@ -104,14 +104,14 @@ def windows(name: str, ids: Sequence[int], length: int, start: Sequence[int] = (
 
 
 def _common_start(prompts: Sequence[list[int]]) -> int:
-    """Return how many tokens the prompts have in common, without the last token of any."""
+    """Return the length of the prompts' common start, which never includes the last token of a prompt."""
     shortest = min(map(len, prompts)) - 1
     return next((n for n in range(shortest) if len({prompt[n] for prompt in prompts}) > 1), shortest)
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Padded rows as tensors. B rows, T tokens in the longest."""
+    """Padded rows as tensors: B rows, and T tokens in the longest row."""
 
     tokens: torch.Tensor
     """(B, T) token ids"""
@@ -135,7 +135,7 @@ class Batch:
 
 
 def sees_of(branch: torch.Tensor) -> torch.Tensor:
-    """Return (B, T, T), true where the first token sees the second, from a batch's (B, T) branches."""
+    """Return a (B, T, T) mask from (B, T) branches; [b, i, j] is true if token i of row b sees token j."""
     length = branch.shape[1]
     causal = torch.ones((length, length), dtype=torch.bool, device=branch.device).tril()
     seen, seeing = branch[:, None, :], branch[:, :, None]
@@ -164,7 +164,7 @@ def collate(rows: Sequence[Row], pad_id: int) -> Batch:
 
 
 def by_length(rows: Sequence[Sized], max_tokens: int) -> list[list[int]]:
-    """Return row indices in batches of similar length, at most `max_tokens` tokens with padding, or one row."""
+    """Return row indices in batches of similar length, each with at most `max_tokens` padded tokens or one row."""
     order = sorted(range(len(rows)), key=lambda index: -len(rows[index]))
     batches: list[list[int]] = []
     for index in order:
@@ -178,7 +178,7 @@ def by_length(rows: Sequence[Sized], max_tokens: int) -> list[list[int]]:
 def rows_of_pairs(pairs: Sequence[Pair], encoder: Encoder) -> tuple[list[Row], list[Pair]]:
     """Return a row for each pair, with the preferred answer as first branch, and the pairs of these rows, in order.
 
-    Pairs are left out whose question is too long, or whose answers differ only in the part that was cut.
+    Pairs are left out if the question is too long, or if the answers differ only in the part that was cut off.
     """
     rows, kept_pairs = [], []
     for pair in pairs:

@@ -1,8 +1,8 @@
-"""Compiling the model's layers into fused code with torch.compile, for long training runs.
+"""Compile the model's layers into fused code with torch.compile, for long training runs.
 
-The small operations between a layer's matrix products are passes over memory. Fused, they take a third of the time and
-save less for the backward pass. Everything without gradients uses the plain layers. The results are equal (checked by a
-test).
+Each small operation between a layer's matrix products is a pass over memory. Fused, these operations take a third of the
+time, and save less for the backward pass. Passes without gradients use the uncompiled layers. The results are equal
+(checked by a test).
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from meditune.models.hidden_state_cache import blocks_of, replayed
 from meditune.models.quantization import is_quantized
 
 MIN_OPERATIONS = 5e13
-"""Number of operations from which compiling is a small part of a training run: a few minutes on two cores"""
+"""Number of operations in a training run above which compiling takes a small part of its time: minutes on two cores"""
 VARIANTS = 64
-"""The most variants of one layer's code: first layer, frozen layers, windows, batches of one row ... PyTorch's limit
-is 8."""
+"""Maximum number of compiled variants of a layer (first layer, frozen layers, windows, batches of one row, ...), of which
+PyTorch allows 8 by default"""
 
 
 def is_worthwhile(model: Any, tokens: int) -> bool:
@@ -51,7 +51,7 @@ def unsupported_reason(model: Any) -> str | None:
 
 
 def why_unsupported(quantized: bool, virtual: bool, on_cpu: bool) -> str | None:
-    """Return the same as `unsupported_reason`, from the facts that are known before a model is loaded."""
+    """Return what `unsupported_reason` returns, from facts that are known before a model is loaded."""
     if quantized:
         return "The base is quantized."
     if virtual:
@@ -72,7 +72,7 @@ def _compiler_name() -> str:
 
 @contextmanager
 def compiled(model: Any) -> Iterator[None]:
-    """Run the model's layers as fused code inside the block wherever gradients are computed."""
+    """Inside the block, run the model's layers as fused code whenever gradients are computed."""
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder("compiled")))
     with ExitStack() as inside:
         limits = {"recompile_limit": VARIANTS, "accumulated_recompile_limit": 4 * VARIANTS}
@@ -84,7 +84,7 @@ def compiled(model: Any) -> Iterator[None]:
 
 
 def _where_gradients(fused: Callable[..., Any], plain: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a forward that uses the compiled layer with gradients, until compiling it for some input fails."""
+    """Return a forward method that uses the compiled layer if gradients are enabled, until compiling it fails."""
     from torch._dynamo.exc import TorchDynamoException
 
     failed = False

@@ -143,6 +143,8 @@ def _parts(
         nonlocal begun
         if begun and changed():
             raise ModelError(f"{place} is missing, or its model has changed since the server started. Restart it.")
+        if not begun and options.engine == "auto":
+            measure_exports(place, settings.concurrency)
         begun = True
         places, url = settings.concurrency, options.url
         return open_engine(options.model, options.engine, places, url, in_subprocess=True, scores=scores)
