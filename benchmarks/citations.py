@@ -41,8 +41,8 @@ from typing import Any
 import numpy as np
 
 import faithfulness as planted
-from meditune.assistant.answer_filter import withheld
-from meditune.assistant.assistant import PASSAGES, SUPPORTED_SHARE, Assistant, load_assistant, open_assistant
+from meditune.assistant.answer_filter import SUPPORTED_SHARE, withheld
+from meditune.assistant.assistant import PASSAGES, Assistant, load_assistant, open_assistant
 from meditune.assistant.events import Answer
 from meditune.assistant.triage import Triage
 from meditune.assistant.writers import EngineWriter

@@ -149,7 +149,7 @@ def test_an_exported_judge_says_the_same_without_torch_and_reads_shared_passages
     result = meditune("export", copy, "--to", "openvino")
     assert result.code == 0, result
     # The export is checked on claims, which the judge can do, and not on written answers.
-    assert "% of the verdicts the same; probability of support " in result.out
+    assert "% of the verdicts the same; mean difference in the probability of support " in result.out
     assert "perplexity" not in result.out
     drift = read_json(copy / "export" / "openvino" / "export.json")["drift"]["claims"]
     assert drift["items"] == len(read_rows(copy / "data" / "train.jsonl"))

@@ -1,7 +1,7 @@
 """Coordination of the processes that torchrun starts for distributed training; no effect with a single process.
 
 torchrun sets environment variables for each process: its number (RANK), its number on its machine (LOCAL_RANK) and the
-number of processes (WORLD_SIZE). All processes train. Only the first one, number 0, prints and manages the run's folder.
+number of processes (WORLD_SIZE). All of them train; only number 0, the first, prints and manages the run's folder.
 """
 
 from __future__ import annotations

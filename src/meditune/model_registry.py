@@ -53,7 +53,7 @@ class Event:
     version: str
     why: str = ""
     forced: bool = False
-    """True if it overruled the gate, or had none"""
+    """True if it overruled the gate, or if there was no gate result"""
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ class Version:
 
     @property
     def weights(self) -> str:
-        """The start of a hash of all that answers depend on: weights, adapter, tokenizer, prompt format."""
+        """The start of a hash of everything that answers depend on: weights, adapter, tokenizer, prompt format."""
         from hashlib import sha256 as digest
 
         parts = ("model", START, PRUNED, EXPORTS)
@@ -189,7 +189,7 @@ class Registry:
         self.folder = folder
 
     def state(self) -> State:
-        """Return the content of registry.json; raise DataError if it is missing or damaged."""
+        """Return the content of registry.json. Raises DataError if it is missing or damaged."""
         path = self.folder / FILE
         if not path.is_file():
             raise DataError(
@@ -208,7 +208,7 @@ class Registry:
         return self.folder / VERSIONS / id
 
     def get(self, id: str) -> Version:
-        """Return a version's record; raise DataError if it is missing or its version.json was changed."""
+        """Return a version's record. Raises DataError if it is missing, or its version.json was changed."""
         known = self.state().versions
         if id not in known:
             raise DataError(f"{self.folder} has no version {id!r}. Versions: {', '.join(known) or 'none'}.")
@@ -221,7 +221,7 @@ class Registry:
         return _validated(Version, read_json(path), path)
 
     def checked(self, id: str) -> Version:
-        """Return a version's record after checking its files; raise DataError that names a damaged file."""
+        """Return a version's record after checking its files. Raises DataError with the name of a damaged file."""
         found = self.get(id)
         if wrong := damaged_files(self.place(id), found):
             raise DataError(f"{id} in {self.folder} is damaged: {wrong}. Restore that file from a backup.")
@@ -230,7 +230,7 @@ class Registry:
     def servable(self, report: Callable[[str], None], refused: Collection[str] = ()) -> Version:
         """Return the served version, or the last one before it whose files are intact and that isn't `refused`.
 
-        If all are refused, none is. `report` is called with a message for each damaged version. Raises DataError if no
+        If all are refused, refusals are ignored. `report` is called with a message for each damaged version. Raises DataError if no
         version is intact.
         """
         standing = self.state().promoted
@@ -262,7 +262,7 @@ class Registry:
         refuse_unfinished(run)
         if not any((run / "model" / name).is_file() for name in ("config.json", ADAPTER_FILE)):
             raise ModelError(
-                f"{run} holds no model that can be served locally: {run / 'model'} has neither config.json nor "
+                f"{run} contains no model that can be served locally: {run / 'model'} has neither config.json nor "
                 f"{ADAPTER_FILE}. A model behind an API is served by that API."
             )
         recipe, report = load_recipe(str(run / RECIPE)).recipe, read_json(run / "report.json")
@@ -347,7 +347,7 @@ class Registry:
             return left[-1]
 
     def start_canary(self, id: str, percent: float, reason: str = "", force: bool = False) -> None:
-        """Try a version as a canary beside the served one; raise GateError and DataError as `promote` does."""
+        """Try a version as a canary beside the served one. Raises GateError and DataError like `promote`."""
         if not 0 < percent <= 100:
             raise DataError(
                 f"{percent:g} is not a share of the conversations: give a percentage above 0 and up to 100."

@@ -1,4 +1,4 @@
-"""JSON log lines on stderr and OpenTelemetry traces of requests, both without what people asked.
+"""JSON log lines on stderr and OpenTelemetry traces of requests, both without the text of questions.
 
 Exception messages may quote questions, so only an exception's type and stack locations are logged. Traces show how long
 triage, search, writing and checking took; they contain numbers and names, and for exceptions the type. Tracing is off
@@ -118,7 +118,7 @@ def shut_down_tracing() -> None:
 
 @contextmanager
 def span(name: str, headers: Mapping[str, str] | None = None) -> Iterator[Span]:
-    """Trace a part of the current request; with `headers`, a new one, in its caller's trace (W3C Trace Context)."""
+    """Trace a part of the current request; with `headers`, a new request in its caller's trace (W3C Trace Context)."""
     if _Tracing.tracer is None:
         yield Span()
         return
@@ -136,7 +136,7 @@ def span(name: str, headers: Mapping[str, str] | None = None) -> Iterator[Span]:
         with current:
             yield traced
     except BaseException as error:
-        # Messages may hold what people asked.
+        # Error messages may quote questions.
         traced.set_attribute("error.type", type(error).__name__)
         traced.set_status(trace.Status(trace.StatusCode.ERROR))
         raise

@@ -23,7 +23,7 @@ from meditune.data.prepare import Prepared, prepare, stored_data, used_fallback
 from meditune.data.prepare_pairs import prepare_pairs, stored_pairs
 from meditune.data.reviewer_decisions import refuse_other
 from meditune.engines.exported_model import is_exported, weights_state
-from meditune.errors import MedituneError
+from meditune.errors import DataError, MedituneError
 from meditune.evaluate.evaluator import API, ENGINE, WEIGHTS, Capabilities, Evaluator
 from meditune.evaluate.suites.medical_suites import check_suites, prepare_suites, stored_suites, suite_examples
 from meditune.evaluate.suites.open_answers import described_suites, refuse_unusable_judge, suite_remarks
@@ -315,7 +315,9 @@ def report(folder: Path, command: str | None = None) -> dict[str, Any]:
     result["versions"] = versions(recipe)
     result["machine"] = machine()
     path = folder / "report.json"
-    earlier = read_json(path).get("command") if path.is_file() else None
+    earlier = None
+    with suppress(DataError):  # the file may be damaged, and is about to be replaced
+        earlier = read_json(path).get("command") if path.is_file() else None
     result["command"] = command or earlier or f"meditune report {folder}"
     write_json(path, result)
     hosted = find_api_model(str(folder / "model"), recipe.model.api)

@@ -124,14 +124,14 @@ class Run:
         from meditune.evaluate.predictions import KINDS, read
 
         with _call():
-            found = vars(read(self.folder / "predictions", model))
-        measured = [name for name in KINDS if found.get(name)]
-        if kind not in measured:
+            stored = read(self.folder / "predictions", model)
+        found: dict[str, list[dict[str, Any]]] = {name: getattr(stored, name) for name in KINDS}
+        if not found.get(kind):
+            measured = [name for name, rows in found.items() if rows]
             raise MedituneError(
                 f"{self.folder} has no {kind!r} predictions of the {model} model. Kinds: {', '.join(measured)}."
             )
-        rows: list[dict[str, Any]] = found[kind]
-        return rows
+        return found[kind]
 
     def _repr_html_(self) -> str:
         notes = _notes_html([*self.report["remarks"], f"Report: {self.report_path}"], [self.report["leakage"]])

@@ -188,7 +188,7 @@ class Estimate:
         return [self.mean - reach, self.mean + reach]
 
     def p(self) -> float:
-        """Return the two-sided p that the mean is 0."""
+        """Return the two-sided p-value of the hypothesis that the mean is 0."""
         return student_p(self.mean, self.se, self.df)
 
 
@@ -214,7 +214,10 @@ def two_level(figures: Array, resampled: Array, groups: int, seed: int) -> Estim
 
 
 def mcnemar(gained: int, lost: int, alternative: Literal["two-sided", "less"] = "two-sided") -> float:
-    """Return the exact p of McNemar's test of equally many gains and losses; "less": of no fewer gains than losses."""
+    """Return the exact p-value of McNemar's test that gains and losses are equally likely.
+
+    "less" tests that gains are at least as likely as losses.
+    """
     from scipy.stats import binomtest
 
     return float(binomtest(gained, gained + lost, alternative=alternative).pvalue) if gained + lost else 1.0
@@ -223,7 +226,7 @@ def mcnemar(gained: int, lost: int, alternative: Literal["two-sided", "less"] = 
 def fisher(
     first: tuple[int, int], second: tuple[int, int], alternative: Literal["two-sided", "greater"] = "two-sided"
 ) -> float:
-    """Return the p of Fisher's exact test that two groups have equal shares; each group is (events, others).
+    """Return the p-value of Fisher's exact test that two groups have equal shares; each group is (events, others).
 
     "greater" tests that the first group's share isn't higher.
     """
@@ -233,14 +236,14 @@ def fisher(
 
 
 def student_p(difference: float, se: float, df: float) -> float:
-    """Return the two-sided p of no difference, from its standard error, by Student's t distribution."""
+    """Return the two-sided p-value of no difference, from its standard error, by Student's t distribution."""
     from scipy.stats import t
 
     return float(2 * t.sf(abs(difference) / se, df)) if se else float(difference == 0)
 
 
 def bootstrap_p(deltas: Array) -> float:
-    """Return the two-sided p of no difference, from the bootstrap's differences."""
+    """Return the two-sided p-value of no difference, from the bootstrap's differences."""
     tail = min((deltas <= 0).sum(), (deltas >= 0).sum())
     return float(min(1.0, 2 * (tail + 1) / (len(deltas) + 1)))
 
@@ -251,9 +254,9 @@ def random_swaps(items: int, resamples: int, seed: int | Sequence[int]) -> Array
 
 
 def permutation_p(first: Array, second: Array, statistic: Callable[[Array], Array], swaps: Array) -> float:
-    """Return the two-sided p of no difference of `first` and `second` (n, k) by a permutation test of paired items.
+    """Return the two-sided p-value of no difference between `first` and `second` (n, k): a permutation test of pairs.
 
-    `swaps` (b, n) contains 0 or 1 for each permutation and item. This p is also exact if one side has no event at all.
+    `swaps` (b, n) contains 0 or 1 for each permutation and item. The p-value is exact even if one side has no event at all.
     """
 
     def difference(one: Array, other: Array) -> Array:
@@ -271,7 +274,7 @@ Key = TypeVar("Key", bound=Hashable)
 
 
 def holm(p_values: Mapping[Key, float]) -> dict[Key, float]:
-    """Return each p corrected for the number of tests by Holm's step-down procedure (Holm 1979)."""
+    """Return each p-value, corrected for the number of tests by Holm's step-down procedure (Holm 1979)."""
     adjusted: dict[Key, float] = {}
     highest = 0.0
     for rank, name in enumerate(sorted(p_values, key=lambda name: p_values[name])):

@@ -295,7 +295,7 @@ def test_judgments_are_joined_with_questions_and_answers(tmp_path):
     assert pair.id == "pairs:TQ1/A_Sec1.txt>TQ1/A_Sec2.txt"
     assert rejects.counts()["pairs"] == {
         "unknown question or answer": 2,
-        "not a line of question, judgment and answer": 1,
+        "the line doesn't consist of question, judgment and answer": 1,
         "no AnswerID, or an Answer that doesn't consist of Question, URL and Answer": 1,
     }
     assert [row["where"].rpartition("/")[2] for row in rejects.rows()][1:] == [
@@ -373,7 +373,7 @@ def test_only_answers_to_the_same_question_context_and_group_are_compared(tmp_pa
     assert [(pair.question, pair.chosen, pair.rejected) for pair in pairs] == [
         ("does it help", "does it help 0: 3.", "Does it HELP? 0: 1.")
     ]
-    assert left_out == {"answers that are the only one to their question, context and group": 4}
+    assert left_out == {"answers that are the only one for their question, context and group": 4}
 
 
 def test_an_answer_rated_twice_has_the_mean_of_its_ratings(tmp_path):
@@ -415,7 +415,7 @@ def test_what_cant_be_used_is_counted_with_its_reason(tmp_path):
         "no rating (or the rating isn't a number)": 2,
         "no answer (or the answer isn't text)": 1,
         "no question": 1,
-        "the id belongs to another answer": 1,
+        "the id is already used for another answer": 1,
     }
 
 

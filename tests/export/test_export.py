@@ -119,7 +119,7 @@ def test_what_cant_be_exported_is_said_before_anything_is_made(tmp_path):
         ((folder, "--to", "gguf", "--quantization", "Q4_K_S"), "Unknown quantization 'Q4_K_S'. Did you mean Q4_K_M?"),
         (
             (folder, "--to", "vllm", "--quantization", "Q4_K_M"),
-            "--quantization Q4_K_M: a vllm export has bfloat16 weights.",
+            "--quantization Q4_K_M: exports to vllm have bfloat16 weights.",
         ),
         (
             (folder, "--to", "gguf"),

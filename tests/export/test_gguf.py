@@ -174,7 +174,7 @@ def test_one_command_quantizes_and_writes_a_modelfile_with_the_prompts_of_traini
     encoder, write = Encoder(engine.tokenizer, FORM), modelfile_prompt(folder)
     for example in (chat(), chat("Inhalers help."), chat().model_copy(update={"turns": ()})):
         assert engine.tokenize(write(messages_of(example))) == encoder.prompt_ids(example, "answer")
-    with pytest.raises(ModelError, match="Ollama would get other tokens"):
+    with pytest.raises(ModelError, match="Ollama would get different tokens"):
         check_prompts(engine.tokenizer, PromptFormat(), write, engine.tokenize, "Ollama")
     engine.close()
 

@@ -109,7 +109,7 @@ def test_an_adapter_keeps_to_the_commit_that_it_was_trained_on(hub, tmp_path):
 
 def test_a_revision_belongs_to_a_model_of_the_hub(tmp_path):
     folder = tiny.save(tmp_path / "tiny")
-    with pytest.raises(ModelError, match=r"needs a model on the hub, and .*tiny is a folder"):
+    with pytest.raises(ModelError, match=r"needs a model on the hub, but .*tiny is a folder"):
         load.locate(f"{folder}@{OLD}")
     shutil.copytree(folder, tmp_path / "with@sign")
     assert load.locate(str(tmp_path / "with@sign")) == str(tmp_path / "with@sign")

@@ -12,6 +12,7 @@ Where rows go that come again: nothing leaves the place that it had.
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import signal
 import stat
@@ -27,13 +28,13 @@ from meditune.config.load_recipe import save
 from meditune.config.recipe import Recipe
 from meditune.data.example import Example, read_examples
 from meditune.data.splits import Splits
-from meditune.errors import Stopped
+from meditune.errors import DataError, Stopped
 from meditune.evaluate.gate import Policy
 from meditune.files import read_json, read_jsonl
 from meditune.model_registry import Registry
 from meditune.operate.retraining.new_training_data import Shares, TrainingDataSources, deal, gather
 from meditune.operate.retraining.release_gate import MIN_GROUPS, NEW, OLD, judge, unjudged, usual
-from meditune.operate.retraining.retrain import Options, derive_recipe
+from meditune.operate.retraining.retrain import Options, Work, derive_recipe
 from meditune.store.answers import Answer, Answers, Feedback
 from meditune.store.database import SQLiteDatabase
 from tests.commands import Bench, bench, jsonl, meditune, rows, stopped_after
@@ -274,7 +275,7 @@ def test_a_source_that_comes_meanwhile_waits_for_the_next_one(registry: Path, ea
         assert meditune(*words).code == 130
     done = meditune(*words, "--labels", more)
     assert done.code == 0, done
-    assert "other sources wait for the next retraining" in done.err
+    assert "the next retraining uses the other sources" in done.err
     assert Registry(registry).get("v0002").fed["labels"]["rows"] == 40
 
 
@@ -291,6 +292,30 @@ def test_what_was_rolled_back_or_refused_is_trained_again_of_the_same_rows(
     assert again.code == 0, again
     assert found.state().current == "v0004"
     assert (found.place("v0004") / "recipe.yaml").read_text() != (found.place("v0003") / "recipe.yaml").read_text()
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("retrain.json", {"id": "1", "begun": "now", "parent": "v0001", "options": {}}),
+        ("retrain.json", {"id": "1", "started": "now", "parent": "v0001", "options": {}, "seed": 1}),
+        ("retrain.json", {"id": "1", "started": "now", "parent": "v0001"}),
+        ("retrain.json", ["1"]),
+        ("retrain.json", None),
+        ("gathered.json", {"new": [], "fed": {"labels": 30}, "index": ""}),
+        ("gathered.json", {"new": [], "fed": {}}),
+    ],
+)
+def test_an_unfinished_retraining_with_unknown_or_missing_keys_is_refused_with_what_to_do(
+    tmp_path: Path, file: str, content: Any
+) -> None:
+    work = Work(Registry(tmp_path))
+    work.folder.mkdir()
+    path = work.folder / file
+    path.write_text(json.dumps(content) if content else '{"id":')
+    said = f"{re.escape(str(path))} is damaged, or another version .* Delete {re.escape(str(work.folder))} to drop"
+    with pytest.raises(DataError, match=said):
+        work.read() if file == "retrain.json" else work.gathered()
 
 
 def test_no_password_of_a_database_is_written_down() -> None:

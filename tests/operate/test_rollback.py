@@ -129,7 +129,7 @@ def test_one_bad_run_or_many_take_back_one_version_and_not_all(registry: Registr
     done = guarded(registry, "--canary", results)
     assert done.code == 0
     assert "canaries: 0 of 12 right" in done.out
-    assert done.last == "v0003 is what v0004 was rolled back to, so it is not rolled back automatically."
+    assert done.last == "v0003 replaced v0004 in a rollback, so it is not rolled back automatically."
     assert registry.state().promoted == ("v0001", "v0002", "v0003")
 
 

@@ -147,7 +147,7 @@ def test_what_cant_be_served_is_said(model, tmp_path):
     meditune("serve", tmp_path / "nothing", *free).refused(4, "There is no model")
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "recipe.yaml").write_text("name: quickstart\n")
-    meditune("serve", tmp_path / "run", *free).refused(4, "holds no model", "training hasn't finished")
+    meditune("serve", tmp_path / "run", *free).refused(4, "contains no model", "training hasn't finished")
     meditune("serve", model, "--engine", "transfomers", *free).refused(4, "Did you mean transformers?")
 
 

@@ -234,7 +234,7 @@ def steps_of(penalize, rehearse=False, batch_size=8, accumulation=1, pieces=10_0
     weights, replay = TokenWeights(many, rows, spec), None
     if rehearse:
         steps = plan_steps(len(rows), spec, 3)
-        replay = plan_replay(text_rows(loaded), steps, weights, ReplaySpec(share=0.3, weight=0.5), 3)
+        replay = plan_replay(text_rows(loaded), steps, weights, ReplaySpec(share=0.3), 3)
     in_training = replace(loaded, model=model, frozen=frozen)
     return list(train(in_training, TrainingRows(rows, weights, replay=replay), spec, 3, penalties))
 

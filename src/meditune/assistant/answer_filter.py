@@ -91,7 +91,7 @@ class SentenceChecker:
         """Start an answer from these passages (None without an index); `no_amounts` withholds doses."""
         self.text = ""
         self.repeats = 0
-        """The number of sentences that the answer had already"""
+        """The number of sentences that repeat an earlier one"""
         self._citer = None if passages is None else Citer(passages, judge)
         self._no_amounts = no_amounts
         self._finished = 0

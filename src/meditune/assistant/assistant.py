@@ -50,7 +50,7 @@ PASSAGES = 5
 CONTEXT_TOKENS = 768
 """The maximum number of tokens of passages and question"""
 MIN_COSINE = {SENTENCE_MODEL.files["model.safetensors"]: 0.55}
-"""By embedding space: the minimum cosine similarity of the nearest passage for a question to be answered"""
+"""By embedding space, the minimum cosine similarity that the nearest passage needs for a question to be answered"""
 
 
 @dataclass(frozen=True)
@@ -203,7 +203,7 @@ UNMEASURED = (
     "No similarity limit was measured for the embedding model {}. Answers are withheld only if the passages don't "
     "support them, not if the passages are far from the question."
 )
-UNJUDGED = "The judge ran out of time for {} of this answer; in that part, only words were compared."
+UNJUDGED = "The judge ran out of time for {} of this answer; there, only words were compared."
 NO_ANSWER = "The model wrote nothing that can be shown."
 
 
@@ -212,7 +212,7 @@ class AssistantSettings:
     """The settings of an assistant."""
 
     country: str = ""
-    """The ISO 3166 code of the country whose emergency numbers are given; empty: texts that hold everywhere"""
+    """The ISO 3166 code of the country whose emergency numbers are given; if empty, the texts apply everywhere"""
     context_tokens: int = CONTEXT_TOKENS
     max_new_tokens: int = EvaluateSpec().max_new_tokens
     nearest: float | None = None
@@ -452,10 +452,10 @@ def load_assistant(
     api: ApiSpec | None = None,
     judge: str | None = None,
 ) -> Assistant:
-    """Open a model by name and an index by its place, and return an assistant, which needs no index.
+    """Return an assistant with a model, given by its name, and an index, given by its location; None: without an index.
 
-    `sources` are the sources to search; if they must not be shown to the model, DataError is raised before anything is
-    loaded. Raises DataError or ModelError if index, model or judge is unavailable.
+    Raises DataError, before anything is loaded, if the `sources` to search must not be shown to the model. Raises
+    DataError or ModelError if index, model or judge is unavailable.
     """
     from meditune.engines.evidence_judge import load_judge
 
@@ -479,7 +479,7 @@ def load_assistant(
 def open_index(index: str) -> Index:
     """Open an index with its embedding model, or with that model's torch-free form if torch isn't loaded.
 
-    Torch takes seconds to start and half a gigabyte. Raises DataError if the index can't be opened.
+    Torch takes seconds to load, and half a gigabyte of memory. Raises DataError if the index can't be opened.
     """
     own = read_manifest(index_storage(index)).embedding["name"]
     light = own == DEFAULT and "torch" not in sys.modules and find_spec("onnxruntime")

@@ -14,7 +14,7 @@ from meditune.retrieve.prompt_injection import is_override
 from meditune.text import sentences
 
 SHORT = 25
-"""The maximum number of words of a message that words of another field alone can decline"""
+"""The maximum number of words of a message that can be declined only because it has words of another field"""
 _ALSO = re.compile(
     r"(?:cigarette|alcohol|erecti|spastic|crav|pubert|toddler|sids|libido|hygien|caffein|nicotin|disabil)\w*"
 )

@@ -101,7 +101,7 @@ def plain(message: str) -> str:
     """Return the message in lowercase, with contractions spelled out, counts as digits and no invisible characters."""
     text = unicodedata.normalize("NFKC", readable_part(message))
     text = "".join(char for char in text if char in "\n\t" or unicodedata.category(char) not in {"Cf", "Cc"})
-    text = re.sub(r"[^\S\n]+", " ", text)  # long runs of spaces take the patterns quadratic time
+    text = re.sub(r"[^\S\n]+", " ", text)  # the patterns need quadratic time for long runs of spaces
     text = text.lower().replace("’", "'").replace("‘", "'").replace("`", "'")
     for pattern, put in _CONTRACTIONS:
         text = pattern.sub(put, text)

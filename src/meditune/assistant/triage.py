@@ -59,7 +59,7 @@ def with_previous_question(question: str, before: Sequence[str]) -> str:
             break
         parts.insert(0, earlier_question)
     combined = " ".join(parts)
-    # two harmless messages can form an instruction to the model together
+    # together, two harmless messages can form an instruction to the model
     return question if len(parts) == 1 or harmful_requests.without_instructions(combined)[1] else combined
 
 
@@ -174,11 +174,11 @@ EATING = "eating disorders"
 EMERGENCY_AT, CRISIS_AT, HARMFUL_AT, OUTSIDE_AT = 0.7, 0.5, 0.4, 0.8
 """The decision thresholds of the classifier, set on held-out training messages and 350 real questions"""
 KINDS = {"emergency: self-harm": "self-harm", "emergency: violence": "violence", "emergency: poisoning": "poisoning"}
-"""The kinds of emergencies whose answers the classifier's labels get"""
+"""The kind of emergency whose answer is given, by the classifier's label"""
 SHORT = 12
 """The maximum number of words of a message that is also judged together with the one before"""
 DANGER = "danger"
-"""The kind of emergency for every other label"""
+"""The kind of emergency for the other labels"""
 _WORSE = re.compile(r"\b(?:worse|worsening|still|not better|spreading|same)\b", re.IGNORECASE)
 CUT = (
     f"The message is very long: only its first {MAX_CHARACTERS:,} and last {LAST_CHARACTERS:,} characters were "

@@ -173,7 +173,10 @@ def _example(question: str, texts: Sequence[str], style: Style = "plain") -> Exa
 
 
 def find_api(model: str, api: ApiSpec | None) -> ApiModel | None:
-    """Return the API model of this name; None if the model runs here. Raises ModelError if only `api` says API."""
+    """Return the API model of this name; None if the model runs here.
+
+    Raises ModelError if `api` is given, but the model isn't an API model.
+    """
     found = find_api_model(model, api or ApiSpec())
     if api and not found:
         raise ModelError(
@@ -204,7 +207,7 @@ def ask_model(
     """Return a model's own answer from the given texts (none: closed book), with the prompts of an evaluation.
 
     There is no triage and no check of the answer. `style` has no effect if the format has no cue for plain language.
-    `api` is the address and key of an API model, unless its folder holds them. Raises DataError if the question is
+    `api` is the address and key of an API model, unless its folder contains them. Raises DataError if the question is
     empty or too long for the model's prompt, and ModelError if an API doesn't answer.
     """
     if not question.strip():

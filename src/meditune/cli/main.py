@@ -221,8 +221,9 @@ def crossval(
         given = [*(overrides or []), *cross_validation.settings(fold)]
         recipes[fold] = resolve(recipe, given).recipe
         commands[fold] = _run_command(recipe, output / f"fold-{fold}", given)
-    print_crossval(cross_validation.crossval(recipes, output, commands, approval(yes)))
+    result = cross_validation.crossval(recipes, output, commands, approval(yes))
     typer.echo(f"Results: {(output / cross_validation.RESULT).resolve()}")
+    print_crossval(result)
 
 
 @cli_app.command()

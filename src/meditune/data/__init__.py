@@ -1,1 +1,1 @@
-"""Data preparation: publishers' and users' files become clean, split and documented Examples."""
+"""Data preparation: turn publishers' and users' files into clean, split and documented Examples."""

@@ -1,4 +1,4 @@
-"""Rebalancing of training data, and plain and expert answer styles (conditional training, arXiv:1909.05858)."""
+"""Rebalancing of training data, and the answer styles plain and expert (conditional training, arXiv:1909.05858)."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ BALANCE = "data.balance"
 def rebalanced(train: Sequence[Example], spec: DataSpec, seed: int) -> tuple[list[Example], list[Entry]]:
     """Return the training examples that the recipe's rules keep, in order, and the ledger entries of the changes.
 
-    Rows in `quality.keep` always stay. Raises DataError if nothing is left.
+    Rows in `quality.keep` always stay. Raises DataError if no rows are left.
     """
     remaining, changes = _readable(train, spec.max_reading_grade, spec.quality.keep)
     if spec.balance.cap is not None:
@@ -41,7 +41,7 @@ def rebalanced(train: Sequence[Example], spec: DataSpec, seed: int) -> tuple[lis
 
 
 def counted(before: int, after: int, entries: Sequence[Entry]) -> dict[str, Any]:
-    """Return the number of training examples before and after, and of those each rule dropped or changed, by source."""
+    """Return the numbers of training examples before and after, and how many each rule affected, by source."""
     rules: dict[str, dict[str, int]] = {}
     for entry in entries:
         by_source = rules.setdefault(f"{entry.rule}: {'answer removed' if entry.after else 'dropped'}", {})
@@ -52,7 +52,7 @@ def counted(before: int, after: int, entries: Sequence[Entry]) -> dict[str, Any]
 def _readable(
     train: Sequence[Example], max_grade: float | None, protected: Container[str]
 ) -> tuple[list[Example], list[Entry]]:
-    """Remove answers above the grade `max_grade`; an example that also has a decision keeps the decision."""
+    """Remove answers whose reading grade is above `max_grade`; an example with a decision keeps the decision."""
     if max_grade is None:
         return list(train), []
     remaining, changes = [], []
@@ -71,7 +71,7 @@ def _readable(
 def _capped(
     train: Sequence[Example], spec: BalanceSpec, cap: int, seed: int, protected: Container[str]
 ) -> tuple[list[Example], list[Entry]]:
-    """Remove seeded random rows from groups above the cap; rows without a group all stay."""
+    """Remove seeded random rows from groups above the cap; rows without a group stay."""
     dimension = BY_NAME[str(spec.by)]
     groups = [
         sorted(dimension.groups(example)) if not spec.sources or example.source in spec.sources else []
@@ -97,8 +97,9 @@ def _capped(
 
 
 def mark_plain_style(splits: Splits, spec: DataSpec) -> Splits:
-    """Return the splits with a style in each row's meta; evaluation items of sources with two styles ask for plain
-    words.
+    """Return the splits with the style of each row in its meta, if the row is from a source with two styles.
+
+    Evaluation items from such sources always ask for plain words.
     """
     names = {source.name for source in spec.sources if source.style == "plain"}
     if not names:
@@ -123,6 +124,6 @@ def in_style(example: Example, style: Style) -> Example:
 
 
 def count_styles(splits: Splits) -> dict[str, dict[str, int]]:
-    """Return the number of examples per split and style; empty if no source has two styles."""
+    """Return the number of examples by split and style; empty if no source has two styles."""
     found = {name: Counter(each.style for each in examples if each.style) for name, examples in splits.named().items()}
     return {name: dict(sorted(counts.items())) for name, counts in found.items()} if any(found.values()) else {}

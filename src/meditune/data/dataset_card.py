@@ -20,7 +20,7 @@ SPLITS = {"train": "train", "validation": "dev", "test": "test"}
 """Name of a split on the hub -> name of its file"""
 SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
 LARGEST_SIZE = "n>1M"
-SYNTHETIC = "Synthetic sample: every study is invented. No metric measured on it is about medicine."
+SYNTHETIC = "Synthetic sample: every study is invented. Metrics measured on it say nothing about medicine."
 
 IDENTIFIERS = {
     "report": "THEY WERE LEFT IN THE TEXT.",
@@ -31,7 +31,7 @@ IDENTIFIERS = {
 
 
 def dataset_card(recipe: Recipe, quality: dict[str, Any]) -> str:
-    """Return Markdown with the hub's YAML header: content, sources, preparation, limits and intended use."""
+    """Return the card as Markdown with the hub's YAML header."""
     from jinja2 import Environment, FileSystemLoader
 
     environment = Environment(loader=FileSystemLoader(Path(__file__).parent), trim_blocks=True, lstrip_blocks=True)
@@ -88,7 +88,7 @@ def _head(recipe: Recipe, quality: dict[str, Any]) -> dict[str, Any]:
 
 
 def identifiers(quality: dict[str, Any]) -> str:
-    """Return a sentence on the search for identifiers: engine, examples with identifiers, and the action taken."""
+    """Return sentences on the search for identifiers: engine, examples with identifiers, and the action taken."""
     phi = quality["phi"]
     if phi["action"] == "off":
         return "The data were not searched for identifiers of people (names, dates, numbers and so on)."

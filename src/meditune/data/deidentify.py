@@ -1,4 +1,4 @@
-"""Patient identifiers in the data: counted, masked, replaced, or a reason to reject the data.
+"""Treatment of patient identifiers in the data: counting, masking, replacing, or rejecting the data.
 
 All fields of a row are searched together, because a name or a column heading in one field helps to recognize others.
 """
@@ -28,7 +28,7 @@ from meditune.progress import track
 _GAP = "\n\n"
 FILE = "phi.jsonl"
 _META = ("references",)
-"""Keys in a published source's meta with text about people; in a user's own data, any key may contain such text"""
+"""Keys in a published source's meta that have text about people; in a user's own data, any key may have such text"""
 _PUBLISHED = tuple(f"meta.{name}" for name in _META)
 
 
@@ -37,8 +37,8 @@ def found_in(
 ) -> dict[str, list[Span]]:
     """Return the spans of each field, as positions in that field; a span across fields is split at the boundary.
 
-    Fields in `headed` are searched with the last part of their name as a heading, so that a column "patient_name"
-    explains its values.
+    The last part of the name of a field in `headed` is put before its text, so that the name of a column such as
+    "patient_name" helps to recognize its values.
     """
     heads = {name: f"{name.rpartition('.')[2].replace('_', ' ')}: " if name in headed else "" for name in fields}
     # Fields with headings come first: a column "patient_name" introduces the name in the other texts.
@@ -106,7 +106,7 @@ class Findings:
             self.sources.setdefault(source, IdentifierCounts()).join(counts)
 
     def forget_places(self) -> None:
-        """Discard the positions and keep only the counts."""
+        """Discard everything but the counts."""
         self._rows, self.left_in = [], set()
 
     def facts(self) -> dict[str, Any]:
@@ -139,7 +139,7 @@ class Findings:
 def deidentify(examples: Sequence[Example], spec: PhiSpec, findings: Findings, warn: bool = True) -> list[Example]:
     """Return the examples of one source, treated according to `spec`; the findings are added to `findings`.
 
-    Raises DataError if identifiers are found and the action is refuse; see `refuse_left_identifiers` for `warn`.
+    Raises DataError, or warns, as in `refuse_left_identifiers`.
     """
     if spec.action == "off" or not examples:
         return list(examples)
@@ -151,7 +151,10 @@ def deidentify(examples: Sequence[Example], spec: PhiSpec, findings: Findings, w
 
 
 def refuse_left_identifiers(source: str, spec: PhiSpec, findings: Findings, warn: bool = True) -> None:
-    """Raise DataError or warn about the findings in a source, as `deidentify` does."""
+    """Raise DataError if identifiers were found in a source and the action is refuse.
+
+    With `warn`, print a warning if they were left in a source that is restricted or the user's own.
+    """
     finding = findings.sentence(source)
     if finding and spec.action == "refuse":
         raise DataError(
@@ -168,7 +171,7 @@ def refuse_left_identifiers(source: str, spec: PhiSpec, findings: Findings, warn
 
 
 def deidentified(examples: Iterable[Example], spec: PhiSpec, findings: Findings) -> list[Example]:
-    """Return a part of a source's examples, treated according to `spec`, without raising or warning."""
+    """Return some examples of a source, treated according to `spec`, without raising or warning."""
     if spec.action == "off":
         return list(examples)
     find = engine(spec.engine)

@@ -34,10 +34,10 @@ class Dimension:
     title: str
     groups: Groups
     kind: Literal["one", "several", "ordered"] = "one"
-    """several: an example may be in more than one group; ordered: `order` gives the order of the groups"""
+    """several: an example may be in more than one group; ordered: the groups have the order in `order`"""
     order: tuple[str, ...] = ()
     compared: bool = True
-    """True if train and test should be similar in this dimension; foci and headings differ by design"""
+    """True if training and test data should be similar in this dimension; foci and headings differ by design"""
 
 
 def focus(example: Example) -> list[str]:
@@ -114,7 +114,7 @@ def rarefied(counts: Mapping[str, int], share: float, seed: int) -> float:
 
 
 def distance(first: Mapping[str, float], second: Mapping[str, float]) -> float:
-    """Return the total variation distance of two mixtures (0 to 1): the share that must change to match the other."""
+    """Return the total variation distance of two mixtures (0 to 1): the share that must change to make them equal."""
     sums = sum(first.values()), sum(second.values())
     if not all(sums):
         return float(any(sums))
@@ -127,14 +127,14 @@ class Counted(NamedTuple):
 
     groups: Counter[str]
     known: int
-    """Number of examples in a group; all examples if being in no group is informative"""
+    """Number of examples that are in a group; number of all examples if being in no group is informative"""
 
 
 Counts = dict[str, Counted]
 
 
 def diversity(splits: Splits) -> dict[str, Any]:
-    """Return `splits` (profiles), `sources`, `differences` of train and test, and `remarks` on imbalances."""
+    """Return `splits` (profiles), `sources`, `differences` between train and test, and `remarks` on imbalances."""
     counts = {name: counted_groups(examples) for name, examples in splits.named().items()}
     profiles = {name: profile(examples, counts[name]) for name, examples in splits.named().items()}
     apart = differences(counts["train"], counts["test"])
@@ -167,7 +167,7 @@ def profile(examples: Sequence[Example], counts: Counts) -> dict[str, Any]:
 
 
 def differences(first: Counts, second: Counts) -> dict[str, float]:
-    """Return the distance of two sets in each dimension that is known for both and should be similar."""
+    """Return the distance between two sets in each dimension that is known for both and should be similar."""
     return {
         name: round(distance(own.groups, second[name].groups), 4)
         for name, own in first.items()
@@ -197,7 +197,7 @@ def _dimension(dimension: Dimension, counts: Counter[str], known: int) -> dict[s
 
 
 def _by_source(examples: Sequence[Example]) -> dict[str, dict[str, Any]]:
-    """Return rows and quantiles of question words, answer words and reading grade per source and collection."""
+    """Return the number of examples and quantiles of lengths and reading grades, by source and collection."""
     members: dict[str, list[Example]] = {}
     for example in examples:
         for part in ("", *(f"/{name}" for name in BY_NAME["collection"].groups(example))):
@@ -221,9 +221,9 @@ def _medians(examples: Sequence[Example]) -> dict[str, Any]:
 
 
 def compared(before: Sequence[Example], after: Sequence[Example], seed: int) -> dict[str, Any]:
-    """Return `examples` of both sets, `gone` and `new` (by id), and the changes in each dimension.
+    """Return the numbers of `examples` in both sets and of `gone` and `new` ids, and the changes in each dimension.
 
-    A dimension has its `distance`, `effective` (the effective numbers of groups, rarefied to the size of the smaller
+    A dimension has `distance`, `effective` (the effective numbers of groups, rarefied to the size of the smaller
     set, because more rows show more groups), and the `groups` with the largest changes of share, in percent.
     """
     ids = {example.id for example in before}, {example.id for example in after}
@@ -272,13 +272,13 @@ DOMINANT = 70.0
 MIN_EVENNESS = 0.5
 """A dimension with at least five groups is uneven below this ratio of effective number to distinct groups"""
 HARD = 50.0
-"""The data are hard to read if more answers than this, in percent, are above grade 8"""
+"""The data are hard to read if a larger share of the answers, in percent, is above grade 8"""
 MIN_MENTION_PERCENT = 2.0
 """People in a smaller share of the examples, in percent, are hardly mentioned"""
 MAX_MENTION_RATIO = 2.0
-"""The ratio of mentions of women and men above which a remark is made"""
+"""Ratio between mentions of women and of men (or the reverse) above which a remark is made"""
 MAX_SPLIT_DISTANCE = 0.3
-"""Total variation distance above which train and test are different"""
+"""Total variation distance above which train and test count as different"""
 
 Remark = dict[str, str]
 _DOMINANCE = ("source", "collection", "question_type", "semantic_type", "subject")
@@ -365,7 +365,7 @@ def _reading_difficulty(dimension: Mapping[str, Any] | None) -> Iterator[Remark]
             "hard to read",
             f"{hard:.0f} % of the training answers are above reading grade 8.",
             "A model learns the style of its training answers. For patients, keep the easy answers with "
-            "data.max_reading_grade (10, or 8 for everyone). MedQuAD has the most easy answers of the known sources.",
+            "data.max_reading_grade (10, or 8 for everyone). MedQuAD has more easy answers than other sources.",
         )
 
 
@@ -400,7 +400,7 @@ def _split_distance(distances: Mapping[str, float]) -> Iterator[Remark]:
             "train and test differ",
             "Train and test differ. Share of training examples that would have to change to match the test "
             f"set: {listed}.",
-            "The test metrics then describe other questions or answers than those in training. This may be "
+            "The test metrics then describe questions or answers that differ from the training data. This may be "
             "intended (a filter, a publisher's test set); if not, data.split=group tests on held-out parts of every "
             "source.",
         )
@@ -417,10 +417,10 @@ def _percent(row: Mapping[str, Any]) -> str:
 
 Vectors = NDArray[np.float32]
 Embed = Callable[[Sequence[str]], Vectors]
-"""Texts to (n, size) vectors of length 1"""
+"""A function that turns n texts into an array (n, size) of vectors with length 1"""
 
 MAX_QUESTIONS = 4000
-"""Number of questions that are clustered, a seeded sample of each set"""
+"""Maximum number of questions that are clustered: a seeded sample of each set"""
 MAX_MAP_POINTS = 1500
 NAME_WORDS = 3
 _UNINFORMATIVE_WORDS = (
@@ -428,7 +428,7 @@ _UNINFORMATIVE_WORDS = (
     *("effect", "need", "know", "help", "like"),
 )
 NEIGHBOURS = 30
-"""Perplexity of the map (van der Maaten and Hinton 2008): approximately the number of neighbours preserved"""
+"""Perplexity of t-SNE (van der Maaten and Hinton 2008): approximately the number of neighbours that stay close"""
 
 
 class SurveyQuestion(NamedTuple):
@@ -436,7 +436,7 @@ class SurveyQuestion(NamedTuple):
 
     example: Example
     where: str
-    """"train", "test", or "before" where sets are compared"""
+    """"train" or "test"; "before" or "after" if two states of the data are compared"""
 
 
 def chosen(sets: dict[str, Sequence[Example]], seed: int) -> list[SurveyQuestion]:
@@ -452,11 +452,11 @@ def chosen(sets: dict[str, Sequence[Example]], seed: int) -> list[SurveyQuestion
 
 
 def clusters(questions: Sequence[SurveyQuestion], embed: Embed, count: int, seed: int) -> dict[str, Any]:
-    """Return `clusters` (k-means; with `name`, sizes and the `example` nearest to the centre), `effective` (exp of the
-    entropy of their sizes), `vendi` and `points`.
+    """Return k-means `clusters`, `effective` (exp of the entropy of the clusters' sizes), `vendi` and `points`.
 
-    `vendi` is the Vendi score of each set, the effective number of questions that differ in meaning (Friedman and Dieng
-    2022, arXiv:2210.02410). `points` are places of a sample on the map (t-SNE), scaled to 0 to 1.
+    A cluster has `name`, sizes, and the `example` nearest to the centre. `vendi` is the Vendi score of each set, the
+    effective number of questions that differ in meaning (Friedman and Dieng 2022, arXiv:2210.02410). `points` are
+    positions of a sample of the questions on a t-SNE map, scaled to the range 0 to 1.
     """
     from sklearn.cluster import KMeans
 
@@ -500,8 +500,10 @@ def vendi(vectors: Vectors) -> float:
 
 
 def _names(texts: Sequence[str], labels: Sequence[int], count: int) -> list[str]:
-    """Name each cluster by words that are frequent in it and rare elsewhere (class-based TF-IDF, Grootendorst 2022,
-    arXiv:2203.05794)."""
+    """Return a name for each cluster: words that are frequent in the cluster and rare elsewhere.
+
+    The method is class-based TF-IDF (Grootendorst 2022, arXiv:2203.05794).
+    """
     from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS, CountVectorizer
 
     said_often = [*ENGLISH_STOP_WORDS, *_UNINFORMATIVE_WORDS]
@@ -557,7 +559,7 @@ def _map(
 
 
 def _shown(example: Example) -> str:
-    """Return the shortened question; empty for restricted text, which must stay in the data's folder."""
+    """Return the question, shortened; empty for restricted text, which must stay in the data's folder."""
     if is_restricted(example):
         return ""
     text = " ".join(example.question.split())

@@ -1,4 +1,4 @@
-"""The Example record that all stages use, checks for unusable texts, and the groups of an example."""
+"""The Example record that all stages use, checks for unusable texts, and the groups that an example belongs to."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ DECISIONS: tuple[Decision, ...] = get_args(Decision)
 Label = Literal["supported", "refuted", "not_enough_information"]
 LABELS: tuple[Label, ...] = get_args(Label)
 LABEL, CLAIM_LABELS = "meditune_label", "meditune_labels"
-"""Keys in a claim's meta: its label, and the labels that its source uses, if it doesn't use all of LABELS"""
+"""Keys in a claim's meta: the claim's label; and the labels that its source uses, if those are two of the LABELS"""
 ANSWERED_QUESTION = "answered_question"
 """Key in a claim's meta: the question that the claim answers; the leakage checks compare it with other questions"""
 CHOICES, EXAM_SUBJECT = "choices", "exam_subject"
-"""Keys in the meta of a multiple-choice question: the texts of its choices, and its subject"""
+"""Keys in the meta of a multiple-choice question: the texts of the choices, and the subject of the exam"""
 STYLE = "meditune_style"
-"""Key in an example's meta; columns of users are unlikely to have this name"""
+"""Key of the answer's style in an example's meta; a column in a user's file is unlikely to have this name"""
 
 
 Record = TypeVar("Record", bound=BaseModel)
@@ -37,7 +37,7 @@ class Passage(BaseModel):
 
     text: str
     label: str = ""
-    """The name of its section in the source ("RESULTS"), or empty"""
+    """Name of the passage's section in the source, such as "RESULTS"; may be empty"""
 
 
 Role = Literal["system", "user", "assistant"]
@@ -56,30 +56,30 @@ class Example(BaseModel):
     """A question with its context, answer, decision and metadata; or a claim (`question`) with its evidence
     (`context`).
 
-    Of a conversation, `question` is the user's last message, `answer` the reply to it, and `turns` are all messages
-    before.
+    In a conversation, `question` is the user's last message, `answer` is the reply to it, and `turns` has all earlier
+    messages.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     id: str = Field(min_length=1)
-    """Unique over all sources: `source:publisher's id`"""
+    """Unique across all sources: `source:publisher's id`"""
     source: str = Field(min_length=1)
     question: str = Field(min_length=1)
     context: tuple[Passage, ...] = ()
     answer: str = ""
     decision: Decision | None = None
     group: str = Field(min_length=1)
-    """Examples of a group stay in one split: a PubMed id, a MedQuAD focus, a MIMIC SUBJECT_ID"""
+    """Examples with the same group stay in one split. Groups are for example PubMed ids or MIMIC's SUBJECT_IDs"""
     meta: dict[str, Any] = Field(default_factory=dict)
-    """URL, licence, question type, focus, year, further reference answers (`references`) and the like."""
+    """Further facts, such as URL, licence, question type, focus, year and further reference answers (`references`)"""
     turns: tuple[Turn, ...] | None = None
-    """Earlier messages of a conversation: a system message if there is one, then user and assistant in turns; None if
+    """Earlier messages of a conversation: an optional system message, then user and assistant in alternation; None if
     the example isn't a conversation"""
 
     @model_serializer(mode="wrap")
     def _without_empty_turns(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave `turns` out of the records of examples that aren't conversations."""
+        """Leave `turns` out of the record if the example isn't a conversation."""
         row: dict[str, Any] = handler(self)
         if self.turns is None:
             row.pop("turns", None)
@@ -87,7 +87,7 @@ class Example(BaseModel):
 
     @property
     def user_text(self) -> str:
-        """Return everything that the user writes: the question, after the user's earlier messages if there are any."""
+        """Return all text that the user writes: the user's earlier messages, if any, and the question."""
         return "\n".join([*(turn.text for turn in self.turns or () if turn.role == "user"), self.question])
 
     @property
@@ -102,12 +102,12 @@ class Example(BaseModel):
 
     @property
     def label(self) -> Label | None:
-        """Return whether the context supports the claim that is in `question`; None if the row isn't a claim."""
+        """Return the label that says whether the context supports the claim; None if the example isn't a claim."""
         return cast("Label | None", self.meta.get(LABEL))
 
     @property
     def labels(self) -> tuple[Label, ...]:
-        """Return the labels that the source of this claim uses, in the order of LABELS."""
+        """Return the labels that `meta` lists for the claim's source, in the order of LABELS; by default, all."""
         found = self.meta.get(CLAIM_LABELS)
         return tuple(label for label in LABELS if label in found) if found else LABELS
 
@@ -123,7 +123,7 @@ def write_records(path: Path, records: Iterable[BaseModel]) -> int:
 
 
 def read_records(path: Path, model: type[Record]) -> list[Record]:
-    """Return the records written by `write_records`. Raises DataError with the line of an invalid record."""
+    """Return the records written by `write_records`. Raises DataError with the line number of an invalid record."""
     records = []
     for number, row in numbered_jsonl(path):
         try:
@@ -134,12 +134,12 @@ def read_records(path: Path, model: type[Record]) -> list[Record]:
 
 
 def read_examples(path: Path) -> list[Example]:
-    """Return the examples in a JSON Lines file. Raises DataError with the line of an invalid record."""
+    """Return the examples in a JSON Lines file. Raises DataError with the line number of an invalid record."""
     return read_records(path, Example)
 
 
 CHARACTERS = 1_000_000
-"""A row with more characters is not a question and answer; a long novel has about this many"""
+"""Maximum number of characters in a row. No question with its answer is longer: a long novel has about this length"""
 DEPTH = 50
 SURROGATES = "half a character (a lone surrogate), which can't be encoded as UTF-8"
 NUL_CHARACTER = "a NUL character, as in damaged files"
@@ -148,7 +148,7 @@ TOO_LONG = f"over {CHARACTERS:,} characters (an unclosed quote?)"
 
 
 def problem_in_text(row: object) -> str:
-    """Return why the texts in a row (a text, or lists and objects of texts) can't be used; empty if they can."""
+    """Return why the texts in a row (a text, or nested lists and objects) can't be used; empty if they can."""
     characters = 0
     waiting: list[tuple[object, int]] = [(row, 0)]
     while waiting:
@@ -172,7 +172,7 @@ def problem_in_text(row: object) -> str:
 
 
 def plain_text(value: Any) -> Any:
-    """Return the value in a form that JSON supports: NaN and Infinity become None, bytes their UTF-8 text or length."""
+    """Return the value in a form that JSON supports: NaN and Infinity become None, and bytes become text or a length."""
     if isinstance(value, Mapping):
         return {str(key): plain_text(each) for key, each in value.items()}
     if isinstance(value, list | tuple):
@@ -206,14 +206,17 @@ PEOPLE = tuple(_CHECK_TAGS)
 
 
 def people_mentioned(example: Example) -> set[str]:
-    """Return the groups of PEOPLE that the texts mention or MeSH headings name; finer in age than `mention`."""
+    """Return the groups in PEOPLE that the texts mention or the MeSH headings name.
+
+    The trait "mention" uses no headings, and counts babies and teenagers as children.
+    """
     text = f"{example.question} {example.context_text} {example.answer}"
     headings = set(texts(example.meta.get("mesh")))
     return {name for name in PEOPLE if headings & _CHECK_TAGS[name] or _PEOPLE_WORDS[name].search(text)}
 
 
 def texts(value: Any) -> list[str]:
-    """Return the texts in a value of `Example.meta`: the value itself, or the items of a list."""
+    """Return the non-empty texts in a value of `Example.meta`: the value itself, or the items of a list."""
     if isinstance(value, str):
         return [value] if value else []
     return [text for text in value if isinstance(text, str) and text] if isinstance(value, list | tuple) else []
@@ -250,4 +253,4 @@ TRAITS: dict[str, Callable[[Example], set[str]]] = {
     "mention": _mention,
     "question length": _length,
 }
-"""Trait -> function that returns an item's groups: none if nothing is known, several if several apply"""
+"""Trait -> function that returns the groups to which an example belongs in this trait: none, one or several"""

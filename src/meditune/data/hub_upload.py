@@ -51,7 +51,8 @@ class Upload:
 def plan_upload(folder: Path, repository: str, private: bool) -> Upload:
     """Return the planned upload of a prepared set, or of the run that contains it.
 
-    Raises DataError for restricted rows, identifiers left in a user's own data, or synthetic rows that the card omits.
+    Raises DataError for restricted rows, identifiers left in a user's own data, or synthetic rows that the card doesn't
+    mention.
     """
     place = folder / "data" if (folder / "data" / "quality.json").is_file() else folder
     if not (place / "quality.json").is_file():
@@ -83,7 +84,7 @@ def plan_upload(folder: Path, repository: str, private: bool) -> Upload:
 
 
 def identifiers_left(phi: dict[str, Any]) -> list[str]:
-    """Return phrases that name the user's own sources with identifiers left in, and the number of examples."""
+    """Return phrases such as "3 examples of own" for the user's own sources in which identifiers were left."""
     return [
         f"{row['with_identifiers']:,} examples of {name}"
         for name, row in phi["sources"].items()
@@ -92,9 +93,9 @@ def identifiers_left(phi: dict[str, Any]) -> list[str]:
 
 
 def send(repository: str, kind: str, folder: Path, files: Sequence[str], private: bool) -> str:
-    """Create a repository of a kind (dataset, model) if needed, send files in one commit, and return its address.
+    """Create a repository of a kind (dataset, model) if needed, send files in one commit, and return the commit's URL.
 
-    The token is the hub's own (HF_TOKEN, or `hf auth login`). Raises MedituneError if the hub rejects the upload.
+    The token comes from HF_TOKEN or `hf auth login`. Raises MedituneError if the hub rejects the upload.
     """
     if offline():
         raise MedituneError(

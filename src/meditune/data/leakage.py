@@ -1,9 +1,9 @@
-"""Leakage checks: test items in the training data, answers in prompts or documents, and known test items.
+"""Leakage checks: test items in the training data of a run or model, and answers in prompts or documents.
 
-A trained model carries a record of its training data, `trained_on.json`: `version`, the numbers of `examples` and of
-`unlisted` ones (restricted examples are only counted), and the `questions` (and turns of conversations), `contexts`,
-`groups` and longest `sentences` as the first 16 hexadecimal digits of SHA-256 hashes of the texts without case,
-punctuation and spacing. They identify an item but don't reveal it.
+The folder of a trained model has a record of its training data, `trained_on.json`: `version`, the number of `examples`,
+how many of them are `unlisted` because they are restricted, and hashes of the `questions` (and turns of conversations),
+`contexts`, `groups` and longest `sentences`. A hash is the first 16 hexadecimal digits of the SHA-256 of a text without
+case and punctuation; it identifies an item but doesn't reveal it.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ VERSION = 1
 PARTS = ("questions", "contexts", "groups")
 SENTENCES = "sentences"
 MAX_SENTENCES = 6
-"""Number of sentences of a question that are recorded, the longest ones"""
+"""Number of sentences that are recorded per question: the longest ones"""
 DIGITS = 16
 Record = dict[str, Any]
 
@@ -84,7 +84,7 @@ def record(examples: Sequence[Example], earlier: Iterable[Record] = ()) -> Recor
 
 
 def keys(example: Example) -> dict[str, str]:
-    """Return an example's hash for each part of a record; empty if it has no such text."""
+    """Return an example's hash for each part of a record; an empty string if the example has no such text."""
     return {
         "questions": _hash(question_key(example.user_text)),
         "contexts": _hash(context_key(example)),
@@ -93,7 +93,7 @@ def keys(example: Example) -> dict[str, str]:
 
 
 def _longest_sentences(text: str, count: int) -> list[str]:
-    """Return the keys of the longest sentences of at least MIN_TURN_WORDS words; none if the text is one sentence."""
+    """Return the keys of the longest sentences with MIN_TURN_WORDS words or more; none if the text is one sentence."""
     found = (question_key(sentence) for line in text.splitlines() for sentence in split_sentences(line))
     pieces = list(filter(None, found))
     long = [piece for piece in pieces if piece.count(" ") >= MIN_TURN_WORDS - 1]
@@ -101,19 +101,19 @@ def _longest_sentences(text: str, count: int) -> list[str]:
 
 
 def _is_inside(question: str, listed: Container[str]) -> bool:
-    """Return whether a question's two longest sentences are among the hashes of a record's sentences.
+    """Return True if the hashes of a question's two longest sentences are among those of a record.
 
-    They count only if they are long or most of the question: "What is the most likely diagnosis?" alone says little.
+    They must be long or make up most of the question: "What is the most likely diagnosis?" alone proves nothing.
     """
     whole = question_key(question)
     longest = _longest_sentences(question, 2) or [whole]
     count = sum(len(key.split()) for key in longest)
-    is_telling = count >= min(MIN_PASSAGE_WORDS, max(MIN_TURN_WORDS, 0.8 * len(whole.split())))
-    return is_telling and all(_hash(key) in listed for key in longest)
+    is_distinctive = count >= min(MIN_PASSAGE_WORDS, max(MIN_TURN_WORDS, 0.8 * len(whole.split())))
+    return is_distinctive and all(_hash(key) in listed for key in longest)
 
 
 def _with_answered_questions(examples: Iterable[Example]) -> list[Example]:
-    """Return the examples, and for each claim that answers a question a copy with that question in its place."""
+    """Return the examples and, for each claim that answers a question, a copy with the question in its place."""
     examples = list(examples)
     asked = ((example, example.meta.get(ANSWERED_QUESTION)) for example in examples)
     return [*examples, *(example.model_copy(update={"question": str(text)}) for example, text in asked if text)]
@@ -161,11 +161,11 @@ REMEDY: dict[str, str] = {
     "trained_on": "Evaluate on other items, such as the test items of that model's own run (same data, split and seed)",
 }
 TRIPLE, COMMON = 3, 4
-"""Number of consecutive words that are compared; a run in more test items than COMMON doesn't identify one of them"""
+"""Number of consecutive words that are compared; a run in more than COMMON test items identifies none of them"""
 RUN = 8
 """Number of consecutive words that count as copied"""
 COPIED = 0.6
-"""Share of an answer's runs of RUN words that must be in a text for the answer to count as contained"""
+"""Share of an answer's runs of RUN words that must be in a text for the answer to count as contained in it"""
 MIN_ANSWER_WORDS = 12
 """Answers with fewer words aren't checked: a name or a number may legitimately be in the source"""
 MAX_LISTED_LEAKS = 5
@@ -184,13 +184,13 @@ class Leak:
     kind: LeakKind
     test: str
     train: str
-    """Id of the training item, or the other place where it was found"""
+    """Id of the training item, or another place where the test item was found"""
     alike: float
     """Similarity: 1 for identical items, less for near duplicates"""
 
 
 def check(splits: Splits, split: str, model: str) -> dict[str, Any]:
-    """Return the content of leakage.json without the model's own training data; the test set is never training data."""
+    """Return the content of leakage.json before the model's own training data are checked (`with_known_test_items`)."""
     measured, test = splits.measured(split), split == "test"
     training = [*splits.train, *splits.dev] if test else splits.train
     return {
@@ -214,9 +214,9 @@ def with_known_test_items(
 
 
 def find(train: Sequence[Example], measured: Sequence[Example], others: Sequence[Example] = ()) -> list[Leak]:
-    """Return all leaks between training and test items and within test items, at most one of a kind for each item.
+    """Return all leaks between training and test items and within test items, at most one of each kind per test item.
 
-    `others` are the run's further examples; they help to distinguish a template from a rewrite.
+    `others` are the run's other examples; they help to tell rewrites from questions that fill in the same template.
     """
     groups = {(example.source, example.group): example.id for example in train}
     found = [
@@ -249,7 +249,7 @@ def find(train: Sequence[Example], measured: Sequence[Example], others: Sequence
 
 
 def _same_turns(train: Sequence[Example], measured: Sequence[Example], known: Container[str]) -> list[Leak]:
-    """Return leaks for test items whose last turn, the one that is measured, is a turn of a training conversation."""
+    """Return leaks for test items whose last turn, the evaluated one, is also in a training conversation."""
     telling = distinctive_turns([*train, *measured])
     if not telling:
         return []
@@ -268,9 +268,9 @@ def _same_turns(train: Sequence[Example], measured: Sequence[Example], known: Co
 def _in_other_fields(
     kind: LeakKind, train: Sequence[Example], measured: Sequence[Example], known: Container[str]
 ) -> list[Leak]:
-    """Return leaks for test items that stand in a training row under another name, the most similar row for each.
+    """Return leaks for test items whose text is in another field of a training row: one for each item.
 
-    Word triples that several test items have in common, such as those of an instruction, don't count.
+    Word triples that more than COMMON test items share, such as those of an instruction, don't count.
     """
     texts = [(example, _part(kind, example)) for example in measured]
     texts = [(example, text) for example, text in texts if len(words(text)) >= MIN_PASSAGE_WORDS]
@@ -292,7 +292,7 @@ def _in_other_fields(
 def _exam_questions(train: Sequence[Example], measured: Sequence[Example], known: Container[str]) -> list[Leak]:
     """Return leaks for multiple-choice questions that a training row contains word for word, with all their choices.
 
-    Most are too short for `_in_other_fields`, or letters between choices leave too few of their word triples.
+    Most of them are too short for `_in_other_fields`, or the letters between choices break up their word triples.
     """
     parts: dict[str, list[str]] = {}
     for example in measured:
@@ -317,7 +317,7 @@ def _exam_questions(train: Sequence[Example], measured: Sequence[Example], known
 
 
 def _part(kind: LeakKind, example: Example) -> str:
-    """Return the text of a test item that is searched for: its context, or its question with its choices."""
+    """Return the text of a test item that is searched for: the context, or the question with its choices."""
     if kind == "context":
         return example.context_text
     choices = example.meta.get(CHOICES)
@@ -327,7 +327,10 @@ def _part(kind: LeakKind, example: Example) -> str:
 
 
 def _whole(kind: LeakKind, example: Example) -> str:
-    """Return the text of a training row that is searched; its context is compared with contexts elsewhere."""
+    """Return the text of a training row that is searched.
+
+    A search for contexts leaves out the row's own context, because `find` compares contexts separately.
+    """
     context = "" if kind == "context" else example.context_text
     return " ".join([_part("question", example), *example.references(), context])
 
@@ -349,7 +352,7 @@ def in_prompt(measured: Iterable[Example]) -> list[Leak]:
 def in_documents(measured: Sequence[Example], passages: Iterable[tuple[str, str]]) -> list[Leak]:
     """Return leaks for test items whose reference answer is mostly contained, word for word, in a document.
 
-    `passages` are (document, text). The passages of a document may come in any order and mixed with others.
+    `passages` are (document, text) pairs in any order.
     """
     answers: list[tuple[str, int]] = []
     holders: dict[tuple[str, ...], list[int]] = defaultdict(list)
@@ -392,7 +395,7 @@ def known_test_items(records: Iterable[Record], trained: Sequence[Example], meas
 
 
 def facts(leaks: Sequence[Leak]) -> dict[str, Any]:
-    """Return kind -> number of test `items`, number of `exact` ones, the lowest `alike`, and the first `leaks`."""
+    """Return kind -> numbers of all `items` and of `exact` ones, the lowest `alike`, and the most similar `leaks`."""
     found: dict[str, Any] = {}
     for kind in KINDS:
         of_kind = sorted((leak for leak in leaks if leak.kind == kind), key=lambda leak: -leak.alike)
@@ -410,9 +413,9 @@ def facts(leaks: Sequence[Leak]) -> dict[str, Any]:
 
 
 def refuse(checked: dict[str, Any], allowed: bool | Sequence[LeakKind], folder: Path) -> None:
-    """Raise DataError if a kind of leakage was found that isn't allowed, with a sentence for each kind.
+    """Raise DataError if leakage was found that isn't allowed, with a sentence for each kind of it.
 
-    If anything was found, `checked` (the content of leakage.json) is written to `folder`.
+    If any leakage was found, `checked` (the content of leakage.json) is written to `folder`.
     """
     found = list(_findings(checked))
     if found:
@@ -429,7 +432,7 @@ def refuse(checked: dict[str, Any], allowed: bool | Sequence[LeakKind], folder: 
 
 
 def _findings(checked: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yield each kind of leak with a sentence, first of the run's own test items, then of the suites."""
+    """Yield each kind of leak with a sentence, first for the run's own test items, then for the suites."""
     model = checked.get("model", {}).get("name", "the model")
     parts = [(checked, "test items")]
     parts += [(suite, f"items of the suite {name}") for name, suite in checked.get("suites", {}).items()]
@@ -464,11 +467,11 @@ def _alike(
     find_near: Callable[[Sequence[str], Sequence[str]], Matches],
     min_words: int,
 ) -> list[Leak]:
-    """Return a leak to the most similar training item for each test item of at least `min_words` words that has one."""
+    """Return a leak for each test item of at least `min_words` words that is similar to a training item."""
     measured_by_text, train_by_text = (defaultdict[str, list[Example]](list) for _ in range(2))
     for examples, by_text in ((measured, measured_by_text), (train, train_by_text)):
         if examples is train and not measured_by_text:
-            return []  # without reading the training data, which takes long
+            return []  # reading the training data would take a long time
         for example in examples:
             found = words(text_of(example))
             if len(found) >= min_words:

@@ -14,20 +14,20 @@ from numpy.typing import NDArray
 from meditune.data.example import WORDS
 
 MIN_QUESTION_SIMILARITY, MIN_LENIENT_SIMILARITY = 0.65, 0.62
-"""Least similarity of two questions' character trigrams (weighted Jaccard) for their words to be compared.
+"""Minimum similarity of two questions' character trigrams (weighted Jaccard index) for their words to be compared.
 
-The loose threshold is for splitting, which should keep together slightly more than the leakage check rejects later.
+Splitting uses the lenient threshold, so that it keeps together slightly more than the leakage check rejects later.
 """
 WORDS_PER_CHANGE = 8
-"""Questions may differ in one content word per this number of words, in addition to typing errors and order"""
+"""Light rewrites may differ in one word per this number of words, in addition to word order and typing errors"""
 MIN_PASSAGE_OVERLAP = 0.6
 """Share of the shorter passage's word triples that the other one must contain"""
 MIN_CONTENT_WORDS = 3
-"""With fewer content words in common, function words must be the same, too"""
+"""If two questions share fewer content words, their function words are compared, too"""
 FILLINGS, LOOSE_FILLINGS = 4, 6
-"""If more questions contain the words that two share, these words are a template, and the two are not rewrites"""
+"""If more questions than this contain the words that two questions share, these words are a template"""
 MAX_INSERTED_WORDS = 4
-"""Number of inserted words that can change the meaning of an otherwise identical text"""
+"""An inserted number or negation changes the meaning of a text if at most this many words are inserted"""
 MIN_PASSAGE_WORDS = 20
 """Passages with fewer words aren't compared: they may be a phrase that many rows share"""
 BLOCK = 200_000
@@ -54,9 +54,9 @@ def near_questions(
     """Return pairs of questions that are the same or light rewrites of each other.
 
     A light rewrite changes punctuation, case or order, has a typing error, or replaces, adds or omits one word in
-    eight. Questions that differ in numbers, single letters, numerals or negations are different, and so are those that
-    fill a template, which all questions, `others` included, show. Similarity is the weighted Jaccard index of character
-    trigrams. If both lists are the same object, each pair is returned once.
+    eight. Questions that differ in numbers, single letters, numerals or negations are different, and so are questions
+    that fill in the same template. Templates are recognized from all questions, including `others`. Similarity is the
+    weighted Jaccard index of character trigrams. If both lists are the same object, each pair is returned once.
     """
     from scipy.sparse import diags
 
@@ -112,11 +112,11 @@ def near_passages(first: Sequence[str], second: Sequence[str], min_similarity: f
     triples = [np.unique(_triples(each)) for each in ids]
     everything = np.unique(np.concatenate(triples))
     one = _matrix([_indices(each, everything) for each in triples], len(everything))
-    # Words that only the second texts have get one number, which is in no triple of the first texts.
+    # All words that occur only in the second texts get the same number, which is in no triple of the first texts.
     other = len(known)
     others = (np.array([known.get(word, other) for word in words(text)], dtype=np.int64) for text in second)
     two = _matrix([np.unique(_indices(_triples(each), everything)) for each in others], len(everything))
-    fewest = MIN_PASSAGE_WORDS - 4  # of triples, a few of which may come twice
+    fewest = MIN_PASSAGE_WORDS - 4  # fewest distinct triples that are compared, because a few may be repeated
     sizes: dict[int, int] = {}
     found: Matches = []
     for start in range(0, one.shape[0], ROWS):
@@ -135,12 +135,12 @@ class Questions:
     """A comparison of two questions that takes all questions of the data into account.
 
     It is stricter than `near_questions`, because rows are dropped based on it: a different word makes a different
-    question, unless a context shows what is meant. If many questions contain the words that two share, even a different
-    letter makes a different question, unless the row's own text uses the other spelling.
+    question, unless a context shows what is meant. If many questions contain the words that the two share, even a
+    different letter makes a different question, unless the row's own text uses the other spelling.
     """
 
     def __init__(self, questions: Iterable[str], pairs: Iterable[tuple[str, str]]) -> None:
-        """`questions` are all questions, iterated twice; only `pairs` may be compared."""
+        """`questions` are all questions, and are iterated twice; only `pairs` may be compared."""
         self._fillings: Counter[frozenset[str]] = Counter()
         about: set[str] = set()
         for pair in pairs:
@@ -155,7 +155,7 @@ class Questions:
         self._fillings.update(_fillings(self._fillings, questions, self._holders, FILLINGS))
 
     def same(self, first: str, second: str, texts: tuple[str, str], has_context: bool) -> bool:
-        """Return True if both ask the same; `texts` are the context and answer of each question."""
+        """Return True if both questions ask the same thing; `texts` are the context and answer of each question."""
         first_words, second_words = map(_asked, (first, second))
         if first_words == second_words:
             return True
@@ -169,8 +169,9 @@ class Questions:
     def _are_slips(
         self, first_words: Sequence[str], second_words: Sequence[str], texts: tuple[str, str], strict: bool
     ) -> bool:
-        """Return True if the words that differ by a letter are misspellings; `strict` needs evidence from the row's own
-        text.
+        """Return True if the words that differ by a letter are misspellings.
+
+        With `strict`, the row's own text must be evidence of that.
         """
         left, right = list(_unshared(first_words, second_words)), list(_unshared(second_words, first_words))
         known = [frozenset(_worded(text)) for text in texts]
@@ -189,7 +190,7 @@ class Questions:
 
 
 def same_facts(first: str, second: str) -> bool:
-    """Return True if no number or negation was replaced ("50 mg" for "5 mg"), or inserted with only a few words."""
+    """Return True if no number or negation was replaced ("50 mg" for "5 mg"), or inserted with few other words."""
     one, two = Counter(words(first)), Counter(words(second))
     sides = (list((one - two).elements()), list((two - one).elements()))
     left, right = sorted(sides, key=lambda side: bool(_marks(side)))
@@ -209,7 +210,7 @@ def word_runs(text: str, length: int) -> set[tuple[str, ...]]:
 
 
 def _trigrams(text: str, vocabulary: dict[str, int], of_word: dict[str, list[int]]) -> NDArray[np.int64]:
-    """Return the numbers of a text's trigrams, each once; `of_word` remembers those of words."""
+    """Return the numbers of a text's trigrams, without repetitions; `of_word` caches the numbers for each word."""
     found: set[int] = set()
     for word in words(text):
         if word not in of_word:
@@ -246,7 +247,7 @@ def _matrix(rows: Sequence[NDArray[np.int64]], width: int) -> Any:
 
 
 def _prefixes(matrix: Any, totals: NDArray[np.float64], min_share: float) -> Any:
-    """Return each row's rarest features, enough that any two similar rows share one of them.
+    """Return each row's rarest features: enough of them that any two similar rows share at least one.
 
     Columns are in order of rarity (prefix filtering, Chaudhuri et al. 2006, https://doi.org/10.1109/ICDE.2006.9).
     """
@@ -273,14 +274,14 @@ def _candidates(first: Any, second: Any) -> Iterator[tuple[NDArray[np.int64], ND
 
 
 class _Change(NamedTuple):
-    """The difference of two questions beyond order, function words and typing errors."""
+    """The difference between two questions, apart from word order, function words and typing errors."""
 
     shared: frozenset[str]
     is_light: bool
 
 
 def _change(first: Sequence[str], second: Sequence[str]) -> _Change | None:
-    """Return the difference; None if only order, function words and typing errors differ."""
+    """Return the difference; None if the questions differ only in word order, function words and typing errors."""
     first_counts, second_counts = Counter(first), Counter(second)
     meant = sum(word not in _FUNCTION_WORDS for word in (first_counts & second_counts).elements())
     # With few content words, "is it" instead of "what is" makes a different question.
@@ -302,7 +303,10 @@ def _change(first: Sequence[str], second: Sequence[str]) -> _Change | None:
 def _fillings(
     shared: Iterable[frozenset[str]], texts: Iterable[str], holders: Mapping[str, int], most: int
 ) -> Counter[frozenset[str]]:
-    """Return how many texts contain each set of words, up to just over `most`; `holders` says how many hold a word."""
+    """Return the number of texts that contain each set of words, up to just over `most`.
+
+    `holders` has the number of texts that contain each word.
+    """
     counts: Counter[frozenset[str]] = Counter()
     by_rarest: dict[str, set[frozenset[str]]] = {}
     for each in filter(None, shared):
@@ -329,7 +333,7 @@ def _marks(tokens: Sequence[str]) -> Counter[str]:
 
 
 def _unshared(first: Sequence[str], second: Sequence[str]) -> Iterator[str]:
-    """Return the content words of the first that the second lacks."""
+    """Yield the content words of the first question that the second one lacks."""
     return (word for word in (Counter(first) - Counter(second)).elements() if word not in _FUNCTION_WORDS)
 
 

@@ -34,7 +34,7 @@ _SEARCHING = "Searching for identifiers"
 
 @dataclass
 class Scan:
-    """The result of a scan of a file or source: counts of rows (or texts) and kinds, and some places."""
+    """The result of scanning a file or source: numbers of rows and identifiers, and the places of some identifiers."""
 
     what: str
     counts: IdentifierCounts = field(default_factory=IdentifierCounts)
@@ -51,9 +51,9 @@ def scan(
     show: int,
     overrides: Sequence[str],
 ) -> list[Scan]:
-    """Return one result for a file, or one per source of a recipe; write a file's masked copy to `output` atomically.
+    """Return one result for a file, or one for each source of a recipe; write the changed file to `output` atomically.
 
-    No message repeats the file's content. Raises DataError if an option doesn't fit or the file can't be read.
+    Messages don't repeat the file's content. Raises DataError if an option doesn't fit or the file can't be read.
     """
     file = Path(what)
     for name in kinds:
@@ -128,7 +128,7 @@ def _changed_rows(
     result: Scan,
     rejects: Rejects,
 ) -> Iterator[dict[str, Any]]:
-    """Yield the rows without identifiers, and record the identifiers in `result`; a text is one row."""
+    """Yield the rows without identifiers, and record the identifiers in `result`; a text file is one row."""
     secret = surrogate_secret() if action == "surrogate" else b""
     found_rows = tables.rows(file, "file", rejects)
     for place, row in [(str(file), {"": read_text(file)})] if is_text else track(found_rows, _SEARCHING, unit="rows"):
@@ -159,7 +159,7 @@ def _write(rows: Iterator[dict[str, Any]], stream: TextIO, kind: str) -> None:
 
 
 def _shown(place: str, text: str, spans: Sequence[Span], most: int) -> list[str]:
-    """Return the first spans with their surrounding text; all identifiers found are masked."""
+    """Return lines with the first spans in their surrounding text, in which all identifiers found are masked."""
     lines = []
     for number, span in enumerate(spans[: max(most, 0)]):
         before = masked(text[: span.start], spans[:number])[-_AROUND:]

@@ -1,8 +1,8 @@
-"""The Pair record of preference tuning, and pairs from the rows of a user's file, rated answers and corrupted answers.
+"""The Pair record of preference tuning, and pairs from a user's file, from rated answers and from corrupted answers.
 
-Of two rated answers to one question, the one with the higher rating is preferred; KTO learns from thumbs up and down
-instead. A corrupted answer is unfaithful in one controlled way, and its text stays fluent, so that only the support by
-the sources distinguishes the two answers.
+If two answers to the same question are rated, the one with the higher rating is preferred; KTO learns from thumbs up
+and down instead. A corrupted answer is fluent but unfaithful in one controlled way, so that the two answers differ only
+in their support by the sources.
 """
 
 from __future__ import annotations
@@ -33,27 +33,27 @@ UP, DOWN = "up", "down"
 
 
 class Pair(BaseModel):
-    """A question with a preferred and a rejected answer, or with one of them: an answer with thumbs up or down."""
+    """A question with a preferred and a rejected answer, or with a single answer that has thumbs up or thumbs down."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     id: str = Field(min_length=1)
-    """Unique in a run; for an automatic pair, the example's id and the kind"""
+    """Unique in a run; for an automatically built pair, the example's id and the kind"""
     question: str = Field(min_length=1)
     context: tuple[Passage, ...] = ()
     chosen: str
     rejected: str
     group: str = Field(min_length=1)
     kind: str
-    """Origin of the pair: `own`, `rated`, the kind of corruption, or for a single answer `up` or `down`"""
+    """Origin of the pair (`own`, `rated`, or the kind of corruption); for a single answer, `up` or `down`"""
     style: Style | None = None
     """Style of both answers, if the question's source has two styles"""
     source: str = ""
-    """Source of the question; empty if only its file is known"""
+    """Source of the question; empty if only the file is known"""
     restricted: bool = False
     """True if the licence forbids sharing the question"""
     turns: tuple[Turn, ...] | None = None
-    """Earlier messages, if the question is the last one of a conversation"""
+    """Earlier messages, if the question is the last message of a conversation"""
 
     @model_validator(mode="after")
     def _has_an_answer(self) -> Pair:
@@ -63,18 +63,18 @@ class Pair(BaseModel):
 
     @property
     def answers(self) -> dict[str, str]:
-        """The answers that the pair has: `chosen`, then `rejected`."""
+        """Return the answers that the pair has: `chosen`, then `rejected`."""
         return {name: text for name, text in (("chosen", self.chosen), ("rejected", self.rejected)) if text}
 
     def single_answers(self) -> list[Pair]:
-        """Return the pair's answers as thumbs up and thumbs down; a single answer stays as it is."""
+        """Return the pair's two answers as thumbs up and thumbs down; a single answer is returned unchanged."""
         if len(self.answers) == 1:
             return [self]
         up = self.model_copy(update={"id": f"{self.id}/{UP}", "rejected": "", "kind": UP})
         return [up, self.model_copy(update={"id": f"{self.id}/{DOWN}", "chosen": "", "kind": DOWN})]
 
     def example(self) -> Example:
-        """Return the question with its preferred answer, or else its only answer, as an Example."""
+        """Return an Example with the question and the preferred answer, or the only answer if none is preferred."""
         mark = {RESTRICTED: True} if self.restricted else {}
         return Example(
             id=self.id,
@@ -94,14 +94,15 @@ SOURCE = "pairs"
 def from_rows(
     rows: Iterable[Row], rejects: Rejects, fields: Mapping[str, str] | None, name: str, no_rows: str
 ) -> Iterator[Pair]:
-    """Yield pairs from rows with the columns question, chosen, rejected, and if given context, group, id, `source`,
-    `restricted` and `turns`. Raises DataError like `records`.
+    """Yield pairs from rows with the columns question, chosen and rejected. Raises DataError like `records`.
+
+    Optional columns are context, group, id, source, restricted and turns.
     """
     yield from records(rows, rejects, _pair, SOURCE, name, no_rows, fields, LAYOUTS["pairs"])
 
 
 def _pair(values: Mapping[str, Any], others: Mapping[str, Any], fallback_id: str) -> Pair | str:
-    """Return the row as a Pair, or the reason for rejecting it."""
+    """Return the pair in a row, or the reason for rejecting the row."""
     question, chosen, rejected = (cell(values.get(field)) for field in ("question", "chosen", "rejected"))
     context = passages(values.get("context"))
     if not question:
@@ -130,7 +131,7 @@ THUMBS = {"up": 1.0, "true": 1.0, "1": 1.0, "+1": 1.0, "down": -1.0, "false": -1
 """Rating in lowercase -> 1 for thumbs up, -1 for thumbs down"""
 UNKNOWN_THUMB = "unknown rating"
 MARGIN, PER_QUESTION = 1.0, 10
-"""Minimum difference of the ratings in a pair, and maximum number of pairs of one question"""
+"""Minimum difference between the ratings in a pair, and maximum number of pairs per question"""
 _ROUNDING = 1e-9
 
 
@@ -139,9 +140,9 @@ class Rated:
     """A rating of an answer."""
 
     id: str
-    """The place in the file, which is unique"""
+    """Position in the file, which is unique"""
     name: str
-    """The answer's id in the file; the same for all its ratings"""
+    """Id of the answer in the file; all ratings of an answer have the same one"""
     question: str
     context: tuple[Passage, ...]
     answer: str
@@ -154,7 +155,7 @@ class Rated:
 
     @property
     def asked(self) -> tuple[Any, ...]:
-        """Return a key that is equal for answers that may be compared."""
+        """Return a key; answers may be compared if their keys are equal."""
         return question_key(self.question), self.context, self.turns, self.group
 
     def pair(self, id: str, kind: str, chosen: str, rejected: str, restricted: bool) -> Pair:
@@ -181,9 +182,7 @@ def rated_from_rows(
     no_rows: str,
     as_thumbs: bool = False,
 ) -> Iterator[Rated]:
-    """Yield ratings from rows with question, answer and rating (higher is better, or a thumb). Raises DataError like
-    `records`.
-    """
+    """Yield ratings from rows with question, answer and rating (or thumb). Raises DataError like `records`."""
     known: dict[str, tuple[Any, ...]] = {}
 
     def make(values: Mapping[str, Any], others: Mapping[str, Any], place: str) -> Rated | str:
@@ -191,7 +190,7 @@ def rated_from_rows(
         if isinstance(rated, Rated):
             same = (rated.asked, rated.answer)
             if known.setdefault(rated.name, same) != same:
-                return "the id belongs to another answer"
+                return "the id is already used for another answer"
         return rated
 
     layout = LAYOUTS["thumbs" if as_thumbs else "ratings"]
@@ -201,9 +200,10 @@ def rated_from_rows(
 def paired(
     ratings: Iterable[Rated], seed: int, rejects: Rejects, margin: float = MARGIN, per_question: int = PER_QUESTION
 ) -> list[Pair]:
-    """Return up to `per_question` seeded random pairs per question, with mean ratings at least `margin` apart.
+    """Return up to `per_question` seeded random pairs per question, whose mean ratings differ by at least `margin`.
 
-    Only answers to the same question with the same context and group are compared; others are counted in `rejects`.
+    Only answers to the same question with the same context and group are paired. Answers that can't be paired are
+    counted in `rejects`.
     """
     asked: dict[Any, dict[str, list[Rated]]] = defaultdict(lambda: defaultdict(list))
     for rated in ratings:
@@ -214,14 +214,14 @@ def paired(
         rejects.count_only(SOURCE, "further ratings of the same answer (averaged)", again)
         means = [replace(each[0], rating=sum(r.rating for r in each) / len(each)) for each in answers.values()]
         if len(means) == 1:
-            rejects.count_only(SOURCE, "answers that are the only one to their question, context and group")
+            rejects.count_only(SOURCE, "answers that are the only one for their question, context and group")
         else:
             pairs += _of_question(means, margin, per_question, seed, rejects)
     return pairs
 
 
 def _of_question(answers: Sequence[Rated], margin: float, per_question: int, seed: int, rejects: Rejects) -> list[Pair]:
-    """Return pairs of answers to one question, sampled by index without listing all possible pairs."""
+    """Return pairs of answers to one question; they are sampled by index, so that not all possible pairs are listed."""
     ranked = sorted(answers, key=lambda each: each.rating)
     ratings = [each.rating for each in ranked]
     below = [bisect_right(ratings, rating - margin + _ROUNDING) for rating in ratings]
@@ -259,7 +259,7 @@ def thumbs(ratings: Iterable[Rated], rejects: Rejects) -> list[Pair]:
 
 
 def _rated(values: Mapping[str, Any], others: Mapping[str, Any], place: str, as_thumbs: bool) -> Rated | str:
-    """Return the row as a Rated, or the reason for rejecting it."""
+    """Return the rating in a row, or the reason for rejecting the row."""
     question, answer = cell(values.get("question")), cell(values.get("answer"))
     context, stated = passages(values.get("context")), cell(values.get("rating"))
     rating = THUMBS.get(stated.lower()) if as_thumbs else _finite(values.get("rating"))
@@ -289,14 +289,17 @@ def _finite(value: object) -> float | None:
 
 
 def corrupt(kind: Corruption, example: Example, others: Sequence[Example], rng: random.Random) -> str | None:
-    """Return the answer with one random corruption of this kind (`other`: another group's answer), or None."""
+    """Return the answer with one random corruption of this kind, or None if it can't be corrupted in this way.
+
+    For the kind `other`, this is an answer from another group.
+    """
     if kind == "other":
         return _another(example, others, rng)
     return {"number": _number, "negation": _negation, "direction": _direction}[kind](example, rng)
 
 
 def _number(example: Example, rng: random.Random) -> str | None:
-    """Replace one number by another from the sources or the answer, or by a multiple of itself."""
+    """Replace one number with another one from the sources or the answer, or with a multiple of itself."""
     match = _any_match(NUMBER, example.answer, rng)
     if not match:
         return None
@@ -346,7 +349,10 @@ def _cased(word: str, template: str) -> str:
 
 
 def build(examples: Sequence[Example], spec: PreferenceSpec, seed: int) -> tuple[list[Pair], int]:
-    """Return up to `spec.per_example` pairs for each example, the rarest kinds first, and the number without a pair."""
+    """Return up to `spec.per_example` pairs for each example, and the number of answers without a pair.
+
+    The corruptions that are the rarest so far are tried first.
+    """
     answered = [example for example in examples if example.answer.strip()]
     counts: Counter[Corruption] = Counter()
     pairs: list[Pair] = []

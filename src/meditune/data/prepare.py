@@ -48,8 +48,8 @@ class Prepared:
 def prepare(recipe: Recipe, folder: Path) -> Prepared:
     """Read the recipe's sources, audit and split them, and write the result to `folder` atomically.
 
-    Raises DataError if a source can't be found, no rows are left, or leakage isn't allowed. The rejected rows are then
-    in `rejected.jsonl` in the parent folder.
+    Raises DataError if a source can't be found, no rows are left, or leakage was found that isn't allowed. The rejected
+    rows, if any, are then in `rejected.jsonl` in the parent folder.
     """
     spec, synthetic = available(recipe.data)
     rejects, phi = Rejects(cleaner(spec.phi)), Findings(spec.phi)
@@ -82,7 +82,7 @@ def prepare(recipe: Recipe, folder: Path) -> Prepared:
 
 @dataclass(frozen=True)
 class DataCheck:
-    """Notes from reading and checking the rows."""
+    """Results of reading and checking the rows."""
 
     read: dict[str, dict[str, Any]]
     audit: Audit
@@ -99,7 +99,10 @@ def write_prepared(
     done: dict[str, Any],
     synthetic: bool,
 ) -> Prepared:
-    """Write the splits to `folder` atomically; `leakage` is the check's result, `done` has more for quality.json."""
+    """Write the splits to `folder` atomically.
+
+    `leakage` is the result of the leakage check, and `done` has further entries of quality.json.
+    """
     styles = styles_of(splits)
     quality = {
         "synthetic": synthetic,
@@ -125,7 +128,7 @@ def write_prepared(
 
 
 def stored_data(folder: Path) -> Prepared:
-    """Return what `prepare` wrote to `folder`. Raises DataError if files are missing or were changed since."""
+    """Return what `prepare` wrote to `folder`. Raises DataError if files are missing or have changed since then."""
     quality = read_json(folder / "quality.json")
     paths = {name: folder / f"{name}.jsonl" for name in ("train", "dev", "test")}
     missing = [path.name for path in paths.values() if not path.is_file()]
@@ -151,9 +154,7 @@ def used_fallback(spec: DataSpec, data: Prepared) -> bool:
 
 
 def checked_rows(spec: DataSpec, by_source: dict[str, list[Example]], hidden: Container[str]) -> Audit:
-    """Return the audit of all rows; official test items are only checked, and rows in `hidden` never shown as an
-    example.
-    """
+    """Return the audit of all rows. Official test items aren't changed; the text of rows in `hidden` isn't shown."""
     audit = Audit(
         spec.quality, official_tests(by_source, spec.fixed_splits) if spec.split == "official" else (), hidden=hidden
     )
@@ -164,7 +165,7 @@ def checked_rows(spec: DataSpec, by_source: dict[str, list[Example]], hidden: Co
 def split_rows(
     spec: DataSpec, seed: int, by_source: dict[str, list[Example]], all_rows: dict[str, list[Example]]
 ) -> Splits:
-    """Return the rows, split by the recipe; `all_rows` are all rows as they were read."""
+    """Return the splits that the recipe asks for; `all_rows` are the rows before quality control."""
     return split(
         by_source,
         spec.split == "official",

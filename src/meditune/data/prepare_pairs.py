@@ -1,8 +1,8 @@
 """A run's preference pairs: read from a file or built, split into training and held-out pairs, and stored.
 
-`train.preference.path` is a file of pairs, of rated answers, or of answers and feedback that a server exported; or the
-folder of MedQuAD answers that experts judged from 1 to 4 for LiveQA's test questions (Ben Abacha and Demner-Fushman
-2019, https://doi.org/10.1186/s12859-019-3119-4; https://github.com/abachaa/MedQuAD).
+`train.preference.path` is a file or a folder. A file has pairs, rated answers, or answers with feedback that were
+exported from a server. The folder has MedQuAD's answers to LiveQA's test questions, which experts judged from 1 to 4
+(Ben Abacha and Demner-Fushman 2019, https://doi.org/10.1186/s12859-019-3119-4; https://github.com/abachaa/MedQuAD).
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ from meditune.files import read_json, read_text, replace_folder, write_json
 FOLDER = "pairs"
 HELD_OUT_SHARE = 0.2
 SIDES: dict[str, Decision] = {UP: "yes", DOWN: "no"}
-"""Kind of a single answer -> its stratum when a share is held out"""
+"""Kind of a single answer -> the stratum it belongs to when a share of the answers is held out"""
 LEAKS = ("group", "question", "context")
 """Kinds of overlap that a pair must not have with an evaluation item"""
 
@@ -64,11 +64,11 @@ class PairSets:
 
 
 def prepare_pairs(recipe: Recipe, splits: Splits, sha256: str, run: Path) -> PairSets:
-    """Return the pairs in `run/pairs`, and build them first unless they exist for the same settings and data.
+    """Return the pairs in `run/pairs`; build them first if there are none for the same settings and data.
 
     Pairs from a file that share a question, context, group or answer with the development or test set are left out, and
     a seeded share of the groups is held out. For the objective kto, the training pairs are single answers. Raises
-    DataError if no pairs are left for training or for evaluation, or only answers with the same thumb.
+    DataError if no pairs are left for training or for evaluation, or if all answers left have the same thumb.
     """
     spec, objective = recipe.train.preference, recipe.train.objective
     settings = spec.model_dump(mode="json", exclude={"beta"})
@@ -104,7 +104,7 @@ def prepare_pairs(recipe: Recipe, splits: Splits, sha256: str, run: Path) -> Pai
 
 
 def stored_pairs(run: Path) -> PairSets:
-    """Return what `prepare_pairs` wrote to `run/pairs`. Raises DataError if it is incomplete."""
+    """Return what `prepare_pairs` wrote to `run/pairs`. Raises DataError if a file is missing."""
     folder = run / FOLDER
     train, held_out = (read_records(folder / f"{name}.jsonl", Pair) for name in ("train", "held_out"))
     return PairSets(train, held_out, read_json(folder / "facts.json"))
@@ -136,7 +136,7 @@ def _read(path: Path, recipe: Recipe, splits: Splits, rejects: Rejects, phi: Fin
     near = {leak.train for leak in find([pair.example() for pair in usable], measured) if leak.kind in LEAKS}
     usable = [pair for pair in usable if pair.id not in near]
     rejects.count_only(SOURCE, "too similar to a question, context or group of the development or test set", len(near))
-    # The two thumbs have their own strata, so that both are held out.
+    # Thumbs up and thumbs down are separate strata, so that some of each are held out.
     sided = [pair.example().model_copy(update={"decision": SIDES.get(pair.kind)}) for pair in usable]
     rest, held = by_group(sided, HELD_OUT_SHARE, recipe.seed)
     if not rest or not held:
@@ -151,13 +151,13 @@ def _read(path: Path, recipe: Recipe, splits: Splits, rejects: Rejects, phi: Fin
         if set(counts) < set(SIDES):
             raise DataError(
                 f"{path}: {counts.get(UP, 0)} answers with thumbs up and {counts.get(DOWN, 0)} with thumbs down are "
-                f"left for {purpose}, which needs both. Add answers with the other thumb, about other questions."
+                f"left for {purpose}, which needs both. Add answers of the kind that is missing, to other questions."
             )
     return parts
 
 
 def _without_identifiers(pairs: Sequence[Pair], spec: PhiSpec, findings: Findings) -> list[Pair]:
-    """Return the pairs treated according to `spec`. Raises DataError for identifiers if the action is refuse."""
+    """Return the pairs, treated according to `spec`. Raises DataError for identifiers if the action is refuse."""
     examples = [
         pair.example().model_copy(update={"source": SOURCE, "answer": pair.chosen, "meta": {"rejected": pair.rejected}})
         for pair in pairs
@@ -176,7 +176,7 @@ def _kinds(pairs: Sequence[Pair]) -> dict[str, int]:
 
 
 def _described(facts: dict[str, Any]) -> str:
-    """Return the summary of the facts as a sentence."""
+    """Return a sentence that summarizes the facts."""
     parts = []
     for name, what in (("train", "for training"), ("held_out", "held out")):
         kinds = ", ".join(f"{count:,} {kind}" for kind, count in facts[name].items())
@@ -189,7 +189,7 @@ def _described(facts: dict[str, Any]) -> str:
 def read_given_pairs(path: Path, recipe: Recipe, rejects: Rejects) -> list[Pair]:
     """Return pairs from a file of pairs or of rated answers, or from the folder of MedQuAD's judged answers.
 
-    Raises DataError if a file is neither by its columns, or has no usable pairs.
+    Raises DataError if the columns of a file fit neither pairs nor rated answers, or if no pairs are usable.
     """
     spec, as_thumbs = recipe.train.preference, recipe.train.objective == "kto"
     if path.is_dir():
@@ -216,7 +216,7 @@ def read_given_pairs(path: Path, recipe: Recipe, rejects: Rejects) -> list[Pair]
 
 
 def _beginning(found: Iterable[Row]) -> tuple[Iterator[Row], list[Row]]:
-    """Return all rows, and the first of them."""
+    """Return an iterator over all rows, and a list of the first ones."""
     stream = iter(found)
     first = list(islice(stream, LOOK_AHEAD))
     return chain(first, stream), first
@@ -232,7 +232,7 @@ def _refuse_unknown_thumbs(rejects: Rejects) -> None:
 
 
 def _holds_ratings(columns: Collection[str], fields: Mapping[str, str], location: str, as_thumbs: bool) -> bool:
-    """Return True for columns of rated answers, False for columns of pairs. Raises DataError if they are neither."""
+    """Return True for columns of rated answers, False for columns of pairs. Raises DataError for other columns."""
     chosen, rejected = (
         has_column(field, columns, fields, LAYOUTS["pairs"].guesses) for field in ("chosen", "rejected")
     )
@@ -246,13 +246,13 @@ def _holds_ratings(columns: Collection[str], fields: Mapping[str, str], location
         f"{location}: these are neither pairs (question, chosen, rejected) nor rated answers "
         "(question, answer, rating). "
         f"The columns are {list_columns(columns)}. Name them in train.preference.fields, for example "
-        "fields: {rating: COLUMN}. For a file of `meditune answers export`, set train.objective to kto."
+        "fields: {rating: COLUMN}. For a file from `meditune answers export`, set train.objective to kto."
     )
 
 
 def _nothing_usable(path: Path, rejects: Rejects, as_thumbs: bool) -> str:
     left = ", ".join(f"{count:,} {reason}" for reason, count in rejects.counts().get(SOURCE, {}).items())
-    advice = f"Provide more ratings; two ratings in a pair differ by at least {MARGIN:g}."
+    advice = f"Provide more ratings; the two ratings in a pair must differ by at least {MARGIN:g}."
     if first := next(rejects.rows(), None):
         advice = f"The first rejected row is {first['where']}: {first['reason']}."
     elif as_thumbs:
@@ -261,7 +261,7 @@ def _nothing_usable(path: Path, rejects: Rejects, as_thumbs: bool) -> str:
 
 
 def _exported(rows: Iterable[Row], rejects: Rejects) -> Iterator[Row]:
-    """Yield a row for `rated_from_rows` for each rating in exported answers; if experts rated one, only they count."""
+    """Yield a row for each rating of an exported answer; if experts rated the answer, only their ratings count."""
     for where, row in rows:
         feedback = row.get("feedback")
         if not isinstance(feedback, list) or not all(isinstance(each, Mapping) for each in feedback):
@@ -280,12 +280,15 @@ def _exported(rows: Iterable[Row], rejects: Rejects) -> Iterator[Row]:
 
 ANSWERS, JUDGMENTS = "*Answers*.csv", "*qrels*.txt"
 _JUDGMENT = re.compile(r"(\d+)\s+([1-4])-\w+\s+(\S+)")
-# Every published answer ends in a superfluous bracket.
+# Every published answer ends with a superfluous bracket.
 _ANSWER = re.compile(r"Question:.*?\nURL:.*?\nAnswer:(.*)\)", re.DOTALL)
 
 
 def read_judged(folder: Path, questions: Path, rejects: Rejects) -> Iterator[Rated]:
-    """Yield the judgments of LiveQA's `questions` in the publisher's folder. Raises DataError if files are missing."""
+    """Yield the judged answers in the publisher's folder; `questions` is the path of LiveQA.
+
+    Raises DataError if files are missing.
+    """
     answers: dict[str, str] = {}
     for path in _files(folder, ANSWERS):
         for where, row in rows(path, SOURCE, rejects):
@@ -312,7 +315,11 @@ def read_judged(folder: Path, questions: Path, rejects: Rejects) -> Iterator[Rat
                     rating=float(found[2]),
                 )
             elif line.strip():
-                problem = "not a line of question, judgment and answer" if not found else "unknown question or answer"
+                problem = (
+                    "the line doesn't consist of question, judgment and answer"
+                    if not found
+                    else "unknown question or answer"
+                )
                 rejects.add(SOURCE, f"{path}:{number}", problem, line)
 
 

@@ -1,4 +1,4 @@
-"""Reading a recipe's sources, and the terms of each row: licence, citation, restricted or synthetic."""
+"""Reading of a recipe's sources, and each row's terms: licence, citation, and whether it is restricted or synthetic."""
 
 from __future__ import annotations
 
@@ -24,8 +24,9 @@ RESTRICTED = "restricted"
 
 
 def is_restricted(example: Example) -> bool:
-    """Return True if the example is marked as restricted or comes from a restricted source, also through a written
-    file.
+    """Return True if the example is marked as restricted or comes from a restricted source.
+
+    If it was read from a prepared file, its original source counts.
     """
     if is_marked(example.meta.get(RESTRICTED)):
         return True
@@ -39,7 +40,7 @@ def is_marked(mark: object) -> bool:
 
 
 def refuse_restricted_sources_for_api(specs: Iterable[SourceSpec], model_name: str) -> None:
-    """Raise DataError if the source itself or the recipe restricts all rows of a source; reads no data."""
+    """Raise DataError if a source is restricted as a whole, by its licence or by the recipe. Reads no data."""
     restricted: dict[str, str] = {}
     for spec in specs:
         source = SOURCES.get(spec.name)
@@ -50,7 +51,7 @@ def refuse_restricted_sources_for_api(specs: Iterable[SourceSpec], model_name: s
 
 
 def refuse_restricted_for_api(examples: Iterable[Example], model_name: str) -> None:
-    """Raise DataError if any of the examples may not be sent to `model_name`, a model on another party's machine.
+    """Raise DataError if any of the examples may not be sent to `model_name`, a model on someone else's machine.
 
     PhysioNet forbids sharing credentialed data with online services:
     https://physionet.org/news/post/gpt-responsible-use.
@@ -73,11 +74,11 @@ YOURS = "yours"
 """The licence of a user's own rows if neither the rows nor the recipe name one"""
 
 Terms = dict[str, dict[str, Any]]
-"""Source -> `rows`, `licences` (text -> rows), `citations`, `restricted` and `synthetic` (rows)"""
+"""Source -> numbers of `rows`, `restricted` and `synthetic` rows; `licences` (text -> number of rows); `citations`"""
 
 
 def marked(examples: Iterable[Example], spec: SourceSpec) -> Iterator[Example]:
-    """Yield the examples with the recipe's terms for their source; a row's own licence takes precedence."""
+    """Yield the examples with the recipe's terms for their source; the licence of a user's own row takes precedence."""
     homepage = SOURCES[spec.name].homepage if spec.name in SOURCES else ""
     for example in examples:
         terms: dict[str, Any] = {}
@@ -123,7 +124,7 @@ def warning(terms: Terms) -> str:
     named = ", ".join(f"{rows:,} rows of {name} ({', '.join(terms[name]['licences'])})" for name, rows in found.items())
     return (
         f"RESTRICTED: {named}. The whole set, anything derived from it and models tuned on it can reveal these rows. "
-        "Don't share them or send them to an online service. Meditune won't upload the set or send it to an API."
+        "Don't share any of this or send it to an online service. Meditune won't upload the set or send it to an API."
     )
 
 
@@ -131,14 +132,15 @@ SAMPLE_TEST_SHARE = 0.4
 
 
 def check_sources(spec: DataSpec) -> None:
-    """Raise DataError if a source or the file of decisions doesn't fit the recipe's options; reads no data of the
-    sources.
+    """Raise DataError if a source or the file of decisions doesn't fit the recipe's options.
+
+    The sources' data aren't read.
     """
     if spec.decisions is not None:
         reviewer_decisions.read_decisions(Path(spec.decisions))
     if spec.fold is not None and (spec.split != "official" or all(each.name != "pubmedqa" for each in spec.sources)):
         raise DataError(
-            "data.fold selects one of the folds that PubMedQA's publisher made of the training items. It needs "
+            "data.fold selects one of the folds into which PubMedQA's publisher divided the training items. It needs "
             "pubmedqa in data.sources, and data.split: official."
         )
     splits: dict[str, str | None] = {}
@@ -165,7 +167,10 @@ def check_sources(spec: DataSpec) -> None:
 
 
 def available(spec: DataSpec) -> tuple[DataSpec, bool]:
-    """Return the data options with sources that are available here, and True if they are the synthetic sample."""
+    """Return the data options with sources that are available, and True if one of them is the synthetic sample.
+
+    If a source is unavailable, the sample replaces all sources. Raises DataError if the options don't allow that.
+    """
     check_sources(spec)
     try:
         for source in spec.sources:
@@ -188,9 +193,9 @@ def available(spec: DataSpec) -> tuple[DataSpec, bool]:
 def read_sources(
     spec: DataSpec, seed: int, rejects: Rejects, phi: Findings
 ) -> tuple[dict[str, list[Example]], dict[str, dict[str, Any]]]:
-    """Return the examples by source, and for each source the rows read, the licence, and the rejected rows by reason.
+    """Return the examples by source; and for each source the licence and the numbers of rows read and rejected.
 
-    Identifiers of people are treated according to `data.phi` and noted in `phi`. Raises DataError for a repeated id.
+    Identifiers of people are treated according to `data.phi` and recorded in `phi`. Raises DataError for a repeated id.
     """
     by_source: dict[str, list[Example]] = {}
     read: dict[str, dict[str, Any]] = {}
@@ -214,7 +219,7 @@ def read_sources(
 
 
 CHANGES = {
-    conversations.STRIPPED: "the thoughts (<think> ... </think>) of {:,} assistant turns were stripped; to keep "
+    conversations.STRIPPED: "the thoughts (<think> ... </think>) in {:,} assistant turns were removed; to keep "
     "them, set thoughts: keep for this source",
     conversations.UNANSWERED: "the last message of {:,} conversations has no reply and was left out",
 }
@@ -223,7 +228,7 @@ CHANGES = {
 def read_source(source: SourceSpec, seed: int, rejects: Rejects, changes: Counter[str] | None = None) -> list[Example]:
     """Return the examples of one source, or a seeded sample if it has a limit. Raises DataError if there are none.
 
-    `changes` counts what was changed in conversations (CHANGES), which is also printed.
+    `changes` counts the changes made to conversations (CHANGES); they are also printed.
     """
     changes = Counter() if changes is None else changes
     if source.is_own:

@@ -1,7 +1,7 @@
 """Passages retrieved for examples, stored in a run's folder so that every model sees the same passages.
 
-A passage has `id`, `document`, `source`, `title`, `sections` (each a heading, which may be empty, and a text), `score`,
-and `rank`: if the prompt is too long, the passage with rank 0 is removed last.
+A passage has `id`, `document`, `source`, `title`, `sections` (each a heading, which may be empty, and a text), `score`
+and `rank`. If a prompt is too long, passages are removed from it, and the passage with rank 0 is removed last.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def count(example: Example) -> int:
 
 
 def in_training(examples: Iterable[Example], folder: Path) -> list[Example]:
-    """Return the training examples as the run in that folder uses them: a share has retrieved passages."""
+    """Return the training examples as the run in that folder uses them: some of them with retrieved passages."""
     rows = read(folder / TRAINING) if (folder / TRAINING).is_file() else {}
     return [
         shown_passages(example, rows[example.id]["passages"]) if example.id in rows else example for example in examples
@@ -64,7 +64,7 @@ def in_training(examples: Iterable[Example], folder: Path) -> list[Example]:
 
 
 def is_own(passage: Mapping[str, Any], item: str) -> bool:
-    """Return True if a retrieved passage is from the document that the item with this id is based on."""
+    """Return True if a retrieved passage is from the document on which the item with this id is based."""
     return publishers_id(passage["document"]) == publishers_id(item)
 
 

@@ -64,7 +64,7 @@ def fingerprint(example: Example) -> str:
 
 
 def read_decisions(path: Path) -> dict[str, RowDecision]:
-    """Return the decisions by Example id. Raises DataError with the line of an invalid or repeated decision."""
+    """Return the decisions by Example id. Raises DataError for an invalid or repeated decision."""
     found: dict[str, RowDecision] = {}
     for decided in read_records(path, RowDecision):
         if found.setdefault(decided.id, decided) is not decided:
@@ -73,7 +73,7 @@ def read_decisions(path: Path) -> dict[str, RowDecision]:
 
 
 def apply(path: str | None, splits: Splits) -> tuple[Splits, AppliedDecisions]:
-    """Return the splits after people's decisions, and the changes made; test items are never changed.
+    """Return the splits with people's decisions applied, and the changes made; test items are never changed.
 
     Raises DataError if a row has changed since it was judged, or a split has no rows left.
     """
@@ -114,7 +114,7 @@ def apply(path: str | None, splits: Splits) -> tuple[Splits, AppliedDecisions]:
 
 
 def refuse_other(path: str | None, quality: Mapping[str, Any], folder: Path) -> None:
-    """Raise DataError if the file has changed since the data in `folder` were prepared with it."""
+    """Raise DataError if the decisions have changed since the data in `folder` were prepared with them."""
     if path is None or not Path(path).is_file():
         return
     if quality.get("decisions", {}).get("sha256") != sha256(Path(path)):
@@ -139,8 +139,8 @@ def _decided(
 def _outcome(example: Example, row_decision: RowDecision) -> tuple[str, Example | None]:
     """Return the action and the resulting row; None if the row is dropped.
 
-    A row with a corrected answer is kept, whatever the verdict. The yes, no or maybe of a faulty answer was judged
-    with the answer and can't be edited on the page, so it is removed.
+    A row with a corrected answer is kept, whatever the verdict. If the original answer was faulty, the row's yes, no
+    or maybe is removed, because it was judged with that answer and can't be edited on the page.
     """
     mark = {"validated": {"verdict": row_decision.verdict, "was": fingerprint(example)}}
     if row_decision.answer and row_decision.answer != example.answer:

@@ -33,9 +33,9 @@ class Download:
     url: str
     filename: str
     sha256: str | None = None
-    """SHA-256 of the file's bytes; without it and without `contents_sha256`, only the length is checked"""
+    """SHA-256 of the file's bytes; if neither this nor `contents_sha256` is given, only the length is checked"""
     contents_sha256: str | None = None
-    """SHA-256 of the XML files in a zip (`medquad.contents_sha256`): GitHub may compress the same files again"""
+    """SHA-256 of the XML files in a zip (`medquad.contents_sha256`), because GitHub may compress them differently"""
 
 
 @dataclass(frozen=True)
@@ -45,13 +45,13 @@ class Source:
     name: str
     title: str
     files: tuple[str, ...]
-    """File names or patterns in the source's folder; one existing file is enough"""
+    """Names or patterns of files in the source's folder; one existing file is enough"""
     licence: str
     reader: Reader | None
     """Turns the files into Examples; None for plain text"""
     homepage: str = ""
     download: tuple[Download, ...] = ()
-    """All files are downloaded and checked before the first one is renamed, so a partial download is never used"""
+    """Files to download. All are checked before the first one is renamed, so a partial download is never used"""
     how: str = ""
     """How to get the files if they can't be downloaded automatically"""
     citation: str = ""
@@ -61,7 +61,7 @@ class Source:
     limits: str = ""
     """Limits of the data, for the data-set card"""
     personal_data: str = ""
-    """Whom the data are about, for the data-set card"""
+    """The people whom the data are about, for the data-set card"""
 
 
 READERS: dict[str, tuple[Reader | None, str]] = {
@@ -78,7 +78,7 @@ READERS: dict[str, tuple[Reader | None, str]] = {
     "wikitext-2": (None, "CC BY-SA 4.0"),
     "sample": (pubmedqa.read_synthetic, pubmedqa.SYNTHETIC_LICENCE),
 }
-"""Source -> its reader and licence; sources.yaml has the rest"""
+"""Source -> its reader and licence; sources.yaml has the other fields"""
 
 
 _TABLE = package_table(Path(__file__).with_name("sources.yaml"))
@@ -138,7 +138,7 @@ def hub_names(texts: Iterable[str]) -> list[str]:
 
 
 def licence_requirements(terms: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Return, as sentences, the combined requirements for sharing sources together, by the rows' `licences`."""
+    """Return sentences that say what the `licences` in `terms` require of anyone who shares the sources together."""
     named = [(source, text, licence_named(text)) for source, row in terms.items() for text in row["licences"]]
     lines = []
     for trait, sentence in (
@@ -173,8 +173,8 @@ _CHUNK = 2**18
 def locate_source(source_name: str, path: Path | str | None = None, download: bool = True) -> Path:
     """Return the folder (or file) of a source, and download it if necessary.
 
-    The search order is `path` (if given, nothing else is tried), `$MEDITUNE_DATA/NAME`, `NAME` in the cache, the
-    publisher's site. Raises DataError that says where to get the files and where to put them.
+    If `path` is given, no other place is searched. Otherwise, the order is `$MEDITUNE_DATA/NAME`, `NAME` in the cache,
+    and the publisher's site. Raises DataError that says where to get the files and where to put them.
     """
     source = known_source(source_name)
     if path is not None:
@@ -221,7 +221,7 @@ def offline() -> bool:
 
 
 def _fetch(source: Source, places: list[Path]) -> None:
-    """Download a source's files under temporary names, check all of them, then rename them, all or none."""
+    """Download a source's files under temporary names, and check all of them before renaming any."""
     folder = places[-1]
     partials = {folder / f".{each.filename}.{os.getpid()}.partial": each for each in source.download}
     download = source.download[0]
@@ -243,7 +243,7 @@ def _fetch(source: Source, places: list[Path]) -> None:
 
 
 def _receive(download: Download, partial: Path) -> str:
-    """Write the download to `partial`; returns the problem with it, or an empty text."""
+    """Download the file to `partial`. Return the problem with it, or an empty string."""
     digest = hashlib.sha256()
     received = 0
     request = urllib.request.Request(download.url, headers={"User-Agent": "meditune"})
@@ -276,9 +276,9 @@ def data_places(name: str) -> list[Path]:
 
 
 def locate_own(path: str, citation: str | None = None) -> str:
-    """Return the path of a user's own file, as given or in the folder that MEDITUNE_DATA names; or a hub id as given.
+    """Return the path of a user's own file, which can be relative to the current folder or to MEDITUNE_DATA.
 
-    Raises DataError, with the citation, if a path with an ending such as .jsonl exists in neither place.
+    A hub id is returned unchanged. Raises DataError, with the citation, if a path with a file extension doesn't exist.
     """
     given = Path(path).expanduser()
     named = os.environ.get(DATA_VARIABLE)

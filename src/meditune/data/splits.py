@@ -1,4 +1,7 @@
-"""Train, development and test splits; related examples are never in different splits."""
+"""Training, development and test splits, which keep related examples together.
+
+Only official test sets, and splits that the recipe fixes, can separate related examples.
+"""
 
 from __future__ import annotations
 
@@ -23,16 +26,16 @@ OFFICIAL: dict[str, Callable[[list[Example]], tuple[list[Example], list[Example]
     **{name: partial(claims.official_split, test_splits=splits) for name, splits in claims.TEST_SPLITS.items()},
 }
 FEW = 3
-"""A question asked of more groups than this, each with its own context, counts as an instruction"""
+"""A text in more groups than this doesn't identify an example; a question with more contexts is an instruction"""
 MIN_TURN_WORDS = 8
 """A later message of a conversation with fewer words ("And for children?") is compared together with its reply"""
 MAX_CONTEXT_SHARE = 0.2
-"""A context shared by more than this share of the examples counts as background"""
+"""A context in more than this share of the examples counts as background"""
 
 
 @dataclass(frozen=True)
 class Splits:
-    """The three splits, disjoint by group and by question."""
+    """The three splits of the examples."""
 
     train: list[Example]
     dev: list[Example]
@@ -41,11 +44,11 @@ class Splits:
     """Name of the test set in reports ("pubmedqa-official-500")"""
 
     def measured(self, split: str) -> list[Example]:
-        """Return the examples of the split that `evaluate.split` names."""
+        """Return the examples of `split`, the value of `evaluate.split`."""
         return self.named()[split]
 
     def measured_name(self, split: str) -> str:
-        """Return the name of these examples in reports."""
+        """Return the name of that split in reports."""
         return self.test_set if split == "test" else f"dev-{len(self.dev)}"
 
     def named(self) -> dict[str, list[Example]]:
@@ -67,7 +70,7 @@ def split(
 ) -> Splits:
     """Split each source by its official test set if there is one and `official` is set, otherwise by group.
 
-    With `newest`, the test set is what was published last. `fixed` maps sources to the split of all their rows.
+    With `newest`, the test set has the newest publications. `fixed` maps sources to the split of all their rows.
     `all_rows` are the rows before quality control, on which official test sets are defined. Rows that share a question
     or context with an official set go to training, where the leakage check finds them. Raises DataError if a split is
     empty.
@@ -121,9 +124,9 @@ def split(
 def by_group(
     examples: Sequence[Example], share: float, seed: int, same_question: Mapping[str, str] | None = None
 ) -> tuple[list[Example], list[Example]]:
-    """Return (rest, held) with about `share` of the examples held out, in whole groups, by source and decision.
+    """Return (rest, held) with about `share` of the examples held out: whole groups, stratified by source and decision.
 
-    A group shares its `group`, context or (nearly) its question, according to `same_questions`.
+    The examples of a group share their `group`, context, a turn, or (according to `same_questions`) their question.
     """
     strata: dict[str, list[list[int]]] = defaultdict(list)
     for members in _components(examples, same_questions(examples) if same_question is None else same_question):
@@ -145,9 +148,9 @@ def by_group(
 def by_year(
     examples: Sequence[Example], share: float, seed: int, same_question: Mapping[str, str] | None = None
 ) -> tuple[list[Example], list[Example]]:
-    """Return (rest, held) with the newest groups held out, by their oldest example, up to `share` of those with a year.
+    """Return (rest, held) with the newest groups held out: about `share` of the examples that have a year.
 
-    Raises DataError if no example has a year.
+    The year of a group is that of its oldest example. Raises DataError if no example has a year.
     """
     dated = sum(isinstance(example.meta.get("year"), int) for example in examples)
     if examples and not dated:
@@ -187,19 +190,17 @@ def _parted(examples: Sequence[Example], held_out: Container[int]) -> tuple[list
 
 
 def question_key(question: str) -> str:
-    """Return a question without case, punctuation and spacing."""
+    """Return a question as lowercase words with single spaces between them."""
     return re.sub(r"\W+", " ", question.casefold()).strip()
 
 
 def context_key(example: Example) -> str:
-    """Return an example's context without case, punctuation and spacing."""
+    """Return an example's context as lowercase words with single spaces between them."""
     return question_key(example.context_text)
 
 
 def instructions(examples: Iterable[Example]) -> set[str]:
-    """Return the keys of questions asked of more than FEW groups, each with its own context, such as a patient's
-    record.
-    """
+    """Return the keys of questions that are asked about more than FEW groups and contexts (such as patients)."""
     asked: dict[str, list[set[Any]]] = defaultdict(lambda: [set(), set()])
     alone = set()
     for example in examples:
@@ -212,13 +213,13 @@ def instructions(examples: Iterable[Example]) -> set[str]:
 
 
 def backgrounds(examples: Sequence[Example]) -> set[str]:
-    """Return the keys of contexts that are too common to show that two items are the same."""
+    """Return the keys of contexts that are so common that two examples with the same one may be unrelated."""
     counts = Counter(context_key(example) for example in examples)
     return {key for key, count in counts.items() if count > max(FEW, MAX_CONTEXT_SHARE * len(examples))}
 
 
 def same_questions(examples: Sequence[Example]) -> dict[str, str]:
-    """Return each question's key -> the key that represents it and its light rewrites; empty for an instruction."""
+    """Return key of a question -> key that represents it and its light rewrites; empty for an instruction."""
     general = instructions(examples)
     keys = list(dict.fromkeys(question_key(example.user_text) for example in examples))
     asked = [key for key in keys if key not in general]
@@ -230,7 +231,10 @@ def same_questions(examples: Sequence[Example]) -> dict[str, str]:
 
 
 def turn_keys(example: Example, last_only: bool = False) -> list[str]:
-    """Return keys by which turns are recognized elsewhere: a long message or the first one; others with their reply."""
+    """Return the keys by which the turns of a conversation are recognized elsewhere.
+
+    The key of the first message, or of a long one, is the message; a short message is joined with its reply.
+    """
     said = [(turn.role, turn.text) for turn in example.turns or ()]
     asked = [*(text for role, text in said if role == "user"), example.question]
     replies = [*(text for role, text in said if role == "assistant"), example.answer]
@@ -251,7 +255,7 @@ def turn_keys(example: Example, last_only: bool = False) -> list[str]:
 
 
 def distinctive_turns(examples: Sequence[Example]) -> set[str]:
-    """Return the `turn_keys` of at most FEW groups; empty if no example is a conversation of several turns."""
+    """Return the `turn_keys` that at most FEW groups have; none if no example has earlier turns."""
     groups: dict[str, set[tuple[str, str]]] = defaultdict(set)
     for example in examples if any(example.turns for example in examples) else ():
         for key in turn_keys(example):
@@ -260,7 +264,7 @@ def distinctive_turns(examples: Sequence[Example]) -> set[str]:
 
 
 def _components(examples: Sequence[Example], same_question: Mapping[str, str]) -> list[list[int]]:
-    """Return the indices of examples that are connected by what they share, in order of first appearance."""
+    """Return lists of indices: examples that share a group, question, context or turn are in the same list."""
     parent, general = {index: index for index in range(len(examples))}, backgrounds(examples)
     turns = distinctive_turns(examples)
     seen: dict[tuple[str, str], int] = {}
@@ -278,12 +282,12 @@ def _components(examples: Sequence[Example], same_question: Mapping[str, str]) -
 def _shared(
     example: Example, same_question: Mapping[str, str], general: Container[str], turns: Collection[str]
 ) -> list[tuple[str, str]]:
-    """Return the keys that connect an example to others of any source: its question, its context, and its turns."""
+    """Return the keys that connect an example to examples of any source: its question, its context, and its turns."""
     question, context = same_question[question_key(example.user_text)], context_key(example)
     keys = [("question of", question)] if question else []
     keys += [("turn of", key) for key in turn_keys(example) if key in turns] if turns else []
-    is_telling = len(context.split()) >= MIN_PASSAGE_WORDS and context not in general
-    return [*keys, ("context of", context)] if is_telling else keys
+    is_distinctive = len(context.split()) >= MIN_PASSAGE_WORDS and context not in general
+    return [*keys, ("context of", context)] if is_distinctive else keys
 
 
 def _root(parent: dict[Any, Any], node: Any) -> Any:

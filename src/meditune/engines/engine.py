@@ -30,14 +30,14 @@ class GenerationRequest:
     choices: tuple[str, ...] = ()
     """If given, the answer is one of these texts"""
     json_schema: Mapping[str, Any] | None = None
-    """If given, the answer is JSON of this schema"""
+    """If given, the answer is JSON that follows this schema"""
     logprobs: int = 0
     """Number of most likely tokens to return with each token"""
 
 
 @dataclass(frozen=True)
 class TokenLogprob:
-    """A token with its natural log-probability, and the most likely tokens in its position."""
+    """A token with its natural log-probability, and the most likely tokens at its position."""
 
     token: int
     logprob: float
@@ -81,7 +81,7 @@ class RunningGeneration(Protocol):
     """A request that was started."""
 
     def cancel(self) -> None:
-        """End the request now; its last chunk reports it. If the request has ended, nothing happens."""
+        """End the request now; its last chunk reports the cancellation. Does nothing if the request has ended."""
 
 
 class Engine(Protocol):
@@ -92,7 +92,7 @@ class Engine(Protocol):
     tokenizer: Any
     """A tokenizer with the interface of transformers' tokenizers"""
     context_tokens: int
-    """The most tokens of prompt and answer together"""
+    """Maximum number of tokens in the prompt and answer together"""
 
     def start(self, request: GenerationRequest, deliver: Callable[[GenerationChunk], None]) -> RunningGeneration:
         """Start a request; its chunks are delivered in order from one of the engine's threads.
@@ -101,7 +101,7 @@ class Engine(Protocol):
         """
 
     def score(self, prompt: Sequence[int], texts: Sequence[Sequence[int]]) -> list[list[TokenLogprob]]:
-        """Return the log-probability of every token of each text after one prompt; raise ModelError if it can't."""
+        """Return the log-probability of every token of each text after the prompt. Raises ModelError if that fails."""
 
     def load(self) -> EngineLoad:
         """Return the numbers of running and waiting requests."""
@@ -110,7 +110,7 @@ class Engine(Protocol):
         """Wait until the model is open. Raises ModelError if it can't be opened."""
 
     def failure(self) -> EngineError | None:
-        """Return why the engine accepts no more work, for good, or None while it is alive.
+        """Return why the engine has permanently stopped accepting requests, or None while it is alive.
 
         The call may take seconds if the model runs on a server, so don't call it in an event loop.
         """
@@ -126,7 +126,7 @@ def check_request(request: GenerationRequest, context_tokens: int) -> None:
     if request.max_new_tokens < 1:
         raise ModelError(f"An answer needs at least 1 token; max_new_tokens is {request.max_new_tokens}.")
     if request.choices and request.json_schema is not None:
-        raise ModelError("Request either one of given texts or JSON, not both.")
+        raise ModelError("A request can have choices or a JSON schema, but not both.")
     if not 0 < request.top_p <= 1 or request.temperature < 0:
         raise ModelError(
             f"temperature must be at least 0 and top_p above 0 and at most 1; they are {request.temperature:g} and "

@@ -1,13 +1,13 @@
 """A judge of evidence: a causal language model, tuned on claims, that decides whether passages support a statement.
 
 The probabilities of its answers yes, no and maybe to "Is it true that ...?" are those of supported, refuted and
-unclear, after a correction that was fitted on development claims (`CLAIMS`). Statements about the same passages share
-one pass over them. The model runs with torch, or as an OpenVINO export without torch.
+unclear, after a correction that was fitted on development claims (stored in `CLAIMS`). Statements about the same
+passages share one pass over them. The model runs with torch, or as an OpenVINO export without torch.
 
-Evidence that doesn't fit into the prompt is read in several windows. Of each window, only how much it speaks for and
-against the statement counts, relative to saying nothing (logit minus the logit of unclear), and the strongest support
-and refutation of all windows are combined. A long statement is judged in parts: it is as much supported as its least
-supported part, and as much refuted as its most refuted part.
+Evidence that doesn't fit into the prompt is read in several windows. Each window gets scores for supporting and for
+refuting the statement, relative to the score of unclear (differences of logits); the highest scores of all windows are
+combined. A long statement is judged in parts. Its support is that of the least supported part, and its refutation that
+of the most refuted part.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ BATCH_SENTENCES = 64
 
 
 Evidence = tuple[str, ...]
-"""The passages that a claim is about"""
+"""The passages with which a claim is compared"""
 
 
 class LabelModel(Protocol):
@@ -69,7 +69,7 @@ class EvidenceJudge:
         self.threshold = correction.threshold
 
     def supports(self, statements: Sequence[str], passages: Sequence[str]) -> list[ClaimVerdict]:
-        """Return a verdict for each statement, in order; the module's docstring says how long texts are read."""
+        """Return a verdict for each statement, in order. The module's docstring describes how long texts are read."""
         found = self.probabilities([(statement, tuple(passages)) for statement in statements])
         sources = Sources(passages)
         closest = [evidence(Sentence(statement), sources).closest_source for statement in statements]
@@ -125,7 +125,7 @@ class TorchLabelModel:
         self._lock = threading.Lock()
 
     def logits(self, claims: Sequence[tuple[Encoded, Evidence]]) -> Iterator[tuple[Encoded, list[float]]]:
-        """See `LabelModel`. Neighbours with the same evidence share the pass over it."""
+        """See `LabelModel`. Adjacent claims with the same evidence share the pass over it."""
         from meditune.models.forward import label_logits
         from meditune.models.inference import inference, tokens_per_pass
         from meditune.models.shared_prefix_batch import by_length, join
@@ -164,15 +164,15 @@ class OpenvinoLabelModel:
 
 
 def load_judge(name: str) -> EvidenceJudge:
-    """Return the judge in the folder of a run, a model or an OpenVINO export, or a run's export if it is up to date.
+    """Return the judge in the folder of a run, a model or an OpenVINO export; a run's up-to-date export is preferred.
 
-    Raises ModelError if the folder holds no judge or it can't be used.
+    Raises ModelError if the folder contains no judge, or if the judge can't be used.
     """
     folder = model_folder(name)
     correction = load_correction(folder)
     if correction is None:
         raise ModelError(
-            f"{name} holds no judge: {folder / CLAIMS} is missing. Make a judge with `meditune run evidence`, and name "
+            f"{name} contains no judge: {folder / CLAIMS} is missing. Train one with `meditune run evidence`, and name "
             "its run. If the run was stopped, the same command finishes it."
         )
     exported = exported_at(Path(name).expanduser(), "auto", ("openvino",))
@@ -192,13 +192,13 @@ def load_judge(name: str) -> EvidenceJudge:
 
 
 def _named(exported: Path) -> str:
-    """Return the name of an export's run: the folder that holds `export/openvino`, or the export's own folder."""
+    """Return the name of an export's run: the folder that contains `export/openvino`, or the export's own folder."""
     home = exported.resolve()
     return home.parents[1].name if home.parent.name == "export" and (home.parents[1] / "model").is_dir() else home.name
 
 
 def load_support_model(name: str) -> Support:
-    """Return the model that `evaluate.faithfulness_model` names; raise ModelError, with ways to get one, without it."""
+    """Return the model that `evaluate.faithfulness_model` names; raise ModelError with advice if it is unavailable."""
     if is_judge(name):
         return load_judge(name)
     from meditune.models.nli import load_nli
@@ -217,7 +217,7 @@ def _length(encoder: Encoder, statement: str, passages: Sequence[str] = ()) -> i
 
 
 def _parts(encoder: Encoder, statement: str) -> list[str]:
-    """Return a statement in parts, each of which leaves half of the prompt to the evidence; usually the whole one."""
+    """Split a statement into parts that leave half of the prompt for the evidence; usually one part is enough."""
     most = (_length(encoder, ".") + encoder.format.max_tokens) / 2
 
     def fits(texts: Sequence[str]) -> bool:
@@ -229,7 +229,7 @@ def _parts(encoder: Encoder, statement: str) -> list[str]:
 
 
 def _windows(encoder: Encoder, statement: str, passages: tuple[str, ...]) -> list[tuple[str, ...]]:
-    """Return the passages in windows that fit into the prompt; usually one window with all of them."""
+    """Split passages into windows that fit into the prompt; usually one window contains all of them."""
 
     def fits(texts: Sequence[str]) -> bool:
         return _length(encoder, statement, texts) < encoder.format.max_tokens
@@ -249,7 +249,7 @@ def _windows(encoder: Encoder, statement: str, passages: tuple[str, ...]) -> lis
 
 
 def _pieces(text: str, fits: Callable[[Sequence[str]], bool]) -> Iterator[str]:
-    """Yield a text in pieces that fit, halving it at a comma near its middle, or else between words, until it does."""
+    """Yield pieces of a text that fit; halve it, at a comma near the middle or else between words, until they do."""
     if len(text) < 2 or fits([text]):
         yield text
         return
@@ -257,7 +257,7 @@ def _pieces(text: str, fits: Callable[[Sequence[str]], bool]) -> Iterator[str]:
     middle = len(words) // 2
     near = [n for n, word in enumerate(words, start=1) if word[-1] in ",;:" and abs(n - middle) <= len(words) // 4]
     cut = min(near, key=lambda n: abs(n - middle), default=middle)
-    # A single word may be too long, too, such as a sequence of bases.
+    # Even a single word can be too long, such as a DNA sequence.
     word = len(text) // 2
     halves = (" ".join(words[:cut]), " ".join(words[cut:])) if len(words) > 1 else (text[:word], text[word:])
     for half in halves:

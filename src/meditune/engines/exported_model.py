@@ -1,4 +1,4 @@
-"""Reading an exported model's folder (export.json), and importing the packages that only some engines need."""
+"""Read an exported model's folder (export.json), and import the packages that only some engines need."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def weights_digest(place: Path) -> dict[str, str]:
 
 
 def weights_state(model: str) -> dict[str, str]:
-    """Return what identifies a folder's weights: SHA-256 of each file, or size and time if large; else nothing."""
+    """Return what identifies a folder's weights: each file's SHA-256, or size and time if large; empty for a hub id."""
     place = Path(model).expanduser()
     place = place / "model" if (place / "model").is_dir() else place
     files = [place / name for name in read_exported_model(place).files] if is_exported(model) else _weights(place)
@@ -96,7 +96,7 @@ def weights_state(model: str) -> dict[str, str]:
 
 
 def why_outdated(export: Path, model: Path) -> str:
-    """Return in words how an export differs from the model in a folder; empty if it is up to date."""
+    """Return a phrase for how an export differs from the model in a folder; empty if it is up to date."""
     if (load_format(model) or PromptFormat()) != (load_format(export) or PromptFormat()):
         return "another prompt format"
     files = _weights(model)
@@ -122,7 +122,7 @@ def is_installed(engine: str) -> bool:
 
 
 def import_package(extra: str, name: str, subject: str = "") -> Any:
-    """Import a package that an engine, or `subject`, needs. Raises ModelError, with the install command, without it."""
+    """Import and return a package that an engine or `subject` needs. Raises ModelError if it isn't installed."""
     no_telemetry()
     try:
         return importlib.import_module(name)

@@ -1,6 +1,6 @@
 """The engine for models exported with `meditune export --to gguf`: llama.cpp in this process, through xllamacpp.
 
-llama.cpp batches answers itself; each one is requested from its own thread. Prompts and answers are exchanged as
+llama.cpp batches answers itself; each answer is requested in its own thread. Prompts and answers are exchanged as
 tokens, so llama.cpp's tokenizer isn't used.
 """
 
@@ -62,13 +62,13 @@ class LlamacppEngine(ThreadPoolEngine[ScheduledRequest]):
         return self._submit(answer, lambda: self._run(answer))
 
     def score(self, prompt: Sequence[int], texts: Sequence[Sequence[int]]) -> list[list[TokenLogprob]]:
-        """See engine.py. The five most likely tokens of each position are returned, too; each token is one request."""
+        """See engine.py. The five most likely tokens of each position are returned, too; each token needs a request."""
         check_scorable(prompt, texts, self.context_tokens)
 
         def scored(text: Sequence[int]) -> list[TokenLogprob]:
             return [self._logprob_of([*prompt, *text[:place]], token) for place, token in enumerate(text)]
 
-        # In other threads, because llama.cpp would swallow a Ctrl-C during its callbacks.
+        # Texts are scored in other threads, because llama.cpp would swallow a Ctrl-C during its callbacks.
         return list(self._scoring.map(scored, texts))
 
     def tokenize(self, text: str) -> list[int]:
@@ -99,7 +99,7 @@ class LlamacppEngine(ThreadPoolEngine[ScheduledRequest]):
                 answer.choose(self.score, min(self._ends))
             else:
                 self._write(answer)
-        except Exception as error:  # noqa: BLE001 - it is passed on in the request's last chunk
+        except Exception as error:  # noqa: BLE001 - the request's last chunk contains it
             answer.fail(error)
         except BaseException as error:
             answer.fail(EngineError(f"An answer was interrupted ({type(error).__name__})."))
@@ -124,7 +124,7 @@ class LlamacppEngine(ThreadPoolEngine[ScheduledRequest]):
             return answer.ended or answer.cancelled
 
         with self._memory(len(answer.request.prompt) + answer.request.max_new_tokens):
-            self._asked(_request(answer.request), take)
+            self._send(_request(answer.request), take)
         answer.end("cancelled" if answer.cancelled else "stop")
 
     @contextmanager
@@ -141,7 +141,7 @@ class LlamacppEngine(ThreadPoolEngine[ScheduledRequest]):
                 self._room.notify_all()
 
     def _tokens(self, text: str, last: int) -> list[int]:
-        """Return the tokens of a whole character's text, of which llama.cpp reports only the last one."""
+        """Return the tokens of a text; llama.cpp reports only the last token of a character that has several."""
         if not text or text.isascii() or self.tokenizer.decode([last]) == text:
             return [last]
         ids: list[int] = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
@@ -155,13 +155,13 @@ class LlamacppEngine(ThreadPoolEngine[ScheduledRequest]):
             return False
 
         body = _request(GenerationRequest(before, 1, logprobs=ALTERNATIVES))
-        self._asked(body | {"logit_bias": [[token, CERTAIN]], "ignore_eos": False}, take)
+        self._send(body | {"logit_bias": [[token, CERTAIN]], "ignore_eos": False}, take)
         if not found or found[0].token != token:
             raise EngineError(f"llama.cpp didn't return the log-probability of token {token}.")
         return found[0]
 
-    def _asked(self, body: dict[str, Any], take: Callable[[dict[str, Any]], bool]) -> None:
-        """Send a request; errors in `take`, which llama.cpp calls, are raised here."""
+    def _send(self, body: dict[str, Any], take: Callable[[dict[str, Any]], bool]) -> None:
+        """Send a request. llama.cpp calls `take` with each chunk; an error in `take` is raised here."""
         broken: list[BaseException] = []
 
         def guarded(chunk: Any) -> bool:
@@ -206,7 +206,7 @@ def _token_logprob(reported: dict[str, Any]) -> TokenLogprob:
 
 
 def server(file: Path, tokens: int, concurrency: int, key: str) -> Any:
-    """Return llama.cpp's server for a GGUF file, whose HTTP port requires `key`. Raises ModelError if it can't open."""
+    """Return llama.cpp's server for a GGUF file, whose HTTP port requires `key`. Raises ModelError if that fails."""
     llama = import_package("llamacpp", "xllamacpp")
     settings = llama.CommonParams()
     settings.model.path = str(file)
@@ -220,7 +220,7 @@ def server(file: Path, tokens: int, concurrency: int, key: str) -> Any:
     settings.verbosity = 0
     settings.cpuparams.n_threads = cores()
     settings.cpuparams_batch.n_threads = cores()
-    # The server also listens on this machine; a random key keeps others out.
+    # The server also opens an HTTP port on this machine; a random key keeps other programs out.
     settings.api_keys = [key]
     try:
         return llama.Server(settings)

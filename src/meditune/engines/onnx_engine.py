@@ -21,7 +21,7 @@ from meditune.errors import ModelError
 from meditune.hardware import cores
 
 READ_TOKENS = 128
-"""The most tokens that are read in one pass; each gives logits of the whole vocabulary"""
+"""Maximum number of tokens that are read in one pass, because each has logits for the whole vocabulary"""
 Past = dict[str, NDArray[np.float32]]
 
 
@@ -59,7 +59,7 @@ class OnnxModel:
 
 
 class OnnxEngine(BatchingEngine):
-    """An exported ONNX model, with which running answers take turns."""
+    """An exported ONNX model; running answers take turns to use it."""
 
     def __init__(self, folder: Path, concurrency: int = 32) -> None:
         """Open the model. Raises ModelError if onnxruntime isn't installed or can't open it."""

@@ -30,9 +30,9 @@ from meditune.errors import DataError, EngineError
 from meditune.http_client import Backoff, HttpClient, TransientError
 
 SECONDS = 300.0
-"""Timeout of a server's answer"""
+"""Timeout in seconds for a server's response"""
 PROBE_S = 10.0
-"""Interval between checks that the server is alive"""
+"""Interval in seconds between checks that the server is alive"""
 PROBE_TIMEOUT_S = 5.0
 PROBE_AGAIN_S = 0.5
 UNKNOWN_CONTEXT = 2048
@@ -52,7 +52,7 @@ class ForwardedRequest:
         self._socket: Any = None
 
     def cancel(self) -> None:
-        """End the request now; its last chunk reports it. The server notices when the connection is closed."""
+        """End the request now; its last chunk reports the cancellation. The server notices the closed connection."""
         self.cancelled = True
         self._cut()
 
@@ -85,7 +85,7 @@ class OpenAIEngine(ThreadPoolEngine[ForwardedRequest]):
         served = self._json("GET", "/models")["data"]
         meant = _meant(served, served_as, self.url)
         self._model = meant["id"]
-        # For an adapter, vLLM lists its base model, which has the context length.
+        # vLLM lists an adapter's context length only with its base model.
         entries = [meant, *(one for one in served if one["id"] == meant.get("parent"))]
         lengths = [one["max_model_len"] for one in entries if one.get("max_model_len")]
         context_tokens = int(lengths[0]) if lengths else UNKNOWN_CONTEXT
@@ -128,7 +128,7 @@ class OpenAIEngine(ThreadPoolEngine[ForwardedRequest]):
             response = self._http.request("GET", f"{self.url}/models", timeout=PROBE_TIMEOUT_S)
             return response.status_code < 400 and self._model in {one["id"] for one in response.json()["data"]}
         except (TransientError, ValueError, KeyError, TypeError, RuntimeError):
-            # Any other answer than a list of models, or a client that was closed meanwhile.
+            # The response isn't a list of models, or the client was closed in the meantime.
             return False
 
     def close(self) -> None:
@@ -145,7 +145,7 @@ class OpenAIEngine(ThreadPoolEngine[ForwardedRequest]):
                 return
             for chunk in self._chunks(request, forwarded):
                 deliver(chunk)
-        except Exception as error:  # noqa: BLE001 - it is passed on in the request's last chunk
+        except Exception as error:  # noqa: BLE001 - the request's last chunk contains it
             if forwarded.cancelled:
                 deliver(CANCELLED)
                 return
@@ -178,7 +178,7 @@ class OpenAIEngine(ThreadPoolEngine[ForwardedRequest]):
         yield GenerationChunk("", finish=finish)
 
     def _tokens(self, choice: dict[str, Any], text: str) -> tuple[tuple[int, ...], tuple[TokenLogprob, ...]]:
-        """Return the tokens of a chunk of text, from the server's answer or else from our tokenizer."""
+        """Return the tokens of a chunk of text, from the server's response or else from Meditune's tokenizer."""
         tokens = (choice.get("logprobs") or {}).get("tokens") or []
         numbers = [_number(token) for token in tokens]
         if tokens and None not in numbers:

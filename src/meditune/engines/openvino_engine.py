@@ -1,7 +1,7 @@
-"""The engine for models exported with `meditune export --to openvino`: OpenVINO GenAI, the fastest on CPUs, no torch.
+"""The engine for models exported with `meditune export --to openvino`: OpenVINO GenAI, fastest on CPUs, without torch.
 
 OpenVINO GenAI's pipeline batches continuously, with paged keys and values and prefixes shared between prompts. Texts
-are scored by a second copy of the model, because the pipeline only returns log-probabilities of what it generated.
+are scored by a second copy of the model, because the pipeline returns log-probabilities only for generated text.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from meditune.files import read_json
 from meditune.hardware import release_memory
 
 ROW_TOKENS = 1024
-"""The most tokens of texts that are read at once, padding included"""
+"""Maximum number of text tokens that are read at once, including padding"""
 END = 2**31 - 1
 KERNELS = "CPU_RUNTIME_CACHE_CAPACITY"
 MAX_KERNELS = 64
@@ -36,14 +36,14 @@ megabytes in a server"""
 
 
 MAX_CACHED_PROMPTS = 8
-"""Number of prompts whose states are remembered for prompts that begin like them"""
+"""Number of prompts whose states are remembered, for later prompts that begin in the same way"""
 
 
 class Scorer:
     """An exported model, compiled for scoring texts.
 
-    A prompt is read once, its state is copied to one row per text, and the output head only computes the requested
-    positions.
+    The texts of a batch share one pass over the prompt, whose state is copied to a row for each text. The output head
+    computes only the requested positions.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -52,7 +52,7 @@ class Scorer:
         model = core.read_model(folder / "openvino_model.xml")
         _head_reads_last(model)
         self._tensor = ov.Tensor
-        # Remembered keys and values have 8 bits by default; scores then depend on how much of a prompt is remembered.
+        # By default, keys and values have 8 bits; scores would then depend on how much of a prompt is remembered.
         options = {KERNELS: MAX_KERNELS, "KV_CACHE_PRECISION": "f32"}
         self._request = core.compile_model(model, "CPU", options).create_infer_request()
         self._remembered: deque[tuple[Sequence[int], dict[str, Any]]] = deque(maxlen=MAX_CACHED_PROMPTS)
@@ -73,9 +73,9 @@ class Scorer:
         return scored
 
     def next_logits(self, prompt: Sequence[int], tokens: Sequence[int]) -> list[float]:
-        """Return the logits of some tokens as the next one after the prompt.
+        """Return the logits of these tokens as the next token after the prompt.
 
-        The states of the last prompts are remembered, so only what differs from the most similar of them is read.
+        The states of the last prompts are remembered, so only tokens after the longest common prefix are read.
         """
         lengths = [_common_length(earlier, prompt[:-1]) for earlier, _ in self._remembered]
         shared = max(lengths, default=0)
@@ -99,7 +99,7 @@ class Scorer:
         return self._logits(np.array([prompt], dtype=np.int64), 0, 1)[0, -1]
 
     def _read_texts(self, start: int, texts: Sequence[Sequence[int]]) -> Any:
-        """Return (N, longest - 1, vocabulary) logits after each token of the texts but the last."""
+        """Return the (N, longest - 1, vocabulary) logits after each token of the texts except the last."""
         fed = np.zeros((len(texts), max(map(len, texts)) - 1), dtype=np.int64)
         for row, text in enumerate(texts):
             fed[row, : len(text) - 1] = text[:-1]
@@ -112,7 +112,7 @@ class Scorer:
                 "input_ids": tokens,
                 "attention_mask": np.ones((rows, start + length), dtype=np.int64),
                 "position_ids": np.broadcast_to(np.arange(start, start + length), (rows, length)),
-                # The state has one row, the prompt's, which every text continues.
+                # The state has a single row, for the prompt, which every text continues.
                 "beam_idx": np.zeros(rows, dtype=np.int32),
                 "last": np.array([last], dtype=np.int64),
             }
@@ -150,18 +150,18 @@ def _likely(logits: Any, token: int) -> TokenLogprob:
 
 
 CACHE_BYTES = 256_000_000
-"""Memory for the keys and values of all prompts and answers; more if one of full length needs it"""
+"""Memory for the keys and values of all prompts and answers; more if a single one of full length needs more"""
 BLOCK = 32
 """Number of tokens in a memory block, on a CPU"""
 READ_TOKENS = 512
-"""The most tokens that one step reads"""
+"""Maximum number of tokens that one step reads"""
 
 
 class OpenvinoEngine(BatchingEngine):
     """An exported model, in 8 or 4 bits, that continues up to `concurrency` prompts together."""
 
     def __init__(self, folder: Path, concurrency: int = 32, scores: bool = False) -> None:
-        """Open the model; with `scores`, also that for scoring. Raises ModelError if OpenVINO can't open it."""
+        """Open the model, and with `scores` its copy for scoring. Raises ModelError if OpenVINO can't open it."""
         self._genai = import_package("openvino", "openvino_genai")
         self._tensor = import_package("openvino", "openvino").Tensor
         self.model = model = read_exported_model(folder)
@@ -274,7 +274,7 @@ class OpenvinoEngine(BatchingEngine):
 
 
 def _blocks(model: ExportedModel) -> int:
-    """Return how many blocks of 8-bit keys and values fit into the memory."""
+    """Return the number of blocks of 8-bit keys and values to reserve, enough for at least one full context."""
     config = read_json(model.folder / "config.json")
     config = config.get("text_config", config)
     heads = config.get("num_key_value_heads") or config["num_attention_heads"]
@@ -285,7 +285,7 @@ def _blocks(model: ExportedModel) -> int:
 
 
 def check_supported(request: GenerationRequest, tokenizer: Any) -> None:
-    """Raise ModelError for log-probabilities of alternatives, which OpenVINO doesn't return, or invalid choices."""
+    """Raise ModelError if choices are invalid, or if alternatives are requested, which OpenVINO doesn't return."""
     if request.logprobs > 1:
         raise ModelError(
             "OpenVINO returns the log-probability of each token that it writes, but no alternatives. Request 1 "

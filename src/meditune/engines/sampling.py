@@ -1,8 +1,8 @@
-"""Choosing each token: its constraint (JSON that follows a schema, or one of the given texts), and sampling.
+"""Choose each token: its constraint (JSON that follows a schema, or one of the given texts), and sampling.
 
-llguidance computes the tokens that a JSON schema allows. Separators are those of `json.dumps`: with free white space, a
-small model may write nothing else. Source: github.com/guidance-ai/llguidance, docs/json_schema.md. Torch is imported
-only where tokens are sampled, because the engines that sample themselves don't need it.
+llguidance computes the tokens that a JSON schema allows. Only the separators of `json.dumps` are allowed: if any white
+space were, a small model might write nothing else. Source: github.com/guidance-ai/llguidance, docs/json_schema.md.
+Torch is imported only where tokens are sampled, because engines with their own sampling don't need it.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ class ConstraintCompiler:
     """A compiler of requests' constraints for one tokenizer."""
 
     def __init__(self, tokenizer: Any, ends: Sequence[int], folder: Path | None = None) -> None:
-        """The tokens `ends` end an answer. Give the folder with tokenizer.json if `tokenizer` isn't transformers'."""
+        """`ends` are the end tokens. `folder` contains tokenizer.json, and is needed for a PlainTokenizer."""
         self._tokenizer, self._ends, self._folder = tokenizer, list(ends), folder
 
     def compile(self, request: GenerationRequest) -> JsonConstraint | ChoiceConstraint | None:
-        """Return a new answer's constraint, or None. Raises ModelError if it is invalid or llguidance is missing."""
+        """Return the constraint for an answer, or None. Raises ModelError if it is invalid or llguidance is missing."""
         if request.choices:
             return ChoiceConstraint(self._tokenizer, request.choices, min(self._ends))
         if request.json_schema is None:
@@ -65,7 +65,7 @@ class ConstraintCompiler:
 
 
 class JsonConstraint:
-    """The position of one answer in its JSON schema."""
+    """The progress of one answer through its JSON schema."""
 
     def __init__(self, matcher: Any, vocabulary: int) -> None:
         self._matcher = matcher
@@ -83,7 +83,7 @@ class JsonConstraint:
 
     @property
     def complete(self) -> bool:
-        """Return whether only the end can follow."""
+        """Return whether the answer can only end now."""
         return bool(self._matcher.is_stopped())
 
 
@@ -96,7 +96,7 @@ def _first_line(message: str) -> str:
 
 
 class ChoiceConstraint:
-    """The allowed texts of an answer as token sequences that continue a prompt, and the answer's position in them."""
+    """The texts that an answer may be, as token sequences, and the answer's progress through them."""
 
     def __init__(self, tokenizer: Any, texts: Sequence[str], end: int) -> None:
         """Tokenize the texts. Raises ModelError if a text has no tokens."""
@@ -118,15 +118,15 @@ class ChoiceConstraint:
 
     @property
     def complete(self) -> bool:
-        """Return whether only the end can follow."""
+        """Return whether the answer can only end now."""
         return not any(self._left)
 
 
 def choose(scored: Sequence[Sequence[TokenLogprob]], temperature: float, seed: int | None) -> list[TokenLogprob]:
     """Return one of several scored texts, chosen as if an engine had generated it and could generate only these.
 
-    In each position, the most likely of the texts' next tokens is chosen, or one is sampled by the temperature. Each
-    text is scored with its end token and returned without it.
+    At each position, the most likely of the texts' next tokens is chosen or, if `temperature` isn't 0, one is sampled.
+    Each text is scored with its end token and returned without it.
     """
     left, generator = list(scored), random.Random(seed)
     written: list[TokenLogprob] = []
@@ -161,7 +161,7 @@ class TokenSampler:
                 self._generator.manual_seed(request.seed % 2**63)
 
     def next_token(self, logits: torch.Tensor, best: int) -> int:
-        """Return a token chosen by the (vocabulary,) logits; `best` is the token with the highest one."""
+        """Return a token chosen by the (vocabulary,) logits; `best` is the token with the highest logit."""
         import torch
 
         if self.constraint is None:
@@ -171,24 +171,24 @@ class TokenSampler:
         return int(allowed[int(logits.argmax()) if self._generator is None else self._sample(logits)])
 
     def _sample(self, logits: torch.Tensor) -> int:
-        """Return one of the most likely tokens that together have at least `top_p` (Holtzman et al. 2020)."""
+        """Sample one of the most likely tokens that have at least `top_p` together (Holtzman et al. 2020)."""
         import torch
 
         probabilities = (logits.cpu() / max(self.request.temperature, 1e-4)).softmax(dim=-1)
         if self.request.top_p >= 1:
             return int(torch.multinomial(probabilities, 1, generator=self._generator))
         ordered, tokens = probabilities.sort(descending=True)
-        # A token stays while those before it have less than top_p.
+        # A token is kept if all more likely tokens have less than top_p together.
         nucleus = ordered.cumsum(dim=0) - ordered < self.request.top_p
         return int(tokens[int(torch.multinomial(ordered * nucleus, 1, generator=self._generator))])
 
 
 def add_tokens(logits: torch.Tensor, answers: Sequence[ScheduledRequest], ends: Collection[int]) -> None:
-    """Add the next token to each answer, from (N, vocabulary) logits. Tokens in `ends`, and NaN, end an answer."""
+    """Add the next token to each answer, from (N, vocabulary) logits. A token in `ends`, or NaN, ends an answer."""
     highest, best = logits.max(dim=-1)
     for row, is_finite, first, answer in zip(logits, highest.isfinite().tolist(), best.tolist(), answers, strict=True):
         if not is_finite:
-            answer.fail(ModelError("The model gives logits that aren't finite for this prompt."))
+            answer.fail(ModelError("The model computes logits that aren't finite for this prompt."))
             continue
         token = answer.sampler.next_token(row, first)
         if token in ends:

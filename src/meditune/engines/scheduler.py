@@ -1,6 +1,7 @@
 """The common parts of engines: an answer in progress, batching in one thread, and one thread for each request.
 
-In a batching engine, all use of the model is in one thread, between two steps: reading, scoring, cancelling.
+In a batching engine, one thread uses the model: it generates step by step, and reads prompts, scores texts and cancels
+requests between two steps.
 """
 
 from __future__ import annotations
@@ -45,14 +46,14 @@ class ScheduledRequest:
         self._undelivered: list[int] = []
         self._likely: list[TokenLogprob] = []
         self.cached = 0
-        """Number of cached prompt tokens, not reported yet"""
+        """Number of cached prompt tokens, or 0 once it has been reported"""
         self.sampler: Any = None
         """The choice of the next token (sampling.py), in engines that choose it themselves"""
         self.state: Any = None
-        """What the engine keeps for a running answer"""
+        """The engine's own state for a running answer"""
 
     def cancel(self) -> None:
-        """End the request now; its last chunk reports it."""
+        """End the request now; its last chunk reports the cancellation."""
         self.cancelled = True
 
     def take(self, token: int, likely: TokenLogprob | None = None) -> None:
@@ -80,7 +81,7 @@ class ScheduledRequest:
     def choose(
         self, score: Callable[[Sequence[int], list[list[int]]], Sequence[Sequence[TokenLogprob]]], end: int
     ) -> None:
-        """Answer with one of the request's choices, by their scores; each is scored with the token `end` after it."""
+        """Answer with one of the request's choices, based on scores; each is scored with the token `end` after it."""
         request = self.request
         texts = ChoiceConstraint(self._tokenizer, request.choices, end).texts
         scored = score(request.prompt, [[*text, end] for text in texts])
@@ -110,7 +111,7 @@ class BatchingEngine:
     """
 
     constraints: ConstraintCompiler
-    """The constraints of answers, in engines that choose each token themselves"""
+    """The compiler of constraints, in engines that choose each token themselves"""
 
     def __init__(self, name: str, tokenizer: Any, context_tokens: int, concurrency: int) -> None:
         self.name, self.tokenizer, self.context_tokens = name, tokenizer, context_tokens
@@ -171,12 +172,12 @@ class BatchingEngine:
         self.constraints.compile(request)
 
     def _chosen(self) -> list[ScheduledRequest]:
-        """Take the requests that join now from the left of `_waiting`."""
+        """Remove the requests that join now from the front of `_waiting`, and return them."""
         room = min(len(self._waiting), self.concurrency - len(self.running))
         return [self._waiting.popleft() for _ in range(room)]
 
     def _join(self, answers: list[ScheduledRequest]) -> None:
-        """Read the requests' prompts and add them to the running ones."""
+        """Read the requests' prompts, and add the requests to the running ones."""
         raise NotImplementedError
 
     def _step(self) -> None:
@@ -247,7 +248,7 @@ class BatchingEngine:
             future.set_exception(broken)
 
     def _emptied(self, broken: EngineError | None = None) -> tuple[list[ScheduledRequest], list[Any]]:
-        """Note why the engine ends, empty the queues, and return all requests and calls."""
+        """Record why the engine ends, empty the queues, and return all requests and calls."""
         with self._wake:
             self._broken = broken
             left, calls = [*self.running, *self._joining, *self._waiting], [*self._calls]

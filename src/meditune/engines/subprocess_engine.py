@@ -1,8 +1,9 @@
-"""OpenVINO's engine in a process of its own, for a server that must answer while the model computes.
+"""OpenVINO's engine in a separate process, for a server that must answer while the model computes.
 
-OpenVINO GenAI holds Python's global interpreter lock (GIL) during each step, for up to seconds while prompts are read.
-In the server's own process, nothing else could run meanwhile: no answer to an emergency, no rejection of a request. In
-its own process, the engine opens while the server opens its index, and the server reports it if the engine dies.
+OpenVINO GenAI holds Python's global interpreter lock (GIL) during each step, which can take seconds when it reads
+prompts. In the server's process, nothing else could run during that time, not even an answer to an emergency or the
+rejection of a request. In a separate process, the engine can also open while the server opens its index, and the server
+can report that the engine has died.
 
 Messages are sent over a pipe as a length and a pickled tuple. Both ends are Meditune in processes of the same user, and
 nothing else writes into the pipe. The engine's process runs this module, reads requests from its standard input, writes
@@ -61,9 +62,9 @@ class MessageReader:
         self._buffer = b""
 
     def read(self) -> list[Any]:
-        """Return all complete messages, at least one, or none if the other end was closed.
+        """Wait for messages, and return all complete ones; return none if the other end was closed.
 
-        They are returned together, because each return from a system call waits for the GIL, for as long as a step.
+        They are returned together, because every return from a system call waits for the GIL for as long as a step.
         """
         while more := os.read(self._file, READ_BYTES):
             self._buffer += more
@@ -96,7 +97,7 @@ class MessageWriter:
                 left = left[os.write(self._file, left) :]
 
     def close(self) -> None:
-        """Stop writing, because the file descriptor may soon be reused. A write in progress gets one second to end."""
+        """Stop writing, because the file descriptor may soon be reused. Wait one second for a write in progress."""
         held = self._lock.acquire(timeout=CLOSE_S)
         self._file = -1
         if held:
@@ -113,7 +114,7 @@ class SubprocessEngine:
         self.context_tokens = model.context_tokens
         self.concurrency = concurrency
         more = ["scores"] if scores else []
-        # Ctrl-C in a terminal reaches both processes; the server ends the engine after the answers in progress.
+        # Ctrl-C in a terminal reaches both processes; the server ends the engine when the running answers are complete.
         self._process = subprocess.Popen(
             [sys.executable, "-m", "meditune.engines.subprocess_engine", str(folder), str(concurrency), *more],
             stdin=subprocess.PIPE,
@@ -231,7 +232,7 @@ class SubprocessEngine:
             self.cancel(number)
 
     def _end_all(self) -> None:
-        """End all requests after the process has ended, as requested or not."""
+        """End all requests after the process has ended, whether that was requested or not."""
         self._process.wait()
         with self._lock:
             self._gone = True
@@ -260,7 +261,7 @@ class RemoteGeneration:
     number: int
 
     def cancel(self) -> None:
-        """End the request now; its last chunk reports it."""
+        """End the request now; its last chunk reports the cancellation."""
         self.engine.cancel(self.number)
 
 
@@ -286,7 +287,7 @@ class EngineWorker:
         def deliver(chunk: GenerationChunk) -> None:
             if chunk.error is not None:
                 chunk = replace(chunk, error=_reported(chunk.error))
-            # If the server is gone, the input ends too.
+            # If the server is gone, the input ends as well, and then this process.
             with suppress(OSError):
                 self._out.write("chunk", number, chunk)
             if chunk.is_last:
@@ -306,7 +307,7 @@ class EngineWorker:
 
 
 def _reported(error: Exception) -> MedituneError:
-    """Return an error that can be sent to the server: other errors may quote a question, or can't be pickled."""
+    """Return an error to send to the server: errors of libraries may quote a question, or can't be pickled."""
     return error if isinstance(error, MedituneError) else EngineError(f"OpenVINO failed ({type(error).__name__}).")
 
 
@@ -325,7 +326,7 @@ class _LogForwarder(logging.Handler):
 
 def main(folder: Path, concurrency: int, scores: bool) -> None:
     """Serve an engine in this process until the input ends."""
-    # The server ends this process, after the answers in progress.
+    # The server ends this process when the running answers are complete.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     limit_malloc_arenas()
@@ -350,7 +351,7 @@ def main(folder: Path, concurrency: int, scores: bool) -> None:
 
 
 def _end_with(engine: OpenvinoEngine, closing: threading.Event) -> None:
-    """End this process when its engine fails, so that the server opens another one."""
+    """End this process when its engine fails, so that the server starts another one."""
     while not closing.wait(PARENT_CHECK_S):
         failure = engine.failure()
         if failure is not None and not closing.is_set():

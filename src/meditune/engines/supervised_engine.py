@@ -32,15 +32,15 @@ CHECK_S = 0.25
 RESTARTS = 6
 """Number of restart attempts before the server gives up"""
 STABLE_S = 60.0
-"""Seconds after which an engine counts as stable: the count of restart attempts starts again"""
+"""Seconds after which an engine counts as stable; its next failure starts the count of restart attempts again"""
 FIRST_PAUSE_S, MAX_PAUSE_S = 1.0, 30.0
-"""Pause before the second attempt, which doubles with each attempt, and longest pause; the first attempt has none"""
+"""Shortest and longest pause in seconds between restart attempts; each pause is twice as long as the one before"""
 STALL_TIMEOUT_S = 360.0
 """Seconds without output after which an engine with requests counts as stuck"""
 CLOSE_S = 20.0
 """Seconds that a dead engine may take to free its memory"""
 FAILED_RETRY_S = 30.0
-"""Seconds after which to retry if the process ends, because another process must open the model first"""
+"""Seconds after which callers should retry if this process ends: another one must open the model first"""
 
 
 class SupervisedEngine:
@@ -150,7 +150,7 @@ class SupervisedEngine:
             self._generations.discard(request)
 
     def progressed(self) -> None:
-        """Note that the engine delivered something."""
+        """Record that the engine delivered something."""
         self._progress = time.monotonic()
 
     def _running_engine(self) -> Engine:
@@ -164,7 +164,7 @@ class SupervisedEngine:
         return self._engine
 
     def unavailable(self) -> EngineUnavailableError:
-        """Return the error of a request for which there is no engine."""
+        """Return the error for requests while there is no engine."""
         failure = self._failure
         if failure is not None and failure.given_up:
             return failure
@@ -280,7 +280,7 @@ class SupervisedGeneration:
             running.cancel()
 
     def cancel(self) -> None:
-        """End the request now; its last chunk reports it."""
+        """End the request now; its last chunk reports the cancellation."""
         self._cancelled = True
         if self._running is not None and not self._over:
             self._running.cancel()

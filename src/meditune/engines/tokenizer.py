@@ -1,4 +1,4 @@
-"""A tokenizer with the interface of transformers', whose import takes seconds, and streaming detokenization."""
+"""A tokenizer like those of transformers, which takes seconds to import, and streaming detokenization."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class PlainTokenizer:
         if not path.is_file():
             raise ModelError(f"{folder} has no {FILE_NAME}. Export the model again.")
         try:
-            # The first treats text that looks like a special token as one, the second as plain text.
+            # `_special` reads text that looks like a special token as that token, `_plain` as ordinary text.
             self._special, self._plain = (Tokenizer.from_file(str(path)) for _ in range(2))
         except Exception as error:
             raise ModelError(f"{path} can't be read: {error}. Export the model again.") from error
@@ -67,25 +67,25 @@ class PlainTokenizer:
         return self(text, add_special_tokens)["input_ids"]
 
     def decode(self, token_ids: int | Sequence[int], skip_special_tokens: bool = False, **_: Any) -> str:
-        """Return the text of token ids, without any clean-up."""
+        """Return the text of token ids, without cleaning up spaces."""
         ids = [token_ids] if isinstance(token_ids, int) else list(token_ids)
         text: str = self._special.decode(ids, skip_special_tokens=skip_special_tokens)
         return text
 
     def convert_ids_to_tokens(self, ids: Any) -> Any:
-        """Return the tokens as in the vocabulary: one for a number, a list for several."""
+        """Return tokens as written in the vocabulary: one token for an id, a list for several ids."""
         if isinstance(ids, int):
             return self._special.id_to_token(ids)
         return [self._special.id_to_token(int(one)) for one in ids]
 
     def get_vocab(self) -> dict[str, int]:
-        """Return all tokens with their numbers."""
+        """Return all tokens with their ids."""
         vocabulary: dict[str, int] = self._special.get_vocab(with_added_tokens=True)
         return vocabulary
 
     @cached_property
     def all_special_ids(self) -> list[int]:
-        """The numbers of the special tokens."""
+        """The ids of the special tokens."""
         return [number for number, token in self._special.get_added_tokens_decoder().items() if token.special]
 
     @property
@@ -117,14 +117,14 @@ class PlainTokenizer:
         def refuse(message: str) -> None:
             raise ValueError(message)
 
-        # A sandbox as in transformers: templates come with a model and aren't trusted code.
+        # As in transformers, templates run in a sandbox, because they come with a model and aren't trusted.
         environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
         environment.globals |= {
             "raise_exception": refuse,
             "strftime_now": lambda form: datetime.now().strftime(form),
         }
         environment.filters["tojson"] = lambda value, indent=None: json.dumps(value, ensure_ascii=False, indent=indent)
-        # The markers of the assistant's parts matter in training only.
+        # `generation` marks the assistant's parts, which is needed only in training.
         text = re.sub(r"(\{%[-+]?\s*)generation\b", r"\1if true", self.chat_template or "")
         return environment.from_string(re.sub(r"(\{%[-+]?\s*)endgeneration\b", r"\1endif", text))
 
@@ -132,13 +132,13 @@ class PlainTokenizer:
 TAIL = 6
 """Number of prompt tokens that are decoded with the answer, because its leading space depends on what precedes it"""
 MAX_CHARACTER_TOKENS = 4
-"""The most tokens of one character, if each token is a byte"""
+"""Maximum number of tokens for one character, if each token is a byte"""
 HALF = "\ufffd"
-"""The character that a tokenizer writes for an incomplete character"""
+"""The character with which a tokenizer replaces an incomplete character"""
 
 
 class Detokenizer:
-    """A streaming decoder of one answer: whole characters, without special tokens and what may begin a stop text."""
+    """A streaming decoder of one answer. It omits special tokens, and holds back what may begin a stop text."""
 
     def __init__(self, tokenizer: Any, prompt: Sequence[int], stop: Sequence[str] = ()) -> None:
         self.tokenizer = tokenizer
@@ -150,7 +150,7 @@ class Detokenizer:
         self._held = ""
 
     def add(self, token: int) -> str:
-        """Add a token, and return the text that is now certain, often none."""
+        """Add a token, and return the new text in whole characters, which may be empty."""
         self._ids.append(token)
         new, read = self._new(), len(self._ids)
         if new.endswith(HALF):

@@ -24,7 +24,7 @@ from meditune.models.shared_prefix_batch import collate, join
 from meditune.prompts import Encoded
 
 SCORED_TOKENS = 1024
-"""The most tokens that are scored in one pass, between two steps"""
+"""Maximum number of tokens that are scored in one pass, between two steps"""
 UNKNOWN_CONTEXT = 2048
 """Assumed context length in tokens if the model's config doesn't give it"""
 
@@ -117,7 +117,7 @@ class TransformersEngine(BatchingEngine):
     def _logprob(self, hidden: torch.Tensor, logits: torch.Tensor, token: int) -> TokenLogprob:
         if logits.dtype == torch.float32 or getattr(self.loaded.model.config, "final_logit_softcapping", None):
             return top_logprobs(logits, token, ALTERNATIVES)
-        # In BF16 the logits of different tokens are often equal: those that are returned are computed again in FP32.
+        # In BF16, different tokens often have equal logits, so the returned ones are computed again in FP32.
         values = logits.float()
         tokens = list(dict.fromkeys([token, *values.topk(ALTERNATIVES).indices.tolist()]))
         exact = label_logits(self.loaded.model.get_output_embeddings(), hidden, tokens)
@@ -154,7 +154,7 @@ def _shared_prefix_length(request: GenerationRequest, others: Sequence[Scheduled
 
 
 def _grouped(prompt: int, texts: Sequence[Sequence[int]], most: int) -> list[list[int]]:
-    """Return the numbers of the texts in groups for one row each, with at most `most` tokens or a single text."""
+    """Return the numbers of the texts in groups; each becomes a row of at most `most` tokens or of a single text."""
     groups: list[list[int]] = []
     room = 0
     for number, text in enumerate(texts):

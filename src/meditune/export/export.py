@@ -102,9 +102,10 @@ def _write_vllm(source: Path, folder: Path, form: PromptFormat | None) -> dict[s
 def export(name: str, to: str, output: Path | None = None, quantization: str | None = None) -> dict[str, Any]:
     """Export the model of a run, a folder or the catalogue, and return the content of export.json.
 
-    The export is written to `output`, by default to `export_folder`. An existing export of the same weights is left
-    unchanged. `quantization` is one of `gguf.QUANTIZATIONS`, or int8 or int4 for OpenVINO. Raises ModelError, and leaves
-    nothing behind, if the model can't be exported, or if the export's outputs or prompts differ from the original's.
+    The export is written to `output`, by default to `export_folder(...)`. An existing export of the same weights is
+    left unchanged. `quantization` is one of `gguf.QUANTIZATIONS`, or int8 or int4 for OpenVINO. Raises ModelError and
+    leaves nothing behind if the model can't be exported, or if the export's outputs or prompts differ from the
+    original's.
     """
     if to not in KINDS:
         raise ModelError(f"Unknown export format {to!r}. Formats: {', '.join(KINDS)}, hub.")
@@ -241,7 +242,7 @@ def _checked(name: str, folder: Path, home: Path | None, form: PromptFormat, to:
 
 
 def _deviation(name: str, home: Path | None, check: Check | ClaimCheck, after: Any) -> Deviation | ClaimDeviation:
-    """Return the deviation of an export's outputs from the original's, which are stored in the model's or run's folder."""
+    """Return the deviation of an export's outputs from the original's, which are cached in the model's folder."""
     request = {
         "model": weights_digest(Path(locate(name))),
         "items": [[example.id, example.style] for example in check.examples],
@@ -260,7 +261,7 @@ def _deviation(name: str, home: Path | None, check: Check | ClaimCheck, after: A
 
 
 def _checked_prompts(engine: LlamacppEngine, form: PromptFormat, to: str) -> int:
-    """Return the number of chats whose prompts from a GGUF file or Modelfile, tokenized by llama.cpp, are correct."""
+    """Return the number of chats whose prompts, tokenized by llama.cpp, equal those of training."""
     tokenizer = engine.tokenizer
     if to == "ollama":
         write, accepts_system = templates.ollama_prompt(tokenizer, form), form.is_chat or not form.quoted

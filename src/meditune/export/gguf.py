@@ -1,8 +1,9 @@
 """GGUF files for llama.cpp and programs based on it.
 
-The layout is llama.cpp's (github.com/ggml-org/ggml, docs/gguf.md); its package `gguf-py` names the tensors. llama.cpp's
-own function `ggml_quantize_chunk`, which xllamacpp's wheel contains, writes the blocks of Q4_K, Q5_K and Q6_K. The wheel
-lacks `llama_model_quantize`, which chooses each matrix's type, so `matrix_type` implements the same rules.
+The layout is llama.cpp's (github.com/ggml-org/ggml, docs/gguf.md); its package `gguf-py` names the tensors. The
+function `ggml_quantize_chunk` in xllamacpp's wheel, which is llama.cpp's own code, writes the blocks of Q4_K, Q5_K and
+Q6_K. The wheel lacks `llama_model_quantize`, which chooses each matrix's type, so `matrix_type` implements the same
+rules.
 """
 
 from __future__ import annotations
@@ -157,7 +158,8 @@ def check_architecture(model_type: str) -> None:
 def write_gguf(source: Path, folder: Path, quantization: str = DEFAULT) -> dict[str, str]:
     """Write the model in a plain folder as one GGUF file, and return the versions of the packages used.
 
-    The file contains the chat template in `folder`, if there is one. Raises ModelError if llama.cpp uses a different layout for the architecture, or tokenizes differently.
+    The file contains the chat template in `folder`, if there is one. Raises ModelError if llama.cpp uses a different
+    layout for the architecture, or tokenizes differently.
     """
     import importlib.metadata
 
@@ -191,7 +193,7 @@ def write_gguf(source: Path, folder: Path, quantization: str = DEFAULT) -> dict[
 
 
 def context_tokens(config: dict[str, Any], ignores_windows: bool = True) -> int:
-    """Return the context length for an engine; `ignores_windows` if it ignores a window that every layer has."""
+    """Return the context length for an engine; at most the window if every layer has one and the engine ignores it."""
     config = config.get("text_config", config)
     most = int(config.get("max_position_embeddings") or config.get("n_positions") or 2048)
     window = config.get("sliding_window")
@@ -230,7 +232,7 @@ def _add_shape(writer: Any, config: dict[str, Any], kind: str, layers: int) -> N
         return
     kinds = config["layer_types"]
     if any(one != ("full_attention" if number % 6 == 5 else "sliding_attention") for number, one in enumerate(kinds)):
-        raise ModelError("llama.cpp expects full attention in every sixth layer of a Gemma 3 model; this model differs.")
+        raise ModelError("llama.cpp expects full attention in every sixth layer of Gemma 3 models; this one differs.")
     writer.add_sliding_window(config["sliding_window"])
 
 
@@ -283,8 +285,8 @@ def _add(writer: Any, name: str, tensor: Any, quantization: str, layers: int, ti
 def matrix_type(name: str, columns: int, quantization: str, layers: int, tied: bool) -> str:
     """Return the type of a matrix in a file of this quantization, as llama.cpp's `llama_model_quantize` chooses it.
 
-    `tied` means that the token embeddings are also the output matrix. The K_M quantizations store the output matrix and,
-    in half of the layers, two sensitive matrices in Q6_K. Source: llama_tensor_get_type in src/llama-quant.cpp.
+    `tied` means that the token embeddings are also the output matrix. The K_M quantizations store the output matrix,
+    and two sensitive matrices in half of the layers, in Q6_K. Source: llama_tensor_get_type in src/llama-quant.cpp.
     """
     kind = QUANTIZATIONS[quantization].matrices
     if quantization.endswith("_M"):

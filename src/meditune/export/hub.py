@@ -59,7 +59,7 @@ class ModelUpload:
 def plan_upload(run: Path, merged: Path, repository: str, private: bool) -> ModelUpload:
     """Return the planned upload of a finished run, whose merged model must exist.
 
-    Raises DataError for restricted rows and for personal identifiers in the text, and ModelError if the data is missing.
+    Raises DataError for restricted rows and personal identifiers in the text, and ModelError if the data is missing.
     """
     refuse_without_data(run)
     data = hub_upload.plan_upload(run, repository, private)

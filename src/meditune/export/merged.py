@@ -194,8 +194,8 @@ def remarks(facts: dict[str, Any]) -> list[str]:
         )
     elif before > MIN_PRUNED_SHARE:
         sentences.append(
-            f"In linear layers, {100 * before:.0f} % of the base's weights are zero, but only {100 * after:.0f} % of the "
-            "merged model's, because an adapter fills zeros. --keep-sparsity sets these weights to zero again."
+            f"In linear layers, {100 * before:.0f} % of the base's weights are zero, but only {100 * after:.0f} % of "
+            "the merged model's, because an adapter fills zeros. --keep-sparsity sets these weights to zero again."
         )
     return sentences
 

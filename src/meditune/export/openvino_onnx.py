@@ -4,9 +4,9 @@ optimum-intel and optimum-onnx require an older version of transformers, and onn
 text from the same weights. OpenVINO GenAI has few requirements: the inputs are tokens, a mask and positions, the output
 is logits, and keys and values are the model's own state, reordered by `beam_idx` (https://docs.openvino.ai, "Stateful
 models"; GenAI's docs, "How it works"). NNCF quantizes the weights to 8 bits per channel, or, with int4, the layers'
-matrices to 4 bits in groups of GROUP weights. For ONNX, onnxruntime's own tool quantizes the matrices in
-blocks of 32 numbers with a common scale, as in Q8_0. The inputs and outputs have the same names as in optimum's exports,
-so other programs can use them.
+matrices to 4 bits in groups of GROUP weights. For ONNX, onnxruntime's own tool quantizes the matrices in blocks
+of 32 numbers with a common scale, as in Q8_0. The inputs and outputs are named as in optimum's exports, so other
+programs can use them.
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ BLOCK = 32
 
 
 def write_onnx(source: Path, folder: Path) -> dict[str, str]:
-    """Write a plain folder's model as ONNX into `folder`, and return the packages' versions; or raise ModelError."""
+    """Export a plain folder to ONNX in `folder`, and return the packages' versions. Raises ModelError if that fails."""
     onnx = import_package("onnx", "onnx")
     import_package("onnx", "onnxruntime")
     # onnxruntime's quantizer imports this package, but onnxruntime doesn't install it.

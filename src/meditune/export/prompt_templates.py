@@ -90,7 +90,7 @@ def _chat_parts(tokenizer: Any, form: PromptFormat) -> dict[str, str]:
     try:
         part = ChatTemplate(tokenizer, form.thinking).parts()
     except TemplateError as error:
-        raise ModelError(f"{error} Export the model to gguf instead: a GGUF file contains the template unchanged.") from error
+        raise ModelError(f"{error} Export the model to gguf: a GGUF file contains the template unchanged.") from error
     bos = added_bos(tokenizer)
     return part | {name: part[name].removeprefix(bos) for name in ("start", "system_start") if name in part}
 

@@ -59,7 +59,7 @@ class Deviation:
     agreement: float
     """Share of identical decisions"""
     written: tuple[float, float]
-    """Perplexity, under the original, of the text that it generated and of the text that the exported model generated"""
+    """Perplexity of the original's generated text and of the exported model's, both under the original"""
 
     def problems(self, looseness: float = 1.0) -> list[str]:
         """Return a description of each value outside its tolerance.
@@ -82,7 +82,7 @@ class Deviation:
             found.append(f"only {same} (at least {100 * least:g} % required)")
         if not its <= own * (1 + MAX_PERPLEXITY_RISE):
             found.append(
-                f"under the original model, the perplexity of the exported model's answers is {its:.2f}, and that of the "
+                f"under the original model, the exported model's answers have a perplexity of {its:.2f}, and the "
                 f"original's own answers {own:.2f} (allowed: {100 * MAX_PERPLEXITY_RISE:g} % more)"
             )
         return found
@@ -200,7 +200,8 @@ class ClaimDeviation:
     def __str__(self) -> str:
         return (
             f"On {self.items} claims: {100 * self.agreement:.0f} % of the verdicts the same; mean difference in the "
-            f"probability of support {self.difference:.3f}; largest difference in a label's probability {self.largest:.3f}."
+            f"probability of support {self.difference:.3f}; largest difference in a label's probability "
+            f"{self.largest:.3f}."
         )
 
 

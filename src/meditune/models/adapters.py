@@ -80,7 +80,7 @@ def add_lora(
 
 
 def add_ia3(model: Any, top_layers: int | None = None) -> Any:
-    """Return the model with (IA)³'s trainable factors on a frozen base. Raises ModelError if target layers are missing."""
+    """Return the model with (IA)³'s trainable factors on a frozen base. Raises ModelError if a target is missing."""
     from peft import IA3Config, get_peft_model
 
     kind = model.config.get_text_config().model_type

@@ -302,7 +302,7 @@ def find_api_model(name: str, spec: AddressSpec) -> ApiModel | None:
         return ApiModel(name, spec)
     if name.startswith(PREFIX):
         if name == PREFIX:
-            raise ModelError("model.base: after api:, write the API's name for the model, for example api:gpt-4.1-mini.")
+            raise ModelError("model.base: after api:, give the API's name of the model, for example api:gpt-4.1-mini.")
         return ApiModel(name.removeprefix(PREFIX), spec)
     given = Path(name).expanduser()
     for folder in (given / "model", given):

@@ -14,7 +14,7 @@ from meditune.files import cache_folder
 
 @dataclass(frozen=True)
 class Package:
-    """A model file whose pieces are in Python packages. Each piece is a path in a wheel; their order is that of the file."""
+    """A model file whose pieces are in Python packages. Each piece is a path in a wheel; pieces are joined in order."""
 
     requirements: tuple[str, ...]
     pieces: tuple[str, ...]

@@ -48,7 +48,7 @@ def copy_from_first(model: Any, device: str) -> None:
 
 
 def _copy_from_first(modules: list[Any], device: str, tied: Any = None) -> None:
-    """Copy the first process's weights to these modules, without their children, with the tied weights of `tied`."""
+    """Copy the first process's weights to these modules, not to their children, after tying those of `tied`."""
     for module in modules:
         if any(tensor.is_meta for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False))):
             module.to_empty(device=device, recurse=False)

@@ -3,9 +3,9 @@
 For a small model, a step takes about as long for thirty texts as for one. transformers' `generate` keeps a batch until
 its last text has ended, copies its cache for every token, and pads on the left, which puts padding between virtual
 tokens and the prompt. Here, a new text can take the place of a finished one after any step. Every token has its own
-position and mask, so a text doesn't depend on the others in its batch. The key-value cache has one slot for each running
-text, and new tokens are written into it in place. All slots are as long as the longest text, rounded up. Attention reads
-whole slots, because a product with a part of a slot would copy that part.
+position and mask, so a text doesn't depend on the others in its batch. The key-value cache has one slot for each
+running text, and new tokens are written into it in place. All slots are as long as the longest text, rounded up.
+Attention reads whole slots, because a product with a part of a slot would copy that part.
 """
 
 from __future__ import annotations
@@ -363,7 +363,7 @@ class GreedyDecoder:
         """For each text in the decoder, the prompt's number and the generated tokens"""
 
     def texts(self) -> Iterator[tuple[int, list[int]]]:
-        """Yield each prompt's number and generated tokens, without the end token, as texts end. Raises NotFiniteError."""
+        """Yield the number of each prompt and its answer's tokens, without the end token. Raises NotFiniteError."""
         while self.waiting or self.written:
             if self.waiting and self._has_room():
                 self._read()

@@ -88,7 +88,7 @@ class HiddenStateCache:
             if isinstance(part, torch.nn.Dropout) and id(part) not in above:
                 part.eval()
         for block in self.blocks:
-            # Attention has its own training mode. A block stays in training mode, which gradient checkpointing requires.
+            # Attention has its own training mode. A block keeps its mode, on which gradient checkpointing depends.
             for child in block.children():
                 child.eval()
 

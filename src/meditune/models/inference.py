@@ -1,6 +1,6 @@
 """Faster matrix products and attention for inference on CPUs.
 
-PyTorch multiplies FP32 matrices with MKL. On processors from other vendors than Intel, MKL uses AVX2 even if they have
+PyTorch multiplies FP32 matrices with MKL. On processors from vendors other than Intel, MKL uses AVX2 even if they have
 AVX-512, which halves the speed. oneDNN uses the best instructions available. It computes the same FP32 sums in a
 different order (checked by a test), but no gradients.
 

@@ -1,9 +1,9 @@
-"""A BERT encoder with 8-bit matrix products, which takes two thirds of the time that it takes in BF16.
+"""A BERT encoder with 8-bit matrix products, which takes two thirds of the time of BF16.
 
 When the encoder is created, calibration texts determine one range for each product's input (static quantization: Jacob
-et al. 2018, arXiv:1712.05877), so a text's vector doesn't depend on its batch. Part of the scale of large input channels
-is moved to the weights (SmoothQuant: Xiao et al. 2023, arXiv:2211.10438). Sums, norms and softmax are computed in 32 or
-16 bits. Texts are concatenated without padding.
+et al. 2018, arXiv:1712.05877), so a text's vector doesn't depend on its batch. Part of the scale of large input
+channels is moved to the weights (SmoothQuant: Xiao et al. 2023, arXiv:2211.10438). Sums, norms and softmax are computed
+in 32 or 16 bits. Texts are concatenated without padding.
 """
 
 from __future__ import annotations
@@ -132,7 +132,7 @@ class Int8Bert:
 
     @cached_property
     def _readers(self) -> ThreadPoolExecutor | None:
-        """Threads that encode separate batches, which is faster than sharing small products, mainly on busy machines."""
+        """Threads that read separate batches, which is faster than sharing small products, mainly on a busy machine."""
         if self.threads < 2:
             return None
         before, all_there = torch.get_num_threads(), Barrier(self.threads)

@@ -104,7 +104,7 @@ class PairSupport:
 
 
 class TokenSupport:
-    """A classifier of tokens, whose last label means unsupported. The least supported token sets the score."""
+    """A classifier of tokens, whose last label means unsupported. The least supported token determines the score."""
 
     has_spans = True
     threshold = 0.5

@@ -75,7 +75,11 @@ def _ledger_file(folder: Path) -> Path:
 
 
 def _ledger(folder: Path) -> dict[str, Any]:
-    """Return a folder's record: SHA-256 when unpacked (`unpacked`); size, time, SHA-256 when last read (`seen`)."""
+    """Return the record of a folder's files.
+
+    It contains the SHA-256 of each file when unpacked (`unpacked`), and its size, time and SHA-256 when last read
+    (`seen`).
+    """
     place = _ledger_file(folder)
     return dict(read_json(place)) if place.is_file() else {}
 

@@ -26,7 +26,7 @@ from meditune.progress import track
 class Passage:
     """The state of one batch between two layers.
 
-    `hidden` is the (B, T, hidden size) input of the next layer, `real` is (B, T), false at padding, and `calls` contains
+    `hidden` is the (B, T, hidden size) input of the next layer. `real` is (B, T), false at padding. `calls` contains
     each layer's other arguments, such as masks and positions.
     """
 
@@ -119,7 +119,7 @@ def wanda(model: Any, spec: PruneSpec, batches: Sequence[Passage]) -> None:
 
 
 def linears(model: Any) -> dict[str, Any]:
-    """Return the unquantized linear layers inside the model's blocks, by name. Raises ModelError without any."""
+    """Return the unquantized linear layers inside the model's blocks, by name. Raises ModelError if there are none."""
     inside = {id(module) for block in blocks_of(model) for module in block.modules()}
     found = {name: module for name, module in _linears_in(model).items() if id(module) in inside}
     if not found:
@@ -138,13 +138,19 @@ def sparsity(model: Any) -> float:
 
 
 def largest_mask(scores: torch.Tensor, sparsity: float) -> torch.Tensor:
-    """Return a mask, false at each row's round(columns * sparsity) smallest scores (of equal scores, the earlier)."""
+    """Return a mask that is false at the round(columns * sparsity) smallest scores of each row.
+
+    Of equal scores, the earlier ones count as smaller.
+    """
     dropped = scores.argsort(dim=1, stable=True)[:, : round(scores.shape[1] * sparsity)]
     return torch.ones_like(scores, dtype=torch.bool).scatter_(1, dropped, False)
 
 
 def two_of_four(scores: torch.Tensor) -> torch.Tensor:
-    """Return a mask of the two largest of every four scores in a row; raise ModelError unless 4 divides its length."""
+    """Return a mask of the two largest of every four scores in a row.
+
+    Raises ModelError if the length of a row isn't divisible by 4.
+    """
     rows, columns = scores.shape
     if columns % GROUP:
         raise ModelError(

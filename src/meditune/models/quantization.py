@@ -1,7 +1,7 @@
 """Quantization of a frozen base model to 4 or 8 bits with bitsandbytes.
 
-On CPUs with AVX-512 BF16, bitsandbytes repacks an NF4 layer for inference when the layer first runs in evaluation mode. A
-repacked layer silently passes no gradient to its input. A run evaluates the base and then trains it, so
+On CPUs with AVX-512 BF16, bitsandbytes repacks an NF4 layer for inference when the layer first runs in evaluation mode.
+A repacked layer silently passes no gradient to its input. A run evaluates the base and then trains it, so
 `keep_trainable` prevents repacking, and `check_trainable` rejects a model that was repacked anyway.
 """
 

@@ -17,8 +17,8 @@ def no_telemetry() -> None:
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-    # peft imports bitsandbytes if it is installed. bitsandbytes would download compiled code from the hub through the
-    # package `kernels`. It warns if that package is missing, and logs each conversion of a layer's input.
+    # bitsandbytes, which peft imports if it is installed, would download compiled code from the hub through the
+    # package `kernels`, which is therefore blocked. bitsandbytes then warns, and it logs each conversion of an input.
     sys.modules.setdefault("kernels", None)  # type: ignore[arg-type]
     # OpenVINO's converter and nncf report each use to Google Analytics through this package. They work without it.
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]

@@ -143,7 +143,7 @@ class SentenceModel:
         return [TokenVectors(_unit(each.mean(axis=0)), _unit(each[1:-1])) for each in states]
 
     def _states(self, texts: Sequence[str], label: str | None) -> Iterator[tuple[int, Vectors]]:
-        """Yield each text's index and last hidden states (tokens, hidden size); texts of similar length share batches."""
+        """Yield each text's index and last hidden states (tokens, hidden size), batched by similar length."""
         import torch
 
         from meditune.models.inference import inference

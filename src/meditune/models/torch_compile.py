@@ -1,7 +1,7 @@
 """Compile the model's layers into fused code with torch.compile, for long training runs.
 
-Each small operation between a layer's matrix products is a pass over memory. Fused, these operations take a third of the
-time, and save less for the backward pass. Passes without gradients use the uncompiled layers. The results are equal
+Each small operation between a layer's matrix products is a pass over memory. Fused, these operations take a third of
+the time, and save less for the backward pass. Passes without gradients use the uncompiled layers. The results are equal
 (checked by a test).
 """
 
@@ -23,9 +23,9 @@ from meditune.models.hidden_state_cache import blocks_of, replayed
 from meditune.models.quantization import is_quantized
 
 MIN_OPERATIONS = 5e13
-"""Number of operations in a training run above which compiling takes a small part of its time: minutes on two cores"""
+"""Minimum number of operations in a training run for compiling to be worthwhile: a few minutes on two cores"""
 VARIANTS = 64
-"""Maximum number of compiled variants of a layer (first layer, frozen layers, windows, batches of one row, ...), of which
+"""Maximum number of compiled variants of a layer (first layer, frozen layers, windows, batches of one row, ...);
 PyTorch allows 8 by default"""
 
 

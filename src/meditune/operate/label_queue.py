@@ -1,7 +1,8 @@
 """The queue of questions for experts (`meditune learn queue`), and the training rows from their judgements.
 
-Candidates are a server's stored answers, and rows without a label. Known and already asked questions are removed.
-Answers that users corrected or rated down come first; the rest is chosen at random. `meditune annotate` serves the set.
+Candidates are a server's stored answers, and rows without a label. Questions that are in known data or were asked before
+are removed. Answers that users corrected or rated down come first; the rest is chosen at random. `meditune annotate`
+serves the set.
 """
 
 from __future__ import annotations
@@ -37,12 +38,12 @@ from meditune.store.database import FILE
 
 
 class NothingToAskError(DataError):
-    """Raised if there is no question, or all are known or were asked before. It indicates no fault."""
+    """Raised if no question is left to ask: there are none, or all are known or were asked before. It is not a fault."""
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A question for experts, from a stored answer or a row."""
+    """A question for experts, made from a stored answer or from a row of data."""
 
     example: Example
     origin: Literal["answer", "row"] = "row"
@@ -62,10 +63,11 @@ Find = Callable[[str], Passage | None]
 
 
 def read(source: StoreLocation, passage: Find = lambda _: None) -> tuple[list[Candidate], int]:
-    """Return the candidates in a store (a folder, its file, or a database URL) or a file, and the number of answers or
-    rows without a question.
+    """Return the candidates in `source`, and the number of its answers or rows that have no question.
 
-    `passage` finds the passages of a stored answer. Raises DataError if there is no usable question, or StoreError.
+    `source` is a store (a folder, the file in it, or a database URL), a folder of prepared data, or a file of rows;
+    `passage` finds the passages of a stored answer. Raises DataError if there is no usable question, and StoreError if
+    the store can't be read.
     """
     if exists(source):
         return _stored(source, passage)
@@ -101,12 +103,12 @@ def _answer(row: Mapping[str, Any], passage: Find) -> Candidate:
     decision = stated.get("answer") if isinstance(stated, Mapping) else stated
     when = datetime.fromtimestamp(row["time"], UTC).isoformat(timespec="seconds")
     example = Example(
-        # Masked again, because an older version that knew fewer identifiers may have stored the answer.
+        # Masked again, because an older version of Meditune, which knew fewer identifiers, may have stored the answer.
         id=f"{ANSWERS}:{row['id']}",
         source=ANSWERS,
         question=mask(row["question"]),
         context=tuple(found for id in facts.get("passages") or () if (found := passage(str(id)))),
-        # The text of an abstention is fixed, so it isn't a training target.
+        # If the assistant abstained, its text is a standard one and not a training target.
         answer=mask(row["answer"] or "") if row["outcome"] == "answered" else "",
         decision=next((each for each in DECISIONS if each == decision), None),
         group=group_of("", row["question"]),
@@ -116,7 +118,7 @@ def _answer(row: Mapping[str, Any], passage: Find) -> Candidate:
 
 
 def _rows(path: Path) -> tuple[list[Candidate], int]:
-    """Read rows of the user's own table, in which only the question is required, or PubMedQA's JSON file."""
+    """Return the candidates in the user's own table, which needs only questions, or in PubMedQA's JSON file."""
     rejects, is_pubmedqa = Rejects(), False
     if path.suffix.lower() == ".json":
         with path.open("rb") as stream:
@@ -141,7 +143,7 @@ def _example(values: Mapping[str, Any], others: Mapping[str, Any], fallback: str
         return "no question"
     if context is None:
         return NO_CONTEXT
-    # Prepared rows state their source, and so do their ids.
+    # Prepared rows name their source, and their ids begin with it.
     source = cell(others.get("source")) or "own"
     id = cell(values.get("id")) or fallback
     meta = {column: value for column, value in others.items() if column != "source"}
@@ -161,7 +163,10 @@ def _example(values: Mapping[str, Any], others: Mapping[str, Any], fallback: str
 def candidate_pool(
     places: Sequence[StoreLocation], known: Sequence[Candidate], done: Sequence[Candidate], index: str | None = None
 ) -> tuple[list[Candidate], list[str]]:
-    """Return the candidates in these places, each question once, without known ones, and remarks. Raises DataError."""
+    """Return the candidates in `places`, each question once and without known ones, and remarks on what is left out.
+
+    Raises DataError if no candidate is left.
+    """
     find = _in_index(index) if index else lambda _: None
     found = [read(place, find) for place in places]
     every = _merged(each for given, _ in found for each in given)
@@ -180,7 +185,7 @@ def candidate_pool(
 
 
 def _merged(candidates: Iterable[Candidate]) -> list[Candidate]:
-    """Merge candidates with the same key: keep the latest, if possible with feedback."""
+    """Keep one candidate for each key: the latest with feedback, or the latest if none has feedback."""
     found: dict[tuple[str, str | None], Candidate] = {}
     counts: Counter[tuple[str, str | None]] = Counter()
     for each in candidates:
@@ -192,13 +197,13 @@ def _merged(candidates: Iterable[Candidate]) -> list[Candidate]:
 
 
 def _key(candidate: Candidate) -> tuple[str, str | None]:
-    """Return what identifies a candidate: an answer its question, a row its question and context."""
+    """Return the key of a candidate: its question and, for a row, also its context."""
     context = None if candidate.origin == "answer" else context_key(candidate.example)
     return question_key(candidate.example.question), context
 
 
 def _seen(candidates: Iterable[Candidate]) -> set[tuple[str, str | None]]:
-    """Return the keys of these candidates, both as answers and as rows."""
+    """Return the keys of these candidates, with and without their contexts."""
     return {key for each in candidates for key in (_key(each), _key(replace(each, origin="answer")))}
 
 
@@ -228,14 +233,16 @@ class Chosen:
 
     candidate: Candidate
     score: float
-    """1 with a correction, otherwise 0.8 times the share of users who rated the answer down"""
+    """1 if a user wrote a correction, otherwise 0.8 times the share of users who rated the answer down"""
     reasons: Mapping[str, str]
 
 
 def choose(
     candidates: Sequence[Candidate], budget: int, strategy: str = STRATEGIES[0], seed: int = SEED
 ) -> list[Chosen]:
-    """Return at most `budget` candidates at random; with `feedback`, corrected and disliked answers come first."""
+    """Return at most `budget` candidates in random order; with the strategy `feedback`, corrected and disliked answers
+    come first.
+    """
     if strategy in REMOVED_STRATEGIES:
         raise DataError(
             f"--strategy {strategy} was removed, because it saved no labels on PubMedQA. Use --strategy feedback: "
@@ -275,7 +282,7 @@ class QueueOptions:
     done: tuple[Path, ...] = ()
     index: str | None = None
     raters: int | None = None
-    """Number of experts who share the rows; None: everyone sees every row"""
+    """Number of experts who share the rows; if None, every expert sees every row"""
     overlap: int | None = None
     """Number of experts per row; default 2"""
     seed: int = SEED
@@ -325,7 +332,7 @@ def _write_set(
 
 
 def _shown(candidate: Candidate) -> dict[str, Any]:
-    """Return what the page shows. User feedback on an answer is shown, but is not part of the training row."""
+    """Return the content that the page shows, which includes users' feedback; the training row doesn't include it."""
     example = candidate.example
     source = str(example.meta.get("source") or example.source)
     if candidate.origin == "answer":
@@ -368,7 +375,7 @@ def rows(folder: Path, excluded_raters: Sequence[str] = ()) -> Rows:
     """Return the training rows from the judged items of a queue.
 
     An answer becomes a target if experts found it correct, or wrote a better one, which is masked. A decision becomes a
-    target if experts gave it, or found the answer beside it correct or incomplete.
+    target if experts gave it, or found the answer that comes with it correct or incomplete.
     """
     known = examples(folder)
     checked = read_checked(folder, excluded_raters)

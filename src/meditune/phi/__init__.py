@@ -1,4 +1,4 @@
-"""Detection of patient identifiers (PHI) by rules, masking, and replacement by invented identifiers: see `mask`."""
+"""Detection of patient identifiers (PHI) by rules; masking (`mask`) and replacement with invented identifiers."""
 
 from meditune.phi.detector import find, mask
 

@@ -161,7 +161,7 @@ def _with_digits(view: View) -> Iterator[Span]:
 
 
 def _hyphen(low: str, start: int, date: int) -> bool:
-    """Return True if the text here ends a hyphenated word, not a range whose first date ended at `date`."""
+    """Return True if the number is part of a hyphenated word, not of a range whose first date ended at `date`."""
     return start > 1 and low[start - 1] == "-" and low[start - 2].isalnum() and start - 1 != date
 
 
@@ -175,7 +175,7 @@ def _is_short(view: View, start: int, done: int) -> bool:
     before = view.before(start, 24)
     if _BEFORE_SHORT.search(before) or _TIME.match(view.low, found.end()):
         return True
-    # Fractions and scores hardly ever have such a large denominator.
+    # Fractions and scores hardly ever have a denominator above 12.
     return int(found[0].partition("/")[2]) > 12 and not _SCORED.search(before)
 
 

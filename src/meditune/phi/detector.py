@@ -3,7 +3,7 @@
 Presidio (https://microsoft.github.io/presidio/), with spaCy's small English model, is an optional engine: `pip install
 --editable '.[phi]'`. Passages about many people (as in papers) or about how to contact an organization are exempt,
 since Safe Harbor covers identifiers "of the individual or of relatives, employers, or household members of the
-individual" (45 CFR 164.514(b)(2)(i)). Any sign of one person overrides the exemption.
+individual" (45 CFR 164.514(b)(2)(i)). The exemption doesn't apply to text with a sign that it is about one person.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _KINDS: dict[str, Kind] = {
 }
 _MIN_SCORE = 0.35
 _DATE = re.compile(r"\d[-/.]\d|(?:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]*", re.IGNORECASE)
-"""What a DATE_TIME must contain: Presidio also returns "daily" and "67" as dates"""
+"""A date from Presidio counts only if this matches, because Presidio also returns "daily" and "67" as dates"""
 
 
 def find_with_presidio(text: str, kinds: Collection[Kind] | None = None) -> list[Span]:
@@ -106,33 +106,35 @@ _PAPER = re.compile(
     r"(?<![a-z])(?:study|data|analys[ei]s|results?|conclusions?|rates?|months?|weeks?|95 ?%|p ?[<=>]|compared|"
     r"(?:january|february|march|april|may|june|july|august|september|october|november|december) (?:19|20)\d\d (?:to|"
     r"and|through|until|-|–) )"
-)  # Signs of a paper that notes have, too: they only count if the text has no sign of one person
+)  # Signs of a paper that notes also have, so they only count if the text has no sign of one person
 _BREAK = re.compile(r"(?<=[a-z0-9)\]][.!?])\s+(?=[A-Z0-9(])|\n")
 _MANY_PEOPLE = re.compile(
     r"(?<![a-z])(?:patients|participants|subjects|women(?!['’]s)|men|adults|individuals|cases|controls|persons|people)"
     r"(?![a-z])[^.]{0,80}(?:enrolled|recruited|studied|between|from|were|19\d\d|20\d\d)"
     r"|(?<![a-z])(?:enrolled|recruited|randomi[sz]ed|cohort|registry|trial|census|et al)(?![a-z])"
-)  # Words of a study that a note about one person only has if it cites a study
+)  # Words about studies, which a note about one person contains only if it cites a study
 _GROUP = re.compile(
     r"(?<![a-z])(?:patients|participants|subjects|women|men|adults|children|individuals|cases|controls) "
     r"(?:who )?were(?![a-z])"
     r"|(?<![a-z])et al(?![a-z])"
-)  # Words that make a sentence one about many people although it has a name in it
+)  # Words that show that a sentence is about many people even if it contains a name
 _VISIT = re.compile(
     r"(?<![a-z])(?:seen|visit(?:s|ed)?|admitted|admission|treated|evaluated|examined|diagnosed|consulted|presented|"
     r"discharged?|f/u|follow-?up|appt|appointment|operated|surgery|hospitali[sz]ed|reviewed|checked)"
     r"(?![a-z])(?:(?!between)[^.;?!\n]){0,70}$"
 )
 _DAY = re.compile(r"(?<!\d)\d{1,2}(?!\d)")
-"""In a query, a visit on a certain day is one person's: "patients ... seen at Duke on April 4, 2023\""""
+"""In a query, a visit on a particular day belongs to one person: "patients ... seen at Duke on April 4, 2023\""""
 _MAX_PASSAGE = 1200
-_SHORT = 600  # A text of at most this many characters that names somebody, such as a search query, is about that person
+_SHORT = (
+    600  # If a text with at most this many characters (such as a search query) names a person, it is about one person
+)
 _AROUND = 250
-_ENOUGH = 3  # A text with this number of study words, and no sign of one person, is a paper
+_ENOUGH = 3  # A text with this number of words about studies, and no sign of one person, is a paper
 
 
 class Passages:
-    """The passages of a text, classified on demand; with `is_record`, as in a text about one person."""
+    """The passages of a text, classified on demand; `is_record` means that the text is about one person."""
 
     def __init__(self, view: View, is_record: bool = False, people: Iterable[int] = ()) -> None:
         self.view, self._is_record = view, is_record
@@ -206,7 +208,7 @@ _ABBREVIATIONS = frozenset(["ada", "ana", "ali", "dea", "mae", "sal", "may", "ac
 def _truecased(text: str) -> str:
     """Return the text with capital letters for likely names and places; unchanged if it has capital letters.
 
-    The finders of names and places begin at capital letters, which messages may lack. Positions stay the same.
+    The finders of names and places start at capital letters, which messages may lack. Positions stay the same.
     """
     if _CAPITALS.search(text, 1):
         return text
@@ -228,7 +230,7 @@ def _truecased(text: str) -> str:
 
 
 def _length_of_site(words: str) -> int:
-    """Return the length of a place of care: up to "clinic" or a similar word, or two words that aren't both English."""
+    """Return the length of a place of care: up to a word such as "clinic", or two words that aren't both English."""
     if house := _FACILITY.search(words):
         return house.end()
     pair = " ".join(words.split()[:2])
@@ -239,7 +241,7 @@ def _length_of_site(words: str) -> int:
 
 
 def _of_names(text: str) -> list[int]:
-    """Return where the words of names begin: a listed given name, and the surname or initial after it."""
+    """Return the positions where the words of names begin: a listed given name, and the surname or initial after it."""
     capitals: list[int] = []
     for found in _WORD.finditer(text):
         low = found[0].removesuffix("'s").removesuffix("’s")
@@ -268,13 +270,13 @@ def _starts(text: str, start: int, length: int) -> list[int]:
     return [start + found.start() for found in re.finditer(r"(?<![^ ])[a-z]", text[start : start + length])]
 
 
-_OF_STUDIES = frozenset({"date", "age", "hospital", "city"})  # Of a study in a passage about many people
+_OF_STUDIES = frozenset({"date", "age", "hospital", "city"})  # Kinds that describe a study, not a person
 _OF_ORGANIZATIONS = frozenset({"phone", "fax", "email", "url", "address", "city", "zip", "hospital"})
 """Kinds that don't identify a person in a passage about contacting an organization"""
 
 _NUMBERS = frozenset({"ssn", "mrn", "health_plan", "account", "licence", "vehicle", "device"})
 _PEOPLE = frozenset({"name", *_NUMBERS})
-_ONE_PERSONS = frozenset({"name", "age", "id", *_NUMBERS})  # They show that a text is about one person
+_ONE_PERSONS = frozenset({"name", "age", "id", *_NUMBERS})  # Kinds that show that a text is about one person
 
 
 def find(text: str, kinds: Collection[Kind] | None = None) -> list[Span]:
@@ -314,7 +316,7 @@ def _found(view: View, kinds: Collection[Kind] | None) -> list[Span]:
 
 
 def _is_a_record(found: list[Span], passages: Passages) -> bool:
-    """Return True if this is a note about one person, who is named or numbered in it."""
+    """Return True if this is a note about one person, whom a name, number or contact detail in it identifies."""
     own = sum(span.kind in _ONE_PERSONS or _is_visit(passages.view, span) for span in found)
     contacts = sum(span.kind in {"email", "phone"} and not passages.of_organization(span.start) for span in found)
     if passages.is_query and (own > 0 or (contacts > 0 and passages.has_one)):
@@ -323,7 +325,7 @@ def _is_a_record(found: list[Span], passages: Passages) -> bool:
 
 
 def _is_visit(view: View, span: Span) -> bool:
-    """Return True if this is the day on which somebody was seen, in a text as short as a query."""
+    """Return True if the span is the day on which somebody was seen, in a text as short as a query."""
     return (
         span.kind == "date"
         and len(view.text) <= _SHORT

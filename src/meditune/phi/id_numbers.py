@@ -1,4 +1,4 @@
-"""Numbers that identify a person: SSN and numbers of records, insurance, accounts, licences, vehicles and devices.
+"""Numbers that identify a person: social security numbers, and those of records, insurance, accounts and devices.
 
 A number is recognized by the words before it. Without such words, only numbers with a distinctive format are found:
 social security, vehicle identification, DEA and card numbers, and hardware addresses.
@@ -15,7 +15,8 @@ from meditune.phi.spans import Span, View, word_list
 _BEFORE = 56  # Number of characters before a number that are searched for its label
 _MIN_LENGTH = 4
 _LONG = 6
-_OFTEN_BARE = frozenset({"health_plan", "mrn", "account", "licence", "device", "vehicle"})  # Often directly after it
+# Kinds whose number is often directly after the label
+_OFTEN_BARE = frozenset({"health_plan", "mrn", "account", "licence", "device", "vehicle"})
 _LABELS: tuple[tuple[Kind, str], ...] = (
     ("ssn", r"ssn|ss|social security|soc\.? sec\.?"),
     ("vehicle", r"vin|vehicle identification|vehicle"),
@@ -90,7 +91,7 @@ _LAST_FOUR = re.compile(
     r"(?:is |are |: ?)?(\d{4})(?!\d)"
 )
 _PUBLIC = re.compile(r"genbank|\bgeo\b|database|protein data|uniprot|clinicaltrials|registry|isrctn|\bnct|pmid|pmc|doi")
-"""Words before a public number: of a gene, a trial or a paper"""
+"""Words before a public number, such as that of a gene, a trial or a paper"""
 
 
 def find(view: View) -> Iterator[Span]:
@@ -166,7 +167,7 @@ def _continues(text: str, place: int) -> bool:
 
 
 def _is_vin(value: str) -> bool:
-    """Return True if the ninth character is the check digit (49 CFR 565.15)."""
+    """Return True if the ninth character is the correct check digit (49 CFR 565.15)."""
     total = sum(
         weight * (int(sign) if sign.isdecimal() else _VIN_VALUES[sign])
         for weight, sign in zip(_VIN_WEIGHTS, value, strict=True)

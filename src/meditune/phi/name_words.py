@@ -1,8 +1,8 @@
 """Word lists and patterns for recognizing people's names.
 
-The lists (in lowercase) say which words are names and which only look like names. Patterns describe how names are
-written: capitals, hyphens, apostrophes, initials and particles. Cues are the words directly before a name: "Dr.",
-"dictated by", "her husband", "Attending:". `name_at` returns the name that begins at a place in a text.
+The lists (in lowercase) contain words that are names, and words that only look like names. Patterns describe how names
+are written: capitals, hyphens, apostrophes, initials and particles. Cues are words directly before a name: "Dr.",
+"dictated by", "her husband", "Attending:". `name_at` returns the name that begins at a position in a text.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def _words(file: str) -> frozenset[str]:
     return frozenset(word for line in lines if not line.startswith("#") for word in line.split())
 
 
-WORD_NAMES = _words("word_names.txt")  # English words that are also names, if a cue or a name is beside them
+WORD_NAMES = _words("word_names.txt")  # English words that count as names only next to a cue or a name
 EPONYMS = _words("eponyms.txt")  # People after whom something is named
 EPONYMOUS = _words("eponymous.txt")  # Words that follow an eponym: disease, sign, catheter, test
 PLACES = _words("places.txt")  # States, countries, peoples and languages
@@ -43,7 +43,7 @@ def is_name(low: str) -> bool:
 
 @lru_cache(maxsize=65536)
 def is_ordinary(low: str) -> bool:
-    """Return True if a word isn't a name without further evidence."""
+    """Return True if a word on its own doesn't count as a name."""
     if low in _OTHERS or low in EPONYMOUS:
         return True
     return not is_name(low) and rarity(low) < 1
@@ -73,7 +73,7 @@ def is_medical(low: str) -> bool:
 
 
 def is_surely_medical(low: str) -> bool:
-    """Return True if a word has such a form and, if it isn't English, no ending that names have, too ("Ling")."""
+    """Return True if a word is medical, and either is English or has no ending that names also have ("Ling")."""
     if not is_medical(low) or low.endswith(("side", "springs")):
         return False
     return is_ordinary(low) or not _ALSO_OF_NAMES.search(low)
@@ -135,7 +135,7 @@ _MAX_WORDS = 4
 _MAX_DISTANCE = 44
 _BETWEEN = " \t\n\r:(,#=-*_\"'“.;"
 _ABBREVIATIONS = frozenset({"MS", "MR", "FR", "SR", "PT", "RN", "MD"})
-"""In capitals these are often a disease, a scan or a degree, unless a full stop and a name in capitals follow"""
+"""Titles that in capitals often mean a disease, a scan or a degree, unless a full stop and capitals follow"""
 
 
 def _read() -> tuple[dict[str, Cue], dict[str, Cue]]:
@@ -170,7 +170,7 @@ def before(view: View, place: int) -> Cue | None:
         phrase = " ".join(words[-number:])
         cue = known.get(phrase) or (known.get(phrase.rpartition("/")[2]) if number == 1 else None)
         if cue is None and known is _LABELS:
-            # Before a colon, a phrase that is a cue without one
+            # A phrase before a colon can be a cue that is listed without a colon.
             plain_cue = _PLAIN.get(phrase)
             weak = plain_cue is not None and plain_cue < Cue.LIKELY
             cue = plain_cue if plain_cue in (None, Cue.TITLE) else None if weak else Cue.FIELD
@@ -201,7 +201,7 @@ _ET_AL = re.compile(r",?\s{1,3}et al|\s{1,2}(?:\((?:19|20)\d\d|and colleagues)")
 
 
 def name_at(view: View, place: int, cue: Cue) -> Span | None:
-    """Return the name that begins at `place`, or None if the cue doesn't make a name likely enough."""
+    """Return the name that begins at `place`, or None if the cue isn't strong enough for this text to be a name."""
     pieces: list[str] = []
     end = place
     piece = FIRST.match(view.text, place)
@@ -221,7 +221,7 @@ def name_at(view: View, place: int, cue: Cue) -> Span | None:
 
 
 def _continues_name(view: View, pieces: list[str], written: str, piece: re.Match[str], cue: Cue) -> bool:
-    """Return True if the next word belongs to the name whose words so far are `pieces`."""
+    """Return True if the next word belongs to the name that so far consists of the words in `pieces`."""
     low = plain(written)
     end = piece.start(1) + len(stem(written))
     following = view.text[end : end + 1]
@@ -281,7 +281,7 @@ def _is_enough(written: str, pieces: list[str], cue: Cue) -> bool:
 
 
 def is_eponym(view: View, end: int) -> bool:
-    """Return True if the name ending here is an eponym (a disease, test or device follows) or a paper's author."""
+    """Return True if the name that ends here is an eponym (a disease, test or device follows) or a paper's author."""
     place = end
     for _ in range(_MAX_WORDS):
         following = _FOLLOWING.match(view.text, place)

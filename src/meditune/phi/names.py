@@ -1,7 +1,7 @@
 """Names of people, recognized by context (titles, degrees, labels, relatives, ages) and by lists of names.
 
-A name with such evidence is then found everywhere else in the text. Eponyms ("Parkinson's disease", "Foley catheter")
-don't count as people, unless they have a title.
+A name with such evidence is then found in the rest of the text, too. Eponyms ("Parkinson's disease", "Foley catheter")
+don't count as people unless they have a title.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _PROOF = re.compile(
     r"female)(?![a-zA-Z])|[ ,]{1,2}\(?(?:DOB|D\.O\.B|MRN|Mrn|SSN)(?![a-z])|(?:,| -| \() ?(?:(?:his|her|the|"
     r"patient['’]s|pt['’]s) )?(?:wife|husband|daughter|son|mother|father|sister|brother|niece|nephew|spouse|partner|"
     r"friend|neighbor|proxy|HCP|POA|guardian|granddaughter|grandson|caregiver)(?![a-z])"
-)  # Evidence of a name before it: an age, a date of birth, a relationship
+)  # Evidence that a name is directly before: an age, a date of birth, a relationship
 _SIGNED_LINE = re.compile(r"^[ \t]{0,40}(?:--?|—|/s/|~|x_{2,9})?[ \t]{0,3}(?=[^\W\d_])", re.MULTILINE)
 _LINE_END = re.compile(r"[ \t]{0,20}(?:,[^\n]{0,30})?(?:\n|$)")
 _SPEAKS = re.compile(
@@ -105,7 +105,7 @@ def _last_words(view: View, token: re.Match[str]) -> Span | None:
             r"[ \t]{1,2}(?:[a-z]{1,3}[ ]){0,2}", view.text[piece.end() : pieces[0].start()]
         )
         english = name_words.is_ordinary(word) and word not in name_words.WORD_NAMES and len(word) > 2
-        # "Jane Sunshine, MD": an English word is a surname after a given name.
+        # After a given name, an English word is a surname: "Jane Sunshine, MD".
         before = view.text[max(0, piece.start() - 26) : piece.start()]
         words = before.split() if before.endswith(" ") else []
         surname = english and not pieces and bool(words) and plain(words[-1]) in name_words.GIVEN
@@ -118,7 +118,7 @@ def _last_words(view: View, token: re.Match[str]) -> Span | None:
 
 
 def _with_first(view: View, last: Span) -> Span:
-    """Return the span of "Doe, Jane" if `last` is "Doe"; otherwise `last`."""
+    """Return the span of "Doe, Jane" if `last` is "Doe" and a given name follows; otherwise, return `last`."""
     comma = _COMMA.match(view.text, last.end)
     if comma is None or DEGREE.match(view.text, last.end) or " " in view.text[last.start : last.end]:
         return last
@@ -129,7 +129,7 @@ def _with_first(view: View, last: Span) -> Span:
 
 
 def _further(view: View, end: int) -> Iterator[Span]:
-    """Yield further names after a name: "and Jones", "/Jones"."""
+    """Yield further names that follow a name: "and Jones", "/Jones"."""
     while joint := _JOINT.match(view.text, end):
         name = None if DEGREE.match(view.text, end) else name_at(view, joint.end(), Cue.LIKELY)
         if not name:
@@ -139,7 +139,7 @@ def _further(view: View, end: int) -> Iterator[Span]:
 
 
 def _listed(view: View, token: re.Match[str]) -> Span | None:
-    """Return a listed given name with its surname (also "DOE, JANE"), or before a verb."""
+    """Return a listed given name with its surname (also as in "DOE, JANE"), or a listed name before a verb."""
     low = plain(token[0])
     sure = low in name_words.GIVEN
     text, end = view.text, token.end()
@@ -177,7 +177,7 @@ def _last_first(view: View, token: re.Match[str]) -> Span | None:
 
 
 def _heads_line(view: View, token: re.Match[str], first: re.Match[str]) -> bool:
-    """Return True if "DOE, JANE" is at the beginning of a line and separated from what follows."""
+    """Return True if "DOE, JANE" is at the beginning of a line or after a colon, and a gap or number follows."""
     both = (plain(token[0]), plain(first[1]))
     if not _LINE_OR_LABEL.search(view.text, max(0, token.start() - 2), token.start()):
         return False
@@ -206,7 +206,7 @@ def _is_rare(word: str, written: str) -> bool:
 
 
 def _signatures(view: View) -> Iterator[Span]:
-    """Yield names on lines that contain only a name and degrees."""
+    """Yield the names on lines that contain only a name, and possibly degrees."""
     for line in _SIGNED_LINE.finditer(view.text):
         name = name_at(view, line.end(), Cue.LIKELY)
         if name and " " in view.text[name.start : name.end] and _LINE_END.match(view.text, name.end):
@@ -216,7 +216,7 @@ def _signatures(view: View) -> Iterator[Span]:
 
 
 def _lowercase_names(view: View) -> Iterator[Span]:
-    """Yield lowercase names, as people type them: "my name is jane doe", "dr smith"."""
+    """Yield names that people type in lowercase: "my name is jane doe", "dr smith"."""
     name: Span | None = None
     if name_words.ON_LISTS.isdisjoint(_SMALL_WORDS.findall(view.text)):
         return
@@ -236,7 +236,7 @@ def _lowercase_names(view: View) -> Iterator[Span]:
 
 
 def repeated_names(view: View, found: list[Span]) -> Iterator[Span]:
-    """Yield all other occurrences of the words of the names found."""
+    """Yield all occurrences of the words of the names found."""
     known = {
         stem(piece[0])
         for name in {view.text[span.start : span.end] for span in found}
@@ -250,7 +250,7 @@ def repeated_names(view: View, found: list[Span]) -> Iterator[Span]:
         word = stem(token[0])
         if word not in known:
             continue
-        # After "Dr. Long", a "Long" at the start of a sentence is still not a name.
+        # Even after "Dr. Long", the word "Long" at the start of a sentence isn't a name.
         english = name_words.is_ordinary(word.lower()) or word.lower() in name_words.WORD_NAMES
         if not (english and not _is_capitalized_as_name(view, token, known)) and not is_eponym(
             view, token.start() + len(word)
@@ -290,9 +290,9 @@ _CARED_FOR = re.compile(
 )
 _AUTHOR_BEFORE = re.compile(r"[A-Z][a-z]+ [A-Z]{1,2}\.?(?:, | and |; )$")
 _AUTHOR_AFTER = re.compile(r"\.?(?:, | and |; )[A-Z][a-z'’-]+ [A-Z]{1,2}[.,;]|\.?,? et al")
-"""Neighbors in a list of a paper's authors: "Smith J, Allan K\""""
+"""Text after a name in a list of a paper's authors: "Smith J, Allan K\""""
 _LETTERED = word_list("lettered")
-"""Words that a letter follows: "hepatitis B.\""""
+"""Words after which a letter isn't an initial: "hepatitis B\""""
 _TITLES = frozenset(["dr", "mr", "mrs", "ms", "miss", "prof"])
 _ONE_INITIAL = re.compile(r"[A-Z](?<=[a-z.] .)(?:\.|(?=['’]s|[ ,;:?)]|$))(?![A-Za-z.])")
 _INITIALS = re.compile(r"[A-Z](?<![\w.].)\.[ ]?(?:[A-Z]\.[ ]?)?[A-Z]\.(?![A-Za-z])")
@@ -301,16 +301,16 @@ _CALLED_PATIENT = re.compile(r"(?<![a-z])(?:patient|pt\.?|initials)(?: is| are|:
 _STATED_INITIALS = re.compile(r"(?<![a-z])initials(?: are|:)? ([a-z]\.?[ ]?[a-z]\.?)(?![a-z])")
 _NOUNS = word_list("persons")
 _PERSON = frozenset([*_NOUNS, "like", "to", "of", "in", "for", "by", "with", "regarding", "about", "re:"])
-"""Before a name"""
+"""Words directly before a name"""
 _SAID_TO_BE = re.compile(
     r"(?<![a-z])(?:named|similar to|case of|patients? like|case like|man|woman|boy|girl|gentleman|lady) $"
 )
 _BEFORE_PAIR = re.compile(
     r"\d ?(?:y/?o|yrs?|y\.o\.|years? old)?,? ?(?:[a-z]+ )?(?:[mf]|male|female) \(?$|(?<![a-z])(?:regarding|re:|wife of|"
     r"husband of|mother of|father of|daughter of|son of|care of|letter for|visit of) $"
-)  # Words before two unlisted words that are a name
+)  # Words before a name that consists of two unlisted words
 _AGED = re.compile(r"\d[- ]?(?:year|yr|month|week|day|yo|y/o|y\.o)[^.;?!\n]*, $")
-"""An age earlier in the sentence, and a comma before the name: "a 52-year-old man with asthma, Xiomar Vasko, ...\""""
+"""An age earlier in the sentence, up to the comma before a name: "a 52-year-old man with asthma, Xiomar Vasko\""""
 _REST = re.compile(
     rf"(?P<last>(?:[ ][A-Z]\.?)?[ ](?:{name_words.WORD}))?"
     r"(?:[,;?)]|[ ](?:\(|w/|c/o|who|whose|is|was|has|had|seen|with|from|at|on|in|asks|asked|presents|presented|needs|"
@@ -339,9 +339,9 @@ def _initials(view: View) -> Iterator[Span]:
 
 
 def _with_initial(view: View, token: re.Match[str], name: Span | None) -> Span | None:
-    """Return the name and the initial of a surname after it; `name` is the name that ends with `token`, if known.
+    """Return a name that ends with the initial of a surname; `name` is the name that ends with `token`, if known.
 
-    A word that isn't on a list of given names must be introduced: ", Xiomar K.,", "a patient named Xiomar K.".
+    Words must introduce a name that isn't on the list of given names, as in "a patient named Xiomar K.".
     """
     text, low = view.text, plain(token[0])
     initial = _INITIAL.match(text, token.end())

@@ -1,7 +1,7 @@
 """Street addresses, towns, ZIP and postal codes, and the names of hospitals.
 
-Safe Harbor permits states and countries, so they are ignored. Hospitals aren't among its identifiers; they are detected
-because a small hospital reveals the town.
+Safe Harbor permits states and countries, so they are ignored. Its list of identifiers doesn't include hospitals; they
+are detected because a small hospital reveals the town.
 """
 
 from __future__ import annotations
@@ -62,13 +62,14 @@ _POSTCODE = re.compile(
 _HOME = word_list("home")
 _OF_TOWN = (["resident"], ["residents"], ["native"], ["city"], ["town"], ["outside"], ["suburb"])
 _LOCATIVES = frozenset(["in", "from", "of", "near", "to", "at", "outside", "around", "city", "town"])
-_DWELLING = word_list("dwelling")  # Words that, within five words before "in" or "from", indicate that a town follows
+# Words that show that a town follows, at most five words before "in", "from" or similar
+_DWELLING = word_list("dwelling")
 _DOING_TEXT = (
     "Clinic|Healthcare|Hospice|Manor|Cancer Center|Urgent Care|Dialysis Center|Care Center|Surgery Center|Surgical "
     "Center|Family Practice|Family Medicine|Medical Group"
 )
 _NAMED_BY_WHAT_THEY_DO = frozenset(_DOING_TEXT.split("|"))
-"""Before these, ordinary words describe the service ("Asthma Clinic") and don't identify the place"""
+"""Ordinary words before these words describe the service ("Asthma Clinic") and don't identify the place"""
 _OUR_LADY = re.compile(r"Our (?:Lady|Savior|Saviour)")
 _NAMED_AFTER = name_words.WORD_NAMES | name_words.CITIES
 _MAX_DISTANCE = 80
@@ -191,7 +192,7 @@ def _is_residence(before: list[str]) -> bool:
 
 
 def is_town(low: str, sure: bool) -> bool:
-    """Return True if this may be a town; English words only count if a place surely follows (`sure`)."""
+    """Return True if this may be a town; an English word counts only if the context is `sure` to name a place."""
     if low in name_words.CITIES:
         return True
     each = low.split()
@@ -207,7 +208,7 @@ def is_town(low: str, sure: bool) -> bool:
 
 
 def _start_of(text: str, begin: int, house: re.Match[str]) -> int | None:
-    """Return where a hospital's own name begins; None if its words could name any hospital."""
+    """Return the position where a hospital's own name begins; None if the words could describe any hospital."""
     ordinary = house["house"] in _NAMED_BY_WHAT_THEY_DO
     start, telling = begin, False
     for word in re.finditer(r"\S+", text[begin : house.end()]):
@@ -275,7 +276,7 @@ _TOWN_AFTER_SITE = re.compile(
 
 
 def find_care_sites(view: View, is_record: bool) -> Iterator[Span]:
-    """Yield places of care; in a record of one person, "at" alone introduces one. A text in capitals has none."""
+    """Yield places of care; in a record of one person, "at" alone introduces one. Texts in capitals aren't searched."""
     done = 0
     if view.text.isupper():
         return
@@ -313,7 +314,7 @@ def find_care_sites(view: View, is_record: bool) -> Iterator[Span]:
 
 
 def _kind(site: str, before: str, is_record: bool) -> Kind | None:
-    """Return the kind of this place, judged by the words before it; None if it isn't one."""
+    """Return the kind of this place, judged by the words before it; None if it isn't a place of care or a town."""
     words = [word.lower() for word in re.split(r"[ -]", site)]
     if site.lower() in name_words.CITIES or site == "NYC":
         beside = before.endswith((" (", ", ")) and is_record and not name_words.is_name(site.lower())
@@ -340,7 +341,7 @@ def _kind(site: str, before: str, is_record: bool) -> Kind | None:
 
 
 def _is_service(words: list[str]) -> bool:
-    """Return True if the words say what a clinic does, such as "Asthma Clinic", and don't name it."""
+    """Return True if the words only describe what a clinic does, as in "Asthma Clinic"."""
     return all(
         word not in _NAMING
         and (
@@ -354,7 +355,7 @@ def _is_service(words: list[str]) -> bool:
 
 
 def _can_be_name(written: list[str], after_to: bool) -> bool:
-    """Return True if these capitalized words can be an institution's name; after "to", common words can't."""
+    """Return True if these capitalized words can be an institution's name; after "to", common words don't count."""
     for word in written:
         low = word.lower().strip(".")
         if low in _WARDS or low in name_words.GENERIC or name_words.is_other(low) or name_words.is_surely_medical(low):

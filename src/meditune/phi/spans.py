@@ -1,7 +1,7 @@
 """Spans of identifiers (positions and kinds, never the text), views of a text, and MIMIC's bracket placeholders.
 
 The content of MIMIC's brackets, such as `[**2151-7-16**]` (Neamatullah et al., BMC Med Inform Decis Mak 8:32, 2008), is
-invented; a model should learn neither it nor the notation, so typed placeholders replace the brackets.
+invented. A model should learn neither this content nor the notation, so typed placeholders replace the brackets.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _KINDS: dict[str, tuple[Kind, ...]] = {
     "OTHER": ("bracket",),
 }
 PLACEHOLDERS = {kind: placeholder for placeholder, kinds in _KINDS.items() for kind in kinds}
-"""Placeholders in a masked text; the types are those of MIMIC's brackets"""
+"""Kind of identifier -> placeholder in a masked text; the types of placeholders are those of MIMIC's brackets"""
 
 
 @dataclass(frozen=True, order=True)
@@ -39,9 +39,9 @@ class Span:
 
 
 def joined(spans: Iterable[Span]) -> list[Span]:
-    """Return the spans in order, with overlapping spans merged, so that no character of either remains.
+    """Return the spans in order, with overlapping spans merged, so that a mask covers all their characters.
 
-    A merged span has the kind of the longest span; if lengths are equal, the kind of the first one given.
+    A merged span has the kind of its longest part; if lengths are equal, the kind of the part that begins first.
     """
     found: list[Span] = []
     longest = 0
@@ -86,13 +86,13 @@ _DIGITS = re.compile(r"\d+")
 
 @dataclass(frozen=True)
 class View:
-    """A text to search. The finders start at digits or capitals and check the surrounding text, which is fast."""
+    """A text to search. To be fast, the finders start at digits or capitals, and then check the surrounding text."""
 
     text: str
 
     @cached_property
     def low(self) -> str:
-        """Return the text in lowercase with unchanged positions (letters that would become two stay as they are)."""
+        """Return the text in lowercase with unchanged positions: letters that would become two stay uppercase."""
         low = self.text.lower()
         if len(low) == len(self.text):
             return low
@@ -104,7 +104,7 @@ class View:
         return [found.span() for found in _DIGITS.finditer(self.text)]
 
     def spans(self, pattern: re.Pattern[str], kind: Kind, group: int | str = 0, *, low: bool = False) -> Iterator[Span]:
-        """Yield the span of a group of each match in the text, or in the text in lowercase (`low`)."""
+        """Yield the span of a group in each match in the text; with `low`, the lowercase text is searched."""
         for found in pattern.finditer(self.low if low else self.text):
             yield Span(*found.span(group), kind)
 
@@ -113,7 +113,7 @@ class View:
         return self.low[max(0, place - length) : place]
 
     def has(self, *parts: str) -> bool:
-        """Return True if the text contains any of these, in any letter case."""
+        """Return True if the text contains any of these lowercase strings, in any letter case."""
         return any(part in self.low for part in parts)
 
     def word_start(self, place: int, most: int = 12) -> int:
@@ -124,10 +124,10 @@ class View:
         return start
 
 
-# The limit is longer than any real bracket, so that an unclosed one doesn't swallow the note.
+# No real bracket is as long as this limit, which stops an unclosed bracket from including the rest of the note.
 _BRACKET = re.compile(r"\[\*\*([^\[\]]{0,120}?)\*\*\]")
 
-# The first match gives the type: "Hospital Unit Name" is a hospital, not a name.
+# The first matching pattern decides: "Hospital Unit Name" is a hospital, not a name.
 _TYPES = tuple(
     (placeholder, re.compile(pattern))
     for placeholder, pattern in (

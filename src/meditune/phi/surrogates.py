@@ -1,8 +1,8 @@
 """Surrogates: invented identifiers that replace the real ones consistently in all texts of a patient.
 
-They are chosen by HMAC-SHA-256 of the original text, keyed by a secret and the patient's group, so none is stored.
-All dates of a patient are shifted by the same number of weeks, which preserves intervals and weekdays. The secret, with
-which guesses can be tested, belongs to this machine and is never stored with the data.
+They are derived from the original text by HMAC-SHA-256, keyed by a secret and the patient's group, so that none has to
+be stored. All dates of a patient are shifted by the same number of weeks, which preserves intervals and weekdays. The
+secret stays on this machine and is never stored with the data, because anyone who has it can test guesses.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ _SUFFIXES = {1: "st", 2: "nd", 3: "rd"}
 def shift_date(written: str, days: int) -> str | None:
     """Return the date `days` later in the same format ("3/14/2012", "14-MAR-12", "March 14th").
 
-    In a range such as "March 3-5" each day is shifted. A date without a year is treated as in a leap year. Returns None
-    for a holiday or any other text that can't be parsed.
+    In a range such as "March 3-5", each day is shifted. A date without a year counts as a date in a leap year. Returns
+    None for a holiday or any other text that can't be parsed.
     """
     word = next((each[0] for each in _WORD.finditer(written) if _month_of(each[0])), None)
     numbers = [each[0] for each in _NUMBERS.finditer(written)]
@@ -115,7 +115,7 @@ def _written_like(written: str, values: list[str]) -> str:
 
 
 def _padded(value: int, like: str) -> str:
-    """Return the value with as many digits as `like`, if that has a leading zero or is a year."""
+    """Return the value with as many digits as `like` has, if `like` has a leading zero or the value is a year."""
     if value > 99:
         return str(value) if len(like) == 4 else f"{value % 100:02}"
     return f"{value:02}" if like.startswith("0") else str(value)
@@ -157,7 +157,7 @@ class Surrogates:
         self._key = hmac.digest(secret, group.encode(), hashlib.sha256)
         weeks = _MIN_WEEKS + self._number("weeks", "") % (_MAX_WEEKS - _MIN_WEEKS)
         self.days = 7 * weeks * (-1 if self._number("direction", "") % 2 else 1)
-        """By which dates are shifted"""
+        """Number of days by which dates are shifted"""
 
     def replaced(self, text: str, spans: Iterable[Span]) -> str:
         """Return `text` with a surrogate for each of the spans, which are in order and don't overlap."""
@@ -190,7 +190,7 @@ class Surrogates:
         return self._shaped(written, kind)
 
     def _name(self, written: str) -> str:
-        """Replace each word by one of the same kind and case; equal words stay equal ("Mr. Doe" and "Jane Doe")."""
+        """Replace each word with one of the same kind and case; equal words stay equal ("Mr. Doe" and "Jane Doe")."""
         parts, done = [], 0
         for piece in (_SMALL_WORD if written.islower() else PIECE).finditer(written):
             word = piece[0]
@@ -205,7 +205,7 @@ class Surrogates:
         return "".join([*parts, written[done:]])
 
     def _shaped(self, written: str, kind: Kind) -> str:
-        """Replace digits by other digits and letters by other letters."""
+        """Replace digits with other digits, and letters with other letters."""
         # Pseudorandom numbers: HMAC in counter mode
         value = "".join(sign for sign in written.lower() if sign.isalnum())
         stream = (self._number(kind, f"{value}\0{count}") for count in itertools.count(1))

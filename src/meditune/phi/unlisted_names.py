@@ -1,8 +1,8 @@
-"""Additional detection in notes about one person: identifiers without explicit context, found by exclusion.
+"""Additional detection, by exclusion, of identifiers without explicit context in notes about one person.
 
-Two capitalized words that are neither ordinary English nor shaped like a disease or drug are a name. So is a listed
-name, or a word next to a word for a person ("phlebotomist") or a verb for people's actions. The detector applies these
-rules only if a number or a name was already found.
+Two capitalized words that are neither ordinary English nor have the form of a disease or drug count as a name. So does
+a listed name, or an unlisted word next to a word for a person ("phlebotomist") or a verb for people's actions. The
+detector applies these rules only if it has already found an identifier of one person.
 """
 
 from __future__ import annotations
@@ -20,14 +20,15 @@ _PERSONS = re.compile(
     r"aunt(?:ie)?|uncle|examiner|employee|agent|sister|brother|carer|tenant|parent|foster|master|mister|lady|boss|"
     r"clerk|aide|medic|tech|scribe|coach|judge|officer|sergeant|lieutenant|captain|colonel|bishop|imam|sister-in-law|"
     r"brother-in-law|attorney|solicitor|registrar|warden|in-law|named|signed|by|per|yours(?: \w+)?)[ \t\n,:(]{1,4}$"
-)  # Words for a person, by their endings, directly before a name
+)  # Words for a person, most of them recognized by their endings, directly before a name
 _SENTENCE = re.compile(r"(?:\A|[.!?:\n]|[-*•#|\t])[ \t\"“(]*$")
 _DOSED = re.compile(r" ?\(?\d|['’]s? (?:sign|test|disease|syndrome)|-\w|\d")
 _ACTING = re.compile(
     r"(?:['’]s)?,? (?:(?:is|was|has|had|will|did|can|could|would|who|and I|kindly|also|then)(?!\w)|"
     r"[a-z]{3,}(?:ed|es|ts|ks|ns|ys)(?!\w))"
 )
-_WRITTEN = re.compile(r"^(?:Ma?c|D[eiu]|L[ae]|Van|Fitz|[ODL]['’])(?=[A-Z])")  # A second capital follows
+# Beginnings of names, after which a second capital follows
+_WRITTEN = re.compile(r"^(?:Ma?c|D[eiu]|L[ae]|Van|Fitz|[ODL]['’])(?=[A-Z])")
 _ENDS = re.compile(r"[ \t]*(?:[,;.(\n]|$)|[ \t]{2,}")
 _MONTHS = frozenset({"april", "may", "june"})
 _SAYING = re.compile(
@@ -53,7 +54,7 @@ def find(view: View) -> Iterator[Span]:
 
 @lru_cache(1 << 14)
 def is_unlisted(word: str) -> bool:
-    """Return True if a word, as written, is neither English, medical, nor part of a place name, nor on a list."""
+    """Return True if a word has the form of a name, but isn't English, medical, or on a list of other words."""
     low = plain(word)
     return (
         len(low) > 2
@@ -67,12 +68,12 @@ def is_unlisted(word: str) -> bool:
     )
 
 
-# An English word may be a town's name, but not a specialty, ward, drug or eponym.
+# Words that aren't the name of a town, although other English words can be
 _NO_TOWNS = name_words.GENERIC | name_words.EPONYMS | name_words.EPONYMOUS | _HEADS
 
 
 def _pair(view: View, token: re.Match[str]) -> Span | None:
-    """Return a given name and surname if at least one of them is known or unlisted."""
+    """Return a given name and surname if at least one of them is a known name or an unlisted word."""
     low, end = plain(token[0]), token.end()
     first_known = low in name_words.GIVEN or low in name_words.WORD_NAMES
     if (name_words.is_other(low) and low not in _MONTHS) or (not first_known and _PERSONS.fullmatch(f"{low} ")):
@@ -111,7 +112,7 @@ def _pair(view: View, token: re.Match[str]) -> Span | None:
 
 
 def _is_enclosed(view: View, token: re.Match[str]) -> bool:
-    """Return True for an English word and a listed surname between punctuation or short words ("by Woody Hughes,")."""
+    """Return True for an English word and a listed surname before punctuation or a gap ("by Woody Hughes,")."""
     following = NEXT.match(view.text, token.end())
     if following is None or not token[0].istitle() or plain(token[0]) in _HEADS:
         return False
@@ -119,7 +120,7 @@ def _is_enclosed(view: View, token: re.Match[str]) -> bool:
 
 
 def _is_called(view: View, end: int) -> bool:
-    """Return True if this is the name of a street, hospital or similar that follows."""
+    """Return True if a word such as "Street" or "Hospital" follows, so that this is part of a place's name."""
     following = NEXT.match(view.text, end)
     return bool(following and "\n" not in following[0] and plain(following[1]) in _HEADS)
 
@@ -214,7 +215,7 @@ _UNIT_OF = re.compile(r"\b([A-Z][a-z]{3,20}(?: [A-Z][a-z]{3,20})?|[A-Z]{3,5})(?:
 
 
 def find_in_single_person_note(view: View, careful: list[Span]) -> Iterator[Span]:
-    """Yield further identifiers, in addition to the spans that the `careful` finders found."""
+    """Yield further identifiers; `careful` are the spans that the other, more careful finders found."""
     yield from find(view)
     yield from _numbers(view)
     yield from _dates(view)
@@ -288,7 +289,7 @@ def _towns(view: View, careful: list[Span]) -> Iterator[Span]:
 
 
 def _start_of_site_name(house: re.Match[str]) -> int | None:
-    """Return where the name of a hospital begins; None if the words could name any hospital."""
+    """Return the position where a hospital's name begins; None if the words could describe any hospital."""
     for word in re.finditer(r"\S+", house[1]):
         low = word[0].lower().strip(".,")
         if low in _SAINTS:
@@ -300,7 +301,7 @@ def _start_of_site_name(house: re.Match[str]) -> int | None:
 
 
 def _shortened(view: View, houses: list[Span]) -> Iterator[Span]:
-    """Yield mentions of a found hospital by its initials, and of hospitals by a name and a ward."""
+    """Yield the initials of hospitals that were found, and the names of hospitals before a word such as "ICU"."""
     initials = set()
     for house in houses:
         large = [word[0] for word in view.text[house.start : house.end].split() if word[0].isupper()]

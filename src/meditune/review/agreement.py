@@ -19,7 +19,7 @@ from meditune.review.ratings_store import RATING, Note, Rating
 from meditune.statistics import AnyArray, percentile_interval, resampled
 
 Agreement = dict[str, Any]
-"""`value`: 1 if all agree, 0 if they agree only as often as at random, None if undefined; `ci95`; `items` that count"""
+"""`value`: 1 if all agree, 0 if they agree only as often as at random, None if undefined; `ci95`; `items`, the number of items that count"""
 
 
 def cohen(
@@ -66,7 +66,10 @@ def fleiss(counts: AnyArray, clusters: Sequence[Any] | None = None, seed: int = 
 def krippendorff(
     ratings: AnyArray, options: int, level: Level, clusters: Sequence[Any] | None = None, seed: int = 0
 ) -> Agreement:
-    """Return Krippendorff's alpha (2011) of (units, raters) with missing values; units need two ratings."""
+    """Return Krippendorff's alpha (2011) of (units, raters) with missing values.
+
+    Units with fewer than two ratings don't count.
+    """
     counts = counted(ratings, options)
     several = counts.sum(axis=1) >= 2
     counts = counts[several]
@@ -77,8 +80,8 @@ def krippendorff(
         observed = matrices.reshape(len(matrices), options, options)
         totals = observed.sum(axis=2)
         expected = totals[:, :, None] * totals[:, None, :] - totals[:, :, None] * np.eye(options)
-        apart = _differences(totals, level)
-        return _ratio((observed * apart).sum((1, 2)) * (totals.sum(1) - 1), (expected * apart).sum((1, 2)))
+        costs = _differences(totals, level)
+        return _ratio((observed * costs).sum((1, 2)) * (totals.sum(1) - 1), (expected * costs).sum((1, 2)))
 
     return _estimated(each.reshape(len(each), options**2), alpha, _kept(clusters, several), seed)
 
@@ -149,10 +152,10 @@ def disputed(axes: Sequence[Axis], ratings: Iterable[Rating], notes: Iterable[No
         rewritten = len(texts[item]) > 1
         differing = {name: dict(Counter(words)) for name, words in several.items() if rewritten or len(set(words)) > 1}
         if differing:
-            apart = []
+            distances = []
             for name, words in several.items():
                 steps = len(known[name].options) - 1 if known[name].level == "ordinal" else 1
                 pairs = [min(abs(a - b), steps) / steps for a, b in combinations(words, 2)]
-                apart.append(sum(pairs) / len(pairs))
-            found.append(Dispute(item, differing, sum(apart) / len(apart)))
+                distances.append(sum(pairs) / len(pairs))
+            found.append(Dispute(item, differing, sum(distances) / len(distances)))
     return sorted(found, key=lambda each: (-each.distance, each.item))

@@ -1,6 +1,6 @@
 """Results of data checks: verdicts, agreement, careless raters, open disputes, and the decisions file.
 
-Ratings of a row are resolved to one verdict, or to the reason why there is none. Known items show careless raters.
+Ratings of a row are resolved to one verdict, or to the reason why there is none. Known items reveal careless raters.
 """
 
 from __future__ import annotations
@@ -41,9 +41,10 @@ class Resolved:
 
 
 def resolve(rated: RatedSet, axis: Axis = VERDICT) -> tuple[dict[str, Resolved], dict[str, str]]:
-    """Return the verdicts (or decisions) by item, and for judged items without one the reason.
+    """Return the verdicts (or decisions) by item, and for each judged item without one the reason.
 
-    The latest adjudication is final; otherwise more than half of the raters must agree. Only their texts count.
+    The latest adjudication is final; otherwise more than half of the raters must agree. Only the texts of the raters
+    who decide count.
     """
     labels: tuple[str, ...] = VERDICTS if axis is VERDICT else DECISIONS
     notes = {(note.item, note.rater, note.round): note for note in rated.notes if note.better.strip()}
@@ -71,7 +72,7 @@ def resolve(rated: RatedSet, axis: Axis = VERDICT) -> tuple[dict[str, Resolved],
 
 
 def _deciding_ratings(rated: RatedSet, axis: Axis) -> dict[str, tuple[list[Rating], str]]:
-    """Return for each item judged on an axis the ratings that decide it, or none and the reason."""
+    """Return, for each item judged on an axis, the ratings that decide it, or no ratings and the reason."""
     first: dict[str, list[Rating]] = defaultdict(list)
     for rating in rated.first:
         if rating.axis == axis.name:
@@ -154,7 +155,7 @@ def _accuracy(rated: RatedSet, rater: Rater) -> RaterAccuracy:
 
 
 def write_results(folder: Path, excluded_raters: Sequence[str] = (), exclude_careless: bool = False) -> dict[str, Any]:
-    """Return the results (see docs/how-to/check-data.md), and store them as results.json in the set's folder."""
+    """Store the results as results.json in the set's folder, and return them (see docs/how-to/check-data.md)."""
     found = results(read_checked(folder, excluded_raters, exclude_careless))
     write_json(folder / "results.json", found)
     return found
@@ -238,7 +239,7 @@ def _share(resolved: Iterable[Resolved]) -> dict[str, Any]:
 
 
 def _suspicions(resolved: Mapping[str, Resolved], rows: Mapping[str, Origin]) -> dict[str, dict[str, int]]:
-    """Return for each signal the number of rows it flagged, of these the decided ones, and those that need changes."""
+    """Return for each signal how many rows it flagged, how many of them are decided, and how many need changes."""
     found: dict[str, Counter[str]] = defaultdict(Counter)
     for id, row in rows.items():
         for name in row.reasons:

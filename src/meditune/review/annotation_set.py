@@ -1,7 +1,7 @@
 """Annotation sets (`meditune annotate create`): rows of the data for people to check, mixed with known items.
 
 Rows are a random sample, the same number from each stratum, or the most suspicious ones first. Suspicion scores are
-computed without human input. Known items measure raters; neither the page nor the server reads which ones they are.
+computed without human input. Known items measure raters; neither the page nor the server learns which items are known.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ STRATA = ("none", "source", "decision", "question_type")
 def chosen(
     rows: Sequence[Example], count: int, stratify_by: str, seed: int, suspicions: Mapping[str, Suspicion] | None
 ) -> list[Example]:
-    """Return `count` rows, the most suspicious or random ones; each stratum gives the same number if it can."""
+    """Return `count` rows, the most suspicious or random ones, and as far as possible equally many of each stratum."""
     order = list(rows)
     random.Random(f"{seed}/annotate").shuffle(order)
     if suspicions is not None:
@@ -55,7 +55,7 @@ def chosen(
 
 
 def stratum(row: Example, strata: str) -> str:
-    """Return the stratum of a row; "" without strata."""
+    """Return the stratum of a row, or "" if there are no strata."""
     if strata == "none":
         return ""
     if strata == "question_type":
@@ -65,7 +65,7 @@ def stratum(row: Example, strata: str) -> str:
 
 
 def _quotas(sizes: Mapping[str, int], count: int) -> dict[str, int]:
-    """Return the number of rows per stratum, as equal as their sizes allow, `count` in total or all."""
+    """Return the number of rows per stratum, as equal as their sizes allow; in total `count`, or all rows if fewer."""
     quotas = dict.fromkeys(sizes, 0)
     left = min(count, sum(sizes.values()))
     while left:
@@ -116,7 +116,7 @@ def suspicion(examples: Sequence[Example], signals: Mapping[str, Signal]) -> dic
 
 
 def unusual_length(examples: Sequence[Example]) -> dict[str, Finding]:
-    """Return answers far shorter or longer than usual for their source, on a logarithmic scale."""
+    """Return answers that are far shorter or longer than usual for their source, on a logarithmic scale."""
     lengths: dict[str, dict[str, float]] = defaultdict(dict)
     for each in examples:
         if each.answer:
@@ -230,7 +230,7 @@ class Candidates:
 
 
 def candidates(source: str, overrides: Sequence[str], test: bool) -> Candidates:
-    """Return the rows of a run's folder, a table, or a recipe; without `test`, not those of the test split."""
+    """Return the rows of a run's folder, a table, or a recipe; those of the test split only if `test`."""
     path, rejects, noted = Path(source), Rejects(), []
     if path.suffix.lower() in TABLES:
         rows, digest = list(user_files.read(path, rejects)), sha256(path)
@@ -296,7 +296,7 @@ def read_gold(path: Path) -> list[Gold]:
 
 
 def plant(rows: Sequence[Example], count: int, seed: int) -> list[Gold]:
-    """Return rows with an unfitting answer of another row, which any verdict that drops them gets right."""
+    """Return rows with the answer of another row that doesn't fit; every verdict that drops such a row is right."""
     chance = random.Random(f"{seed}/planted")
     able = [row for row in rows if row.answer]
     planted: list[Gold] = []
@@ -305,8 +305,8 @@ def plant(rows: Sequence[Example], count: int, seed: int) -> list[Gold]:
             break
         asked = Sentence(row.question)
         for other in chance.sample(able, min(MAX_ATTEMPTS, len(able))):
-            alien = other.source == row.source and other.group != row.group and asked.total
-            if alien and asked.share_in(stems(other.answer)) < ON_TOPIC / 2:
+            is_foreign = other.source == row.source and other.group != row.group and asked.total
+            if is_foreign and asked.share_in(stems(other.answer)) < ON_TOPIC / 2:
                 wrong = row.model_copy(update={"answer": other.answer})
                 planted.append(Gold(wrong, tuple(each for each in VERDICTS if each not in KEPT_VERDICTS), "planted"))
                 break
@@ -347,7 +347,10 @@ class CreatedSet:
 
 
 def create(source: str, folder: Path, options: AnnotationSetOptions) -> CreatedSet:
-    """Create a set of the rows of a recipe, a run's folder or a table in `folder`, with known items for every rater."""
+    """Create a set in `folder` from rows of `source` (a recipe, a run's folder or a table), with known items.
+
+    Every rater sees the known items.
+    """
     choices = ((options.sample, "--sample", SAMPLES), (options.strata, "--stratify-by", STRATA))
     for name, option, known in choices:
         if name not in known:
@@ -392,7 +395,10 @@ def create(source: str, folder: Path, options: AnnotationSetOptions) -> CreatedS
 def _blinded(
     rows_with_meta: Sequence[tuple[Example, dict[str, Any]]], known: Sequence[Gold], shared: set[str], table: str
 ) -> tuple[list[dict[str, Any]], dict[str, Any], list[str]]:
-    """Return items with known ones at random places, their key, and the questions for all; `table` is a source."""
+    """Return the items, with known ones at random places, their key, and the questions that every rater sees.
+
+    `table` is the name of the source of the user's own rows.
+    """
     chance = secrets.SystemRandom()
     rows = list(rows_with_meta)
     for gold in known:

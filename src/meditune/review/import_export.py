@@ -25,7 +25,7 @@ COMMENT, BETTER = "comment", "better_answer"
 
 @dataclass
 class Judgements:
-    """Ratings and notes whose `rater` is a name."""
+    """Ratings and notes with the rater's name instead of an id."""
 
     rating_set: RatingSet
     ratings: list[Rating]
@@ -40,7 +40,7 @@ class Judgements:
         self.notes[rater, item, round] = replace(changed, time=time or note.time)
 
     def texts(self) -> Iterator[tuple[Note, str, str]]:
-        """Yield each text that isn't empty, with its note and its name."""
+        """Yield the note, the name of the text (comment or better_answer) and the text, for each that isn't empty."""
         for note in self.notes.values():
             for kind, text in ((COMMENT, note.comment), (BETTER, note.better)):
                 if text:
@@ -193,7 +193,7 @@ class ImportedRatings:
 
 
 def export(folder: Path, to: Path | None, format: str | None, unblind: bool, task: Task = RATE) -> list[Path]:
-    """Write the ratings (with `unblind`, also their origins) as one CSV, or as Label Studio's tasks and their form."""
+    """Write the ratings as CSV, or as Label Studio's tasks with their form; with `unblind`, add the items' origins."""
     kind = format or ("label-studio" if to and to.suffix == ".json" else "csv")
     if kind not in FORMATS:
         raise DataError(f"Unknown format {kind!r}. Choose from {', '.join(FORMATS)}.")
@@ -210,7 +210,7 @@ def export(folder: Path, to: Path | None, format: str | None, unblind: bool, tas
 
 
 def import_ratings(folder: Path, path: Path, task: Task = RATE) -> ImportedRatings:
-    """Import all ratings in a CSV file or a Label Studio export, replacing earlier ones, or none if one is invalid."""
+    """Import all ratings in a CSV file or a Label Studio export, or none if one is invalid; they replace earlier ones."""
     rating_set, store = read_set(folder, task), Store(folder)
     given = _read_label_studio(path, rating_set) if path.suffix.lower() == ".json" else _read_csv(path, rating_set)
     notes = list(given.notes.values())

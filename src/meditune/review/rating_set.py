@@ -1,6 +1,6 @@
-"""Rating sets: items to judge without what raters must not know, the axes, the tasks, and each rater's order.
+"""Rating sets: the items to judge (without anything that raters must not know), axes, tasks, and each rater's order.
 
-A set's folder holds
+A set's folder contains:
 
 set.json         the task, the axes, and how raters share the work
 items.jsonl      id, asked (which question), question, context, answer ...: all that the page may show
@@ -8,7 +8,7 @@ key.json         the origin of each item; neither the page nor the server reads 
 ratings.sqlite   the ratings (ratings_store.py)
 
 The experts' axes are those of Singhal et al. 2023 (Large language models encode clinical knowledge, Nature 620, tables
-of clinicians' and lay users' axes), reworded. The options of an axis go from the best to the worst, so that key 1 is
+of clinicians' and lay users' axes), reworded. The options of an axis are ordered from the best to the worst, so that key 1 is
 always the best.
 """
 
@@ -213,7 +213,8 @@ Model = TypeVar("Model", bound=BaseModel)
 
 SET, ITEMS, KEY, STORE = "set.json", "items.jsonl", "key.json", "ratings.sqlite"
 BLOCK = 8
-"""Questions whose answers are shuffled together: enough that raters don't compare them directly, few enough to finish.
+"""Number of questions whose answers are shuffled together: enough to separate the answers to one question, and few
+enough that a rater finishes a block
 """
 
 
@@ -223,7 +224,7 @@ class Item(BaseModel, frozen=True, extra="forbid"):
     id: str
     """Reveals nothing about the answer's origin"""
     asked: str
-    """The same for all answers to one question"""
+    """The same text for all answers to one question"""
     question: str
     context: tuple[Passage, ...]
     answer: str
@@ -263,7 +264,7 @@ class Origin(BaseModel, frozen=True, extra="forbid"):
 
     @property
     def known(self) -> bool:
-        """True for a known item, which measures the rater and is no row of the data."""
+        """True for a known item, which measures the rater and isn't a row of the data."""
         return bool(self.expected)
 
 
@@ -347,7 +348,8 @@ class RatingSet:
     def work(self, place: int) -> list[str]:
         """Return the item ids for the rater with number `place` (from 0), in this rater's order.
 
-        In a ranked set it differs only within blocks. Within a block, each question appears once before any repeats.
+        In a ranked set, raters' orders differ only within blocks. Within a block, each question appears once before any
+        question repeats.
         """
         chance = random.Random(f"{self.settings.shuffle}/{place}")
         answers: dict[str, list[str]] = defaultdict(list)
@@ -367,7 +369,7 @@ class RatingSet:
         return order
 
     def _dealt(self, questions: Sequence[str], place: int) -> list[str]:
-        """Return the questions of one rater. Every combination of `overlap` raters gets about the same number."""
+        """Return the questions of one rater. Every combination of `overlap` raters shares about the same number."""
         raters, everyone = self.settings.raters, self.settings.everyone
         if raters is None or self.settings.overlap is None:
             return list(questions)
@@ -398,7 +400,7 @@ def _validated(model: type[Model], content: Any, place: object) -> Model:
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"]))
-        raise DataError(f"{place}: not a part of a rating set ({key}: {first['msg']}).") from error
+        raise DataError(f"{place}: not valid in a rating set ({key}: {first['msg']}).") from error
 
 
 def write_set(
@@ -411,7 +413,7 @@ def write_set(
     shared_ids: Sequence[str] = (),
     ranked: bool = False,
 ) -> None:
-    """Write a set to `folder` atomically. `inputs` has `raters` and `overlap`, by default 2 for data checks."""
+    """Write a set to `folder` atomically. `inputs` has `raters` and `overlap`, which is 2 by default for data checks."""
     raters, overlap = inputs["raters"], inputs["overlap"]
     if task is VALIDATE and raters:
         overlap = overlap or min(2, raters)
@@ -424,7 +426,7 @@ def write_set(
 
 
 def check_sharing(raters: int | None, overlap: int | None) -> None:
-    """Raise MedituneError if the work cannot be shared in that way."""
+    """Raise MedituneError if the work cannot be shared by that many raters with that overlap."""
     if overlap is not None and raters is None:
         raise MedituneError("--overlap sets how many of the raters see each question; give --raters too.")
     if raters is not None and not 1 <= (overlap or raters) <= raters:
@@ -445,10 +447,11 @@ MODELS = ("base", "tuned")
 def create(
     run: Path, folder: Path, questions: int, axes: str, raters: int | None, overlap: int | None, seed: int
 ) -> dict[str, int]:
-    """Create a rating set in `folder`; return its numbers of `questions` and `answers`, and of `alike` answers.
+    """Create a rating set in `folder`; return the numbers of its `questions`, `answers` and `alike` answers.
 
-    The questions are a seeded sample; ids and orders are random, so that they can't be guessed. Identical answers
-    become one item. Raises DataError without written answers, MedituneError if the folder holds something else.
+    `seed` determines the sample of questions; ids and orders are random, so that they can't be guessed. Identical
+    answers become one item. Raises DataError if there are no written answers, and MedituneError if the folder contains
+    something else.
     """
     RATE.form(axes)
     refuse_unfinished(run)

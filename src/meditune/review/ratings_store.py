@@ -1,4 +1,7 @@
-"""The store of ratings: one SQLite file, written at once, safe with several raters and if the server is killed."""
+"""The store of ratings: an SQLite file that several raters can use at once.
+
+Each rating is written at once, so none is lost if the server is killed.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +45,7 @@ class Rater:
     name: str
     number: int
     place: int | None
-    """From 0, among those who share the first round; None for those who only adjudicate"""
+    """Number from 0 among the raters of the first round; None for raters who only adjudicate"""
 
     @property
     def code(self) -> str:
@@ -91,7 +94,7 @@ class Store:
             base.executescript(_TABLES)
 
     def rater(self, name: str, takes_share: bool = True) -> Rater:
-        """Return or create the rater of that name, ignoring case and spacing, with or without a share of round one."""
+        """Return or create the rater of that name, ignoring case and spacing; `takes_share`: for the first round, too."""
         shown = " ".join(name.split())
         key = shown.casefold()
         with self._opened() as base:
@@ -116,7 +119,7 @@ class Store:
         return {row[0]: Rater(*row) for row in rows}
 
     def save(self, ratings: Iterable[Rating], notes: Iterable[Note] = ()) -> None:
-        """Store all of these or none; they replace earlier ratings by the same rater of the same item."""
+        """Store all of these or none; they replace the same rater's earlier ratings and notes on the same item."""
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
         with self._opened() as base:
             base.execute("BEGIN IMMEDIATE")

@@ -37,7 +37,7 @@ class RatedSet:
     notes: list[Note]
 
     def without(self, raters: Container[str]) -> RatedSet:
-        """Return the set without these raters' (ids) ratings of the first round."""
+        """Return the set without the first-round ratings of these raters (ids)."""
         return replace(
             self,
             first=[rating for rating in self.first if rating.rater not in raters],
@@ -59,7 +59,7 @@ SEED = 17
 
 
 def agreement(axis: Axis, ratings: Sequence[Rating], rated: RatedSet) -> dict[str, Any]:
-    """Return alpha, fleiss (for items with the most common number of raters), and cohen for each pair of raters."""
+    """Return `alpha`, `fleiss` (on items with the most common number of raters), and `cohen` for each pair of raters."""
     raters = [id for id in rated.raters if any(rating.rater == id for rating in ratings)]
     items = list(dict.fromkeys(rating.item for rating in ratings))
     table = np.full((len(items), len(raters)), np.nan)
@@ -88,7 +88,7 @@ def agreement(axis: Axis, ratings: Sequence[Rating], rated: RatedSet) -> dict[st
 
 
 def seconds(ratings: Iterable[Rating]) -> float | None:
-    """Return a rater's median time per answer; imported ratings without times are ignored."""
+    """Return the median time that a rater spent on an answer; imported ratings without times are ignored."""
     spent: dict[tuple[str, str], float] = defaultdict(float)
     for rating in ratings:
         spent[rating.rater, rating.item] += rating.seconds
@@ -170,7 +170,7 @@ def of_run(run: Path) -> dict[str, Any] | None:
 
 
 def write_results(folder: Path) -> dict[str, Any]:
-    """Return the results, and store them as results.json and results.html in the set's folder."""
+    """Store the results as results.json and results.html in the set's folder, and return them."""
     from meditune.evaluate.report.data_sections import render_review
 
     found = results(folder)
@@ -254,7 +254,7 @@ def _origins(key: Mapping[str, Origin], scores: Mapping[str, float | None]) -> d
 
 
 def _difference(key: Mapping[str, Origin], scores: Mapping[str, float | None]) -> dict[str, Any] | None:
-    """Return tuned minus base on the questions with both, with the keys of a report; None if undefined."""
+    """Return the difference tuned minus base, on questions with scores for both; None if it is undefined."""
     by_question = _by_question(key, scores)
     base, tuned = by_question["base"], by_question["tuned"]
     both = [example for example in base if example in tuned]
@@ -281,13 +281,13 @@ def _remarks(rated: RatedSet) -> list[str]:
     remarks = unfinished(rated)
     run = Path(rated.made_from["run"])
     if (run / "predictions").is_dir() and digests(run) != rated.made_from["answers"]:
-        remarks.append(f"The answers in {run} were generated again since; these ratings are for the earlier ones.")
+        remarks.append(f"The answers in {run} were generated again later; these ratings are for the earlier answers.")
     return sorted(remarks)
 
 
 @dataclass(frozen=True)
 class PairSummary:
-    """The pairs that were written, and the reasons for those that weren't."""
+    """The numbers of pairs that were written, and of those that weren't, by reason."""
 
     rated: int
     corrected: int

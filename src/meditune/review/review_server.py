@@ -118,7 +118,7 @@ class ReviewApp:
 
 
 def app_for(review: ReviewApp, hosts: set[str], token: str | None) -> FastAPI:
-    """Return the application; requests must name one of `hosts`, if any are given, and carry the `token`, if any."""
+    """Return the application. Requests must name one of `hosts`, if any are given, and contain the `token`, if any."""
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     rating_set, store = review.set, review.store
 

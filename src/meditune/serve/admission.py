@@ -55,7 +55,7 @@ class FairQueue:
         return sum(not entry.turn.done() for entry in self._waiting)
 
     async def enter(self, caller: str, cost: int = 1) -> None:
-        """Wait for a place. Raises ApiError 429 if the queue is full, or if there is no turn in time."""
+        """Wait for a place. Raises ApiError 429 if the queue is full, or if the turn doesn't come in time."""
         entry = _Entry(caller, cost, self._time, next(self._numbers))
         self._waiting.append(entry)
         self._next()
@@ -142,7 +142,7 @@ class Admission(FairQueue):
     async def place(self, caller: str) -> AsyncIterator[float]:
         """Wait for a place, hold it for the block, and yield the seconds that the request waited.
 
-        Raises ApiError 429 if the queue is full, or if there is no turn in time.
+        Raises ApiError 429 if the queue is full, or if the turn doesn't come in time.
         """
         asked = time.monotonic()
         await self.enter(caller)
@@ -155,7 +155,7 @@ class Admission(FairQueue):
 
     @contextmanager
     def reserve_free(self, count: int) -> Iterator[int]:
-        """Hold up to `count` further places for the block and yield their number: those free while nobody waits."""
+        """Hold up to `count` free places for the block, and yield their number; it is 0 while requests wait."""
         taken = 0 if self._waiting else max(0, min(count, self.places - self.active))
         self.active += taken
         try:
@@ -197,12 +197,12 @@ class TriageQueue(FairQueue):
     async def run(self, caller: str, characters: int, judge: Callable[[], Result]) -> Result:
         """Return the result of `judge`, which runs in the pool when it is this message's turn.
 
-        Raises ApiError 429 if the queue is full, or if there is no turn in time.
+        Raises ApiError 429 if the queue is full, or if the turn doesn't come in time.
         """
         cost = BASE_COST + characters
         await self.enter(caller, cost)
         work = asyncio.get_running_loop().run_in_executor(self._pool, copy_context().run, judge)
-        # The thread is free only when the work has really ended, even if the caller is gone.
+        # Even if the caller is gone, the thread is busy until the work has really ended.
         work.add_done_callback(lambda _: self.leave(cost))
         return await asyncio.shield(work)
 

@@ -34,7 +34,7 @@ class Trace:
     stream_status: int = 0
     """The status of an error that was reported inside a stream"""
     store_failed: bool = False
-    """True if the store aborted the request, which isn't the fault of the model's version"""
+    """True if the request failed because of the store, which isn't the fault of the model's version"""
     ended: list[Callable[[int], None]] = field(default_factory=list)
     """Callbacks that get the status when the request has ended"""
 
@@ -80,7 +80,7 @@ class ClientDisconnected(Exception):  # noqa: N818 - this isn't an error: nobody
 
 
 def too_many_requests(message: str, after_s: float, code: str) -> ApiError:
-    """Return a 429 whose Retry-After header holds `after_s`, rounded to whole seconds and at least 1."""
+    """Return a 429 whose Retry-After header is `after_s`, rounded to whole seconds and at least 1."""
     return ApiError(429, message, code, headers={"retry-after": str(max(1, round(after_s)))})
 
 

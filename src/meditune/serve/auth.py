@@ -59,7 +59,7 @@ class Rate:
 
 
 class Rates:
-    """The token buckets of all callers. Each allows `per_minute` requests at once, and as many in a further minute."""
+    """The token buckets of all callers. Each allows `per_minute` requests at once, and refills within a minute."""
 
     def __init__(self) -> None:
         self._buckets: OrderedDict[tuple[str, int], tuple[float, float]] = OrderedDict()
@@ -156,7 +156,7 @@ class Authenticator:
     async def _by_key(self, request: Request, address: str) -> Caller:
         settings = self.settings
         if not settings.keys_needed:
-            # A request to this machine's port may come from a person whose messages a program passes on.
+            # Even on this machine, a program may pass on other people's messages, so nobody gets the scope `raw` by default.
             scopes = frozenset(USUAL if settings.anonymous_access else SCOPES) - {"raw"}
             return Caller(address, "", scopes | self._bare(), settings.per_minute, settings.daily_tokens)
         assert self.keys is not None, "keys are required, so there is a store"
@@ -184,9 +184,9 @@ class Authenticator:
 
 
 def allowed(scope: Scope, charged: bool = False) -> Callable[[Request], Awaitable[Caller]]:
-    """Return a FastAPI dependency that gives the caller if it has the scope.
+    """Return a FastAPI dependency that returns the caller if it has the scope.
 
-    With `charged`, the request counts against rate limit and quota.
+    With `charged`, the request counts against the rate limit and the quota.
     """
 
     async def caller(request: Request) -> Caller:

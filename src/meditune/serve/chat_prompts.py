@@ -2,8 +2,8 @@
 
 The plain format has context, a question and a cue. System messages therefore become context, and earlier turns come
 before the last question in the same format. A message that already ends in one of the format's cues is used unchanged.
-In the chat format, the messages are rendered with the model's chat template, as in training (prompts.py). A format with
-a cue for plain words asks for them in both cases.
+In the chat format, the messages are rendered with the model's chat template, as in training (prompts.py). If
+the format has a cue for plain language, both kinds of prompts contain it.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ class ChatPrompts:
         return self.text(last if self._ends_in_cue(last) else conversation_text(self.form, turns[:-1], last)[0])
 
     def text(self, prompt: str) -> list[int]:
-        """Return the token ids of a text, with the special tokens at the beginning. Special tokens in it are text."""
+        """Return the token ids of a text, after the special tokens of a beginning; special tokens in it are read as text."""
         ids: list[int] = self.tokenizer(prompt, split_special_tokens=True)["input_ids"]
         while ids and ids[-1] == self.tokenizer.eos_token_id:
             ids = ids[:-1]
         return ids
 
     def in_format(self, text: str) -> bool:
-        """Return whether a message is already a prompt in the model's own format, since it ends in one of its cues."""
+        """Return whether a message is already a prompt in the model's own format, that is, ends in one of its cues."""
         return not self.templated and self._ends_in_cue(text)
 
     def _ends_in_cue(self, text: str) -> bool:

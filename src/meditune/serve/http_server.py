@@ -44,7 +44,7 @@ ALL_INTERFACES = {"0.0.0.0", "::", ""}
 ENGINE_CHECK_S = 0.25
 """How often the server checks whether its engine can't be restarted"""
 GRACEFUL_SHUTDOWN_S, FORCED_SHUTDOWN_S = 5, 15.0
-"""How long other answers, and the process, may take to end in that case"""
+"""How many seconds other answers, and the process, have to end if the engine can't be restarted"""
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def refuse_uninstalled(mcp: bool = False) -> None:
 
 
 def listening(config: ListenConfig) -> socket.socket:
-    """Return a socket that listens at the place. Raises MedituneError if that fails."""
+    """Return a socket that listens at the configured address. Raises MedituneError if that fails."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(config.host, config.port, type=socket.SOCK_STREAM)[0]
         listener = socket.socket(family, kind, protocol)
@@ -133,7 +133,7 @@ def run(
     ready: Callable[[str], None],
     extend: Extend | None = None,
 ) -> None:
-    """Serve until the process gets a signal to end; it then finishes running answers and refuses new ones.
+    """Serve until the process gets a signal to end; the server then finishes running answers and refuses requests.
 
     `ready` is called with the address as soon as the server accepts requests. Raises EngineUnavailableError if the
     model's engine has ended and can't be restarted; the process ends with that error's exit code.
@@ -142,7 +142,7 @@ def run(
     server = server_of(service, config, extend)
     address = service.address = config.address(sock.getsockname()[1])
     threading.Thread(target=_watch, args=(server, service, lambda: ready(address)), name="engine", daemon=True).start()
-    # uvicorn raises the signal that ended it again after the shutdown; here that isn't an interruption.
+    # After the shutdown, uvicorn repeats the signal that stopped it, which isn't an interruption here.
     with suppress(Stopped):
         server.run(sockets=[sock])
     if (failure := _given_up(service)) is not None:
@@ -152,7 +152,7 @@ def run(
 def _watch(server: uvicorn.Server, service: Service, ready: Callable[[], None]) -> None:
     """Call `ready` when the server accepts requests, and end the server when its engine can't be restarted.
 
-    It is ended by force if a stuck thread keeps the process alive.
+    If a stuck thread keeps the process alive, the process is ended by force.
     """
     told = False
     while (failure := _given_up(service)) is None:
@@ -162,7 +162,7 @@ def _watch(server: uvicorn.Server, service: Service, ready: Callable[[], None]) 
             told = True
             ready()
         time.sleep(ENGINE_CHECK_S if told else 0.01)
-    # No client waits for the model's answers any more: all of them got an error.
+    # No client waits for the model's answers any more: all clients got an error.
     server.config.timeout_graceful_shutdown = GRACEFUL_SHUTDOWN_S
     server.should_exit = True
     time.sleep(FORCED_SHUTDOWN_S)

@@ -66,7 +66,7 @@ class Evaluation:
     _running: asyncio.Task[dict[str, Any]] | None = None
 
     async def result(self) -> dict[str, Any]:
-        """Return the metrics. The evaluation continues if the caller is gone, and isn't repeated when it is done.
+        """Return the metrics. The evaluation continues if the caller disconnects, and isn't repeated once it is done.
 
         Raises ApiError 500, with the evaluation's own message, if it fails.
         """
@@ -81,12 +81,12 @@ class Evaluation:
             sys.executable, "-m", "meditune", *words, stdin=nothing, stdout=nothing, stderr=pipe
         )
         try:
-            _, said = await process.communicate()
+            _, stderr = await process.communicate()
         finally:
             if process.returncode is None:
                 process.kill()
         if process.returncode:
-            _, _, reason = said.decode(errors="replace").rpartition("Error: ")
+            _, _, reason = stderr.decode(errors="replace").rpartition("Error: ")
             raise ApiError(500, f"The evaluation failed. {reason.strip()[-2000:]}", "evaluation_failed")
         result = read_json(self.folder / EVALUATION)
         return {name: result[name] for name in ("model", "data", "figures", "remarks")}
@@ -120,7 +120,7 @@ class _Tools:
 
     def server(self) -> Server[Any]:
         """Return the MCP server with these tools."""
-        # Its messages could quote what people ask.
+        # Its log messages could quote people's questions.
         logging.getLogger("mcp").setLevel(logging.CRITICAL)
         return Server(
             "meditune", version=__version__, instructions=LIMITS, on_list_tools=self._list, on_call_tool=self._call
@@ -204,7 +204,7 @@ def _search_text(found: Mapping[str, Any]) -> str:
 
 
 async def _post(app: FastAPI, path: str, body: Any, request: Request | None) -> dict[str, Any]:
-    """Return the JSON that a route of the application answers to this body, sent by the sender of `request`.
+    """Return the JSON with which a route of the application answers this body, as if the caller of `request` sent it.
 
     Raises ApiError if the route does. If the call is cancelled, the route sees a client that disconnects.
     """
@@ -276,7 +276,7 @@ def add_endpoint(app: FastAPI, evaluation: Evaluation | None = None) -> None:
 
 def run_stdio(open_service: Callable[[], Service], evaluation: Evaluation | None = None) -> None:
     """Serve the tools on stdin and stdout until stdin is closed. Nothing but messages is written to stdout."""
-    # The SDK diverts stdout too, but only once the model is loaded: it couldn't report that loading failed.
+    # The SDK redirects stdout, too, but it starts after loading, because it couldn't report that loading failed.
     with _stdout_to_stderr():
         service = open_service()
     print(f"The tools of {service.served.name} are served on stdin and stdout.", file=sys.stderr)
@@ -308,7 +308,7 @@ async def _serve_stdio(app: FastAPI, server: Server[Any]) -> None:
 
 @contextmanager
 def _stdout_to_stderr() -> Iterator[None]:
-    """Send what this process writes to stdout, also from compiled code, to stderr inside the block."""
+    """Inside the block, redirect this process's stdout, including the output of compiled code, to stderr."""
     sys.stdout.flush()
     kept = os.dup(1)
     os.dup2(2, 1)

@@ -1,6 +1,6 @@
 """A server's Prometheus metrics: requests, durations, tokens, the queue, outcomes of answers, costs and drift.
 
-Metrics hold numbers and outcomes, never text. Costs are in the currency of the prices that the server was given.
+Metrics contain numbers and outcomes, never text. Costs are in the currency of the prices that the server was given.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ _SECONDS = (0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160)
 
 
 class Metrics:
-    """One server's metrics, in their own registry. Labels hold routes, statuses and outcomes, never text."""
+    """One server's metrics, in their own registry. Labels are routes, statuses and outcomes, never text."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -131,7 +131,7 @@ _FIGURES = ("decision", "confidence", "reading_grade", "tokens", "timings", "sty
 
 
 def facts_of(answer: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the metrics of an answer with the ids of its passages, which identify it if a passage is retracted."""
+    """Return the metrics of an answer, and its passages' ids, by which it is found if a passage is retracted."""
     sentences, sources = answer["sentences"], answer["sources"]
     found = {name: answer.get(name) for name in _FIGURES} | {"retrieval": _best_similarity(answer)}
     return {name: value for name, value in found.items() if value is not None} | {

@@ -23,7 +23,7 @@ CLIENT_CLOSED_REQUEST = 499
 """nginx's status for a client that disconnected; it appears only in the log"""
 DRAINED_BODIES, DRAIN_S = 16, 5.0
 TRACED = ("outcome", "version", "waited", "first_token", "prompt_tokens", "completion_tokens")
-"""The facts about a request that its OpenTelemetry span may hold"""
+"""The facts about a request that its OpenTelemetry span may contain"""
 METHODS = {"GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH"}
 
 
@@ -78,7 +78,7 @@ class Guard:
             status = CLIENT_CLOSED_REQUEST
             self.metrics.cancelled.inc()
         except asyncio.CancelledError:
-            # A client that disconnects raises ClientDisconnected, so this is the server, which has stopped waiting.
+            # This isn't a client that disconnected (ClientDisconnected), but the server, which shuts down.
             scope["app"].state.service.aborted_requests += 1
             raise
         except Exception as error:

@@ -34,14 +34,14 @@ class Body(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _without_what_asks_nothing(cls, values: Any) -> Any:
+    def _drop_values_without_effect(cls, values: Any) -> Any:
         if not isinstance(values, dict):
             return values
         _refuse_broken_text(values)
         return {
             name: value
             for name, value in values.items()
-            if value is not None and not any(value == nothing for nothing in cls.asks_nothing.get(name, ()))
+            if value is not None and not any(value == neutral for neutral in cls.asks_nothing.get(name, ()))
         }
 
 
@@ -194,7 +194,7 @@ class Message(Body):
     asks_nothing: ClassVar[Mapping[str, tuple[Any, ...]]] = {"annotations": ([],), "tool_calls": ([],)}
 
     def turn(self) -> Turn:
-        """Return the message's role, where a developer counts as the system, with its whole text."""
+        """Return the message as a turn with its whole text; the role developer becomes system."""
         text = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
         return Turn(role="system" if self.role == "developer" else self.role, text=text)
 

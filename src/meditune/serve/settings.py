@@ -32,9 +32,9 @@ class Settings:
     queue_size: int = 64
     """Requests that may wait for the engine; more are refused with 429"""
     wait_s: float = 30.0
-    """The longest time that a request may wait"""
+    """The longest time that a request may wait for the engine"""
     message_characters: int = MAX_CHARACTERS + LAST_CHARACTERS
-    """The maximum length of a user's message; the limit can't be larger, since triage reads no more characters"""
+    """The maximum length of a user's message, at most the number of characters that triage reads"""
     context_characters: int = 100_000
     """The maximum total length of a chat's system messages"""
     history_characters: int = 100_000
@@ -49,15 +49,15 @@ class Settings:
     """The maximum length of an answer if the request sets none"""
     max_new_tokens: int = 1024
     per_minute: int = 0
-    """Requests per caller; 0: no limit"""
+    """Requests per caller and minute; 0: no limit"""
     feedback_per_minute: int = 60
-    """Feedback per caller; the caller's `per_minute` applies as well, its quota of tokens doesn't. 0: no limit"""
+    """Pieces of feedback per caller and minute, but at most the caller's `per_minute`; 0: no limit"""
     daily_tokens: int = 0
-    """Tokens per caller; 0: no quota"""
+    """Tokens per caller and day; 0: no quota"""
     origins: tuple[str, ...] = ()
     """Other sites whose pages may call this server (CORS)"""
     hosts: tuple[str, ...] = ()
-    """Host names that requests may use; none: any"""
+    """Host names that requests may use; empty: any"""
     keys_needed: bool = False
     anonymous_access: bool = False
     """Serve anonymous callers from other machines; they can ask questions, but not see metrics and status"""

@@ -32,7 +32,7 @@ async def run_in_store_thread(call: Callable[Given, Result], *args: Given.args, 
 
 
 URGENT_S, METRICS_S = 1.0, 5.0
-"""How long urgent help, and an answer whose text isn't stored, wait for the store at most"""
+"""The longest time that urgent help, and an answer whose text isn't stored, wait for the store"""
 
 
 async def log_answer(
@@ -64,7 +64,7 @@ async def log_answer(
 JUMP_S = 3600.0
 """How far the clock may drift from the machine's uptime between two checks; more counts as a jump"""
 MAX_INACTIVITY_S = 7 * 86_400.0
-"""The age of a store's last activity from which the clock may be wrong (or nobody used the store)"""
+"""If a store's last activity is older than this, the clock may be wrong (or nobody used the store)"""
 STABLE_CLOCK_S = 86_400.0
 """How long the clock must run without a jump before it is trusted; a wrong clock is corrected by then"""
 # This clock also runs while the machine sleeps, so waking up isn't a jump.

@@ -38,7 +38,7 @@ RETRY_INTERVALS = 12
 
 
 ERRORS = (MedituneError, OSError, RuntimeError, ValueError)
-"""What broken files of a version or registry raise; it must not stop the thread that follows the registry"""
+"""Errors that damaged files of a version or registry raise; they must not stop the thread that follows the registry"""
 NOT_FOLLOWED = "The registry can't be followed, so the served versions stay: {}"
 
 
@@ -82,7 +82,7 @@ class VersionRouter:
         follow_s: float,
         report: Callable[[str], None] = LOGGER.error,
     ) -> None:
-        """Load the registry's version, `make` the service with it, and follow the registry from now on.
+        """Load the registry's current version, `make` the service with it, and follow the registry from now on.
 
         `report` is called with a message about each version that can't be served or was rolled back. Raises DataError
         if no version can be served.
@@ -106,7 +106,7 @@ class VersionRouter:
         threading.Thread(target=self._follow_registry, name="registry", daemon=True).start()
 
     def enter(self, conversation: str) -> LiveVersion:
-        """Return the version for a request of this conversation. Every `enter` needs a `leave`."""
+        """Return the version for a request of this conversation. Every `enter` needs a `release`."""
         with self._lock:
             live = self._current
             if self._trial and _is_routed_to_trial(conversation, self._trial[1]):

@@ -131,7 +131,7 @@ class Answers:
             yield asdict(answer) | {"feedback": feedback}
 
     def in_order(self, after: int = 0) -> Iterator[tuple[int, Answer, tuple[str, ...]]]:
-        """Yield place, answer and ratings of each answer whose place is after `after`, in the order of storing.
+        """Yield place, answer and ratings of each answer whose place is after `after`, in the order they were stored.
 
         The order doesn't depend on the clock. No place is used twice.
         """

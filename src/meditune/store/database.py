@@ -195,7 +195,7 @@ class SQLiteDatabase(Database):
 
 
 def _use_wal(base: sqlite3.Connection) -> None:
-    """Use a write-ahead log. If several programs do so at once, SQLite fails without waiting, so try until BUSY_S."""
+    """Use a write-ahead log. If several programs do so at once, SQLite fails without waiting, so retry for BUSY_S."""
     deadline = time.monotonic() + BUSY_S
     while True:
         try:

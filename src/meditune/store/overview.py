@@ -1,6 +1,6 @@
 """An overview of a service from its store: answers, latencies, outcomes, feedback, versions, servers, drift, updates.
 
-It contains only numbers and names, apart from the masked questions that support an alert. Programs that share a store
+It contains only numbers and names, except for the masked questions that support an alert. Programs that share a store
 exchange notes through it: which servers run, what was last updated, what drifted.
 """
 

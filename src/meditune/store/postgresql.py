@@ -25,7 +25,7 @@ RECONNECT_S = 0.5
 LOCK_S = 20.0
 """The longest wait for another program's lock, as in SQLite"""
 MAX_CONNECTIONS = 8
-"""The most connections of one process"""
+"""The maximum number of connections of one process"""
 CREATING, WRITING = 7_104_001, 7_104_002
 """Advisory locks, held while tables are created and while an answer is added"""
 

@@ -3,6 +3,7 @@
 The statistical core: exact without drift, quick with it.
 """
 
+import re
 from bisect import insort
 
 import numpy as np
@@ -13,7 +14,7 @@ from meditune.errors import DataError
 from meditune.operate.drift import drift_detection, e_detectors
 from meditune.operate.drift.e_detectors import BLOCK, block_test
 from meditune.operate.drift.monitor import Monitor
-from meditune.operate.drift.reference import fit, load, save
+from meditune.operate.drift.reference import fit, load, read, save, write
 from tests.operate.drift.request_streams import requests
 
 EMBEDDING = {"name": "invented", "dimension": 24, "space": "0"}
@@ -129,6 +130,38 @@ def test_a_state_of_another_reference_is_refused(reference, tmp_path):
     other = save(fit(requests(400, 15), EMBEDDING, "test"), tmp_path / "other")
     with pytest.raises(DataError, match="another reference"):
         Monitor.load(tmp_path / "state", other)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda about: about.pop("outcomes"),
+        lambda about: about.pop("reference"),
+        lambda about: about["policy"].update(at_least="small"),
+        lambda about: about["policy"].pop("hold"),
+        lambda about: about["missing"].pop("length"),
+        lambda about: about["watches"]["length"].update(until=about["watches"]["length"].pop("cool_until")),
+        lambda about: about["alerts"].append({"id": "x"}),
+        lambda about: about.update(policy=None),
+    ],
+)
+def test_a_state_with_unknown_or_missing_keys_is_refused_with_what_to_do(reference, tmp_path, change):
+    path = tmp_path / "state"
+    Monitor(reference).save(path)
+    about, arrays, _ = read(path, "state", "")
+    change(about)
+    write(path, "state", about, arrays)
+    with pytest.raises(DataError, match=f"{re.escape(str(path))} is damaged, or another version .* Delete it"):
+        Monitor.load(path, reference)
+
+
+def test_a_state_without_the_arrays_of_a_signal_is_refused(reference, tmp_path):
+    path = tmp_path / "state"
+    Monitor(reference).save(path)
+    about, arrays, _ = read(path, "state", "")
+    write(path, "state", about, {name: array for name, array in arrays.items() if not name.startswith("length/")})
+    with pytest.raises(DataError, match="is damaged, or another version"):
+        Monitor.load(path, reference)
 
 
 def test_too_few_requests_make_no_reference():

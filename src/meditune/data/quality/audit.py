@@ -37,10 +37,10 @@ class Audit:
     read: int = 0
     remaining: dict[str, list[Example]] = field(default_factory=dict)
     pairs: list[tuple[str, str, Pair]] = field(default_factory=list)
-    """Ids of (nearly) identical rows, and the comparison"""
+    """Ids of two (nearly) identical rows, and the result of comparing them"""
     thresholds: list[dict[str, Any]] = field(default_factory=list)
     hidden: Container[str] | None = ()
-    """Ids of rows whose text is never shown as an example; None for all rows"""
+    """Ids of rows whose text is never shown as an example; None means all rows"""
     _shown: dict[str, list[dict[str, str]]] = field(default_factory=lambda: defaultdict(list))
     _dropped: set[str] = field(default_factory=set)
     _changed: set[str] = field(default_factory=set)
@@ -89,7 +89,7 @@ class Audit:
         return replace(splits, **left)
 
     def note_row(self, row: dict[str, str | None], example: dict[str, str] | None) -> None:
-        """Record an entry that the caller made and counts, given as a ledger row and as an example to show."""
+        """Record a ledger row, and an example to show. The caller counts dropped and changed rows itself."""
         self.ledger.add_row(row)
         examples = self._shown[str(row["rule"])]
         if example is not None and len(examples) < EXAMPLES:
@@ -161,7 +161,7 @@ class Audit:
     def _chosen(
         self, pairs: Sequence[Pair], dropped: Mapping[int, Pair], ranked: Sequence[Example]
     ) -> tuple[Pair, str] | None:
-        """Return a row's decisive pair with an earlier row that stays, and its rule; rules that drop rows come first.
+        """Return the pair that decides whether a row is dropped, and its rule; rules that drop rows take precedence.
 
         A row that is only similar to a dropped row stays; an identical one is dropped.
         """
@@ -180,7 +180,7 @@ class Audit:
     def asked_again(
         self, examples: Sequence[Example], repeated: Iterable[tuple[int, int]]
     ) -> tuple[dict[int, Example], set[int]]:
-        """Return the changed rows and the dropped rows among those with a repeated question, by index."""
+        """Return the changed rows (by index) and the indices of dropped rows, among those with a repeated question."""
         action = self.spec.action("repeated_question")
         changed: dict[int, Example] = {}
         gone: set[int] = set()
@@ -197,7 +197,7 @@ class Audit:
                 changed[first] = earlier.model_copy(update={"meta": earlier.meta | {"references": references}})
                 gone.add(again)
             elif members[later.source, later.group] == 1:
-                # Otherwise the row already belongs to a group; the split keeps the same questions together anyway.
+                # Otherwise, the row already belongs to a group; the splits keep repeated questions together anyway.
                 if later.group == earlier.group:
                     continue
                 changed[again] = after = later.model_copy(update={"group": earlier.group})
@@ -229,7 +229,7 @@ def _similarity(pair: Pair) -> str:
 
 
 def excerpt(entry: Entry, hidden: bool = False) -> dict[str, str]:
-    """Return a row for display; only its id if the row is restricted or `hidden`."""
+    """Return a row for display, without its text if the row is restricted or `hidden`."""
     before, after = entry.before, entry.after
     if hidden or is_restricted(before):
         return {"id": before.id, "action": entry.action, "detail": "", "question": "", "answer": ""}
@@ -274,7 +274,7 @@ class Lengths:
         self._counts: dict[str, Counter[int]] = {"question": Counter(), "context": Counter(), "answer": Counter()}
 
     def counted(self, examples: Iterable[Example]) -> Iterator[Example]:
-        """Yield the examples and count their words; empty answers aren't counted."""
+        """Yield the examples, and count the words of their texts; empty answers aren't counted."""
         for example in examples:
             texts = {"question": example.question, "context": example.context_text, "answer": example.answer}
             for part, text in texts.items():
@@ -288,7 +288,7 @@ class Lengths:
 
 
 def shared(splits: Splits) -> dict[str, dict[str, int]]:
-    """Return, for each pair of splits, how many ids, groups, and telling questions and contexts both contain."""
+    """Return, for each pair of splits, how many ids, groups, and distinctive questions and contexts both contain."""
     everything = [*splits.train, *splits.dev, *splits.test]
     asked, common = instructions(everything), backgrounds(everything)
     found: dict[str, dict[str, set[Any]]] = {}

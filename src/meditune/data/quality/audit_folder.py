@@ -1,7 +1,7 @@
 """A stand-alone audit: the findings of quality control on a recipe's data or a file, written to a folder.
 
-A user's own file can have more rows than fit into memory: it is then streamed in batches. Each row passes once through
-the single-row rules, in worker processes or on a Ray cluster if requested, and is written to disk; about a hundred
+A user's own file can have more rows than fit into memory; it is then streamed in batches. The single-row rules check
+each row once (on request, in several processes or on a Ray cluster), and the row is written to disk; about a hundred
 bytes per row stay in memory. Similar rows are read again for comparison.
 """
 
@@ -49,7 +49,7 @@ from meditune.progress import Progress, track
 
 
 class Spool:
-    """Rows as JSON with their shingles in an unnamed file; it uses 66 bytes of memory per row."""
+    """Rows as JSON, with their shingles, in an unnamed file; each row takes 66 bytes of memory."""
 
     def __init__(self, folder: Path) -> None:
         self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 (lives as long as this object)
@@ -57,9 +57,9 @@ class Spool:
         self._texts = array("q")
         self._keys = array("Q")
         self.fixed = bytearray()
-        """For each row, 1 if it stays regardless of findings"""
+        """For each row, 1 if the row stays regardless of findings"""
         self.changed = bytearray()
-        """For each row, 1 if a rule changed it"""
+        """For each row, 1 if a rule changed the row"""
 
     def add(self, text: bytes, marks: Marks, fixed: bool, changed: bool) -> None:
         """Add a row as JSON."""
@@ -83,7 +83,7 @@ class Spool:
         return rows[:, :2], rows[:, 2:4], rows[:, 4:]
 
     def rows(self, order: NDArray[np.int64]) -> Rows:
-        """Return these rows for comparison, each read on access."""
+        """Return these rows for comparison; each row is read when it is accessed."""
         contents, _, wordings = self.keys()
         examples, shingles = (LazySelection(fetch, order) for fetch in (self.example, self._shingles))
         return Rows(contents[order], wordings[order], shingles, examples)
@@ -94,7 +94,7 @@ class Spool:
 
 
 def write_parquet(path: Path, rows: Iterator[dict[str, Any]]) -> None:
-    """Write rows as Parquet, with `meta` as JSON because each row may have its own keys."""
+    """Write rows as Parquet, with `meta` as JSON because each row may have different keys."""
     import pyarrow
     import pyarrow.parquet
 
@@ -120,7 +120,7 @@ class BatchAudit:
     read: int
     phi: Findings
     rows: list[tuple[bytes, Marks, bool, bool]] = field(default_factory=list)
-    """Remaining rows: JSON, marks for comparison, True if the row always stays, True if it was changed"""
+    """Remaining rows: JSON; marks for comparison; True if the row always stays; True if a rule changed the row"""
     entries: list[tuple[dict[str, str | None], dict[str, str] | None]] = field(default_factory=list)
     """Ledger rows, with an example to show for the first ones of each rule"""
 
@@ -195,15 +195,15 @@ def stream_folder(recipe: Recipe, folder: Path, name: Engine = "local", workers:
 
 
 def source_of(recipe: Recipe) -> SourceSpec:
-    """Return the recipe's source if a stream can read it. Raises MedituneError for any other or several sources."""
+    """Return the recipe's only source, a file. Raises MedituneError if the recipe can't be streamed."""
     sources = recipe.data.sources
     if len(sources) != 1 or sources[0].name != user_files.SOURCE or not Path(sources[0].path or "").suffix:
         raise MedituneError(
-            "Streaming reads one file of your own (.parquet, .jsonl, .csv), but this recipe has other sources. Drop "
-            "--stream and --engine, or give the file."
+            "Streaming reads one file of your own (.parquet, .jsonl, .csv), but this recipe has other sources. Omit "
+            "--stream and --engine, or give a file."
         )
     if sources[0].limit is not None:
-        raise MedituneError("Streaming reads all rows: drop data.sources.limit, or --stream and --engine.")
+        raise MedituneError("Streaming reads all rows: omit data.sources.limit, or --stream and --engine.")
     return sources[0]
 
 
@@ -235,7 +235,7 @@ def _without_duplicates(audit: Audit, spool: Spool, mapped: Map, folder: Path) -
 def _repeated_questions(
     audit: Audit, spool: Spool, remaining: NDArray[np.int64]
 ) -> tuple[dict[int, Example], set[int]]:
-    """Return the changed and dropped rows among those with a repeated question, by their place in the spool."""
+    """Return the changed rows (by index in the spool) and the indices of dropped rows, like `Audit.asked_again`."""
     if audit.spec.action("repeated_question") == "off":
         return {}, set()
     found = deduplication.repeated_questions(spool.keys()[1][remaining])
@@ -247,14 +247,14 @@ Engine = Literal["local", "ray"]
 Map = Callable[[Callable[[Any], Any], Iterable[Any]], Iterator[Any]]
 """A function that applies another function to each item, in order, like `map`"""
 BATCHES_PER_WORKER = 2
-"""Batches per worker that are in progress or queued; more would only use memory"""
+"""Number of batches per worker that are in progress or queued; more batches would only use memory"""
 
 
 @contextmanager
 def engine_map(name: Engine, workers: int) -> Iterator[Map]:
-    """Yield a map that applies a picklable function to batches, in order; one local worker means this process.
+    """Yield a map that applies a picklable function to batches, in order; with one local worker, in this process.
 
-    Ray connects to the cluster in RAY_ADDRESS or starts a local one. Raises MedituneError without Ray.
+    Ray connects to the cluster in RAY_ADDRESS or starts a local one. Raises MedituneError if Ray isn't installed.
     """
     if name == "ray":
         with _ray(workers) as found:
@@ -328,7 +328,7 @@ def _end_with_parent() -> None:
 
 PAGE = "audit.html"
 STREAM_BYTES = 100_000_000
-"""Files with at least this much text are read as a stream: in memory they take about twenty times as much"""
+"""Files with at least this much text are read as a stream, because in memory they take about twenty times as much"""
 
 
 def recipe_for(recipe_or_table: str, overrides: Sequence[str]) -> Recipe:
@@ -350,8 +350,8 @@ def audit_folder(
 ) -> dict[str, Any]:
     """Write quality.json, ledger.parquet and rejected.jsonl to `folder` atomically; return the content of quality.json.
 
-    With `stream` or another engine, the rows needn't fit into memory; with None, the file's size decides. Raises
-    MedituneError if the folder contains something else, and DataError if nothing can be read.
+    With `stream` or the engine ray, the rows needn't fit into memory. If `stream` is None, the file's size decides.
+    Raises MedituneError if the folder contains something else, and DataError if nothing can be read.
     """
     is_audit = (folder / PAGE).is_file() or ((folder / LEDGER).is_file() and not (folder / "train.jsonl").is_file())
     if folder.exists() and any(folder.iterdir()) and not is_audit:
@@ -363,7 +363,7 @@ def audit_folder(
     if stream:
         return stream_folder(recipe, folder, engine, workers)
     if engine != "local":
-        raise MedituneError("--engine ray reads the rows as a stream: drop --no-stream.")
+        raise MedituneError("--engine ray reads the rows as a stream: omit --no-stream.")
     spec, synthetic = available(recipe.data)
     rejects, phi = Rejects(cleaner(spec.phi)), Findings(spec.phi)
     by_source, read = read_sources(spec, recipe.seed, rejects, phi)
@@ -390,7 +390,7 @@ def audit_folder(
 
 
 def _is_large(recipe: Recipe) -> bool:
-    """Return True, and print a note, if the recipe's only source is a user's file too large for memory."""
+    """Return True, and print a note, if the recipe's only source is a user's file that is too large for memory."""
     sources = recipe.data.sources
     path = Path(sources[0].path or "")
     if len(sources) != 1 or sources[0].name != SOURCE or sources[0].limit is not None or not path.is_file():

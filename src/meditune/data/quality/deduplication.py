@@ -25,20 +25,20 @@ from meditune.data.splits import context_key, question_key
 from meditune.progress import track
 
 THRESHOLDS = (0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)
-"""Thresholds at which near duplicates are counted, to show the effect of another choice"""
+"""Thresholds at which near duplicates are counted, to show the effect of other choices"""
 MIN_ANSWER_SIMILARITY = 0.5
-"""Least Jaccard index of the answers alone: a long question or context must not hide different answers"""
+"""Minimum Jaccard index of the answers alone: a long question or context must not hide different answers"""
 
 PERMUTATIONS = 126
 ROWS = 3
-"""Values in a band: with 42 bands, two texts with Jaccard index 0.7 share no band in one of ten million cases, with 0.5
-in 4 of 1,000"""
+"""Values in a band. With 42 bands, two texts with a Jaccard index of 0.7 share no band in 2 of 100 million cases, and
+with 0.5 in 4 of 1,000"""
 BANDS = PERMUTATIONS // ROWS
 MIN_RARE_SHINGLES, ENOUGH_RARE_SHINGLES = 3, 8
-"""Rare shingles that a row needs to be compared by them at all, and to be compared by them only"""
+"""A row with at least the first number of rare shingles is compared by them; with the second, by nothing else"""
 COMMON, MOST_COMMON = 50, 250
-"""A shingle in more rows belongs to a form that these rows fill in: the limit is one row in 400, between these two
-values. Without it, the pairs of rows from one form would grow with the square of the rows"""
+"""A shingle is rare if at most one row in 400 has it, where the limit is at least COMMON and at most MOST_COMMON rows.
+Other shingles belong to forms that many rows fill in; comparing rows by them would make far too many pairs"""
 TABLE_BITS = 22
 """Bits of the index of the table that counts shingles"""
 TEXTS = 256
@@ -47,10 +47,10 @@ _GENERATOR = np.random.Generator(np.random.PCG64(20_171))
 _FACTORS = _GENERATOR.integers(1, 2**63, PERMUTATIONS, dtype=np.uint64) | np.uint64(1)
 _OFFSETS = _GENERATOR.integers(0, 2**63, PERMUTATIONS, dtype=np.uint64)
 SLACK = 0.14
-"""Three standard errors of an estimate from 126 values: pairs that are less similar by more aren't compared exactly"""
+"""Three standard errors of an estimate from 126 values; pairs further below the threshold aren't compared exactly"""
 WINDOW = 50
-"""In a larger bucket, each row is paired with the first row and with this number of following rows only, because the
-pairs would grow with the square of the rows. Similar rows share many other buckets"""
+"""In a larger bucket, each row is paired only with the first row and with this number of following rows; otherwise, the
+number of pairs would grow with the square of the number of rows. Similar rows also share many other buckets"""
 BLOCK = 50_000
 
 Hashes = NDArray[np.uint64]
@@ -65,7 +65,7 @@ class Marks(NamedTuple):
     """The digests and shingles by which a row is compared."""
 
     content: Key
-    """Question, context, answer, decision and a conversation's other turns, without letter case and punctuation"""
+    """Digest of question, context, answer, decision and a conversation's other turns, without case and punctuation"""
     asked: Key
     wording: Key
     shingles: Hashes
@@ -82,7 +82,7 @@ class Rows(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """Two rows, as indices, of which the second (nearly) duplicates the first."""
+    """The indices of two rows, of which the second (nearly) duplicates the first."""
 
     first: int
     repeat: int
@@ -92,10 +92,11 @@ class Pair:
 
 
 def pairs(examples: Sequence[Example]) -> list[Pair]:
-    """Return all pairs of exact or near duplicates (from the lowest of THRESHOLDS on), the earlier row first.
+    """Return all pairs of exact or near duplicates, the earlier row first.
 
-    In near duplicates, the questions are light rewrites of each other, decisions, numbers and negations agree, and the
-    rows share enough words and word pairs. Exact duplicates are only paired with their first occurrence.
+    In near duplicates, the questions are light rewrites of each other; decisions, numbers and negations agree; and the
+    similarity of words and word pairs is at least the lowest of THRESHOLDS. An exact duplicate is only paired with its
+    first occurrence.
     """
     row_marks = [marks(example) for example in track(examples, "Comparing rows", unit="rows")]
     contents, wordings = (keys(getattr(each, name) for each in row_marks) for name in ("content", "wording"))
@@ -243,7 +244,7 @@ class SignedTexts(NamedTuple):
 
 
 def compute_signatures(texts: Texts) -> SignedTexts:
-    """Return the shortened signatures: the share of equal values of two texts estimates their Jaccard index."""
+    """Return the shortened signatures; the share of equal values in two of them estimates the texts' Jaccard index."""
     signatures = np.full((len(texts.lengths), PERMUTATIONS), np.iinfo(np.uint32).max, dtype=np.uint32)
     filled = np.flatnonzero(texts.lengths)
     starts = np.cumsum([0, *texts.lengths[filled]])[:-1]
@@ -256,10 +257,10 @@ def compute_signatures(texts: Texts) -> SignedTexts:
 
 
 def texts_to_sign(rows: Sequence[Hashes]) -> Iterator[Texts]:
-    """Yield the shingles for comparison, TEXTS rows at a time: rare ones ("own"), and all of rows with few rare ones
-    ("all").
+    """Yield the shingles to compare, TEXTS rows at a time: only the rare ones ("own"), or all shingles ("all").
 
-    Without the rare ones, thousands of answers from one form would all be compared with each other.
+    Only rows with few rare shingles are compared by all of them. Otherwise, thousands of answers from one form would be
+    compared with each other.
     """
     counts = np.zeros(1 << TABLE_BITS, np.int32)
     for row in rows:
@@ -303,7 +304,7 @@ def _mixed(values: Hashes) -> Hashes:
 def near_duplicate_pairs(
     signed: Iterable[SignedTexts], rows: int, min_similarity: float, folder: Path | None = None
 ) -> NDArray[np.int64]:
-    """Return sorted unique (pairs, 2) of row indices that may be near duplicates; bands are stored in `folder`."""
+    """Return an array (pairs, 2), sorted, of rows that may be near duplicates; bands are stored in `folder`."""
     tables: dict[str, _Table] = {}
     for some in signed:
         if some.kind not in tables:
@@ -333,8 +334,9 @@ class _Table:
             stream.write(texts.keys[:, band].tobytes())
 
     def candidates(self, min_similarity: float) -> NDArray[np.int64]:
-        """Return pairs of rows that share a band and may be similar, each as first row times the number of rows plus
-        second.
+        """Return the pairs of rows that share a band and may be similar.
+
+        A pair is encoded as the first row times the number of rows, plus the second row.
         """
         count = np.int64(max(self._size, 1))
         seen = np.empty(0, np.int64)
@@ -352,7 +354,7 @@ class _Table:
 
 
 def _within(keys: Hashes) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
-    """Yield pairs of places with the same key, the smaller first, up to BLOCK at a time."""
+    """Yield pairs of indices with the same key, the smaller index first, up to BLOCK at a time."""
     order = np.argsort(keys, kind="stable")
     keys = keys[order]
     starts = np.flatnonzero(np.append(True, keys[1:] != keys[:-1]))

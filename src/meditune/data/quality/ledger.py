@@ -27,7 +27,7 @@ class Entry:
 
     rule: str
     action: str
-    """drop, mend, flag, group or merge; for decisions also replace, validate or leave"""
+    """drop, mend, flag, group or merge; for people's decisions also replace, validate or leave"""
     before: Example
     after: Example | None
     detail: str
@@ -50,7 +50,7 @@ class Ledger:
     """A collection of entries, stored in an unnamed temporary file in batches to save memory."""
 
     def __init__(self, folder: Path | None = None) -> None:
-        """`folder` is where the file is created; by default, the folder for temporary files."""
+        """Create the file in `folder`, by default the folder for temporary files."""
         self.counts: Counter[tuple[str, str]] = Counter()
         self._waiting: list[dict[str, str | None]] = []
         self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 (lives as long as this object)
@@ -102,7 +102,7 @@ def entries(folder: Path) -> Iterator[dict[str, Any]]:
 
 
 def restore(folder: Path, identifier: str) -> tuple[Example, list[dict[str, Any]]]:
-    """Return the row before any change and its ledger entries. Raises DataError, with near ids, if there are none."""
+    """Return the row before any change, and its ledger entries. Raises DataError, with similar ids, if it has none."""
     known, matching = [], []
     for row in entries(folder):
         if identifier in (row["id"], row["id"].partition(":")[2]):

@@ -21,18 +21,18 @@ MIN_ANSWER_WORDS, MAX_ANSWER_WORDS = 3, 2000
 FEW_HEALTH_WORDS = 0.02
 """A text with at most this share of words about health and medicine isn't medical"""
 MIN_WORDS, MIN_CHARACTERS = 8, 40
-"""Shorter answers (words, characters) are too short to be judged off topic or in another language"""
+"""Minimum length of an answer for a check of its topic (words) or its language (characters)"""
 CONTENT_WEIGHT = 0.3
 PREFIX = 6
-"""Number of initial letters that words of one stem share"""
+"""Number of initial letters that words with the same stem share"""
 OPENING = 120
 """Initial characters of an answer in which "this condition" counts as a mention of the topic"""
 MIN_SHARED_WORDS = 0.25
-"""Least share of an answer's content words in the context for the answer to be about the context"""
+"""Minimum share of an answer's content words that must be in the context for the answer to be about the context"""
 ENGLISH = 0.12
 """A text with at least this share of function words is English; 18,000 real prose answers all have more"""
 MIN_LANGUAGE_PROBABILITY = 0.9
-"""Least probability that a text is in none of the allowed languages"""
+"""A text is rejected if it is in none of the allowed languages with a higher probability than this"""
 
 _ASKS = re.compile(
     r"\?|^\W*(?:is|are|was|were|do|does|did|can|could|should|would|will|may|might|has|have|had|when|which|whose|whom|"
@@ -87,7 +87,7 @@ def is_health_word(word: str) -> bool:
 
 
 def is_truncated(answer: str) -> str:
-    """Return the sign that an answer is truncated (last word, open bracket, no full stop), or ""."""
+    """Return the reason why an answer seems truncated (last word, open bracket, no full stop), or ""."""
     lines = answer.rstrip().splitlines()
     if not lines or not lines[-1].split():
         return ""
@@ -102,17 +102,17 @@ def is_truncated(answer: str) -> str:
     if len(_CAPITAL.findall(fragment)) > 1 or _CREDIT.match(fragment):
         return ""  # items on one line, or an author credit
     if fragment != last:
-        return "the last sentence has no end"
+        return "the last sentence is incomplete"
     if _ITEM.match(last):
         others = [line for line in lines[:-1] if _ITEM.match(line)]
         ended = sum(bool(_ENDED.search(line)) for line in others)
-        return "the last item has no end, unlike the others" if len(others) > 1 and ended == len(others) else ""
+        return "the last item is incomplete, unlike the others" if len(others) > 1 and ended == len(others) else ""
     in_prose = all(_ENDED.search(line) for line in lines[:-1] if len(line.split()) > MIN_WORDS)
-    return "the last sentence has no end" if in_prose and len(last.split()) >= MIN_WORDS else ""
+    return "the last sentence is incomplete" if in_prose and len(last.split()) >= MIN_WORDS else ""
 
 
 def is_off_topic(example: Example) -> bool:
-    """Return True if an answer neither mentions the topic, also as "this condition", nor uses the context."""
+    """Return True if an answer neither mentions the topic (by name or as "this condition") nor uses the context."""
     answer = words(example.answer)
     if len(answer) < MIN_WORDS:
         return False
@@ -157,7 +157,7 @@ def is_english(text: str) -> bool:
 
 
 def foreign_language(text: str, languages: Sequence[str]) -> str:
-    """Return the ISO 639-1 code of a text's language if it is surely none of `languages` (py3langid); else ""."""
+    """Return the ISO 639-1 code of a text's language (by py3langid) if it is surely not one of `languages`; else ""."""
     prose = _NO_WORDS.sub(" ", text)[:2000]
     if len(prose.strip()) < MIN_CHARACTERS:
         return ""
@@ -200,7 +200,7 @@ _LOOSE_ITEM = re.compile(r"(?<=\S)\n\n+(?=- )")
 
 
 def fix_encoding(text: str) -> str:
-    """Return `text` with wrong decoding corrected and invisible characters removed."""
+    """Return `text` with decoding errors corrected and invisible characters removed."""
     if text.isascii() and not _SUSPECT.search(text):
         return text
     import ftfy
@@ -224,12 +224,12 @@ def fix_layout(text: str) -> str:
 
 
 def question_text(question: str) -> str:
-    """Return a question with one question mark and no space before it."""
+    """Return a question with a single question mark and no space before the mark."""
     return _MARKS.sub("", fix_layout(question))
 
 
 def without_boilerplate(text: str) -> tuple[str, list[str]]:
-    """Return `text` without web-page boilerplate, and the boilerplate; unchanged if nothing else would remain."""
+    """Return `text` without web-page boilerplate (unchanged if nothing else would remain), and the boilerplate."""
     gone = [match[0].strip() for pattern in (_LINES, _SENTENCES) for match in pattern.finditer(text)]
     if not gone:
         return text, []
@@ -242,14 +242,14 @@ MAX_LISTED_PASSAGES = 5
 
 @dataclass(frozen=True)
 class Finding:
-    """A finding of a rule in a row."""
+    """The finding of a rule about a row."""
 
     detail: str
     corrected: Example | None = None
 
 
 Rule = Callable[[Example, QualitySpec], Finding | str]
-"""Returns the finding, or what is wrong with a row that can't be corrected; empty if nothing is"""
+"""Returns the finding, or only its detail if the row can't be corrected; empty if the rule finds nothing"""
 
 
 def apply_rules(example: Example, spec: QualitySpec, flag_only: bool = False) -> tuple[Example | None, list[Entry]]:
@@ -290,7 +290,7 @@ def _encoding(example: Example, _: QualitySpec) -> Finding | str:
 
 def _layout(example: Example, _: QualitySpec) -> Finding | str:
     if example.turns is not None:
-        return ""  # lists and code in a chat are meant as they are
+        return ""  # lists and code in a conversation are intentional
     texts = {"question": question_text(example.question), "answer": fix_layout(example.answer)}
     changed = [name for name, text in texts.items() if text != getattr(example, name)]
     return Finding(f"{' and '.join(changed)} reformatted", example.model_copy(update=texts)) if changed else ""
@@ -325,6 +325,6 @@ RULES: dict[str, Rule] = {
     "too_short": lambda row, _: _length(row, lambda count: 0 < count < MIN_ANSWER_WORDS),
     "too_long": lambda row, _: _length(row, lambda count: count > MAX_ANSWER_WORDS),
     "truncated": lambda row, _: is_truncated(row.answer),
-    "off_topic": lambda row, _: "the answer contains no word of what is asked about" if is_off_topic(row) else "",
+    "off_topic": lambda row, _: "the answer contains no word about the topic" if is_off_topic(row) else "",
 }
 """The single-row rules of `data.quality.rules`; rules that compare rows are in deduplication.py"""

@@ -1,9 +1,10 @@
 """Published claims with evidence: SciFact, HealthVer, Citation-Integrity, NLI4CT and MedHallu.
 
-The claim is the `question` of an Example, the evidence its `context`. The layouts are those of the publishers' files,
-in the repositories that sources.yaml names: SciFact as in its `doc/data.md`; Citation-Integrity as in
-`Data/multivers-format` (nine classes) and in the files for training that its README links; NLI4CT as in
-`Complete_dataset.zip`, read as by the published systems of SemEval-2023 task 7.
+The claim is the `question` of an Example, and the evidence is its `context`. The readers support the layouts of the
+files in the repositories that sources.yaml names. For SciFact, `doc/data.md` describes the layout. For
+Citation-Integrity, the layouts are those of `Data/multivers-format` (nine classes) and of the training files to which
+the README links. For NLI4CT, the layout is that of `Complete_dataset.zip`, read as by the systems of SemEval-2023 task
+7.
 """
 
 from __future__ import annotations
@@ -32,21 +33,21 @@ LICENCES = {
 }
 TEST_SPLITS = {SCIFACT: ("dev",), HEALTHVER: ("test",), CITATION_INTEGRITY: ("test",), NLI4CT: ("test", "dev")}
 """Source -> the published splits that can be its test set; the first one with rows is used. The labels of SciFact's
-test split are not published; those of NLI4CT's are only in the later, complete archive."""
+test split are not published; NLI4CT's test labels are only in the later, complete archive."""
 LEVELS = ("", "*/", "*/*/")
-"""Folders in which files are searched for: publishers put them into subfolders such as `data`"""
+"""Folders in which files are searched for, because publishers use subfolders such as `data`"""
 Maker = Callable[[Mapping[str, Any]], Sequence[Example] | str]
 
 
 def labelled(source: str, found: Iterable[Row], make: Maker, rejects: Rejects) -> list[Example]:
-    """Return the claims that `make` returns for each row, marked with the labels that the source uses."""
+    """Return the claims that `make` returns for each row, marked by `with_labels`."""
     return with_labels(list(accepted(source, found, make, rejects)))
 
 
 def claim_of(
     source: str, identifier: str, claim: str, evidence: Sequence[Passage], label: Label, group: str, **meta: Any
 ) -> Example:
-    """Return a claim, whose `meta` has no values that are None and, if no licence is given, the source's licence."""
+    """Return a claim. Its licence is by default that of the source; values of `meta` that are None are left out."""
     known = {"licence": LICENCES.get(source), LABEL: label} | meta
     return Example(
         id=f"{source}:{identifier}",
@@ -61,9 +62,9 @@ def claim_of(
 def official_split(
     examples: Iterable[Example], test_splits: Sequence[str] = ("test",)
 ) -> tuple[list[Example], list[Example]]:
-    """Return the other splits, and the first of `test_splits` with rows; other rows that share a document are left out.
+    """Return the rows of the other splits, and those of the first of `test_splits` that has rows.
 
-    Raises DataError if there are no test rows.
+    Rows of other splits that share a document with a test row are left out. Raises DataError if there are no test rows.
     """
     examples = list(examples)
     stated = {example.meta.get("split") for example in examples}
@@ -85,9 +86,9 @@ def _documents(example: Example) -> set[str]:
 
 
 def find_files(path: Path, names: Iterable[str], what: str) -> list[Path]:
-    """Return the files with the first of the names or patterns that is in a folder or up to two levels below.
+    """Return the files that match the first usable name or pattern, in a folder or up to two levels below it.
 
-    `path` can also be the file itself. Raises DataError, saying `what` is needed, if there are none.
+    `path` can also be the file itself. Raises DataError, with the advice `what`, if no file matches.
     """
     if path.is_file():
         return [path]
@@ -99,7 +100,7 @@ def find_files(path: Path, names: Iterable[str], what: str) -> list[Path]:
 
 
 def _split_files(path: Path, patterns: Mapping[str, str], what: str) -> dict[str, Path]:
-    """Return published split -> file, for the splits that are there. Raises DataError like `find_files`."""
+    """Return published split -> file, for the splits that exist. Raises DataError like `find_files`."""
     if path.is_file():
         return {next((split for split in patterns if split in path.stem.lower()), path.stem): path}
     files = {}
@@ -110,7 +111,7 @@ def _split_files(path: Path, patterns: Mapping[str, str], what: str) -> dict[str
 
 
 def _corpus(folder: Path, source: str, rejects: Rejects) -> dict[str, str]:
-    """Return document id -> text, the sentences of `abstract` joined by spaces; titles are not included."""
+    """Return document id -> text: the sentences of `abstract`, joined by spaces, without the title."""
     file = folder / "corpus.jsonl"
     if not file.is_file():
         raise DataError(
@@ -187,7 +188,7 @@ def read_scifact(path: Path, rejects: Rejects) -> Iterator[Example]:
 def _labelled_splits(
     source: str, files: Mapping[str, Path], columns: Sequence[str], make: Maker, rejects: Rejects
 ) -> list[Example]:
-    """Return the claims in the files of the published splits; `make` finds the name of a row's split in `split`."""
+    """Return the claims in the files of the published splits; `make` gets rows with the name of their `split`."""
     found = (
         (where, row | {"split": split})
         for split, file in files.items()
@@ -197,7 +198,7 @@ def _labelled_splits(
 
 
 def _one_label(stated: Iterable[str], known: Mapping[str, Label]) -> Label | None:
-    """Return the label that all words have in common; None if they are unknown or differ."""
+    """Return the label that all the words stand for; None if a word is unknown or the labels differ."""
     labels = {known.get(word) for word in stated}
     return labels.pop() if len(labels) == 1 else None
 
@@ -206,8 +207,8 @@ def read_healthver(path: Path, rejects: Rejects) -> Iterator[Example]:
     """Yield the claims of `healthver_train.csv`, `healthver_dev.csv` and `healthver_test.csv` with their evidence.
 
     The group is the claim, not the evidence, because the same evidence occurs in several published splits: a run with
-    the official split needs `evaluate.allow_leakage: [context]`, while data.split: group keeps each evidence in one
-    split.
+    the official split needs `evaluate.allow_leakage: [context]`, while data.split: group keeps each piece of
+    evidence in one split.
     """
     patterns = {split: f"healthver_{split}.csv" for split in ("train", "dev", "test")}
     files = _split_files(path, patterns, "Copy the CSV files of HealthVer's folder data there.")
@@ -244,17 +245,17 @@ CITATION_LABELS: dict[str, Label] = {
     **dict.fromkeys(_INACCURATE, "refuted"),
     "IRRELEVANT": "not_enough_information",
 }
-"""Citation-Integrity's label -> label. The nine classes are joined as in the publisher's own files with three classes,
-in which indirect citations are accurate"""
+"""Citation-Integrity's label -> label. The nine classes are mapped as in the publisher's own files with three classes,
+where indirect citations count as accurate"""
 
 
 def read_citation_integrity(path: Path, rejects: Rejects) -> Iterator[Example]:
     """Yield the citing sentences of Citation-Integrity with the evidence sentences of the cited article.
 
     `claims_train.jsonl` (also dev, test) has the labels ACCURATE and NOT_ACCURATE, and no evidence for irrelevant
-    citations; `claims-train.jsonl` has nine classes, and claims without evidence have no label there. Both need
+    citations. `claims-train.jsonl` has nine classes, and no label for claims without evidence. Both need
     `corpus.jsonl`. The claims keep the publisher's marker of the judged citation, <|cit|> or <|multi_cit|>. The group
-    is the cited article: the publisher numbers its evidence 31000, 31001, ....
+    is the cited article: the evidence of article 31 has the numbers 31000, 31001 and so on.
     """
     patterns = {split: f"claims[-_]{split}.jsonl" for split in ("train", "dev", "test")}
     files = _split_files(path, patterns, "Copy claims_train.jsonl (also dev, test) and corpus.jsonl there.")
@@ -284,10 +285,11 @@ def read_citation_integrity(path: Path, rejects: Rejects) -> Iterator[Example]:
 
 
 def read_nli4ct(path: Path, rejects: Rejects) -> Iterator[Example]:
-    """Yield the statements of `train.json`, `dev.json` and `Gold_test.json` with the named section of their trials.
+    """Yield the statements of `train.json`, `dev.json` and `Gold_test.json`, each with a section of its trials.
 
-    The trials are the files NCTnnn.json in the same folder or below it (`CT json` in the publisher's archive). The
-    evidence names the primary and secondary trial, as the statements do. The group is the primary trial.
+    The trials are the files NCT*.json in the same folder or below it (`CT json` in the publisher's archive). The
+    evidence says which trial is primary and which is secondary, because statements refer to this. The group is the
+    primary trial.
     """
     patterns = {"train": "train.json", "dev": "dev.json", "test": "[Gg]old_test.json"}
     files = _split_files(path, patterns, "Unpack Complete_dataset.zip of NLI4CT there.")
@@ -350,8 +352,8 @@ def read_medhallu(path: Path, rejects: Rejects) -> Iterator[Example]:
     """Yield two claims for each item: the ground truth (supported) and the hallucinated answer (refuted).
 
     The evidence is a PubMed abstract. `meta` has the published configuration as `split`, and the question that the
-    claims answer. The items of `pqa_labeled` are PubMedQA's 1,000 labelled items, its 500 official test items included;
-    the leakage check finds them by their abstract or their question. Items of one question share a group.
+    claims answer. `pqa_labeled` has PubMedQA's 1,000 labelled items, including its 500 official test items; the leakage
+    check finds these by their abstracts or questions. Claims that answer the same question share a group.
     """
     names = ("pqa_*/*.parquet", "pqa_*.parquet", "pqa_*.jsonl")
     files = find_files(path, names, "Copy the files of UTAustin-AIHealth/MedHallu there.")

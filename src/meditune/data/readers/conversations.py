@@ -6,7 +6,7 @@
 
 A conversation may begin with one system message; after it, the user and the assistant take turns, and the user begins.
 The layouts are those of OpenAI's fine-tuning files (platform.openai.com/docs/guides/supervised-fine-tuning) and of
-LLaMA-Factory's data/README.md (github.com/hiyouga/LLaMA-Factory), whose columns `system` and `history` are read, too.
+LLaMA-Factory's data/README.md (github.com/hiyouga/LLaMA-Factory), including its columns `system` and `history`.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ ROLES: dict[str, Role] = {name: role for role, names in NAMES["roles"].items() f
 THOUGHTS = re.compile(r"<think>.*?</think>\s*", re.DOTALL)
 MIN_OPENING_CHARACTERS = 8
 STRIPPED, UNANSWERED = "thoughts_stripped", "unanswered_messages"
-"""Counts of changes: assistant turns without their thoughts, and last messages of the user that have no reply"""
+"""Keys for counts of changes: assistant turns whose thoughts were removed, and last messages that have no reply"""
 _GREETINGS = frozenset(NAMES["greetings"].split())
 
 
 def is_greeting(text: str) -> bool:
-    """Return whether a message only greets or announces a question: "Hello doctor, can I ask you something?"."""
+    """Return True if a message only greets or announces a question, such as "Hello doctor, can I ask something?"."""
     return all(match[0] in _GREETINGS for match in re.finditer(r"\w+", text.casefold()))
 
 
 def opening(asked: Sequence[str]) -> str:
     """Return the user's first message without greetings, by which related conversations are recognized.
 
-    A very short one ("Fever") is joined with the messages after it.
+    A very short message ("Fever") is joined with the messages after it.
     """
     text = ""
     for message in asked:
@@ -52,10 +52,10 @@ def opening(asked: Sequence[str]) -> str:
 def holds_conversations(
     columns: Collection[str], fields: Mapping[str, str], rows: Iterable[Mapping[str, Any]], is_plain: bool
 ) -> bool:
-    """Return whether a file with these columns and first rows holds `messages` or `conversations`.
+    """Return True if the columns and first rows of a file show that it contains conversations.
 
-    If the columns also hold questions and answers (`is_plain`), a column of conversations must have lists of messages,
-    because it may be a number or an id; the columns `question` and `answer` themselves come first.
+    If the columns also fit questions and answers (`is_plain`), a column such as `conversation` may have numbers or ids,
+    so it must have lists of messages. A file with the columns `question` and `answer` contains no conversations.
     """
     found = {column.lower() for column in columns}
     if "messages" in fields or fields.keys() - COLUMNS.keys() or not found & set(COLUMNS["messages"]):
@@ -69,7 +69,7 @@ def holds_conversations(
 
 
 def is_alpaca(columns: Collection[str], fields: Mapping[str, str], rows: Iterable[Mapping[str, Any]]) -> bool:
-    """Return whether the columns and first rows have an instruction, an output, and an input or a history."""
+    """Return True if the columns and first rows have an instruction, an output, and an input or a history."""
     if "instruction" in fields or fields.keys() - ALPACA_COLUMNS.keys():
         return "instruction" in fields
     found = {column.lower() for column in columns} | fields.keys()
@@ -104,7 +104,7 @@ def alpaca_messages(values: Mapping[str, Any]) -> list[Any] | str:
 
 
 def read_turns(messages: object, system: object, thoughts: Thoughts, changes: Counter[str]) -> list[Turn] | str:
-    """Return the turns of a conversation, of which the last is the assistant's, or the reason for rejecting it."""
+    """Return the turns of a conversation up to the assistant's last one, or the reason for rejecting it."""
     messages = _parsed(messages)
     if not isinstance(messages, list | tuple) or not messages:
         return "messages is not a list of {role, content} or {from, value}"
@@ -125,7 +125,7 @@ def read_turns(messages: object, system: object, thoughts: Thoughts, changes: Co
             return problem
         turns.append(Turn(role=turn.role, text=text))
     if turns[-1].role == "user":
-        # Nothing is learnt from a message without a reply.
+        # A message without a reply teaches the model nothing.
         turns.pop()
         found[UNANSWERED] += 1
     if not any(turn.role == "assistant" for turn in turns):
@@ -135,7 +135,7 @@ def read_turns(messages: object, system: object, thoughts: Thoughts, changes: Co
 
 
 def _parsed(value: object) -> object:
-    """Return the value of a cell; JSON in a text, as in CSV files, is parsed."""
+    """Return the value of a cell; if it is text with a JSON list, as in CSV files, the list is parsed."""
     if isinstance(value, str) and value.lstrip().startswith("["):
         try:
             return json.loads(value)
@@ -145,7 +145,7 @@ def _parsed(value: object) -> object:
 
 
 def _turn(message: object) -> Turn | str:
-    """Return one message, or what is wrong with it."""
+    """Return the message as a Turn, or the reason for rejecting it."""
     if not isinstance(message, Mapping):
         return "a message is not {role, content} or {from, value}"
     stated = message.get("role") or message.get("from")
@@ -169,10 +169,10 @@ def _turn(message: object) -> Turn | str:
 
 
 def _without_thoughts(text: str) -> tuple[str, str]:
-    """Return an assistant's text without thoughts, and what is wrong with it, or nothing."""
+    """Return an assistant's text without thoughts, and the problem with it, which is empty if there is none."""
     left = THOUGHTS.sub("", text)
     if "</think>" in left and "<think>" not in left:
-        # Some templates write the opening mark as part of the prompt.
+        # In some templates, the opening tag is part of the prompt.
         left = left.rpartition("</think>")[2]
     if "<think>" in left:
         return left, "thoughts that don't end (<think> without </think>)"

@@ -36,11 +36,11 @@ _RESULTS = {
     **dict.fromkeys(("-1", "-1.0"), DECREASED),
 }
 PARAGRAPH_CHARACTERS = 1200
-"""From a longer paragraph, only the sentences around the quotation are evidence"""
+"""If a paragraph is longer, only the sentences around the quotation are evidence"""
 MAX_CHARACTERS = 2 * PARAGRAPH_CHARACTERS
 """Maximum length of evidence from one paragraph; a table without full stops can have thousands of characters"""
 SAME_WORDS = 0.5
-"""Share of a quotation's words that must be at its offsets; some offsets are slightly off, and a few are wrong"""
+"""Share of a quotation's words that must be found at its offsets; some offsets are imprecise, and a few are wrong"""
 
 _PROMPT_COLUMNS = ("PromptID", "PMCID", "Outcome", "Intervention", "Comparator")
 _ANNOTATION_COLUMNS = (
@@ -61,8 +61,8 @@ def read(path: Path, rejects: Rejects) -> Iterator[Example]:
     """Yield one claim for each prompt, such as "Drug A significantly increased weight compared with placebo.".
 
     A hash of the prompt's id decides whether the claim states the annotators' result (supported) or another one
-    (refuted), so that half of the claims are true. The evidence is what the annotators quoted, with the rest of its
-    paragraph or its neighbouring sentences; in `prompts.jsonl`, it is the quotation, or the abstract that contains it.
+    (refuted), so that half of the claims are true. The evidence is the annotators' quotation with the rest of its
+    paragraph, or with the sentences around it. In `prompts.jsonl`, it is the quotation, or the abstract with it.
     The group is the article. Raises DataError if files or columns are missing.
     """
     needed = "Unpack v2.0.tar.gz of Evidence Inference there."
@@ -71,7 +71,7 @@ def read(path: Path, rejects: Rejects) -> Iterator[Example]:
 
 
 def stated_result(prompt_id: str, result: str) -> str:
-    """Return the result that the claim states: `result` for half of the ids, one of the two others for the rest."""
+    """Return the result that the claim states: `result` for half of the ids, and one of the other two for the rest."""
     digest = int.from_bytes(hashlib.sha256(f"{SOURCE}:{prompt_id}".encode()).digest())
     others = [each for each in DIRECTIONS if each != result]
     return result if digest % 2 == 0 else others[digest // 2 % 2]
@@ -147,13 +147,13 @@ def _read_published(file: Path, rejects: Rejects) -> list[Example]:
 
 
 def _is_valid(row: Mapping[str, Any]) -> bool:
-    """Return True if the verifier accepted the label and the quotation, and the label is a known one."""
+    """Return True if the verifier accepted the label and the quotation, and the label is known."""
     checks = all(cell(row[column]).casefold() in {"true", "1"} for column in ("Valid Label", "Valid Reasoning"))
     return checks and cell(row["Label Code"]) in _RESULTS and cell(row["Label"]) != "invalid prompt"
 
 
 def _quoted(article: str, judged: Sequence[Mapping[str, Any]]) -> list[Passage]:
-    """Return the widened quotations, without those that are part of another."""
+    """Return the widened quotations, without those that another one contains."""
     found: list[str] = []
     for row in judged:
         quotation = str(row["Annotations"]).strip()

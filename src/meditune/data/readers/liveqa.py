@@ -21,11 +21,11 @@ from meditune.errors import DataError
 SOURCE = "liveqa"
 LICENCE = "not stated; cite Ben Abacha et al. 2017"
 MAX_QUESTIONS = 5000
-"""Limit for one file; each question is compared with all earlier ones, which would take hours with many more"""
+"""Limit for one file. Each question is compared with all earlier ones, which would take hours for a larger file"""
 SAME_WORDS = 0.6
-"""Questions that share this part of all their words count as one (in these files, 0.69 and above are retypings)"""
+"""Two questions that share this part of all their words count as one (in these files, retyped questions share 0.69)"""
 
-_ROLES = (  # the version with summaries comes first: it replaces the plain test file
+_ROLES = (  # the version with summaries comes first, because it replaces the plain test file
     ("test", "test-questions-w-summaries.xml"),
     ("test", "medical-test.xml"),
     ("train-1", "train-1.xml"),
@@ -36,10 +36,10 @@ _ROLES = (  # the version with summaries comes first: it replaces the plain test
 def read(path: Path, rejects: Rejects) -> Iterator[Example]:
     """Yield the test questions, then the training pairs, from the publisher's folder or zip (or one of the files).
 
-    The question is SUBJECT and MESSAGE on separate lines (MESSAGE alone if the SUBJECT is empty or repeated at its
-    start). A test question is one Example with all references; a training Example has one answer. Repeated questions,
-    exact or nearly so, share a `group`. Training pairs whose question is also a test question have its id as
-    `meta["test_question"]`. Raises DataError if there are no LiveQA files.
+    The question is SUBJECT and MESSAGE on separate lines, or MESSAGE alone if SUBJECT is empty or MESSAGE begins with
+    it. A test question is one Example with all references; a training Example has one answer. Questions that are
+    (nearly) the same share a `group`. If the question of a training pair is also a test question, the id of the test
+    question is in `meta["test_question"]`. Raises DataError if there are no LiveQA files.
     """
     files = _by_role(xml_files(path))
     if not files:
@@ -118,7 +118,7 @@ def _group_of(text: str, known: list[tuple[frozenset[str], str]], new_group: str
 
 
 Answered = Iterator[tuple[str, ET.Element, list[dict[str, str]]]]
-"""Id, the element with focus and type, and the reference answers"""
+"""Id of a question, the element with its focus and type, and the reference answers"""
 
 
 def _tested(question: ET.Element, prefix: str, identifier: str) -> Answered:
@@ -141,7 +141,7 @@ def _trained(question: ET.Element, prefix: str, identifier: str) -> Answered:
 
 
 def _unwrapped(element: ET.Element) -> str:
-    """Return the text with wrapped lines joined (the test file wraps anywhere), but paragraphs and list items kept."""
+    """Return the text with wrapped lines joined (the test file wraps anywhere); paragraphs and list items stay."""
     return tidy(re.sub(r"(?<=\S)[ \t]*\n[ \t]*(?=\S)", " ", "".join(element.itertext())))
 
 

@@ -23,7 +23,7 @@ from meditune.errors import DataError
 from meditune.progress import track
 
 FILE_BYTES = 2**24
-"""Limit for one XML file; the largest published file has about two million bytes. The tree takes several times that"""
+"""Limit for one XML file; the largest published file has about two million bytes. In memory, it is much larger"""
 ALL_BYTES = 2**29
 XML_DEPTH = 100
 _TOO_LARGE = "more than {} MB, larger than any of the publisher's files. Download it again."
@@ -49,7 +49,7 @@ def xml_files(path: Path) -> Iterator[tuple[PurePosixPath, bytes]]:
 
 
 def contents_sha256(path: Path) -> str:
-    """Return the SHA-256 over names and contents of the XML files of a folder or a publisher's zip, in order of name.
+    """Return the SHA-256 of the names and contents of the XML files in a folder or a publisher's zip, in order of name.
 
     The zip's outermost folder, which GitHub names after the commit, and its compression don't matter.
     """
@@ -69,7 +69,7 @@ def _bytes(file: Path) -> bytes:
 
 
 def _zipped(archive: Path) -> Iterator[tuple[PurePosixPath, bytes]]:
-    """Read the files in memory, so that unsafe names (../) and links have no effect."""
+    """Yield the XML files of a zip. They are read in memory, so that unsafe names (../) and links have no effect."""
     with open_unchanging(archive):
         if not zipfile.is_zipfile(archive):
             raise DataError(f"{archive}: neither a folder nor a complete zip file. Download it again.")

@@ -1,8 +1,8 @@
 """MIMIC-III: questions about a hospital stay, answered by the sections of its discharge summary.
 
 Johnson et al., "MIMIC-III, a freely accessible critical care database", Scientific Data 3:160035, 2016,
-https://physionet.org/content/mimiciii/. The text of notes is only written to the Examples: rejects and errors name the
-ROW_ID only.
+https://physionet.org/content/mimiciii/. Only the Examples contain text of the notes; rejects and errors contain the
+ROW_ID instead.
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ _HEADING = re.compile(rf"^[ \t]*(?:{_ANY_HEADING})[ \t]*:[ \t]*", re.IGNORECASE 
 def read(path: Path, rejects: Rejects) -> Iterator[Example]:
     """Yield one example for each section in mimic_sections.yaml that a discharge summary has, in the file's order.
 
-    `path` is NOTEEVENTS.csv, NOTEEVENTS.csv.gz or the folder with one of them. Ids are `mimic:ROW_ID-section`, the
-    group is the SUBJECT_ID. Notes that aren't used are counted in `rejects`. Raises DataError if the file is missing,
-    truncated, or not NOTEEVENTS.
+    `path` is NOTEEVENTS.csv, NOTEEVENTS.csv.gz or the folder with one of them. The id is `mimic:ROW_ID-section`, and
+    the group is the SUBJECT_ID. Notes that aren't used are counted in `rejects`. Raises DataError if the file is
+    missing, truncated, or not NOTEEVENTS.
     """
     file = _file(path)
     seen: set[int] = set()
@@ -76,7 +76,7 @@ def _problem(row: dict[str, str], row_id: str, seen: set[int]) -> str:
 
 
 def sections(note: str) -> dict[str, str]:
-    """Return the named sections of a discharge summary; of repeated sections, the first one with text."""
+    """Return the named sections of a discharge summary; for a repeated section, the first one that has text."""
     found: dict[str, str] = {}
     headings = list(_HEADING.finditer(note))
     for heading, following in zip_longest(headings, headings[1:]):
@@ -161,7 +161,7 @@ def _file(path: Path) -> Path:
 
 
 def _number(field: str) -> str:
-    """Return the digits of an id; empty for anything else, which in a damaged row may be text of a note."""
+    """Return the digits of an id; empty for anything else, because in a damaged row it may be text of a note."""
     text = field.strip().removesuffix(".0")
     return text if text.isdecimal() and len(text) < 16 else ""
 

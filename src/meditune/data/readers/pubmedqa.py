@@ -39,11 +39,11 @@ _MARKS = {
 
 
 def read(path: Path, rejects: Rejects, *, subsets: Sequence[str] = (LABELED,)) -> Iterator[Example]:
-    """Yield examples in the file's order, with the abstract without its conclusion as context.
+    """Yield examples in the file's order; the context is the abstract without its conclusion.
 
-    `path` is a file, or a folder with the files of the `subsets`. Each meta has `url`, `licence`,
-    `subset`, `mesh` (list), `year` (int or None). The conclusion (LONG_ANSWER) is the answer and is never in the
-    context. Raises DataError if nothing can be read; single bad items go to `rejects`.
+    `path` is a file, or a folder with the files of the `subsets`. `meta` has `url`, `licence`, `subset`, `mesh` (list)
+    and `year` (int or None). The conclusion (LONG_ANSWER) is the answer and is never in the context. Raises DataError
+    if a file can't be read; items that can't be used go to `rejects`.
     """
     rows = ((where, row, subset) for subset, file in _chosen(path, subsets) for where, row in _rows(file))
     yield from from_rows(rows, rejects)
@@ -104,8 +104,7 @@ def official_split(
 def official_folds(examples: Iterable[Example]) -> list[list[Example]]:
     """Return the publisher's ten development folds of 50 items each, from all 1,000 items in the file's order.
 
-    Fold i is the development set and the other nine are for training, as in the publisher's `pqal_fold0` to
-    `pqal_fold9`.
+    For fold i, the other nine folds are the training set, as in the publisher's `pqal_fold0` to `pqal_fold9`.
     """
     by_pmid = _labeled(examples)
     folds, _ = _reproduced(by_pmid)
@@ -133,7 +132,7 @@ def _reproduced(by_pmid: Mapping[str, Example]) -> tuple[list[list[str]], list[s
 
 
 def _stratified(decisions: Mapping[str, str], parts: int, random_stream: random.Random) -> list[list[str]]:
-    """Split ids into lists with equal shares of each decision; a shorter last list takes one id from each other."""
+    """Split ids into lists with equal shares of each decision; a shorter last list gets one id from each other list."""
     lists: list[list[str]] = [[] for _ in range(parts)]
     for decision in DECISIONS:
         ids = [pmid for pmid, own in decisions.items() if own == decision]
@@ -259,7 +258,7 @@ FILE = Path(__file__).parent / "sample" / "synthetic_pqal.json"
 
 
 def read_synthetic(path: Path, rejects: Rejects) -> Iterator[Example]:
-    """Yield the invented examples, marked `synthetic` and without a URL, so that none looks like a published study."""
+    """Yield the invented examples. They are marked `synthetic` and have no URL, so none can pass for a study."""
     for example in read(path, rejects):
         meta = {key: value for key, value in example.meta.items() if key not in {"url", "subset"}}
         yield example.model_copy(

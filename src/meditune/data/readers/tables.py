@@ -1,4 +1,4 @@
-"""Rows of a user's file in any supported format, checks of the file, and the record of rejected rows."""
+"""Rows of a user's file in any supported format, checks of the file, and a collection of rejected rows."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ class Rejects:
     """A collection of rejected rows. Above one megabyte they are stored in an unnamed temporary file to save memory."""
 
     def __init__(self, clean: Callable[[str], str] = str) -> None:
-        """`clean` removes from a row's text what may not be stored."""
+        """`clean` returns the text of a row without the parts that may not be stored."""
         self._clean = clean
         self._counts: Counter[tuple[str, str]] = Counter()
         self._spool = tempfile.SpooledTemporaryFile(MEMORY_BYTES, "w+", encoding="utf-8")  # noqa: SIM115
@@ -99,15 +99,16 @@ class Rejects:
         return self._counts.total()
 
     def add(self, source: str, where: str, reason: str, row: Mapping[str, Any] | str) -> None:
-        """Record a row rejected at `where`, "file:line" or "file, item id"; of restricted text, pass an identifier
-        only.
+        """Record a rejected row; `where` is "file:line" or "file, item id".
+
+        If the text of the row is restricted, pass only an identifier as `row`.
         """
         try:
             text = row if isinstance(row, str) else json.dumps(row, ensure_ascii=False, default=str)
         except RecursionError:
             text = "(nested too deep to show)"
         self._counts[source, reason] += 1
-        # Cleaning a longer text first prevents that the cut splits an identifier.
+        # A longer text is cleaned first, so that the cut doesn't split an identifier.
         excerpt = self._clean(text[: 2 * ROW_CHARACTERS])[:ROW_CHARACTERS]
         line = {"source": source, "where": where, "reason": reason, "row": excerpt}
         line = {key: value.encode(errors="backslashreplace").decode() for key, value in line.items()}
@@ -115,12 +116,12 @@ class Rejects:
         self._spool.write(json.dumps(line) + "\n")
 
     def count_only(self, source: str, reason: str, count: int = 1) -> None:
-        """Count rows that are left out as expected (no published answer), without storing them."""
+        """Count rows that are expected to be left out, such as those without a published answer; they aren't stored."""
         if count:
             self._counts[source, reason] += count
 
     def counts(self) -> dict[str, dict[str, int]]:
-        """Return the number of rows left out per source and reason, most frequent first."""
+        """Return source -> reason -> number of rows left out, the most frequent reasons first."""
         result: dict[str, dict[str, int]] = {}
         for (source, reason), number in self._counts.most_common():
             result.setdefault(source, {})[reason] = number
@@ -149,7 +150,7 @@ class Rejects:
         return rows
 
     def write(self, path: Path) -> int:
-        """Write the rows as JSON Lines and return the number of lines (rows that were only counted have none)."""
+        """Write the rows as JSON Lines, without those that were only counted, and return the number of lines."""
         return write_jsonl(path, self.rows())
 
 
@@ -168,8 +169,9 @@ Made = TypeVar("Made", bound=Record)
 def accepted(
     source: str, found: Iterable[Row], make: Callable[[dict[str, Any]], Iterable[Made] | str], rejects: Rejects
 ) -> Iterator[Made]:
-    """Yield the records that `make` returns for each row; rows with a reason instead, and repeated ids, go to
-    `rejects`.
+    """Yield the records that `make` returns for each row.
+
+    Rows for which it returns a reason instead, and rows with a repeated id, go to `rejects`.
     """
     seen: set[str] = set()
     for where, row in found:
@@ -186,7 +188,7 @@ def accepted(
 
 
 class Layout(NamedTuple):
-    """Default names of the column of each field, and groups of fields of which one each must have a column."""
+    """Possible column names of each field, and groups of fields; in each group, one or more must have a column."""
 
     guesses: Mapping[str, Sequence[str]]
     needed: Sequence[Sequence[str]]
@@ -196,7 +198,7 @@ NAMES = package_table(Path(__file__).with_name("column_names.yaml"))
 LAYOUTS = {name: Layout(**layout) for name, layout in NAMES["layouts"].items()}
 FORMATS = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 FIELD_CHARACTERS = 2**24
-"""Longest field of a CSV file: an unclosed quote must not fill the memory"""
+"""Maximum length of a field in a CSV file, so that an unclosed quote doesn't fill the memory"""
 _BATCH = 100
 
 
@@ -253,7 +255,7 @@ def parquet_rows(path: Path) -> Iterator[Row]:
 
 
 def text_bytes(path: Path) -> int:
-    """Return the approximate bytes of text in a file; for a Parquet file, the uncompressed size in its footer."""
+    """Return the approximate number of bytes of text in a file; for Parquet, the uncompressed size in the footer."""
     import pyarrow.parquet
 
     if path.suffix.lower() != ".parquet":

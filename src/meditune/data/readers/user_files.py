@@ -22,13 +22,13 @@ from meditune.data.readers.tables import LAYOUTS, NAMES, Layout, Made, Rejects, 
 from meditune.errors import DataError, install_command
 
 LABEL_WORDS: dict[str, Label] = {word: label for label, words in NAMES["label_words"].items() for word in words}
-"""Words of publishers, in lowercase -> label"""
+"""Word that publishers use, in lowercase -> label"""
 
 
 def columns_for(
     available: Collection[str], fields: Mapping[str, str] | None, where: str, layout: Layout = LAYOUTS["questions"]
 ) -> dict[str, str]:
-    """Return field -> column, as given in `fields` and otherwise guessed, ignoring case.
+    """Return field -> column: the column given in `fields`, or otherwise a guess that ignores case.
 
     Raises DataError, starting with `where`, for an unknown field or column, or a required field without a column.
     """
@@ -66,7 +66,7 @@ def columns_for(
 def has_column(
     field: str, available: Collection[str], fields: Mapping[str, str], guesses: Mapping[str, Sequence[str]]
 ) -> bool:
-    """Return True if the field has a column, given in `fields` or guessed."""
+    """Return True if the field has a column, which is given in `fields` or guessed."""
     return field in fields or bool({column.lower() for column in available} & set(guesses[field]))
 
 
@@ -81,7 +81,7 @@ def column_names(rows: Iterable[Mapping[str, Any]]) -> list[str]:
 
 
 LOOK_AHEAD = 1000
-"""Number of rows searched for column names: rows of JSON Lines may lack some columns"""
+"""Number of rows searched for column names, because rows of JSON Lines may lack some columns"""
 Values = dict[str, Any]
 """Field or column -> the row's value"""
 
@@ -98,9 +98,9 @@ def records(
 ) -> Iterator[Made]:
     """Yield the records of a table; rejected rows and repeated ids go to `rejects`.
 
-    `make` gets a row's values by field, its other columns, and an id for a row without one, which begins with `name`;
-    it returns the record, or the reason for rejecting the row. `fields` and `layout` are passed to `columns_for`.
-    Raises DataError with the message `no_rows` if there are no rows, and if a required column is missing.
+    `make` gets a row's values by field, the other columns, and an id that begins with `name` for a row without one. It
+    returns the record, or the reason for rejecting the row. `fields` and `layout` are passed to `columns_for`. Raises
+    DataError, with the message `no_rows`, if there are no rows; and if a required column is missing.
     """
     stream = iter(found)
     first = list(itertools.islice(stream, LOOK_AHEAD))
@@ -140,7 +140,7 @@ def cell(value: object) -> str:
 
 
 def is_empty(value: object) -> bool:
-    """Return True if a cell is empty in any of the ways that tables use."""
+    """Return True if a cell is empty: None, NaN, or text without visible characters."""
     return value is None or value == "" or (isinstance(value, str) and not cell(value)) or value != value
 
 
@@ -180,11 +180,11 @@ def read(path: Path | str, rejects: Rejects, *, source: str = SOURCE, **options:
     """Yield examples from a file, or from the Hugging Face data set "owner/name" if no such file exists.
 
     The `options` are those of `from_rows`: `fields` maps fields of an Example to columns; the others are guessed from
-    common names (LAYOUTS), and other columns are kept in `meta`. Without an id, the row's number in the file is used;
-    without a group, rows with the same question share one. The columns decide whether the file holds questions, claims
-    (with the labels of LABEL_WORDS or of `labels`) or conversations (`thoughts` says whether to keep what is between
-    <think> and </think>; `changes` counts what was changed). Unusable rows go to `rejects`. Raises DataError if the
-    file or a required column is missing.
+    common names (LAYOUTS), and other columns are kept in `meta`. A row without an id gets its number in the file; rows
+    without a group share one if they have the same question. The columns decide whether the file contains questions,
+    claims (with the labels in LABEL_WORDS or `labels`) or conversations (`thoughts` says whether text between <think>
+    and </think> is kept; `changes` counts the changes). Unusable rows go to `rejects`. Raises DataError if the file or
+    a required column is missing.
     """
     file = Path(path)
     if file.is_file() or file.suffix or str(path).count("/") != 1:
@@ -206,8 +206,9 @@ def from_rows(
     thoughts: Thoughts = "strip",
     changes: Counter[str] | None = None,
 ) -> Iterator[Example]:
-    """Yield examples from (place, columns) pairs, like `read`; `name` is the prefix of generated ids, `place` where the
-    rows are from.
+    """Yield examples from (place, columns) pairs, like `read`.
+
+    `name` is the prefix of generated ids, and `place` names the file or data set in error messages.
     """
     stream = iter(found)
     first = list(itertools.islice(stream, LOOK_AHEAD))
@@ -249,7 +250,7 @@ def from_rows(
 
 
 def _holds_claims(row: Mapping[str, Any], fields: Mapping[str, str]) -> bool:
-    """Return whether a file holds claims, by its `fields` or its columns."""
+    """Return True if a file contains claims, according to `fields` or to the columns of a row."""
     if fields:
         return "claim" in fields
     names_both = all(has_column(each, row, {}, LAYOUTS["claims"].guesses) for each in ("claim", "evidence"))
@@ -257,7 +258,7 @@ def _holds_claims(row: Mapping[str, Any], fields: Mapping[str, str]) -> bool:
 
 
 def with_labels(claims: Sequence[Example]) -> list[Example]:
-    """Return the claims of one source, marked with the labels that it uses if it doesn't use all."""
+    """Return the claims of one source; if the source uses only two of the LABELS, each claim's meta lists them."""
     used = {claim.label for claim in claims}
     if len(used) in (1, len(LABELS)):
         return list(claims)
@@ -337,7 +338,7 @@ def _example(values: Values, others: Values) -> Values | str:
 
 
 def _meta(others: Values) -> Values:
-    """Return the other columns, with those of a nested `meta` beside them, and a year as an integer."""
+    """Return the other columns and the entries of a nested `meta` as one object, in which a year is an integer."""
     if isinstance(nested := others.get("meta"), Mapping):
         others = {name: value for name, value in others.items() if name != "meta"} | dict(nested)
     meta: Values = plain_text(others)

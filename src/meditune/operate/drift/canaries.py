@@ -1,9 +1,10 @@
 """Canaries: questions with known answers that are asked repeatedly; each run is compared with the first.
 
-Runs are compared by an exact sign test (McNemar) on the canaries whose result changed. Repeated looks are corrected by
-spending the level: look k at a model may use ALPHA / (k (k + 1)), which sums to ALPHA over all looks. From look
-MAX_LOOKS on it stays fixed, so that changes of a long-served model can still be detected. A run in which exactly the
-same canaries are right as in the previous one isn't a look. A failed `critical` canary raises an alert at once.
+Runs are compared by McNemar's exact test on the canaries whose result changed. Because a model is tested repeatedly,
+its tests share the significance level: test k uses ALPHA / (k (k + 1)), which sums to ALPHA over all tests. From test
+MAX_LOOKS on, the level no longer falls, so that a change in a model that has been served for long can still be
+detected. A run in which the same canaries are right as in the run before doesn't count as a test. A `critical` canary
+that fails raises an alert at once.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from meditune.statistics import mcnemar
 
 ALPHA = 0.05
 MAX_LOOKS = 20
-"""Later looks use the level of this one, at which fourteen newly wrong canaries raise an alert."""
+"""Number of the test from which the level stays the same; fourteen newly wrong canaries then raise an alert"""
 TIMEOUT_S = 180.0
 ATTEMPTS = 3
 _EXPECTATIONS = (
@@ -36,7 +37,7 @@ _EXPECTATIONS = (
 
 @dataclass(frozen=True)
 class Canary:
-    """A question with what is known about its answer."""
+    """A question, and what is expected of its answer."""
 
     id: str
     question: str
@@ -78,7 +79,8 @@ def read(path: Path) -> list[Canary]:
 
 
 def ask(canaries: Sequence[Canary], url: str) -> dict[str, Any]:
-    """Ask all canaries once; return `time`, which were `right`, the `models` that answered, and the `critical` ones.
+    """Ask all canaries once; return the `time`, whether each was answered `right`, the `models` that answered, and the
+    ids of the `critical` canaries.
 
     A question is repeated only if the server can't have processed it, so that none is stored or counted twice. Raises
     DataError if the server is unreachable or refuses.
@@ -124,7 +126,10 @@ def append_run(run: dict[str, Any], path: Path) -> None:
 
 
 def verdict(path: Path, version: str | None = None) -> dict[str, Any]:
-    """Compare the last run, or only its answers of a `version`, with the first. Raises DataError without runs."""
+    """Return a comparison of the last run with the first; with `version`, only of the canaries that it answered.
+
+    Raises DataError if there are no runs.
+    """
     runs = read_jsonl(path)
     if not runs or not all(isinstance(run.get("right"), dict) for run in runs):
         raise DataError(f"{path}: contains no canary runs. Make one: meditune drift canary CANARIES -o {path}")
@@ -135,7 +140,7 @@ def verdict(path: Path, version: str | None = None) -> dict[str, Any]:
     both = [id for id in first if id in last]
     worse = [id for id in both if first[id] and not last[id]]
     better = [id for id in both if last[id] and not first[id]]
-    # Looks since the newest of the models that answered last first did; a single run is none.
+    # Count the tests since the newest of the models in the last run first answered; a single run isn't a test.
     answered = [(run.get("models") or {}).values() for run in runs]
     newest = {by[id] for id in last if id in by}
     begun = max([1, *(next(n for n, names in enumerate(answered) if model in names) for model in newest)])

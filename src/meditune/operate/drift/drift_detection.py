@@ -1,6 +1,6 @@
-"""A drift check: compare a store or a file with a reference, starting where the last check ended.
+"""A drift check: it compares the requests in a store or a file with a reference, starting where the last check ended.
 
-For alerts, the check adds evidence: example requests, and groups of new questions. All texts are masked.
+To alerts, the check adds evidence: example requests, and groups of new questions. All texts are masked.
 """
 
 from __future__ import annotations
@@ -59,11 +59,11 @@ class RequestSource:
             yield Request(each.id, each.question, each.answer, None, each.outcome, each.facts, ratings, place)
 
     def has(self, id: str) -> bool:
-        """Return whether a request still exists; requests in a file are assumed to."""
+        """Return whether a request still exists; requests in a file are assumed to exist."""
         return self._answers is None or self._answers.get(id) is not None
 
     def last(self) -> int:
-        """Return the last position."""
+        """Return the position of the last request."""
         return self._answers.last_place() if self._answers else sum(1 for _ in from_file(Path(self.named)))
 
 
@@ -80,7 +80,7 @@ class CheckResult:
 
     monitor: Monitor
     requests: list[Request]
-    """The requests that can be shown: the new ones, with vectors, and some earlier ones"""
+    """The requests that were read: the new ones, with vectors, and some earlier ones"""
     new: int
     remarks: list[str]
 
@@ -88,7 +88,7 @@ class CheckResult:
 def fit_reference(source: RequestSource, max_requests: int | None, embedding: str | None, seed: int) -> Reference:
     """Fit a reference to a source's latest `max_requests` requests, or to all. Raises DataError, ModelError."""
     requests = list(source.requests())
-    # The latest answers may still be rated.
+    # Ratings of the latest answers don't count, because more may follow.
     recent = {each.id for each in requests[-LAG:]} if source.is_store else set()
     requests = [replace(each, ratings=None) if each.id in recent else each for each in requests]
     chosen = requests[-max_requests:] if max_requests else requests
@@ -99,7 +99,10 @@ def fit_reference(source: RequestSource, max_requests: int | None, embedding: st
 
 
 def model_for(reference: Reference, name: str | None) -> SentenceEncoder | None:
-    """Return the embedding model of a reference, or None if it has none. Raises ModelError if they don't match."""
+    """Return the embedding model of a reference, or None if it has none.
+
+    Raises ModelError if the model `name` isn't the reference's.
+    """
     expected = reference.about["embedding"]
     if expected is None:
         return None
@@ -153,7 +156,7 @@ def advance(
             f"{source.named} has {last:,} requests, but {start:,} were checked before. It was truncated or replaced; "
             "delete the state file to check it from the start."
         )
-    # Some are read again: they may have been rated, and deletions change positions in a store.
+    # Some requests are read again, because they may have been rated since. Deletions can lower a store's last position.
     first = int(reference.about["last"]) if same else 0
     after = max(first, min(start, last) - RECENT) if began else start
     requests: list[Request] = []
@@ -216,7 +219,7 @@ CHARACTERS = 240
 GROUPS = 4
 MIN_NEW_QUESTIONS = 8
 NOVELTY_QUANTILE = 0.95
-"""A question is new if it is farther from the known ones than this share of the reference."""
+"""A question is new if it is farther from the known ones than this share of the reference's questions."""
 _PARTS = ("topics", "novelty", "directions", MEANING, "unknown_words", "length", "language")
 
 
@@ -285,7 +288,7 @@ def new_groups(reference: Reference, requests: Sequence[Request]) -> list[dict[s
 
 
 def _examples(alert: Alert, requests: Sequence[Request], reference: Reference) -> list[dict[str, Any]]:
-    """Return the requests with the most extreme values in the direction of the change; for a category, its latest."""
+    """Return the requests with the most extreme values in the direction of the change, or the latest of a category."""
     signal = BY_NAME.get(alert.signal) or BY_NAME["novelty"]
     values_read = [(each, signal.read(each, reference.shape)) for each in requests]
     known = [

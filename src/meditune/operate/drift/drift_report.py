@@ -1,4 +1,4 @@
-"""Reports of a drift check: JSON, terminal lines, and an HTML page with a plot. Texts are masked before."""
+"""Reports of a drift check: JSON, terminal lines, and an HTML page with a plot. Their texts are already masked."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from meditune.operate.drift.signals import DESCRIBED
 
 
 def as_dict(result: CheckResult) -> dict[str, Any]:
-    """Return `requests`, `new`, `reference`, `policy`, `signals`, `alerts`, `remarks`. The keys are stable."""
+    """Return a dict with the stable keys `requests`, `new`, `reference`, `policy`, `signals`, `alerts`, `remarks`."""
     monitor = result.monitor
     return {
         "requests": monitor.count,
@@ -78,7 +78,7 @@ def lines(result: CheckResult) -> Iterator[str]:
     closed = [alert for alert in monitor.all_alerts if not alert.is_open]
     if closed:
         yield ""
-        yield "Over: " + "; ".join(
+        yield "Closed alerts: " + "; ".join(
             f"{a.signal} (requests {a.opened:,} to {a.closed:,}, {a.severity})" for a in closed[-10:]
         )
     for remark in result.remarks:
@@ -92,7 +92,7 @@ MAX_CURVE_POINTS = 3000
 
 
 def draw_statistics(monitor: Monitor) -> str:
-    """Return a plot of each signal's evidence as a PNG data URI; open signals are in colour."""
+    """Return a plot of each signal's evidence as a PNG data URI; signals that had an alert are in colour."""
     from matplotlib.figure import Figure
 
     history = np.array(monitor.history, dtype=np.float64)
@@ -123,7 +123,7 @@ def draw_statistics(monitor: Monitor) -> str:
 
 
 def write(result: CheckResult, canary: dict[str, Any] | None, path: Path) -> None:
-    """Write the page atomically."""
+    """Write the HTML page atomically."""
     monitor, open_alerts = result.monitor, result.monitor.alerts()
     rows = [
         {"name": name, **row, "share": round(100 * evidence_share(row["statistic"], row["threshold"]))}

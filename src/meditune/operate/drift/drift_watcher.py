@@ -1,4 +1,4 @@
-"""The drift watcher of a running server: checks new requests in its own thread, which rests most of the time."""
+"""The drift watcher of a running server: checks new requests in its own thread, which pauses most of the time."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from meditune.store.overview import Notes
 log = logging.getLogger(__name__)
 BATCH = 16
 PAUSE_FACTOR = 3.0
-"""Length of a rest as a multiple of the work before it"""
+"""Length of a pause, as a multiple of the duration of the work before it"""
 Report = Callable[[Mapping[str, Any]], None]
 
 
@@ -53,7 +53,7 @@ class _Ended(Exception):  # noqa: N818 - nothing is wrong
 
 
 class DriftWatcher:
-    """A store that is checked until the watcher is stopped."""
+    """A thread that checks a store for drift until it is stopped."""
 
     def __init__(self, options: WatcherOptions, report: Report, channels: Sequence[Channel] = ()) -> None:
         """`report` receives the facts of each check. Raises DataError if the reference cannot be read."""
@@ -80,7 +80,7 @@ class DriftWatcher:
         self._thread.join()
 
     def check_once(self) -> dict[str, Any]:
-        """Run one check and send its news. Problems are reported in the result, not raised."""
+        """Run one check, and send messages about changed alerts. Problems are reported in the result, not raised."""
         try:
             found, problem = self._check_requests(), ""
         except MedituneError as error:
@@ -119,18 +119,18 @@ class DriftWatcher:
             self._seen = last
         if forgot or monitor.count != count:
             monitor.save(self._state)
-        # Also without new requests, because failed deliveries are retried.
+        # Messages are sent even without new requests, because failed deliveries are retried.
         news = messages(monitor.all_alerts, None, self.options.link)
         return self._facts(monitor) | {"unsent": self._outbox.send(news, self._channels)}
 
     def _locked_monitor(self) -> Monitor:
-        """Return the monitor, once this process holds the state's lock."""
+        """Lock the state for this process, and return the monitor. Raises DataError if another process holds the lock."""
         if self._monitor is None:
             try:
                 self._lock.acquire(timeout=0)
             except Timeout as error:
                 busy = f"Another server or check is using {self._state}"
-                raise DataError(f"{busy}. This one will start checking when the other one ends.") from error
+                raise DataError(f"{busy}. This server will start checking when the other one ends.") from error
             exists = self._state.exists()
             self._monitor = Monitor.load(self._state, self._reference) if exists else Monitor(self._reference)
         return self._monitor

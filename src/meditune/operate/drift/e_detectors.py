@@ -3,8 +3,8 @@
 A request's score is ranked among all earlier scores. If requests are exchangeable (every order is equally likely),
 these conformal p-values are independent and uniform (Vovk, Gammerman and Shafer, "Algorithmic Learning in a Random
 World", 2005, theorem 8.2; the scores must be fixed functions, so they are learned from requests that aren't ranked). A
-bet is a density on [0, 1]; what it pays for a p-value is an e-value, with mean 1 under no drift. Shiryaev and Roberts's
-sum over all possible times of the change makes an e-detector (Shin, Ramdas and Rinaldo, "E-detectors", 2023,
+bet is a density on [0, 1]; its payoff for a p-value is an e-value, whose mean is 1 without drift. The Shiryaev-Roberts
+sum over all possible times of the change is an e-detector (Shin, Ramdas and Rinaldo, "E-detectors", 2023,
 arXiv:2203.03532), whose mean after n requests without drift is at most n. By Doob's inequality, it reaches a threshold
 c within n requests with a probability of at most n / c, however often it is checked; the same holds for any mean of
 e-detectors.
@@ -57,7 +57,7 @@ def share_p_values(counts: Floats, is_member: NDArray[np.bool_], size: float, co
 
 
 def number_bets(p: Floats) -> Floats:
-    """Return (..., 8) what each bet pays for p-values (...): on larger values, smaller ones, both ends, the middle."""
+    """Return (..., 8) the payoffs, for p-values (...), of bets on larger values, smaller ones, both ends, the middle."""
     low, high = np.maximum(p, MIN_P)[..., None], np.maximum(1 - p, MIN_P)[..., None]
     down, up = low**_EXPONENTS, high**_EXPONENTS
     ends = 0.5 * TAIL_POWER * (down[..., -1:] + up[..., -1:])
@@ -73,26 +73,29 @@ def share_bets(p: Floats, shares: Floats) -> Floats:
 
 
 def block_bets(p: Floats) -> Floats:
-    """Return (..., 2) what bets pay for small p-values (...) of whole blocks."""
+    """Return (..., 2) the payoffs, for p-values (...) of whole blocks, of bets on small ones."""
     powers = np.array(BLOCK_POWERS)
     paid: Floats = powers * np.maximum(p, MIN_P)[..., None] ** (powers - 1)
     return paid
 
 
 def advanced(statistics: Floats, payoffs: Floats) -> Floats:
-    """Return the e-detectors after one more e-value each: (1 + R) e."""
+    """Return (1 + R) e: the e-detectors R after one more e-value each."""
     return np.minimum((1 + statistics) * payoffs, MAX_STATISTIC)
 
 
 def threshold(false_alarms: float, requests: int, signals: int) -> float:
-    """Return each signal's threshold (Bonferroni) for the `false_alarms` expected in `requests` without drift."""
+    """Return the threshold of each of the `signals` (Bonferroni) at which `false_alarms` are expected in `requests`
+    requests without drift.
+    """
     return requests * signals / false_alarms
 
 
 def delta(p: Floats) -> float:
-    """Return Cliff's delta of the values behind p-values (n,) against their pool, in [-1, 1]; 1: all larger.
+    """Return Cliff's delta of values against their pool, from their p-values (n,), in [-1, 1]; 1 if all are larger.
 
-    If the ends changed more than the sides differ, return the size of that change, scaled to the same random spread.
+    If the values spread out or drew together more than they moved, return the size of that change instead, scaled so
+    that both measures vary equally at random.
     """
     if not len(p):
         return 0.0
@@ -120,7 +123,7 @@ class EDetector:
         """Add the payoffs (columns, bets) of a request."""
         bets = self.bets
         bets["statistics"] = advanced(bets["statistics"], payoffs)
-        # CUSUM, used only to find when the winning bet began to win.
+        # CUSUM, used only to find the request at which the strongest bet's evidence began to grow.
         bets["starts"][bets["sums"] < 1] = count
         bets["sums"] = np.minimum(np.maximum(bets["sums"], 1) * payoffs, MAX_STATISTIC)
 
@@ -166,8 +169,8 @@ def kernel(vectors: Vectors, rng: np.random.Generator) -> Kernel:
 def block_test(pool: Vectors, block: Vectors, rng: np.random.Generator) -> tuple[float, float]:
     """Return the p-value of a block's features (b, FEATURES) and its squared maximum mean discrepancy (MMD).
 
-    The p-value is the block's rank among random blocks of pool and block: exact under exchangeability. The mean over
-    the random blocks is subtracted from the squared MMD, so that it is about 0 without drift.
+    The p-value is the block's rank among random blocks drawn from pool and block; it is exact under exchangeability.
+    The mean over the random blocks is subtracted from the squared MMD, so that it is about 0 without drift.
     """
     everything = np.concatenate([pool, block])
     centre = everything.mean(axis=0)
@@ -236,7 +239,7 @@ class NumberTrack(Track):
     effect_name: Effect = "Cliff's delta"
 
     def __init__(self, name: str, reference: Floats) -> None:
-        """`reference` holds the reference's values (n, columns)."""
+        """`reference` has the reference's values (n, columns)."""
         count = reference.shape[1]
         columns = [f"direction {number + 1}" for number in range(count)] if count > 1 else [name]
         super().__init__(columns, 2 * len(POWERS) + 2)
@@ -244,7 +247,7 @@ class NumberTrack(Track):
         self.values: deque[tuple[int, Floats]] = deque(maxlen=WINDOW)
 
     def add(self, values: Sequence[Value], count: int, rng: np.random.Generator) -> bool:
-        """Add a request to the evidence and the pool; return False if it has no values."""
+        """Add a request to the evidence and the pool; return False if a value is missing."""
         coins = rng.random(len(self.columns))
         numbers = [float(value) for value in values if value is not None]
         if len(numbers) < len(self.columns):
@@ -295,13 +298,13 @@ class NumberTrack(Track):
 
 
 class ShareTrack(Track):
-    """A track of one category; the last column counts categories that the reference doesn't have."""
+    """A track of the shares of categories; the last column counts all categories that the reference doesn't have."""
 
     effect_name: Effect = "Cohen's h"
     OTHER = "something new"
 
     def __init__(self, counts: Mapping[str, int]) -> None:
-        """`counts` are the reference's, by category; OTHER is added."""
+        """`counts` has the reference's count of each category; OTHER is added as a further category."""
         super().__init__((*counts, self.OTHER), len(ODDS))
         self.counts = np.array([*counts.values(), 0.0])
         self.total = float(self.counts.sum())
@@ -358,7 +361,7 @@ class BlockTrack(Track):
     effect_name: Effect = "MMD"
 
     def __init__(self, reference: NDArray[np.float32]) -> None:
-        """`reference` holds the reference's features (n, features)."""
+        """`reference` has the reference's features (n, features)."""
         super().__init__(("all",), len(BLOCK_POWERS))
         self.window = deque(maxlen=WINDOW // BLOCK)
         self._pool = reference

@@ -1,6 +1,7 @@
 """The drift monitor: `add` each request, and read `alerts`. Each request advances the e-detectors of all signals.
 
-An alert opens when there is evidence for a large enough change, grows, and closes.
+An alert opens when there is enough evidence for a large enough change. It can grow more severe, and it closes when the
+change is over.
 """
 
 from __future__ import annotations
@@ -42,15 +43,13 @@ class Policy:
     """The policy for opening and closing alerts."""
 
     false_alarms: float = 0.1
-    """Expected false alarms of all signals together ..."""
+    """Number of false alarms of all signals together that is expected in `requests` requests without drift"""
     requests: int = 10_000
-    """... in this many requests without drift"""
     min_severity: Severity = "small"
     """Smaller changes open no alert, however certain they are."""
     close_at: float = 0.5
-    """An alert closes when the change has fallen to this fraction of the minimum size ..."""
+    """An alert closes when the change is below this fraction of the minimum size for `hold` consecutive requests."""
     hold: int = 50
-    """... for this many consecutive requests."""
     cool_down: int = 200
 
 
@@ -65,7 +64,7 @@ class Alert:
     what: str
     """The category or direction that changed most; empty if the signal has only one"""
     message: str = ""
-    """The change in a sentence; the key `said` in JSON, which programs read"""
+    """The change in a sentence. In JSON its key is `said`, which programs rely on."""
     severity: Severity = "slight"
     effect: float = 0.0
     effect_name: Effect
@@ -95,7 +94,7 @@ class Alert:
     @classmethod
     def from_dict(cls, stored: Mapping[str, Any]) -> Alert:
         """Return the alert that `as_dict` described, or whose fields a monitor saved."""
-        facts = {"message": stored.get("said"), **stored}
+        facts = stored if "message" in stored else {"message": stored["said"], **stored}
         return cls(**{each.name: facts[each.name] for each in fields(cls)})
 
 
@@ -226,7 +225,7 @@ class Monitor:
         return sorted(found, key=lambda alert: (-SEVERITIES.index(alert.severity), alert.since))
 
     def limits(self) -> dict[str, float]:
-        """The threshold of each signal."""
+        """Return the threshold of each signal."""
         return {name: watch.threshold for name, watch in self._watches.items()}
 
     def number_of(self, id: str) -> int | None:
@@ -304,10 +303,19 @@ class Monitor:
 
     @classmethod
     def load(cls, path: Path, reference: Reference) -> Monitor:
-        """Load a monitor's state. Raises DataError if it belongs to a different reference."""
+        """Load a monitor's state. Raises DataError if it belongs to another reference or has other keys."""
         about, stored, _ = read_arrays(path, KIND, _ADVICE)
-        if about["reference"] != reference.sha256:
-            raise DataError(f"{path} belongs to another reference. {_ADVICE}")
+        try:
+            if about["reference"] != reference.sha256:
+                raise DataError(f"{path} belongs to another reference. {_ADVICE}")
+            return cls._restored(about, stored, reference)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise DataError(f"{path} is damaged, or another version of Meditune wrote it. {_ADVICE}") from error
+
+    @classmethod
+    def _restored(cls, about: Mapping[str, Any], stored: Arrays, reference: Reference) -> Monitor:
+        _require_keys(about["policy"], [each.name for each in fields(Policy)])
+        _require_keys(about["missing"], reference.signals)
         monitor = cls(reference, Policy(**about["policy"]))
         for name in ("count", "last", "last_id", "missing", "outcomes"):
             setattr(monitor, name, about[name])
@@ -319,5 +327,12 @@ class Monitor:
         for name, track in monitor.tracks.items():
             arrays = {key.partition("/")[2]: value for key, value in stored.items() if key.startswith(f"{name}/")}
             track.restore(arrays)
+            _require_keys(about["watches"][name], _STATE)
             vars(monitor._watches[name]).update(about["watches"][name])
         return monitor
+
+
+def _require_keys(stored: Mapping[str, Any], names: Sequence[str]) -> None:
+    """Raise KeyError if a stored mapping doesn't have exactly these keys."""
+    if differing := stored.keys() ^ set(names):
+        raise KeyError(*sorted(differing))

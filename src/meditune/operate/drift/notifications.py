@@ -3,11 +3,11 @@
 URLs and secrets are read only from the environment:
 
 MEDITUNE_ALERT_WEBHOOK          URL that receives the alert as JSON
-MEDITUNE_ALERT_WEBHOOK_SECRET   signs it: X-Meditune-Signature is sha256=HMAC of the body, in hexadecimal
+MEDITUNE_ALERT_WEBHOOK_SECRET   key that signs the body: the header X-Meditune-Signature is sha256=HMAC, in hexadecimal
 MEDITUNE_ALERT_SLACK            URL of a Slack-compatible incoming webhook
 MEDITUNE_ALERT_EMAIL            addresses, separated by commas
 MEDITUNE_ALERT_FROM             the sender's address
-MEDITUNE_SMTP_URL               smtp://USER:PASSWORD@HOST:PORT, smtps:// for TLS from the start; ?starttls=0 without TLS
+MEDITUNE_SMTP_URL               smtp://USER:PASSWORD@HOST:PORT, smtps:// for TLS from the start; ?starttls=0 for no TLS
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Message:
     text: str
     link: str
     facts: Mapping[str, Any]
-    """Numbers only: no text of a question"""
+    """Facts for programs, without the text of any question"""
 
     def webhook_body(self) -> dict[str, Any]:
         """Return the JSON body for a webhook."""
@@ -53,7 +53,7 @@ class Message:
 
 
 class SendError(MedituneError):
-    """A failed delivery that a retry can't change, described without address or secret."""
+    """Raised if a delivery failed and a retry won't help. The message contains neither the address nor a secret."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ def _post(url: str, body: dict[str, Any], secret: str = "") -> None:
 def _mail(server: str, sender: str, to: list[str], message: Message) -> None:
     mail = EmailMessage()
     mail["Subject"], mail["From"], mail["To"] = message.title, sender, ", ".join(to)
-    # The same ID for the same news, so that mail clients show a message that was sent twice only once.
+    # The ID depends only on the key, so that mail clients show a message that was sent twice only once.
     digest = hashlib.sha256(message.key.encode()).hexdigest()[:32]
     mail["Message-ID"] = f"<{digest}@meditune.invalid>"
     mail.set_content(f"{message.text}\n\nEvidence: {message.link}\n" if message.link else f"{message.text}\n")
@@ -171,7 +171,7 @@ def messages(alerts: Sequence[Alert], canary: Mapping[str, Any] | None, link: st
             text = f"{alert.title}: back to normal at request {alert.closed:,}; the change began at {alert.since:,}."
             found.append(Message(f"{alert.id}/closed", f"Over: {alert.signal}", text, link, facts))
     if canary and canary["alert"]:
-        # The news stays the same until the set of failures changes or all were right in between.
+        # The key stays the same until other canaries fail, or until all of these were right in between.
         key = f"canaries/{canary['since']}/{','.join(sorted([*canary['worse'], *canary['critical']]))}"
         found.append(Message(key, "Drift: canaries", str(canary["message"]), link, {"canary": dict(canary)}))
     return found
@@ -184,7 +184,7 @@ class Outbox:
         self.path, self._first_wait = path, first_wait_s
 
     def send(self, news: Sequence[Message], channels: Sequence[Channel]) -> list[str]:
-        """Send new messages, and again those that failed before; return a sentence for each that could not be sent."""
+        """Send new messages and those that failed before; return a sentence for each that could not be sent."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         problems = []
         with FileLock(self.path.with_name(f".{self.path.name}.lock")):

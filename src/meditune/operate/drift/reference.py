@@ -79,7 +79,7 @@ class Reference:
     features: NDArray[np.float32] | None
     """(n, features) of the ranked half, for the MMD"""
     about: dict[str, Any]
-    """requests, embedding, remarks, seed, of"""
+    """`requests` (their number), `embedding`, `remarks`, `seed`, `of` (the source), `last` (the source's last position)"""
     sha256: str = field(default="", compare=False)
 
     @property
@@ -89,7 +89,10 @@ class Reference:
 
 
 def fit(requests: Sequence[Request], embedding: dict[str, Any] | None, source: str, seed: int = 17) -> Reference:
-    """Fit a reference: half of the requests are learned from, the other half is ranked against. Raises DataError."""
+    """Fit a reference: learn from a random half of the requests, and keep the values of the other half for ranking.
+
+    Raises DataError if there are too few requests.
+    """
     if len(requests) < MIN_REQUESTS:
         raise DataError(
             f"{source} has {len(requests):,} requests; a reference needs at least {MIN_REQUESTS}, and a few thousand "
@@ -114,7 +117,7 @@ def _shape(requests: Sequence[Request], seed: int) -> Shape:
     asked = [each for each in requests if each.vector is not None and each.question is not None]
     vectors = [each.vector for each in requests if each.vector is not None]
     named = len(asked) == len(vectors)
-    # Masked, because topics are named by words of questions, and the names are shown.
+    # Masked, because topics are named after words in questions, and the names are shown.
     texts = [mask(each.question or "") for each in asked] if named else []
     stacked = np.stack(vectors) if vectors else np.zeros((0, 0), dtype=np.float32)
     return learn_shape(texts, stacked, [words(each.question) for each in requests if each.question], seed)

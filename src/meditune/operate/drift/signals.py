@@ -1,6 +1,7 @@
 """The signals of drift detection, by name: the part of a request that each one reads, and its title.
 
-Signals of a question's meaning need its vector and what the reference learned (`Shape`). Missing values are skipped.
+Signals of a question's meaning need its vector and the functions that the reference learned (`Shape`). Missing values
+are skipped.
 """
 
 from __future__ import annotations
@@ -90,7 +91,7 @@ class Shape:
     """Fixed functions from words and vectors to values."""
 
     words: NDArray[np.uint64]
-    """Sorted hashes of the known words; hashes, so that the file holds no names"""
+    """Sorted hashes of the known words, so that the file contains no names"""
     centres: Vectors
     """(topics, size)"""
     topic_names: tuple[str, ...]
@@ -115,7 +116,7 @@ class Shape:
         return self.topic_names[int((self.centres @ vector).argmax())] if len(self.centres) else None
 
     def distance(self, vector: Vectors) -> float | None:
-        """Return 1 minus the mean cosine to the nearest known questions."""
+        """Return 1 minus the mean cosine to the nearest known questions, or None if too few are known."""
         if len(self.anchors) < NEAREST_NEIGHBOURS:
             return None
         near = np.partition(self.anchors @ vector, len(self.anchors) - NEAREST_NEIGHBOURS)[-NEAREST_NEIGHBOURS:]
@@ -128,7 +129,7 @@ class Shape:
 
 
 def learn_shape(texts: Sequence[str], vectors: Vectors, vocabulary: Sequence[Sequence[str]], seed: int) -> Shape:
-    """Learn the shape of questions: texts with their vectors (n, size), which may be empty, and the words of each."""
+    """Learn from questions: texts with their vectors (n, size), which may be empty, and the words of each question."""
     rng = np.random.default_rng(seed)
     known = sorted({hashed_words(word) for words in vocabulary for word in words})
     words = np.array(known, dtype=np.uint64)
@@ -270,7 +271,7 @@ def _share_up(ratings: Sequence[str]) -> float:
 
 @lru_cache(maxsize=1024)
 def language(text: str) -> str:
-    """Return the language of a text (ISO 639-1) if it is clear, the name of its script, or English."""
+    """Return a text's script if it isn't Latin, its language (ISO 639-1) if that is clear, and otherwise `en`."""
     if len(_OTHER_THAN_LATIN.findall(text)) * 3 > len(text):
         return next(
             (name for name, signs in _SCRIPTS.items() if len(signs.findall(text)) * 3 > len(text)), "other script"

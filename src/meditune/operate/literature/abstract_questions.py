@@ -119,7 +119,7 @@ def question_of_title(title: str, article_text: str = "") -> ConvertedTitle | No
 
 
 def is_supported_by_conclusion(decision: Literal["yes", "no"], conclusion: str) -> bool:
-    """Return whether a conclusion leaves nothing open, and contains a negation only if the decision is no."""
+    """Return whether a conclusion is stated without doubt, and contains a negation if and only if the decision is no."""
     if _HEDGED.search(conclusion):
         return False
     if decision == "no":
@@ -166,7 +166,7 @@ def _is_plural(word: str) -> bool:
 
 
 def _small(subject: str, article_text: str) -> str:
-    """Return the subject, with its first word in lowercase if the text has it so or it is an English word."""
+    """Return the subject, with its first word in lowercase if the article writes it so or it is an English word."""
     first, separator, rest = subject.partition(" ")
     small = first[:1].lower() + first[1:]
     is_word = small.isalpha() and small.islower() and rarity(small) < 1
@@ -198,7 +198,7 @@ class Pairs:
 
     examples: list[Example] = field(default_factory=list)
     without: Counter[str] = field(default_factory=Counter)
-    """Articles by the reason why they gave no pair"""
+    """Number of articles that gave no pair, by reason"""
     kept_out: dict[str, str] = field(default_factory=dict)
     """PubMed id -> the test item that the article matches"""
     audit: Audit | None = None
@@ -240,7 +240,7 @@ def pair_of_article(article: Article) -> Example | str:
     if len(answer.split()) < MIN_CONCLUSION_WORDS:
         return f"a conclusion of fewer than {MIN_CONCLUSION_WORDS} words"
     if sum(len(part.text.split()) for part in context) < MIN_CONTEXT_WORDS:
-        return f"fewer than {MIN_CONTEXT_WORDS} words besides the conclusion"
+        return f"fewer than {MIN_CONTEXT_WORDS} words apart from the conclusion"
     asked = question_of_title(article.title, article.text)
     if asked is None:
         return "a title that is neither a question nor clearly a statement"
@@ -281,7 +281,7 @@ def tests(paths: Sequence[Path]) -> list[Example]:
 
 
 def write(path: Path, examples: Iterable[Example]) -> int:
-    """Write pairs atomically as a file for a recipe's source `own`; return how many."""
+    """Write pairs atomically as a file for a recipe's source `own`; return their number."""
     columns = {"question", "context", "answer", "decision", "group", "meta"}
     return write_jsonl(path, ({"id": each.group} | each.model_dump(mode="json", include=columns) for each in examples))
 

@@ -50,7 +50,7 @@ CREATE TABLE rejects (number INTEGER PRIMARY KEY, source TEXT, place TEXT, reaso
 
 @dataclass(frozen=True)
 class Row:
-    """A row of the library: what it holds for one PubMed id."""
+    """The library's row for one PubMed id."""
 
     pmid: str
     article: Article | None
@@ -89,7 +89,7 @@ class Library:
         return Row(pmid, pubmed_articles.from_dict(json.loads(record)) if record else None, *others)
 
     def put(self, row: Row, change: int | None) -> None:
-        """Store a row; `change` is the change number that tells indexes to read it again, or None if they needn't."""
+        """Store a row. `change` is a new change number, so that indexes read the row again, or None if they needn't."""
         record = json.dumps(row.article.as_dict(), ensure_ascii=False) if row.article else None
         self._base.execute(
             "INSERT INTO articles VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (pmid) DO UPDATE SET record = excluded.record, "
@@ -149,7 +149,7 @@ class Library:
         return before | {pmid for pmid, _ in given}
 
     def links(self, pmid: str) -> list[Link]:
-        """Return all links that records state for an article, those with an id first."""
+        """Return all links about an article, from any record; those that name the id of a notice come first."""
         rows = self._base.execute(
             "SELECT DISTINCT kind, notice, reference FROM links WHERE pmid = ? ORDER BY notice = '', notice", (pmid,)
         )
@@ -209,7 +209,7 @@ class Library:
         self._base.executemany("INSERT OR IGNORE INTO again VALUES (?)", [(pmid,) for pmid in pmids])
 
     def asked_again(self, pmids: Iterable[str]) -> None:
-        """Remove articles from that queue."""
+        """Remove articles from the queue of articles to be fetched again."""
         self._base.executemany("DELETE FROM again WHERE pmid = ?", [(pmid,) for pmid in pmids])
 
     def pmids_to_fetch(self) -> list[str]:
@@ -241,12 +241,12 @@ class Library:
     # Indexes
 
     def indexed(self, place: str, content: str) -> int:
-        """Return the change up to which the index at a place holds the library; 0 if its content differs."""
+        """Return the change up to which the index at `place` contains the library; 0 if the index has other content."""
         found = self._one("SELECT content, change FROM indexed WHERE place = ?", place)
         return int(found[1]) if found and found[0] == content else 0
 
     def is_indexed(self, place: str, content: str, change: int) -> None:
-        """Record that the index at a place, with this content, holds the library up to a change."""
+        """Record that the index at `place`, with this content, contains the library up to a change."""
         with self.transaction():
             self._base.execute("INSERT OR REPLACE INTO indexed VALUES (?, ?, ?)", (place, content, change))
 
@@ -298,7 +298,7 @@ def now() -> str:
 
 
 MIN_ABSTRACT_WORDS = 20
-"""Minimum length of an abstract; shorter texts ("Editorial.") are none."""
+"""Minimum length of an abstract; shorter texts, such as "Editorial.", don't count as abstracts."""
 _OFF = dict.fromkeys(QUALITY_RULES, "off")
 _SPECS = {
     asked_for: QualitySpec(rules=_OFF | {"language": "drop", "not_medical": "off" if asked_for else "drop"})
@@ -313,7 +313,10 @@ REASONS = frozenset(_REASON_TEXTS.values())
 
 
 def checked_article(article: Article, is_requested: bool) -> tuple[Article, str]:
-    """Return the article with its encoding fixed, and why it is left out, or ""; requested ones may be non-medical."""
+    """Return the article with its encoding fixed, and the reason to leave it out, or "".
+
+    Requested articles needn't be about medicine.
+    """
     mended = replace(
         article,
         title=quality_filters.fix_encoding(article.title),
@@ -394,7 +397,7 @@ class LibraryUpdate:
             return
         link = _first(self.library.links(pmid), RETRACTED_IN)
         if link and (row is None or row.state != RETRACTED):
-            # The library has no record of this article, but an index may hold it from elsewhere.
+            # The library has no record of this article, but an index may have it from another source.
             self.library.put(Row(pmid, None, RETRACTED, _by("retracted", link), ""), self._change)
             self.library.retract(pmid, "", link)
             self.retracted.append(pmid)
@@ -453,7 +456,7 @@ class LibraryUpdate:
 
 
 def _is_older(article: Article, than: Article) -> bool:
-    """Return whether a record is older, by version, then by date of revision if both have one."""
+    """Return whether a record is older than another, by version, then by date of revision if both have one."""
     if article.version != than.version:
         return article.version < than.version
     return bool(article.revised and than.revised) and article.revised < than.revised

@@ -84,13 +84,15 @@ class Flag:
     def sentence(self) -> str:
         """The flag as a sentence."""
         by = f" (notice: PMID {self.notice})" if self.notice else ""
-        return f"Answer {self.answer} cites PMID {self.pmid}, which is known to be retracted since {self.when}{by}."
+        return (
+            f"Answer {self.answer} cites PMID {self.pmid}, which has been known to be retracted since {self.when}{by}."
+        )
 
 
 def flag(answers: Iterable[tuple[str, Sequence[str]]], retracted: Mapping[str, Mapping[str, str]]) -> Iterator[Flag]:
-    """Yield each citation of a retracted article in answers: pairs of an id and the ids of its cited passages.
+    """Yield each citation of a retracted article in `answers`, pairs of an id and the ids of the cited passages.
 
-    Citations among PubMedQA's contexts count too.
+    Citations of PubMedQA's contexts count, too.
     """
     for answer, passages in answers:
         for passage in dict.fromkeys(passages):
@@ -242,7 +244,7 @@ def _index(library: Library, options: UpdateOptions, report: Report) -> None:
 
 
 def _pairs(library: Library, options: UpdateOptions, report: Report) -> None:
-    """Make all pairs again if anything has changed; the rules compare pairs with each other."""
+    """Make all pairs again if anything has changed, because the quality rules compare pairs with each other."""
     made_from = {"change": library.change(), "tests": [str(path.resolve()) for path in options.tests]}
     if library.cursor("pairs") == made_from and (library.folder / abstract_questions.FILE).is_file():
         return

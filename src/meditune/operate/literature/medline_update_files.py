@@ -32,7 +32,7 @@ _MD5 = re.compile(r"\b([0-9a-fA-F]{32})\b")
 
 @dataclass(frozen=True)
 class UpdateFileFolder:
-    """A folder of update files that something else downloads."""
+    """A folder of update files that another program downloads."""
 
     path: Path
 
@@ -46,7 +46,7 @@ class UpdateFileFolder:
         if not any(map(_NAME.fullmatch, names)):
             raise DataError(
                 f"{self.path}: contains no file like pubmed26n1340.xml.gz. Check that it is the right folder, and "
-                "mounted."
+                "that it is mounted."
             )
         return names
 
@@ -65,7 +65,7 @@ class UpdateFileFolder:
         if (actual := _md5(found)) != md5:
             raise DataError(
                 f"{found}: its MD5 is {actual}, but the published one is {md5}: the file is incomplete or wrong. "
-                "Download it again. The files before it are applied."
+                "Download it again. The files before it were applied."
             )
         return found
 

@@ -1,6 +1,6 @@
 """Import of a PubMed query's articles that were added or revised since the last update, page by page.
 
-NCBI allows 3 requests a second, or 10 with an API key, wants `tool` and `email` in each, and answers 429 to more
+NCBI allows 3 requests a second, or 10 with an API key, and answers 429 to more; it asks for `tool` and `email` in each
 (https://www.ncbi.nlm.nih.gov/books/NBK25497/, https://support.nlm.nih.gov/kbArticle/?pn=KA-05510). The E-utilities
 (https://www.ncbi.nlm.nih.gov/books/NBK25499/) return at most the first 9,999 articles of a search. The client
 recognizes responses with status 200 that aren't results: an HTML page, a rate limit in JSON, an error inside XML,
@@ -149,7 +149,7 @@ _ERROR = re.compile(rb"<ERROR>(.*?)</ERROR>", re.DOTALL)
 
 
 class HistoryLostError(Exception):
-    """The server no longer has a search."""
+    """The server no longer has the results of a search."""
 
 
 @dataclass(frozen=True)
@@ -236,7 +236,7 @@ class Eutils(RateLimitedClient):
 
 
 PAGE = 200
-"""Articles per request: the most that an interrupted update fetches again"""
+"""Articles per request; an interrupted update fetches at most this number again"""
 OVERLAP = timedelta(days=2)
 """Overlap with the last update, because PubMed's dates are those of the US East Coast"""
 SHORT_PAGES, LOST_SEARCHES = 2, 3
@@ -254,7 +254,10 @@ class LibrarySearch:
     rejects: Rejects
 
     def query(self, term: str, since: str | None) -> int:
-        """Import the articles of a query, the first time those changed since `since` (ISO 8601); return how many."""
+        """Import the articles of a query that changed since its last import, and return their number.
+
+        The first import takes those that changed since `since` (ISO 8601), or all.
+        """
         name = f"query: {term}"
         cursor = self.library.cursor(name)
         if "windows" not in cursor:
@@ -282,12 +285,12 @@ class LibrarySearch:
             with self.library.transaction():
                 self.library.mark(found.pmids)
         with self.library.transaction():
-            # Earlier retractions too, because the article may have been added to the index since.
+            # Earlier retractions count, too, because the article may have been added to the index since.
             self.library.request_marked(pmids)
             self.library.move(name, {"until": today or cursor.get("until", "")})
 
     def again(self) -> int:
-        """Fetch the queued articles again; return how many."""
+        """Fetch the queued articles again; return their number."""
         waiting = self.library.pmids_to_fetch()
         with Progress("Fetching corrected articles again", len(waiting), "articles") as progress:
             for start in range(0, len(waiting), PAGE):
@@ -295,7 +298,7 @@ class LibrarySearch:
                 found = list(self._articles(self.eutils.by_ids(ids), "efetch"))
                 with self.library.transaction():
                     self.applying.all(found)
-                    # Articles that these name are fetched in the next update, so that circular notices end.
+                    # Other articles that these name are fetched in the next update; circular notices would never end otherwise.
                     self.library.asked_again(ids)
                 progress.advance(len(ids))
         return len(waiting)

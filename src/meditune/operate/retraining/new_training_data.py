@@ -133,7 +133,7 @@ def _decision(correction: str) -> str | None:
 
 
 def passages_of(index: Index | None, ids: Sequence[str]) -> list[dict[str, str]]:
-    """Return the passages of these ids that the index still holds."""
+    """Return the passages with these ids that are still in the index."""
     if index is None:
         return []
     rows = (row for id in ids[:PASSAGES] for row in index.passages(id.rpartition("#")[0]) if row["id"] == id)
@@ -196,7 +196,7 @@ class Shares:
     """Share of the new rows' groups to hold out for evaluation"""
     dev: float = 0.1
     replay: float = 1.0
-    """Old training rows for each new one; all of them if there are fewer"""
+    """Number of old training rows to add for each new one; all old rows if there are fewer"""
 
 
 class TooFewError(DataError):
@@ -235,7 +235,8 @@ def deal(
 ) -> DealtRows:
     """Split the new rows, and add them to the old splits; `pool` holds all training rows of the current version.
 
-    Rows similar to a held-out item aren't trained on, and the other way round. Raises TooFewError.
+    A new row that is similar to a held-out item isn't trained on, and one that is similar to an old training row isn't
+    held out for testing. Raises TooFewError.
     """
     left_out: Counter[str] = Counter()
     seen = {fingerprint(example) for example in (*pool.values(), *old.dev, *old.test)}

@@ -1,4 +1,4 @@
-"""The release gate: compares a new version with its parent on the old and the new test items, each under a policy."""
+"""The release gate: compares a new version with its parent on the old and on the new test items, with a policy for each."""
 
 from __future__ import annotations
 
@@ -30,8 +30,9 @@ def judge(
 ) -> dict[str, Any]:
     """Compare the base and the tuned model of a finished run on its old and its new test items.
 
-    `policies` are the user's own ones for old and new items, or None. Return `passed`, and `on`: for old and new items
-    their number, `figures`, `comparison` and `checks`, and in `unjudged` why too little was measured for a decision.
+    `policies` has the user's own policy, or None, for the old and for the new items. Return `passed` and `on`. For the
+    old and the new items, `on` has the number of `items`, `figures`, `comparison`, `policy`, `checks`, and in `unjudged`
+    the reason why they can't be judged, or "".
     """
     sides = [measured_model(f"{run}:{side}") for side in ("base", "tuned")]
     on: dict[str, Any] = {}
@@ -59,7 +60,7 @@ def judge(
 
 
 def unjudged(items: str, groups: int, policy: Policy, is_own: bool) -> str:
-    """Return why the policy cannot be applied, or ""; `groups` of items decide about an improvement."""
+    """Return why the policy cannot be applied, or "". An improvement is judged on items of `groups` groups."""
     if not any(policy.model_dump().values()):
         return f"The policy has no rule for the {items} items, so they cannot be judged."
     if is_own or items == OLD:
@@ -107,7 +108,7 @@ def lines(judged: Mapping[str, Any]) -> list[str]:
 
 
 def _part(model: MeasuredModel, new: Collection[str], is_new: bool) -> MeasuredModel:
-    """Return what was measured on the new items, or on all others."""
+    """Return the part of the measurements that is on the new items, or on all others."""
 
     def is_selected(id: str) -> bool:
         return (id in new) == is_new

@@ -1,7 +1,7 @@
 """One retraining: gather data, split it, train from the current version, judge the result, add and promote it.
 
-The recipe is derived from that of the current version. Unfinished work is in the registry's `work/` until its version
-was promoted, tried or stored, so the same command resumes it. The gathered data stays in `rows/`.
+The recipe is derived from that of the current version. Unfinished work stays in the registry's folder `work/` until its
+version is promoted, tried or stored, so the same command resumes it. The gathered data stays in `rows/`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,9 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
+
+from pydantic import BaseModel, ValidationError
 
 from meditune import model_registry, pipeline
 from meditune.config.load_recipe import load_recipe, save
@@ -64,7 +66,7 @@ def derive_recipe(parent: Path, old: Splits, new: Splits, files: Sequence[Path],
     }
     keys["train"]["learning_rate"] *= LEARNING_RATE_FACTOR
     if before.train.mix.weights:
-        # The old mix names the old sources, which are different now.
+        # The weights of the old mix are for the old sources, which have changed.
         keys["train"]["mix"] = MixSpec().model_dump(mode="json")
     if before.evaluate.answers is not None and old.test:
         keys["evaluate"]["answers"] = math.ceil(before.evaluate.answers * len(new.test) / len(old.test))
@@ -74,6 +76,34 @@ def derive_recipe(parent: Path, old: Splits, new: Splits, files: Sequence[Path],
 FILE = "retrain.json"
 
 
+class UnfinishedRetraining(BaseModel, extra="forbid"):
+    """The content of retrain.json."""
+
+    id: str
+    started: str
+    parent: str
+    options: dict[str, Any]
+
+
+class GatheredRows(BaseModel, extra="forbid"):
+    """The number of rows from one kind of source, and the SHA-256 of their file."""
+
+    rows: int
+    sha256: str
+
+
+class GatheredData(BaseModel, extra="forbid"):
+    """The content of gathered.json."""
+
+    new: list[str]
+    """Ids of the test items that are new in this retraining"""
+    fed: dict[str, GatheredRows]
+    index: str
+
+
+Content = TypeVar("Content", bound=BaseModel)
+
+
 class Work:
     """The work folder of a registry, used by one process at a time."""
 
@@ -81,12 +111,26 @@ class Work:
         self.registry = registry
         self.folder = registry.folder / "work"
         self.facts = self.folder / "gathered.json"
-        """Describes the gathered data, once the run's data is prepared"""
+        """Describes the gathered data; written when the run's data is prepared"""
 
-    def read(self) -> dict[str, Any] | None:
-        """Return `id`, `started`, `parent` and `options` of the unfinished retraining, or None."""
-        path = self.folder / FILE
-        return read_json(path) if path.is_file() else None
+    def read(self) -> UnfinishedRetraining | None:
+        """Return the unfinished retraining, or None if there is none. Raises DataError if its file is invalid."""
+        return self._read(UnfinishedRetraining, self.folder / FILE)
+
+    def gathered(self) -> GatheredData | None:
+        """Return the gathered data, or None before it is prepared. Raises DataError if its file is invalid."""
+        return self._read(GatheredData, self.facts)
+
+    def _read(self, kind: type[Content], path: Path) -> Content | None:
+        if not path.is_file():
+            return None
+        try:
+            return kind.model_validate(read_json(path))
+        except (DataError, ValidationError) as error:
+            raise DataError(
+                f"{path} is damaged, or another version of Meditune wrote it. Delete {self.folder} to drop the "
+                "unfinished retraining; the next one then starts from the beginning."
+            ) from error
 
     @property
     def run(self) -> Path:
@@ -99,10 +143,10 @@ class Work:
         return (self.registry.folder / "rows" / self._id).resolve()
 
     def made(self) -> Version | None:
-        """Return the version that the unfinished work already produced, if the command was stopped right after."""
+        """Return the version that the unfinished work already produced, or None if it has produced none."""
         begun = self.read()
         known = map(self.registry.get, self.registry.state().versions) if begun else ()
-        return next((each for each in known if begun and Path(each.came_from).name == begun["id"]), None)
+        return next((each for each in known if begun and Path(each.came_from).name == begun.id), None)
 
     def claim(self, parent: str, options: Mapping[str, Any], restart_if_changed: bool = False) -> None:
         """Resume the unfinished retraining or start a new one. Raises MedituneError if the options differ."""
@@ -128,19 +172,21 @@ class Work:
 
     @property
     def _id(self) -> str:
-        """A unique id; the run's folder has this name, which records the origin of its version."""
+        """A unique id. It is the name of the run's folder, which the version made from the run records."""
         begun = self.read()
         assert begun is not None, "the caller has claimed the work"
-        return str(begun["id"])
+        return begun.id
 
 
-def _can_resume(before: Mapping[str, Any], parent: str, options: Mapping[str, Any], restart_if_changed: bool) -> bool:
-    started = f"The retraining started at {before['started']}"
-    differing = [name for name in options if name != "sources" and before["options"].get(name) != options[name]]
-    if before["parent"] != parent:
+def _can_resume(
+    before: UnfinishedRetraining, parent: str, options: Mapping[str, Any], restart_if_changed: bool
+) -> bool:
+    started = f"The retraining that started at {before.started}"
+    differing = [name for name in options if name != "sources" and before.options.get(name) != options[name]]
+    if before.parent != parent:
         _say(
-            f"{started} continues from {before['parent']}, but {parent} is served now. It is dropped, and a "
-            "new one starts."
+            f"{started} continues from {before.parent}, but {parent} is served now. It is dropped, and a new one "
+            "starts."
         )
         return False
     if differing and not restart_if_changed:
@@ -151,9 +197,9 @@ def _can_resume(before: Mapping[str, Any], parent: str, options: Mapping[str, An
     if differing:
         _say(f"{started} had other options ({', '.join(differing)}). It is dropped, and a new one starts.")
         return False
-    _say(f"Resuming the retraining started at {before['started']}.")
-    if before["options"].get("sources") != options.get("sources"):
-        _say("It uses the data gathered then; other sources wait for the next retraining.")
+    _say(f"Resuming the retraining that started at {before.started}.")
+    if before.options.get("sources") != options.get("sources"):
+        _say("It uses the data gathered then; the next retraining uses the other sources.")
     return True
 
 
@@ -236,14 +282,15 @@ def retrain(folder: Path, options: Options, command: str) -> Outcome:
         announce("judge")
         policies = (gate.policy(options.gate), gate.policy(options.gate_new))
         judged = release_gate.judge(run, new, policies, recipe.evaluate.resamples, recipe.seed)
-        index = str(read_json(work.facts)["index"])
+        gathered = work.gathered()
+        index = gathered.index if gathered else ""
         version = registry.add(run, (current.id,), fed, {"against": current.id, **judged}, index)
         report = [*release_gate.lines(judged), f"{version.id}: {registry.place(version.id).resolve()}"]
         return _finish(registry, work, version, report, options)
 
 
 def next_step(name: str) -> OnPass:
-    """Return what to do with a version, by name. Raises DataError for an unknown name."""
+    """Return `name` as a value of --on-pass. Raises DataError if it is none."""
     if name == "shadow":
         raise DataError("--on-pass shadow was removed. Try the version as a canary: --on-pass canary --percent 1")
     if name not in ON_PASS:
@@ -262,12 +309,11 @@ def _prepare_run(
     registry: Registry, current: str, work: Work, options: Options
 ) -> tuple[Recipe, set[str], dict[str, Any]]:
     """Prepare the run's data; return its recipe, the ids of new test items, and the new data by kind."""
-    run, facts = work.run, work.facts
-    if facts.is_file():
-        stored = read_json(facts)
-        counts = [f"{row['rows']:,} rows of {kind}" for kind, row in stored["fed"].items()]
+    run = work.run
+    if stored := work.gathered():
+        counts = [f"{row.rows:,} rows of {kind}" for kind, row in stored.fed.items()]
         _say(f"Data gathered then: {', '.join(counts)}.")
-        return load_recipe(str(run / RECIPE)).recipe, set(stored["new"]), stored["fed"]
+        return load_recipe(str(run / RECIPE)).recipe, set(stored.new), stored.model_dump()["fed"]
     announce("gather")
     gathered = new_training_data.gather(options.sources, work.rows)
     for why, count in gathered.left_out.items():
@@ -303,7 +349,7 @@ def _prepare_run(
     done = {"decisions": dealt.decided} if dealt.decided else {}
     data = write_prepared(recipe, run / "data", dealt.splits, checks, leaks, done, before.synthetic)
     note_data(recipe, run, data.sha256)
-    write_json(facts, {"new": new, "fed": fed, "index": gathered.index})
+    write_json(work.facts, {"new": new, "fed": fed, "index": gathered.index})
     _say(
         f"{dealt.trained:,} new rows to train on, {dealt.replayed:,} old rows replayed; held out: "
         f"{len(dealt.splits.test):,} for evaluation and {len(dealt.splits.dev):,} for development, {len(dealt.new):,} "
@@ -336,7 +382,10 @@ def _export(run: Path, parent: Path, exports: tuple[str, ...] | None) -> None:
 
 
 def _finish(registry: Registry, work: Work, version: Version, report: list[str], options: Options) -> Outcome:
-    """Return the outcome once the version is made. What another call cannot do is not left to one."""
+    """Release the new version, delete the work, and return the outcome.
+
+    The work is deleted even if the release fails, unless another call could succeed.
+    """
     try:
         report = [*report, *_release(registry, version, version.parents[0], options)]
     except (DataError, GateError):

@@ -1,7 +1,8 @@
 """Automatic rollback: detects whether the served version or the one on trial made answers worse, and rolls it back.
 
-A change in the questions is not a version's fault, and alerts about inputs never cause a rollback. A trial's answers
-are compared with the current version's at the same time. A version that a rollback restored isn't rolled back.
+A change in the questions is not a version's fault, so alerts about inputs never cause a rollback. The answers of a
+version on trial are compared with those that the current version gave in the same time. A version that a rollback
+restored isn't rolled back automatically.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ log = logging.getLogger(__name__)
 LESS_IS_WORSE = {"support", "calibration", "confidence"}
 MORE_IS_WORSE = {("outcome", "abstained"), ("ratings", "down")}
 FEWER_IS_WORSE = {("ratings", "up")}
-"""Categories that must not become less frequent; an alert on two categories names either"""
+"""Categories that must not become less frequent; an alert on a signal with two categories can name either"""
 
 REASON_TEXTS = {
     "rated down": "{0.failed} of {0.all} people rated {1} down",
@@ -50,8 +51,8 @@ def guard(
 ) -> VersionCheck:
     """Check once, and end the trial or roll back if answers got worse.
 
-    The drift checks' state is beside their `reference`; `canary` is a file of results. An alert counts only if the
-    store still has the answer that opened it, which identifies the version.
+    `reference` is that of the drift checks, whose state is next to it; `canary` is a file of canary runs. An alert
+    counts only if the store still has the answer at which it opened, because that answer names the version.
     """
     registry = Registry(folder)
     state = registry.state()
@@ -66,7 +67,7 @@ def guard(
         why += _against(Monitor.load(place, load(reference)).alerts(), answers, state)
     begun, runs = state.latest_promotion(), read_jsonl(canary) if canary else []
     if canary and runs and begun and str(runs[-1].get("time", "")) >= begun.when:
-        # Only runs since the current version is served say something about it.
+        # Only runs since the current version was promoted say something about it.
         verdict = canaries.verdict(canary, state.current)
         why += [f"canaries: {verdict['message']}"] if verdict["alert"] else []
     return _rolled_back(registry, state, why)
@@ -105,7 +106,7 @@ def _rolled_back(registry: Registry, state: State, reasons: list[str]) -> Versio
     if begun and begun.what == "rolled back":
         # The version was good before, so something else is wrong; otherwise all earlier versions would be rolled back
         # in turn.
-        stays = f"{state.current} is what {begun.version} was rolled back to, so it is not rolled back automatically."
+        stays = f"{state.current} replaced {begun.version} in a rollback, so it is not rolled back automatically."
         return VersionCheck(None, state.current, [*reasons, stays])
     return VersionCheck(state.current, registry.rollback("; ".join(reasons), expected=state.current), reasons)
 

@@ -121,7 +121,7 @@ def _generation_request(
     logprobs: int | None,
     json_schema: Mapping[str, Any] | None = None,
 ) -> GenerationRequest:
-    """Return the engine's request. Raises ApiError 400 if the prompt is too long for the `max_tokens` tokens."""
+    """Return the engine's request. Raises ApiError 400 if the prompt leaves too little room for the answer."""
     room = service.prompts.room(prompt, max_tokens, service.settings.new_tokens, param)
     return GenerationRequest(
         prompt,
@@ -164,7 +164,7 @@ class _GenerationResponse:
         return Response(content.model_dump_json(), media_type="application/json")
 
     def chunk(self, finish: str | None = None, index: int = 0, logprobs: Any = None, **text: Any) -> bytes:
-        """Return a chunk of a stream; `text` has the field with its text."""
+        """Return a chunk of a stream; `text` is the field with its text."""
         scores = logprobs.model_dump() if logprobs else None
         return self._event([{"index": index, **text, "logprobs": scores, "finish_reason": finish}])
 
@@ -182,9 +182,9 @@ class _GenerationResponse:
 class _ChatCompletion(_GenerationResponse):
     id_prefix, chunk_object, response_type = "chatcmpl", "chat.completion.chunk", schema.Chat
     reply: Triage | None
-    """What replaces the model's answer if there is no request"""
+    """The standard reply that replaces the model's answer; None if the model answers"""
     ending: str
-    """The text after the model's"""
+    """The note to add to the model's answer"""
     started: float = field(default_factory=time.monotonic)
     written: GeneratedText = field(default_factory=GeneratedText)
 
