@@ -30,7 +30,7 @@ Result = TypeVar("Result")
 
 
 class TransientError(Exception):
-    """A failure after which a request may be retried. The message continues a sentence that begins with the server's name."""
+    """A failure after which a request may be retried. The message continues a sentence about the server."""
 
     def __init__(self, reason: str, wait: float | None = None, maybe_processed: bool = True) -> None:
         """`wait` is the pause in seconds that the server asks for; `maybe_processed` is False if the server rejected

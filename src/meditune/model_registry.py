@@ -230,8 +230,8 @@ class Registry:
     def servable(self, report: Callable[[str], None], refused: Collection[str] = ()) -> Version:
         """Return the served version, or the last one before it whose files are intact and that isn't `refused`.
 
-        If all are refused, refusals are ignored. `report` is called with a message for each damaged version. Raises DataError if no
-        version is intact.
+        If all are refused, refusals are ignored. `report` is called with a message for each damaged version. Raises
+        DataError if no version is intact.
         """
         standing = self.state().promoted
         if not standing:

@@ -256,7 +256,7 @@ def random_swaps(items: int, resamples: int, seed: int | Sequence[int]) -> Array
 def permutation_p(first: Array, second: Array, statistic: Callable[[Array], Array], swaps: Array) -> float:
     """Return the two-sided p-value of no difference between `first` and `second` (n, k): a permutation test of pairs.
 
-    `swaps` (b, n) contains 0 or 1 for each permutation and item. The p-value is exact even if one side has no event at all.
+    `swaps` (b, n) contains 0 or 1 for each permutation and item. The test is exact even if one side has no event.
     """
 
     def difference(one: Array, other: Array) -> Array:

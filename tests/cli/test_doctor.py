@@ -166,6 +166,16 @@ def test_a_proxy_is_asked_instead_of_the_host(monkeypatch: pytest.MonkeyPatch, l
     assert doctor.connection_problems(["https://registry.invalid/simple"])["https://registry.invalid/simple"]
 
 
+def test_the_judge_that_would_check_answers_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert findings()["Evidence judge"].value == "none in runs/"
+    (tmp_path / "runs" / "evidence" / "model").mkdir(parents=True)
+    (tmp_path / "runs" / "evidence" / "model" / "claims.json").write_text("{}", encoding="utf-8")
+    finding = findings()["Evidence judge"]
+    assert finding.value == "runs/evidence (transformers)"
+    assert "--judge runs/evidence" in finding.advice
+
+
 def test_advice_stands_below_its_finding() -> None:
     text = render([Finding("One", "1"), Finding("Longer", "2", "bad", "Do this."), Finding("Third", "3", "bad")])
     assert text.splitlines() == [

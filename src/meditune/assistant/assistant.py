@@ -203,7 +203,7 @@ UNMEASURED = (
     "No similarity limit was measured for the embedding model {}. Answers are withheld only if the passages don't "
     "support them, not if the passages are far from the question."
 )
-UNJUDGED = "The judge ran out of time for {} of this answer; there, only words were compared."
+UNJUDGED = "The judge ran out of time for {} of this answer; only words were compared in that part."
 NO_ANSWER = "The model wrote nothing that can be shown."
 
 

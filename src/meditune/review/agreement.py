@@ -19,7 +19,9 @@ from meditune.review.ratings_store import RATING, Note, Rating
 from meditune.statistics import AnyArray, percentile_interval, resampled
 
 Agreement = dict[str, Any]
-"""`value`: 1 if all agree, 0 if they agree only as often as at random, None if undefined; `ci95`; `items`, the number of items that count"""
+"""`value`: 1 if all agree, 0 if they agree only as often as at random, None if undefined; `ci95`; `items`: the number
+of items that count
+"""
 
 
 def cohen(

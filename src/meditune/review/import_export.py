@@ -210,7 +210,7 @@ def export(folder: Path, to: Path | None, format: str | None, unblind: bool, tas
 
 
 def import_ratings(folder: Path, path: Path, task: Task = RATE) -> ImportedRatings:
-    """Import all ratings in a CSV file or a Label Studio export, or none if one is invalid; they replace earlier ones."""
+    """Import all ratings of a CSV file or a Label Studio export, or none if one is invalid. They replace old ones."""
     rating_set, store = read_set(folder, task), Store(folder)
     given = _read_label_studio(path, rating_set) if path.suffix.lower() == ".json" else _read_csv(path, rating_set)
     notes = list(given.notes.values())

@@ -8,8 +8,8 @@ key.json         the origin of each item; neither the page nor the server reads 
 ratings.sqlite   the ratings (ratings_store.py)
 
 The experts' axes are those of Singhal et al. 2023 (Large language models encode clinical knowledge, Nature 620, tables
-of clinicians' and lay users' axes), reworded. The options of an axis are ordered from the best to the worst, so that key 1 is
-always the best.
+of clinicians' and lay users' axes), reworded. The options of an axis are ordered from the best to the worst, so that
+key 1 is always the best.
 """
 
 from __future__ import annotations
@@ -413,7 +413,7 @@ def write_set(
     shared_ids: Sequence[str] = (),
     ranked: bool = False,
 ) -> None:
-    """Write a set to `folder` atomically. `inputs` has `raters` and `overlap`, which is 2 by default for data checks."""
+    """Write a set to `folder` atomically. `inputs` has `raters` and `overlap` (for data checks 2 by default)."""
     raters, overlap = inputs["raters"], inputs["overlap"]
     if task is VALIDATE and raters:
         overlap = overlap or min(2, raters)

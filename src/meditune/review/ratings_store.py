@@ -94,7 +94,10 @@ class Store:
             base.executescript(_TABLES)
 
     def rater(self, name: str, takes_share: bool = True) -> Rater:
-        """Return or create the rater of that name, ignoring case and spacing; `takes_share`: for the first round, too."""
+        """Return or create the rater of that name, ignoring case and spacing.
+
+        With `takes_share`, the rater also gets a place in the first round.
+        """
         shown = " ".join(name.split())
         key = shown.casefold()
         with self._opened() as base:

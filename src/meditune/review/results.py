@@ -59,7 +59,7 @@ SEED = 17
 
 
 def agreement(axis: Axis, ratings: Sequence[Rating], rated: RatedSet) -> dict[str, Any]:
-    """Return `alpha`, `fleiss` (on items with the most common number of raters), and `cohen` for each pair of raters."""
+    """Return `alpha`, `fleiss` (of items with the most common number of raters) and `cohen` for each pair of raters."""
     raters = [id for id in rated.raters if any(rating.rater == id for rating in ratings)]
     items = list(dict.fromkeys(rating.item for rating in ratings))
     table = np.full((len(items), len(raters)), np.nan)

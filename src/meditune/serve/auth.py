@@ -156,7 +156,7 @@ class Authenticator:
     async def _by_key(self, request: Request, address: str) -> Caller:
         settings = self.settings
         if not settings.keys_needed:
-            # Even on this machine, a program may pass on other people's messages, so nobody gets the scope `raw` by default.
+            # Not even this machine's users get `raw`, because a program may pass on other people's messages.
             scopes = frozenset(USUAL if settings.anonymous_access else SCOPES) - {"raw"}
             return Caller(address, "", scopes | self._bare(), settings.per_minute, settings.daily_tokens)
         assert self.keys is not None, "keys are required, so there is a store"

@@ -39,7 +39,7 @@ class ChatPrompts:
         return self.text(last if self._ends_in_cue(last) else conversation_text(self.form, turns[:-1], last)[0])
 
     def text(self, prompt: str) -> list[int]:
-        """Return the token ids of a text, after the special tokens of a beginning; special tokens in it are read as text."""
+        """Return the token ids of a text, with special tokens at the beginning. Special tokens in it are plain text."""
         ids: list[int] = self.tokenizer(prompt, split_special_tokens=True)["input_ids"]
         while ids and ids[-1] == self.tokenizer.eos_token_id:
             ids = ids[:-1]

@@ -133,7 +133,7 @@ def run(
     ready: Callable[[str], None],
     extend: Extend | None = None,
 ) -> None:
-    """Serve until the process gets a signal to end; the server then finishes running answers and refuses requests.
+    """Serve until the process gets a signal to end; then finish the running answers, and refuse new requests.
 
     `ready` is called with the address as soon as the server accepts requests. Raises EngineUnavailableError if the
     model's engine has ended and can't be restarted; the process ends with that error's exit code.

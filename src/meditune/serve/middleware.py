@@ -78,7 +78,7 @@ class Guard:
             status = CLIENT_CLOSED_REQUEST
             self.metrics.cancelled.inc()
         except asyncio.CancelledError:
-            # This isn't a client that disconnected (ClientDisconnected), but the server, which shuts down.
+            # The server is shutting down; a client that disconnects raises ClientDisconnected.
             scope["app"].state.service.aborted_requests += 1
             raise
         except Exception as error:

@@ -56,8 +56,8 @@ async def triage_request(
     """Wait for a turn in triage's queue and return how to handle the message; count the request.
 
     Raises ApiError 429 if the rate limit or the quota is exhausted or triage's queue is full, and 400 if a text is too
-    long. Urgent help is given even beyond the rate limit and the quota; if the beginning and end of a message that is too long call for urgent
-    help, the error includes it. Raises ClientDisconnected if the client disconnects.
+    long. Urgent help is given even beyond the rate limit and the quota; if the beginning and end of a message that is
+    too long call for urgent help, the error includes it. Raises ClientDisconnected if the client disconnects.
     """
     trace: Trace = request.scope[SCOPE_KEY]
     refusal = await service.access.try_charge(request, caller)

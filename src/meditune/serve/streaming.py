@@ -141,8 +141,8 @@ async def wait_for_turn(
 ) -> AsyncIterator[GeneratedText]:
     """Wait for a place in the engine, hold it for the block, and count the tokens that the block adds to the result.
 
-    Raises ApiError 429 if no place becomes free in time, EngineUnavailableError if there is no engine, and TimeoutError if
-    the block takes longer than `answer_s`.
+    Raises ApiError 429 if no place becomes free in time, EngineUnavailableError if there is no engine, and TimeoutError
+    if the block takes longer than `answer_s`.
     """
     written, entered = GeneratedText(), False
     if needs_engine:

@@ -62,7 +62,7 @@ class Keys:
         daily_tokens: int | None = None,
         days: float | None = None,
     ) -> tuple[Key, str]:
-        """Create a key, and return it with its plain text, which isn't stored. Raises DataError for an unknown scope."""
+        """Return a new key and its plain text, which isn't stored. Raises DataError for an unknown scope."""
         unknown = [scope for scope in scopes if scope not in SCOPES]
         if unknown or not scopes:
             problem = f"Unknown scopes: {', '.join(unknown)}." if unknown else "A key needs at least one scope."

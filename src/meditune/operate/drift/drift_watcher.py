@@ -124,7 +124,7 @@ class DriftWatcher:
         return self._facts(monitor) | {"unsent": self._outbox.send(news, self._channels)}
 
     def _locked_monitor(self) -> Monitor:
-        """Lock the state for this process, and return the monitor. Raises DataError if another process holds the lock."""
+        """Return the monitor, after locking its state. Raises DataError if another process holds the lock."""
         if self._monitor is None:
             try:
                 self._lock.acquire(timeout=0)

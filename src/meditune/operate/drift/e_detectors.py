@@ -57,7 +57,7 @@ def share_p_values(counts: Floats, is_member: NDArray[np.bool_], size: float, co
 
 
 def number_bets(p: Floats) -> Floats:
-    """Return (..., 8) the payoffs, for p-values (...), of bets on larger values, smaller ones, both ends, the middle."""
+    """Return (..., 8) the payoffs, for p-values (...), of bets on large values, small ones, both ends, the middle."""
     low, high = np.maximum(p, MIN_P)[..., None], np.maximum(1 - p, MIN_P)[..., None]
     down, up = low**_EXPONENTS, high**_EXPONENTS
     ends = 0.5 * TAIL_POWER * (down[..., -1:] + up[..., -1:])

@@ -79,7 +79,7 @@ class Reference:
     features: NDArray[np.float32] | None
     """(n, features) of the ranked half, for the MMD"""
     about: dict[str, Any]
-    """`requests` (their number), `embedding`, `remarks`, `seed`, `of` (the source), `last` (the source's last position)"""
+    """`requests` (their number), `embedding`, `remarks`, `seed`, `of` (the source) and `last` (its last position)"""
     sha256: str = field(default="", compare=False)
 
     @property

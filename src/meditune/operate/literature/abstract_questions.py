@@ -119,7 +119,7 @@ def question_of_title(title: str, article_text: str = "") -> ConvertedTitle | No
 
 
 def is_supported_by_conclusion(decision: Literal["yes", "no"], conclusion: str) -> bool:
-    """Return whether a conclusion is stated without doubt, and contains a negation if and only if the decision is no."""
+    """Return whether a conclusion is stated without doubt, and has a negation if and only if the decision is no."""
     if _HEDGED.search(conclusion):
         return False
     if decision == "no":

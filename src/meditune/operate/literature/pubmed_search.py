@@ -298,7 +298,7 @@ class LibrarySearch:
                 found = list(self._articles(self.eutils.by_ids(ids), "efetch"))
                 with self.library.transaction():
                     self.applying.all(found)
-                    # Other articles that these name are fetched in the next update; circular notices would never end otherwise.
+                    # Articles that these name are fetched in the next update; otherwise circular notices never end.
                     self.library.asked_again(ids)
                 progress.advance(len(ids))
         return len(waiting)

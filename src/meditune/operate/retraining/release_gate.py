@@ -1,4 +1,4 @@
-"""The release gate: compares a new version with its parent on the old and on the new test items, with a policy for each."""
+"""The release gate: compares a new version with its parent on old and on new test items, with a policy for each."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ def judge(
     """Compare the base and the tuned model of a finished run on its old and its new test items.
 
     `policies` has the user's own policy, or None, for the old and for the new items. Return `passed` and `on`. For the
-    old and the new items, `on` has the number of `items`, `figures`, `comparison`, `policy`, `checks`, and in `unjudged`
-    the reason why they can't be judged, or "".
+    old and for the new items, `on` has the number of `items`, `figures`, `comparison`, `policy`, `checks`, and in
+    `unjudged` the reason why they can't be judged, or "".
     """
     sides = [measured_model(f"{run}:{side}") for side in ("base", "tuned")]
     on: dict[str, Any] = {}
