@@ -637,7 +637,7 @@ def curve(recipe: Any, size: Size, dtype: Any) -> list[float]:
     from meditune.models.adapters import add_lora
     from meditune.models.shared_prefix_batch import join
     from meditune.train.finetune import fast_layers
-    from meditune.train.optimizer import MAX_GRAD_NORM, WEIGHT_DECAY, learning_rate
+    from meditune.train.optimizer import learning_rate
     from meditune.train.trainer import TrainingRows, plan_steps, train
 
     count = 2 if size.device == "cpu" else 8
@@ -652,7 +652,7 @@ def curve(recipe: Any, size: Size, dtype: Any) -> list[float]:
             return [step.loss for step in train(loaded_of(model), data, spec, recipe.seed)]
     model.set_attn_implementation("sdpa")
     trained = [each for each in model.parameters() if each.requires_grad]
-    optimizer = torch.optim.AdamW(trained, weight_decay=WEIGHT_DECAY)
+    optimizer = torch.optim.AdamW(trained, weight_decay=spec.weight_decay)
     steps, losses = plan_steps(len(pairs), spec, recipe.seed), []
     for number, step in enumerate(steps):
         chosen = labelled([pairs[index] for index in step])
@@ -664,7 +664,7 @@ def curve(recipe: Any, size: Size, dtype: Any) -> list[float]:
             part = torch.nn.functional.cross_entropy(logits, labels[0, 1:], reduction="sum") / supervised
             part.backward()
             loss += part.item()
-        torch.nn.utils.clip_grad_norm_(trained, MAX_GRAD_NORM)
+        torch.nn.utils.clip_grad_norm_(trained, spec.max_grad_norm)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(number, len(steps), spec)
         optimizer.step()

@@ -189,11 +189,11 @@ class Reference:
         """Train, and yield each step's weighted mean cross-entropy of the predicted tokens, in nats."""
         import torch
 
-        from meditune.train.optimizer import BETAS, EPSILON, MAX_GRAD_NORM, WEIGHT_DECAY, learning_rate
+        from meditune.train.optimizer import BETAS, EPSILON, learning_rate
         from meditune.train.trainer import plan_steps
 
         trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        decay = WEIGHT_DECAY
+        decay = self.spec.weight_decay
         optimizer = torch.optim.AdamW(trained, lr=0.0, betas=BETAS, eps=EPSILON, weight_decay=decay)
         self.model.train()
         steps = plan_steps(len(self.examples), self.spec, self.seed)
@@ -206,7 +206,7 @@ class Reference:
                 loss = self.weighted_sum(rows[start : start + ROWS_AT_ONCE]) / whole
                 loss.backward()
                 total += loss.item()
-            torch.nn.utils.clip_grad_norm_(trained, MAX_GRAD_NORM)
+            torch.nn.utils.clip_grad_norm_(trained, self.spec.max_grad_norm)
             optimizer.param_groups[0]["lr"] = learning_rate(number, len(steps), self.spec)
             optimizer.step()
             yield total

@@ -175,7 +175,7 @@ def test_an_exported_judge_says_the_same_without_torch_and_reads_shared_passages
     for one, other in zip(coarse.supports(statements, passages), first, strict=True):
         assert one.supported == pytest.approx(other.supported, abs=0.3)
         assert one.supported != other.supported
-    meditune("export", copy, "--to", "openvino", "--quantization", "Q4_K_M").refused(4, "has int8 or int4 weights")
+    meditune("export", copy, "--to", "openvino", "--quantization", "Q4_K_M").refused(4, "have int8 or int4 weights")
 
 
 def test_an_exported_judge_may_deviate_only_so_far_however_coarse_its_weights():

@@ -67,7 +67,7 @@ def run(place):
 
 def test_a_run_trains_on_the_assistants_turns_and_shows_them(run):
     folder, result = run
-    assert "the thoughts (<think> ... </think>) of 15 assistant turns were stripped" in result.err
+    assert "the thoughts (<think> ... </think>) in 15 assistant turns were removed" in result.err
     assert "Conversations are in the model's chat template" in result.err
     shown = result.err.partition("with the supervised part between « »:")[2]
     for reply in REPLIES:

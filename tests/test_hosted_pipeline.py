@@ -285,7 +285,7 @@ def test_a_training_that_happens_elsewhere_cant_be_measured_on_its_way(place):
 
 def test_commands_about_a_job_need_a_run(place, tmp_path):
     for command in ("status", "cancel"):
-        meditune("api", command, tmp_path).refused(3, "holds no run")
+        meditune("api", command, tmp_path).refused(3, "contains no run")
 
 
 def test_a_failed_job_says_why(place):
@@ -507,10 +507,9 @@ def test_no_credit_is_no_rate_limit(place):
         (404, ["(404: The server had a trouble)", "Check the model's name"]),
     ],
 )
-def test_a_refusal_is_one_sentence_and_no_second_request(place, status, texts, monkeypatch):
+def test_a_refusal_is_one_sentence_and_no_second_request(place, status, texts):
     place.api.trouble("POST /chat/completions", times=99, status=status)
-    monkeypatch.setattr("meditune.evaluate.backends.CONCURRENCY", 1)
-    result = place.evaluate()
+    result = place.evaluate(model__api__concurrency=1)
     result.refused(4, "own:", "127.0.0.1 refused POST /chat/completions", *texts)
     assert place.api.count("POST", "/chat/completions") == 1
     assert not (place.run / "predictions").exists()
@@ -587,10 +586,9 @@ def test_unclear_decisions_make_the_journey(place):
 
 
 @pytest.mark.parametrize("option", ["logprobs", "max_tokens"])
-def test_options_that_a_model_does_not_take_are_left_out(place, option, monkeypatch):
+def test_options_that_a_model_does_not_take_are_left_out(place, option):
     place.api.refused = (option,)
-    monkeypatch.setattr("meditune.evaluate.backends.CONCURRENCY", 1)
-    result = place.evaluate()
+    result = place.evaluate(model__api__concurrency=1)
     assert result.code == 0, result
     answered = [chat for chat in place.api.chats if option not in chat]
     assert len(answered) == 18
@@ -607,8 +605,8 @@ def test_an_empty_answer_is_an_answer(place):
 
 def test_no_more_requests_at_once_than_allowed(place):
     place.api.trouble("POST /chat/completions", times=99, heard=True, delay=0.05)
-    assert place.evaluate().code == 0
-    assert 1 < place.api.most_at_once <= 4
+    assert place.evaluate(model__api__concurrency=3).code == 0
+    assert 1 < place.api.most_at_once <= 3
 
 
 def test_an_echo_is_masked_and_nothing_else():

@@ -50,7 +50,7 @@ def test_a_run_becomes_a_version_that_stands_by_itself(place: Bench, run: Path, 
 
 def test_what_is_no_finished_run_is_refused(place: Bench, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    meditune("registry", "add", tmp_path / "registry", tmp_path / "empty").refused(3, "holds no run")
+    meditune("registry", "add", tmp_path / "registry", tmp_path / "empty").refused(3, "contains no run")
     assert not (tmp_path / "registry").exists()
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "letter.txt").write_text("hello")

@@ -174,7 +174,7 @@ def test_a_recipe_comes_from_a_name_values_or_another_recipe(tmp_path):
 
 
 def test_errors_are_the_sentences_of_the_command_line(tmp_path, monkeypatch, notebook):
-    with pytest.raises(DataError, match=r"holds no run: recipe\.yaml is missing"):
+    with pytest.raises(DataError, match=r"contains no run: recipe\.yaml is missing"):
         meditune.open_run(tmp_path)
     with pytest.raises(DataError, match="contains no index"):
         meditune.open_index(tmp_path)

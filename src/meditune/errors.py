@@ -28,7 +28,7 @@ def install_command(*extras: str) -> str:
 def os_error_sentence(error: OSError) -> str | None:
     """Return a sentence about a full disk or an unusable file; None for other errors, which aren't the user's."""
     if error.errno == errno.ENOSPC:
-        return "the disk is full. Make room and run the same command again."
+        return "the disk is full. Free some space and run the same command again."
     if error.filename is None:
         return None
     return f"{error.filename}: {error.strerror}. Correct the problem or choose another path."
@@ -51,7 +51,7 @@ class DiskFullError(MedituneError):
 
 
 class DataError(MedituneError):
-    """Data that is missing, damaged, or would make the result worthless (leakage)."""
+    """Data that are missing, damaged, or would make the result worthless (leakage)."""
 
     exit_code = 3
 
@@ -92,6 +92,6 @@ class DriftError(MedituneError):
 
 
 class Stopped(BaseException):
-    """Ctrl-C or a signal to terminate. It isn't an Exception, so that nothing swallows it."""
+    """Ctrl-C or a signal to terminate. It isn't an Exception, so that no handler of exceptions catches it."""
 
     exit_code = 130

@@ -1,9 +1,9 @@
-"""Run the stages of a run whose model is behind an OpenAI-compatible API, after an estimate of the cost was approved.
+"""Run the stages of a run whose model is behind an OpenAI-compatible API, after an estimate of the cost is approved.
 
-    check the rows -> estimate -> ask -> measure the base -> tune -> measure the tuned
+    check the rows -> estimate -> ask -> measure the base -> tune -> measure the tuned model
 
-Nothing is sent before the estimate is approved. The training file is uploaded once, and the job is created once and
-followed, over any number of calls and crashes (https://developers.openai.com/api/docs/guides/supervised-fine-tuning).
+Nothing is sent before the estimate is approved. The training file is uploaded only once, and only one job is created
+and followed, even if the command is interrupted and repeated (https://developers.openai.com/api/docs/guides/supervised-fine-tuning).
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ Approve = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Estimate:
-    """The amount of data that is still to be sent; tokens are estimated."""
+    """The amount of data to be sent from now on; tokens are estimated."""
 
     rows: int = 0  # training rows to be uploaded
     training: int = 0  # training tokens over all epochs
@@ -52,7 +52,7 @@ class Estimate:
     written: int = 0  # output tokens, at most
 
     def text(self, model: ApiModel, prompts: str = "test prompts") -> str:
-        """Return a description for people: the destination, the amount and the cost."""
+        """Return the destination, the amount and the cost as text for the user."""
         spec = model.spec
         key = f"with the key in {spec.key_variable}" if spec.key_variable else "without a key"
         lines = [f"To be sent to {spec.url}, {key}:"]
@@ -93,7 +93,7 @@ def ask_once(
     prompts: str = "test prompts",
     file: str = APPROVED,
 ) -> None:
-    """Ask for approval, unless at least as much was approved in this folder before and no job has failed since."""
+    """Ask for approval, unless this folder records approval of at least as much, and no job has failed since."""
     what = {"model": model.name, "url": model.spec.url, "failed": len(State.load(folder).ended)}
     path = folder / FOLDER / file
     earlier: dict[str, Any] = read_json(path) if path.is_file() else {}
@@ -107,7 +107,7 @@ JUDGE_APPROVED = "judge_approved.json"
 
 
 def approve_judge(recipe: Recipe, folder: Path, models: Sequence[str], approve: Approve) -> None:
-    """Ask for approval of what the judge will be sent, unless it was given before; answers count at full length."""
+    """Ask for approval to send answers to the judge, unless it was given before; assume answers of maximum length."""
     judge = open_answers.api_judge(recipe)
     requests, read, written = open_answers.planned(recipe, folder, models) if judge else (0, 0, 0)
     if judge and requests:
@@ -116,7 +116,7 @@ def approve_judge(recipe: Recipe, folder: Path, models: Sequence[str], approve: 
 
 
 def judge_suites(recipe: Recipe, folder: Path, models: Sequence[str]) -> None:
-    """Have the models' open answers judged, as far as they aren't yet."""
+    """Let the judge grade those of the models' open answers that have no grade."""
     gradings = open_answers.pending(recipe, folder, models)
     if not gradings:
         return
@@ -132,7 +132,7 @@ def judge_suites(recipe: Recipe, folder: Path, models: Sequence[str]) -> None:
 def tune(
     model: ApiModel, data: Prepared, recipe: Recipe, folder: Path, approve: Approve, evaluator: Evaluator | None = None
 ) -> None:
-    """Tune through the API, and measure the model before and after with `evaluator`; keep finished parts.
+    """Tune through the API, and measure the model before and after with `evaluator`; skip finished parts.
 
     Raises DataError if a row may not leave this machine, and MedituneError if the cost isn't approved.
     """
@@ -161,7 +161,7 @@ def tune(
 def measure(
     model: ApiModel, data: Prepared, recipe: Recipe, folder: Path, approve: Approve, evaluator: Evaluator
 ) -> None:
-    """Measure one model and keep finished parts; raise the same errors as `tune`."""
+    """Measure one model, skipping finished parts; raises the same errors as `tune`."""
     if evaluator.is_done("model"):
         return
     form = model.form or recipe.prompt
@@ -207,7 +207,7 @@ def _measurements(
 
 def _job(folder: Path) -> tuple[ApiModel, State, str]:
     if not (folder / RECIPE).is_file():
-        raise DataError(f"{folder} holds no run: {RECIPE} is missing. Give the --output folder of `meditune run`.")
+        raise DataError(f"{folder} contains no run: {RECIPE} is missing. Give the --output folder of `meditune run`.")
     recipe = load_recipe(str(folder / RECIPE)).recipe
     model, state = find_api_model(recipe.model.base, recipe.model.api), State.load(folder)
     if model is None or state.job is None:
@@ -228,12 +228,12 @@ class State:
     """The progress of the job; each step is recorded before it begins and after it succeeds."""
 
     name: str = field(default_factory=lambda: f"meditune-{uuid.uuid4().hex}.jsonl")
-    """Name of the uploaded file, by which it is found again."""
+    """Name of the uploaded file, which identifies it in the API's list of files."""
     uploading: bool = False
     file: str | None = None
     creating: bool = False
     job: str | None = None
-    ended: list[dict[str, str]] = field(default_factory=list)  # earlier jobs that didn't succeed: job, status
+    ended: list[dict[str, str]] = field(default_factory=list)  # earlier jobs that didn't succeed, with the keys job and status
 
     @classmethod
     def load(cls, folder: Path) -> State:
@@ -281,7 +281,7 @@ def run_job(client: Client, model: ApiModel, recipe: Recipe, folder: Path) -> di
             "a new job, after asking again."
         )
     if not job.get("fine_tuned_model"):
-        raise ModelError(f"The job {job['id']} at {client.host} succeeded, but the API returned no tuned model.")
+        raise ModelError(f"The job {job['id']} at {client.host} succeeded, but the API doesn't name a tuned model.")
     return job
 
 
@@ -446,18 +446,18 @@ STRATEGY = "api"  # value in training.json and report.json that replaces the rec
 
 
 def prepare_rows(model: ApiModel, examples: Any, recipe: Recipe, folder: Path) -> RowFacts:
-    """Write the training file unless a job was already started with it, and return its counts.
+    """Write the training file, unless a job was already started with it, and return the file's counts.
 
     Raises RecipeError if the API doesn't support the recipe, and DataError if it would reject the file.
     """
     if recipe.train.epochs != int(recipe.train.epochs) or recipe.train.epochs > 50:
         raise RecipeError(
-            f"train.epochs: {recipe.train.epochs:g} isn't possible; an API trains for a whole number of epochs, 1 to "
-            "50."
+            f"train.epochs: {recipe.train.epochs:g} isn't possible; an API trains for a whole number of epochs from 1 "
+            "to 50."
         )
     if recipe.train.dev.is_on:
         raise RecipeError(
-            "train.dev: training behind an API can't be measured while it runs. Remove patience and keep_best."
+            "train.dev: a model can't be measured while an API trains it. Remove patience and keep_best."
         )
     rows, facts = chats(examples, recipe, model)
     path = folder / FOLDER / ROWS
@@ -471,7 +471,7 @@ def prepare_rows(model: ApiModel, examples: Any, recipe: Recipe, folder: Path) -
         )
     print(
         f"{facts.rows} training rows in {path}: about {facts.tokens:,} tokens, {facts.longest:,} in the longest row; "
-        f"{facts.dropped} rows left out because they exceed {recipe.model.api.context_tokens:,} tokens.\n"
+        f"{facts.dropped} rows are left out because they exceed {recipe.model.api.context_tokens:,} tokens.\n"
         "Of the options under train, an API uses only tasks and epochs. It chooses the others itself, or takes them "
         "from model.api.hyperparameters.",
         file=sys.stderr,
@@ -482,7 +482,7 @@ def prepare_rows(model: ApiModel, examples: Any, recipe: Recipe, folder: Path) -
 def fine_tune(
     client: Client, model: ApiModel, facts: RowFacts, examples: Sequence[Example], recipe: Recipe, folder: Path
 ) -> ApiModel:
-    """Tune through the API, write `folder/model` with a record of `examples`, and return the tuned model."""
+    """Tune through the API, write `folder/model` with a record of the training examples, and return the tuned model."""
     from meditune.train.model_card import hosted_model_card
 
     started = time.monotonic()

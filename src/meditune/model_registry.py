@@ -3,7 +3,7 @@
 registry.json records which version is served, which one is on trial, which ones were served before, and all events. A
 version is a permanent copy of a finished run's folder, with a list of its files and a record of its origin. Changes are
 atomic, and only one program can make them at a time. `is_failing` decides whether a version fails more often than the
-one beside it.
+version it is compared with.
 """
 
 from __future__ import annotations
@@ -270,7 +270,7 @@ class Registry:
             unknown = [id for id in parents if id not in was.versions]
             if unknown:
                 raise DataError(f"{self.folder} has no version {', '.join(unknown)}.")
-            # This program holds the lock, so hidden folders are left by a killed one.
+            # This program holds the lock, so a killed program left any hidden folders.
             for leftover in (self.folder / VERSIONS).glob(".*"):
                 shutil.rmtree(leftover, ignore_errors=True)
             id = f"v{max((int(each[1:]) for each in was.versions), default=0) + 1:04}"
@@ -302,8 +302,8 @@ class Registry:
         """Make this version the served one, and end its trial.
 
         The first version needs no gate, nor does one that was served before and not rolled back. Raises GateError if
-        the version didn't pass the gate against the served one and isn't forced, and DataError if a forced one has
-        no reason or its files are damaged.
+        the version didn't pass the gate against the served one and `force` is False, and DataError if `force` is used
+        without a reason or the version's files are damaged.
         """
         found = self._checked_for_release(id, reason, force)
         with self._changing() as was:
@@ -323,7 +323,7 @@ class Registry:
         """Serve the last intact version before the current one and return its id; a trial ends, too.
 
         With `expected`, only roll back if that version is still the current one, so that a late alarm doesn't roll back
-        another. Raises DataError if there is no version to roll back to.
+        another version. Raises DataError if there is no version to roll back to.
         """
         with self._changing() as was:
             if expected is not None and was.current != expected:

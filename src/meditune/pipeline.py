@@ -1,6 +1,6 @@
 """Run the pipeline: the stages of a run in order, skipping those that are done.
 
-    prepare -> measure the base (-> prune it) -> train -> measure the tuned -> compare and report
+    prepare -> measure the base (-> prune it) -> train -> measure the tuned model -> compare and report
 
 Every stage writes its result to the run's folder atomically, so the same command resumes where an earlier one stopped.
 """
@@ -57,7 +57,7 @@ BOTH = ("base", "tuned")
 def run(recipe: Recipe, folder: Path, command: str, approve: Approve = refuse) -> dict[str, Any]:
     """Run or resume the whole pipeline in `folder`, and return the content of report.json.
 
-    `approve` is called before anything is sent to an API. Raises MedituneError if the folder holds another run.
+    `approve` is called before anything is sent to an API. Raises MedituneError if the folder contains another run.
     """
     with _ready_to_tune(recipe, folder) as (recipe, data, remote):
         hosted_pipeline.approve_judge(recipe, folder, BOTH, approve)
@@ -72,7 +72,7 @@ def run(recipe: Recipe, folder: Path, command: str, approve: Approve = refuse) -
 
 @contextmanager
 def _ready_to_tune(recipe: Recipe, folder: Path) -> Iterator[tuple[Recipe, Prepared, ApiModel | None]]:
-    """Yield the recipe with its prompt format, the checked data, and the base if it is behind an API; lock the run."""
+    """Lock the run; yield the recipe with its prompt format, the checked data, and the base if it is behind an API."""
     from meditune.models.load import prompt_for
     from meditune.train.training_plan import check
 
@@ -140,7 +140,7 @@ def _tune_here(recipe: Recipe, data: Prepared, folder: Path) -> None:
 
 
 def _correct_claims(backend: WeightsBackend, claims: Sequence[Example], folder: Path) -> None:
-    """Fit the correction of a model that was trained on claims, on dev claims, and store it beside the weights."""
+    """Fit the correction of an evidence judge to its predictions for dev claims, and store it with the weights."""
     from meditune.evaluate.metrics.decision import fit_correction
     from meditune.evaluate.predictions import path_of, write_once
 
@@ -151,8 +151,8 @@ def _correct_claims(backend: WeightsBackend, claims: Sequence[Example], folder: 
             fitting.append(claim)
     if len(fitting) < len(claims):
         print(
-            f"{len(claims) - len(fitting)} of {len(claims)} dev claims are longer than prompt.max_tokens and are left "
-            "out of the judge's correction.",
+            f"{len(claims) - len(fitting)} of {len(claims)} dev claims are longer than prompt.max_tokens and aren't used "
+            "to fit the judge's correction.",
             file=sys.stderr,
         )
     predictions = folder / "predictions"
@@ -189,7 +189,7 @@ def train(recipe: Recipe, folder: Path, approve: Approve = refuse) -> None:
 
 
 def _pruned(recipe: Recipe, data: Prepared, folder: Path) -> Any:
-    """Return the pruned base, loaded; None if the recipe prunes nothing."""
+    """Prune the base and return it, loaded; None if the recipe prunes nothing."""
     if recipe.model.prune.method == "none":
         return None
     from meditune.export.pruned import prune
@@ -282,7 +282,7 @@ def _measure_engine(model: str, recipe: Recipe, data: Prepared, folder: Path) ->
 def report(folder: Path, command: str | None = None) -> dict[str, Any]:
     """Compute report.json from the stored predictions, update the model card and render report.html.
 
-    Raises DataError if the folder holds no finished run.
+    Raises DataError if the folder contains no finished run.
     """
     from meditune.evaluate.answer_grading import grade
     from meditune.evaluate.predictions import read, write_pubmedqa
@@ -371,12 +371,12 @@ def _data(recipe: Recipe, folder: Path) -> Prepared:
             return data
         if (folder / "predictions").exists() or (folder / "model").exists():
             print(
-                f"{folder} was prepared with the SYNTHETIC sample because the real data was missing. The real data is "
-                "available now: to use it, choose another --output.",
+                f"{folder} was prepared with the SYNTHETIC sample because the real data were missing. The real data are "
+                "available now; to use them, choose another --output.",
                 file=sys.stderr,
             )
             return data
-        print("The real data is available now and replaces the sample.", file=sys.stderr)
+        print("The real data are available now and replace the sample.", file=sys.stderr)
     data = prepare(recipe, folder / "data")
     note_data(recipe, folder, data.sha256)
     return data
@@ -418,12 +418,12 @@ def _load(recipe: Recipe, name: str, on: str | None = None) -> Any:
 
 
 def _refuse_other_model(stored: dict[str, Any], model: str, weights: dict[str, str], folder: Path) -> None:
-    """Raise MedituneError if `folder` holds predictions of another model, or of this one's earlier weights."""
+    """Raise MedituneError if `folder` contains predictions of another model, or of earlier weights of this one."""
     earlier = stored["model"]
     if earlier != model and not (Path(earlier).is_dir() and Path(earlier).resolve() == Path(model).resolve()):
-        raise MedituneError(f"{folder} holds the evaluation of another model. Choose another --output.")
+        raise MedituneError(f"{folder} contains the evaluation of another model. Choose another --output.")
     if stored.get("weights", weights) != weights:
         raise MedituneError(
-            f"{folder} holds predictions from other weights than {model} has now. Choose another --output, or delete "
+            f"{folder} contains predictions from earlier weights of {model}. Choose another --output, or delete "
             f"{folder / 'predictions'} to evaluate the model again."
         )

@@ -27,7 +27,7 @@ BAR = 24
 
 @dataclass(frozen=True)
 class ProgressUpdate:
-    """A line that the command line would show: a message, or how far a task is."""
+    """A line that the command line would show: a message, or the progress of a task."""
 
     text: str
     label: str = ""  # the task; empty for a message
@@ -52,7 +52,7 @@ class _Listener:
             self.send(ProgressUpdate(line.rstrip("\r").rpartition("\r")[2].strip()))
 
     def send(self, update: ProgressUpdate) -> None:
-        # The function itself may write to stderr, as a progress bar of its own does.
+        # The function itself may write to stderr, for example a progress bar of its own.
         token = _LISTENER.set(None)
         try:
             if update.text:
@@ -65,7 +65,7 @@ _LISTENER: ContextVar[_Listener | None] = ContextVar("meditune_progress", defaul
 
 
 class _StderrOfContext:
-    """Replaces sys.stderr: text from a context with a listener goes to the listener, all other text to the stream."""
+    """Replaces sys.stderr: text from a context with a listener goes to the listener, other text to the stream."""
 
     installed, lock = 0, threading.Lock()
 

@@ -1,7 +1,7 @@
 """Functions for Python programs and notebooks: recipes, runs, comparisons, assistants, indexes and exports.
 
-Each function calls what the command of the same purpose calls, and raises the same errors. The package exports all of
-them: `import meditune; meditune.run(...)`. Nothing is printed unless the argument `progress` asks for it.
+Each function does the same as a command, and raises the same errors. The package exports all of them: `import
+meditune; meditune.run(...)`. Nothing is printed unless the argument `progress` asks for it.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ no_telemetry()
 
 
 def load_recipe(source: RecipeLike = "quickstart", /, **changes: Any) -> Recipe:
-    """Return a recipe from a name, a file, the values of a file or another recipe, with changes, and check it.
+    """Load and check a recipe, with changes. `source` is a name, a file, the values of a file, or another recipe.
 
     A change is a group with some of its keys, `train={"epochs": 2}`, or one dotted key, `**{"train.epochs": 2}`. Raises
     RecipeError, which lists every mistake, and DataError if a source of data is unknown or the user's file is missing.
@@ -64,8 +64,8 @@ def run(recipe: RecipeLike, output: Place, *, progress: Progress = False, approv
 
     Call the function again with the same arguments to resume an interrupted run. For a model behind an API, `approve`
     agrees to send data and spend money: True, or a function that gets the estimate and returns True or False. Raises
-    MedituneError if the folder holds another run, and its subclasses if the recipe, the data or the model can't be
-    used.
+    MedituneError if the folder contains another run, and one of its subclasses if the recipe, the data or the model
+    can't be used.
     """
     from meditune import pipeline
     from meditune.run_folder import RECIPE
@@ -79,7 +79,7 @@ def run(recipe: RecipeLike, output: Place, *, progress: Progress = False, approv
 
 
 def open_run(folder: Place) -> Run:
-    """Return a finished run. Raises DataError, with the command that finishes it, if there is none in the folder."""
+    """Return the finished run in a folder. For an unfinished run, raises DataError with the command that finishes it."""
     from meditune.evaluate.predictions import seed_of
     from meditune.run_folder import refuse_unfinished
 
@@ -155,7 +155,7 @@ class Comparison:
     """Two or more measured models, compared with the first. A notebook shows a table for each of the others."""
 
     result: dict[str, Any] = field(repr=False)
-    """The content of the file that `meditune compare --json-file` writes, with `changes`: the items that changed"""
+    """The content of the file that `meditune compare --json-file` writes, and the key `changes` with the items that changed"""
 
     def metrics(self) -> DataFrame:
         """Return one row per other model and metric: both values, their difference and its 95 % interval."""
@@ -163,7 +163,7 @@ class Comparison:
         return _frame(rows, index=["model", "metric"])
 
     def _pairs(self) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Yield each other model with its comparison, in the keys of a run's report."""
+        """Yield each other model with its comparison, which has the keys of a run's report."""
         figures, (first, *others) = self.result["figures"], self.result["models"]
         for name in others:
             yield name, {"base": figures[first], "tuned": figures[name], **self.result["comparisons"][name]}
@@ -189,7 +189,7 @@ def open_assistant(
     """Open a model, with an index to cite from: `meditune ask`.
 
     `model` is a run, a model folder, a name of the catalogue or the hub, or api:NAME; `sources` limits which sources of
-    the index are searched; `judge` is a run that was trained to check sentences; `api` holds keys of `model.api`.
+    the index are searched; `judge` is a run that was trained to check sentences; `api` sets keys of `model.api`.
     Raises ModelError or DataError if the model, the index or the judge can't be used.
     """
     from meditune.assistant import assistant as opening
@@ -206,7 +206,7 @@ def open_assistant(
 
 
 class Assistant:
-    """A model that answers questions, with triage before and checks after. Close it, or use it in a `with` block."""
+    """A model that answers questions, with triage and checks of the answers. Close it, or use it in a `with` block."""
 
     def __init__(self, opened: internal.Assistant, sources: Sequence[str] | None = None) -> None:
         self._assistant, self._sources = opened, sources
@@ -222,8 +222,8 @@ class Assistant:
     def stream(self, question: str, *, style: Style = "plain", k: int | None = None) -> Iterator[Event]:
         """Yield the events of an answer while it is written; the last event is the answer.
 
-        `event.kind` is sources, text, sentence, notice or answer. A text event holds the text to show: whole sentences
-        that passed the checks.
+        `event.kind` is sources, text, sentence, notice or answer. A text event contains text to show: whole
+        sentences that passed the checks.
         """
         events = self._assistant.ask(question, style=style, k=k, sources=self._sources)
         while True:
@@ -257,7 +257,7 @@ def build_index(
     """Build an index of documents to cite from, and open it: `meditune index build`.
 
     `documents` are folders of text, Markdown, HTML, PDF and DOCX files, `sources` are names of known sources, and
-    `pubmed` are PubMed files. Raises DataError if there already is an index and `replace` isn't set.
+    `pubmed` are PubMed files. Raises DataError if an index already exists and `replace` isn't set.
     """
     from meditune.models.sentence_encoder import DEFAULT, load_encoder
     from meditune.retrieve import collections
@@ -279,7 +279,7 @@ def build_index(
 def open_index(place: Place, embedding: str | None = None) -> Index:
     """Open an index in a folder or in object storage, to search it: `open_index("library").search("gout", k=3)`.
 
-    Raises DataError if there is none, and ModelError if its embedding model is unavailable.
+    Raises DataError if there is no index, and ModelError if its embedding model is unavailable.
     """
     from meditune.retrieve.index import Index
 
@@ -304,7 +304,7 @@ def export_model(model: Place | Run, to: str, output: Place | None = None, *, pr
 
 @contextmanager
 def _call(progress: Progress = False) -> Iterator[None]:
-    """Show nothing but what `progress` asks for, and raise errors about files as sentences."""
+    """Show only what `progress` asks for, and raise errors about files as MedituneError with a full sentence."""
     receive = progress if callable(progress) else lambda _: None
     with nullcontext() if progress is True else report_to(receive):
         try:

@@ -32,7 +32,7 @@ from meditune.retrieve.prompt_injection import clean_passage
 if TYPE_CHECKING:
     from meditune.retrieve.index import Index
 
-TRAINING_PASSAGES, TRAINING_MISSING = 3, 0.2  # Of a training example; share whose own passage is withheld
+TRAINING_PASSAGES, TRAINING_MISSING = 3, 0.2  # Passages per example; share of examples without their own passage
 WINDOW_WORDS = 400  # Number of words to show around the retrieved passage of a document; whole abstracts fit
 
 
@@ -60,7 +60,7 @@ def open_search(
     """Return the search that the recipe names: an index, or the examples' contexts.
 
     `elsewhere` names a third party that will see the passages, if any. Raises DataError if there is nothing to
-    search, or where its content may not be shown to that third party.
+    search, or if the passages may not be shown to that third party.
     """
     if spec.index in (None, CONTEXTS):
         return ContextSearch(contexts, form)
@@ -70,7 +70,7 @@ def open_search(
 
 
 class IndexSearch:
-    """Search in an index, with all retrieval methods it has."""
+    """Hybrid search in an index."""
 
     def __init__(self, index: Index, form: PromptFormat, elsewhere: str = "") -> None:
         self.index, self.form = index, form
@@ -102,7 +102,7 @@ class IndexSearch:
         return documents
 
     def passages(self) -> Iterator[tuple[str, str]]:
-        """Yield every document's id with its text, in pieces."""
+        """Yield the document's id and the text of every passage."""
         yield from self.index.texts()
 
     def facts(self) -> dict[str, Any]:
@@ -117,7 +117,7 @@ class IndexSearch:
 
 
 class ContextSearch:
-    """BM25 search (bm25s: Lù 2024, arXiv:2407.03618) in the contexts of examples, without their questions."""
+    """BM25 search (bm25s: Lù 2024, arXiv:2407.03618) in the contexts of examples; their questions aren't searched."""
 
     def __init__(self, examples: Sequence[Example], form: PromptFormat) -> None:
         """Build the BM25 index; raise DataError if no example has a context."""
@@ -156,7 +156,7 @@ class ContextSearch:
 
 
 def own_passages(example: Example, form: PromptFormat) -> list[Section]:
-    """Return the passages an example is based on: its context, or the beginning of its answer if it has none."""
+    """Return the passages that an example is based on: its context, or else the beginning of its answer."""
     if example.context:
         return _given(example, form)
     parts = [{"id": str(place), "section": "", "text": text} for place, text in enumerate(split_text(example.answer))]
@@ -182,24 +182,24 @@ def retrieve_for_evaluation(recipe: Recipe, splits: Splits, folder: Path, elsewh
         return stored
     items = splits.measured(recipe.evaluate.split)
     contexts = [example for examples in splits.named().values() for example in examples]
-    place = open_search(spec, contexts, recipe.prompt, elsewhere)
+    searcher = open_search(spec, contexts, recipe.prompt, elsewhere)
     documents: set[str] = set()
 
-    def noted() -> Iterator[tuple[str, str]]:
-        for document, text in place.passages():
+    def recorded() -> Iterator[tuple[str, str]]:
+        for document, text in searcher.passages():
             documents.add(document)
             yield document, text
 
-    leaks = leakage.in_documents(items, noted())
+    leaks = leakage.in_documents(items, recorded())
 
     def rows() -> Any:
         for example in track(items, "Finding passages", unit="questions"):
-            found = place.search(example.question, spec.k)
+            found = searcher.search(example.question, spec.k)
             passages = [document.stored(rank) for rank, document in enumerate(found)]
             yield {"id": example.id, "question": example.question, "passages": passages}
 
     write_jsonl(folder / retrieved_passages.RETRIEVED_FILE, rows())
-    facts = place.facts() | {
+    facts = searcher.facts() | {
         "k": spec.k,
         "items": len(items),
         "own": own_document_ranks(retrieved_passages.read(folder / retrieved_passages.RETRIEVED_FILE), documents),
@@ -210,7 +210,7 @@ def retrieve_for_evaluation(recipe: Recipe, splits: Splits, folder: Path, elsewh
 
 
 def with_retrieved(recipe: Recipe, examples: Sequence[Example], folder: Path) -> list[Example]:
-    """Return the measured examples with their retrieved passages; none where nothing is retrieved."""
+    """Return the measured examples with their retrieved passages; [] if the recipe retrieves nothing."""
     if recipe.evaluate.retrieve.index is None or not (folder / retrieved_passages.RETRIEVED_FILE).is_file():
         return []
     rows = retrieved_passages.read(folder / retrieved_passages.RETRIEVED_FILE)
@@ -222,10 +222,10 @@ def with_retrieved(recipe: Recipe, examples: Sequence[Example], folder: Path) ->
 
 
 def own_document_ranks(rows: dict[str, retrieved_passages.Row], documents: set[str]) -> dict[str, Any]:
-    """Return the number of `items` whose own document is among `documents`, and `ranks`: rank (from 1) -> items.
+    """Return the number of `items` whose own document is among `documents`, and `ranks`: rank (from 1) -> number.
 
-    An item's own document has the publisher's id of the item, whatever source it was read from: pubmed:123 is the
-    document of pubmedqa:123.
+    An item's own document has the same publisher's id as the item, whatever its source: pubmed:123 is the document
+    of pubmedqa:123.
     """
     known = {retrieved_passages.publishers_id(document) for document in documents}
     matching = [row for row in rows.values() if retrieved_passages.publishers_id(row["id"]) in known]
@@ -241,7 +241,7 @@ def own_document_ranks(rows: dict[str, retrieved_passages.Row], documents: set[s
 def retrieve_for_training(recipe: Recipe, splits: Splits, folder: Path, elsewhere: str = "") -> None:
     """Store the passages of a share of the training examples in the run's `folder`, unless they are already stored.
 
-    The seed decides which examples get passages, which of these lack their own, and the order of passages. No passage
+    The seed decides which examples get passages, which of these lack their own passage, and the order of the passages. No passage
     belongs to a dev or test item, and none except an example's own passage belongs to its group. `elsewhere` names a
     third party that will see the passages.
     """
@@ -252,20 +252,20 @@ def retrieve_for_training(recipe: Recipe, splits: Splits, folder: Path, elsewher
     able = [example for example in splits.train if own_passages(example, recipe.prompt)]
     chance = random.Random(f"{recipe.seed}/retrieved")
     chosen = sorted(chance.sample(range(len(able)), round(spec.share * len(able))))
-    alone = set(chance.sample(chosen, round(TRAINING_MISSING * len(chosen))))
-    place = open_search(spec, splits.train, recipe.prompt, elsewhere)
+    without_own = set(chance.sample(chosen, round(TRAINING_MISSING * len(chosen))))
+    searcher = open_search(spec, splits.train, recipe.prompt, elsewhere)
     unseen = {example.group for example in (*splits.dev, *splits.test)}
 
     def rows() -> Any:
         for index in track(chosen, "Finding training passages", unit="examples"):
-            example, right = able[index], index not in alone
-            limit = TRAINING_PASSAGES - right
-            others = place.search(example.question, limit, {*unseen, example.group}) if limit else []
+            example, has_own = able[index], index not in without_own
+            limit = TRAINING_PASSAGES - has_own
+            others = searcher.search(example.question, limit, {*unseen, example.group}) if limit else []
             sections = own_passages(example, recipe.prompt)
             own = Document(example.id, example.id, example.source, example.group, "", sections, 0.0)
-            # If space is short, the own passage is left out last, and the best of the others before it.
-            passages = [each.stored(rank) for rank, each in enumerate([own, *others] if right else others)]
+            # If space is short, the example's own passage is left out last, and the best of the others second to last.
+            passages = [each.stored(rank) for rank, each in enumerate([own, *others] if has_own else others)]
             random.Random(f"{recipe.seed}/{example.id}").shuffle(passages)
-            yield {"id": example.id, "right": right, "passages": passages}
+            yield {"id": example.id, "right": has_own, "passages": passages}
 
     write_jsonl(path, rows())

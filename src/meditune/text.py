@@ -28,7 +28,7 @@ def counted(count: int, noun: str) -> str:
 
 
 WIDTH = 100
-"""The length of lines in a terminal, in characters"""
+"""The maximum length of printed lines, in characters"""
 
 
 def wrapped(text: str) -> list[str]:

@@ -266,7 +266,7 @@ class TestSet:
             ),
             ("data.sources.5.path=/x", "--set data.sources.5: no such position; the next free one is data.sources.1."),
             ("data.sources.1.path=/x", "--set data.sources.1.name: missing;"),
-            ("name.first=x", "--set name.first: no such key; name holds text that isn't empty."),
+            ("name.first=x", "--set name.first: no such key; name takes text that isn't empty."),
             ("model.lora.targets=q_proj", "--set model.lora.targets: expected auto or a list, each item text"),
         ],
     )

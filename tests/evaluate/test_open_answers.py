@@ -139,7 +139,6 @@ def test_an_api_grades_after_the_cost_was_approved_and_its_agreement_stands_besi
 def test_verdicts_that_were_paid_for_survive_an_error_of_the_judge(tmp_path, monkeypatch):
     monkeypatch.setenv("JUDGE_KEY", KEY)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setattr("meditune.evaluate.backends.CONCURRENCY", 1)
     statements = tuple({"text": text, "kind": "must"} for text in ("Rest helps.", "Drug 1 helps.", "Rest is good."))
     items = tuple(Graded(f"k-qa:{n}", "k-qa", f"Question: {n}?", "Rest helps.", statements) for n in range(2))
     grading = Grading(tmp_path / "grades.jsonl", items, "Judging")
@@ -150,7 +149,7 @@ def test_verdicts_that_were_paid_for_survive_an_error_of_the_judge(tmp_path, mon
         return verdict_of(prompt, tuned)
 
     with serving(answer=then_broken) as api:
-        model = find_api_model("api:judge", ApiSpec(url=api.url, key_variable="JUDGE_KEY"))
+        model = find_api_model("api:judge", ApiSpec(url=api.url, key_variable="JUDGE_KEY", concurrency=1))
         with model.client("") as client, pytest.raises(ApiError, match="k-qa:0/2"):
             grade_suites([grading], ApiJudge(model, client))
         assert not grading.path.exists()

@@ -105,7 +105,7 @@ def test_the_same_command_leaves_the_set_as_it_is_and_another_is_refused(tmp_pat
 
 def test_bad_input_is_told(tmp_path):
     run = finished(tmp_path / "run")
-    meditune("review", "create", tmp_path).refused(3, "holds no run")
+    meditune("review", "create", tmp_path).refused(3, "contains no run")
     meditune("review", "create", run, "--form", "doctor").refused(3, "no form 'doctor'", "expert, lay")
     meditune("review", "create", run, "--overlap", 2).refused(1, "--raters")
     meditune("review", "create", run, "--raters", 2, "--overlap", 3).refused(1, "up to 2")

@@ -90,13 +90,11 @@ def test_eight_bits_follow_thirty_two():
     assert 0 < apart < 0.05
 
 
-def test_adafactor_is_that_of_the_paper_with_the_recipes_rate(monkeypatch):
+def test_adafactor_is_that_of_the_paper_with_the_recipes_rate():
     """Algorithms 4 and 5 of arXiv:1804.04235: factored second moment, update clipping, decay 1 - t ** -0.8."""
-    monkeypatch.setattr("meditune.train.optimizer.WEIGHT_DECAY", 0.0)
-    monkeypatch.setattr("meditune.train.optimizer.MAX_GRAD_NORM", 1e9)
     torch.manual_seed(1)
     parameter = torch.nn.Parameter(torch.zeros(6, 4))  # as LoRA's B; a relative step would hardly move it
-    optimizer = MasterOptimizer([parameter], TrainSpec(optimizer="adafactor"))
+    optimizer = MasterOptimizer([parameter], TrainSpec(optimizer="adafactor", weight_decay=0.0, max_grad_norm=1e9))
     expected, rows, columns = torch.zeros(6, 4), torch.zeros(6), torch.zeros(4)
     for step in range(1, 6):
         gradient = torch.randn(6, 4)

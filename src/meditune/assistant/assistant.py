@@ -190,7 +190,7 @@ def decide(logits: Mapping[str, float], calibration: Mapping[str, Any] | None = 
 
 
 REPEATS = 3
-"""The number of repeated sentences that ends an answer"""
+"""An answer ends when it has repeated this many sentences"""
 FROM_MEMORY = (
     "This answer comes from the model's memory alone: no sources were searched, so none of it can be checked here."
 )
@@ -273,7 +273,7 @@ class Assistant:
     ) -> Iterator[Event]:
         """Yield events, the last of which is the answer.
 
-        `history` holds earlier questions with their answers, oldest first; `triaged` is the result of `judge`, if
+        `history` has earlier questions with their answers, oldest first; `triaged` is the result of `judge`, if
         already known. Only sentences that passed the checks are shown. If too few sentences are supported at the end,
         the answer is withdrawn, and its `outcome` is abstained. Raises DataError if the question is empty or too long.
         """
@@ -289,7 +289,7 @@ class Assistant:
         yield progress.answer(self.versions)
 
     def judge(self, question: str, before: Sequence[str] = ()) -> Triage:
-        """Return how to handle a message; `before` holds earlier messages of the same person, oldest first."""
+        """Return how to handle a message; `before` has the same person's earlier messages, oldest first."""
         with span("triage") as trace_span:
             found = triage(question, self._numbers, before, self._classifier)
             trace_span.set_attribute("meditune.action", found.action)
@@ -298,7 +298,7 @@ class Assistant:
     def search(
         self, question: str, k: int = PASSAGES, sources: Sequence[str] | None = None
     ) -> tuple[tuple[Source, ...], tuple[str, ...]]:
-        """Return the whole passages nearest to a question, without instructions to models in them, and remarks.
+        """Return the passages nearest to a question, whole but without instructions to models, and remarks.
 
         Raises DataError if there is no index, or if a source is unknown.
         """
@@ -366,7 +366,7 @@ class Assistant:
             yield progress.refuse(refusal or NO_ANSWER)
 
     def _retrieve(self, question: str, style: Style, k: int, sources: Sequence[str] | None) -> Retrieved | None:
-        """Return the best k passages, only from `sources` if given, or why they are too far; None without an index.
+        """Return the best k passages, only from `sources` if given, or why they can't be used; None without an index.
 
         Raises DataError if the question is too long, or if passages must not be shown to the model.
         """
@@ -452,7 +452,7 @@ def load_assistant(
     api: ApiSpec | None = None,
     judge: str | None = None,
 ) -> Assistant:
-    """Return an assistant with a model, given by its name, and an index, given by its location; None: without an index.
+    """Return an assistant with the model of this name and, unless `index` is None, with this index.
 
     Raises DataError, before anything is loaded, if the `sources` to search must not be shown to the model. Raises
     DataError or ModelError if index, model or judge is unavailable.

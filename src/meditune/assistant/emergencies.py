@@ -20,7 +20,7 @@ from meditune.readability import per_million
 NEAR = 60
 """The number of words within which signs belong together"""
 KNOWN = 1.0
-"""The frequency per million words from which a word isn't a misspelling"""
+"""A word that is at least this frequent, per million words, isn't a misspelling"""
 _GAP = r"(?:\\S+ ){0,4}?"
 
 
@@ -117,7 +117,7 @@ class Rule(NamedTuple):
     excludes: frozenset[str]
 
     def is_met(self, seen: frozenset[str]) -> bool:
-        """Return whether all required signs are there, and no excluded one."""
+        """Return whether all required signs are present, and no excluded one is."""
         return self.needs <= seen and not self.excludes & seen
 
 

@@ -2,8 +2,8 @@
 
 Rules decide first, on messages that must never be missed; the classifier then detects such messages in other words. The
 classifier is the 8-bit sentence model with a low-rank adapter (LoRA, arXiv:2106.09685) and a linear layer on the mean
-of its token states. `benchmarks/triage_fit.py` trains both; `classifier.npz` holds them. The adapter is merged into the
-8-bit weights at loading, so classifying a message costs one embedding and doesn't need torch.
+of its token states. `benchmarks/triage_fit.py` trains both; `classifier.npz` contains them. The adapter is merged into
+the 8-bit weights at loading, so classifying a message costs one embedding and doesn't need torch.
 """
 
 from __future__ import annotations
@@ -45,9 +45,9 @@ _GOES_ON = re.compile(
 
 
 def with_previous_question(question: str, before: Sequence[str]) -> str:
-    """Return a follow-up question with the earlier questions that it refers to in front; other questions unchanged.
+    """Return a follow-up question after the earlier questions that it refers to, and any other question unchanged.
 
-    Instructions to the model, and questions that aren't about health, aren't put in front. `before` has the oldest
+    Instructions to the model, and questions that aren't about health, are left out. `before` has the oldest
     question first.
     """
     parts = [question.strip()]
@@ -150,7 +150,7 @@ def load(weights: Path = WEIGHTS) -> TriageClassifier:
 def _merged(onnx: bytes, learned: Mapping[str, NDArray[np.generic]]) -> bytes:
     """Return the model file with the adapter merged into its 8-bit weights, which are requantized.
 
-    `down` (rows, rank) and `up` (rank, columns) are 8-bit, too; `scale` (rank) holds the product of their scales. Each
+    `down` (rows, rank) and `up` (rank, columns) are 8-bit, too; `scale` (rank) is the product of their scales. Each
     row of `places` is (offset of the 8-bit weights, offset of their FP32 scales, rows, columns) in the file, whose
     SHA-256 the catalogue pins. Scales are per column.
     """
@@ -176,7 +176,7 @@ EMERGENCY_AT, CRISIS_AT, HARMFUL_AT, OUTSIDE_AT = 0.7, 0.5, 0.4, 0.8
 KINDS = {"emergency: self-harm": "self-harm", "emergency: violence": "violence", "emergency: poisoning": "poisoning"}
 """The kind of emergency whose answer is given, by the classifier's label"""
 SHORT = 12
-"""The maximum number of words of a message that is also judged together with the one before"""
+"""The maximum number of words of a message that is also judged together with the previous message"""
 DANGER = "danger"
 """The kind of emergency for the other labels"""
 _WORSE = re.compile(r"\b(?:worse|worsening|still|not better|spreading|same)\b", re.IGNORECASE)
@@ -213,9 +213,9 @@ class Triage:
 
 
 def triage(message: str, numbers: Numbers, before: Sequence[str] = (), classifier: Classifier | None = None) -> Triage:
-    """Return how to handle a message. `before` holds earlier messages of the same person, the oldest first.
+    """Return how to handle a message. `before` has the same person's earlier messages, the oldest first.
 
-    A short message that continues the one before ("it's getting worse") is also judged together with it. A question
+    A short message that continues the previous one ("it's getting worse") is also judged together with it. A question
     that refers to earlier ones ("What about paracetamol?") is judged together with them.
     """
     kind = emergency(message) or _ongoing_emergency(message, before)

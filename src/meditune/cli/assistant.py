@@ -25,21 +25,35 @@ if TYPE_CHECKING:
 
 @documented('ask runs/quickstart "Does aspirin help with migraine?" --index library', "how-to/retrieve-and-cite.md")
 def ask(
-    model: Annotated[str, Argument(metavar="MODEL", help="Run or model folder, catalogue name, hub id, or api:NAME.")],
+    model: Annotated[
+        str, Argument(metavar="MODEL", help="Folder of a run or model, catalogue name, hub id, or api:NAME.")
+    ],
     question: Annotated[str, Argument(metavar="QUESTION", help="The question, in quotes.")],
-    source: Annotated[Paths, Option("--source", help="A text file to answer from. Repeatable.")] = None,
-    index: Annotated[Text, Option(metavar="INDEX", help="Answer from this index and cite its passages.")] = None,
-    k: Annotated[int | None, Option("-k", min=1, max=50, help="Number of passages of the index; 5 by default.")] = None,
-    source_filter: Annotated[Texts, Option(metavar="NAME", help="Use only this source of INDEX. Repeatable.")] = None,
+    source: Annotated[Paths, Option("--source", help="Text file to answer from. Repeatable.")] = None,
+    index: Annotated[Text, Option(metavar="INDEX", help="Index to answer from, citing its passages.")] = None,
+    k: Annotated[
+        int | None, Option("-k", min=1, max=50, help="Number of passages from the index; 5 by default.")
+    ] = None,
+    source_filter: Annotated[
+        Texts, Option(metavar="NAME", help="Use only this source of the index. Repeatable.")
+    ] = None,
     max_new_tokens: Annotated[int | None, Option(min=1, help="Maximum length of the answer in tokens.")] = None,
     style: Annotated[
         Literal["plain", "expert"],
-        Option(help="Reader of the answer; selects passages, and the prompt's cue if the model has two."),
+        Option(
+            help="Readers of the answer: laypeople (plain) or experts. This affects the choice of passages and, if the "
+            "model was trained with a cue for plain language, the wording."
+        ),
     ] = "plain",
     settings: Annotated[
-        Texts, Option("--api", metavar="KEY=VALUE", help="Change a key under model.api: url=https://... Repeatable.")
+        Texts,
+        Option(
+            "--api", metavar="KEY=VALUE", help="Change a key under model.api, for example url=https://... Repeatable."
+        ),
     ] = None,
-    judge: Annotated[Text, Option(metavar="RUN", help="Run of a judge, which checks an answer's sentences.")] = None,
+    judge: Annotated[
+        Text, Option(metavar="RUN", help="Run folder of a judge, which checks the sentences of the answer.")
+    ] = None,
     json: Json = False,
 ) -> None:
     """Ask a model one question, with or without sources to cite."""
@@ -88,25 +102,37 @@ def ask(
 app = Group("index", "Build, update and search an index of medical texts to cite from.", "how-to/retrieve-and-cite.md")
 
 EXCERPT_LINES = 6  # Lines of a passage that a search prints
-IndexLocation = Annotated[str, Argument(metavar="INDEX", help="An index's folder, or s3://BUCKET/PREFIX.")]
+IndexLocation = Annotated[str, Argument(metavar="INDEX", help="The index: a folder or s3://BUCKET/PREFIX.")]
 Sources = Annotated[
-    Texts, Option("--source", metavar="NAME[=PATH]", help="medquad, medquad-judged, pubmedqa or mimic. Repeatable.")
+    Texts,
+    Option(
+        "--source", metavar="NAME[=PATH]", help="Data source: medquad, medquad-judged, pubmedqa or mimic. Repeatable."
+    ),
 ]
 Documents = Annotated[
-    Texts, Option("--documents", metavar="[NAME=]FOLDER", help="Folder of text, Markdown, HTML, PDF, DOCX. Repeatable.")
+    Texts,
+    Option(
+        "--documents", metavar="[NAME=]FOLDER", help="Folder of text, Markdown, HTML, PDF and DOCX files. Repeatable."
+    ),
 ]
-Pubmed = Annotated[Texts, Option("--pubmed", metavar="FILE", help="PubMed's .xml or .xml.gz, or a folder. Repeatable.")]
+Pubmed = Annotated[
+    Texts, Option("--pubmed", metavar="FILE", help="PubMed file (.xml or .xml.gz), or a folder of them. Repeatable.")
+]
 
 
 @app.command(example="--source pubmedqa --documents guidelines -o library")
 def build(
-    output: Annotated[str, Option("--output", "-o", metavar="INDEX", help="A folder or s3://BUCKET/PREFIX.")],
-    recipe: Annotated[Text, Argument(metavar="[RECIPE]", help="Index the sources of this recipe.")] = None,
+    output: Annotated[
+        str, Option("--output", "-o", metavar="INDEX", help="Where to write the index: a folder or s3://BUCKET/PREFIX.")
+    ],
+    recipe: Annotated[Text, Argument(metavar="[RECIPE]", help="Recipe whose sources to index.")] = None,
     source: Sources = None,
     documents: Documents = None,
     pubmed: Pubmed = None,
     embedding: Embedding = None,
-    replace: Annotated[bool, Option("--replace", help="Replace an existing index; searches work meanwhile.")] = False,
+    replace: Annotated[
+        bool, Option("--replace", help="Replace an existing index; searches keep working meanwhile.")
+    ] = False,
 ) -> None:
     """Build an index of the given sources. Repeat an interrupted command to resume it."""
     from meditune.models.sentence_encoder import DEFAULT, load_encoder
@@ -128,7 +154,7 @@ def update(
     remove: Annotated[Texts, Option(metavar="SOURCE", help="Remove this source from the index. Repeatable.")] = None,
     embedding: Embedding = None,
 ) -> None:
-    """Read the sources of an index again and embed what changed. Without source options all sources are read."""
+    """Update an index: read sources again and embed what changed. Without source options, all its sources are read."""
     from meditune.models.sentence_encoder import load_encoder
     from meditune.retrieve.build_index import update as update_index
     from meditune.retrieve.index import read as read_manifest
@@ -165,13 +191,17 @@ def stats(index: IndexLocation) -> None:
 def search(
     index: IndexLocation,
     question: Annotated[str, Argument(metavar="QUESTION", help="The question or search words, in quotes.")],
-    k: Annotated[int, Option("-k", min=1, max=1000, help="Number of passages.")] = 5,
+    k: Annotated[int, Option("-k", min=1, max=1000, help="Maximum number of passages to print.")] = 5,
     source: Annotated[Texts, Option("--source", help="Search only this source. Repeatable.")] = None,
-    since: Annotated[Text, Option(help="Earliest date: 2018, 2018-05 or 2018-05-17.")] = None,
-    until: Annotated[Text, Option(help="Latest date.")] = None,
-    mode: Annotated[str, Option(help="hybrid, fused (no reranker), bm25 (words) or vectors (meaning).")] = "hybrid",
+    since: Annotated[Text, Option(help="Earliest date of a passage: 2018, 2018-05 or 2018-05-17.")] = None,
+    until: Annotated[Text, Option(help="Latest date of a passage, in the same formats.")] = None,
+    mode: Annotated[
+        str, Option(help="Search method: hybrid, fused (no reranker), bm25 (words) or vectors (meaning).")
+    ] = "hybrid",
     per_document: Annotated[int, Option(min=1, help="Maximum number of passages from one document.")] = 1,
-    diversity: Annotated[float, Option(min=0, max=1, help="Penalty on similarity to better hits; 0 is none.")] = 0.0,
+    diversity: Annotated[
+        float, Option(min=0, max=1, help="Penalty for similarity to better hits, from 0 (none) to 1.")
+    ] = 0.0,
     embedding: Embedding = None,
     json: Annotated[bool, Option("--json", help="Print one JSON object for each hit.")] = False,
 ) -> None:
@@ -193,7 +223,7 @@ def search(
 
 @app.command(example="s3://bucket/library")
 def unlock(index: IndexLocation) -> None:
-    """Unlock an index in object storage after its writer was killed."""
+    """Unlock an index in object storage that a killed process left locked."""
     from meditune.retrieve.storage import index_storage
 
     typer.echo(index_storage(index).unlock())
@@ -232,8 +262,8 @@ def _hits(result: SearchResult) -> Iterator[str]:
     for place, hit in enumerate(result.hits, start=1):
         passage = hit.passage
         facts = [passage.source, passage.date, passage.url, "restricted" if passage.restricted else ""]
-        words = "not in the top by words" if hit.words is None else f"words {hit.words:.1f}"
-        meaning = "not in the top by meaning" if hit.meaning is None else f"meaning {hit.meaning:.2f}"
+        words = "not a candidate by words" if hit.words is None else f"words {hit.words:.1f}"
+        meaning = "not a candidate by meaning" if hit.meaning is None else f"meaning {hit.meaning:.2f}"
         yield f"{place}. {passage.title or passage.document}" + (f" [{passage.section}]" if passage.section else "")
         yield f"   {' · '.join(filter(None, facts))}"
         yield f"   score {hit.score:.4f}: {words}, {meaning}"

@@ -21,18 +21,22 @@ if TYPE_CHECKING:
     from meditune.data.example import Example
     from meditune.data.prepare import Prepared
 
-app = Group("data", "Prepare, audit, survey, restore, de-identify and publish data.", "how-to/check-data.md")
+app = Group("data", "Prepare, audit, survey, de-identify and publish data, and restore rows.", "how-to/check-data.md")
 
 
 @app.command(example="quickstart --output survey", page="how-to/measure-diversity.md")
 def diversity(
-    source: Annotated[str, Argument(metavar="RECIPE|RUN", help="A recipe, or a folder of `data prepare` or `run`.")],
+    source: Annotated[
+        str, Argument(metavar="RECIPE|RUN", help="A recipe, or a folder that `data prepare` or `run` wrote.")
+    ],
     output: Annotated[Path, Option("--output", "-o", help="Folder for diversity.json and diversity.html.")],
-    compare: Annotated[Text, Option(metavar="RECIPE|RUN", help="An earlier state, to show side by side.")] = None,
-    clusters: Annotated[int, Option(min=0, max=24, help="Number of clusters of similar questions; 0 is none.")] = 12,
+    compare: Annotated[
+        Text, Option(metavar="RECIPE|RUN", help="Earlier state of the data, to show side by side.")
+    ] = None,
+    clusters: Annotated[int, Option(min=0, max=24, help="Number of clusters of similar questions; 0: none.")] = 12,
     overrides: Overrides = None,
 ) -> None:
-    """Survey what data cover: sources, topics, people, reading grades, clusters."""
+    """Survey what the data cover: sources, topics, people, reading grades, clusters of questions."""
     from meditune.data import diversity as surveys
     from meditune.evaluate.report.data_sections import render_page
     from meditune.models.sentence_encoder import sentence_model
@@ -62,7 +66,9 @@ def diversity(
 @app.command(example="runs/quickstart OWNER/NAME", page="reference/licences.md")
 def push(
     folder: Annotated[Path, Argument(metavar="DIR", help="A run's folder, or the data folder in it.")],
-    repository: Annotated[str, Argument(metavar="REPO", help="Name of the data set on the hub: OWNER/NAME.")],
+    repository: Annotated[
+        str, Argument(metavar="REPO", help="Name of the data set on the Hugging Face hub: OWNER/NAME.")
+    ],
     public: Annotated[bool, Option("--public", help="Make the data set public; it is private by default.")] = False,
     yes: Annotated[bool, Option("--yes", help="Upload without asking.")] = False,
 ) -> None:
@@ -76,7 +82,7 @@ def push(
 
 
 class Engine(StrEnum):
-    """Where rows of a stream are checked."""
+    """Where the rows of a stream are checked."""
 
     LOCAL = "local"
     RAY = "ray"
@@ -85,7 +91,9 @@ class Engine(StrEnum):
 @app.command(example="quickstart --output runs/quickstart", page="how-to/train-and-evaluate.md")
 def prepare(
     recipe: RecipeName,
-    output: Annotated[Path, Option("--output", "-o", help="Folder of the run. Unfinished preparation is resumed.")],
+    output: Annotated[
+        Path, Option("--output", "-o", help="Folder of the run. Unfinished preparation in it is resumed.")
+    ],
     overrides: Overrides = None,
 ) -> None:
     """Read, audit and split a recipe's data into OUTPUT/data."""
@@ -96,14 +104,22 @@ def prepare(
 
 @app.command(example="pairs.csv --output audit")
 def audit(
-    source: Annotated[str, Argument(metavar="RECIPE", help="A recipe, or your file (.jsonl, .json, .csv, .parquet).")],
-    output: Annotated[Path, Option("--output", "-o", help="Folder for the table, page and ledger.")],
+    source: Annotated[
+        str, Argument(metavar="RECIPE", help="A recipe, or your own file (.jsonl, .json, .csv, .parquet).")
+    ],
+    output: Annotated[Path, Option("--output", "-o", help="Folder for the table, the page and the ledger.")],
     overrides: Overrides = None,
     stream: Annotated[
-        bool | None, Option("--stream/--no-stream", help="Read your file in batches, as large files are by default.")
+        bool | None,
+        Option(
+            "--stream/--no-stream",
+            help="Read your own file in batches, or at once; by default, only large files in batches.",
+        ),
     ] = None,
-    engine: Annotated[Engine, Option(help="Where to check a stream: in local processes or on Ray.")] = Engine.LOCAL,
-    workers: Annotated[int, Option(min=1, help="Number of processes that check rows of a stream.")] = 1,
+    engine: Annotated[
+        Engine, Option(help="Where to check the rows of a stream: local (processes of this machine) or ray.")
+    ] = Engine.LOCAL,
+    workers: Annotated[int, Option(min=1, help="Number of processes that check the rows of a stream.")] = 1,
 ) -> None:
     """Run quality control alone: show what each rule finds, and write a table, a page and a ledger."""
     from meditune.data.quality.audit_folder import audit_folder, recipe_for
@@ -119,7 +135,7 @@ def audit(
 def restore(
     folder: Annotated[Path, Argument(metavar="DIR", help="Folder of a run or an audit.")],
     identifier: Annotated[str, Argument(metavar="ID", help="The row's id in the ledger.")],
-    to: Annotated[Path | None, Option("--to", help="Add the row to this JSON Lines file.")] = None,
+    to: Annotated[Path | None, Option("--to", help="Also add the row to this JSON Lines file.")] = None,
 ) -> None:
     """Print a dropped or changed row as it was read."""
     from meditune.data.quality.ledger import append_row
@@ -139,16 +155,29 @@ def restore(
 def phi(
     source: Annotated[str, Argument(metavar="FILE|RECIPE", help="A text, CSV or JSON Lines file, or a recipe.")],
     output: Annotated[
-        Path | None, Option("--output", "-o", metavar="OUT", help="File for a copy without identifiers.")
+        Path | None, Option("--output", "-o", metavar="OUT", help="New file for a copy of FILE without identifiers.")
     ] = None,
-    action: Annotated[Text, Option(help="Replace identifiers: mask (placeholders) or surrogate (invented).")] = None,
-    patient_column: Annotated[Text, Option(metavar="COLUMN", help="Column of patients, for surrogates.")] = None,
-    kinds: Annotated[Texts, Option("--kind", help="Look only for this kind. Repeatable.")] = None,
-    engine: Annotated[Text, Option(help="Detector: rules or presidio.")] = None,
-    show: Annotated[int, Option(min=0, help="Show this many findings in context, with the identifier masked.")] = 0,
+    action: Annotated[
+        Text,
+        Option(
+            help="What replaces identifiers in the copy: mask (placeholders; default) or surrogate (invented ones)."
+        ),
+    ] = None,
+    patient_column: Annotated[
+        Text,
+        Option(
+            metavar="COLUMN",
+            help="Column that identifies the patient, so that each patient's surrogates are consistent.",
+        ),
+    ] = None,
+    kinds: Annotated[Texts, Option("--kind", help="Look only for this kind of identifier. Repeatable.")] = None,
+    engine: Annotated[
+        Text, Option(help="Detector: rules or presidio; by default the recipe's, and rules for a file.")
+    ] = None,
+    show: Annotated[int, Option(min=0, help="Number of findings to show in context, with identifiers masked.")] = 0,
     overrides: Overrides = None,
 ) -> None:
-    """Count identifiers of patients, and write a copy of a file without them."""
+    """Count patient identifiers, and write a copy of a file without them."""
     from meditune.data.phi_scan import scan, scan_lines
 
     result = scan(source, output, action, patient_column, kinds or [], engine, show, overrides or [])
@@ -205,7 +234,7 @@ def print_leakage(*checks: dict[str, Any]) -> None:
 
 
 def print_data(data: Prepared, folder: Path) -> None:
-    """Print what the data stage read, left out and split, and what its licences require."""
+    """Print what the data stage read, left out and split, and what the licences require."""
     from meditune.data.read_sources import warning
     from meditune.data.sources import licence_requirements
 

@@ -46,7 +46,7 @@ STAGES = {
     "promote": ("", "10m"),
 }  # Stage -> its command (promotion has none) and how often it runs by default; in the order in which due stages run
 SHARED = {"registry": ("registry",), "store": ("store", "source", "sources"), "index": ("index",)}
-"""Keys of the configuration -> the parameters of commands that they set, unless the stage sets them"""
+"""Keys of the configuration -> the parameters of commands that they set, unless a stage sets these itself"""
 OWN: dict[str, Options] = {"queue": {"folder": "queues"}, "promote": {"after": "2d", "answers": 100}}
 """Options that the loop reads itself, with their defaults"""
 RENAMED_ARGUMENTS = {"drift": {"where": "source"}, "queue": {"places": "sources"}}
@@ -55,7 +55,7 @@ _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
 
 def seconds(duration: Any) -> float:
-    """Return the seconds in "90s", "10m", "6h" or "7d". Raises DataError for anything else."""
+    """Return the number of seconds in "90s", "10m", "6h" or "7d". Raises DataError for anything else."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smhd])", str(duration).strip())
     if not found or float(found[1]) <= 0:
         raise DataError(f"{duration!r} is not a duration; write for example 10m, 6h or 7d")
@@ -75,14 +75,14 @@ def _text(value: Any) -> None:
 CHECKS: dict[str, Callable[[Any], object]] = {
     **{"every": seconds, "after": seconds, "answers": _count, "on_pass": next_step},
     **{"folder": _text, "output": _text, "reference": _text},
-}  # Options of stages that are checked here, and how; the others are checked by their commands
+}  # Checks of some of the stages' options; the commands check the other options
 
 
 class Config:
     """The configuration of the loop. Only the stages that it names are run."""
 
     def __init__(self, path: Path, commands: Any) -> None:
-        """Read a YAML file. Raises RecipeError that lists every problem with its line."""
+        """Read a YAML file. Raises RecipeError, which lists every problem with its line."""
         try:
             document = Document(read_text(path))
         except UnreadableError as error:
@@ -107,12 +107,12 @@ class Config:
         self.every = {name: seconds(options.pop("every", STAGES[name][1])) for name, options in self.stages.items()}
 
     def options(self, name: str) -> Options:
-        """Return the options of a stage with the shared ones that its command takes."""
+        """Return the options of a stage, and the shared ones that its command accepts."""
         taken = parameters(self.commands[name])
         return {to: self.shared[key] for key in self.shared for to in SHARED[key] if to in taken} | self.stages[name]
 
     def _problems(self, values: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], str]]:
-        """Yield each key that is wrong, and why."""
+        """Yield each wrong key with the problem."""
         yield from (((key,), "no such key") for key in values if key not in {*SHARED, *STAGES})
         if not isinstance(values.get("registry"), str):
             yield ("registry",), "missing; give the folder of the registry"
@@ -148,11 +148,11 @@ def _expanded(value: Any) -> Any:
         return {key: _expanded(each) for key, each in value.items()}
     if isinstance(value, list):
         return list(map(_expanded, value))
-    return os.path.expanduser(value) if isinstance(value, str) else value  # noqa: PTH111 (not each text is a path)
+    return os.path.expanduser(value) if isinstance(value, str) else value  # noqa: PTH111 (not every text is a path)
 
 
 def _with_new_names(stage: str, options: Options, document: Document) -> Options:
-    """Return a stage's options with new names for renamed ones, which are noted on stderr and keep their lines."""
+    """Return a stage's options with new names in place of old ones; note each old name on stderr."""
     names = {_key(old): _key(new) for old, new in RENAMED.get(STAGES[stage][0], {}).items()}
     names |= RENAMED_ARGUMENTS.get(stage, {})
     renamed = {key: names[key] for key in options if key in names and names[key] not in options}
@@ -181,7 +181,7 @@ def parameters(command: TyperCommand) -> dict[str, Any]:
 
 
 def words(command: TyperCommand, options: Options) -> list[str]:
-    """Return options as words of a command line: one option for each item of a list, and none for false."""
+    """Return options as words of a command line: one option for each item of a list, and no option for false."""
     known = parameters(command)
     flags: list[str] = []
     arguments: list[str] = []
@@ -207,7 +207,7 @@ def run_stage(config: Config, name: str) -> tuple[Outcome, str]:
         return _promote(config, registry)
     state, options = registry.state(), config.options(name)
     if name in ("drift", "guard"):
-        # Both also read what the other stages found.
+        # Both also use the results of the stages drift and canary.
         drift, results = config.stages.get("drift", {}), config.stages.get("canary", {}).get("output")
         options = ({"reference": drift["reference"]} if drift else {}) | options
         options = ({"canary": results} if results and Path(results).is_file() else {}) | options
@@ -219,7 +219,7 @@ def run_stage(config: Config, name: str) -> tuple[Outcome, str]:
     elif name == "retrain":
         if state.trial:
             return "done", "another version is on trial, so retraining waits"
-        for key in {"labels", "literature"} & options.keys():  # experts and updates may not have written them yet
+        for key in {"labels", "literature"} & options.keys():  # files that experts and updates may not have written yet
             given = options[key] if isinstance(options[key], list) else [options[key]]
             options[key] = [each for each in given if Path(str(each)).exists()]
         options = {"queue": _queues(config), "min_rows": 50, "restart_if_changed": True} | options
@@ -258,7 +258,7 @@ def _promote(config: Config, registry: Registry) -> tuple[Outcome, str]:
 FILE = "loop.json"  # Name of the state file in the registry
 LOCK = ".loop.lock"
 FIRST_RETRY_S = 60.0
-MAX_SLEEP_S = 60.0  # Short enough to notice soon that the clock was set
+MAX_SLEEP_S = 60.0  # Short enough to notice soon if the clock was set
 
 
 @dataclass
@@ -268,10 +268,10 @@ class StageState:
     ended: float = 0.0  # When it ended, in seconds since 1970; 0 if the stage never ran
     outcome: Outcome = ""
     message: str = ""
-    failures: int = 0  # Consecutive failures
+    failures: int = 0  # Number of consecutive failures
 
     def due_in(self, every: float) -> float:
-        """Return the seconds until the stage is due; it is due at once if the clock was set back."""
+        """Return the seconds until the stage is due. If the clock was set back, it is due at once."""
         wait = every if not self.failures else min(every, FIRST_RETRY_S * 2 ** (self.failures - 1))
         past = time.time() - self.ended
         return 0.0 if not self.ended or past < 0 else max(0.0, wait - past)
@@ -282,7 +282,7 @@ class StageState:
 
 
 def load_states(registry: Path) -> dict[str, StageState]:
-    """Return the saved states by stage, none if none was saved. Raises DataError if the file is damaged."""
+    """Return the saved states by stage, or {} if none was saved. Raises DataError if the file is damaged."""
     path = registry / FILE
     try:
         stored = read_json(path)["stages"] if path.is_file() else {}
@@ -313,7 +313,7 @@ def run(config: Config, report: Callable[[str], None], once: bool = False) -> in
                 except (DriftError, GateError) as error:
                     state.outcome, state.message = "alert", str(error)
                 except Exception as error:
-                    # Unexpected errors (out of memory, a dropped connection) must not end the other stages.
+                    # Unexpected errors (out of memory, a dropped connection) must not stop the other stages.
                     expected = isinstance(error, MedituneError | OSError)
                     if not expected:
                         log.exception("The stage %s failed unexpectedly", name)

@@ -130,12 +130,17 @@ def train(recipe: RecipeName, output: Output, overrides: Overrides = None, yes: 
 @cli_app.command()
 @documented("evaluate smollm2-135m --recipe quickstart --output evaluations/smollm2", "how-to/train-and-evaluate.md")
 def evaluate(
-    model: Annotated[str, Argument(metavar="MODEL", help="Run or model folder, catalogue name, hub id, or api:NAME.")],
+    model: Annotated[
+        str, Argument(metavar="MODEL", help="Folder of a run or model, catalogue name, hub id, or api:NAME.")
+    ],
     output: Annotated[Path, Option("--output", "-o", help="Folder for the predictions and metrics.")],
     recipe: Annotated[str, Option(help="The recipe that defines data, prompt and metrics.")] = "quickstart",
     protocol: Annotated[
         Text,
-        Option(metavar="meditune|lm-eval", help="Prompt and scoring; lm-eval: decisions as in lm-evaluation-harness."),
+        Option(
+            metavar="meditune|lm-eval",
+            help="Prompt and scoring; lm-eval evaluates decisions as lm-evaluation-harness does.",
+        ),
     ] = None,
     overrides: Overrides = None,
     yes: Yes = False,
@@ -167,9 +172,11 @@ def compare(
             "tuned model, RUN:base its base model, RUN:tuned+retrieved the tuned model with retrieved passages.",
         ),
     ],
-    gate: Annotated[Path | None, Option(help="YAML file with a policy; exit with code 5 if it isn't met.")] = None,
-    show_changes: Annotated[int, Option(min=0, help="Show this many gained and this many lost items.")] = 3,
-    changes_file: Annotated[Path | None, Option(help="Write every changed item to this JSON Lines file.")] = None,
+    gate: Annotated[
+        Path | None, Option(help="YAML file with a policy; exit with code 5 if a model doesn't meet it.")
+    ] = None,
+    show_changes: Annotated[int, Option(min=0, help="Number of gained items, and of lost items, to show.")] = 3,
+    changes_file: Annotated[Path | None, Option(help="Write all changed items to this JSON Lines file.")] = None,
     resamples: Resamples = 10_000,
     seed: Annotated[int, Option(min=0, help="Seed of the bootstrap.")] = 17,
     json_file: JsonFile = None,
@@ -188,7 +195,9 @@ def compare(
 @cli_app.command()
 @documented("seeds runs/seed-1 runs/seed-2 runs/seed-3", "how-to/train-and-evaluate.md")
 def seeds(
-    runs: Annotated[list[Path], Argument(metavar="RUN RUN [...]", help="Finished runs of a recipe with other seeds.")],
+    runs: Annotated[
+        list[Path], Argument(metavar="RUN RUN [...]", help="Finished runs of one recipe with different seeds.")
+    ],
     resamples: Resamples = 10_000,
     json_file: JsonFile = None,
 ) -> None:
@@ -212,7 +221,7 @@ def crossval(
     overrides: Overrides = None,
     yes: Yes = False,
 ) -> None:
-    """Cross-validate a recipe on PubMedQA's ten published folds. Each is a run; the results are pooled."""
+    """Cross-validate a recipe on PubMedQA's ten published folds. Each fold is a run; the results are pooled."""
     from meditune import cross_validation
     from meditune.cli.metrics_tables import print_crossval
 
@@ -228,7 +237,7 @@ def crossval(
 
 @cli_app.command()
 @documented("report runs/quickstart", "reference/report.md")
-def report(folder: Annotated[Path, Argument(metavar="DIR", help="A finished run.")]) -> None:
+def report(folder: Annotated[Path, Argument(metavar="DIR", help="Folder of a finished run.")]) -> None:
     """Write a run's report again from its stored predictions."""
     from meditune import pipeline
 
@@ -252,11 +261,15 @@ def _print_report(report: dict[str, Any], folder: Path) -> None:
 @cli_app.command()
 @documented("ratings scores.csv --run runs/quickstart", "how-to/train-and-evaluate.md#ratings")
 def ratings(
-    file: Annotated[Path, Argument(metavar="FILE", help="CSV, JSON Lines ...: columns id, score (1 to 4), model.")],
-    folder: Annotated[Path | None, Option("--run", help="Store the scores with the answers of this run.")] = None,
-    best: Annotated[bool, Option("--best", help="Use a question's highest score, not the mean.")] = False,
+    file: Annotated[
+        Path, Argument(metavar="FILE", help="Table with the columns id, score (1 to 4) and optionally model.")
+    ],
+    folder: Annotated[
+        Path | None, Option("--run", help="Run whose answers were scored; the scores are stored in it.")
+    ] = None,
+    best: Annotated[bool, Option("--best", help="Use each question's highest score instead of the mean.")] = False,
 ) -> None:
-    """Compute LiveQA's metrics from raters' scores. The metrics are the average score, succ@i+ and prec@i+."""
+    """Compute LiveQA's metrics (average score, succ@i+ and prec@i+) from raters' scores."""
     from meditune.cli.metrics_tables import print_ratings
     from meditune.evaluate import expert_ratings
 
@@ -308,8 +321,8 @@ def _version(
         raise typer.Exit
     if distributed.world() > 1 and context.invoked_subcommand != "train":
         raise MedituneError(
-            f"torchrun started {distributed.world()} processes, but only `meditune train` works with several. Use it "
-            "for training, then start `meditune run` without torchrun, with the same recipe and --output."
+            f"torchrun started {distributed.world()} processes, but only `meditune train` works with several. Use "
+            "torchrun for training, then start `meditune run` without torchrun, with the same recipe and --output."
         )
 
 

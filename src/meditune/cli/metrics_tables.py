@@ -1,4 +1,4 @@
-"""Tables of metrics, comparisons and ratings in the terminal, and the line with what got worse."""
+"""Tables of metrics, comparisons and ratings in the terminal, and the line that lists what got worse."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from meditune.evaluate.predictions import Predictions
 
 Row = dict[str, Any]
 SHOWN_WITH = {"closed": "closed book", "given": "given context", "retrieved": "retrieved"}
-MANY_SEEDS = 10  # With fewer seeds, a note says what they can't show
+MANY_SEEDS = 10  # With fewer seeds, a note explains what they can't show
 HINTED = "no significant change (better before correction)"
 
 
 def print_side_by_side(result: dict[str, Any], changed: int) -> None:
-    """Print each model beside the first, metrics that got worse, and up to `changed` lost and gained items."""
+    """Print each model beside the first one, the metrics that got worse, and up to `changed` lost and gained items."""
     out, (first, *others) = console(), result["models"]
     last = {name: name.rstrip("/").rpartition("/")[2] for name in result["models"]}
     short = last if len(set(last.values())) == len(last) else {name: name for name in last}
@@ -56,7 +56,7 @@ def _print_changes(rows: list[dict[str, Any]], limit: int) -> None:
 
 
 def _print_metrics(titles: Sequence[str], rows: Mapping[str, Row], cells: Mapping[str, Sequence[str]]) -> None:
-    """Print the cells of each metric, the two models first, with items, references, corrected p and verdict."""
+    """Print a row for each metric: the given cells with items, references, corrected p-value and verdict."""
     beside = any(row.get("references") for row in rows.values())
     table = []
     for name, row in rows.items():
@@ -84,7 +84,7 @@ def _references(row: Row, digits: int) -> str:
 
 
 def print_seeds(result: dict[str, Any]) -> None:
-    """Print how base, tuned and their difference vary over seeds, and what the number of seeds can't show."""
+    """Print how both models and their difference vary over seeds, and what so few seeds can't show."""
     metrics, count, cells = result["metrics"], len(result["seeds"]), {}
     for name, row in metrics.items():
         digits, (low, high) = METRICS[name].digits, row["range"]
@@ -113,7 +113,7 @@ def print_seeds(result: dict[str, Any]) -> None:
 
 
 def print_comparison(result: dict[str, Any], first: str = "base", second: str = "tuned") -> None:
-    """Print the verdict, and both models' metrics with the interval of their difference."""
+    """Print the verdict, and the metrics of both models with the interval of the difference."""
     from meditune.evaluate.report.before_after import rows, verdict
 
     console().print(" ".join(verdict(result, rows(result))), markup=False)
@@ -207,7 +207,7 @@ def print_figures(evaluation: dict[str, Any]) -> None:
 
 
 def print_conditions(result: dict[str, Any]) -> None:
-    """Print each model's metrics closed book, with the given context and with retrieved passages."""
+    """Print each model's metrics without context, with the given context and with retrieved passages."""
     for title, found in result.get("conditions", {}).items():
         titles = [f"{title}, by context"]
         for name in found:

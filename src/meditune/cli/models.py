@@ -33,9 +33,11 @@ if TYPE_CHECKING:
 def merge(
     model: Annotated[str, Argument(metavar="MODEL", help="Folder of a run, or of a PEFT adapter.")],
     output: Annotated[Path, Option("--output", "-o", help="Folder of the merged model.")],
-    keep_sparsity: Annotated[bool, Option("--keep-sparsity", help="Set pruned weights to zero again.")] = False,
+    keep_sparsity: Annotated[
+        bool, Option("--keep-sparsity", help="Set the base model's pruned weights to zero again.")
+    ] = False,
 ) -> None:
-    """Merge an adapter into its base model, for plain transformers. The merged model has full precision."""
+    """Merge an adapter into its base model, for use with plain transformers. The result has full precision."""
     from meditune.export import merged
 
     print_lines(merged.remarks(merged.merge(model, output, keep_sparsity)))
@@ -46,11 +48,11 @@ def merge(
 def prune(
     model: Annotated[str, Argument(metavar="MODEL", help="Catalogue name, hub id, or model folder.")],
     output: Annotated[Path, Option("--output", "-o", help="Folder of the pruned model.")],
-    method: Annotated[Text, Option(help="Method: magnitude, wanda, or layers.")] = None,
-    sparsity: Annotated[float | None, Option(help="Share of weights to set to zero.")] = None,
+    method: Annotated[Text, Option(help="Pruning method: magnitude, wanda or layers.")] = None,
+    sparsity: Annotated[float | None, Option(help="Share of the weights to set to zero, for example 0.3.")] = None,
     pattern: Annotated[Text, Option(help="Pattern of the zeros: unstructured or 2-of-4.")] = None,
     layers: Annotated[int | None, Option(help="Number of whole layers to remove.")] = None,
-    recipe: Annotated[Text, Option(help="Calibrate and evaluate on this recipe's data, not WikiText-2.")] = None,
+    recipe: Annotated[Text, Option(help="Calibrate and evaluate on this recipe's data instead of WikiText-2.")] = None,
     overrides: Overrides = None,
 ) -> None:
     """Prune a model, and measure quality, size and speed."""
@@ -71,7 +73,7 @@ def prune(
 def plan(
     recipe: RecipeName,
     overrides: Overrides = None,
-    gpu: Annotated[Text, Option(help="Plan for this GPU (rtx4090, a100-80gb ...), not for this machine.")] = None,
+    gpu: Annotated[Text, Option(help="Plan for this GPU (rtx4090, a100-80gb ...) instead of this machine.")] = None,
     examples: Annotated[int, Option(min=1, help="Number of training examples to predict the time for.")] = 1000,
 ) -> None:
     """Predict memory, speed and time of training for each strategy. The command downloads and trains nothing."""
@@ -105,15 +107,17 @@ def models() -> None:
 @documented("init pairs.csv --output mine.yaml", "tutorials/your-own-data.md")
 def init(
     data: Annotated[Path, Argument(metavar="FILE", help="Your data: a CSV, TSV, JSON, JSON Lines or Parquet file.")],
-    output: Annotated[Path, Option("--output", "-o", help="The recipe to write.")] = Path("recipe.yaml"),
-    field: Annotated[Texts, Option(metavar="FIELD=COLUMN", help="Column of a field: question=Q. Repeatable.")] = None,
-    machine: Annotated[Text, Option(help="For another machine: laptop, gpu-8gb, gpu-24gb or gpu-80gb.")] = None,
+    output: Annotated[Path, Option("--output", "-o", help="Recipe file to write.")] = Path("recipe.yaml"),
+    field: Annotated[
+        Texts, Option(metavar="FIELD=COLUMN", help="Column of a field, for example question=Patient. Repeatable.")
+    ] = None,
+    machine: Annotated[Text, Option(help="Plan for another machine: laptop, gpu-8gb, gpu-24gb or gpu-80gb.")] = None,
     force: Annotated[bool, Option("--force", help="Overwrite the file if it exists.")] = False,
 ) -> None:
     """Write a recipe for a data file and this machine.
 
     The command looks at the file (columns, number and length of rows) and at the machine, and writes a recipe with
-    comments that say why. It trains and downloads nothing.
+    comments that explain its values. It trains and downloads nothing.
     """
     from meditune.errors import RecipeError
     from meditune.train import init_recipe
@@ -133,7 +137,12 @@ def init(
 @documented("export runs/quickstart --to gguf --quantization Q4_K_M", "how-to/export-and-engines.md")
 def export(
     model: Annotated[str, Argument(metavar="MODEL", help="Run folder, model folder, catalogue name, or hub id.")],
-    to: Annotated[str, Option("--to", metavar="FORMAT", help="merged, openvino, gguf, onnx, ollama, vllm or hub.")],
+    to: Annotated[
+        str,
+        Option(
+            "--to", metavar="FORMAT", help="merged, openvino, gguf, onnx, ollama or vllm; or hub, to upload the model."
+        ),
+    ],
     quantization: Annotated[
         Texts,
         Option(
@@ -143,16 +152,20 @@ def export(
         ),
     ] = None,
     output: Annotated[
-        Path | None, Option("--output", "-o", help="Folder of the export; by default in MODEL/export.")
+        Path | None, Option("--output", "-o", help="Folder of the export; by default a folder in MODEL/export.")
     ] = None,
-    repository: Annotated[Text, Option("--repo", metavar="OWNER/NAME", help="With --to hub: name on the hub.")] = None,
-    public: Annotated[bool, Option("--public", help="With --to hub: make the model public, not private.")] = False,
+    repository: Annotated[
+        Text, Option("--repo", metavar="OWNER/NAME", help="With --to hub: name of the model on the hub.")
+    ] = None,
+    public: Annotated[
+        bool, Option("--public", help="With --to hub: make the model public; it is private by default.")
+    ] = False,
     yes: Annotated[bool, Option("--yes", help="With --to hub: upload without asking.")] = False,
 ) -> None:
     """Export a model for other programs, and verify the result.
 
     The export fails if its outputs differ from the original model's by more than the tolerance, or if its prompt
-    template writes other tokens than in training.
+    template produces other tokens than those of the training.
     """
     from meditune.engines.exported_model import EXPORTS
     from meditune.errors import ModelError
@@ -315,8 +328,9 @@ def _row(model: BaseModel, target: Target) -> Row:
     known = (model.name, model.title, model.parameters, model.licence, availability(model))
     if model.api or not model.billions:
         return Row(*known, "", "", "")
-    # Rounded from predictions of `meditune plan`: besides the weights, rows of 1,024 tokens on a CPU, and of 2,048
-    # tokens with recomputed activations on a GPU. In 4 bits, embeddings and the head keep 16 bits.
+    # The formulas approximate predictions of `meditune plan` for the memory beside the weights: with rows of 1,024
+    # tokens on a CPU, or of 2,048 tokens with recomputed activations on a GPU. In 4 bits, embeddings and the head
+    # keep 16 bits.
     rest = 2.0 + 2.3 * model.billions if target.device == "cpu" else 1.0 + 0.25 * model.billions
     needed = {YES: model.billions * target.dtype.itemsize + rest}
     if target.device == "cuda":

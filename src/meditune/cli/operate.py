@@ -38,11 +38,15 @@ if TYPE_CHECKING:
 
 app = Group("drift", "Detect changes in a service's questions and answers.", "how-to/detect-drift.md")
 
-Source = Annotated[str, Argument(metavar="STORE|FILE", help="A server's --store, or a JSON Lines file of questions.")]
-ReferenceFile = Annotated[Path, Option("--reference", help="The file that `meditune drift fit` wrote.")]
+Source = Annotated[
+    str, Argument(metavar="STORE|FILE", help="A server's store (its --store), or a JSON Lines file of questions.")
+]
+ReferenceFile = Annotated[Path, Option("--reference", help="Reference file that `meditune drift fit` wrote.")]
 StateFile = Annotated[
     Path | None,
-    Option("--state", help="File with the position to resume from; by default beside the reference, for a store."),
+    Option(
+        "--state", help="File that saves the position for the next check; for a store, by default beside the reference."
+    ),
 ]
 
 
@@ -50,11 +54,13 @@ StateFile = Annotated[
 def fit(
     source: Source,
     output: Annotated[Path, Option("--output", "-o", metavar="REFERENCE", help="File for the reference.")],
-    last: Annotated[int | None, Option(min=1, help="Use only this many of the latest requests.")] = None,
+    last: Annotated[
+        int | None, Option(min=1, help="Use only this many of the latest requests; by default all.")
+    ] = None,
     embedding: Embedding = None,
-    seed: Annotated[int, Option(help="Seed of the split into a half to fit and a half to calibrate.")] = 17,
+    seed: Annotated[int, Option(help="Seed of the random split into requests for fitting and for calibration.")] = 17,
 ) -> None:
-    """Learn the reference for later checks from normal requests."""
+    """Fit the reference for later checks to normal requests."""
     from meditune.operate.drift import reference
     from meditune.operate.drift.drift_detection import RequestSource, fit_reference
 
@@ -69,14 +75,22 @@ def check(
     source: Source,
     reference: ReferenceFile,
     state: StateFile = None,
-    false_alarms: Annotated[float, Option(min=1e-6, help="Tolerated false alarms per 10,000 requests.")] = 0.1,
-    min_severity: Annotated[str, Option(help="Smallest change to alert: slight, small, medium or large.")] = "small",
+    false_alarms: Annotated[
+        float, Option(min=1e-6, help="Tolerated number of false alarms per 10,000 requests.")
+    ] = 0.1,
+    min_severity: Annotated[
+        str, Option(help="Smallest severity that raises an alert: slight, small, medium or large.")
+    ] = "small",
     embedding: Embedding = None,
-    canary: Annotated[Path | None, Option(help="Results of `meditune drift canary`, whose alert counts, too.")] = None,
-    page: Annotated[Path | None, Option(help="Write the evidence to this HTML file.")] = None,
+    canary: Annotated[
+        Path | None, Option(help="Results of `meditune drift canary`; an alert there counts, too.")
+    ] = None,
+    page: Annotated[Path | None, Option(help="Also write the evidence to this HTML file.")] = None,
     json: Json = False,
-    notify: Annotated[bool, Option("--notify", help="Send alerts to the channels that the environment names.")] = False,
-    link: Annotated[str, Option(help="Link in the alerts; the path of --page by default.")] = "",
+    notify: Annotated[
+        bool, Option("--notify", help="Send alerts to the channels that environment variables name.")
+    ] = False,
+    link: Annotated[str, Option(help="Link to put into alerts; by default the path of --page.")] = "",
 ) -> None:
     """Compare new requests with a reference; exit code 6 means an open alert."""
     from meditune.operate.drift import canaries, drift_report, notifications
@@ -118,7 +132,10 @@ def canary(
     output: Annotated[Path, Option("--output", "-o", metavar="RESULTS", help="Append the results to this file.")],
     url: Annotated[str, Option(envvar="MEDITUNE_URL", help="Address of the server.")] = "http://127.0.0.1:8000",
 ) -> None:
-    """Ask a server (key: MEDITUNE_KEY) questions with known answers; exit code 6 means it got worse."""
+    """Ask a server questions with known answers; exit code 6 means that its answers got worse.
+
+    The environment variable MEDITUNE_KEY has the API key for the server.
+    """
     from meditune.operate.drift import canaries
 
     run = canaries.ask(canaries.read(questions), url)
@@ -131,7 +148,7 @@ def canary(
 
 @app.command(example="--reference drift/reference", page="how-to/detect-drift.md#alerts")
 def status(reference: ReferenceFile) -> None:
-    """List alerts that were sent and alerts that couldn't be sent."""
+    """List the alerts that were sent, and those that couldn't be sent."""
     from meditune.operate.drift.drift_watcher import outbox_of
     from meditune.operate.drift.notifications import Outbox
 
@@ -144,30 +161,42 @@ _DATE = re.compile(r"\d{4}-\d{2}-\d{2}")
 
 @documented('update literature --query "asthma[mh]" --index library', "how-to/operate.md#new-research")
 def update(
-    library: Annotated[Path, Argument(metavar="LIBRARY", help="Folder for articles, pairs and lists.")],
-    query: Annotated[Texts, Option(metavar="QUERY", help="A query in the syntax of PubMed's site. Repeatable.")] = None,
-    since: Annotated[Text, Option(metavar="DATE", help="Import no changes before this date (2026-01-31).")] = None,
-    update_files: Annotated[
-        Text, Option(metavar="FOLDER|URL", help="MEDLINE's update files, with their .md5 files.")
+    library: Annotated[
+        Path, Argument(metavar="LIBRARY", help="Folder of the library: articles, training pairs and lists.")
+    ],
+    query: Annotated[
+        Texts, Option(metavar="QUERY", help="Query in the syntax of PubMed's website. Repeatable.")
     ] = None,
-    first_file: Annotated[Text, Option(metavar="FILE", help="Start with this update file.")] = None,
+    since: Annotated[
+        Text, Option(metavar="DATE", help="Import only changes since this date, for example 2026-01-31.")
+    ] = None,
+    update_files: Annotated[
+        Text, Option(metavar="FOLDER|URL", help="Folder or URL of MEDLINE's update files and their .md5 files.")
+    ] = None,
+    first_file: Annotated[Text, Option(metavar="FILE", help="Name of the first update file to import.")] = None,
     documents: Annotated[
-        Texts, Option(metavar="[NAME=]FOLDER", help="Folder of guidelines, as for `index build`. Repeatable.")
+        Texts, Option(metavar="[NAME=]FOLDER", help="Folder of documents to index, as for `index build`. Repeatable.")
     ] = None,
     index: Annotated[Text, Option(metavar="INDEX", help="Index to update; it is built if missing.")] = None,
-    email: Annotated[Text, Option(metavar="ADDRESS", envvar="MEDITUNE_CONTACT", help="Your address, for NCBI.")] = None,
+    email: Annotated[
+        Text, Option(metavar="ADDRESS", envvar="MEDITUNE_CONTACT", help="Your email address, which NCBI requires.")
+    ] = None,
     store: Store = None,
     test_items: Annotated[
-        Paths, Option(metavar="FILE", help="Test items to exclude from the pairs, besides PubMedQA's. Repeatable.")
+        Paths,
+        Option(
+            metavar="FILE", help="File of test items to exclude from the pairs, as PubMedQA's always are. Repeatable."
+        ),
     ] = None,
     embedding: Embedding = None,
-    eutils_url: Annotated[Text, Option(metavar="URL", help="Another address of NCBI's E-utilities.")] = None,
+    eutils_url: Annotated[Text, Option(metavar="URL", help="Address of the E-utilities; by default NCBI's.")] = None,
 ) -> None:
     """Import new research from PubMed, MEDLINE and folders.
 
-    New and corrected articles are added to the index, retracted ones leave it (LIBRARY/retracted.jsonl). Structured
-    abstracts become training pairs, without test items, in LIBRARY/pairs.jsonl. Later calls import only what changed;
-    repeat an interrupted command. With your key in NCBI_API_KEY, NCBI allows 10 requests per second instead of 3.
+    New and corrected articles are added to the index. Retracted articles are removed from it and listed in
+    LIBRARY/retracted.jsonl. Structured abstracts, except test items, become training pairs in LIBRARY/pairs.jsonl.
+    Later calls import only what changed. Repeat an interrupted command to resume it. If the environment variable
+    NCBI_API_KEY has your key, NCBI allows 10 requests per second instead of 3.
     """
     from meditune.operate.literature import literature_update
     from meditune.operate.literature.pubmed_search import URL
@@ -241,22 +270,28 @@ def _update_lines(report: Report, library: Path) -> Iterator[str]:
 learn_app = Group("learn", "Choose items for experts to judge, and train on the results.", "how-to/active-learning.md")
 
 
-Campaign = Annotated[Path, Argument(metavar="DIR", help="Folder that `meditune learn queue` wrote.")]
+QueueFolder = Annotated[Path, Argument(metavar="DIR", help="Folder that `meditune learn queue` wrote.")]
 
 
 @learn_app.command(example="store --budget 50 --output queue")
 def queue(
-    sources: Annotated[list[str], Argument(metavar="STORE|FILE...", help="A server's store, files of rows, or runs.")],
+    sources: Annotated[
+        list[str], Argument(metavar="STORE|FILE...", help="A server's store, files of rows, or folders of runs.")
+    ],
     output: Annotated[Path, Option("--output", "-o", metavar="DIR", help="Folder of the annotation set.")],
     budget: Annotated[int, Option(min=1, help="Maximum number of items to choose.")] = 50,
     strategy: Annotated[
-        str, Option(help="feedback (corrected or rated down first, then random) or random.")
+        str, Option(help="feedback (first what users corrected or rated down, then random items) or random.")
     ] = "feedback",
     training_data: Annotated[
-        Paths, Option(metavar="FILE|RUN", help="Training data, whose questions aren't chosen. Repeatable.")
+        Paths, Option(metavar="FILE|RUN", help="Training data whose questions aren't chosen. Repeatable.")
     ] = None,
-    earlier_queue: Annotated[Paths, Option(metavar="DIR", help="An earlier queue, to avoid. Repeatable.")] = None,
-    index: Annotated[Text, Option(metavar="INDEX", help="Show stored answers with passages of this index.")] = None,
+    earlier_queue: Annotated[
+        Paths, Option(metavar="DIR", help="Earlier queue whose items aren't chosen again. Repeatable.")
+    ] = None,
+    index: Annotated[
+        Text, Option(metavar="INDEX", help="Index from which to show the passages of stored answers.")
+    ] = None,
     raters: Raters = None,
     overlap: Overlap = None,
     seed: Seed = 17,
@@ -296,7 +331,7 @@ def queue(
 
 @learn_app.command(example="queue --output rows.jsonl")
 def rows(
-    folder: Campaign,
+    folder: QueueFolder,
     output: Annotated[Path, Option("--output", "-o", metavar="FILE", help="JSON Lines file for the training rows.")],
     exclude_rater: ExcludeRater = None,
 ) -> None:
@@ -325,13 +360,15 @@ def _queue_lines(queued: Queued) -> Iterator[str]:
 @documented("status --store store --hours 1", "how-to/operate.md")
 def service_status(
     store: Store = None,
-    url: Annotated[Texts, Option(metavar="URL", help="A server that isn't in the store, too. Repeatable.")] = None,
-    hours: Annotated[float, Option(min=0.1, help="Look back this many hours.")] = 24.0,
+    url: Annotated[
+        Texts, Option(metavar="URL", help="Address of another server to show, which isn't in the store. Repeatable.")
+    ] = None,
+    hours: Annotated[float, Option(min=0.1, help="Number of hours to look back.")] = 24.0,
     json: Json = False,
 ) -> None:
     """Show servers, versions, answers, feedback, drift and alerts.
 
-    The environment variable MEDITUNE_KEY holds the API key for the servers; the key needs the `metrics` scope.
+    The environment variable MEDITUNE_KEY has the API key for the servers; the key needs the `metrics` scope.
     """
     from meditune.errors import DataError
     from meditune.store import default_place, exists, open_store
@@ -356,7 +393,7 @@ MAX_VERSIONS = 5
 
 
 def _live(address: str) -> dict[str, Any]:
-    """Return a server's /metrics as name to value, or `problem` with a reason; MEDITUNE_KEY holds the key."""
+    """Return a server's /metrics as name to value, or `problem` with a reason; MEDITUNE_KEY has the key."""
     import httpx2
     from prometheus_client.parser import text_string_to_metric_families
 

@@ -1,4 +1,4 @@
-"""What commands share: groups, arguments, options, renamed options, and the question before an upload."""
+"""Shared parts of the commands: groups, arguments, options, renamed options, and the question before an upload."""
 
 from __future__ import annotations
 
@@ -26,12 +26,17 @@ Overrides = Annotated[
 ]
 Yes = Annotated[bool, Option("--yes", help="For a model behind an API: send data and spend money without asking.")]
 Run = Annotated[Path, Argument(metavar="DIR", help="The run's folder.")]
-Json = Annotated[bool, Option("--json", help="Print JSON.")]
+Json = Annotated[bool, Option("--json", help="Print JSON instead of text.")]
 Resamples = Annotated[int, Option(min=100, help="Number of bootstrap resamples.")]
-JsonFile = Annotated[Path | None, Option(help="Also write the result to this file.")]
-Seed = Annotated[int, Option(min=0, help="Seed of what is chosen at random.")]
-Raters = Annotated[int | None, Option(min=1, help="Number of raters who share the work; by default each rates all.")]
-Overlap = Annotated[int | None, Option(min=1, help="Number of raters for each item.")]
+JsonFile = Annotated[Path | None, Option(help="Also write the result to this JSON file.")]
+Seed = Annotated[int, Option(min=0, help="Seed of the random choices.")]
+Raters = Annotated[
+    int | None, Option(min=1, help="Number of raters who share the items; by default, each rates all items.")
+]
+Overlap = Annotated[
+    int | None,
+    Option(min=1, help="With --raters: number of raters for each item; by default 2, or all in rating sets."),
+]
 Store = Annotated[
     Text,
     Option(
@@ -45,14 +50,15 @@ Embedding = Annotated[
     Text,
     Option(
         metavar="MODEL",
-        help="Embedding model: all-minilm-l6-v2, all-minilm-l6-v2-int8 (no torch), or a sentence-transformers model.",
+        help="Embedding model: all-minilm-l6-v2, all-minilm-l6-v2-int8 (no torch), or a sentence-transformers model. "
+        "By default, the one that built the existing index or reference, and all-minilm-l6-v2 for a new one.",
     ),
 ]
 ExcludeRater = Annotated[Texts, Option(metavar="RATER", help="Exclude this rater, by name or code. Repeatable.")]
 
 
 def documented(example: str, page: str) -> Callable[[Any], Any]:
-    """Return a decorator that adds an example and a page of the documentation to a command's help."""
+    """Return a decorator that adds an example and a documentation page to a command's help."""
 
     def add(function: Any) -> Any:
         function.__doc__ = f"{inspect.getdoc(function)}\n\nExample: `meditune {example}`.\n\n{_reference(page)}"
@@ -66,7 +72,7 @@ def _reference(page: str) -> str:
 
 
 class Group(Typer):
-    """A group of commands. The help of each has an example, and names the group's page unless it names another one."""
+    """A group of commands. The help of each command has an example and names its page, by default the group's page."""
 
     def __init__(self, name: str, summary: str, page: str) -> None:
         self.page = page
@@ -75,7 +81,7 @@ class Group(Typer):
         )
 
     def command(self, *names: Any, example: str = "", page: str = "", **options: Any) -> Callable[[Any], Any]:
-        """See Typer.command. `example` has the arguments and options of the example."""
+        """Register a command, as Typer.command does. `example` has the arguments and options of the example."""
 
         def add(function: Any) -> Any:
             words = f"{self.info.name} {names[0] if names else function.__name__} {example}".strip()
@@ -92,12 +98,12 @@ def resolve(name: str, overrides: list[str] | None) -> Resolved:
 
 
 def refuse_upload(text: str) -> None:
-    """Raise MedituneError, which asks for --yes."""
+    """Raise MedituneError, whose message shows `text` and asks for --yes."""
     raise MedituneError(f"Nothing was sent. This would leave the machine:\n{text}\nTo agree, add --yes.")
 
 
 def approval(yes: bool, refusal: Approve | None = None) -> Approve:
-    """Return the function that asks before an upload: with `yes` never, outside a terminal by `refusal`."""
+    """Return the function that asks before an upload. With `yes`, it doesn't ask; without a terminal, it refuses."""
     from meditune.hosted_pipeline import refuse
 
     def approve(text: str) -> None:
@@ -137,7 +143,7 @@ compare: changed show-changes, changes changes-file, json json-file
 seeds: json json-file
 """
 RENAMED: dict[str, dict[str, str]] = {}
-"""By command: options of the last version with their new names. The next version refuses the old ones."""
+"""For each command, the options of the last version with their new names. The next version refuses the old names."""
 for _line in _RENAMED.strip().splitlines():
     _command, _, _pairs = _line.partition(": ")
     for _pair in _pairs.split(", "):

@@ -16,12 +16,14 @@ from meditune.errors import DataError, DriftError, GateError, MedituneError
 if TYPE_CHECKING:
     from meditune.model_registry import Registry, State
 
-registry_app = Group("registry", "Add, try, promote and roll back versions.", "how-to/retrain-and-release.md")
+registry_app = Group(
+    "registry", "Add, try, promote and roll back versions of a model.", "how-to/retrain-and-release.md"
+)
 
 RegistryFolder = Annotated[Path, Argument(metavar="REGISTRY", help="Folder of the registry.")]
 Id = Annotated[str, Argument(metavar="VERSION", help="A version's id, as `meditune registry list` shows it.")]
-Reason = Annotated[str, Option("--reason", metavar="TEXT", help="Reason, stored in the registry's history.")]
-Force = Annotated[bool, Option("--force", help="Accept a version that didn't pass a gate; needs --reason.")]
+Reason = Annotated[str, Option("--reason", metavar="TEXT", help="Reason to store in the registry's history.")]
+Force = Annotated[bool, Option("--force", help="Accept a version that didn't pass its gate; needs --reason.")]
 
 
 @registry_app.command("list", example="clinic")
@@ -39,8 +41,10 @@ def show(registry: RegistryFolder, version: Id) -> None:
 @registry_app.command(example="clinic runs/quickstart")
 def add(
     registry: RegistryFolder,
-    run: Annotated[Path, Argument(metavar="RUN", help="Folder of a finished run, which is copied.")],
-    parent: Annotated[Texts, Option("--parent", metavar="VERSION", help="A version it comes from. Repeatable.")] = None,
+    run: Annotated[Path, Argument(metavar="RUN", help="Folder of a finished run, which is copied into the registry.")],
+    parent: Annotated[
+        Texts, Option("--parent", metavar="VERSION", help="Version that the run was trained from. Repeatable.")
+    ] = None,
     note: Annotated[str, Option(help="Note to store with the version.")] = "",
 ) -> None:
     """Add a finished run as a version. A missing registry is created, and its first version is promoted."""
@@ -54,7 +58,7 @@ def add(
 
 @registry_app.command(example="clinic v2")
 def promote(registry: RegistryFolder, version: Id, reason: Reason = "", force: Force = False) -> None:
-    """Serve a version from now on. One that didn't pass its gate needs --force and --reason."""
+    """Serve a version from now on. A version that didn't pass its gate needs --force and --reason."""
     _registry(registry).promote(version, reason, force)
     typer.echo(f"{version} is served from now on.")
 
@@ -63,7 +67,7 @@ def promote(registry: RegistryFolder, version: Id, reason: Reason = "", force: F
 def try_canary(
     registry: RegistryFolder,
     version: Id,
-    percent: Annotated[float, Option(help="Percentage of conversations for the trial.")] = 10.0,
+    percent: Annotated[float, Option(help="Percentage of the conversations that the canary answers.")] = 10.0,
     shadow: Annotated[bool, Option("--shadow", hidden=True)] = False,
     reason: Reason = "",
     force: Force = False,
@@ -80,14 +84,14 @@ def try_canary(
 
 @registry_app.command(example='clinic --reason "slower than the served version"')
 def stop(registry: RegistryFolder, reason: Reason = "") -> None:
-    """End the current trial."""
+    """End the trial of the current canary."""
     _registry(registry).end_trial(reason)
     typer.echo("The trial has ended.")
 
 
 @registry_app.command(example="clinic")
 def rollback(registry: RegistryFolder, reason: Reason = "by hand") -> None:
-    """Serve the version before the current one, which is never promoted automatically again."""
+    """Serve the previous version again. The version that is rolled back is never promoted automatically."""
     found = _registry(registry).rollback(reason)
     typer.echo(f"{found} is served from now on.")
 
@@ -98,8 +102,12 @@ def rollback(registry: RegistryFolder, reason: Reason = "by hand") -> None:
 def guard(
     registry: RegistryFolder,
     store: Store = None,
-    reference: Annotated[Path | None, Option(metavar="REFERENCE", help="Drift reference; its alerts count.")] = None,
-    canary: Annotated[Path | None, Option(metavar="RESULTS", help="Results of `meditune drift canary`.")] = None,
+    reference: Annotated[
+        Path | None, Option(metavar="REFERENCE", help="Drift reference, whose alerts are taken into account.")
+    ] = None,
+    canary: Annotated[
+        Path | None, Option(metavar="RESULTS", help="Results of `meditune drift canary`, to take into account.")
+    ] = None,
 ) -> None:
     """Roll back or end the trial if answers got worse; the exit code is then 6."""
     from meditune.operate.retraining.rollback import guard as check_versions
@@ -115,25 +123,58 @@ def retrain(
     registry: RegistryFolder,
     store: Store = None,
     trust: Annotated[
-        Texts, Option(metavar="KEY|all", help="Also use corrections made with this key (id). Repeatable.")
+        Texts,
+        Option(metavar="KEY|all", help="Id of a key whose corrections are used, too; all: everyone's. Repeatable."),
     ] = None,
-    labels: Annotated[Paths, Option(metavar="FILE", help="Experts' answers or decisions. Repeatable.")] = None,
-    queue: Annotated[Paths, Option(metavar="DIR", help="A judged queue of `meditune learn queue`. Repeatable.")] = None,
-    literature: Annotated[Paths, Option(metavar="LIBRARY|FILE", help="Pairs of `meditune update`. Repeatable.")] = None,
-    decisions: Annotated[Path | None, Option(metavar="FILE", help="Decisions of `meditune annotate import`.")] = None,
-    index: Annotated[Text, Option(metavar="INDEX", help="Add cited passages of this index to corrections.")] = None,
+    labels: Annotated[
+        Paths, Option(metavar="FILE", help="File of questions with experts' answers or decisions. Repeatable.")
+    ] = None,
+    queue: Annotated[
+        Paths, Option(metavar="DIR", help="Queue of `meditune learn queue` that experts judged. Repeatable.")
+    ] = None,
+    literature: Annotated[
+        Paths, Option(metavar="LIBRARY|FILE", help="Library of `meditune update`, or its file of pairs. Repeatable.")
+    ] = None,
+    decisions: Annotated[
+        Path | None, Option(metavar="FILE", help="File of decisions that `meditune annotate import` wrote.")
+    ] = None,
+    index: Annotated[
+        Text, Option(metavar="INDEX", help="Index from which to add the cited passages to corrections.")
+    ] = None,
     overrides: Overrides = None,
     replay: Annotated[float, Option(min=0, help="Number of old training rows to replay for each new row.")] = 1.0,
-    held_out: Annotated[float, Option(min=0.05, max=0.9, help="Share of the new rows for testing.")] = 0.3,
-    dev_share: Annotated[float, Option(min=0.0, max=0.5, help="Share of the new rows for development.")] = 0.1,
+    held_out: Annotated[
+        float, Option(min=0.05, max=0.9, help="Share of the new rows to hold out for testing, between 0 and 1.")
+    ] = 0.3,
+    dev_share: Annotated[
+        float, Option(min=0.0, max=0.5, help="Share of the new rows for development, between 0 and 1.")
+    ] = 0.1,
     min_rows: Annotated[int, Option(min=1, help="Minimum number of new rows; with fewer, nothing is trained.")] = 20,
-    gate: Annotated[Path | None, Option("--gate", metavar="FILE", help="Policy for old items.")] = None,
-    gate_new: Annotated[Path | None, Option(metavar="FILE", help="Policy for the new test items.")] = None,
-    export: Annotated[
-        Texts, Option(metavar="KIND", help="Export to openvino or gguf; default: as the current version.")
+    gate: Annotated[
+        Path | None,
+        Option(
+            "--gate",
+            metavar="FILE",
+            help="YAML file with a policy for the old test items, instead of the default policy.",
+        ),
     ] = None,
-    on_pass: Annotated[str, Option(metavar="promote|canary|keep", help="What happens if it passes.")] = "promote",
-    percent: Annotated[float, Option(help="Percentage of conversations for a canary.")] = 10.0,
+    gate_new: Annotated[
+        Path | None,
+        Option(metavar="FILE", help="YAML file with a policy for the new test items, instead of the default policy."),
+    ] = None,
+    export: Annotated[
+        Texts,
+        Option(
+            metavar="KIND",
+            help="Format to export the new version to: openvino or gguf; by default those of the current one. Repeatable.",
+        ),
+    ] = None,
+    on_pass: Annotated[
+        str, Option(metavar="promote|canary|keep", help="What to do with a version that passes its gate.")
+    ] = "promote",
+    percent: Annotated[
+        float, Option(help="With --on-pass canary: percentage of the conversations that the canary answers.")
+    ] = 10.0,
     restart: Annotated[bool, Option("--restart", help="Discard an unfinished retraining and start again.")] = False,
     restart_if_changed: Annotated[bool, Option("--restart-if-changed", hidden=True)] = False,
 ) -> None:
@@ -177,7 +218,9 @@ def retrain(
 def loop(
     context: typer.Context,
     config: Annotated[Path, Argument(metavar="CONFIG", help="YAML file with the stages; the guide has an example.")],
-    once: Annotated[bool, Option("--once", help="Run what is due, then exit; code 1 if a stage failed.")] = False,
+    once: Annotated[
+        bool, Option("--once", help="Run the stages that are due, then exit; code 1 if one failed.")
+    ] = False,
     status: Annotated[bool, Option("--status", help="Print the state of each stage and exit.")] = False,
 ) -> None:
     """Run updates, drift checks, rollback and retraining on a schedule. The loop runs in one process until ctrl-C."""
@@ -198,7 +241,7 @@ def _registry(folder: Path) -> Registry:
 
 
 LISTED = ("accuracy", "macro_f1", "perplexity", "rougeL", "faithfulness", "general_perplexity")
-"""In the list of versions"""
+"""Metrics that the list of versions shows"""
 
 
 def _role(state: State, id: str) -> str:

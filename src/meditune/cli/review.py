@@ -15,24 +15,26 @@ from meditune.errors import MedituneError
 app = Group("review", "Let people rate answers blindly, and report the results.", "how-to/rate-answers.md")
 
 Set = Annotated[Path, Argument(metavar="DIR", help="Folder of the rating set.")]
-Host = Annotated[str, Option(help="Address to listen on. For other machines the page needs a token.")]
+Host = Annotated[str, Option(help="Address to listen on. Other machines need the token that is printed.")]
 Port = Annotated[int, Option(min=0, max=65535, help="Port; 0 selects a free port.")]
 Adjudicate = Annotated[bool, Option("--adjudicate", help="Show only items on which raters disagree.")]
 To = Annotated[Path | None, Option("--to", help="Output file; DIR/ratings.csv or DIR/label-studio.json by default.")]
-Format = Annotated[Text, Option(help="csv or label-studio; by default from the file's extension.")]
+Format = Annotated[Text, Option(help="Format: csv or label-studio; by default from the file's extension.")]
 
 
 @app.command(example="runs/quickstart --questions 30")
 def create(
     run: Annotated[Path, Argument(metavar="RUN", help="Folder of a finished run.")],
-    output: Annotated[Path | None, Option("--output", "-o", help="Folder of the set; RUN/review by default.")] = None,
+    output: Annotated[
+        Path | None, Option("--output", "-o", help="Folder of the rating set; RUN/review by default.")
+    ] = None,
     questions: Annotated[int, Option(min=1, help="Number of questions, sampled with the seed.")] = 30,
     form: Annotated[str, Option(help="Rating form: expert or lay.")] = "expert",
     raters: Raters = None,
     overlap: Overlap = None,
     seed: Seed = 17,
 ) -> None:
-    """Make a blinded rating set from the answers of a run's base and tuned model and the reference."""
+    """Make a blinded rating set from the answers of a run's base model, its tuned model and the reference."""
     from meditune.review.rating_set import create as make
 
     folder = output or run / "review"
@@ -79,9 +81,12 @@ def export(
 
 @app.command("import", example="runs/quickstart/review ratings.csv")
 def import_set(
-    folder: Set, file: Annotated[Path, Argument(metavar="FILE", help="CSV file, or JSON export of Label Studio.")]
+    folder: Set,
+    file: Annotated[
+        Path, Argument(metavar="FILE", help="Ratings to import: CSV file, or JSON export of Label Studio.")
+    ],
 ) -> None:
-    """Import ratings from a file; they replace earlier ratings by the same rater."""
+    """Import ratings from a file. They replace earlier ratings by the same rater."""
     from meditune.review.import_export import import_ratings as take
 
     taken = take(folder, file)
@@ -91,9 +96,11 @@ def import_set(
 @app.command(example="runs/quickstart/review --output pairs.jsonl")
 def pairs(
     folder: Set,
-    output: Annotated[Path, Option("--output", "-o", help="JSON Lines file for train.preference.path.")],
-    margin: Annotated[float, Option(min=0.01, max=4, help="Minimum difference of two scores from 1 to 5.")] = 1.0,
-    per_question: Annotated[int, Option(min=1, help="Maximum number of pairs of one question.")] = 10,
+    output: Annotated[Path, Option("--output", "-o", help="JSON Lines file to write, for train.preference.path.")],
+    margin: Annotated[
+        float, Option(min=0.01, max=4, help="Minimum difference between the scores of a pair, which range from 1 to 5.")
+    ] = 1.0,
+    per_question: Annotated[int, Option(min=1, help="Maximum number of pairs per question.")] = 10,
 ) -> None:
     """Make pairs of a better and a worse answer for preference tuning."""
     from meditune.review.results import write_pairs
@@ -124,7 +131,9 @@ def _print_results(results: dict[str, Any]) -> None:
     titles = ("line", "base", "tuned", "reference", "tuned - base", "95 % interval", "p, Holm", "verdict", "alpha")
     print_table(titles, rows, left_aligned=["verdict"])
     out = console()
-    out.print("Scores: 100 means always the best option. Alpha: Krippendorff's; 1 is full agreement, 0 chance.")
+    out.print(
+        "Scores: 100 means always the best option. Alpha: Krippendorff's; 1 is full agreement, 0 is agreement by chance."
+    )
     out.print(
         f"{results['ratings']:,} ratings of {results['answers']:,} answers by {results['raters']} raters "
         f"({results['cannot']:,} couldn't judge); {len(results['disputed'])} answers disputed, "
@@ -136,22 +145,34 @@ def _print_results(results: dict[str, Any]) -> None:
 annotate_app = Group("annotate", "Let people check rows of data, and apply their decisions.", "how-to/check-data.md")
 
 AnnotationSetFolder = Annotated[Path, Argument(metavar="DIR", help="Folder of the annotation set.")]
-ExcludeCareless = Annotated[bool, Option("--exclude-careless", help="Exclude raters who judged known items wrongly.")]
+ExcludeCareless = Annotated[
+    bool, Option("--exclude-careless", help="Exclude raters who judged too many known items wrongly.")
+]
 
 
 @annotate_app.command("create", example="quickstart --rows 60 --output checks")
 def create_annotation_set(
     source: Annotated[str, Argument(metavar="SOURCE", help="A recipe, a run's folder, or your own table.")],
     output: Annotated[Path, Option("--output", "-o", help="Folder of the annotation set.")],
-    rows: Annotated[int, Option(min=1, help="Number of rows.")] = 100,
-    sample: Annotated[str, Option(help="How to choose rows: random, or the most suspicious first.")] = "random",
-    stratify_by: Annotated[str, Option(help="Take as many rows of each source, decision or question_type.")] = "none",
+    rows: Annotated[int, Option(min=1, help="Number of rows to check.")] = 100,
+    sample: Annotated[
+        str, Option(help="How to choose rows: random, or suspicious (the most suspicious first).")
+    ] = "random",
+    stratify_by: Annotated[
+        str, Option(help="none, or choose equal numbers of rows by source, decision or question_type.")
+    ] = "none",
     raters: Raters = None,
     overlap: Overlap = None,
-    shared_rows: Annotated[int, Option(min=0, help="Number of rows that all raters judge.")] = 0,
-    gold: Annotated[Path | None, Option(help="A table of items with a known verdict, to find careless raters.")] = None,
-    synthetic_gold: Annotated[int, Option(min=0, help="Number of known items to make, with a wrong answer.")] = 0,
-    include_test: Annotated[bool, Option("--include-test", help="Include test items, which never change.")] = False,
+    shared_rows: Annotated[int, Option(min=0, help="Number of rows that every rater judges.")] = 0,
+    gold: Annotated[
+        Path | None, Option(help="Table of known items, with a column verdict, to detect careless raters.")
+    ] = None,
+    synthetic_gold: Annotated[
+        int, Option(min=0, help="Number of known items to make from rows with another row's answer.")
+    ] = 0,
+    include_test: Annotated[
+        bool, Option("--include-test", help="Include test items; decisions never change them.")
+    ] = False,
     seed: Seed = 17,
     overrides: Overrides = None,
 ) -> None:
@@ -206,7 +227,9 @@ def export_annotations(
     folder: AnnotationSetFolder,
     to: To = None,
     format: Format = None,
-    unblind: Annotated[bool, Option("--unblind", help="Also write each item's row and which ones are known.")] = False,
+    unblind: Annotated[
+        bool, Option("--unblind", help="Also write each item's row, and which items are known.")
+    ] = False,
 ) -> None:
     """Export judgements with raters' names as CSV or Label Studio tasks."""
     from meditune.review.import_export import export as write
@@ -218,8 +241,12 @@ def export_annotations(
 @annotate_app.command("import", example="checks --output decisions.jsonl")
 def import_annotations(
     folder: AnnotationSetFolder,
-    file: Annotated[Path | None, Argument(metavar="FILE", help="Ratings: CSV, or JSON export of Label Studio.")] = None,
-    output: Annotated[Path | None, Option("--output", "-o", help="File for the decisions, for data.decisions.")] = None,
+    file: Annotated[
+        Path | None, Argument(metavar="FILE", help="Ratings to import: CSV file, or JSON export of Label Studio.")
+    ] = None,
+    output: Annotated[
+        Path | None, Option("--output", "-o", help="JSON Lines file for the decisions, for data.decisions.")
+    ] = None,
     exclude_rater: ExcludeRater = None,
     exclude_careless: ExcludeCareless = False,
 ) -> None:

@@ -32,34 +32,71 @@ answers_app = Group(
 )
 
 KeyId = Annotated[str, Argument(metavar="ID", help="Id of a key, from `meditune keys list`.")]
-PerMinute = Annotated[int | None, Option(min=1, help="Requests per minute; the server's limit by default.")]
-Quota = Annotated[int | None, Option(min=1, help="Tokens per day; the server's quota by default.")]
+PerMinute = Annotated[
+    int | None, Option(min=1, help="Maximum number of requests per minute; by default the server's limit.")
+]
+Quota = Annotated[int | None, Option(min=1, help="Maximum number of tokens per day; by default the server's quota.")]
 
 
-ServedModel = Annotated[str, Argument(metavar="RUN|REGISTRY", help="A run, registry or model, or a model's name.")]
-IndexPlace = Annotated[Text, Option(metavar="INDEX", help="Index to answer from and to cite.")]
-JudgeRun = Annotated[Text, Option(metavar="RUN", help="Run of a judge, which checks the sentences of answers.")]
-EngineName = Annotated[str, Option(help="Engine; auto opens the fastest export of the run, measured once.")]
+ServedModel = Annotated[
+    str, Argument(metavar="RUN|REGISTRY", help="Folder of a run, registry or model, or a catalogue name or hub id.")
+]
+IndexPlace = Annotated[Text, Option(metavar="INDEX", help="Index to answer from, citing its passages.")]
+JudgeRun = Annotated[Text, Option(metavar="RUN", help="Run folder of a judge, which checks the sentences of answers.")]
+EngineName = Annotated[
+    str,
+    Option(
+        help="openvino, llamacpp, transformers, onnx, vllm, or auto: the run's fastest export, measured at the first start."
+    ),
+]
 EngineUrl = Annotated[Text, Option(help="With --engine vllm: address of the vLLM server, up to /v1.")]
 ModelName = Annotated[Text, Option(help="Name of the model for clients; the folder's name by default.")]
-Host = Annotated[str, Option(envvar="MEDITUNE_HOST", help="Address to listen on. Other machines need an API key.")]
+Host = Annotated[
+    str, Option(envvar="MEDITUNE_HOST", help="Address to listen on. Callers from other machines need an API key.")
+]
 Port = Annotated[int, Option(min=0, max=65535, envvar="MEDITUNE_PORT", help="Port; 0 selects a free port.")]
-RequireKey = Annotated[bool, Option("--require-key", help="Require an API key from callers on this machine, too.")]
-AllowAnonymous = Annotated[bool, Option("--allow-anonymous", envvar="MEDITUNE_OPEN", help="Require no API key.")]
-RatePerMinute = Annotated[int, Option(min=0, envvar="MEDITUNE_PER_MINUTE", help="Requests per minute; 0: no limit.")]
-DailyTokens = Annotated[int, Option(min=0, envvar="MEDITUNE_DAILY_TOKENS", help="Tokens per day and caller; 0: any.")]
+RequireKey = Annotated[bool, Option("--require-key", help="Require an API key also from callers on this machine.")]
+AllowAnonymous = Annotated[
+    bool,
+    Option(
+        "--allow-anonymous",
+        envvar="MEDITUNE_OPEN",
+        help="Serve other machines without an API key as long as no key exists.",
+    ),
+]
+RatePerMinute = Annotated[
+    int,
+    Option(min=0, envvar="MEDITUNE_PER_MINUTE", help="Maximum number of requests per minute and caller; 0: no limit."),
+]
+DailyTokens = Annotated[
+    int, Option(min=0, envvar="MEDITUNE_DAILY_TOKENS", help="Maximum number of tokens per day and caller; 0: no quota.")
+]
 MaxNewTokens = Annotated[int, Option(min=1, help="Maximum answer length that a request may ask for, in tokens.")]
 MaxMessageCharacters = Annotated[
-    int, Option(min=1, max=4000, help="Maximum length of a message; longer ones are refused.")
+    int, Option(min=1, max=4000, help="Maximum length of a user's message in characters; longer ones are refused.")
 ]
-Timeout = Annotated[float, Option(min=1, help="Maximum time for an answer, in seconds.")]
-Certificate = Annotated[Path | None, Option(exists=True, dir_okay=False, help="Certificate chain for TLS, PEM.")]
-PrivateKey = Annotated[Path | None, Option(exists=True, dir_okay=False, help="Private key of the certificate, PEM.")]
-Proxy = Annotated[str, Option(envvar="MEDITUNE_PROXY", help="Addresses of TLS proxies in front: 10.0.0.2,10.0.0.3.")]
+Timeout = Annotated[float, Option(min=1, help="Maximum duration of an answer, in seconds.")]
+Certificate = Annotated[
+    Path | None, Option(exists=True, dir_okay=False, help="PEM file with the certificate chain for TLS.")
+]
+PrivateKey = Annotated[
+    Path | None, Option(exists=True, dir_okay=False, help="PEM file with the private key of the certificate.")
+]
+Proxy = Annotated[
+    str, Option(envvar="MEDITUNE_PROXY", help="IP addresses of trusted proxies that terminate TLS: 10.0.0.2,10.0.0.3.")
+]
 LogText = Annotated[bool, Option("--log-text", help="Log questions, with identifiers masked.")]
-KeepText = Annotated[bool, Option("--keep-text", envvar="MEDITUNE_KEEP_TEXT", help="Store texts, masked.")]
-KeepDays = Annotated[float, Option(min=0, envvar="MEDITUNE_KEEP_DAYS", help="Days that answers stay; 0: forever.")]
-Country = Annotated[str, Option(envvar="MEDITUNE_COUNTRY", help="Country of the emergency numbers: GB, US, DE ...")]
+KeepText = Annotated[
+    bool,
+    Option("--keep-text", envvar="MEDITUNE_KEEP_TEXT", help="Store questions and answers, with identifiers masked."),
+]
+KeepDays = Annotated[
+    float,
+    Option(min=0, envvar="MEDITUNE_KEEP_DAYS", help="Number of days after which stored answers are deleted; 0: never."),
+]
+Country = Annotated[
+    str, Option(envvar="MEDITUNE_COUNTRY", help="Country of the emergency numbers in answers: GB, US, DE ...")
+]
 
 
 @documented("serve runs/quickstart --index library", "how-to/serve.md")
@@ -77,21 +114,36 @@ def serve(
     allow_anonymous: AllowAnonymous = False,
     per_minute: RatePerMinute = 0,
     daily_tokens: DailyTokens = 0,
-    concurrency: Annotated[int, Option(min=1, help="Number of requests answered at the same time.")] = 16,
+    concurrency: Annotated[int, Option(min=1, help="Number of requests that are answered at the same time.")] = 16,
     queue_size: Annotated[int, Option(min=0, help="Number of requests that may wait; more are refused with 429.")] = 64,
     max_new_tokens: MaxNewTokens = 1024,
     max_message_characters: MaxMessageCharacters = 4000,
-    max_context_characters: Annotated[int, Option(min=0, help="Maximum length of a chat's system messages.")] = 100_000,
-    max_history_characters: Annotated[int, Option(min=0, help="Maximum length of a chat's earlier turns.")] = 100_000,
+    max_context_characters: Annotated[
+        int, Option(min=0, help="Maximum total length of a chat's system messages, in characters.")
+    ] = 100_000,
+    max_history_characters: Annotated[
+        int, Option(min=0, help="Maximum total length of a chat's earlier turns, in characters.")
+    ] = 100_000,
     timeout: Timeout = 120.0,
     max_restarts: Annotated[
-        int, Option(min=0, envvar="MEDITUNE_RESTARTS", help="Restarts in a row after a crash.")
+        int,
+        Option(
+            min=0, envvar="MEDITUNE_RESTARTS", help="Maximum number of successive attempts to restart a crashed engine."
+        ),
     ] = 6,
-    cors: Annotated[Texts, Option(metavar="ORIGIN", help="Origin whose pages may call the server. Repeatable.")] = None,
+    cors: Annotated[
+        Texts,
+        Option(
+            metavar="ORIGIN",
+            help="Origin whose web pages may call the server, for example https://example.org. Repeatable.",
+        ),
+    ] = None,
     certificate: Certificate = None,
     private_key: PrivateKey = None,
     proxy: Proxy = "",
-    raw_chat: Annotated[bool, Option("--raw-chat", help="Chat without triage or disclaimer for everybody.")] = False,
+    raw_chat: Annotated[
+        bool, Option("--raw-chat", help="Let all callers chat without triage and without the note on limits.")
+    ] = False,
     log_text: LogText = False,
     keep_text: KeepText = False,
     keep_days: KeepDays = 30.0,
@@ -105,10 +157,19 @@ def serve(
         ),
     ] = None,
     drift_interval: Annotated[float, Option(min=1, help="Seconds between drift checks.")] = 60.0,
-    public_url: Annotated[str, Option(envvar="MEDITUNE_PUBLIC_URL", help="Public address, for links in alerts.")] = "",
-    price: Annotated[str, Option(metavar="INPUT,OUTPUT", envvar="MEDITUNE_PRICE", help="For a million tokens.")] = "",
+    public_url: Annotated[
+        str, Option(envvar="MEDITUNE_PUBLIC_URL", help="Public address of the server, for links in alerts.")
+    ] = "",
+    price: Annotated[
+        str,
+        Option(
+            metavar="INPUT,OUTPUT",
+            envvar="MEDITUNE_PRICE",
+            help="Prices of a million input and output tokens: 0.15,0.60.",
+        ),
+    ] = "",
     hourly_cost: Annotated[float, Option(min=0, envvar="MEDITUNE_HOURLY", help="Cost of the machine per hour.")] = 0.0,
-    check: Annotated[bool, Option("--check", help="Check the safety of this configuration and exit.")] = False,
+    check: Annotated[bool, Option("--check", help="Check whether these settings are safe, and exit.")] = False,
 ) -> None:
     """Serve a model with a chat page, cited answers and OpenAI's API. The server runs until ctrl-C."""
     from meditune.serve import http_server
@@ -153,7 +214,9 @@ def mcp(
     engine: EngineName = "auto",
     url: EngineUrl = None,
     name: ModelName = None,
-    http: Annotated[bool, Option("--http", help="Serve over streamable HTTP at /mcp, with `serve`'s routes.")] = False,
+    http: Annotated[
+        bool, Option("--http", help="Serve over streamable HTTP at /mcp, together with the routes of `meditune serve`.")
+    ] = False,
     host: Host = "127.0.0.1",
     port: Port = 8000,
     store: Store = None,
@@ -172,13 +235,16 @@ def mcp(
     keep_days: KeepDays = 30.0,
     country: Country = "",
     evaluate: Annotated[
-        Path | None, Option(metavar="DIR", help="Offer the tool evaluate, with its results in this folder.")
+        Path | None,
+        Option(metavar="DIR", help="Also offer the tool evaluate, which writes its results to this folder."),
     ] = None,
-    recipe: Annotated[Text, Option(help="With --evaluate: the recipe; by default the run's, else quickstart.")] = None,
+    recipe: Annotated[
+        Text, Option(help="With --evaluate: recipe of the evaluation; by default the run's, or else quickstart.")
+    ] = None,
 ) -> None:
     """Serve a model to other programs as MCP tools: ask and search.
 
-    Without --http, the command speaks with the program that starts it over stdin and stdout.
+    Without --http, the command communicates over stdin and stdout with the program that started it.
     """
     from meditune.serve import http_server
     from meditune.serve.settings import Settings
@@ -221,14 +287,17 @@ def create(
     name: Annotated[str, Argument(metavar="NAME", help="Name of the key's holder, for your own reference.")],
     scope: Annotated[
         Texts,
-        Option(help="generate, embed, feedback (the default), raw (no triage), expert, metrics or admin. Repeatable."),
+        Option(
+            help="Permission: generate, embed, feedback (these three by default), raw (no triage), expert, metrics or "
+            "admin. Repeatable."
+        ),
     ] = None,
     per_minute: PerMinute = None,
     daily_tokens: Quota = None,
     days: Annotated[float | None, Option(min=0.01, help="Days until the key expires.")] = None,
     store: Store = None,
 ) -> None:
-    """Create an API key and print it once; the store has only its hash."""
+    """Create an API key and print it once; the store keeps only its hash."""
     from meditune.store.api_keys import USUAL
 
     key, text = _keys(store).create(name, scope or USUAL, per_minute, daily_tokens, days)
@@ -260,7 +329,7 @@ def rotate(
     grace_hours: Annotated[float, Option(min=0, help="Hours that the old secret keeps working.")] = 24.0,
     store: Store = None,
 ) -> None:
-    """Give a key a new secret; the old secret keeps working for a while."""
+    """Give a key a new secret. The old secret keeps working for some hours."""
     text = _keys(store).rotate(id, grace_hours)
     typer.echo(
         f"The old secret of {id} works for another {grace_hours:g} hours. This is the only time the new key is shown:",
@@ -271,7 +340,7 @@ def rotate(
 
 @keys_app.command(example="ID")
 def revoke(id: KeyId, store: Store = None) -> None:
-    """Revoke a key at once; running servers refuse its next request."""
+    """Revoke a key. Running servers refuse its next request."""
     _keys(store).revoke(id)
     typer.echo(f"{id} is revoked.")
 
@@ -279,10 +348,10 @@ def revoke(id: KeyId, store: Store = None) -> None:
 @answers_app.command(example="--key KEY")
 def delete(
     id: Annotated[Text, Argument(metavar="[ID]", help="Id of an answer: ask-... or chatcmpl-...")] = None,
-    key: Annotated[Text, Option(metavar="KEY", help="Delete all answers to the questions of this key (id).")] = None,
+    key: Annotated[Text, Option(metavar="KEY", help="Id of a key: delete all answers to its questions.")] = None,
     store: Store = None,
 ) -> None:
-    """Delete an answer, or all answers to a key's questions, and their feedback."""
+    """Delete an answer, or all answers to a key's questions, with their feedback."""
     if (id is None) == (key is None):
         raise DataError("Give either an answer's ID or a key: meditune answers delete --key KEY.")
     if key:
@@ -305,7 +374,9 @@ def prune(
 def export(
     output: Annotated[Path, Option("--output", "-o", help="JSON Lines file to write.")],
     store: Store = None,
-    index: Annotated[Text, Option(metavar="INDEX", help="Add each answer's first 3 passages of this index.")] = None,
+    index: Annotated[
+        Text, Option(metavar="INDEX", help="Index from which to add the first 3 passages of each answer.")
+    ] = None,
 ) -> None:
     """Export stored answers with feedback to a file that only you can read."""
     from meditune.files import write_jsonl
@@ -340,7 +411,7 @@ def _serve(
 
     known = _keys(store)
     settings = startup.safe(settings, place, known, allow_anonymous)
-    # The port is opened first: loading a model takes minutes, which a port in use would waste.
+    # Open the port first: if it is in use, no time is lost loading the model, which takes minutes.
     sock = http_server.listening(place)
     observability.set_up_logging()
     traced = observability.set_up_tracing()
@@ -423,8 +494,8 @@ def _print_check(settings: Settings, place: ListenConfig, store: str, allow_anon
     from meditune.store import exists
 
     # A check must not create a store; without a store there are no keys.
-    with TemporaryDirectory() as nowhere:
-        known = _keys(store if exists(store) else nowhere)
+    with TemporaryDirectory() as empty_store:
+        known = _keys(store if exists(store) else empty_store)
         settings = safe(settings, place, known, allow_anonymous)
         stored_keys = known.all()
     found = findings(settings, place, stored_keys, store, time.time(), classifier_error())

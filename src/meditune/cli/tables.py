@@ -12,7 +12,7 @@ from typer import echo
 if TYPE_CHECKING:
     from rich.console import Console
 
-WIDTH = 200  # The width outside a terminal, in characters
+WIDTH = 200  # Characters per line outside a terminal
 VERDICTS = {True: "[green]significantly better[/]", False: "[red]significantly worse[/]", None: "no significant change"}
 
 
@@ -24,7 +24,7 @@ def console() -> Console:
 
 
 def print_table(titles: Sequence[str], rows: Iterable[Sequence[str]], left_aligned: Collection[str] = ()) -> None:
-    """Print rows of cells under their titles; nothing without rows. Cells may contain rich's markup.
+    """Print rows of cells under their titles, or nothing if there are no rows. Cells may contain rich's markup.
 
     The first column and those named in `left_aligned` are aligned to the left, all others to the right.
     """
@@ -63,7 +63,7 @@ def print_json(value: Mapping[str, Any], indent: int | None = 2) -> None:
 
 
 def number(value: float | None, digits: int, sign: str = "") -> str:
-    """Return a rounded value, "" for None; with the sign "+" a difference."""
+    """Return a rounded value, or "" for None. With `sign` "+", positive values get a plus sign."""
     return "" if value is None else f"{value:{sign}.{digits}f}"
 
 
@@ -74,5 +74,5 @@ def interval(row: Mapping[str, Any], digits: int) -> str:
 
 
 def p_value(value: float | None) -> str:
-    """Return a p-value, "" for None."""
+    """Return a p-value, or "" for None."""
     return "" if value is None else "<0.001" if value < 0.001 else f"{value:.3f}"

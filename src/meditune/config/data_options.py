@@ -44,17 +44,17 @@ QUALITY_RULES: dict[str, QualityRule] = {
     "near_duplicate": QualityRule("drop", _DROP, "A row with the same question and nearly the same answer."),
     "cross_source": QualityRule("drop", _DROP, "A row that (nearly) repeats a row of a source listed earlier."),
     "cross_split": QualityRule("drop", _DROP, "A training row that (nearly) repeats a test or development item."),
-    "repeated_question": QualityRule("keep", _REPEATED, "A repeated question with another answer."),
+    "repeated_question": QualityRule("keep", _REPEATED, "A question that another row repeats with a different answer."),
 }
-"""The rules of quality control by name, in the order of application"""
+"""Rules of quality control by name, in the order in which they are applied"""
 
 
 class QualitySpec(Spec):
     """Quality control of the rows before they are split."""
 
     rules: dict[str, str] = Field(default_factory=dict)
-    """Rule -> action, if it isn't the default. drop leaves the row out, mend corrects it, flag keeps and counts it, off
-    disables the rule (docs/explanation/data-preparation.md lists the rules)."""
+    """Rule -> action, for rules that don't use their default action. drop leaves the row out, mend corrects it, flag
+    keeps and counts it, off disables the rule (docs/explanation/data-preparation.md lists the rules)."""
     languages: list[str] = Field(default_factory=lambda: ["en"], min_length=1)
     """Allowed languages of answers, as ISO 639-1 codes."""
     keep: list[str] = Field(default_factory=list)
@@ -77,7 +77,7 @@ class QualitySpec(Spec):
         }
 
     def action(self, rule: str) -> str:
-        """Return the action for rows in which the rule of that name finds something."""
+        """Return the action for rows to which the rule applies."""
         return self.rules.get(rule, QUALITY_RULES[rule].default)
 
 
@@ -93,17 +93,17 @@ class SearchedSpec(Spec):
 
 
 class RetrieveSpec(SearchedSpec):
-    """Evaluation with retrieved passages, besides the given context; off if `index` is empty."""
+    """Additional evaluation with retrieved passages; off if `index` is empty."""
 
-    k: int = Field(5, ge=1, le=100, description="Maximum number of documents to show, best first.")
+    k: int = Field(5, ge=1, le=100, description="Maximum number of retrieved documents in the prompt, best first.")
 
 
 class TrainRetrieveSpec(SearchedSpec):
     """Training with retrieved passages: the example's own passage among irrelevant ones.
 
-    The method follows RAFT (Zhang et al. 2024, arXiv:2403.10131): an example shows three passages in random order, and
-    a fifth of these examples lack their own. If `index` is empty, the contexts are searched. Passages of dev and test
-    items are never shown.
+    The method follows RAFT (Zhang et al. 2024, arXiv:2403.10131): the prompt of an example has three passages in random
+    order. In a fifth of these examples, the example's own passage is missing. If `index` is empty, the contexts are
+    searched. Passages of dev and test items are never used.
     """
 
     share: float = Field(0.0, ge=0, le=1, description="Share of training examples with retrieved passages; 0 is off.")
@@ -134,9 +134,9 @@ class SourceSpec(Spec):
     """Name of a known source, such as pubmedqa or scifact, or own. Several files of your own have names such as
     own/trials."""
     path: str | None = None
-    """File or folder of the source; if empty, MEDITUNE_DATA, the cache or a download."""
+    """File or folder of the source; if empty, the source is taken from MEDITUNE_DATA or the cache, or downloaded."""
     fields: dict[str, str] = Field(default_factory=dict)
-    """For your own files: example field -> column (question: prompt)."""
+    """For your own files: field of an example -> column (question: prompt)."""
     labels: dict[str, Literal["supported", "refuted", "not_enough_information"]] = Field(default_factory=dict)
     """For your own files of claims: word in the file -> supported, refuted or not_enough_information."""
     split: Literal["train", "dev", "test"] | None = None
@@ -149,13 +149,13 @@ class SourceSpec(Spec):
     """plain: evaluation asks for plain words with prompt.plain_cue. In training, this cue precedes answers up to
     data.plain_grade; prompt.answer_cue precedes harder ones. expert: always prompt.answer_cue."""
     thoughts: Thoughts = "strip"
-    """For your own conversations: strip or keep what assistant turns have between <think> and </think>."""
+    """For your own conversations: strip or keep the text between <think> and </think> in assistant turns."""
     restricted: bool = False
     """Never send rows to an API or upload them. MIMIC-III is always restricted."""
 
     @property
     def is_own(self) -> bool:
-        """Return whether the source is a file or hub data set of the user's own."""
+        """Return whether the source is the user's own file or hub data set."""
         return self.name == "own" or self.name.startswith("own/")
 
 
@@ -205,10 +205,10 @@ class DataSpec(Spec):
     """official: the publisher's test set if there is one; group: split by group with the seed; newest: test on the most
     recent publications, by year."""
     fold: int | None = Field(None, ge=0, lt=10)
-    """Use this one of PubMedQA's ten published folds as dev, and train on the other nine."""
-    dev_share: float = Field(0.1, gt=0, lt=0.5, description="Share of the non-test examples for development.")
+    """Number of the PubMedQA fold (0 to 9) to use as dev; the other nine are for training."""
+    dev_share: float = Field(0.1, gt=0, lt=0.5, description="Share of the non-test examples to use as dev.")
     test_share: float = Field(0.2, gt=0, lt=0.9)
-    """Share of examples for testing if split is group or newest."""
+    """Share of examples to use for testing, if split is group or newest."""
     quality: QualitySpec = Field(default_factory=QualitySpec, description="Quality control.")
     max_reading_grade: float | None = Field(None, ge=0)
     """Maximum Flesch-Kincaid grade of training answers. Harder rows keep only their decision, or are dropped if they
@@ -224,7 +224,7 @@ class DataSpec(Spec):
 
     @property
     def fixed_splits(self) -> dict[str, str]:
-        """Return the split of each source whose rows all belong to one."""
+        """Return the split of each source whose rows all belong to the same split."""
         return {source.name: source.split for source in self.sources if source.split}
 
 
@@ -233,10 +233,10 @@ class PromptFormat(Spec):
 
     format: Literal["chat", "plain"] | None = None
     """chat: the base model's chat template, in which only assistant turns are trained on; plain: the cues below. If
-    empty, chat if the data hold conversations and the base has a chat template, else plain."""
+    empty, chat if the data contain conversations and the base has a chat template, else plain."""
     thinking: bool = False
-    """In the chat format of a thinking model, leave room for thoughts before the answer. Without it, the model is
-    trained and asked to answer at once."""
+    """In the chat format of a thinking model, leave room for thoughts before the answer. Otherwise, the model
+    is trained and prompted to answer at once."""
     max_tokens: int = Field(512, ge=32, description="Maximum length of a row in tokens: prompt, answer and end token.")
     answer_tokens: int = Field(128, ge=8, description="Tokens reserved for the answer when the context is shortened.")
     context_head: float = Field(0.0, ge=0, lt=1)

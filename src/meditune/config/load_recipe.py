@@ -1,4 +1,4 @@
-"""Load a recipe from its name, file or values and its changes, with all problems at once; print and save it."""
+"""Load a recipe from a name, file or mapping, with all problems at once; print and save recipes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from meditune.errors import RecipeError
 from meditune.files import replace_file
 
 SET = "--set"
-GIVEN = "given"  # stands for --set where values come from Python
+GIVEN = "given"  # replaces --set if the values come from Python
 DEFAULT = "default"
 
 
@@ -29,7 +29,7 @@ REMOVED: Mapping[str, tuple[Any, str]] = yaml.load(
     (Path(__file__).parent / "removed_keys.yaml").read_text(encoding="utf-8"),
     Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader),
 )
-"""Dotted key -> its last default, and what took its place; run folders of earlier versions have these keys"""
+"""Dotted key -> its last default, and what replaced the key; run folders of earlier versions have these keys"""
 REMOVED_KEY = "this key was removed; {}"
 
 
@@ -43,9 +43,9 @@ class Resolved:
 
 
 def load_recipe(source: str | Mapping[str, Any], overrides: Sequence[str] | Mapping[str, Any] = ()) -> Resolved:
-    """Return the recipe of that name, file or values, changed by `KEY=VALUE` options or a mapping from dotted keys.
+    """Return the recipe from a name, a file's path or values, changed by `KEY=VALUE` options or a mapping.
 
-    Raises RecipeError, which lists every problem.
+    The mapping is from dotted keys to values. Raises RecipeError, which lists every problem.
     """
     draft = _Draft(_find(source) if isinstance(source, str) else source)
     if isinstance(overrides, Mapping):
@@ -62,7 +62,7 @@ class _Draft:
     """The values of a recipe before validation."""
 
     def __init__(self, source: Path | Mapping[str, Any]) -> None:
-        self.origin = SET  # the origin of the keys that have no line
+        self.origin = SET  # origin of keys that have no line
         self.values: dict[str, Any] = {}
         self.lines: dict[Key, int | None] = {}
         """The line of each key in the file; None for keys from --set or from Python"""
@@ -243,7 +243,7 @@ class _Draft:
         return concerned
 
     def _note_rule(self, key: Key, text: str) -> None:
-        """Record a violated rule between keys at the first given key that it names."""
+        """Record a violated rule between keys, at the first key in its text that the user has set."""
         named = [name for name in re.findall(r"[a-z_]+(?:\.\w+)+", text) if recipe_keys.slot(_split(name))]
         places = [_split(name) for name in named if _split(name) in self.lines]
         # Options of the command line come first; they are the more likely mistake.
@@ -339,7 +339,7 @@ def _fill_empty_groups(value: Any, slot: recipe_keys.Slot) -> None:
 
 
 def _beginning(key: Key) -> Any:
-    """Return the default that an option in a group or list starts from."""
+    """Return the initial content of a missing group or list to which an option is added."""
     slot = recipe_keys.slot(key)
     if slot is None or not slot.is_list:
         return {}
@@ -395,12 +395,12 @@ COMMENT_COLUMN = 44
 
 
 def show(resolved: Resolved) -> str:
-    """Return every option as YAML with its origin as a comment; it loads as the same recipe."""
+    """Return every option as YAML with its origin as a comment; the text loads as the same recipe."""
     return "\n".join(_lines(resolved.recipe, (), "", resolved.origin))
 
 
 def save(resolved: Resolved | Recipe, path: Path, provenance: Mapping[str, str] | None = None) -> None:
-    """Write every option to a YAML file, with `provenance` (versions, hashes) as comments; it loads as the same."""
+    """Write every option to a YAML file that loads as the same recipe; `provenance` (versions, hashes) becomes comments."""
     recipe, origin = (resolved, {}) if isinstance(resolved, Recipe) else (resolved.recipe, resolved.origin)
     with replace_file(path) as stream:
         stream.write("# Every option of this run. `meditune run` with this file repeats it.\n")

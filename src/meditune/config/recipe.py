@@ -20,12 +20,12 @@ SuiteName = Literal[
 ]
 SUITE_NAMES: tuple[SuiteName, ...] = get_args(SuiteName)
 OPEN_SUITES: tuple[SuiteName, ...] = ("k-qa", "medicationqa", "healthbench")
-"""Suites whose answers are written by the model and graded by a judge"""
+"""Suites in which the model writes answers and a judge grades them"""
 SUITE_TOKENS = 400  # maximum length in tokens of these answers
 
 
 class SuiteSpec(Spec):
-    """A public medical test that is measured beside the run's own items. `medqa` is short for `{name: medqa}`."""
+    """A public medical test, measured in addition to the run's own items. `medqa` is short for `{name: medqa}`."""
 
     name: SuiteName = Field(description="The suite (docs/how-to/medical-suites.md).")
     path: str | None = Field(None, min_length=1)
@@ -48,20 +48,20 @@ class EvaluateSpec(Spec):
     """The evaluation before and after training."""
 
     split: Literal["test", "dev"] = "test"
-    """Items to evaluate on. Choose settings on dev; the test set is for the final result."""
+    """Items to evaluate on: dev to choose settings, test for the final result."""
     protocol: Literal["meditune", "lm-eval"] = "meditune"
     """lm-eval evaluates only decisions, with the prompt and scoring of lm-evaluation-harness."""
     answers: int | None = Field(200, ge=1, description="Number of long answers to score, a fixed sample; all if empty.")
     max_new_tokens: int = Field(96, ge=1, description="Maximum length of a generated answer in tokens.")
     no_repeat: int | None = Field(None, ge=2)
-    """Length in tokens of sequences that must not repeat in a generated answer; no limit if empty."""
+    """Length in tokens of sequences that a generated answer must not repeat; no limit if empty."""
     general_tokens: int = Field(20_000, ge=0)
     """Number of WikiText-2 tokens for measuring forgetting; 0 is off."""
     technical_tokens: int = Field(0, ge=0)
     """Number of tokens of Python's language reference for measuring forgetting; 0 is off."""
     faithfulness_model: str = Field("none", min_length=1)
-    """Model that judges whether sources support an answer: a judge's run, an NLI model's folder or hub id,
-    lettucedetect:NAME or hhem:NAME. none uses the detector that needs no model."""
+    """Model that judges whether sources support an answer: the run of an evidence judge, an NLI model's folder or hub
+    id, lettucedetect:NAME or hhem:NAME. none uses the detector that needs no model."""
     samples: int = Field(0, ge=0)
     """Number of answers to sample for each of 50 questions, for self-consistency; 0 is off."""
     choices: int = Field(164, ge=0)
@@ -76,15 +76,16 @@ class EvaluateSpec(Spec):
     """Calibrate decisions on dev: temperature scales the confidence; batch removes the model's bias towards labels
     (Zhou et al. 2023, arXiv:2309.17249); prior also applies the labels' frequencies."""
     abstain_target: float | None = Field(None, gt=0, le=1)
-    """Find on dev the confidence above which this share of decisions is correct, and use it on test."""
+    """On dev, find the confidence above which this share of decisions is correct; apply it as a threshold on test."""
     safety_messages: int = Field(0, ge=0)
-    """Number of messages of the safety battery, sampled over its categories; 0 is off."""
+    """Number of messages of the safety battery, sampled from all of its categories; 0 is off."""
     suites: list[SuiteSpec] = Field(default_factory=list)
-    """Public medical tests to measure as well, by name ([medqa, pubmedqa]) or as groups with a path."""
+    """Public medical tests to add, by name ([medqa, pubmedqa]) or as groups with name and path."""
     suite_judge: str | None = Field(None, min_length=1)
-    """Judge of these answers: the run of an evidence judge, or api:NAME. healthbench needs api:NAME."""
+    """Judge of the answers to k-qa, medicationqa and healthbench: the run of an evidence judge, or api:NAME, which
+    healthbench needs."""
     suite_judge_api: AddressSpec = Field(default_factory=AddressSpec)
-    """Address and prices of the judge behind an API."""
+    """Address and prices of a suite_judge behind an API."""
     resamples: int = Field(10_000, ge=100, description="Number of bootstrap resamples for each interval.")
     allow_leakage: bool | list[LeakKind] = False
     """Continue despite leaked test items (all kinds, or these), and mark the report."""
@@ -96,7 +97,7 @@ class EvaluateSpec(Spec):
 
     @property
     def open_suites(self) -> list[SuiteName]:
-        """Return the suites to measure whose answers are written and graded."""
+        """Return the recipe's suites in which the model writes answers."""
         return [suite.name for suite in self.suites if suite.name in OPEN_SUITES]
 
     @property
@@ -119,7 +120,7 @@ class EvaluateSpec(Spec):
         if judge is not None and not open_suites:
             yield f"evaluate.suite_judge has no effect without {', '.join(OPEN_SUITES)}; leave it out"
         if judge == "api:":
-            yield "evaluate.suite_judge: after api: write the model's name at the API, for example api:gpt-4.1-mini"
+            yield "evaluate.suite_judge: add the model's name in the API after api:, for example api:gpt-4.1-mini"
         if "healthbench" in names and judge is not None and not judge.startswith("api:"):
             yield (
                 "evaluate.suite_judge must be api:NAME for healthbench, because its criteria describe an answer, and "
@@ -148,7 +149,7 @@ class Recipe(Spec):
 
     @property
     def needs_full_weights(self) -> list[str]:
-        """Return the settings that require all weights in each process."""
+        """Return the recipe's settings that require all weights in each process."""
         asked = {
             f"model.strategy {self.model.strategy}": self.model.strategy in VIRTUAL,
             f"model.quantize {self.model.quantize}": self.model.quantize != "none",
@@ -184,7 +185,7 @@ class Recipe(Spec):
             )
         choosing = [name for name, on in (("keep_best", train.dev.keep_best), ("patience", train.dev.patience)) if on]
         if choosing and train.average_last:
-            yield f"train.dev.{choosing[0]} and train.average_last exclude each other; set train.average_last to 0"
+            yield f"train.dev.{choosing[0]} can't be combined with train.average_last; set train.average_last to 0"
         if train.end_weight != 1 and "answer" not in train.tasks:
             yield "train.end_weight applies to answers, but train.tasks doesn't contain answer; set it to 1"
         if train.objective != "sft":
@@ -217,7 +218,7 @@ class Recipe(Spec):
                 yield f"data.sources: all sources named {name} must have the same style"
         if evaluate.split == "dev" and evaluate.fits_on_dev:
             yield (
-                "evaluate.calibrate and evaluate.abstain_target are fitted on dev, so they can't be evaluated on it; "
+                "evaluate.calibrate and evaluate.abstain_target are fitted on dev, so dev can't evaluate them; "
                 "set evaluate.split to test, or leave them out"
             )
         if self.data.fold is not None and evaluate.split == "dev" and train.dev.is_on:

@@ -1,4 +1,4 @@
-"""Recipe keys and their YAML: what each key may hold, error messages with similar names, and the line of every key.
+"""Recipe keys and their YAML: each key's allowed values, error messages with similar names, the line of every key.
 
 Plain scalars follow the core rules of YAML 1.2, not PyYAML's YAML 1.1: `5e-5` is a number, and `yes`, `no` and `on` are
 text (here they are medical answers, not booleans).
@@ -46,7 +46,7 @@ class _Loader(yaml.SafeLoader):
 
 
 class _Dumper(yaml.SafeDumper):
-    """A dumper that quotes text which YAML 1.1 or 1.2 would read as another type."""
+    """A dumper that quotes text that YAML 1.1 or 1.2 would read as another type."""
 
     def ignore_aliases(self, data: Any) -> bool:  # noqa: ARG002
         """Return True, so that equal values are written in full."""
@@ -65,7 +65,7 @@ _Dumper.add_representer(str, _text)
 
 
 class UnreadableError(ValueError):
-    """An error for text that isn't YAML, with its first faulty line (from 1) and the reason."""
+    """The text isn't YAML; `line` is the first faulty line (from 1), and `why` the reason."""
 
     def __init__(self, line: int, reason: str) -> None:
         super().__init__(reason)
@@ -164,7 +164,7 @@ class Slot:
         self.group: type[Spec] | None = annotation if is_group else None  # the class of a group of options
         self.is_text = self.options == [str]  # only text, and possibly null, is allowed
         self.is_list = any(get_origin(option) is list for option in self.options)
-        self.is_map = any(get_origin(option) is dict for option in self.options)  # names are the user's own
+        self.is_map = any(get_origin(option) is dict for option in self.options)  # the user chooses the names
 
     def inside(self, part: str | int) -> Slot | None:
         """Return the slot of a key or list item in this one; None if there is none."""
@@ -209,7 +209,7 @@ ROOT = Slot(Recipe)
 
 
 def slot(key: Key) -> Slot | None:
-    """Return what the key may hold; None if there is no such key."""
+    """Return the type and limits of the key's value; None if there is no such key."""
     found: Slot | None = ROOT
     for part in key:
         found = found.inside(part) if found else None
@@ -249,7 +249,7 @@ def leaves(value: Any, key: Key = ()) -> Iterator[tuple[Key, Any]]:
 def mismatch(key: Key, value: Any) -> str:
     """Return the error message for a value that the key doesn't allow."""
     expected = slot(key)
-    assert expected is not None, f"{dotted(key)} is no key"
+    assert expected is not None, f"{dotted(key)} isn't a key"
     text = f"expected {expected.words()}, found {_found(value)}"
     if isinstance(value, str):
         near = difflib.get_close_matches(value.lower(), expected.choices(), n=1, cutoff=0.5)
@@ -279,7 +279,7 @@ def unknown(key: Key) -> str:
         return f"{dotted(key[:-1])} is a list; give a position in it: {dotted(example)}"
     if not parent or not parent.group:
         what = parent.words() if parent else "nothing"
-        return f"no such key; {dotted(key[:-1])} holds {what}"
+        return f"no such key; {dotted(key[:-1])} takes {what}"
     siblings = list(parent.group.model_fields)
     near = _near(name, siblings)
     if near:
@@ -296,7 +296,7 @@ def unknown(key: Key) -> str:
 
 
 def _near(name: str, known: list[str]) -> str | None:
-    """Return the known name that is spelt alike, contained in `name` (num_train_epochs) or abbreviated (lr)."""
+    """Return the known name that `name` resembles, contains (num_train_epochs) or abbreviates (lr)."""
     plain = name.lower().replace("-", "_")
     close = difflib.get_close_matches(plain, known, n=1, cutoff=0.7)
     contained = sorted((each for each in known if len(each) > 4 and each in plain), key=len, reverse=True)

@@ -172,7 +172,7 @@ def problem_in_text(row: object) -> str:
 
 
 def plain_text(value: Any) -> Any:
-    """Return the value in a form that JSON supports: NaN and Infinity become None, and bytes become text or a length."""
+    """Return the value in a form that JSON supports: NaN and Infinity become None; bytes become text or a length."""
     if isinstance(value, Mapping):
         return {str(key): plain_text(each) for key, each in value.items()}
     if isinstance(value, list | tuple):

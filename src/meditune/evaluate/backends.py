@@ -24,7 +24,6 @@ from meditune.models.api_client import ApiError, ApiModel, Chat, Client, of_chat
 from meditune.progress import Progress
 from meditune.prompts import DECISION_TOKENS, Encoder, chat_messages
 
-CONCURRENCY = 4
 """Number of concurrent requests to an API"""
 GRACE_SECONDS = 20.0
 """Time that a stopped evaluation waits for pending answers, because they are paid for"""
@@ -145,7 +144,7 @@ def request_all(
                 changed.notify_all()
 
     with Progress(label, len(items), unit) as progress:
-        pool = ThreadPoolExecutor(CONCURRENCY)
+        pool = ThreadPoolExecutor(client.concurrency)
         try:
             for future in [pool.submit(copy_context().run, work, item) for item in items]:
                 future.result()

@@ -76,7 +76,7 @@ class Client:
         import httpx2
 
         self.host, self._variable, self._key = spec.host, spec.key_variable or "no variable", key
-        self._url = spec.url.rstrip("/")
+        self._url, self.concurrency = spec.url.rstrip("/"), spec.concurrency
         self._http = HttpClient(
             BACKOFF,
             ApiError,
@@ -302,7 +302,7 @@ def find_api_model(name: str, spec: AddressSpec) -> ApiModel | None:
         return ApiModel(name, spec)
     if name.startswith(PREFIX):
         if name == PREFIX:
-            raise ModelError("model.base: after api:, give the API's name of the model, for example api:gpt-4.1-mini.")
+            raise ModelError("model.base: after api:, write the model's name at the API, for example api:gpt-4.1-mini.")
         return ApiModel(name.removeprefix(PREFIX), spec)
     given = Path(name).expanduser()
     for folder in (given / "model", given):

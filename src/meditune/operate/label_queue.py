@@ -315,7 +315,7 @@ def queue(sources: Sequence[StoreLocation], folder: Path, options: QueueOptions)
 def _write_set(
     chosen: Sequence[Chosen], folder: Path, made_from: dict[str, Any], raters: int | None, overlap: int | None
 ) -> None:
-    """Write a set of the chosen candidates to `folder` atomically, unless it already holds the same set."""
+    """Write a set of the chosen candidates to `folder` atomically, unless it already contains the same set."""
     rating_set.check_sharing(raters, overlap)
     rows = [[each.candidate.id, fingerprint(each.candidate.example)] for each in chosen]
     asked = made_from | {"sample": "queue", "raters": raters, "overlap": overlap, "rows": rows}
@@ -352,7 +352,7 @@ def _shown(candidate: Candidate) -> dict[str, Any]:
 
 
 def examples(folder: Path) -> dict[str, Example]:
-    """Return the examples of a set by item. Raises DataError if the set was not made by `meditune learn queue`."""
+    """Return the examples of a set by item id. Raises DataError if the set was not made by `meditune learn queue`."""
     found = {item: origin.row for item, origin in rating_set.read_key(folder)[0].items()}
     if not all(found.values()):
         raise DataError(f"{folder} was not made by `meditune learn queue`, which stores the rows with the set.")

@@ -1,10 +1,11 @@
-"""In-memory BM25 over all passages of an index: for each word the passages that contain it, with their scores.
+"""In-memory BM25 over all passages of an index: for each word, the passages that contain it and their scores.
 
-Robertson and Zaragoza 2009 (https://doi.org/10.1561/1500000019), with scores computed when the index is made (Lù 2024,
+Robertson and Zaragoza 2009 (https://doi.org/10.1561/1500000019), with scores computed when the index is built (Lù 2024,
 "BM25S", arXiv:2407.03618), so that a search only adds them up. LanceDB's full-text index, which is used for large
-indexes, takes ten times as long. As in LanceDB, words are lowercase, without accents and stemmed in English, without
-stop words. The postings are one numpy archive beside the table: `words` (stems), `starts` (stems + 1,) of each word's
-postings, `places` (numbers of the table's rows in order of their ids) with `scores`, and `count` (of passages).
+indexes, takes ten times as long. As in LanceDB, words are lowercased and stemmed in English, accents and stop words are
+removed. The postings are one numpy archive beside the table: `words` (stems), `starts` (stems + 1,), where each word's
+postings start, `places` (numbers of the table's rows in order of their ids) with `scores`, and `count`, the number of
+passages.
 """
 
 from __future__ import annotations
@@ -35,9 +36,10 @@ Numbers = TypeVar("Numbers", float, NDArray[Any])
 
 
 def term_score(rarity: Numbers, count: Numbers, length: Numbers, average_length: float, b: float = LENGTH) -> Numbers:
-    """Return the BM25 score of a word that occurs `count` times in a text of `length` words, or of arrays of them.
+    """Return the BM25 score of a word that occurs `count` times in a text of `length` words.
 
-    `rarity` is the word's weight, `average_length` the usual length of a text, and `b` how much the length counts.
+    `rarity` is the word's weight, `average_length` the usual length of a text, and `b` how much the length counts. The
+    first three arguments may also be arrays.
     """
     score: Numbers = rarity * count * (SATURATION + 1) / (count + SATURATION * (1 - b + b * length / average_length))
     return score
@@ -59,10 +61,10 @@ class BM25Index:
         self._number = {word: number for number, word in enumerate(self.words)}
 
     def best(self, text: str, k: int, allowed: NDArray[np.bool_] | None = None) -> dict[int, float]:
-        """Return positions and BM25 scores of the best passages for a text, up to `k`, the best first; only matches.
+        """Return positions and BM25 scores of the best passages that match a text, at most `k`, the best first.
 
-        A word counts as often as it occurs in the text, because a message repeats what it is about. `allowed` (count,)
-        marks the passages that may be returned.
+        A word counts as often as it occurs in the text, because a message repeats its topic. `allowed` (count,) marks
+        the passages that may be returned.
         """
         totals = np.zeros(self.count, dtype=np.float32)
         for word, often in Counter(_stems(text)).items():
@@ -80,7 +82,7 @@ class BM25Index:
 
 
 def build_postings(texts: Iterable[str]) -> BM25Index:
-    """Return the postings of passages' texts, given in the order of their rows."""
+    """Return the postings of the passages' texts, which are given in the order of the rows."""
     number: dict[str, int] = {}
     numbers, lengths = array("q"), array("q")
     for text in texts:
@@ -92,8 +94,8 @@ def build_postings(texts: Iterable[str]) -> BM25Index:
     pairs, often = np.unique(np.frombuffer(numbers, dtype=np.int64) * count + owners, return_counts=True)
     terms, places = np.divmod(pairs, max(count, 1))
     starts = np.searchsorted(terms, np.arange(len(number) + 1))
-    holding = np.diff(starts)
-    rarity = np.log1p((count - holding + 0.5) / (holding + 0.5))
+    containing = np.diff(starts)
+    rarity = np.log1p((count - containing + 0.5) / (containing + 0.5))
     usual = max(len(numbers) / max(count, 1), 1.0)
     scores = term_score(rarity[terms], often, np.array(lengths)[places], usual)
     return BM25Index(number, starts, places.astype(np.int32), scores.astype(np.float32), count)
@@ -106,10 +108,10 @@ def as_bytes(postings: BM25Index) -> bytes:
 
 
 def read(data: bytes | None, name: str, count: int) -> BM25Index:
-    """Return the postings of `count` passages in the archive called `name`. Raises DataError if it can't be used."""
+    """Return the postings in the archive `name`. Raises DataError if they can't be used or aren't for `count` passages."""
     found = read_archive(data, name, "the BM25 postings are")
     if found["count"] != count:
-        raise DataError(f"{name}: it is for {found['count']:,} passages. {REBUILD}")
+        raise DataError(f"{name}: it is for {found['count']:,} passages, but the index has {count:,}. {REBUILD}")
     return BM25Index(**found | {"count": count})
 
 

@@ -1,8 +1,8 @@
 """Building and updating an index; readers see the old version until the new one is complete and checked.
 
 Passages are embedded and added in batches, so that an interrupted build or update resumes. The manifest (`index.json`)
-names a table and one of its versions; replacing it atomically is the switch. The next build or update continues or
-undoes whatever an interrupted process left in tables that no manifest names.
+names a table and one of its versions; readers see a new version when the manifest is replaced, atomically. The next
+build or update continues or undoes the unfinished work of an interrupted process.
 """
 
 from __future__ import annotations
@@ -25,8 +25,10 @@ from meditune.retrieve.index import Manifest
 from meditune.retrieve.storage import MANIFEST, IndexStorage
 
 BATCH = 512  # Number of passages embedded and saved at once: the most that a killed build loses
-APPROXIMATE_FROM = 50_000  # Passages from which on vectors get an approximate index; below, all are compared
-KEEP_VERSIONS = timedelta(days=1)  # How long readers can use the version that they opened
+APPROXIMATE_FROM = (
+    50_000  # With at least this many passages, vectors get an approximate index; with fewer, all are compared
+)
+KEEP_VERSIONS = timedelta(days=1)  # How long readers can keep using the version that they opened
 UPDATING = "updating.json"
 
 
@@ -39,7 +41,9 @@ class Changes:
     removed: int = 0
     unchanged: int = 0
     left_out: dict[str, dict[str, int]] = field(default_factory=dict)
-    locations: dict[tuple[str, str], list[str]] = field(default_factory=dict)  # The first places, by source and reason
+    locations: dict[tuple[str, str], list[str]] = field(
+        default_factory=dict
+    )  # Where the first ones are, by source and reason
 
 
 def build(
@@ -58,7 +62,7 @@ def build(
             )
         database = storage.connect(store)
         old, name = index.tables_of(store, list(database.list_tables().tables))
-        # The table of an interrupted build with the same embedding model is filled on.
+        # Resume filling the table of an interrupted build if it has the same embedding model.
         schema = storage.schema(encoder.identity.dimension).with_metadata({"embedding": encoder.identity.space})
         table = database.open_table(name) if name in database.list_tables().tables else None
         if table is not None and not table.schema.equals(schema, check_metadata=True):
@@ -82,12 +86,12 @@ def update(
     remove: Sequence[str] = (),
     since: int = 0,
 ) -> tuple[Manifest, Changes]:
-    """Update the index: changed and new passages are embedded, those that no longer exist are removed.
+    """Update the index: embed changed and new passages, and remove those that no longer exist.
 
-    Collections that aren't given stay unchanged; without any, all collections of the index are read again. Those in
-    `remove` are removed; for libraries, only changes after `since` are read. Documents that a library of the index has
-    withdrawn, such as retracted articles, are not added from other sources. Raises DataError if there is no index,
-    ModelError if it was made with another embedding model.
+    Collections of the index that aren't given stay unchanged; if none is given, all are read again. Those in `remove`
+    are removed; for libraries, only changes after `since` are read. Documents that a library of the index has withdrawn,
+    such as retracted articles, are not added from other sources. Raises DataError if there is no index, and ModelError
+    if it was built with another embedding model.
     """
     with store.writing():
         before = index.read(store)
@@ -126,7 +130,7 @@ def _check(collections: Sequence[Collection], may_be_empty: bool = False) -> Non
 def _settle(
     store: IndexStorage, table: Any, before: Manifest, chosen: Sequence[Collection], remove: Sequence[str]
 ) -> None:
-    """Keep what the table holds of this update; undo parts of another interrupted update."""
+    """Keep the rows that an interrupted run of this update added; undo those of any other interrupted update."""
     task = {"version": before.version, "collections": [asdict(each) for each in chosen], "remove": list(remove)}
     if table.version != before.version and store.read(UPDATING) != task:
         table.restore(before.version)
@@ -136,7 +140,7 @@ def _settle(
 def _fill(
     table: Any, reading: Reading, encoder: SentenceEncoder, replace_all: bool, remove: Sequence[str] = ()
 ) -> Changes:
-    """Update the table for the collections that are read; `replace_all` removes all other passages."""
+    """Update the table with the documents being read; `replace_all` removes all passages that aren't read."""
     changes = Changes()
     known: dict[str, bytes] = {}
     for rows in storage.scan(table, ["id", storage.DIGEST]):
@@ -147,7 +151,7 @@ def _fill(
         for batch, dropped, again in _batches(reading.documents(), lengths):
             fresh = [each for each in batch if known.get(each.id) != bytes.fromhex(each.digest)]
             old = [each.id for each in fresh if each.id in known or each.id in again]
-            # Vectors first: the shorter the time between deleting and adding, the less a killed process loses.
+            # Compute vectors first: the shorter the time between deleting and adding, the less a killed process loses.
             vectors = encoder.encode([each.searched for each in fresh]) if fresh else None
             storage.delete(table, [*dropped, *old])
             if vectors is not None:
@@ -177,9 +181,9 @@ def _fill(
 def _batches(
     documents: Iterable[Document], lengths: dict[str, int]
 ) -> Iterator[tuple[list[IndexedPassage], list[str], set[str]]]:
-    """Yield batches of passages with unique ids, obsolete ids, and ids that a repeated document restores.
+    """Yield batches: passages with unique ids, obsolete ids, and ids that a repeated document replaces.
 
-    The last document of a name counts. `lengths` receives each document's number of passages.
+    Of documents with the same id, the last one counts. `lengths` receives each document's number of passages.
     """
     batch: dict[str, IndexedPassage] = {}
     dropped: list[str] = []
@@ -216,7 +220,7 @@ def _finish(
     before: Manifest | None,
     old: str | None = None,
 ) -> Manifest:
-    """Index the table's columns, check them and switch to it. Raises DataError if there is nothing to index."""
+    """Index the table's columns, check the table and switch to it. Raises DataError if there is nothing to index."""
     if table.count_rows() == 0:
         raise DataError(
             f"{store.name}: no passages found, so there is nothing to index. "

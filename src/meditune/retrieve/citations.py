@@ -21,7 +21,7 @@ from meditune.retrieve.context_packing import PackedPassage
 
 MAX_CITATIONS = 2  # Maximum number of passages cited for a sentence, the best ones
 SUPPORT = 0.437  # Minimum probability by the detector for a passage to support a sentence
-SHARE = 0.8  # ... if it also has this weighted share of the sentence's words
+SHARE = 0.8  # Minimum weighted share of the sentence's words that the passage must have, too
 JUDGED_SUPPORT = 0.65
 """Minimum probability by a judge for a passage to support a sentence. The judge's own threshold is lower, because it
 limits false alarms on true conclusions; at that threshold, more than half of the sentences shown were unsupported
@@ -29,7 +29,7 @@ limits false alarms on true conclusions; at that threshold, more than half of th
 MAX_JUDGED_PASSAGES = 3  # Maximum number of passages that a judge reads for a sentence
 JUDGE_SECONDS = 20.0  # Maximum time for judging the sentences of one answer
 MISSING: frozenset[SpanKind] = frozenset(("name", "number", "unit"))
-"""Kinds of spans that rule out a passage whatever a judge says, because it must contain the names and numbers, too"""
+"""Kinds of spans that rule out a passage whatever a judge says, because it lacks a name or number of the sentence"""
 
 
 class Judge(Protocol):
@@ -47,7 +47,7 @@ class SupportEvidence:
     """The support for a sentence: which passages back it, and how strongly."""
 
     places: tuple[int, ...]  # Indices (from 0) of the passages that support the sentence, the most certain first
-    words: tuple[str, ...]  # For each of these passages, its sentence that states the same
+    words: tuple[str, ...]  # For each of these passages, the sentence in it that is closest
     score: float  # The highest probability that a passage supports the sentence
 
 
@@ -57,9 +57,9 @@ class Citer:
     Every sentence is compared with each passage alone, more strictly than whole answers with their context. A passage
     may be about something other than the question; the critical error is a sentence in the same words about another
     drug or disease. So a name or number that the passage doesn't have rules the passage out. Without a judge, a
-    differing negation or direction and too many unknown words do so, too. The passage's title counts as known, but the
-    question doesn't: otherwise, a passage about another disease would support a sentence about the disease that was
-    asked about.
+    different negation or direction and too many unknown words rule it out, too. The words of the passage's title count
+    as known, but those of the question don't: otherwise, a passage about another disease would support a sentence about
+    the disease in the question.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class Citer:
         seconds: float = JUDGE_SECONDS,
         threshold: float = JUDGED_SUPPORT,
     ) -> None:
-        """Prepare the passages; `judge` reads the sentences, for up to `seconds` in all.
+        """Prepare the passages. `judge` checks the sentences, for up to `seconds` in total.
 
         A passage supports a sentence if the judge gives it a probability of at least `threshold`.
         """
@@ -92,10 +92,10 @@ class Citer:
         return SupportEvidence(tuple(ranked), tuple(judged[n].evidence.closest_source for n in ranked), top)
 
     def _read(self, judge: Judge, text: str, judged: Sequence[_Compared]) -> list[_Compared]:
-        """Return the judge's findings on the passages that share the most words with the sentence; others don't count.
+        """Return the judge's findings, or the detector's if no time is left or the judge fails.
 
-        Passages without the sentence's names and numbers can't be cited, so the judge doesn't read them. If no time is
-        left or the judge fails, return the detector's findings.
+        The judge reads the passages that share the most words with the sentence; no other passage can be cited. It
+        doesn't read passages without the sentence's names and numbers.
         """
         if self._left <= 0:
             self.unjudged += 1
@@ -141,5 +141,5 @@ def stated_sentences(answer: str) -> list[str]:
         found.pop()
     found = [text for text in found if not text.endswith("?")]  # a question makes no claim
     while found and found[-1].endswith(":"):
-        found.pop()  # it announces text that the model never wrote
+        found.pop()  # it introduces text that the model never wrote
     return list(dict.fromkeys(found))

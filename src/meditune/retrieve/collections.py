@@ -35,8 +35,8 @@ _JUDGED_ANSWER = re.compile(r"Question:(.*?)\nURL:(.*?)\nAnswer:(.*?)\)?", re.DO
 def read_examples(reader: Any, path: Path, rejects: Rejects) -> Iterator[Document]:
     """Yield one document for each example of a module in data/readers.
 
-    It has the answer, under the question's type or the section of a discharge summary. PubMedQA's documents have the
-    abstract without its conclusions, which are the answers.
+    A document contains the example's answer, under the type of the question or the section of a discharge summary.
+    PubMedQA's documents contain the abstract without its conclusions, which are the answers.
     """
     for example in reader.read(path, rejects):
         meta, is_mimic = example.meta, reader is mimic
@@ -59,9 +59,7 @@ def read_examples(reader: Any, path: Path, rejects: Rejects) -> Iterator[Documen
 
 
 def read_judged(folder: Path, rejects: Rejects) -> Iterator[Document]:
-    """Yield one document for each answer, with the publisher's AnswerID in its id. Raises DataError if the file is
-    missing.
-    """
+    """Yield one document for each answer, with its AnswerID in the id. Raises DataError if there is no file."""
     files = sorted(folder.glob(JUDGED_FILES))
     if not files:
         raise DataError(f"{folder}: contains no {JUDGED_FILES}. Give the folder of MedQuAD's judged answers.")
@@ -104,8 +102,8 @@ CURRENT, RETRACTED, EXCLUDED = "there", "retracted", "out"
 def read_library(folder: Path, withdrawn: set[str], since: int = 0) -> Iterator[Document]:
     """Yield the current articles among those that changed after `since`.
 
-    Ids of documents that must no longer be found are added to `withdrawn`, ids of current ones are removed from it; for
-    a retracted article, its context among PubMedQA's is withdrawn too. Raises DataError if there is no library.
+    Ids of documents that must no longer be found are added to `withdrawn`, and ids of current ones are removed from it.
+    If an article is retracted, PubMedQA's document of it is withdrawn, too. Raises DataError if there is no library.
     """
     with closing(opened(folder)) as base:
         rows = base.execute("SELECT pmid, record, state FROM articles WHERE change > ? ORDER BY pmid", (since,))
@@ -152,8 +150,8 @@ class Collection:
     """A source of documents."""
 
     kind: str  # A name in `NAMED`, "documents", "pubmed" or "library"
-    path: str = ""  # Its path; empty if `locate` finds it
-    name: str = ""  # The name for narrowing searches; the kind by default
+    path: str = ""  # Empty if `find_library` finds the path
+    name: str = ""  # The name that narrows searches; the kind by default
 
     @property
     def source(self) -> str:
@@ -162,7 +160,7 @@ class Collection:
 
     @property
     def adds_only(self) -> bool:
-        """True if documents it doesn't contain stay in the index: PubMed files and library changes are only parts."""
+        """True if the index keeps documents that it doesn't contain, because it is a part: a PubMed file or library changes."""
         return self.kind in (pubmed_articles.SOURCE, KIND)
 
 
@@ -179,7 +177,7 @@ class Reading:
     def documents(self) -> Iterator[Document]:
         """Yield the documents of all collections in turn. Raises DataError if one is missing.
 
-        Libraries come last, because their statements about an article, such as its retraction, are the newest.
+        Libraries come last, because what they say about an article, for example that it is retracted, is the newest.
         """
         for collection in sorted(self.collections, key=lambda each: each.kind == KIND):
             yield from self._documents(collection)
@@ -245,7 +243,7 @@ def library_in(folder: Path) -> Collection:
 
 
 def find_library(collection: Collection) -> Path:
-    """Return the path of a named collection. Raises DataError if it is missing."""
+    """Return the path of a collection in `NAMED`. Raises DataError if it is missing."""
     if collection.kind != JUDGED:
         return sources.locate_source(collection.kind, collection.path or None)
     data = os.environ.get(sources.DATA_VARIABLE)

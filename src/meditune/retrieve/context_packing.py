@@ -1,8 +1,8 @@
 """Packing of passages into the prompt: the choice by style, neighbours in the document, and whole sentences that fit.
 
-Short passages are found best, but they may need their neighbours: the results of a study answer the question that its
-background asks. Since the source text determines how an answer reads, a style chooses among passages of about the same
-relevance: easier or more technical ones.
+Searches find short passages best, but these may need their neighbours: the results of a study answer the question that
+its background asks. Since the source text determines how an answer reads, the style decides among passages of about the
+same relevance: easier or more technical ones.
 """
 
 from __future__ import annotations
@@ -49,10 +49,9 @@ def pack(
     count: Callable[[Sequence[str]], int],
     max_tokens: int,
 ) -> PackedContext:
-    """Return as many of the hits as fit, in their order; `count` returns the number of tokens of a prompt with given
-    texts.
+    """Return as many of the hits as fit, in their order.
 
-    The first hit that doesn't fit completely is cut after a sentence; later ones are left out.
+    `count` returns the number of tokens of a prompt with the given texts. The first hit that doesn't fit completely is cut after a sentence; later ones are left out.
     """
     packed: list[PackedPassage] = []
     remarks: list[str] = []
@@ -89,7 +88,7 @@ def _fits(count: Callable[[Sequence[str]], int], max_tokens: int, before: Sequen
 
 
 def _fitting(hit: Hit, title: str, texts: Sequence[str], fits: Callable[[str], bool]) -> PackedPassage | None:
-    """Return the most sentences from the start that fit, by bisection; None if not even the first does."""
+    """Return the passage with as many of its first sentences as fit (by bisection); None if not even one fits."""
     low, high = 0, len(texts)
     if fits(PackedPassage(hit, title, " ".join(texts)).shown):
         low = high
@@ -138,7 +137,7 @@ def in_sections(parts: Sequence[Part], form: PromptFormat) -> list[Section]:
 
 
 def clean_text(sections: Sequence[Section], form: PromptFormat) -> list[Section]:
-    """Return the sections as they may appear in a prompt, without headings that look like its cues."""
+    """Return the sections as they may appear in a prompt, without headings that look like the prompt's cues."""
     cleaned = []
     for heading, text in sections:
         body = clean_passage(text, form).text
@@ -152,10 +151,10 @@ MAX_COSINE_GAP = 0.15
 """Maximum difference to the best cosine for a passage to be used. Small models write about whatever the prompt
 contains, so a passage about another disease leads to an answer about that disease: supported, but irrelevant
 """
-READABLE = 9.0  # In the plain style, grades above this lower a passage's weight
-PER_GRADE = 0.06  # Share of the weight lost per grade
+READABLE = 9.0  # In the plain style, school grades above this one lower a passage's weight
+PER_GRADE = 0.06  # How much each further grade adds to the divisor of the weight
 RESEARCH = ("pubmed",)  # Names, or prefixes of names, of sources for experts
-AUDIENCE_BONUS = 0.5  # Bonus factor for sources that suit the audience
+AUDIENCE_BONUS = 0.5  # Addition to the weight for sources that suit the audience
 
 Chooser = Callable[[Sequence[Hit], int], Sequence[Hit]]  # Chooses a number of hits for a style
 
@@ -166,7 +165,7 @@ def chooser(style: Style) -> Chooser:
 
 
 def chosen(style: Style, hits: Sequence[Hit], k: int) -> Sequence[Hit]:
-    """Return up to k hits of about the same relevance as the nearest, with those that suit the style best first."""
+    """Return up to k hits that are about as relevant as the nearest one, those that suit the style best first."""
     nearest = max((hit.meaning for hit in hits if hit.meaning is not None), default=None)
     if nearest is None:
         return hits[:k]

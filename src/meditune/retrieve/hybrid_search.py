@@ -1,12 +1,13 @@
 """Hybrid search in one version of an index: from a message to ranked hits.
 
-hybrid          candidates by BM25 for the message and for its question with other names of its topics; the titles, and
-                the passages, nearest to the message and to its question; fused and then ordered by the reranker
-fused           BM25 and vectors, joined by reciprocal rank fusion only
+hybrid          candidates by BM25, for the message and for its question with other names of its topics, and by vectors:
+                the titles and the passages nearest to the message and to its question; all are fused, then reranked
+fused           BM25 and vectors, combined by reciprocal rank fusion only
 bm25, vectors   one of these only
 
-For each row, its document and title are kept in memory as numbers, so that hits are collapsed without reading the table
-(16 bytes per passage). If the index is small enough for exact comparison, passages, vectors and words are kept too.
+For each row, its document and title are kept in memory as numbers (16 bytes per passage), so that hits of the same
+document are found without reading the table. If the index is small enough for exact comparison, passages, vectors and
+words are also kept in memory.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from meditune.retrieve.reranker import Passage, Reranker, RerankQuery, nearest
 from meditune.retrieve.storage import IndexStorage
 
 Mode = Literal["hybrid", "fused", "bm25", "vectors"]
-RENAMED_MODES: dict[str, Mode] = {"words": "bm25", "meaning": "vectors"}  # Of the last version
+RENAMED_MODES: dict[str, Mode] = {"words": "bm25", "meaning": "vectors"}  # Names in the last version
 Ranking = Mapping[int, float]  # Row ids with scores, the best first
 Places = NDArray[np.int64]  # Row numbers, from 0 in order of the rows' ids
 
@@ -56,8 +57,7 @@ def reciprocal_rank(rankings: Iterable[Iterable[Sequence[int]]]) -> dict[int, fl
 
 
 def marginal_relevance(scores: Sequence[float], vectors: NDArray[Any], k: int, diversity: float) -> list[int]:
-    """Return the indices of k items, each chosen by its score minus its similarity to those chosen before, in that
-    order.
+    """Return the indices of k items, in the order of choice: by score minus similarity to those chosen before.
 
     Carbonell and Goldstein 1998, "The use of MMR" (SIGIR): (1 - diversity) * score - diversity * highest cosine. Scores
     are scaled to 0..1; vectors have length 1.
@@ -83,7 +83,7 @@ class Rows:
     def __init__(
         self, table: Any, titles: Sequence[str], keep_passages: bool, postings: BM25Index | None = None
     ) -> None:
-        """`titles` are those that get numbers, by position; `keep_passages` keeps passages and vectors in memory."""
+        """Number the rows' titles by their positions in `titles`; `keep_passages` keeps passages and vectors in memory."""
         columns = [*storage.COLUMNS, storage.VECTOR] if keep_passages else ["document", *(["title"] if titles else [])]
         found = table.search().select(columns).with_row_id(True).limit(max(table.count_rows(), 1)).to_arrow()
         ids = found["_rowid"].to_numpy()
@@ -132,7 +132,7 @@ class Rows:
         return _ranked(hits["_rowid"].to_pylist(), [1.0 - distance for distance in hits["_distance"].to_pylist()])
 
     def run_parallel(self, searches: Sequence[Callable[[], Ranking]]) -> list[Ranking]:
-        """Return the result of each search; they run in parallel if LanceDB does them, which releases the GIL."""
+        """Return the result of each search. Searches by LanceDB run in parallel, because it releases the GIL."""
         if self._vectors is not None:
             return [search() for search in searches]
         with ThreadPoolExecutor(len(searches)) as pool:
@@ -143,7 +143,7 @@ class Rows:
         return [IndexedPassage(**row) for row in self._columns(ids, storage.COLUMNS).to_pylist()] if ids else []
 
     def titles_and_vectors(self, ids: Sequence[int]) -> tuple[list[Passage], Vectors]:
-        """Return the compared parts of these rows' passages, and (n, size) their vectors."""
+        """Return titles and texts of these rows' passages, and their vectors (n, size)."""
         if not ids:
             return [], np.zeros((0, self.table.schema.field(storage.VECTOR).type.list_size), dtype=np.float32)
         names = ["title", "text"] if self._vectors is not None else ["title", "text", storage.VECTOR]
@@ -187,7 +187,7 @@ def _chunk(column: Any) -> Any:
 
 
 def _ranked(rows: Sequence[int], scores: Sequence[float]) -> dict[int, float]:
-    # Break ties by row, so that the same question always gives the same hits.
+    # Order ties by row, so that the same question always gives the same hits.
     return dict(sorted(zip(rows, scores, strict=True), key=lambda pair: (-pair[1], pair[0])))
 
 
@@ -196,7 +196,7 @@ class Hit:
     """A passage that was found."""
 
     passage: IndexedPassage
-    score: float  # By the reranker, the fusion or the single part: higher is better; comparable only within one search
+    score: float  # From reranker, fusion or a single method; higher is better; comparable only within one search
     words: float | None  # BM25; None if the passage wasn't among the candidates by words
     meaning: float | None
     """The higher cosine with the message or its question; None if only words were searched, or the passage wasn't a
@@ -237,9 +237,9 @@ def search(
 ) -> SearchResult:
     """Return the best k passages.
 
-    `mode` skips the reranker ("fused") or uses one part only ("bm25", "vectors"); `sources`, `since` and `until`
+    `mode` skips the reranker ("fused") or uses one method only ("bm25", "vectors"); `sources`, `since` and `until`
     (dates) narrow the search; `per_document` limits the passages of one document (None: all); `diversity`, from 0 to 1,
-    is how much similarity to better hits lowers a hit.
+    is how much similarity to better hits lowers a hit's rank.
 
     Raises DataError if the question is empty or an option is invalid.
     """
@@ -274,7 +274,7 @@ def search(
 
 @dataclass(frozen=True)
 class _Ranked:
-    """Rows in their order, with their scores."""
+    """Ranked rows, with their scores."""
 
     ids: list[int]
     scores: Ranking
@@ -297,7 +297,7 @@ class ComparedPassages:
 def compare(
     opened: OpenedIndex, query: Query, k: int = 10, condition: str | None = None, per_document: int | None = 1
 ) -> ComparedPassages:
-    """Return the candidates; all texts of the question are embedded at once, and all candidates are read at once."""
+    """Return the candidates. All texts of the message are embedded at once, and all candidates are read at once."""
     message = opened.reranker.prepare(query.message)
     rows, most = opened.rows, max(CANDIDATES, k)
     # The whole message, and its question.
@@ -340,7 +340,7 @@ def _fused(
     mode: str,
     per_document: int | None,
 ) -> _Ranked:
-    """Return the ranking by one part, or by both combined."""
+    """Return the ranking by BM25, by vectors, or by both combined."""
     rows, most = opened.rows, max(CANDIDATES, k)
     searches: dict[str, Callable[[], Ranking]] = {}
     if mode != "vectors":
@@ -355,7 +355,7 @@ def _fused(
 
 
 def _limited(ids: list[int], rows: Rows, per_document: int | None) -> list[int]:
-    """Return the first rows of each document, up to `per_document`."""
+    """Return the ids with at most `per_document` rows of each document, the first ones."""
     if per_document is None:
         return ids
     count: Counter[int] = Counter()

@@ -1,7 +1,7 @@
 """An open index: its manifest (`index.json`), the files beside its table, and searching.
 
 The manifest names the table and its version, and describes the content and how it was made. The files beside a table
-hold the reranker's knowledge and the postings for BM25.
+contain the reranker's knowledge and the postings for BM25.
 """
 
 from __future__ import annotations
@@ -53,14 +53,14 @@ class Manifest:
         return [name for name, source in self.sources.items() if source["restricted"]]
 
     def check_encoder(self, identity: EncoderIdentity, store: IndexStorage) -> None:
-        """Raise ModelError if questions would be embedded by a different model from the index's."""
+        """Raise ModelError if `identity` isn't the embedding model that built the index."""
         own = (self.embedding["space"], self.embedding["dimension"])
         if own != (identity.space, identity.dimension):
             raise ModelError(
                 f"{store.name} was built with the embedding model {self.embedding['name']} "
                 f"({self.embedding['dimension']} numbers per vector). The vectors of {identity.name} "
-                f"({identity.dimension}) cannot be compared with it. Use the index's model (--embedding), or rebuild "
-                "the index with this one (--replace)."
+                f"({identity.dimension}) cannot be compared with its vectors. Use the index's model (--embedding), or "
+                "rebuild the index with this one (--replace)."
             )
 
 
@@ -83,9 +83,9 @@ def read(store: IndexStorage) -> Manifest:
 
 
 def tables_of(store: IndexStorage, existing: Sequence[str]) -> tuple[str | None, str]:
-    """Return the table in use (None without one), and the one that a build fills: the next, which may already exist.
+    """Return the table in use, or None, and the table that a build fills: the next one, which may already exist.
 
-    If the manifest cannot be read, the build fills a table that isn't in `existing`, since any of them may be damaged.
+    If the manifest cannot be read, the build fills a new table, since any of the `existing` ones may be damaged.
     """
     try:
         value = store.read(MANIFEST)
@@ -124,7 +124,7 @@ def describe(
             )
     for source, entry in sources.items():
         entry["documents"] = len(documents[source])
-        # PubMed's publishers word their claims differently; a few show which kinds there are.
+        # PubMed's publishers word their claims differently; the first ones are enough as examples.
         entry["licences"] = sorted(entry["licences"])[:20]
     return Manifest(
         format=storage.FORMAT,
@@ -156,8 +156,8 @@ def learn(
 ) -> dict[str, Any]:
     """Write the reranker's knowledge of the table's titles, and the BM25 postings; return the files for the manifest.
 
-    `read` are the collections that were just read for it, `all_collections` all collections of the index. Titles that
-    the index of `before` knew aren't embedded again. LanceDB searches a large table, which has no postings.
+    `read` are the collections that were just read, `all_collections` all collections of the index. Titles that are
+    already in the index `before` aren't embedded again. A large table has no postings, because LanceDB searches it.
     """
     space, version = encoder.identity.space, f"{table.name}-{table.version}.npz"
     known = load(store, before, space) if before else None
@@ -204,8 +204,8 @@ class Index:
     def open(cls, location: Path | str, embedding: str | SentenceEncoder | None = None) -> Index:
         """Open the index in a folder or in object storage, by default with the embedding model that built it.
 
-        Raises DataError if there is none or it is damaged, ModelError if the embedding model is unavailable or not the
-        index's.
+        Raises DataError if there is no index or it is damaged, and ModelError if the embedding model is unavailable or
+        isn't the index's own.
         """
         return cls(index_storage(location), load_encoder(embedding) if isinstance(embedding, str) else embedding)
 
@@ -235,9 +235,7 @@ class Index:
         return sorted(rows, key=lambda row: int(row["id"].rpartition("#")[2]))
 
     def texts(self, sources: Sequence[str] | None = None) -> Iterator[tuple[str, str]]:
-        """Yield document and text of every passage, or of those from the given sources, without loading all into
-        memory.
-        """
+        """Yield document id and text of all passages, or those of some sources, without loading all into memory."""
         where = row_filter(tuple(self.manifest.sources), sources, None, None)
         with storage.readable(self.store):
             query = self.opened.rows.table.search().select(["document", "text"]).limit(self.manifest.passages)

@@ -1,8 +1,8 @@
 """Prompt injection: detects and removes sentences that give orders to the model that reads them.
 
-Medical texts are full of instructions to patients ("Do not take ..."), so a mood or a word isn't enough. Each rule
-joins a mood (imperative at the start of a clause, "you must") with a subject of messages to a model: its instructions,
-answer, user, prompt, tools or role. Disguised letters (look-alikes, digits, spaces between letters, base64, ROT13) are
+Medical texts are full of instructions to patients ("Do not take ..."), so a verb form or a word alone isn't enough.
+Each rule combines a verb form (an imperative at the start of a clause, "you must") with something that messages to a
+model are about: its instructions, answer, user, prompt, tools or role. Disguised letters (look-alikes, digits, spaces between letters, base64, ROT13) are
 decoded too. Text hidden from readers and markup used in prompts are also removed. See `benchmarks/injections.py`.
 """
 
@@ -31,7 +31,7 @@ from meditune.text import sentences
 RULES = Path(__file__).with_name("prompt_injection.yaml")
 _DISGUISED = re.compile(
     r"ignor|disregard|instruct|prompt|rules|answer|guideline|system|yourtask|newtask|output|assistant|forget|overrid|respond"
-)  # Words of an order written with spaces between the letters, joined
+)  # Parts of orders whose letters are separated by spaces, after joining
 _STRONG = re.compile(
     r"\b(?:prompts?|overrid\w+|unrestricted|verbatim|directives?|instructions?|compl(?:y|iance)|jailbreak\w*|assistant"
     r"|chat ?bots?|AI|LLMs?|GPT\w*|language models?|plaintext|uncensored|exfiltrat\w+)\b",
@@ -46,8 +46,8 @@ _WEAK = re.compile(
     re.IGNORECASE,
 )
 _ADDRESSES = re.compile(r"\byour?\b|\bAI\b|\bassistant\b", re.IGNORECASE)
-DENSITY = 4  # Points that make a sentence without health words an order: 2 for a strong word, 1 for a weak one
-MAX_ADJACENT_WORDS = 12  # Maximum number of words of a sentence that is removed with the order beside it
+DENSITY = 4  # A sentence without health words is an order from this many points: 2 per strong word, 1 per weak one
+MAX_ADJACENT_WORDS = 12  # Maximum number of words of a sentence that is removed together with an order beside it
 MAX_ADJACENT_READER_WORDS = 30  # As above, for a sentence to the reader without health words
 _ADJACENT = re.compile(
     r"\b(?:you|your|i|i'm|it's me|we|us|me|my|do so|say|speak|answer|reply|respond|assistant|user|secret|mistake"
@@ -100,7 +100,7 @@ def _spelled_out(text: str) -> bool:
 
 
 def _matches(text: str, *names: str) -> bool:
-    """Return whether a text matches one of these rules; some are tried only at the start of a clause."""
+    """Return whether a text matches one of these rules. Some rules apply only at the start of a clause."""
     anywhere, starting = _rules(*names)
     if any(rule.search(text) for rule in anywhere):
         return True
@@ -110,7 +110,7 @@ def _matches(text: str, *names: str) -> bool:
 
 @cache
 def _rules(*names: str) -> tuple[list[re.Pattern[str]], list[re.Pattern[str]]]:
-    """Return the rules of prompt_injection.yaml with these names; those that begin with @start are the second list."""
+    """Return the rules of prompt_injection.yaml with these names; the second list has those that begin with @start."""
     words: dict[str, str] = _texts()["words"]
     found: tuple[list[re.Pattern[str]], list[re.Pattern[str]]] = ([], [])
     for source in (rule for name in names for rule in _texts()[name]):
@@ -133,11 +133,11 @@ def _texts() -> dict[str, Any]:
 
 
 def decodings(sentence: str) -> Iterator[str]:
-    """Yield the sentence as it looks, and its decoded forms if letters are disguised; each once."""
+    """Yield the sentence as it looks and, if letters are disguised, its decoded forms, each once."""
     plain = _visible_text(sentence)
     seen = {plain}
     yield plain
-    # Digits in several words stand for letters; misspelled words of orders are corrected.
+    # Replace digits by letters if several words have digits, and correct misspelled words of orders.
     several = sum(bool(_LEET.search(word)) for word in plain.split()) > 1
     letters = plain.translate(_DIGITS) if several else ""
     corrected = re.sub(r"[^\W\d_]{5,}", lambda match: _nearest(match[0].lower()) or match[0], plain)
@@ -148,7 +148,7 @@ def decodings(sentence: str) -> Iterator[str]:
 
 
 def _visible_text(text: str) -> str:
-    """Return the text as a reader sees it: normalised letters, no invisible characters, no HTML and URL escapes."""
+    """Return the text as a reader sees it: without invisible characters, with letters normalised and escapes decoded."""
     text = html.unescape(text)
     if re.search(r"(?:%[0-9a-fA-F]{2}\w*){2}", text):
         text = unquote(text)
@@ -259,9 +259,9 @@ class CleanedText:
 
 
 def clean_passage(text: str, form: PromptFormat, special_tokens: Sequence[str] = ()) -> CleanedText:
-    """Return the text without orders to the model, special tokens and chat markup, and with the prompt's cues broken.
+    """Return the text without orders to the model, special tokens, chat markup and the prompt's cues.
 
-    `special_tokens` are those of the model's tokenizer. Lines become one paragraph.
+    `special_tokens` are those of the model's tokenizer. The lines are joined to one paragraph.
     """
     orders: list[str] = []
     text = text.replace("\r", "\n")
@@ -272,14 +272,14 @@ def clean_passage(text: str, form: PromptFormat, special_tokens: Sequence[str] =
     found = [part for line in plain.splitlines() for sentence in sentences(line) for part in _PART.split(sentence)]
     is_one = [is_instruction(sentence) for sentence in found]
     if any(is_one):
-        # "I am the administrator." beside an order belongs to it.
+        # A sentence beside an order may belong to it, such as "I am the administrator."
         for places, step in ((range(1, len(found)), -1), (range(len(found) - 2, -1, -1), 1)):
             for place in places:
                 is_one[place] = is_one[place] or (is_one[place + step] and is_part_of_instruction(found[place]))
     for sentence, is_order in zip(found, is_one, strict=True):
         (orders if is_order else remaining).append(sentence)
-    broken = (_without_cues(sentence, form) for sentence in remaining)
-    return CleanedText(" ".join(sentence for sentence in broken if sentence), tuple(orders))
+    cleaned = (_without_cues(sentence, form) for sentence in remaining)
+    return CleanedText(" ".join(sentence for sentence in cleaned if sentence), tuple(orders))
 
 
 def _taken_out(pattern: re.Pattern[str], text: str, orders: list[str]) -> str:
@@ -302,7 +302,7 @@ def _without_markup(text: str, special_tokens: Sequence[str]) -> str:
 
 
 def _without_cues(sentence: str, form: PromptFormat) -> str:
-    """Return the sentence without the colons that make cues of its words."""
+    """Return the sentence with dashes for the colons of cues, so that it contains no cue."""
     for cue in (form.question_cue, form.answer_cue, form.decision_cue, *([form.plain_cue] if form.plain_cue else [])):
         word = cue.rstrip(":： ")
         sentence = re.sub(rf"{re.escape(word)}\s*[:：﹕]", f"{word} -", sentence, flags=re.IGNORECASE)

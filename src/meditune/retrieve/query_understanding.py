@@ -1,4 +1,4 @@
-"""Query understanding: turns a message into a search query, with filters, by rules.
+"""Query understanding: rules that turn a message into a search query with filters.
 
 Patients describe their history, begin with a greeting, and misspell names. The rules extract the topic, the kind of
 question, and the words to search for.
@@ -15,7 +15,7 @@ from meditune.retrieve import storage
 from meditune.retrieve.topics import QUESTION_KINDS, Mention, Synonyms
 from meditune.text import sentences
 
-MAX_CHARACTERS = 2_000  # Longer than any LiveQA question; more would be noise to BM25, and MiniLM doesn't read it
+MAX_CHARACTERS = 2_000  # Longer than any LiveQA question; more would be noise for BM25, and MiniLM wouldn't read it
 _DATE = re.compile(r"\d{4}(-\d{2}(-\d{2})?)?")
 
 
@@ -23,8 +23,8 @@ _DATE = re.compile(r"\d{4}(-\d{2}(-\d{2})?)?")
 class Query:
     """A search query."""
 
-    text: str  # The text in one line
-    message: str  # The text for the reranker, with its lines, since the first one may be a subject
+    text: str  # The question in one line
+    message: str  # The text with its line breaks for the reranker, since the first line may be a subject
     remarks: tuple[str, ...] = ()  # Remarks for the user about how the question was read
 
 
@@ -48,7 +48,7 @@ def row_filter(
     """Return a condition on the table's rows, or None without filters.
 
     Passages without a date never match a condition on dates. Raises DataError if a source isn't one of `index_sources`,
-    or a date isn't like 2018, 2018-05 or 2018-05-17.
+    or a date doesn't have the form 2018, 2018-05 or 2018-05-17.
     """
     parts: list[str] = []
     if sources:
@@ -75,7 +75,7 @@ ASKS = _any(*QUESTION_KINDS["messages"]["asks"], start="", end="")
 GREETING = _any(*QUESTION_KINDS["messages"]["greeting"], start=r"^\W*", end="")
 UNINFORMATIVE = _any(*QUESTION_KINDS["messages"]["uninformative"], start=r"^\W*", end=r"\W*$")
 KINDS = {kind: _any(*cues, end="" if kind == "information" else r"\b") for kind, cues in QUESTION_KINDS["cues"].items()}
-"""Cues for kinds of question, named as in `topics.KINDS`; the more specific kinds first"""
+"""Patterns of the cues for each of `topics.KINDS`, the more specific kinds first"""
 
 
 SUBJECT_WORDS = 12  # Maximum number of words of a first line that counts as a subject
@@ -88,8 +88,8 @@ class QueryFocus:
     query: str  # The text to search for: subject and questions, without greetings and history
     focus: str  # The topic of the message, in the index's spelling; empty if it names no known topic
     question_type: str  # The most likely of `topics.KINDS`; "information" if nothing indicates another
-    mentions: tuple[Mention, ...] = ()  # All topics that it names, the most informative first
-    kinds: tuple[str, ...] = ()  # All kinds of question that it has cues for, `question_type` first
+    mentions: tuple[Mention, ...] = ()  # All topics that the message names, the most informative first
+    kinds: tuple[str, ...] = ()  # All kinds of question for which it has cues, `question_type` first
 
 
 def query_focus(question: str, synonyms: Synonyms) -> QueryFocus:
@@ -120,7 +120,7 @@ def _parts(question: str) -> tuple[str, list[str]]:
 
 
 def _mentions(subject: str, questions: Sequence[str], question: str, synonyms: Synonyms) -> list[Mention]:
-    """Return the topics named, the most informative first; those in the subject or the questions count more."""
+    """Return the named topics, the most informative first; those in the subject or the questions count more."""
     found: dict[str, Mention] = {}
     weight: dict[str, float] = {}
     for text, share in ((subject, 1.0), (" ".join(questions), 0.9), (question, 0.5)):

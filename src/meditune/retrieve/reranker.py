@@ -1,9 +1,10 @@
 """The reranker: orders candidate passages by similarity in meaning and in words, with a few weights.
 
-A message is compared with a passage's title as a whole, by its question (`focus`) and sentence by sentence; and by
-words, with misspelled topics corrected and other names added (`topics.Synonyms`). The word score is BM25 (Robertson and
-Zaragoza 2009, https://doi.org/10.1561/1500000019) with a word's rarity in English instead of in the index. The
-knowledge of an index's titles, with their vectors and a thesaurus of topics, is one numpy archive beside the table.
+The vectors of the whole message, its question (`QueryFocus.query`) and each of its sentences are compared with that of
+a passage's title. Its words are compared after correcting misspelled topics and adding other names (`topics.Synonyms`).
+The word score is BM25 (Robertson and Zaragoza 2009, https://doi.org/10.1561/1500000019) with a word's rarity in English
+instead of in the index. The knowledge of an index (its titles, their vectors and a thesaurus of topics) is one numpy
+archive beside the table.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ FITTED: dict[str, float] = {
     "whole_near_passage": 5.992,
 }  # Weights of features, fitted by `python benchmarks/retrieval.py --fit` on questions that are in no test set
 CHOSEN: dict[str, float] = {"topic_named": 1.0, "kind_asked": 0.3}
-"""Chosen by hand: fitted on questions labelled by topic and kind, these weights are too high for other questions"""
+"""Weights chosen by hand: if fitted, on questions labelled by topic and kind, they are too high for other questions"""
 WEIGHTS = FITTED | CHOSEN
 SIBLINGS = 0.3  # Weight of the mean of a topic's best passages in each passage's score; chosen from 0, 0.3 and 1
 LENGTH = 0.6  # BM25's b
@@ -51,7 +52,7 @@ def split(text: str) -> list[str]:
 
 
 def count_words(query: Iterable[str], texts: Iterable[str]) -> list[tuple[Counter[str], int]]:
-    """Return the counts of the query's words (without plural endings) in each text, and the text's length in words."""
+    """Return for each text the counts of the query's words (without plural endings) and the text's length in words."""
     # Only the query's words are counted: reducing all words of 100 passages to the singular takes 10 ms.
     singular = {f"{word}{ending}": word for word in query for ending in ("s", "")}
     divided = map(split, texts)
@@ -61,7 +62,7 @@ def count_words(query: Iterable[str], texts: Iterable[str]) -> list[tuple[Counte
 def overlap(
     query: str, texts: Sequence[tuple[Counter[str], int]], average_length: float = USUAL_LENGTH
 ) -> NDArray[np.float64]:
-    """Return (n,) BM25 of each text for the query's words, relative to the highest; zeros if no word matches."""
+    """Return the texts' BM25 scores (n,) for the query's words, divided by the highest; zeros if no word matches."""
     rarity = {word: says(word) for word in words(query)}
     scores = np.array(
         [
@@ -122,7 +123,7 @@ class TitleVectors:
         return self._place.get(title)
 
     def vectors_of(self, titles: Sequence[str], encode: Encode) -> Vectors:
-        """Return (n, size) the vectors of titles; unknown ones are embedded now."""
+        """Return the vectors of titles (n, size); unknown titles are embedded now."""
         unknown = [title for title in dict.fromkeys(titles) if title not in self._place]
         fresh: dict[str, Any] = dict(zip(unknown, encode(unknown), strict=True)) if unknown else {}
         return np.array([fresh[t] if t in fresh else self.vectors[self._place[t]] for t in titles], dtype=np.float32)
@@ -168,7 +169,7 @@ class Reranker:
         self.siblings = sibling_weight
 
     def prepare(self, question: str) -> RerankQuery:
-        """Return the message prepared for comparison. Computing its vectors takes nearly all of the time."""
+        """Return the message prepared for comparison. Nearly all of the time is spent on its vectors."""
         corrected = self.synonyms.corrected(question)
         focused = query_focus(corrected, self.synonyms)
         parts = [part for part in sentences(" ".join(corrected.split())) if len(part.split()) >= MIN_WORDS]
@@ -181,9 +182,9 @@ class Reranker:
     def score(
         self, question: str | RerankQuery, passages: Sequence[Passage], vectors: Vectors | None = None
     ) -> NDArray[np.float64]:
-        """Return (n,) scores, higher is better; comparable only among the passages of one call.
+        """Return the passages' scores (n,): higher is better. They are comparable only within one call.
 
-        `vectors` (n, size) are the passages' own, of length 1, from the same model, if the index has them.
+        `vectors` (n, size) are the passages' own vectors of length 1, from the same model, if the index has them.
         """
         if not passages:
             return np.zeros(0)
@@ -192,7 +193,7 @@ class Reranker:
         same: dict[str, list[int]] = defaultdict(list)
         for index, passage in enumerate(passages):
             same[key(topics.read(passage.title).topic) or f"#{index}"].append(index)
-        # A topic that several passages support is more likely to be meant than one with a single passage.
+        # A topic with several good passages is more likely to be the intended one than a topic with one passage.
         mean = total.copy()
         for indices in same.values():
             if len(indices) > 1:
@@ -202,7 +203,7 @@ class Reranker:
     def features(
         self, question: str | RerankQuery, passages: Sequence[Passage], vectors: Vectors | None = None
     ) -> dict[str, Scores]:
-        """Return the features of the score: (n,) each, with the names of the weights."""
+        """Return the features of the score, (n,) each, by the names of their weights."""
         query = self.prepare(question) if isinstance(question, str) else question
         texts = [f"{passage.title}\n{passage.text}" for passage in passages]
         read = [topics.read(passage.title) for passage in passages]
@@ -254,7 +255,7 @@ def _weights(topic: str) -> dict[str, float]:
     return {word: says(word) for word in words(topic)}
 
 
-MAX_TITLES = 100_000  # With more distinct titles, passages count by their own vectors only
+MAX_TITLES = 100_000  # With more distinct titles, none are stored; passages are compared by their own vectors only
 
 Names = tuple[tuple[str, ...], ...]
 
@@ -283,7 +284,7 @@ def make(
 ) -> Knowledge:
     """Return the knowledge of passages with these titles; only titles that `before` doesn't contain are embedded.
 
-    `thesaurus` holds topics with their other names (`topics.of_medquad`). Empty titles are ignored.
+    `thesaurus` has topics with their other names (`topics.of_medquad`). Empty titles are ignored.
     """
     distinct = tuple(title for title in dict.fromkeys(titles) if title)
     names = tuple(tuple(group) for group in thesaurus)
@@ -302,7 +303,7 @@ def as_bytes(known: Knowledge) -> bytes:
 
 
 def read(data: bytes | None, name: str, model: str) -> Knowledge:
-    """Return the knowledge in an archive. Raises DataError if it is damaged, ModelError if it is another model's."""
+    """Return the knowledge in an archive. Raises DataError if it is damaged, ModelError if it is for another model."""
     found = read_archive(data, name, "the reranker's data is")
     if found["model"] != model:
         raise ModelError(

@@ -1,7 +1,8 @@
 """Storage of an index: a folder or object storage (s3://), with small atomic files, the LanceDB table and a lock.
 
-One process at a time can write. For object storage, the lock is a table that can be created only once. Keys, region and
-another endpoint than Amazon's come from the variables AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_REGION etc.
+One process at a time can write. In object storage, the lock is a table that can be created only once. Environment
+variables set the keys, the region and an endpoint other than Amazon's: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY,
+AWS_REGION, AWS_ENDPOINT_URL.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ def archive(**parts: Any) -> bytes:
 
 
 def read_archive(data: bytes | None, name: str, what: str) -> dict[str, Any]:
-    """Return the parts of an archive called `name`. Raises DataError, which calls it `what`, if it can't be read."""
+    """Return the parts of an archive. Raises DataError if it can't be read; `name` and `what` describe it there."""
     try:
         if data is None:
             raise ValueError("the file is missing")
@@ -106,7 +107,7 @@ class IndexStorage(ABC):
 
 
 def index_storage(location: str | Path) -> IndexStorage:
-    """Return the storage of that name."""
+    """Return the storage at a location."""
     if "://" in str(location):
         return _ObjectStore(str(location).rstrip("/"))
     return _Folder(Path(location))
@@ -140,7 +141,7 @@ class _Folder(IndexStorage):
             f"{self.path}: another process is changing this index. Wait until it ends; searches continue meanwhile."
         )
         with exclusive_lock(self.path / ".writing.lock", busy):
-            for left in self.path.glob(".*.partial"):  # left by a killed process, because this one holds the lock
+            for left in self.path.glob(".*.partial"):  # from a killed process, because this one has the lock
                 left.unlink()
             yield
 
@@ -167,14 +168,14 @@ def connect(store: IndexStorage) -> Any:
 
 @contextmanager
 def readable(store: IndexStorage) -> Iterator[None]:
-    """Translate LanceDB's errors about missing or damaged files to DataError."""
+    """Convert LanceDB's errors about missing or damaged files to DataError."""
     with _data_error(f"{store.name}: cannot read the index; one of its files is missing or damaged", REBUILD):
         yield
 
 
 @contextmanager
 def _data_error(problem: str, advice: str, passed: tuple[type[Exception], ...] = ()) -> Iterator[None]:
-    """Raise DataError with the first line of an error in the block; errors of the types `passed` stay as they are."""
+    """Convert errors in the block to DataError with their first line; errors of the types `passed` stay as they are."""
     try:
         yield
     except passed:
@@ -222,7 +223,7 @@ def quoted(text: str) -> str:
 
 
 def make_searchable(table: Any, approximate: bool, keep: timedelta) -> None:
-    """Compact the table and index its columns; existing indices are extended by new rows."""
+    """Compact the table and index its columns. New rows are added to existing indices."""
     from lancedb.index import FTS, Bitmap, IvfPq
 
     indices = {tuple(index.columns): _kind(index) for index in table.list_indices()}
@@ -232,7 +233,7 @@ def make_searchable(table: Any, approximate: bool, keep: timedelta) -> None:
     if ("source",) not in indices:
         table.create_index("source", config=Bitmap())
     if approximate and indices.get((VECTOR,)) != APPROXIMATE:
-        # A quarter of LanceDB's training vectors and rounds is enough, because full vectors order the candidates.
+        # A quarter of LanceDB's training vectors and iterations is enough, because full vectors order the candidates.
         near = IvfPq(distance_type="dot", sample_rate=64, max_iterations=20)
         table.create_index(VECTOR, config=near, replace=True)
     if not approximate:
@@ -243,23 +244,23 @@ def make_searchable(table: Any, approximate: bool, keep: timedelta) -> None:
 
 
 def is_approximate(table: Any) -> bool:
-    """Return whether the vector index is approximate, so that it may miss some of the nearest."""
+    """Return whether the vector index is approximate, so that searches may miss some of the nearest vectors."""
     return any(_kind(index) == APPROXIMATE for index in table.list_indices())
 
 
 def _kind(index: Any) -> str:
-    """Return IVFPQ or FTS, however LanceDB spells it."""
+    """Return the kind of an index, such as IVFPQ or FTS, spelled in one way."""
     return str(index.index_type).replace("_", "").upper()
 
 
 def verify(table: Any, passages: int) -> None:
     """Raise DataError if the table cannot be searched."""
     if table.count_rows() != passages:
-        raise DataError(f"The new index has {table.count_rows():,} passages instead of {passages:,}; build it again.")
+        raise DataError(f"The index has {table.count_rows():,} passages instead of {passages:,}; build it again.")
     for index in table.list_indices():
         if index.num_unindexed_rows:
             raise DataError(
-                f"{index.num_unindexed_rows:,} passages are missing in the index {index.name}; build it again with "
+                f"{index.num_unindexed_rows:,} passages are missing from the index {index.name}; build it again with "
                 "--replace."
             )
 
@@ -274,7 +275,7 @@ class _ObjectStore(IndexStorage):
 
     def __init__(self, uri: str) -> None:
         if not uri.startswith("s3://") or not uri.removeprefix("s3://").strip("/"):
-            raise DataError(f"{uri}: not a location of an index; give a folder or s3://BUCKET/PATH.")
+            raise DataError(f"{uri} is not a location for an index; give a folder or s3://BUCKET/PREFIX.")
         self.name = uri
         self.tables = f"{uri}/{TABLES}"
         self._path = uri.removeprefix("s3://")
@@ -310,7 +311,7 @@ class _ObjectStore(IndexStorage):
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        # A killed process leaves the index locked.
+        # If the process is killed, the index stays locked.
         with _storage_errors(self.name):
             from pyarrow.fs import FileType
 
@@ -324,7 +325,7 @@ class _ObjectStore(IndexStorage):
         try:
             yield
         finally:
-            # Keep another process's lock, in case this one was released in the meantime.
+            # Another process may have the lock now, if `unlock` released this one.
             if LOCK in database.list_tables().tables and _mark(database) == own_mark:
                 database.drop_table(LOCK)
 
@@ -348,7 +349,7 @@ class _ObjectStore(IndexStorage):
             if LOCK not in database.list_tables().tables:
                 raise
             raise self._locked_error(_mark(database)) from error
-        # Without conditional writes, two processes can create the lock at the same moment; the last one's entry stays.
+        # Without conditional writes, two processes can create the lock at the same moment; the later entry remains.
         time.sleep(SETTLING_SECONDS)
         stored_mark = _mark(database)
         if stored_mark != own_mark:
@@ -383,6 +384,6 @@ def _region() -> str:
 
 
 def _mark(database: Any) -> str:
-    """Return the unique mark of the lock's holder, and after a space who it is."""
+    """Return the entry of the process that has the lock: a unique id, a space and a description."""
     rows = database.open_table(LOCK).search().limit(1).to_list()
     return str(rows[0]["who"]) if rows else "- another process"

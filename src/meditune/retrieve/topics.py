@@ -1,9 +1,10 @@
-"""Topics: what a passage's title is about, and the topics that a text names, by any of their names.
+"""Topics: the topic of a passage's title, and the topics that a text names by any of their names.
 
 MedQuAD's titles follow templates ("What are the symptoms of Diabetes ? (Also called: Sugar disease)"; Ben Abacha and
 Demner-Fushman 2019, https://doi.org/10.1186/s12859-019-3119-4); any other title is a topic. Titles, and MedQuAD's
-synonyms and UMLS concepts, form a thesaurus. Names are matched longest first, word by word, so that "type 2 diabetes"
-isn't also diabetes. Words in neither the topics nor English are replaced by the topics' most similar word.
+synonyms and UMLS concepts, form a thesaurus. Names are matched word by word, the longest first, so that "type 2
+diabetes" doesn't also match diabetes. A word that is neither in the topics nor English is replaced by the most similar
+word of the topics.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ class Title:
 
     topic: str
     names: tuple[str, ...]  # All names of the topic, `topic` first
-    kind: str  # The kind of question that it answers, one of KINDS; empty if the title doesn't show it
+    kind: str  # The kind of question that the passage answers, one of KINDS; empty if the title doesn't show it
 
 
 @lru_cache(maxsize=65536)
@@ -52,14 +53,14 @@ def read(title: str) -> Title:
 
 
 MAX_NAME_WORDS = 8  # Maximum number of words in a name
-KNOWN = 3.0  # Zipf frequency (log10 of occurrences in 10^9 words) from which a word isn't a misspelling
-MIN_TYPO_LETTERS = 5  # Length of a word from which on one letter may be wrong
-TWO_TYPO_LETTERS = 8  # Length from which on two letters may be wrong
-RARER = 1.0  # By which (Zipf) the intended word may be rarer; common misspellings have counts too
-MIN_ACRONYM_WORDS, MAX_ACRONYM_TOPICS = 3, 4  # Words of a name with an acronym, and topics that share it
+KNOWN = 3.0  # Minimum Zipf frequency (log10 of occurrences in 10^9 words) of a word that isn't a misspelling
+MIN_TYPO_LETTERS = 5  # Minimum length of a word in which one letter may be wrong
+TWO_TYPO_LETTERS = 8  # Minimum length of a word in which two letters may be wrong
+RARER = 1.0  # Zipf difference by which the intended word may be rarer, as misspellings occur in the counts, too
+MIN_ACRONYM_WORDS, MAX_ACRONYM_TOPICS = 3, 4  # Minimum words of a name with an acronym; maximum topics that share it
 _WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)?")
 _BRACKETS = re.compile(r"\(([^()]*)\)")
-TOO_COMMON = 4.8  # Zipf frequency from which a single word ("doctor", "health") is too common for a name
+TOO_COMMON = 4.8  # Zipf frequency at which a single word ("doctor", "health") is too common for a name
 
 
 @dataclass(frozen=True)
@@ -67,13 +68,13 @@ class Mention:
     """A name in a text."""
 
     name: str  # In the index's spelling, in lowercase
-    topics: frozenset[str]  # All topics of that name
+    topics: frozenset[str]  # All topics with that name
     start: int  # Its position in words of the text
     weight: float  # How informative the name is: more for rare words and for more words
 
     @property
     def topic(self) -> str:
-        """The one of its topics whose name is most similar to it, the shortest if there are several."""
+        """The topic whose name is most similar to this name; of several, the shortest."""
         own_words = set(self.name.split())
         return min(self.topics, key=lambda name: (-len(own_words & set(words(name))), len(name), name))
 
@@ -82,7 +83,7 @@ class Synonyms:
     """Topics by their names."""
 
     def __init__(self, groups: Iterable[Sequence[str]]) -> None:
-        """`groups` holds the names of one topic each, the topic itself first. A topic may occur several times."""
+        """Each of the `groups` has the names of one topic, the topic itself first. A topic may occur several times."""
         self._topics: dict[tuple[str, ...], set[str]] = defaultdict(set)
         self._names: dict[str, set[str]] = defaultdict(set)
         initials: dict[str, set[str]] = defaultdict(set)
@@ -91,7 +92,7 @@ class Synonyms:
             for written in group:
                 for name in _variants(written):
                     parts = tuple(words(name))
-                    # A single letter, a number or a very common word says nothing.
+                    # A single letter, a number or a very common word is not informative.
                     says_nothing = len(parts) == 1 and (
                         len(parts[0]) == 1 or parts[0].isdigit() or _frequency(parts[0]) >= TOO_COMMON
                     )
@@ -109,7 +110,7 @@ class Synonyms:
         return frozenset(self._names.get(key(topic), ()))
 
     def find(self, text: str) -> list[Mention]:
-        """Return the names in a text, in order; none within another."""
+        """Return the names in a text, in order. A name within a longer name doesn't count."""
         meant = [self._corrected(word) for word in words(text)]
         found: list[Mention] = []
         taken = [False] * len(meant)
@@ -160,12 +161,12 @@ class Synonyms:
 
 
 def key(topic: str) -> str:
-    """Return a topic's name as used in `Mention.topics`."""
+    """Return a topic's name as it is in `Mention.topics`."""
     return " ".join(topic.casefold().strip(" ?").split())
 
 
 def _variants(name: str) -> list[str]:
-    """Return the variants of a name: as written, without and within brackets, and with "kind - of" reversed."""
+    """Return the variants of a name: as written, or without and within brackets; and "A - B" as "B A", too."""
     variants = [name]
     inner = _BRACKETS.findall(name)
     if inner:
@@ -205,9 +206,7 @@ def says(word: str) -> float:
 
 
 def _nearest(word: str, candidates: Sequence[str]) -> str | None:
-    """Return the candidate with the smallest edit distance (letters missing, added, changed, swapped), if it is small
-    enough.
-    """
+    """Return the candidate with the smallest edit distance (letters missing, added, changed, swapped), if small enough."""
     from rapidfuzz.distance import OSA
     from rapidfuzz.process import extract
 

@@ -48,7 +48,7 @@ class Judgements:
 
 
 BESIDE = ("decision", "source", "link")
-"""Fields of items that are shown beside the answers, if any item has them"""
+"""Fields of items that are shown with the answers, if any item has them"""
 
 
 def _write_label_studio(path: Path, judgements: Judgements, origins: Mapping[str, tuple[str, str]]) -> list[Path]:

@@ -152,7 +152,7 @@ class Task:
     words: Mapping[str, str]
     """Texts of the page and of files; `settling` is the purpose during adjudication, `better` what raters may write"""
     edits: bool = False
-    """True if the editor starts with the shown text, which the rater corrects"""
+    """True if the editor starts with the text to check, so that raters can correct it"""
     shows_sources: bool = False
 
     def form(self, name: str) -> tuple[Axis, ...]:

@@ -51,7 +51,7 @@ class FairQueue:
 
     @property
     def waiting(self) -> int:
-        """Return the number of waiting requests; those just cancelled may still be in the list."""
+        """Return the number of waiting requests, without those that were just cancelled."""
         return sum(not entry.turn.done() for entry in self._waiting)
 
     async def enter(self, caller: str, cost: int = 1) -> None:
@@ -89,7 +89,7 @@ class FairQueue:
         raise NotImplementedError
 
     def _order(self, entry: _Entry, begins: float = 0.0) -> tuple[float, int]:
-        """Return a request's finish tag; the request with the smallest is next. `begins` is its earliest beginning."""
+        """Return a request's finish tag and number; the smallest pair is next. `begins` is its earliest start."""
         return max(entry.arrived, self._served.get(entry.caller, 0.0), begins) + entry.cost, entry.number
 
     def _last(self) -> _Entry:

@@ -17,7 +17,7 @@ from meditune.serve.store_access import run_in_store_thread
 from meditune.store.api_keys import SCOPES, USUAL, Keys, Scope, Usage
 
 MAX_CALLERS = 10_000
-"""The number of buckets to remember; the least recently used, which are full again or soon will be, are dropped"""
+"""Maximum number of buckets; the least recently used ones, which are full again or soon will be, are dropped"""
 
 IPV6_PREFIX = 64
 """The smallest network that a provider assigns to one customer, who can use any address in it"""
@@ -89,7 +89,7 @@ class Caller:
     """The sender of a request."""
 
     name: str
-    """The key's id, or the address (for IPv6, the /64 network); queue, rate limit and quota count by it"""
+    """The key's id, or the address (for IPv6, the /64 network); each name has its own rate limit and quota"""
     key: str
     """The key's id; empty without a key"""
     scopes: frozenset[str]

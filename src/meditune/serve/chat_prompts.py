@@ -2,8 +2,8 @@
 
 The plain format has context, a question and a cue. System messages therefore become context, and earlier turns come
 before the last question in the same format. A message that already ends in one of the format's cues is used unchanged.
-In the chat format, the messages are rendered with the model's chat template, as in training (prompts.py). If
-the format has a cue for plain language, both kinds of prompts contain it.
+In the chat format, the messages are rendered with the model's chat template, as in training (prompts.py). If the
+format has a cue for plain language, both kinds of prompts contain it.
 """
 
 from __future__ import annotations

@@ -56,7 +56,7 @@ _ANSWER = TypeAdapter(Answer)
 
 @dataclass(eq=False)
 class Evaluation:
-    """The evaluation that the tool `evaluate` runs, in a process of its own and at most once at a time."""
+    """The evaluation that the tool `evaluate` runs, in a separate process and at most once at a time."""
 
     model: str
     recipe: str
@@ -163,7 +163,7 @@ class _Tools:
         return str(_ANSWER.validate_python(result)) if name == "ask" else _search_text(result), result
 
     def _without_restricted(self, arguments: dict[str, Any]) -> dict[str, Any]:
-        """Return the arguments, limited to sources whose licence lets their texts go to other programs' models.
+        """Return the arguments, limited to sources whose licences allow sending their texts to other programs' models.
 
         Raises ApiError 403 if a restricted source is named, or if there are no others.
         """

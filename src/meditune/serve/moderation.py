@@ -1,4 +1,4 @@
-"""Safety around the model: triage of each request, length limits, and standard replies instead of the model's.
+"""Safety around the model: triage of each request, length limits, and standard replies that replace the model's.
 
 The chat API has no sources and no events, so a standard reply is the whole answer. Callers with the scope `raw` can
 send structured requests (a choice among given texts, a JSON schema, or a prompt in the model's own format) and get the
@@ -30,9 +30,9 @@ if TYPE_CHECKING:
 ENDING = f"\n\n{LIMITS_LINE}"
 """The note at the end of every answer to a person"""
 OUTCOMES = {"urgent": "escalated", "decline": "declined", "bound": "declined"}
-"""The outcomes, in metrics and store, of the actions of triage whose text replaces the model's answer to a chat"""
+"""The outcome, in metrics and store, of each action of triage whose text replaces the model's answer to a chat"""
 BEFORE = 4
-"""The number of earlier messages that triage reads, the latest ones"""
+"""Triage reads this many earlier messages, the latest ones"""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class ChatQuestion:
     earlier: Sequence[str]
     """Earlier messages of the same user, oldest first"""
     param: str
-    """The parameter that holds the message"""
+    """The name of the request's parameter that contains the message"""
     context: int = 0
     """The number of characters in system messages"""
     history: int = 0

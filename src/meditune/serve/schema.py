@@ -100,7 +100,7 @@ SourceNames = Annotated[list[Name] | None, Field(max_length=20, description="Sea
 
 
 class StreamOptions(Body):
-    """Options of a stream. With `include_usage`, the last chunk holds the token counts."""
+    """Options of a stream. With `include_usage`, the last chunk has the token counts."""
 
     include_usage: bool = False
     asks_nothing: ClassVar[Mapping[str, tuple[Any, ...]]] = {"include_obfuscation": (False, True)}

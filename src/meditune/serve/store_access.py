@@ -66,7 +66,7 @@ JUMP_S = 3600.0
 MAX_INACTIVITY_S = 7 * 86_400.0
 """If a store's last activity is older than this, the clock may be wrong (or nobody used the store)"""
 STABLE_CLOCK_S = 86_400.0
-"""How long the clock must run without a jump before it is trusted; a wrong clock is corrected by then"""
+"""How long the clock must run without a jump before it is trusted; by then, a wrong clock is probably corrected"""
 # This clock also runs while the machine sleeps, so waking up isn't a jump.
 _SINCE_START = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 

@@ -180,7 +180,7 @@ async def _count(service: Service, caller: Caller, tokens: int) -> None:
 
 
 def _refuse_without_engine(service: Service) -> None:
-    """Raise EngineUnavailableError while the engine is dead, before the request waits or the client gets anything."""
+    """Raise EngineUnavailableError if the engine is dead, before the request waits or the client gets anything."""
     failure = service.engine.failure()
     if isinstance(failure, EngineUnavailableError):
         raise failure

@@ -35,7 +35,7 @@ class Key:
     per_minute: int | None
     """Requests per minute; None: the server's own limit"""
     daily_tokens: int | None
-    """Tokens of prompts and answers together per UTC day; None: no quota"""
+    """Tokens of prompts and answers together per UTC day; None: the server's own quota"""
     created: float
     expires: float | None
     revoked: float | None

@@ -13,8 +13,7 @@ from meditune.errors import ModelError
 from meditune.models.fsdp import gather_tensor
 from meditune.models.quantization import require
 
-BETAS, EPSILON, WEIGHT_DECAY, MAX_GRAD_NORM = (0.9, 0.999), 1e-8, 0.01, 1.0
-WARMUP_SHARE = 0.03  # share of the steps during which the learning rate rises
+BETAS, EPSILON = (0.9, 0.999), 1e-8
 EIGHT_BIT_FROM = 4096
 """Size from which a tensor's optimizer state is stored in 8 bits; for smaller ones it isn't worth it."""
 STATE_BYTES: dict[OptimizerName, int] = {"adamw": 16, "adamw8bit": 10, "adafactor": 8}
@@ -39,7 +38,7 @@ class MasterOptimizer:
     def __init__(self, parameters: list[torch.nn.Parameter], spec: TrainSpec, fp16: bool = False) -> None:
         self.parameters = parameters
         self.masters = [parameter.detach().to(torch.float32).clone() for parameter in parameters]
-        self.max_norm = MAX_GRAD_NORM
+        self.max_norm = spec.max_grad_norm
         fp16 = fp16 or any(parameter.dtype == torch.float16 for parameter in parameters)
         self.scale = 2.0**16 if fp16 else 1.0
         self.good_steps = 0
@@ -126,7 +125,7 @@ def check_optimizer(name: OptimizerName, device: str) -> None:
 
 
 def _optimizer(masters: list[torch.Tensor], spec: TrainSpec) -> torch.optim.Optimizer:
-    shared: dict[str, Any] = {"lr": spec.learning_rate, "weight_decay": WEIGHT_DECAY}
+    shared: dict[str, Any] = {"lr": spec.learning_rate, "weight_decay": spec.weight_decay}
     optimizer: torch.optim.Optimizer
     if spec.optimizer == "adafactor":
         from transformers.optimization import Adafactor
@@ -156,7 +155,7 @@ def empty_state(parameters: list[torch.nn.Parameter]) -> dict[str, torch.Tensor]
 
 def learning_rate(step: int, steps: int, spec: TrainSpec) -> float:
     """Return the learning rate of step 0 .. `steps` - 1: linear warm-up, then the schedule down to zero."""
-    warmup = math.ceil(WARMUP_SHARE * steps)
+    warmup = math.ceil(spec.warmup_share * steps)
     if step < warmup:
         return spec.learning_rate * (step + 1) / (warmup + 1)
     if spec.schedule == "constant":

@@ -169,7 +169,7 @@ def test_thoughts_are_stripped_and_counted_or_kept(tmp_path: Path, capsys: pytes
         assert [text for role, text in said(first) if role == "assistant"] == replies
         assert second.question == "What does <think> do?", "the user's words stay"
         assert facts["own"].get("thoughts_stripped", 0) == count
-        assert ("thoughts (<think> ... </think>) of 2 assistant turns were stripped" in capsys.readouterr().err) == (
+        assert ("thoughts (<think> ... </think>) in 2 assistant turns were removed" in capsys.readouterr().err) == (
             count > 0
         )
     only_thoughts = lines(tmp_path / "b.jsonl", openai(("user", "Flu?"), ("assistant", "<think>Hm.</think>")))

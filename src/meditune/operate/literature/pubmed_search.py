@@ -1,10 +1,10 @@
 """Import of a PubMed query's articles that were added or revised since the last update, page by page.
 
-NCBI allows 3 requests a second, or 10 with an API key, and answers 429 to more; it asks for `tool` and `email` in each
-(https://www.ncbi.nlm.nih.gov/books/NBK25497/, https://support.nlm.nih.gov/kbArticle/?pn=KA-05510). The E-utilities
-(https://www.ncbi.nlm.nih.gov/books/NBK25499/) return at most the first 9,999 articles of a search. The client
-recognizes responses with status 200 that aren't results: an HTML page, a rate limit in JSON, an error inside XML,
-truncated XML. Dates come from the server, not from this machine's clock. Each page is saved with its cursor in one
+NCBI allows 3 requests a second, or 10 with an API key, and answers 429 to more. Each request must name `tool` and
+`email` (https://www.ncbi.nlm.nih.gov/books/NBK25497/, https://support.nlm.nih.gov/kbArticle/?pn=KA-05510). The
+E-utilities (https://www.ncbi.nlm.nih.gov/books/NBK25499/) return at most the first 9,999 articles of a search. The
+client recognizes responses with status 200 that aren't results: an HTML page, a rate limit in JSON, an error inside
+XML, truncated XML. Dates come from the server, not from this machine's clock. Each page is saved with its cursor in one
 transaction.
 """
 

@@ -233,7 +233,7 @@ def deal(
     decisions: Path | None = None,
     min_rows: int = 0,
 ) -> DealtRows:
-    """Split the new rows, and add them to the old splits; `pool` holds all training rows of the current version.
+    """Split the new rows, and add them to the old splits; `pool` has all training rows of the current version.
 
     A new row that is similar to a held-out item isn't trained on, and one that is similar to an old training row isn't
     held out for testing. Raises TooFewError.

@@ -172,7 +172,7 @@ class Work:
 
     @property
     def _id(self) -> str:
-        """A unique id. It is the name of the run's folder, which the version made from the run records."""
+        """A unique id. It is also the name of the run's folder, by which the resulting version is found again."""
         begun = self.read()
         assert begun is not None, "the caller has claimed the work"
         return begun.id
@@ -301,7 +301,9 @@ def next_step(name: str) -> OnPass:
 def _current(registry: Registry) -> str:
     current = registry.state().current
     if current is None:
-        raise MedituneError(f"No version in {registry.folder} is served yet, so there is none to continue from.")
+        raise MedituneError(
+            f"No version in {registry.folder} is served yet, so a retraining has nothing to continue from."
+        )
     return current
 
 

@@ -1,7 +1,7 @@
 """Automatic rollback: detects whether the served version or the one on trial made answers worse, and rolls it back.
 
 A change in the questions is not a version's fault, so alerts about inputs never cause a rollback. The answers of a
-version on trial are compared with those that the current version gave in the same time. A version that a rollback
+version on trial are compared with those that the current version gave in the same period. A version that a rollback
 restored isn't rolled back automatically.
 """
 

@@ -1,6 +1,7 @@
 """Documents and passages: the records that are indexed, and how text is split.
 
-Text is split into passages that can be searched and cited, between paragraphs, then sentences, then words.
+Text is split into passages that can be searched and cited: between paragraphs if possible, else between sentences, else
+between words.
 """
 
 from __future__ import annotations
@@ -13,9 +14,9 @@ from dataclasses import asdict, dataclass
 
 from meditune.text import sentences
 
-MOST_WORDS = 160  # With its title, about as much medical English as the 256 tokens that all-MiniLM-L6-v2 reads
-FEWEST_WORDS = 25  # A last passage with fewer words is joined to the one before it
-MOST_CHARACTERS = 1600  # Where words are no measure: codes, tables, scripts without spaces
+MOST_WORDS = 160  # Together with a title, about the 256 tokens of medical English that all-MiniLM-L6-v2 reads
+FEWEST_WORDS = 25  # A last passage with fewer words is joined to the previous one
+MOST_CHARACTERS = 1600  # For texts in which words are no measure: codes, tables, scripts without spaces
 
 
 def split_text(text: str) -> Iterator[str]:
@@ -108,7 +109,7 @@ class Document:
     restricted: bool = False
 
     def passages(self) -> Iterator[IndexedPassage]:
-        """Yield its text as passages that fit the embedding model; none spans several headings."""
+        """Yield the text as passages that fit the embedding model. Each belongs to one heading only."""
         parts = [(section.heading, text) for section in self.sections for text in split_text(section.text)]
         for number, (heading, text) in enumerate(parts):
             yield IndexedPassage(
@@ -127,4 +128,4 @@ class Document:
 
 
 class UnreadableError(Exception):
-    """A file that cannot be indexed; the message is the reason, for the list of what was left out."""
+    """A file that cannot be indexed. The message is the reason, for the list of files that were left out."""

@@ -1,4 +1,4 @@
-"""The text of one PDF or Word file: a program that text_files.py starts as a separate process, with limited memory.
+"""Program that prints the text of one PDF or Word file. text_files.py starts it as a process with limited memory.
 
 python pdf_docx_text.py FILE PAGES GB CHARACTERS   prints {"title", "sections", "unread"}, {"problem"} or {"missing"} as
 JSON. A section is [heading, text].
@@ -17,9 +17,7 @@ FEWEST_CHARACTERS_A_PAGE = 20  # A page with an image and fewer characters count
 
 
 def pdf(path: str, max_pages: int, max_characters: int) -> dict[str, Any]:
-    """Return the title, a section for each page with text, and the scanned pages. Raises pypdf's errors for a damaged
-    file.
-    """
+    """Return the title, a section for each page with text, and the scanned pages. A damaged file raises pypdf's errors."""
     import pypdf
 
     reader = pypdf.PdfReader(path)
@@ -41,19 +39,19 @@ def pdf(path: str, max_pages: int, max_characters: int) -> dict[str, Any]:
             sections.append((f"Page {number}", text))
     if characters < FEWEST_CHARACTERS_A_PAGE * max(1, len(reader.pages)):
         return {"problem": "images of pages without text; run text recognition (OCR) on it first"}
-    ocr = "images of text; run text recognition (OCR) on them. The other pages were read"
-    unread = f"pages that are {ocr}: {', '.join(images)}" if images else ""
+    ocr = "run text recognition (OCR) on them. The other pages were read"
+    unread = f"with pages that are images of text ({', '.join(images)}); {ocr}" if images else ""
     title = str((reader.metadata and reader.metadata.title) or "").strip()
     return {"title": title, "sections": sections, "unread": unread}
 
 
-OLD_WORD = b"\xd0\xcf\x11\xe0"  # How an encrypted file begins, and one in the format before .docx
+OLD_WORD = b"\xd0\xcf\x11\xe0"  # First bytes of an encrypted file, and of one in the format before .docx
 HIDDEN = {"del", "moveFrom", "Fallback", "instrText"}  # Deleted text, and the second copy of a text box
 WHITESPACE = {"tab": " ", "br": "\n", "cr": "\n", "noBreakHyphen": "-"}
 
 
 def docx(path: str, max_characters: int) -> dict[str, Any]:
-    """Return the title, the text under each heading, and footnotes. Raises python-docx's errors for a damaged file.
+    """Return the title, the text under each heading, and the notes. A damaged file raises python-docx's errors.
 
     The text comes from the XML: python-docx's own paragraphs lack tracked insertions, content controls and text boxes.
     """
@@ -87,7 +85,7 @@ def docx(path: str, max_characters: int) -> dict[str, Any]:
 
 
 def _headings(styles: Any) -> dict[str, str]:
-    """Return the ids of the styles that are, or are based on, Word's title and headings."""
+    """Return Word's styles for title and headings, and those based on them: id -> name of Word's style."""
     found = {}
     for style in styles:
         base = style
@@ -143,7 +141,7 @@ def _tag(element: Any) -> str:
 
 
 def main(path: str, max_pages: str, max_gb: str, max_characters: str) -> dict[str, Any]:
-    """Return what is printed."""
+    """Read the file and return the result to print."""
     logging.disable()
     try:
         import resource
@@ -158,7 +156,7 @@ def main(path: str, max_pages: str, max_gb: str, max_characters: str) -> dict[st
         return docx(path, int(max_characters))
     except ModuleNotFoundError:
         return {"missing": True}
-    except Exception as error:  # noqa: BLE001 (a damaged file can raise any error; this process reads nothing else)
+    except Exception as error:  # noqa: BLE001 (a damaged file can raise any error; this process does nothing else)
         return {"problem": f"a damaged or unusual {kind} ({type(error).__name__}: {str(error)[:200]})"}
 
 

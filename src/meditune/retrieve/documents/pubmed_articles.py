@@ -3,8 +3,8 @@
 NLM's terms allow indexing and showing abstracts with their source, under their publishers' copyright
 (https://www.nlm.nih.gov/databases/download/terms_and_conditions.html). The elements and the notices are described in
 https://www.nlm.nih.gov/bsd/licensee/elements_descriptions.html and https://www.nlm.nih.gov/bsd/policy/errata.html.
-Each record is found by its tags and parsed separately, so that a malformed one doesn't affect others, and entities that
-a file declares are never expanded.
+Each record is found by its tags and parsed separately, so that a malformed record doesn't affect others, and entities
+that a file declares are never expanded.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from meditune.retrieve.documents.document import Document, Section, UnreadableEr
 SOURCE = "pubmed"
 LICENCE = "PubMed abstract; its publisher's copyright may apply"
 RETRACTED_IN = ("RetractionIn", "RetractedandRepublishedIn")  # Notices (RefType) that retract an article
-REPLACED_IN = ("CorrectedandRepublishedIn",)  # Kinds of notices by which a corrected article replaces it
+REPLACED_IN = ("CorrectedandRepublishedIn",)  # Notices that replace an article by a corrected one
 CONCERN_IN = "ExpressionOfConcernIn"
 UPDATED_IN = "UpdateIn"
 NOTICE_OF = {
@@ -42,7 +42,9 @@ NOTICE_OF = {
 NO_RESEARCH = frozenset(
     ("retraction of publication", "retraction notice", "published erratum", "expression of concern", "duplicate notice")
 )  # Kinds of publications (PublicationType) that are only about another publication
-CONCERN = "[Expression of concern] "  # Begins the title of an article about which its journal has published one
+CONCERN = (
+    "[Expression of concern] "  # Prefix of an article's title if its journal has published an expression of concern
+)
 _NO_TITLE = {"", "[not available]", "[not available]."}
 _MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
 
@@ -99,7 +101,7 @@ class Article:
 
     @property
     def retraction(self) -> Link | None:
-        """The notice that retracts it; without id or place if only the kind of publication shows the retraction."""
+        """The notice that retracts it; with empty id and reference if only the kind of publication shows a retraction."""
         found = [link for link in self.links if link.kind in RETRACTED_IN]
         marked = any(each.casefold() == "retracted publication" for each in self.types)
         return found[0] if found else Link(RETRACTED_IN[0], "", "") if marked else None
@@ -141,7 +143,7 @@ def from_dict(value: dict[str, Any]) -> Article:
 
 
 def _article(element: ET.Element) -> Article:
-    """Return the article in a PubmedArticle. Raises UnreadableError with the reason if there is none."""
+    """Return the article in a PubmedArticle element. Raises UnreadableError with the reason if there is none."""
     citation, version = element.find("./MedlineCitation"), element.find("./MedlineCitation/PMID")
     pmid = _text(version)
     if citation is None or not pmid:
@@ -170,16 +172,14 @@ def _article(element: ET.Element) -> Article:
         ),
         mesh=tuple(map(_text, citation.findall("./MeshHeadingList/MeshHeading/DescriptorName"))),
         journal=_text(article.find("./Journal/Title")),
-        # Of the journal's issue, or of the electronic publication
+        # The date of the journal's issue, or else of the electronic publication
         date=_day(article.find("./Journal/JournalIssue/PubDate")) or _day(article.find("./ArticleDate")),
         licence=_text(article.find("./Abstract/CopyrightInformation")) or LICENCE,
     )
 
 
 def _title(article: ET.Element) -> str:
-    """Return the English title without the brackets that mark a translation, or the original title if there is no
-    other.
-    """
+    """Return the English title without the brackets that mark a translation, or else the original title."""
     title, original = (_text(article.find(name)) for name in ("ArticleTitle", "VernacularTitle"))
     if title.casefold() in _NO_TITLE:
         return original
@@ -220,7 +220,7 @@ class Record:
     kind: str
     line: int  # The line where it begins, from 1
     xml: bytes
-    problem: str = ""  # Why there is nothing to parse
+    problem: str = ""  # Why it can't be parsed; empty if it can
 
     @property
     def pmid(self) -> str:
@@ -230,7 +230,7 @@ class Record:
 
 
 def of_file(file: Path, progress: Progress | None = None) -> Iterator[Record]:
-    """Yield the records of a file, gzip or not; `progress` is advanced by its megabytes."""
+    """Yield the records of a file, which may be a gzip file; `progress` is advanced by the megabytes read."""
     try:
         data = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
     except DAMAGED as error:
@@ -244,7 +244,7 @@ def of_file(file: Path, progress: Progress | None = None) -> Iterator[Record]:
 
 
 def records(data: bytes) -> Iterator[Record]:
-    """Yield the records in the bytes of a file. If its end is missing, the last one has a problem and no kind."""
+    """Yield the records in the bytes of a file. If the file is truncated, the last record has a `problem`."""
     openings = list(_OPENING.finditer(data))
     ends = [*(opening.start() for opening in openings[1:]), len(data)]
     line, counted, problem = 1, 0, ""
@@ -293,7 +293,7 @@ def pubmed_of_file(file: Path, rejects: Rejects, progress: Progress | None = Non
 
 
 def of_record(record: Record, file: str, rejects: Rejects) -> Iterator[Article | str]:
-    """Yield the content of a record: an article, or the PubMed ids of deleted ones; books are only counted."""
+    """Yield the content of a record: an article, or the PubMed ids of deleted articles. Books are only counted."""
     if record.kind == BOOK:
         rejects.count_only(SOURCE, "a book, not an article")
         return

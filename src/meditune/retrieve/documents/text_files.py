@@ -29,9 +29,7 @@ _EMPHASIS = re.compile(r"(\*\*|__|`)(?=\S)|(?<=\S)(\*\*|__|`)")
 
 
 def decoded(path: Path) -> str:
-    """Return the text of a file in UTF-8, or in UTF-16 with a byte order mark. Raises UnreadableError for anything
-    else.
-    """
+    """Return the text of a file in UTF-8, or UTF-16 with a byte order mark. Raises UnreadableError for other files."""
     data = path.read_bytes()
     wide = data.startswith((b"\xff\xfe", b"\xfe\xff"))
     try:
@@ -81,9 +79,9 @@ _CHARSET = re.compile(rb"""<meta[^>]{0,200}?charset\s*=\s*["']?([\w-]{1,40})""",
 
 
 def read_html(path: Path) -> tuple[str, list[Section]]:
-    """Return the title and the text under each heading. Raises UnreadableError if the file is too long."""
+    """Return the title and the text under each heading. Raises UnreadableError if the file is too large."""
     if path.stat().st_size > MOST_BYTES:
-        raise UnreadableError(f"longer than {MOST_BYTES // 10**6} MB, too long for a page")
+        raise UnreadableError(f"larger than {MOST_BYTES // 10**6} MB, too large for a page")
     reader = _Reader()
     reader.feed(_closed(_decoded(path.read_bytes())))
     reader.close()
@@ -104,7 +102,7 @@ def _decoded(data: bytes) -> str:
 
 
 def _closed(markup: str) -> str:
-    """Return the markup without comments and unclosed tags, for which the parser would search the whole rest."""
+    """Return the markup without comments and unclosed tags, whose end the parser would search in the whole rest."""
     parts: list[str] = []
     at = 0
     while (start := markup.find("<!--", at)) >= 0:
@@ -117,7 +115,7 @@ def _closed(markup: str) -> str:
 
 
 class _Reader(HTMLParser):
-    """An HTML parser that collects sections; an unclosed hidden element ends with the element around it."""
+    """An HTML parser that collects sections. An unclosed hidden element ends together with the element around it."""
 
     def __init__(self) -> None:
         super().__init__(convert_charrefs=True)
@@ -179,8 +177,7 @@ EXTRACTED = (".pdf", ".docx")
 
 
 def read_extracted(path: Path) -> tuple[str, list[Section], str]:
-    """Return the title, a section for each page of a PDF or heading of a Word file, and a sentence about pages that
-    were not read, or "".
+    """Return the title, the sections (PDF: pages; Word file: headings), and a note on unread pages, or "".
 
     Raises UnreadableError if the file is encrypted, damaged, contains only images of text, or takes too much time or
     memory; DataError if pypdf or python-docx isn't installed.
@@ -208,7 +205,7 @@ def read_extracted(path: Path) -> tuple[str, list[Section], str]:
 
 
 def _flowing(page: str) -> str:
-    """Return the lines joined to paragraphs, with words that were hyphenated at line ends restored."""
+    """Return the lines joined to paragraphs. Words that were hyphenated at the end of a line are joined, too."""
     text = ""
     for line in (each.strip() for each in page.splitlines()):
         if text.endswith("-") and line[:1].islower():
@@ -220,10 +217,10 @@ def _flowing(page: str) -> str:
 
 SOURCE = "documents"
 LICENCE = "your own document"
-FILES_MOST_BYTES = 100_000_000  # A longer file is rejected, because it is hardly one document
+FILES_MOST_BYTES = 100_000_000  # A larger file is rejected, because it is unlikely to be one document
 
 Reader = Callable[[Path], tuple[str, list[Section]]]
-"""Returns the title and sections of a file; raises UnreadableError with the reason if it has none"""
+"""Returns the title and sections of a file; raises UnreadableError with the reason if the file has none"""
 
 
 READERS: dict[str, Reader] = {
@@ -236,7 +233,7 @@ READERS: dict[str, Reader] = {
 
 
 def read_files(path: Path, rejects: Rejects, name: str = SOURCE) -> Iterator[Document]:
-    """Yield one document for each file under a folder (or for a single file), in order of name.
+    """Yield one document for each file under a folder (or for a single file), in order of names.
 
     Ids are `NAME:PATH IN THE FOLDER`; the date is that of the file's last change. Files without text go to `rejects`
     with the reason, and other kinds of files are counted there. Hidden files and folders are skipped, and links that
@@ -289,7 +286,7 @@ def _read(file: Path) -> tuple[str, list[Section], str]:
     try:
         size = file.stat().st_size
         if size > FILES_MOST_BYTES:
-            raise UnreadableError(f"longer than {FILES_MOST_BYTES // 10**6} MB ({size // 10**6}); split it")
+            raise UnreadableError(f"larger than {FILES_MOST_BYTES // 10**6} MB ({size // 10**6} MB); split it")
         if file.suffix.lower() in EXTRACTED:
             title, sections, unread = read_extracted(file)
         else:

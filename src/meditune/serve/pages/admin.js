@@ -69,7 +69,7 @@ function alert(each) {
   );
 }
 
-// Every alert holds the same groups of new questions, so the page shows them once.
+// Every alert has the same groups of new questions, so the page shows them once.
 function fresh(each) {
   const groups = (each.alerts ?? []).find((alert) => alert.evidence?.groups?.length)?.evidence.groups ?? [];
   if (!groups.length) return [];

@@ -100,7 +100,7 @@ function cut(text) {
   return text.length - place > 24 ? [text, ""] : [text.slice(0, place), text.slice(place)];
 }
 
-// Returns the lines as elements: lines that begin with "- " become a list, the one with whom to call is emphasized.
+// Returns the lines as elements: lines that begin with "- " become a list, and the line that says whom to call is emphasized.
 function lines(text, level) {
   const found = [];
   text.split("\n").forEach((line) => {

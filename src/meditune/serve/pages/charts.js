@@ -1,4 +1,4 @@
-// Charts of metrics over time, built as SVG elements so that no text becomes markup. A table holds the same numbers.
+// Charts of metrics over time, built as SVG elements so that no text becomes markup. A table shows the same numbers.
 
 import { el } from "./dom.js";
 
