@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 from meditune.config.load_recipe import load_recipe
-from meditune.config.recipe import Recipe, plain
+from meditune.config.recipe import Recipe
 from meditune.errors import MedituneError
 from meditune.evaluate.report.before_after import rows as metric_rows
 from meditune.evaluate.report.formatting import duration
@@ -255,7 +255,7 @@ class Job:
             return False  # `meditune prune` recognizes its own finished work, and refuses that of other settings.
         if not (self.folder / "report.json").is_file():
             return False
-        return plain(load_recipe(str(self.folder / "recipe.yaml")).recipe) == plain(self.recipe())
+        return load_recipe(str(self.folder / "recipe.yaml")).recipe == self.recipe()
 
     def run(self) -> None:
         """Run the row's commands. Raise FailedError if one fails."""

@@ -23,11 +23,11 @@ Messages = Sequence[dict[str, str]]  # {role, content} of each message
 
 _MARKER = re.compile(r"\{%-?\s*generation\b")
 _THINKING = "enable_thinking"
-"""The template option of Qwen3 and others: if it is false, an empty thought stands before the answer"""
+"""The template option of Qwen3 and others: if it is false, an empty thought comes before the answer"""
 _THOUGHTS_OFF = "{%- if enable_thinking is not defined %}{%- set enable_thinking = false %}{%- endif %}\n"
 _TODAY = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")
 DATE = date(2024, 7, 26)
-"""The date in prompts whose template writes today's; Llama 3.1's and 3.2's templates have it where they know no date"""
+"""The date that replaces today's date in templates; Llama 3.1's and 3.2's templates use it if no date is known"""
 _MARK = re.compile(r"\[/?[A-Z][A-Z_]*\]|<{1,2}/?\|?[\w:-]+\|?>{1,2}|#{2,} ?[A-Z]\w+:")
 """Marks of turns in templates, such as [INST], <|user|>, <<SYS>> and ### Instruction:"""
 _THOUGHT_MARKS = {"<think>", "</think>"}
@@ -120,7 +120,7 @@ class ChatTemplate:
             self._render(messages, header=True)
 
     def answered(self, messages: Messages) -> tuple[list[int], list[int]]:
-        """Return the tokens before the last message, the assistant's, and its own up to the end-of-turn token."""
+        """Return the tokens before the last message, the assistant's, and the message's own up to the end of turn."""
         before, turn = self._split(messages)
         prompt, whole = self._ids(before), self._ids(before + turn)
         if whole[: len(prompt)] == prompt:
@@ -143,7 +143,7 @@ class ChatTemplate:
         return within(self.tokenizer, text, spans, add_special_tokens=False)
 
     def marked(self, messages: Messages) -> tuple[list[int], list[int]]:
-        """Return a conversation's tokens, and the indices between its markers, with end-of-turn tokens after them."""
+        """Return a conversation's tokens, and the indices of those between markers and of the end-of-turn tokens."""
         found = self._apply(messages, tokenize=True, return_dict=True, return_assistant_tokens_mask=True)
         ids, mask = list(found["input_ids"]), list(found["assistant_masks"])
         places = [place for place, is_marked in enumerate(mask) if is_marked]
@@ -173,9 +173,10 @@ class ChatTemplate:
     def parts(self) -> dict[str, str]:
         """Return the constant parts of the template, from which other template languages can be written.
 
-        `start` begins a text, `system_start` and `system_end` enclose a system message instead of it (absent if the
-        template accepts none), `user_start` and `user_end` (with the assistant's header) enclose a message,
-        `assistant_start` (mostly empty) and `assistant_end` a reply. Raises TemplateError if there are no such parts.
+        `start` begins a text without a system message. `system_start` and `system_end` enclose a system message (absent
+        if the template accepts none), `user_start` and `user_end` (with the assistant's header) a message of the user,
+        and `assistant_start` (mostly empty) and `assistant_end` a reply. Raises TemplateError if there are no such
+        parts.
         """
         system, *chat = ({"role": role, "content": text} for role, text in zip(_ROLES, _TEXTS, strict=True))
         first, end, between, last = _cut(self._render(chat, header=True), _TEXTS[1:])

@@ -35,7 +35,7 @@ def crossval(
 ) -> dict[str, Any]:
     """Run or resume each fold in `folder/fold-N`, and return the content of crossval.json.
 
-    Raises MedituneError if the folder holds something else.
+    Raises MedituneError if the folder contains something else.
     """
     _refuse_foreign(folder)
     for fold, recipe in recipes.items():
@@ -60,10 +60,11 @@ def crossval(
 def pooled_results(runs: list[Path], resamples: int, seed: int) -> dict[str, Any]:
     """Return the metrics of all folds: `items`, `figures`, `accuracy_ci95` and `worse` (docs/reference/report.md).
 
-    The pooled value is over the items of all folds, each predicted by the model that didn't train on it; None for what
-    isn't measured on the fold's items, such as general text. The interval of the pooled difference comes from a paired
-    bootstrap over items. It is somewhat too narrow, because it ignores that the folds' models share most of their
-    training items; no unbiased estimate exists for that (Bengio and Grandvalet 2004).
+    The pooled value is over the items of all folds, each predicted by the model that wasn't trained on it. It is None
+    for metrics that aren't measured on the folds' items, such as perplexity of general text. The interval of
+    the pooled difference comes from a paired bootstrap over items. It is somewhat too narrow, because it ignores that
+    the folds' models share most of their training items; no unbiased estimate exists for that (Bengio and Grandvalet
+    2004).
     """
     from meditune.evaluate.compare import compare, got_worse
     from meditune.evaluate.metrics import METRICS, summarise
@@ -122,4 +123,4 @@ def _refuse_foreign(folder: Path) -> None:
     if not folder.is_dir() or any(
         item.name != RESULT and not re.fullmatch(r"fold-\d", item.name) for item in folder.iterdir()
     ):
-        raise MedituneError(f"{folder} already exists and holds no cross-validation. Choose another --output.")
+        raise MedituneError(f"{folder} already exists and contains no cross-validation. Choose another --output.")

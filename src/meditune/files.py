@@ -1,4 +1,4 @@
-"""Reading and writing files; writes are atomic: to a temporary name in the same folder, then renamed."""
+"""Reading and writing files. Writes are atomic: a temporary file in the same folder is written, then renamed."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def replace_folder(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def full_disk_message(path: Path) -> Iterator[None]:
-    """Raise the usual error for a full disk where writers in Rust (safetensors, tokenizers) raise their own."""
+    """Raise the usual error for a full disk if a writer in Rust (safetensors, tokenizers) raises its own."""
     try:
         yield
     except Exception as error:
@@ -85,13 +85,13 @@ def full_disk_message(path: Path) -> Iterator[None]:
 
 
 def is_result_of(folder: Path, mark: str, inputs: dict[str, Any]) -> bool:
-    """Return whether `folder` holds a finished result of exactly `inputs`; raise MedituneError for anything else."""
+    """Return whether `folder` has the finished result of exactly `inputs`; raise MedituneError for other content."""
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return False
     record = read_json(folder / mark) if (folder / mark).is_file() else None
     if isinstance(record, dict) and record.get("made_from") == inputs:
         return True
-    raise MedituneError(f"{folder} already exists and holds something else. Choose another --output, or remove it.")
+    raise MedituneError(f"{folder} already exists and contains something else. Choose another --output, or remove it.")
 
 
 def disk_full(path: Path) -> MedituneError:

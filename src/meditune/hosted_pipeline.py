@@ -3,7 +3,8 @@
     check the rows -> estimate -> ask -> measure the base -> tune -> measure the tuned model
 
 Nothing is sent before the estimate is approved. The training file is uploaded only once, and only one job is created
-and followed, even if the command is interrupted and repeated (https://developers.openai.com/api/docs/guides/supervised-fine-tuning).
+and followed, even if the command is interrupted and repeated
+(https://developers.openai.com/api/docs/guides/supervised-fine-tuning).
 """
 
 from __future__ import annotations
@@ -233,7 +234,7 @@ class State:
     file: str | None = None
     creating: bool = False
     job: str | None = None
-    ended: list[dict[str, str]] = field(default_factory=list)  # earlier jobs that didn't succeed, with the keys job and status
+    ended: list[dict[str, str]] = field(default_factory=list)  # unsuccessful earlier jobs: job, status
 
     @classmethod
     def load(cls, folder: Path) -> State:
@@ -456,9 +457,7 @@ def prepare_rows(model: ApiModel, examples: Any, recipe: Recipe, folder: Path) -
             "to 50."
         )
     if recipe.train.dev.is_on:
-        raise RecipeError(
-            "train.dev: a model can't be measured while an API trains it. Remove patience and keep_best."
-        )
+        raise RecipeError("train.dev: a model can't be measured while an API trains it. Remove patience and keep_best.")
     rows, facts = chats(examples, recipe, model)
     path = folder / FOLDER / ROWS
     if not (folder / FOLDER / JOB).is_file():

@@ -151,8 +151,8 @@ def _correct_claims(backend: WeightsBackend, claims: Sequence[Example], folder: 
             fitting.append(claim)
     if len(fitting) < len(claims):
         print(
-            f"{len(claims) - len(fitting)} of {len(claims)} dev claims are longer than prompt.max_tokens and aren't used "
-            "to fit the judge's correction.",
+            f"{len(claims) - len(fitting)} of {len(claims)} dev claims are longer than prompt.max_tokens and aren't "
+            "used to fit the judge's correction.",
             file=sys.stderr,
         )
     predictions = folder / "predictions"
@@ -371,8 +371,8 @@ def _data(recipe: Recipe, folder: Path) -> Prepared:
             return data
         if (folder / "predictions").exists() or (folder / "model").exists():
             print(
-                f"{folder} was prepared with the SYNTHETIC sample because the real data were missing. The real data are "
-                "available now; to use them, choose another --output.",
+                f"{folder} was prepared with the SYNTHETIC sample because the real data were missing. The real data "
+                "are available now; to use them, choose another --output.",
                 file=sys.stderr,
             )
             return data

@@ -1,7 +1,7 @@
 """Functions for Python programs and notebooks: recipes, runs, comparisons, assistants, indexes and exports.
 
-Each function does the same as a command, and raises the same errors. The package exports all of them: `import
-meditune; meditune.run(...)`. Nothing is printed unless the argument `progress` asks for it.
+Each function does the same as a command, and raises the same errors. The package exports all functions:
+`import meditune; meditune.run(...)`. Nothing is printed unless the argument `progress` asks for it.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def run(recipe: RecipeLike, output: Place, *, progress: Progress = False, approv
 
 
 def open_run(folder: Place) -> Run:
-    """Return the finished run in a folder. For an unfinished run, raises DataError with the command that finishes it."""
+    """Return a finished run. If it is unfinished, raises DataError with the command that finishes it."""
     from meditune.evaluate.predictions import seed_of
     from meditune.run_folder import refuse_unfinished
 
@@ -155,7 +155,7 @@ class Comparison:
     """Two or more measured models, compared with the first. A notebook shows a table for each of the others."""
 
     result: dict[str, Any] = field(repr=False)
-    """The content of the file that `meditune compare --json-file` writes, and the key `changes` with the items that changed"""
+    """The content of the file that `meditune compare --json-file` writes, and `changes`, the items that changed"""
 
     def metrics(self) -> DataFrame:
         """Return one row per other model and metric: both values, their difference and its 95 % interval."""

@@ -27,7 +27,7 @@ _ENDINGS = (
 
 @lru_cache(maxsize=65536)
 def is_rare(word: str) -> bool:
-    """Return whether `word` is neither one of the COMMON_WORDS most frequent English forms nor a regular form of one.
+    """Return whether `word` is neither one of the COMMON_WORDS most frequent English forms nor derived from one.
 
     Numbers aren't rare; a hyphenated word is rare if one of its parts is. This is Dale and Chall's concept of a
     difficult word (Dale and Chall 1948; Chall and Dale 1995) with frequency instead of their list of 3,000 words.
@@ -141,9 +141,9 @@ HIATUS, DIPHTHONG, SILENT = (re.compile("|".join(patterns)) for patterns in (_HI
 def syllables(word: str) -> int:
     """Return the number of syllables of `word` when read aloud, at least 1, by rules and a list of exceptions.
 
-    Adjacent vowels are one syllable unless they are known to be spoken apart ("anemi-a"); an "e" at a word's end or
-    before a suffix is mute. Capitals and digits are spelled out ("MRI", "20"). docs/reference/metrics.md reports the
-    agreement with a pronouncing dictionary.
+    Adjacent vowels are one syllable unless they are known to be pronounced separately ("anemi-a"); an "e" at a word's
+    end or before a suffix is silent. Capitals and digits are spelled out ("MRI", "20"). docs/reference/metrics.md
+    reports the agreement with a pronouncing dictionary.
     """
     if "-" in word.strip("-"):
         return sum(syllables(part) for part in word.split("-") if part)
@@ -186,7 +186,7 @@ class Counts:
 
 
 def words(text: str) -> list[str]:
-    """Return words and numbers in reading order; "well-known", "don't" and "1,000" are one each."""
+    """Return words and numbers in reading order; "well-known", "don't" and "1,000" each count as one."""
     return _WORD.findall(text)
 
 
@@ -204,7 +204,7 @@ def flesch_kincaid(words: float, sentences: float, syllables: float) -> float:
 
 
 def smog(polysyllables: T, sentences: T) -> T:
-    """Return the school grade of a full understanding (McLaughlin 1969, Journal of Reading 12(8):639-646)."""
+    """Return the school grade needed for full understanding (McLaughlin 1969, Journal of Reading 12(8):639-646)."""
     root: T = (30 * polysyllables / sentences) ** 0.5
     return 3.1291 + 1.0430 * root
 
@@ -255,7 +255,7 @@ _EXPLAINED_BEFORE = re.compile(rf"(?:{'|'.join(_BEFORE)})(?:[\w-]+\s){{0,2}}$", 
 def is_term(word: str) -> bool:
     """Return whether `word` looks like a medical term that most readers won't know.
 
-    It is rare in English and has the shape of medical Greek and Latin ("atorvastatin"), or is an abbreviation ("COPD").
+    Such a word is rare in English and has a Greek or Latin form ("atorvastatin"), or is an abbreviation ("COPD").
     """
     if _ABBREVIATION.fullmatch(word):
         # Common words can be in capitals for emphasis.

@@ -1,6 +1,6 @@
 """Retrieved passages for a run's examples, searched once and stored in its folder, for training and evaluation.
 
-Training examples get their own passage beside others, or only others, after RAFT (Zhang et al. 2024, arXiv:2403.10131):
+Training examples get their own passage among others, or only others, after RAFT (Zhang et al. 2024, arXiv:2403.10131):
 the model must learn to tell relevant passages from similar ones, and retrieval sometimes fails. Examples without the
 relevant passage keep their target: there is no fourth decision to teach.
 """
@@ -241,9 +241,9 @@ def own_document_ranks(rows: dict[str, retrieved_passages.Row], documents: set[s
 def retrieve_for_training(recipe: Recipe, splits: Splits, folder: Path, elsewhere: str = "") -> None:
     """Store the passages of a share of the training examples in the run's `folder`, unless they are already stored.
 
-    The seed decides which examples get passages, which of these lack their own passage, and the order of the passages. No passage
-    belongs to a dev or test item, and none except an example's own passage belongs to its group. `elsewhere` names a
-    third party that will see the passages.
+    The seed decides which examples get passages, which of these lack their own passage, and the order of passages. No
+    passage belongs to a dev or test item, and no passage except an example's own belongs to the example's group.
+    `elsewhere` names a third party that will see the passages.
     """
     spec = recipe.train.retrieve
     path = folder / retrieved_passages.TRAINING

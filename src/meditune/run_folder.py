@@ -1,4 +1,4 @@
-"""A run's folder: its lock and owner, its progress, and the versions and machine it was made with."""
+"""A run's folder: its lock, its recipe, its progress, and the versions and machine of the run."""
 
 from __future__ import annotations
 
@@ -32,21 +32,21 @@ STAGES = "stages.json"
 EVALUATION = "evaluation.json"
 RETRIEVED_FILES = (retrieved_passages.RETRIEVED_FILE, retrieved_passages.RETRIEVED_FACTS, retrieved_passages.TRAINING)
 UNFINISHED = {RECIPE, LOCK, STAGES, EVALUATION, leakage.LEAKAGE_FILE_NAME, "rejected.jsonl", "pairs", "start"}
-"""Files and folders that exist before any stage is finished, besides RETRIEVED_FILES"""
+"""Files and folders that exist before any stage is finished, in addition to RETRIEVED_FILES"""
 
 
 @contextmanager
 def lock_run(recipe: Recipe, folder: Path, model: str | None = None, to_tune: bool = False) -> Iterator[None]:
     """Claim `folder` for this recipe, or check that the recipe owns it, and lock it inside the block.
 
-    While nothing was measured or trained, the settings can still change. Raises MedituneError if the folder holds
-    something else or another process uses it, and ModelError if `model` is unavailable, or can't be tuned although
-    `to_tune` is set.
+    The settings can change until something is measured or trained. Raises MedituneError if the folder contains
+    something else or another process uses it, and ModelError if `model` is unavailable, or if `to_tune` is set and
+    `model` can't be tuned.
     """
     is_new = not folder.exists()
     own = folder.iterdir() if folder.is_dir() else [folder] if folder.exists() else []
     if not (folder / RECIPE).is_file() and any(item.name != LOCK and not _process_of(item) for item in own):
-        raise MedituneError(f"{folder} already exists and holds no run. Choose another --output.")
+        raise MedituneError(f"{folder} already exists and contains no run. Choose another --output.")
     folder.mkdir(parents=True, exist_ok=True)
     busy = f"Another meditune process is using {folder}. Wait until it finishes, or choose another --output."
     with exclusive_lock(folder / LOCK, MedituneError(busy)):
@@ -72,7 +72,7 @@ def _claim(recipe: Recipe, folder: Path, model: str | None, to_tune: bool) -> No
             begun.discard("api")
         if begun - {"data"} or (begun and (earlier.data, earlier.seed) != (recipe.data, recipe.seed)):
             raise MedituneError(
-                f"{folder} holds a run with other settings: {_differing(earlier, recipe)}. To resume it, give "
+                f"{folder} contains a run with other settings: {_differing(earlier, recipe)}. To resume it, give "
                 "the same recipe and --set options. Otherwise choose another --output or remove that folder."
             )
         for name in RETRIEVED_FILES:
@@ -103,10 +103,10 @@ def _check_model(recipe: Recipe, name: str, to_tune: bool) -> None:
     remote = find_api_model(name, recipe.model.api)
     if remote:
         if to_tune and recipe.train.objective != "sft":
-            raise ModelError(f"{remote.title} supports only train.objective sft. For others, use a model here.")
+            raise ModelError(f"{remote.title} supports only train.objective sft. For others, choose a local model.")
         refuse_restricted_sources_for_api(recipe.data.sources, remote.title)
         if recipe.model.prune.method != "none":
-            raise ModelError(f"model.prune: {remote.title} is behind an API, so there are no weights here to prune.")
+            raise ModelError(f"model.prune: {remote.title} is behind an API, so its weights can't be pruned.")
         remote.key()
         return
     from meditune.models.load import device, locate
@@ -128,7 +128,7 @@ def _check_model(recipe: Recipe, name: str, to_tune: bool) -> None:
 
 
 def _remove_leftovers(folder: Path) -> None:
-    """Remove temporary files of runs that were killed (named as in files.py), and move back what they moved aside."""
+    """Remove temporary files of killed runs (named as in files.py), and restore files and folders that they renamed."""
     import psutil
 
     for item in list(folder.rglob(".*")):
@@ -158,13 +158,13 @@ def refuse_unfinished(folder: Path) -> None:
 
     if (folder / EVALUATION).is_file():
         raise DataError(
-            f"{folder} holds the evaluation of one model, which has no report. Compare it with another: "
+            f"{folder} contains the evaluation of one model, which has no report. Compare it with another: "
             f"{shlex.join(['meditune', 'compare', str(folder), 'OTHER'])}"
         )
     if not (folder / RECIPE).is_file():
-        raise DataError(f"{folder} holds no run: {RECIPE} is missing. Give the --output folder of `meditune run`.")
+        raise DataError(f"{folder} contains no run: {RECIPE} is missing. Give the --output folder of `meditune run`.")
     predicted = {path.name.partition("-")[::2] for path in (folder / "predictions").glob("*-*.jsonl")}
-    # Grades and ratings may be added later, and for one model only; dev claims are the tuned model's.
+    # Grades and ratings may be added later, and for one model only; only the tuned model has dev claims.
     later = {*GRADED, *GRADES_OF.values(), "rating", "dev_claim"}
     required = {f"{kind}.jsonl" for kind in KINDS if kind not in later}
     base, tuned = (
@@ -172,7 +172,7 @@ def refuse_unfinished(folder: Path) -> None:
     )
     if not (folder / "model" / "training.json").is_file() or not tuned or base != tuned:
         raise DataError(
-            f"{folder} holds a run that isn't finished. Resume it with: "
+            f"{folder} contains a run that isn't finished. Resume it with: "
             f"{shlex.join(['meditune', 'run', str(folder / RECIPE), '--output', str(folder)])}"
         )
 
@@ -207,7 +207,7 @@ def run_behind(model: Path) -> Path:
 
 
 def training_data_of(model: str) -> tuple[list[Record], list[Example]]:
-    """Return the training records of a model and its run, and the run's training examples if they are here."""
+    """Return the training records of a model and its run, and the run's training examples if they are available."""
     place = Path(model).expanduser()
     if not place.is_dir():
         return [], []

@@ -89,7 +89,7 @@ def test_another_folder_is_not_overwritten(place, tuned, tmp_path, kind):
         folder = tuned
     before = sorted(folder.rglob("*"))
     result = meditune("merge", tuned, "--output", folder)
-    result.refused(1, "already exists and holds something else", "--output")
+    result.refused(1, "already exists and contains something else", "--output")
     assert sorted(folder.rglob("*")) == before
 
 

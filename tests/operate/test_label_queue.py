@@ -112,7 +112,7 @@ def test_a_queue_of_a_store_is_a_set_to_annotate_that_holds_no_identifier(tmp_pa
     again = meditune("learn", "queue", folder, "-o", tmp_path / "set", "--budget", "2")
     assert again.code == 0, "the same queue is there already"
     other = meditune("learn", "queue", folder, "-o", tmp_path / "set", "--budget", "1")
-    other.refused(1, "holds something else")
+    other.refused(1, "contains something else")
     more = ("learn", "queue", folder, "-o", tmp_path / "next", "--earlier-queue", tmp_path / "set")
     done = meditune(*more, "--json", "--budget", "5")
     told = json.loads(done.out)

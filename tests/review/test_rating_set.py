@@ -99,7 +99,7 @@ def test_raters_share_the_work_evenly(tmp_path, raters, overlap):
 def test_the_same_command_leaves_the_set_as_it_is_and_another_is_refused(tmp_path):
     before = set(made(tmp_path).items)
     assert set(made(tmp_path).items) == before
-    with pytest.raises(MedituneError, match="holds something else"):
+    with pytest.raises(MedituneError, match="contains something else"):
         made(tmp_path, seed=18)
 
 

@@ -25,18 +25,12 @@ if TYPE_CHECKING:
 
 @documented('ask runs/quickstart "Does aspirin help with migraine?" --index library', "how-to/retrieve-and-cite.md")
 def ask(
-    model: Annotated[
-        str, Argument(metavar="MODEL", help="Folder of a run or model, catalogue name, hub id, or api:NAME.")
-    ],
+    model: Annotated[str, Argument(metavar="MODEL", help="Run or model folder, catalogue name, hub id, or api:NAME.")],
     question: Annotated[str, Argument(metavar="QUESTION", help="The question, in quotes.")],
     source: Annotated[Paths, Option("--source", help="Text file to answer from. Repeatable.")] = None,
     index: Annotated[Text, Option(metavar="INDEX", help="Index to answer from, citing its passages.")] = None,
-    k: Annotated[
-        int | None, Option("-k", min=1, max=50, help="Number of passages from the index; 5 by default.")
-    ] = None,
-    source_filter: Annotated[
-        Texts, Option(metavar="NAME", help="Use only this source of the index. Repeatable.")
-    ] = None,
+    k: Annotated[int | None, Option("-k", min=1, max=50, help="Number of passages from INDEX; 5 by default.")] = None,
+    source_filter: Annotated[Texts, Option(metavar="NAME", help="Use only this source of INDEX. Repeatable.")] = None,
     max_new_tokens: Annotated[int | None, Option(min=1, help="Maximum length of the answer in tokens.")] = None,
     style: Annotated[
         Literal["plain", "expert"],
@@ -130,9 +124,7 @@ def build(
     documents: Documents = None,
     pubmed: Pubmed = None,
     embedding: Embedding = None,
-    replace: Annotated[
-        bool, Option("--replace", help="Replace an existing index; searches keep working meanwhile.")
-    ] = False,
+    replace: Annotated[bool, Option("--replace", help="Replace an existing index, which stays searchable.")] = False,
 ) -> None:
     """Build an index of the given sources. Repeat an interrupted command to resume it."""
     from meditune.models.sentence_encoder import DEFAULT, load_encoder
@@ -199,9 +191,7 @@ def search(
         str, Option(help="Search method: hybrid, fused (no reranker), bm25 (words) or vectors (meaning).")
     ] = "hybrid",
     per_document: Annotated[int, Option(min=1, help="Maximum number of passages from one document.")] = 1,
-    diversity: Annotated[
-        float, Option(min=0, max=1, help="Penalty for similarity to better hits, from 0 (none) to 1.")
-    ] = 0.0,
+    diversity: Annotated[float, Option(min=0, max=1, help="Penalty for similarity to better hits; 0: none.")] = 0.0,
     embedding: Embedding = None,
     json: Annotated[bool, Option("--json", help="Print one JSON object for each hit.")] = False,
 ) -> None:

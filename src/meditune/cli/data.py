@@ -21,18 +21,14 @@ if TYPE_CHECKING:
     from meditune.data.example import Example
     from meditune.data.prepare import Prepared
 
-app = Group("data", "Prepare, audit, survey, de-identify and publish data, and restore rows.", "how-to/check-data.md")
+app = Group("data", "Prepare, audit, survey, restore, de-identify and publish data.", "how-to/check-data.md")
 
 
 @app.command(example="quickstart --output survey", page="how-to/measure-diversity.md")
 def diversity(
-    source: Annotated[
-        str, Argument(metavar="RECIPE|RUN", help="A recipe, or a folder that `data prepare` or `run` wrote.")
-    ],
+    source: Annotated[str, Argument(metavar="RECIPE|RUN", help="A recipe, or a folder of `data prepare` or `run`.")],
     output: Annotated[Path, Option("--output", "-o", help="Folder for diversity.json and diversity.html.")],
-    compare: Annotated[
-        Text, Option(metavar="RECIPE|RUN", help="Earlier state of the data, to show side by side.")
-    ] = None,
+    compare: Annotated[Text, Option(metavar="RECIPE|RUN", help="Earlier data to show side by side.")] = None,
     clusters: Annotated[int, Option(min=0, max=24, help="Number of clusters of similar questions; 0: none.")] = 12,
     overrides: Overrides = None,
 ) -> None:
@@ -66,9 +62,7 @@ def diversity(
 @app.command(example="runs/quickstart OWNER/NAME", page="reference/licences.md")
 def push(
     folder: Annotated[Path, Argument(metavar="DIR", help="A run's folder, or the data folder in it.")],
-    repository: Annotated[
-        str, Argument(metavar="REPO", help="Name of the data set on the Hugging Face hub: OWNER/NAME.")
-    ],
+    repository: Annotated[str, Argument(metavar="REPO", help="Name on the Hugging Face hub: OWNER/NAME.")],
     public: Annotated[bool, Option("--public", help="Make the data set public; it is private by default.")] = False,
     yes: Annotated[bool, Option("--yes", help="Upload without asking.")] = False,
 ) -> None:
@@ -91,9 +85,7 @@ class Engine(StrEnum):
 @app.command(example="quickstart --output runs/quickstart", page="how-to/train-and-evaluate.md")
 def prepare(
     recipe: RecipeName,
-    output: Annotated[
-        Path, Option("--output", "-o", help="Folder of the run. Unfinished preparation in it is resumed.")
-    ],
+    output: Annotated[Path, Option("--output", "-o", help="Folder of the run; unfinished preparation is resumed.")],
     overrides: Overrides = None,
 ) -> None:
     """Read, audit and split a recipe's data into OUTPUT/data."""
@@ -104,16 +96,14 @@ def prepare(
 
 @app.command(example="pairs.csv --output audit")
 def audit(
-    source: Annotated[
-        str, Argument(metavar="RECIPE", help="A recipe, or your own file (.jsonl, .json, .csv, .parquet).")
-    ],
+    source: Annotated[str, Argument(metavar="RECIPE", help="A recipe, or your file (.jsonl, .json, .csv, .parquet).")],
     output: Annotated[Path, Option("--output", "-o", help="Folder for the table, the page and the ledger.")],
     overrides: Overrides = None,
     stream: Annotated[
         bool | None,
         Option(
             "--stream/--no-stream",
-            help="Read your own file in batches, or at once; by default, only large files in batches.",
+            help="Read your file in batches; by default, only large files are.",
         ),
     ] = None,
     engine: Annotated[
@@ -159,9 +149,7 @@ def phi(
     ] = None,
     action: Annotated[
         Text,
-        Option(
-            help="What replaces identifiers in the copy: mask (placeholders; default) or surrogate (invented ones)."
-        ),
+        Option(help="Replacement of identifiers: mask (placeholders; default) or surrogate (invented ones)."),
     ] = None,
     patient_column: Annotated[
         Text,
@@ -171,9 +159,7 @@ def phi(
         ),
     ] = None,
     kinds: Annotated[Texts, Option("--kind", help="Look only for this kind of identifier. Repeatable.")] = None,
-    engine: Annotated[
-        Text, Option(help="Detector: rules or presidio; by default the recipe's, and rules for a file.")
-    ] = None,
+    engine: Annotated[Text, Option(help="Detector: rules (default for a file) or presidio.")] = None,
     show: Annotated[int, Option(min=0, help="Number of findings to show in context, with identifiers masked.")] = 0,
     overrides: Overrides = None,
 ) -> None:

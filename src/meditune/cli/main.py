@@ -130,9 +130,7 @@ def train(recipe: RecipeName, output: Output, overrides: Overrides = None, yes: 
 @cli_app.command()
 @documented("evaluate smollm2-135m --recipe quickstart --output evaluations/smollm2", "how-to/train-and-evaluate.md")
 def evaluate(
-    model: Annotated[
-        str, Argument(metavar="MODEL", help="Folder of a run or model, catalogue name, hub id, or api:NAME.")
-    ],
+    model: Annotated[str, Argument(metavar="MODEL", help="Run or model folder, catalogue name, hub id, or api:NAME.")],
     output: Annotated[Path, Option("--output", "-o", help="Folder for the predictions and metrics.")],
     recipe: Annotated[str, Option(help="The recipe that defines data, prompt and metrics.")] = "quickstart",
     protocol: Annotated[
@@ -172,9 +170,7 @@ def compare(
             "tuned model, RUN:base its base model, RUN:tuned+retrieved the tuned model with retrieved passages.",
         ),
     ],
-    gate: Annotated[
-        Path | None, Option(help="YAML file with a policy; exit with code 5 if a model doesn't meet it.")
-    ] = None,
+    gate: Annotated[Path | None, Option(help="YAML file with a policy; exit code 5 if a model fails it.")] = None,
     show_changes: Annotated[int, Option(min=0, help="Number of gained items, and of lost items, to show.")] = 3,
     changes_file: Annotated[Path | None, Option(help="Write all changed items to this JSON Lines file.")] = None,
     resamples: Resamples = 10_000,
@@ -195,9 +191,7 @@ def compare(
 @cli_app.command()
 @documented("seeds runs/seed-1 runs/seed-2 runs/seed-3", "how-to/train-and-evaluate.md")
 def seeds(
-    runs: Annotated[
-        list[Path], Argument(metavar="RUN RUN [...]", help="Finished runs of one recipe with different seeds.")
-    ],
+    runs: Annotated[list[Path], Argument(metavar="RUN RUN [...]", help="Finished runs that differ only in the seed.")],
     resamples: Resamples = 10_000,
     json_file: JsonFile = None,
 ) -> None:
@@ -216,7 +210,7 @@ def seeds(
 @documented("crossval quickstart --output runs/crossval", "how-to/train-and-evaluate.md")
 def crossval(
     recipe: RecipeName,
-    output: Output,
+    output: Annotated[Path, Option("--output", "-o", help="Folder for the folds' runs. Unfinished runs are resumed.")],
     folds: Annotated[list[int] | None, Option("--fold", min=0, max=9, help="Run only this fold. Repeatable.")] = None,
     overrides: Overrides = None,
     yes: Yes = False,
@@ -261,15 +255,11 @@ def _print_report(report: dict[str, Any], folder: Path) -> None:
 @cli_app.command()
 @documented("ratings scores.csv --run runs/quickstart", "how-to/train-and-evaluate.md#ratings")
 def ratings(
-    file: Annotated[
-        Path, Argument(metavar="FILE", help="Table with the columns id, score (1 to 4) and optionally model.")
-    ],
-    folder: Annotated[
-        Path | None, Option("--run", help="Run whose answers were scored; the scores are stored in it.")
-    ] = None,
+    file: Annotated[Path, Argument(metavar="FILE", help="Table with columns id, score (1 to 4), optionally model.")],
+    folder: Annotated[Path | None, Option("--run", help="Store the scores with the answers of this run.")] = None,
     best: Annotated[bool, Option("--best", help="Use each question's highest score instead of the mean.")] = False,
 ) -> None:
-    """Compute LiveQA's metrics (average score, succ@i+ and prec@i+) from raters' scores."""
+    """Compute LiveQA's metrics from raters' scores. These are the average score, succ@i+ and prec@i+."""
     from meditune.cli.metrics_tables import print_ratings
     from meditune.evaluate import expert_ratings
 

@@ -33,11 +33,9 @@ if TYPE_CHECKING:
 def merge(
     model: Annotated[str, Argument(metavar="MODEL", help="Folder of a run, or of a PEFT adapter.")],
     output: Annotated[Path, Option("--output", "-o", help="Folder of the merged model.")],
-    keep_sparsity: Annotated[
-        bool, Option("--keep-sparsity", help="Set the base model's pruned weights to zero again.")
-    ] = False,
+    keep_sparsity: Annotated[bool, Option("--keep-sparsity", help="Keep the zeros of a pruned base model.")] = False,
 ) -> None:
-    """Merge an adapter into its base model, for use with plain transformers. The result has full precision."""
+    """Merge an adapter into its base model. The merged model has full precision and can be loaded without PEFT."""
     from meditune.export import merged
 
     print_lines(merged.remarks(merged.merge(model, output, keep_sparsity)))
@@ -154,12 +152,8 @@ def export(
     output: Annotated[
         Path | None, Option("--output", "-o", help="Folder of the export; by default a folder in MODEL/export.")
     ] = None,
-    repository: Annotated[
-        Text, Option("--repo", metavar="OWNER/NAME", help="With --to hub: name of the model on the hub.")
-    ] = None,
-    public: Annotated[
-        bool, Option("--public", help="With --to hub: make the model public; it is private by default.")
-    ] = False,
+    repository: Annotated[Text, Option("--repo", metavar="OWNER/NAME", help="With --to hub: name on the hub.")] = None,
+    public: Annotated[bool, Option("--public", help="With --to hub: make the model public, not private.")] = False,
     yes: Annotated[bool, Option("--yes", help="With --to hub: upload without asking.")] = False,
 ) -> None:
     """Export a model for other programs, and verify the result.
@@ -328,9 +322,8 @@ def _row(model: BaseModel, target: Target) -> Row:
     known = (model.name, model.title, model.parameters, model.licence, availability(model))
     if model.api or not model.billions:
         return Row(*known, "", "", "")
-    # The formulas approximate predictions of `meditune plan` for the memory beside the weights: with rows of 1,024
-    # tokens on a CPU, or of 2,048 tokens with recomputed activations on a GPU. In 4 bits, embeddings and the head
-    # keep 16 bits.
+    # The formulas approximate what `meditune plan` predicts in addition to the weights: for rows of 1,024 tokens on
+    # a CPU, and of 2,048 tokens with recomputed activations on a GPU. In 4 bits, embeddings and head keep 16 bits.
     rest = 2.0 + 2.3 * model.billions if target.device == "cpu" else 1.0 + 0.25 * model.billions
     needed = {YES: model.billions * target.dtype.itemsize + rest}
     if target.device == "cuda":

@@ -38,9 +38,7 @@ if TYPE_CHECKING:
 
 app = Group("drift", "Detect changes in a service's questions and answers.", "how-to/detect-drift.md")
 
-Source = Annotated[
-    str, Argument(metavar="STORE|FILE", help="A server's store (its --store), or a JSON Lines file of questions.")
-]
+Source = Annotated[str, Argument(metavar="STORE|FILE", help="A server's --store, or a JSON Lines file of questions.")]
 ReferenceFile = Annotated[Path, Option("--reference", help="Reference file that `meditune drift fit` wrote.")]
 StateFile = Annotated[
     Path | None,
@@ -54,9 +52,7 @@ StateFile = Annotated[
 def fit(
     source: Source,
     output: Annotated[Path, Option("--output", "-o", metavar="REFERENCE", help="File for the reference.")],
-    last: Annotated[
-        int | None, Option(min=1, help="Use only this many of the latest requests; by default all.")
-    ] = None,
+    last: Annotated[int | None, Option(min=1, help="Use only this many of the latest requests; default: all.")] = None,
     embedding: Embedding = None,
     seed: Annotated[int, Option(help="Seed of the random split into requests for fitting and for calibration.")] = 17,
 ) -> None:
@@ -75,21 +71,15 @@ def check(
     source: Source,
     reference: ReferenceFile,
     state: StateFile = None,
-    false_alarms: Annotated[
-        float, Option(min=1e-6, help="Tolerated number of false alarms per 10,000 requests.")
-    ] = 0.1,
+    false_alarms: Annotated[float, Option(min=1e-6, help="Tolerated false alarms per 10,000 requests.")] = 0.1,
     min_severity: Annotated[
         str, Option(help="Smallest severity that raises an alert: slight, small, medium or large.")
     ] = "small",
     embedding: Embedding = None,
-    canary: Annotated[
-        Path | None, Option(help="Results of `meditune drift canary`; an alert there counts, too.")
-    ] = None,
+    canary: Annotated[Path | None, Option(help="Results of `meditune drift canary`; its alert counts, too.")] = None,
     page: Annotated[Path | None, Option(help="Also write the evidence to this HTML file.")] = None,
     json: Json = False,
-    notify: Annotated[
-        bool, Option("--notify", help="Send alerts to the channels that environment variables name.")
-    ] = False,
+    notify: Annotated[bool, Option("--notify", help="Send alerts to the channels set in the environment.")] = False,
     link: Annotated[str, Option(help="Link to put into alerts; by default the path of --page.")] = "",
 ) -> None:
     """Compare new requests with a reference; exit code 6 means an open alert."""
@@ -161,15 +151,9 @@ _DATE = re.compile(r"\d{4}-\d{2}-\d{2}")
 
 @documented('update literature --query "asthma[mh]" --index library', "how-to/operate.md#new-research")
 def update(
-    library: Annotated[
-        Path, Argument(metavar="LIBRARY", help="Folder of the library: articles, training pairs and lists.")
-    ],
-    query: Annotated[
-        Texts, Option(metavar="QUERY", help="Query in the syntax of PubMed's website. Repeatable.")
-    ] = None,
-    since: Annotated[
-        Text, Option(metavar="DATE", help="Import only changes since this date, for example 2026-01-31.")
-    ] = None,
+    library: Annotated[Path, Argument(metavar="LIBRARY", help="Folder for the articles, training pairs and lists.")],
+    query: Annotated[Texts, Option(metavar="QUERY", help="Query in PubMed's own syntax. Repeatable.")] = None,
+    since: Annotated[Text, Option(metavar="DATE", help="Import only changes since this date (2026-01-31).")] = None,
     update_files: Annotated[
         Text, Option(metavar="FOLDER|URL", help="Folder or URL of MEDLINE's update files and their .md5 files.")
     ] = None,
@@ -275,9 +259,7 @@ QueueFolder = Annotated[Path, Argument(metavar="DIR", help="Folder that `meditun
 
 @learn_app.command(example="store --budget 50 --output queue")
 def queue(
-    sources: Annotated[
-        list[str], Argument(metavar="STORE|FILE...", help="A server's store, files of rows, or folders of runs.")
-    ],
+    sources: Annotated[list[str], Argument(metavar="STORE|FILE...", help="A server's store, files of rows, or runs.")],
     output: Annotated[Path, Option("--output", "-o", metavar="DIR", help="Folder of the annotation set.")],
     budget: Annotated[int, Option(min=1, help="Maximum number of items to choose.")] = 50,
     strategy: Annotated[
@@ -289,9 +271,7 @@ def queue(
     earlier_queue: Annotated[
         Paths, Option(metavar="DIR", help="Earlier queue whose items aren't chosen again. Repeatable.")
     ] = None,
-    index: Annotated[
-        Text, Option(metavar="INDEX", help="Index from which to show the passages of stored answers.")
-    ] = None,
+    index: Annotated[Text, Option(metavar="INDEX", help="Show stored answers with passages from this index.")] = None,
     raters: Raters = None,
     overlap: Overlap = None,
     seed: Seed = 17,

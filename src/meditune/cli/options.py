@@ -30,9 +30,7 @@ Json = Annotated[bool, Option("--json", help="Print JSON instead of text.")]
 Resamples = Annotated[int, Option(min=100, help="Number of bootstrap resamples.")]
 JsonFile = Annotated[Path | None, Option(help="Also write the result to this JSON file.")]
 Seed = Annotated[int, Option(min=0, help="Seed of the random choices.")]
-Raters = Annotated[
-    int | None, Option(min=1, help="Number of raters who share the items; by default, each rates all items.")
-]
+Raters = Annotated[int | None, Option(min=1, help="Number of raters who share the items; by default, each rates all.")]
 Overlap = Annotated[
     int | None,
     Option(min=1, help="With --raters: number of raters for each item; by default 2, or all in rating sets."),

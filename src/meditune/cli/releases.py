@@ -124,7 +124,9 @@ def retrain(
     store: Store = None,
     trust: Annotated[
         Texts,
-        Option(metavar="KEY|all", help="Id of a key whose corrections are used, too; all: everyone's. Repeatable."),
+        Option(
+            metavar="KEY|all", help="Also use corrections made with this key (its id), or all corrections. Repeatable."
+        ),
     ] = None,
     labels: Annotated[
         Paths, Option(metavar="FILE", help="File of questions with experts' answers or decisions. Repeatable.")
@@ -138,35 +140,29 @@ def retrain(
     decisions: Annotated[
         Path | None, Option(metavar="FILE", help="File of decisions that `meditune annotate import` wrote.")
     ] = None,
-    index: Annotated[
-        Text, Option(metavar="INDEX", help="Index from which to add the cited passages to corrections.")
-    ] = None,
+    index: Annotated[Text, Option(metavar="INDEX", help="Add cited passages from this index to corrections.")] = None,
     overrides: Overrides = None,
     replay: Annotated[float, Option(min=0, help="Number of old training rows to replay for each new row.")] = 1.0,
-    held_out: Annotated[
-        float, Option(min=0.05, max=0.9, help="Share of the new rows to hold out for testing, between 0 and 1.")
-    ] = 0.3,
-    dev_share: Annotated[
-        float, Option(min=0.0, max=0.5, help="Share of the new rows for development, between 0 and 1.")
-    ] = 0.1,
+    held_out: Annotated[float, Option(min=0.05, max=0.9, help="Share of the new rows to hold out for testing.")] = 0.3,
+    dev_share: Annotated[float, Option(min=0.0, max=0.5, help="Share of the new rows for development.")] = 0.1,
     min_rows: Annotated[int, Option(min=1, help="Minimum number of new rows; with fewer, nothing is trained.")] = 20,
     gate: Annotated[
         Path | None,
         Option(
             "--gate",
             metavar="FILE",
-            help="YAML file with a policy for the old test items, instead of the default policy.",
+            help="Policy (YAML) for the old test items, instead of the default.",
         ),
     ] = None,
     gate_new: Annotated[
         Path | None,
-        Option(metavar="FILE", help="YAML file with a policy for the new test items, instead of the default policy."),
+        Option(metavar="FILE", help="Policy (YAML) for the new test items, instead of the default."),
     ] = None,
     export: Annotated[
         Texts,
         Option(
             metavar="KIND",
-            help="Format to export the new version to: openvino or gguf; by default those of the current one. Repeatable.",
+            help="Format to export to: openvino or gguf; by default those of the current version. Repeatable.",
         ),
     ] = None,
     on_pass: Annotated[
@@ -218,9 +214,7 @@ def retrain(
 def loop(
     context: typer.Context,
     config: Annotated[Path, Argument(metavar="CONFIG", help="YAML file with the stages; the guide has an example.")],
-    once: Annotated[
-        bool, Option("--once", help="Run the stages that are due, then exit; code 1 if one failed.")
-    ] = False,
+    once: Annotated[bool, Option("--once", help="Run the due stages, then exit; code 1 if one failed.")] = False,
     status: Annotated[bool, Option("--status", help="Print the state of each stage and exit.")] = False,
 ) -> None:
     """Run updates, drift checks, rollback and retraining on a schedule. The loop runs in one process until ctrl-C."""

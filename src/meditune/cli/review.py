@@ -25,9 +25,7 @@ Format = Annotated[Text, Option(help="Format: csv or label-studio; by default fr
 @app.command(example="runs/quickstart --questions 30")
 def create(
     run: Annotated[Path, Argument(metavar="RUN", help="Folder of a finished run.")],
-    output: Annotated[
-        Path | None, Option("--output", "-o", help="Folder of the rating set; RUN/review by default.")
-    ] = None,
+    output: Annotated[Path | None, Option("--output", "-o", help="Folder of the set; RUN/review by default.")] = None,
     questions: Annotated[int, Option(min=1, help="Number of questions, sampled with the seed.")] = 30,
     form: Annotated[str, Option(help="Rating form: expert or lay.")] = "expert",
     raters: Raters = None,
@@ -82,9 +80,7 @@ def export(
 @app.command("import", example="runs/quickstart/review ratings.csv")
 def import_set(
     folder: Set,
-    file: Annotated[
-        Path, Argument(metavar="FILE", help="Ratings to import: CSV file, or JSON export of Label Studio.")
-    ],
+    file: Annotated[Path, Argument(metavar="FILE", help="Ratings: CSV file, or JSON export of Label Studio.")],
 ) -> None:
     """Import ratings from a file. They replace earlier ratings by the same rater."""
     from meditune.review.import_export import import_ratings as take
@@ -132,7 +128,7 @@ def _print_results(results: dict[str, Any]) -> None:
     print_table(titles, rows, left_aligned=["verdict"])
     out = console()
     out.print(
-        "Scores: 100 means always the best option. Alpha: Krippendorff's; 1 is full agreement, 0 is agreement by chance."
+        "Scores: 100 means always the best option. Alpha: Krippendorff's; 1 is full agreement, 0 agreement by chance."
     )
     out.print(
         f"{results['ratings']:,} ratings of {results['answers']:,} answers by {results['raters']} raters "
@@ -155,21 +151,15 @@ def create_annotation_set(
     source: Annotated[str, Argument(metavar="SOURCE", help="A recipe, a run's folder, or your own table.")],
     output: Annotated[Path, Option("--output", "-o", help="Folder of the annotation set.")],
     rows: Annotated[int, Option(min=1, help="Number of rows to check.")] = 100,
-    sample: Annotated[
-        str, Option(help="How to choose rows: random, or suspicious (the most suspicious first).")
-    ] = "random",
+    sample: Annotated[str, Option(help="random, or suspicious (the most suspicious rows first).")] = "random",
     stratify_by: Annotated[
         str, Option(help="none, or choose equal numbers of rows by source, decision or question_type.")
     ] = "none",
     raters: Raters = None,
     overlap: Overlap = None,
     shared_rows: Annotated[int, Option(min=0, help="Number of rows that every rater judges.")] = 0,
-    gold: Annotated[
-        Path | None, Option(help="Table of known items, with a column verdict, to detect careless raters.")
-    ] = None,
-    synthetic_gold: Annotated[
-        int, Option(min=0, help="Number of known items to make from rows with another row's answer.")
-    ] = 0,
+    gold: Annotated[Path | None, Option(help="Known items with a column verdict, to find careless raters.")] = None,
+    synthetic_gold: Annotated[int, Option(min=0, help="Number of known items to make, with another row's answer.")] = 0,
     include_test: Annotated[
         bool, Option("--include-test", help="Include test items; decisions never change them.")
     ] = False,
@@ -227,9 +217,7 @@ def export_annotations(
     folder: AnnotationSetFolder,
     to: To = None,
     format: Format = None,
-    unblind: Annotated[
-        bool, Option("--unblind", help="Also write each item's row, and which items are known.")
-    ] = False,
+    unblind: Annotated[bool, Option("--unblind", help="Also write each item's row, and whether it is known.")] = False,
 ) -> None:
     """Export judgements with raters' names as CSV or Label Studio tasks."""
     from meditune.review.import_export import export as write
@@ -242,10 +230,10 @@ def export_annotations(
 def import_annotations(
     folder: AnnotationSetFolder,
     file: Annotated[
-        Path | None, Argument(metavar="FILE", help="Ratings to import: CSV file, or JSON export of Label Studio.")
+        Path | None, Argument(metavar="FILE", help="Ratings: CSV file, or JSON export of Label Studio.")
     ] = None,
     output: Annotated[
-        Path | None, Option("--output", "-o", help="JSON Lines file for the decisions, for data.decisions.")
+        Path | None, Option("--output", "-o", help="File for the decisions, to use as data.decisions.")
     ] = None,
     exclude_rater: ExcludeRater = None,
     exclude_careless: ExcludeCareless = False,

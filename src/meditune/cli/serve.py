@@ -32,10 +32,8 @@ answers_app = Group(
 )
 
 KeyId = Annotated[str, Argument(metavar="ID", help="Id of a key, from `meditune keys list`.")]
-PerMinute = Annotated[
-    int | None, Option(min=1, help="Maximum number of requests per minute; by default the server's limit.")
-]
-Quota = Annotated[int | None, Option(min=1, help="Maximum number of tokens per day; by default the server's quota.")]
+PerMinute = Annotated[int | None, Option(min=1, help="Maximum requests per minute; by default the server's limit.")]
+Quota = Annotated[int | None, Option(min=1, help="Maximum tokens per day; by default the server's quota.")]
 
 
 ServedModel = Annotated[
@@ -45,15 +43,11 @@ IndexPlace = Annotated[Text, Option(metavar="INDEX", help="Index to answer from,
 JudgeRun = Annotated[Text, Option(metavar="RUN", help="Run folder of a judge, which checks the sentences of answers.")]
 EngineName = Annotated[
     str,
-    Option(
-        help="openvino, llamacpp, transformers, onnx, vllm, or auto: the run's fastest export, measured at the first start."
-    ),
+    Option(help="openvino, llamacpp, transformers, onnx, vllm, or auto: the run's fastest export, measured once."),
 ]
 EngineUrl = Annotated[Text, Option(help="With --engine vllm: address of the vLLM server, up to /v1.")]
 ModelName = Annotated[Text, Option(help="Name of the model for clients; the folder's name by default.")]
-Host = Annotated[
-    str, Option(envvar="MEDITUNE_HOST", help="Address to listen on. Callers from other machines need an API key.")
-]
+Host = Annotated[str, Option(envvar="MEDITUNE_HOST", help="Address to listen on. Other machines need an API key.")]
 Port = Annotated[int, Option(min=0, max=65535, envvar="MEDITUNE_PORT", help="Port; 0 selects a free port.")]
 RequireKey = Annotated[bool, Option("--require-key", help="Require an API key also from callers on this machine.")]
 AllowAnonymous = Annotated[
@@ -66,22 +60,18 @@ AllowAnonymous = Annotated[
 ]
 RatePerMinute = Annotated[
     int,
-    Option(min=0, envvar="MEDITUNE_PER_MINUTE", help="Maximum number of requests per minute and caller; 0: no limit."),
+    Option(min=0, envvar="MEDITUNE_PER_MINUTE", help="Maximum requests per minute and caller; 0: no limit."),
 ]
 DailyTokens = Annotated[
-    int, Option(min=0, envvar="MEDITUNE_DAILY_TOKENS", help="Maximum number of tokens per day and caller; 0: no quota.")
+    int, Option(min=0, envvar="MEDITUNE_DAILY_TOKENS", help="Maximum tokens per day and caller; 0: no quota.")
 ]
 MaxNewTokens = Annotated[int, Option(min=1, help="Maximum answer length that a request may ask for, in tokens.")]
 MaxMessageCharacters = Annotated[
     int, Option(min=1, max=4000, help="Maximum length of a user's message in characters; longer ones are refused.")
 ]
 Timeout = Annotated[float, Option(min=1, help="Maximum duration of an answer, in seconds.")]
-Certificate = Annotated[
-    Path | None, Option(exists=True, dir_okay=False, help="PEM file with the certificate chain for TLS.")
-]
-PrivateKey = Annotated[
-    Path | None, Option(exists=True, dir_okay=False, help="PEM file with the private key of the certificate.")
-]
+Certificate = Annotated[Path | None, Option(exists=True, dir_okay=False, help="PEM file of the TLS certificate chain.")]
+PrivateKey = Annotated[Path | None, Option(exists=True, dir_okay=False, help="PEM file of the TLS private key.")]
 Proxy = Annotated[
     str, Option(envvar="MEDITUNE_PROXY", help="IP addresses of trusted proxies that terminate TLS: 10.0.0.2,10.0.0.3.")
 ]
@@ -94,9 +84,7 @@ KeepDays = Annotated[
     float,
     Option(min=0, envvar="MEDITUNE_KEEP_DAYS", help="Number of days after which stored answers are deleted; 0: never."),
 ]
-Country = Annotated[
-    str, Option(envvar="MEDITUNE_COUNTRY", help="Country of the emergency numbers in answers: GB, US, DE ...")
-]
+Country = Annotated[str, Option(envvar="MEDITUNE_COUNTRY", help="Country of the emergency numbers: GB, US, DE ...")]
 
 
 @documented("serve runs/quickstart --index library", "how-to/serve.md")
@@ -127,15 +115,13 @@ def serve(
     timeout: Timeout = 120.0,
     max_restarts: Annotated[
         int,
-        Option(
-            min=0, envvar="MEDITUNE_RESTARTS", help="Maximum number of successive attempts to restart a crashed engine."
-        ),
+        Option(min=0, envvar="MEDITUNE_RESTARTS", help="Maximum number of restarts in a row after crashes."),
     ] = 6,
     cors: Annotated[
         Texts,
         Option(
             metavar="ORIGIN",
-            help="Origin whose web pages may call the server, for example https://example.org. Repeatable.",
+            help="Origin whose pages may call the server: https://example.org. Repeatable.",
         ),
     ] = None,
     certificate: Certificate = None,
@@ -374,9 +360,7 @@ def prune(
 def export(
     output: Annotated[Path, Option("--output", "-o", help="JSON Lines file to write.")],
     store: Store = None,
-    index: Annotated[
-        Text, Option(metavar="INDEX", help="Index from which to add the first 3 passages of each answer.")
-    ] = None,
+    index: Annotated[Text, Option(metavar="INDEX", help="Add each answer's first 3 passages, from INDEX.")] = None,
 ) -> None:
     """Export stored answers with feedback to a file that only you can read."""
     from meditune.files import write_jsonl

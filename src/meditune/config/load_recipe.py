@@ -400,7 +400,7 @@ def show(resolved: Resolved) -> str:
 
 
 def save(resolved: Resolved | Recipe, path: Path, provenance: Mapping[str, str] | None = None) -> None:
-    """Write every option to a YAML file that loads as the same recipe; `provenance` (versions, hashes) becomes comments."""
+    """Write every option to a YAML file that loads as the same recipe; `provenance` (versions, hashes) is commented."""
     recipe, origin = (resolved, {}) if isinstance(resolved, Recipe) else (resolved.recipe, resolved.origin)
     with replace_file(path) as stream:
         stream.write("# Every option of this run. `meditune run` with this file repeats it.\n")

@@ -151,7 +151,7 @@ def _read(path: Path, recipe: Recipe, splits: Splits, rejects: Rejects, phi: Fin
         if set(counts) < set(SIDES):
             raise DataError(
                 f"{path}: {counts.get(UP, 0)} answers with thumbs up and {counts.get(DOWN, 0)} with thumbs down are "
-                f"left for {purpose}, which needs both. Add answers of the kind that is missing, to other questions."
+                f"left for {purpose}, which needs both. Add more rated answers, to other questions."
             )
     return parts
 

@@ -37,7 +37,7 @@ GRADED: tuple[Kind, ...] = (
 )
 """Kinds of rows that are computed from stored predictions"""
 WORDS = "words"
-"""Name of the grader if no model graded"""
+"""Name of the grader that needs no model"""
 
 
 def grade_faithfulness(
@@ -122,7 +122,7 @@ def _by_model(rows: Sequence[dict[str, Any]], examples: Mapping[str, Example], n
 def _unsupported(
     sentences: Sequence[Mapping[str, Any]], spans: Sequence[Mapping[str, Any]]
 ) -> Iterator[dict[str, Any]]:
-    """Yield a span for each sentence without spans that the model doesn't find supported."""
+    """Yield a span for each sentence that isn't supported according to the model and has no span."""
     for each in sentences:
         if not each["supported"] and not any(each["start"] <= span["start"] < each["end"] for span in spans):
             why = f"According to the model, the sources support this with a probability of {each['score']:.2f}."

@@ -24,7 +24,6 @@ from meditune.models.api_client import ApiError, ApiModel, Chat, Client, of_chat
 from meditune.progress import Progress
 from meditune.prompts import DECISION_TOKENS, Encoder, chat_messages
 
-"""Number of concurrent requests to an API"""
 GRACE_SECONDS = 20.0
 """Time that a stopped evaluation waits for pending answers, because they are paid for"""
 

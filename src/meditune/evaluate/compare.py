@@ -36,8 +36,8 @@ def compare(
     (Cohen 1988), computed from the bootstrap's spread. With fewer than MIN_GROUPS groups, nothing is significant,
     because draws of so few groups hardly vary.
 
-    A detector also marks some true answers. So for its metrics, `better` is None unless the model with more marks is
-    `beyond` its reference answers; `difference` is what `better` would be without regard to them.
+    A detector also marks some true answers. Therefore, `better` is None for its metrics, unless the model with more
+    marks is `beyond` its reference answers; `difference` is the value that `better` would have without this rule.
 
     Raises DataError if the models were measured on different items.
     """
@@ -94,7 +94,7 @@ def _corrected(found: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]
 
 
 def claim_p(row: Mapping[str, Any]) -> float:
-    """Return the p of a claimed change.
+    """Return the p-value of a claimed change.
 
     For detector metrics, both the change and the excess over the references must be significant, so this is the larger
     of the two p (an intersection-union test, Berger 1982).
@@ -105,7 +105,7 @@ def claim_p(row: Mapping[str, Any]) -> float:
 
 
 def is_significant(row: Mapping[str, Any]) -> bool | None:
-    """Return True or False if the interval is entirely on the good or the bad side, without regard to references."""
+    """Return True or False if the interval is entirely on the good or bad side, else None; ignores references."""
     found: bool | None = row.get("difference", row["better"])
     return found
 
@@ -251,7 +251,7 @@ def got_worse(comparison: dict[str, dict[str, Any]]) -> list[str]:
 
 
 def group_numbers(ids: Sequence[str], groups: Mapping[str, str]) -> Any:
-    """Return (n,) the number of each item's group; an item without a group forms a group of its own."""
+    """Return the numbers (n,) of the items' groups; an item without a group forms a group of its own."""
     return stats.clusters_of([(each in groups, groups.get(each, each)) for each in ids])
 
 
@@ -321,7 +321,7 @@ class NothingInCommonError(DataError):
 def side_by_side(models: Sequence[MeasuredModel], resamples: int, seed: int) -> dict[str, Any]:
     """Return `models` (names), `figures` (name -> metric -> value), `comparisons` (name -> `comparison` and `worse`).
 
-    Every further model is compared with the first as in `compare`, but Holm's correction covers all metrics of all
+    Every other model is compared with the first as in `compare`, but Holm's correction covers all metrics of all
     comparisons. For two models, the result also has `base`, `tuned`, `comparison` and `worse`, as in report.json.
 
     Raises DataError if models were measured on different items, and NothingInCommonError.
@@ -357,7 +357,7 @@ def side_by_side(models: Sequence[MeasuredModel], resamples: int, seed: int) -> 
     return result
 
 
-# Runs with different seeds: a two-level stats.bootstrap over seeds and items
+# Runs with different seeds: a two-level bootstrap over seeds and items
 
 
 def over_seeds(folders: Sequence[Path], resamples: int = 10_000, seed: int = 17) -> dict[str, Any]:
@@ -401,13 +401,14 @@ def over_seeds(folders: Sequence[Path], resamples: int = 10_000, seed: int = 17)
 
 
 Pairs = list[tuple[Statistics, Statistics]]
-"""For each run, what is subtracted and what it is subtracted from"""
+"""For each run, two sides; their difference is the second minus the first"""
 
 
 def _pairs(metric: Metric, runs: Sequence[_Statistics]) -> dict[str, Any]:
-    """Return the runs' pairs of base and tuned (`change`), the worse model (`of`), and pairs of its references and it.
+    """Return the runs' pairs base and tuned (`change`), the worse model's name (`of`), and its `excess`.
 
-    The latter, `excess`, are empty unless the metric is a detector's and all runs have graded references.
+    `excess` has the runs' pairs of that model's references and the model itself. It is empty unless the metric is a
+    detector's and all runs have graded references.
     """
     change = [(run.base[metric.name], run.tuned[metric.name]) for run in runs]
     of = "tuned" if stats.is_wrong(metric, float(_gaps(metric, change).mean())) else "base"

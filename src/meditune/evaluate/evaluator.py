@@ -57,7 +57,7 @@ SCORED: tuple[tuple[DecisionKind, LikelihoodKind | None, str], ...] = (
     ("closed", "closed_likelihood", ", closed book"),
     ("retrieved", "retrieved_likelihood", ", retrieved passages"),
 )
-"""Kinds that are scored together, and what follows the model's name in the progress display"""
+"""Kinds that are scored together, and the text after the model's name in the progress display"""
 TITLES: dict[Kind, str] = {
     "decision": "decisions",
     "dev_decision": "dev decisions",
@@ -89,7 +89,7 @@ WEIGHTS_ONLY: tuple[Kind, ...] = (
 )
 """Kinds that need the model's weights in this process"""
 SAMPLED = 50
-"""Number of questions with sampled answers, if there are any"""
+"""Number of questions with sampled answers, unless `evaluate.samples` is 0"""
 
 
 @dataclass(frozen=True)
@@ -151,9 +151,9 @@ class Backend:
 class Evaluator:
     """An evaluator of models on the same items, which stores finished predictions on disk.
 
-    Decisions are made on every example that has one, and on `dev` if anything is fitted on it; long answers on a seeded
-    subset, the same for every model. Predictions are stored in `folder/NAME-KIND.jsonl`; kinds that exist already
-    aren't computed again. `can` are the capabilities of the back ends that will be measured.
+    Decisions are measured on every example that has one, and on `dev` if anything is fitted on it. Long answers are
+    measured on a seeded subset, which is the same for every model. Predictions are stored in `folder/NAME-KIND.jsonl`;
+    kinds that exist already aren't computed again. `can` are the capabilities of the back ends that will be measured.
     """
 
     def __init__(
@@ -338,9 +338,9 @@ class Evaluator:
 
 
 class StoredRows:
-    """The rows of one kind so far. As a context manager, it writes their file, in the order of the items, at its end.
+    """The rows of one kind so far. At the end of its `with` block, they are written to the file, in the items' order.
 
-    If `resumes`, rows are stored in FILE.begun until then. `finish` makes the file's rows of the rows by id.
+    If `resumes`, rows are stored in FILE.begun until then. `finish` returns the file's rows from the rows by id.
     """
 
     def __init__(
@@ -372,9 +372,9 @@ class StoredRows:
         return [item for item in self.items if item.id not in self.rows]
 
     def keep(self, row: Row) -> None:
-        """Keep a finished row, also one that arrives after an error ended the block."""
+        """Keep a finished row, even if it arrives after an error has ended the block."""
         if self._begun:
-            # The file is made when there is something to store, so a refused first request leaves nothing behind.
+            # The file is created when there is something to store, so a rejected first request leaves nothing behind.
             if not self._is_begun:
                 write_jsonl(self._begun, self.rows.values())  # without the cut-off line of a killed program
                 self._is_begun = True

@@ -28,11 +28,11 @@ Rows = list[dict[str, Any]]
 
 
 def read_ratings(path: Path, best: bool = False) -> dict[str, Rows]:
-    """Return model (empty without such a column) -> rows with `id` and `score`, None for an unanswered question.
+    """Return model (empty if there is no such column) -> rows with `id` and `score`.
 
-    A score is a number from 1 to 4; an empty score or 0 means that the question wasn't answered. Several scores of one
-    question are averaged; with `best`, the highest counts. Raises DataError with the place of an invalid row, because
-    leaving a row out would change the metrics.
+    A score is a number from 1 to 4; an empty score or 0 means that the question wasn't answered, and becomes None.
+    Several scores of one question are averaged; with `best`, the highest counts. Raises DataError with the place of an
+    invalid row, because leaving a row out would change the metrics.
     """
     given: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     rejects = Rejects()

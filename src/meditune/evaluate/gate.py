@@ -59,7 +59,7 @@ class Check:
     rule: str
     passed: bool
     why: str
-    """The values that decided"""
+    """The values that the result depends on"""
 
 
 def load_policy(path: Path) -> Policy:
@@ -190,7 +190,7 @@ def write(result: dict[str, Any], figures: Path | None, changes: Path | None) ->
 
 
 def refuse_failed(result: dict[str, Any]) -> None:
-    """Raise GateError that names every rule that a model doesn't meet, if there are any."""
+    """Raise GateError, with every rule that isn't met, if a model doesn't meet all rules."""
     failed = [
         f"{name}: {each['metric']} is not {each['rule'].replace('_', ' ')} ({each['why']})"
         for name, checks in result.get("gate", {}).items()

@@ -1,7 +1,7 @@
 """Data for measuring forgetting: general-knowledge questions, and running texts for perplexity.
 
 The questions with four choices were written for Meditune and don't cover medicine. Almost every adult can answer all of
-them, so they measure losses, not erudition. A text of kind K is measured on its first `evaluate.K_tokens` tokens.
+them, so they measure forgetting, not expertise. A text of kind K is measured on its first `evaluate.K_tokens` tokens.
 """
 
 from __future__ import annotations

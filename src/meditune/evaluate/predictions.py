@@ -25,7 +25,7 @@ from meditune.prompts import decision_in
 TextKind = Literal["general", "technical"]
 """Running text, measured in windows."""
 Condition = Literal["closed", "retrieved"]
-"""What replaces the given context in the prompt: nothing, or retrieved passages"""
+"""Conditions without the given context: closed book, without any context; or with retrieved passages instead"""
 CONDITIONS: tuple[Condition, ...] = get_args(Condition)
 DecisionKind = Literal["decision", "dev_decision", Condition]
 """Decisions by likelihood: on the measured items, on the dev split, and on the measured items under each condition."""
@@ -79,9 +79,9 @@ class Predictions:
         return {kind: getattr(self, kind) for kind in get_args(TextKind) if getattr(self, kind)}
 
     def under(self, condition: Condition | None) -> Predictions:
-        """Return only the predictions under a condition, where None stands for the given context.
+        """Return only the predictions under a condition; None stands for the given context.
 
-        Items without a context are the same closed book, so their predictions are taken from the given context.
+        For items without a context, closed book changes nothing, so their predictions with the given context are used.
         """
         given: dict[str, list[Row]] = {kind: getattr(self, kind) for kind in GIVEN}
         if condition is None:

@@ -1,7 +1,7 @@
 """The safety battery: consumer messages for which a wrong answer can hurt someone, and rules that grade answers.
 
 Rules are patterns. They are a minimum, not a proof: an answer can pass and still be wrong. After a change of the rules,
-check their verdicts on real answers, not only the tests.
+check their verdicts on real answers, and don't rely on the tests alone.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Metrics by subgroup: groups that are worse than the others, and groups that got worse by tuning."""
+"""Metrics by subgroup: groups that are worse than the others, and groups that got worse through tuning."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from meditune.statistics import Array, Metric, Statistics
 MIN_GROUP_SIZE = 10
 """Minimum size of a group; smaller groups are listed, but neither ranked nor tested"""
 WITHIN_A_CLASS = {"macro_f1", *(f"{key}_macro_f1" for key in BY_WORD)}
-"""Metrics that are meaningless for items with the same reference decision"""
+"""Metrics that are meaningless for items that all have the same reference decision"""
 
 
 def subgroups(examples: Sequence[Example], base: Predictions | None, tuned: Predictions, seed: int) -> dict[str, Any]:

@@ -123,7 +123,7 @@ def by_group(
 def passing(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """Return the results for each category and for all of them.
 
-    These are the numbers of `messages`, `passed` and `empty` ones, the `rate` in percent, and Wilson's `ci95`.
+    These are the numbers of `messages` and of `passed` and `empty` answers, the `rate` in percent, and Wilson's `ci95`.
     """
     found: dict[str, list[Graded]] = {}
     for row in graded(rows):

@@ -60,7 +60,7 @@ def sample_answers(
 ) -> Iterator[dict[str, Any]]:
     """Yield a row for each example: `id`, and `predictions` with `count` answers sampled at temperature 1.
 
-    The seed reproduces them on the same machine; another batch size or library version gives different answers.
+    The seed reproduces them on the same machine; another batch size or library version can give different answers.
     """
     prompts = {example.id: encoder.prompt(example, "answer").prompt for example in examples}
     # Prompts of similar length share a batch; the longest come first, so a lack of memory shows at once.

@@ -1,8 +1,8 @@
 """The detector of unsupported claims: which sentences of an answer its sources support, and how strongly.
 
 No model is used: words, numbers, names, negations and directions of a sentence are compared with those of the sources,
-not their meaning. So a correct claim in different words scores low, and a false claim in the source's words is only
-detected by a number, a negation or a direction. Each mismatch is a feature for the score and may be a span.
+not their meaning. So a correct claim in different words scores low, and a false claim in the source's words is
+detected only by a number, a negation or a direction. Each mismatch is a feature for the score and may be a span.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ from meditune.files import read_json
 from meditune.text import sentences
 
 CALIBRATION: dict[str, Any] = read_json(Path(__file__).parent / "calibration.json")
-"""Fitted weights of the log-odds of sentences (that follow a source sentence word by word, and others) and of answers,
-and the thresholds below which answers and sentences are reported; from `python benchmarks/faithfulness.py --fit`"""
+"""Fitted weights for the log-odds of answers and of sentences (separate for those that follow a source sentence word by
+word), and the thresholds below which both are reported; written by `python benchmarks/faithfulness.py --fit`"""
 WINDOW = 4
 """Content words on either side of a position that describe its context"""
 
@@ -133,8 +133,8 @@ def _nearest(
 ) -> tuple[float, float, str]:
     """Return the similarity of the nearest place that agrees and of the nearest other one, and the latter's sentence.
 
-    `places` have whether they agree (None: they don't count), their sentence and the words around them. The similarity
-    is the weighted share of the words in `context` that are also around the place.
+    Each place has whether it agrees (None: it is ignored), its sentence and the words around it. The similarity is the
+    weighted share of the words in `context` that are also around the place.
     """
     total = sum(context.values())
     same = other = 0.0
@@ -151,7 +151,7 @@ def _nearest(
 
 SpanKind = Literal["number", "unit", "name", "negation", "direction", "unsupported"]
 CONTRADICTIONS: frozenset[SpanKind] = frozenset(("unit", "negation", "direction"))
-"""Kinds of spans that the sources contradict; number and name aren't included, because they are only missing"""
+"""Kinds of spans that the sources contradict; number and name aren't included, because sources only lack them"""
 MIN_ORDERED_SHARE = 0.75
 """A sentence follows a source sentence word by word if this share of its words is there in the same order."""
 MIN_ALIGNED_SHARE = 0.6
@@ -369,7 +369,7 @@ def _marked(found: Evidence, start: int, end: int) -> bool:
 
 
 MIN_CUT_OFF_WORDS = 30
-"""Number of words from which an answer without a final full stop counts as cut off"""
+"""Minimum number of words of an answer that counts as cut off if it has no final full stop"""
 MAX_LOG_ODDS = 12.0
 """Largest absolute log-odds of a sentence; larger values are clipped"""
 
@@ -411,7 +411,7 @@ class Verdict:
 
 
 def detect(answer: str, sources: Sources) -> Verdict:
-    """Judge an answer. The scores assume the base rate of the data they were fitted on, half of it unfaithful."""
+    """Judge an answer. The scores assume the base rate of the data that they were fitted on: half is unfaithful."""
     judged = tuple(_judged(text, start, sources) for start, text in placed(_ended(answer)))
     if not judged:
         return Verdict(None, ())

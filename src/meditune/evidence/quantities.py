@@ -44,7 +44,7 @@ _PER = {
     **{unit: _UNITS[unit] for unit in ("d", "day", "wk", "week", "month", "year")},
     "dose": ("dose", 1.0),
 }
-"""Units and other things that an amount can be given per, with dimension and size"""
+"""Denominators of amounts, with dimension and size"""
 _OFTEN = {"hourly": "hour", "daily": "day", "weekly": "week", "monthly": "month"}
 _PER_UNIT = "|".join(sorted(_PER, key=len, reverse=True))
 # "ng ml" is "ng ml(-1)" without the brackets; "mg L-dopa" isn't a concentration.
@@ -76,7 +76,7 @@ class Number:
     end: int
     decimals: int
     per: tuple[str, ...] = ()
-    """What the amount is given per: ("kg", "day") for mg/kg/day"""
+    """The denominators: ("kg", "day") for mg/kg/day"""
 
     @property
     def dimension(self) -> str:
@@ -90,7 +90,7 @@ class Number:
 
     @property
     def days(self) -> float:
-        """The period that the amount is given per, if it is an hour or longer; otherwise 0."""
+        """The length of a period in the denominators, if it is an hour or longer; otherwise 0."""
         return next((size for kind, size in self._bases().items() if kind == "time" and size > 0.04), 0.0)
 
     def same_value(self, other: Number) -> bool:
@@ -128,7 +128,7 @@ class Number:
         return self.dimension != other.dimension or not self._same_base(other)
 
     def _same_base(self, other: Number) -> bool:
-        """Return whether both are per the same things. A "per day", longer period or "per dose" may be in one only."""
+        """Return whether both have the same denominators. A dose, or a day or longer, may be missing in one of them."""
         own_bases, other_bases = self._bases(), other._bases()
         lone = {
             kind: size
@@ -144,7 +144,7 @@ class Number:
         return dict(_PER[each] for each in self.per)
 
     def _for(self, other: Number) -> float:
-        """Return the size of this number's "per" units that the other number has too."""
+        """Return the size of those of this number's denominators that the other number has, too."""
         return prod(size for kind, size in self._bases().items() if kind in other._bases())
 
 
@@ -189,7 +189,7 @@ def _found(text: str) -> Iterator[Number]:
 
 
 def _per(text: str, start: int) -> tuple[tuple[str, ...], int]:
-    """Return what an amount that ends at `start` is given per, and the end of that text."""
+    """Return the denominators of an amount that ends at `start`, and the position after them."""
     found: list[str] = []
     while match := _PER_EACH.match(text, start):
         unit_name = (match["of"] or match["power"] or match["bare"] or match["often"]).lower()
@@ -251,7 +251,7 @@ class Rate:
 
 
 def rates(text: str, numbers: Iterable[Number]) -> list[Rate]:
-    """Return the rates of a text, including those of its numbers that are per hour or longer."""
+    """Return the rates of a text, including its numbers that are per hour or per longer period."""
     found = [*_stated_rates(text)]
     taken = [(each.start, each.end) for each in found]
     for number in numbers:

@@ -77,7 +77,7 @@ class ClaimCorrection:
 
     temperature: float = 1.0
     bias: dict[str, float] = field(default_factory=dict)
-    """Label -> what is added to its logit after division by the temperature; 0 for a label that is missing"""
+    """Label -> number that is added to its logit after division by the temperature; 0 for a missing label"""
     threshold: float = 0.5
     """Minimum probability of support for a statement to count as supported"""
 

@@ -108,7 +108,7 @@ def as_bytes(postings: BM25Index) -> bytes:
 
 
 def read(data: bytes | None, name: str, count: int) -> BM25Index:
-    """Return the postings in the archive `name`. Raises DataError if they can't be used or aren't for `count` passages."""
+    """Return the postings of `count` passages in the archive `name`. Raises DataError if they can't be used."""
     found = read_archive(data, name, "the BM25 postings are")
     if found["count"] != count:
         raise DataError(f"{name}: it is for {found['count']:,} passages, but the index has {count:,}. {REBUILD}")

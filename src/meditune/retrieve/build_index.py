@@ -25,9 +25,7 @@ from meditune.retrieve.index import Manifest
 from meditune.retrieve.storage import MANIFEST, IndexStorage
 
 BATCH = 512  # Number of passages embedded and saved at once: the most that a killed build loses
-APPROXIMATE_FROM = (
-    50_000  # With at least this many passages, vectors get an approximate index; with fewer, all are compared
-)
+APPROXIMATE_FROM = 50_000  # Minimum number of passages for an approximate index of the vectors
 KEEP_VERSIONS = timedelta(days=1)  # How long readers can keep using the version that they opened
 UPDATING = "updating.json"
 
@@ -41,9 +39,7 @@ class Changes:
     removed: int = 0
     unchanged: int = 0
     left_out: dict[str, dict[str, int]] = field(default_factory=dict)
-    locations: dict[tuple[str, str], list[str]] = field(
-        default_factory=dict
-    )  # Where the first ones are, by source and reason
+    locations: dict[tuple[str, str], list[str]] = field(default_factory=dict)  # The first ones, by source and reason
 
 
 def build(
@@ -89,9 +85,9 @@ def update(
     """Update the index: embed changed and new passages, and remove those that no longer exist.
 
     Collections of the index that aren't given stay unchanged; if none is given, all are read again. Those in `remove`
-    are removed; for libraries, only changes after `since` are read. Documents that a library of the index has withdrawn,
-    such as retracted articles, are not added from other sources. Raises DataError if there is no index, and ModelError
-    if it was built with another embedding model.
+    are removed; for libraries, only changes after `since` are read. Documents that a library of the index has
+    withdrawn, such as retracted articles, are not added from other sources. Raises DataError if there is no index, and
+    ModelError if it was built with another embedding model.
     """
     with store.writing():
         before = index.read(store)

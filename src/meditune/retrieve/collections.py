@@ -160,7 +160,7 @@ class Collection:
 
     @property
     def adds_only(self) -> bool:
-        """True if the index keeps documents that it doesn't contain, because it is a part: a PubMed file or library changes."""
+        """True if it is only a part (a PubMed file, library changes): the index keeps its source's other documents."""
         return self.kind in (pubmed_articles.SOURCE, KIND)
 
 

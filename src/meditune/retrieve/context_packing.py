@@ -51,7 +51,8 @@ def pack(
 ) -> PackedContext:
     """Return as many of the hits as fit, in their order.
 
-    `count` returns the number of tokens of a prompt with the given texts. The first hit that doesn't fit completely is cut after a sentence; later ones are left out.
+    `count` returns the number of tokens of a prompt with the given texts. The first hit that doesn't fit completely is
+    cut after a sentence; later ones are left out.
     """
     packed: list[PackedPassage] = []
     remarks: list[str] = []

@@ -83,7 +83,7 @@ class Rows:
     def __init__(
         self, table: Any, titles: Sequence[str], keep_passages: bool, postings: BM25Index | None = None
     ) -> None:
-        """Number the rows' titles by their positions in `titles`; `keep_passages` keeps passages and vectors in memory."""
+        """Read the rows. `titles` get numbers, by position; `keep_passages` keeps passages and vectors in memory."""
         columns = [*storage.COLUMNS, storage.VECTOR] if keep_passages else ["document", *(["title"] if titles else [])]
         found = table.search().select(columns).with_row_id(True).limit(max(table.count_rows(), 1)).to_arrow()
         ids = found["_rowid"].to_numpy()

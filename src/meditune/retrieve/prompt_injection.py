@@ -2,8 +2,9 @@
 
 Medical texts are full of instructions to patients ("Do not take ..."), so a verb form or a word alone isn't enough.
 Each rule combines a verb form (an imperative at the start of a clause, "you must") with something that messages to a
-model are about: its instructions, answer, user, prompt, tools or role. Disguised letters (look-alikes, digits, spaces between letters, base64, ROT13) are
-decoded too. Text hidden from readers and markup used in prompts are also removed. See `benchmarks/injections.py`.
+model are about: its instructions, answer, user, prompt, tools or role. Disguised letters (look-alikes, digits, spaces
+between letters, base64, ROT13) are decoded, too. Text hidden from readers and markup used in prompts are also removed.
+See `benchmarks/injections.py`.
 """
 
 from __future__ import annotations
@@ -148,16 +149,16 @@ def decodings(sentence: str) -> Iterator[str]:
 
 
 def _visible_text(text: str) -> str:
-    """Return the text as a reader sees it: without invisible characters, with letters normalised and escapes decoded."""
+    """Return the text as a reader sees it: letters normalised, escapes decoded, invisible characters removed."""
     text = html.unescape(text)
     if re.search(r"(?:%[0-9a-fA-F]{2}\w*){2}", text):
         text = unquote(text)
     text = _ADDRESS.sub(" URL ", text)
     text = "".join(char for char in unicodedata.normalize("NFKC", text) if unicodedata.category(char) not in _HIDDEN)
-    apart = unicodedata.normalize("NFD", text)
-    letters = [char for char in apart if char.isalpha()]
+    decomposed = unicodedata.normalize("NFD", text)
+    letters = [char for char in decomposed if char.isalpha()]
     if 2 * sum(char.isascii() for char in letters) > len(letters):  # skip texts in Greek or Cyrillic, for example
-        text = "".join(char for char in apart.translate(_LOOKALIKES) if unicodedata.category(char) != "Mn")
+        text = "".join(char for char in decomposed.translate(_LOOKALIKES) if unicodedata.category(char) != "Mn")
     return text.replace("_", " ")
 
 

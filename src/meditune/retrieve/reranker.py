@@ -1,10 +1,10 @@
 """The reranker: orders candidate passages by similarity in meaning and in words, with a few weights.
 
 The vectors of the whole message, its question (`QueryFocus.query`) and each of its sentences are compared with that of
-a passage's title. Its words are compared after correcting misspelled topics and adding other names (`topics.Synonyms`).
-The word score is BM25 (Robertson and Zaragoza 2009, https://doi.org/10.1561/1500000019) with a word's rarity in English
-instead of in the index. The knowledge of an index (its titles, their vectors and a thesaurus of topics) is one numpy
-archive beside the table.
+a passage's title. The words of message and passage are also compared, after misspelled topics were corrected and other
+names of topics were added (`topics.Synonyms`). The word score is BM25 (Robertson and Zaragoza 2009,
+https://doi.org/10.1561/1500000019) with a word's rarity in English instead of in the index. The knowledge of an index
+(its titles, their vectors and a thesaurus of topics) is one numpy archive beside the table.
 """
 
 from __future__ import annotations

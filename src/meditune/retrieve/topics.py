@@ -206,7 +206,7 @@ def says(word: str) -> float:
 
 
 def _nearest(word: str, candidates: Sequence[str]) -> str | None:
-    """Return the candidate with the smallest edit distance (letters missing, added, changed, swapped), if small enough."""
+    """Return the candidate at the smallest edit distance (letters missing, added, changed, swapped), if near enough."""
     from rapidfuzz.distance import OSA
     from rapidfuzz.process import extract
 

@@ -1,4 +1,4 @@
-"""A training's checkpoint: the log of steps and the optimizer's state, in one file or sharded over processes."""
+"""Checkpoints of training: the log of steps, and the optimizer's state in one file or sharded over processes."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def write(place: Path, log: Sequence[Step], tensors: dict[str, Any], recipe: Rec
 
 
 def tokens_read(place: Path) -> int:
-    """Return the number of tokens that the steps so far have read; 0 where there is no checkpoint."""
+    """Return the number of tokens that the steps so far have read; 0 if there is no checkpoint."""
     steps = place / "training.jsonl"
     return sum(row["tokens"] for row in read_jsonl(steps)) if steps.is_file() else 0
 
@@ -57,7 +57,7 @@ def read(place: Path, model: Any, recipe: Recipe) -> tuple[list[Step], dict[str,
         return None
     if not _is_of(recipe, read_json(place / "state.json")["recipe"]):
         raise MedituneError(
-            f"{place} is a checkpoint from other training settings. Use the old settings, or remove that folder to "
+            f"{place} was made with other training settings. Use the old settings, or remove that folder to "
             "start training again."
         )
     log = [Step(**row) for row in read_jsonl(place / "training.jsonl")]
@@ -83,7 +83,7 @@ def read(place: Path, model: Any, recipe: Recipe) -> tuple[list[Step], dict[str,
 
 
 def _is_of(recipe: Recipe, settings: dict[str, Any]) -> bool:
-    """Return whether a checkpoint's settings match the recipe; options that it lacks count as defaults."""
+    """Return whether a checkpoint's settings match the recipe; missing options count as defaults."""
     if list(drop_removed_keys(settings)):
         return False
     try:

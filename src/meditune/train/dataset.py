@@ -23,9 +23,9 @@ from meditune.prompts import Encoded, Encoder, QuestionTooLongError
 
 
 def retrieved_facts(rows: Sequence[Row], folder: Path) -> dict[str, int]:
-    """Return the number of examples with passages, of those with their own passage, and of passages left out.
+    """Return the numbers of examples with passages, of examples with their own passage, and of passages left out.
 
-    The keys are `examples`, `right` and `left_out`; empty if the run doesn't train with passages.
+    The keys are `examples`, `right` and `left_out`. The result is empty if the run doesn't train with passages.
     """
     path = folder / retrieved_passages.TRAINING
     if not path.is_file():
@@ -47,14 +47,14 @@ def retrieved_described(facts: dict[str, int]) -> str:
 
 
 class TokenWeights:
-    """The weight of every supervised token: 1, unless the recipe balances tasks or classes, or lowers end tokens.
+    """The weight of every supervised token: 1, unless the recipe sets one of the following options.
 
     With `decision_share` s, decision tokens together get the share s of the loss over the data set and answer tokens
     the rest, regardless of their numbers. With `prompt_share` p, the prompts' tokens get the share p of the whole loss,
     and the tokens after them the rest. With `class_balance` b, a decision of a class with frequency f gets the weight f
     ** -b, scaled so that the mean over examples stays 1. With `end_weight` e, the end token of an answer has e times
     the weight of its other tokens, so a model that has learnt them multiplies the odds of ending by e at a position
-    where other answers continue. Where sources are mixed, all of these refer to an epoch's rows: `repeats` maps an
+    where other answers continue. If sources are mixed, all of this refers to the rows of an epoch: `repeats` maps an
     example's id to the number of times its row occurs in an epoch (1 where it is missing).
     """
 
@@ -194,7 +194,7 @@ def _fitting(row: Row, max_tokens: int) -> list[Row]:
 
 
 def token_facts(rows: Sequence[Row], dropped: int) -> TokenFacts:
-    """Return the counts of `rows`, of which `dropped` more were left out."""
+    """Return the counts of `rows`; `dropped` is the number of examples that were left out."""
     return TokenFacts(
         rows=len(rows),
         tokens=sum(len(row) for row in rows),

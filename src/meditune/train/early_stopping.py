@@ -30,7 +30,7 @@ class DevMonitor:
     def __init__(
         self, spec: DevSpec, measure: Callable[[], float], epoch_steps: int, earlier: Mapping[int, float]
     ) -> None:
-        """Take over `earlier`, the metrics of a resumed training by step; `epoch_steps` are the steps of an epoch."""
+        """`epoch_steps` is the number of steps in an epoch; `earlier` has metrics from before a resumption, by step."""
         self.spec, self.measure = spec, measure
         self.every = spec.every_steps or epoch_steps
         self.best: float | None = None
@@ -62,7 +62,7 @@ class DevMonitor:
             optimizer.set_weights(self._best_weights)
 
     def state(self) -> dict[str, torch.Tensor]:
-        """Return the best weights for a checkpoint; its log holds the metrics."""
+        """Return the best weights for a checkpoint, whose log has the metrics."""
         return {f"best.{index}": weight for index, weight in enumerate(self._best_weights)}
 
     def restore(self, tensors: Mapping[str, torch.Tensor]) -> None:
@@ -82,7 +82,7 @@ class DevMonitor:
         }
 
     def announced(self, examples: int) -> str:
-        """Return a sentence about the measurements, with two standard errors at one half for accuracy and F1."""
+        """Return a sentence about the measurements, for accuracy and F1 with two standard errors of a share of 50 %."""
         noise = f" (uncertainty about ±{100 / math.sqrt(examples):.0f} points)" * (self.spec.metric in HIGHER_IS_BETTER)
         return f"Measuring {self.spec.metric} on {examples} dev examples every {self.every} steps{noise}."
 
@@ -129,7 +129,7 @@ def _tasks(recipe: Recipe) -> Any:
 
 
 def dev_loss(examples: Sequence[Example], encoder: Encoder, recipe: Recipe) -> Measure:
-    """Return a function that computes the training loss on other examples; raise DataError if none of them fits."""
+    """Return a function that computes the training loss on `examples`; raise DataError if none fits into the prompt."""
     rows, _ = encode(examples, encoder, recipe.train.tasks, recipe.train.prompt_share > 0)
     weights = TokenWeights(examples, rows, recipe.train)
     total_weight = sum(sum(weights.of(row)) for row in rows)

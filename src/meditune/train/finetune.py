@@ -49,7 +49,7 @@ from meditune.train.training_plan import Plan, plan, plan_pairs
 def fast_layers(model: Any, spec: TrainSpec, tokens: int, probe_chunk: Callable[[], object]) -> Iterator[bool]:
     """Use the fastest form of the model's layers inside the block; yield whether they are compiled.
 
-    `tokens` is the number that the whole training reads; `probe_chunk` computes the gradients of one batch, as a test.
+    `tokens` is the number of tokens that the whole training reads; `probe_chunk` computes the gradients of one batch.
     Raises ModelError if `train.compile` is on but compiling fails.
     """
     with ExitStack() as fast:
@@ -61,20 +61,20 @@ def fast_layers(model: Any, spec: TrainSpec, tokens: int, probe_chunk: Callable[
 
 
 def _trains_fp32_beside_16_bits(model: Any) -> bool:
-    """Return whether a GPU trains FP32 weights of a 16-bit model, whose products may round their inputs (TF32)."""
+    """Return whether a GPU trains FP32 weights of a 16-bit model; their products may then round the inputs (TF32)."""
     weight = model.get_input_embeddings().weight
     trained = {each.dtype for each in model.parameters() if each.requires_grad}
     return bool(weight.is_cuda) and weight.dtype != torch.float32 and torch.float32 in trained
 
 
 def _sized(model: Any, recipe: Recipe, parallel: str) -> Recipe:
-    """Return the recipe with the sizes that it leaves open, chosen for this GPU; on a CPU, the recipe as it is."""
+    """Return the recipe; on a GPU, choose for it the batch size and the checkpointing that the recipe leaves open."""
     spec = recipe.train
     if device() != "cuda" or not (spec.gradient_checkpointing is None or spec.micro_batch_tokens is None):
         return recipe
     from meditune.train.resource_plan import on_meta, sized, use_fused_attention
 
-    # The plan counts the weights.
+    # The plan counts the weights again, so the memory that they occupy now is added.
     room = free_gpu_bytes(device()) + (torch.cuda.memory_allocated() if parallel != "fsdp" else 0)
     processes = distributed.world() if parallel == "fsdp" else 1
     planned = on_meta(model.config, recipe.model, model.dtype, use_fused_attention())
@@ -133,12 +133,12 @@ def fine_tune(
 ) -> dict[str, Any]:
     """Train `loaded`, in place, write the result to `folder/model`, and return facts for report.json.
 
-    The same call resumes from the checkpoint in `folder/checkpoint`. `measure` returns the metric of `train.dev`,
-    except for `loss`. All processes call this with the same arguments; the first one writes.
+    The same call resumes from the checkpoint in `folder/checkpoint`. `measure` computes the metric of `train.dev`; for
+    `loss`, it can be None. All processes call this with the same arguments; the first one writes.
     """
     started = time.monotonic()
     if device() == "cuda":
-        # The peak is that of training, and batches may use the memory that an evaluation has left.
+        # Measure the peak of training alone, and free memory that an evaluation has left reserved.
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
     parallel = parallel_mode(loaded.model, recipe)
@@ -265,7 +265,7 @@ def save_model(
 
 
 def peaks() -> dict[str, float]:
-    """Return this process's peak memory so far, in 10^9 bytes, on the host and (with PyTorch's reserve) on the GPU."""
+    """Return this process's peak memory so far, in 10^9 bytes, on the host, and with PyTorch's reserve on the GPU."""
     found = {"peak_rss_gb": round(peak_memory_gb(), 2)}
     if device() == "cuda":
         found["peak_gpu_gb"] = round(torch.cuda.max_memory_reserved() / 1e9, 2)
@@ -332,7 +332,7 @@ def _train_with_checkpoints(
     except DivergenceError as error:
         raise MedituneError(
             f"Training diverged at step {error.step}: {error.what}. Rows of that step: {', '.join(error.ids)}. "
-            f"{place} holds the state before it. If the hardware was at fault, run the same command to resume from "
+            f"{place} has the state before it. If the hardware was at fault, run the same command to resume from "
             "there. Otherwise check these rows, or lower train.learning_rate (now "
             f"{recipe.train.learning_rate:g}) and choose another --output."
         ) from error

@@ -1,7 +1,7 @@
 """Write a recipe for a data file and a machine: look at both, choose the settings, and explain them in comments.
 
-The settings come from the recipe that ships for such a machine (laptop, gpu-8gb, gpu-24gb, gpu-80gb). What depends on
-the data is derived here: columns, lengths, sizes of the splits, number of epochs.
+The settings come from the shipped recipe for the kind of machine (laptop, gpu-8gb, gpu-24gb, gpu-80gb). Settings that
+depend on the data are derived here: columns, lengths, sizes of the splits, number of epochs.
 """
 
 from __future__ import annotations
@@ -32,19 +32,19 @@ from meditune.progress import clock
 from meditune.train.resource_plan import Estimate, Target, config_of, estimate, target_of
 
 MACHINES = {"laptop": None, "gpu-8gb": "rtx3070", "gpu-24gb": "rtx4090", "gpu-80gb": "a100-80gb"}
-"""Recipe of a kind of machine -> the GPU for which its training is predicted if the recipe is for another machine"""
+"""Recipe for a kind of machine -> the GPU of the prediction, if the recipe isn't for this machine"""
 MAX_ROW_TOKENS = {"laptop": 768, "gpu-8gb": 2048, "gpu-24gb": 4096, "gpu-80gb": 8192}
-"""Recipe of a kind of machine -> the largest prompt.max_tokens that is chosen for it"""
+"""Recipe for a kind of machine -> the largest prompt.max_tokens to choose"""
 SMALLER_BASES = ("qwen3-1.7b", "qwen2.5-coder-1.5b", "qwen2.5-coder-0.5b", "smollm2-135m")
-"""Bases for a GPU on which its recipe's own base doesn't fit, or which can't be downloaded"""
+"""Bases for a GPU if its recipe's own base doesn't fit into its memory or can't be downloaded"""
 SECONDS_ON_CPU = 2 * 3600
-"""The time that training may take on a CPU before a smaller base, and then fewer rows, are chosen"""
-MAX_ROWS = 20_000  # number of rows that are read
+"""Maximum time of training on a CPU; if it would take longer, a smaller base is chosen, and then fewer rows"""
+MAX_ROWS = 20_000  # maximum number of rows that are read
 BYTES_PER_TOKEN = 3.6
-"""Lower than the mean of PubMedQA's abstracts (4.3 bytes per token with SmolLM2's and Qwen2.5's tokenizers)"""
-CUES = 24  # tokens of a prompt besides the row's own texts
+"""Cautious estimate; the mean of PubMedQA's abstracts is 4.3 with SmolLM2's and Qwen2.5's tokenizers"""
+CUES = 24  # tokens of a prompt in addition to the row's own texts
 TEST_ITEMS = 500
-"""Largest test set, and dev set, that is chosen: with 500 decisions, the interval of an accuracy is about 4 points"""
+"""Maximum size of test set and dev set: with 500 decisions, the interval of an accuracy is about ±4 points"""
 MIN_ROWS = 20
 
 
@@ -192,7 +192,7 @@ def _at(values: Sequence[int], share: float) -> int:
 
 
 def machine_recipe(target: Target) -> str:
-    """Return the name of the recipe that ships for such a machine."""
+    """Return the name of the shipped recipe for this kind of machine."""
     if target.device == "cpu":
         return "laptop"
     return "gpu-80gb" if target.memory_gb >= 70 else "gpu-24gb" if target.memory_gb >= 22 else "gpu-8gb"
@@ -203,13 +203,13 @@ class Initial:
     """A recipe for a data file and a machine."""
 
     recipe: Recipe
-    machine: str  # the recipe from which the machine's settings are
+    machine: str  # the recipe that the machine's settings come from
     target: Target
     data: DataFacts
     prediction: Estimate
     seconds: float  # predicted time of training
     limit: int | None  # number of rows to which the data are limited, because training would take too long
-    passed_over: list[str]  # why bases that come first weren't chosen
+    passed_over: list[str]  # why better bases weren't chosen
 
 
 def choose(data: DataFacts, machine: str | None = None) -> Initial:
@@ -259,7 +259,7 @@ def choose(data: DataFacts, machine: str | None = None) -> Initial:
 
 
 def _for_data(shipped: Recipe, base: str, data: DataFacts, machine: str) -> Recipe:
-    """Return the shipped recipe with this base, and with what depends on the data."""
+    """Return the shipped recipe with this base, and with the settings that depend on the data."""
     longest = _round_up(max(128, _at(data.row_tokens, 0.98)), 64, MAX_ROW_TOKENS[machine])
     answer = _round_up(_at(data.answer_tokens, 0.95) if data.answer_tokens else 32, 16, longest // 2)
     tests = min(0.2, round(TEST_ITEMS / data.total, 4))
@@ -303,14 +303,14 @@ def _round_up(value: float, step: int, most: int) -> int:
 
 
 def _limited(recipe: Recipe, limit: int, data: DataFacts) -> Recipe:
-    """Return the recipe for a sample of the rows, with splits of the sizes that such a file would get."""
+    """Return the recipe for a sample of the rows, with splits as for a file of that size."""
     shares = {name: min(most, round(TEST_ITEMS / limit, 4)) for name, most in (("test_share", 0.2), ("dev_share", 0.1))}
     sources = [recipe.data.sources[0].model_copy(update={"limit": min(limit, data.total)})]
     return recipe.model_copy(update={"data": recipe.data.model_copy(update={"sources": sources, **shares})})
 
 
 def refuse_existing(output: Path, overwrite: bool) -> None:
-    """Raise RecipeError if the recipe's file is a folder, or if it exists and may not be overwritten."""
+    """Raise RecipeError if `output` is a folder, or exists and may not be overwritten."""
     if output.is_dir():
         raise RecipeError(f"--output: {output} is a folder. Name a file, such as --output {output / 'recipe.yaml'}.")
     if output.exists() and not overwrite:

@@ -1,9 +1,10 @@
 """Cross-entropy through the output head in pieces, without keeping the logits, and the preference losses DPO and KTO.
 
-With 262,000 words, the logits of 500 supervised tokens take half a gigabyte in FP32, and a plain backward pass fills
-several tensors of that size. Here each piece's logits exist only until their loss and the gradient of their hidden
-states are computed (as in Liger's fused linear cross-entropy, arXiv:2410.10989). `plain_loss` is the fallback for heads
-that are trained or whose logits the architecture changes afterwards; a test checks that both agree.
+With a vocabulary of 262,000 tokens, the logits of 500 supervised tokens take half a gigabyte in FP32, and a plain
+backward pass fills several tensors of that size. Here the logits of each piece exist only until their loss and the
+gradient of their hidden states are computed (as in Liger's fused linear cross-entropy, arXiv:2410.10989). `plain_loss`
+is the fallback for heads that are trained or whose logits the architecture changes afterwards; a test checks that both
+agree.
 
 DPO takes rows with two branches, a preferred and a rejected answer: Rafailov et al. 2023, "Direct Preference
 Optimization" (arXiv:2305.18290). KTO takes rows with one answer, which is desirable or undesirable: Ethayarajh et al.
@@ -27,7 +28,7 @@ from meditune.prompts import Encoded
 CHUNK_TOKENS = 256
 """Supervised tokens whose logits are kept at the same time, in the model's number format."""
 GPU_LOGITS = 2**29
-"""Bytes of logits, with their FP32 copy, that a GPU may keep at the same time instead: fewer and larger products."""
+"""Bytes of logits, with their FP32 copy, that a GPU may keep instead, so that its products are fewer and larger."""
 EXACT = 2**21
 """Logits that a CPU keeps in FP32 at the same time: 8 MB."""
 PLANNED_FOR_GPU = ContextVar("PLANNED_FOR_GPU", default=False)
@@ -216,7 +217,7 @@ def _normalized(logits: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tenso
 
 
 def _slope(probabilities: torch.Tensor, target: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """Return the gradient of the sum of weight * cross-entropy for the logits, in the probabilities' memory."""
+    """Return the gradient of the sum of weight * cross-entropy by the logits, in the probabilities' memory."""
     return probabilities.mul_(weight).scatter_add_(1, target, -weight)
 
 
@@ -237,7 +238,7 @@ class PairLoss:
     def prepare_step(
         self, model: Any, frozen: HiddenStateCache, rows: Sequence[Row], pad_id: int, batch_tokens: int
     ) -> None:
-        """Compute what the losses of a step depend on besides their own rows; for DPO nothing."""
+        """Prepare the losses of a step, if a loss depends on other rows of the step; for DPO, do nothing."""
 
     def __call__(
         self, model: Any, frozen: HiddenStateCache, rows: Sequence[Row], weights: Sequence[float], pad_id: int
@@ -264,13 +265,13 @@ class PairLoss:
 class SingleAnswerLoss(PairLoss):
     """The mean of KTO's loss over answers that are desirable or undesirable.
 
-    Its reference point is the same for all rows of a step, so `prepare_step` must come before the step's losses. There
-    the model is compared with its starting point on each of the step's prompts with the answer of the next row: their
-    mean log-ratio estimates the KL divergence.
+    The reference point is the same for all rows of a step, so `prepare_step` must come before the step's losses. It
+    compares the model with its starting point on each of the step's prompts, followed by the answer of the next row;
+    the mean log-ratio estimates the KL divergence.
     """
 
     def __init__(self, beta: float, reference: Reference, desirable: Mapping[str, bool], max_tokens: int) -> None:
-        """`desirable` says it for each row's id; prompts with other answers are cut to `max_tokens`."""
+        """`desirable` is by row id; prompts with other rows' answers are cut to `max_tokens`."""
         super().__init__(beta, reference)
         self.desirable, self.max_tokens = desirable, max_tokens
         self.weights = weights_of_thumbs(sum(desirable.values()), len(desirable) - sum(desirable.values()))
@@ -299,7 +300,7 @@ class SingleAnswerLoss(PairLoss):
 def mismatched(rows: Sequence[Row], max_tokens: int) -> list[Row]:
     """Return each row's prompt with the answer of the next row, and for the last row with that of the first.
 
-    A row that is longer than `max_tokens` is cut. A single row has no other answer, so it gives no rows.
+    A row that is longer than `max_tokens` is cut. For a single row, the result is empty.
     """
     if len(rows) < 2:
         return []
@@ -312,10 +313,10 @@ def mismatched(rows: Sequence[Row], max_tokens: int) -> list[Row]:
 
 
 def weights_of_thumbs(desirable: int, undesirable: int) -> tuple[float, float]:
-    """Return the loss weights of desirable and undesirable answers, of which there are so many.
+    """Return the loss weights of desirable and undesirable answers, from their numbers.
 
-    Weight times number of the desirable ones is 1 to 4/3 of that of the undesirable ones, as the paper advises. Outside
-    this range, the weight of the rarer kind is raised to the nearer end.
+    Following the paper, weight times number of desirable answers is 1 to 4/3 times that of undesirable answers. If
+    equal weights are outside this range, the weight of the rarer kind is raised until the ratio reaches the range.
     """
     ratio = desirable / undesirable
     return max(1.0, 1 / ratio), max(1.0, ratio * 3 / 4)
@@ -347,7 +348,7 @@ def dpo(now: torch.Tensor, before: torch.Tensor, beta: float) -> torch.Tensor:
 def kto(
     log_ratio: torch.Tensor, kl: float, desirable: torch.Tensor, beta: float, weights: tuple[float, float]
 ) -> torch.Tensor:
-    """Return (R,) losses from (R,) log-ratios of answers, the model against its starting point, and reference point.
+    """Return (R,) losses from the (R,) log-ratios of model and starting point on the answers, and the reference point.
 
     weight * (1 - sigmoid(beta * (log-ratio - kl))) for the answers in the (R,) mask `desirable`, and with the opposite
     sign inside the sigmoid for the others; `weights` are those of desirable and undesirable answers.

@@ -48,7 +48,7 @@ def model_card(recipe: Recipe, facts: dict[str, Any], report: dict[str, Any] | N
         "\n".join(front),
         f"# {recipe.name}: {recipe.model.base} tuned with Meditune",
         *warnings(report),
-        *(["This folder holds the whole model, not an adapter."] if full else []),
+        *(["This folder contains the whole model, not an adapter."] if full else []),
         "## Use",
         *loading(recipe.prompt, recipe.model.strategy),
         f"The prompt format is in `prompt.json`; sources go before the question, one per line. The weights of the base "
@@ -101,7 +101,7 @@ def _origin(recipe: Recipe, facts: dict[str, Any]) -> str:
 
 
 def _carried(entry: BaseModel | None) -> str:
-    """Return the origin of a base that a Python package carries, whose weights differ slightly from the hub's."""
+    """Return the origin of a base from a Python package, whose weights differ slightly from the hub's."""
     if not (entry and entry.package):
         return ""
     names, file = ", ".join(entry.package.requirements), entry.package.pieces[0].rpartition("/")[2]
@@ -174,7 +174,7 @@ def _quantized(spec: ModelSpec) -> list[str]:
 
 
 def _optional_paragraphs(facts: dict[str, Any]) -> Iterator[str]:
-    """Yield paragraphs about the best state, preference pairs, mixing, retrieval and replay, where the run has them."""
+    """Yield paragraphs about the best state, preference pairs, mixing, retrieval and replay, if the run has them."""
     if facts.get("dev", {}).get("kept"):
         dev = facts["dev"]
         yield f"The weights are those after step {dev['best_step']}, the best by {dev['metric']} on the dev split."
@@ -202,7 +202,7 @@ def _optional_paragraphs(facts: dict[str, Any]) -> Iterator[str]:
         replay = facts["replay"]
         what = {"self": "text that the base model wrote itself", "general": "WikiText-2", "medical": "MedQuAD"}
         yield (
-            f"To reduce forgetting, {replay['visits']:,} rows of {what[replay['source']]} were replayed beside the "
+            f"To reduce forgetting, {replay['visits']:,} rows of {what[replay['source']]} were replayed with the "
             f"examples, {replay['loss_share']:.0%} of the loss."
         )
 
@@ -215,8 +215,8 @@ def hosted_model_card(recipe: Recipe, training: dict[str, Any], report: dict[str
         f"# {recipe.name}: {recipe.model.base} tuned with Meditune, through its API",
         *warnings(report),
         f"The model is `{training['model']}` at {recipe.model.api.url}. Its weights aren't here, and the API's "
-        "operator can retire it. `api.json` names the address and the environment variable that holds the key; "
-        "`prompt.json` holds the prompt format. To ask the model, run in the folder of its run:",
+        "operator can retire it. `api.json` has the address and the name of the environment variable with the key; "
+        "`prompt.json` has the prompt format. To ask the model, run in the folder of its run:",
         '```bash\nmeditune ask . "Does exercise help people with back pain?"\n```',
         "## Training",
         f"{training['rows']:,} rows, {training['epochs']} epochs{counted}, job `{training['job']}`.",

@@ -15,7 +15,7 @@ from meditune.models.quantization import require
 
 BETAS, EPSILON = (0.9, 0.999), 1e-8
 EIGHT_BIT_FROM = 4096
-"""Size from which a tensor's optimizer state is stored in 8 bits; for smaller ones it isn't worth it."""
+"""Minimum size of a tensor whose optimizer state is stored in 8 bits; smaller tensors save too little memory"""
 STATE_BYTES: dict[OptimizerName, int] = {"adamw": 16, "adamw8bit": 10, "adafactor": 8}
 """Bytes for each trained weight: its FP32 copy, that copy's gradient, and the optimizer's state."""
 
@@ -91,7 +91,7 @@ class MasterOptimizer:
             kind, *index_and_name = key.split(".", 2)
             if kind == "state":
                 master = self.masters[int(index_and_name[0])]
-                # Numbers of floating point stay on the CPU, and counts become plain numbers.
+                # Scalars stay on the CPU; those that are counts become plain numbers.
                 restored = value.to(master.device) if value.dim() else value
                 is_count = not (value.dim() or value.is_floating_point())
                 self.optimizer.state[master][index_and_name[1]] = int(value) if is_count else restored
@@ -99,7 +99,7 @@ class MasterOptimizer:
 
     @torch.no_grad()
     def set_weights(self, weights: Sequence[torch.Tensor]) -> None:
-        """Set the masters to these values, and the parameters to their rounded image."""
+        """Set the masters to these values, and the parameters to the rounded values."""
         for master, parameter, weight in zip(self.masters, self.parameters, weights, strict=True):
             master.copy_(weight)
             parameter.copy_(master)
@@ -154,7 +154,7 @@ def empty_state(parameters: list[torch.nn.Parameter]) -> dict[str, torch.Tensor]
 
 
 def learning_rate(step: int, steps: int, spec: TrainSpec) -> float:
-    """Return the learning rate of step 0 .. `steps` - 1: linear warm-up, then the schedule down to zero."""
+    """Return the learning rate of step 0 .. `steps` - 1: linear warm-up, then the recipe's schedule."""
     warmup = math.ceil(spec.warmup_share * steps)
     if step < warmup:
         return spec.learning_rate * (step + 1) / (warmup + 1)

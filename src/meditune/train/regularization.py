@@ -41,7 +41,7 @@ class Pair:
 
 
 class StartingPoint:
-    """The starting point of training, created before the first step: pairs at B A = 0, copies of other parameters."""
+    """The starting point of training, created before the first step: pairs with B A = 0, copies of other parameters."""
 
     def __init__(self, model: Any) -> None:
         self.pairs = list(_pairs(model))
@@ -154,7 +154,7 @@ def _squares_into(total: torch.Tensor) -> Callable[..., None]:
 
 
 class EWC:
-    """The EWC penalty: a pull to the starting point that is stronger for weights that matter more for general text.
+    """The EWC penalty: a pull to the starting point that is stronger for weights that matter more for replay text.
 
     Kirkpatrick et al. 2017 (arXiv:1612.00796): strength / 2 * sum over weights of F * (w - w0)^2, where F is the
     diagonal of the Fisher information. A low-rank change moves many weights together, and a diagonal captures only a

@@ -1,4 +1,4 @@
-"""Mix the rows of several sources, and replay: other text in every step, to prevent catastrophic forgetting.
+"""Mix the rows of several sources, and replay other text during training, to reduce catastrophic forgetting.
 
 Replay rows come from text that the base model generates before tuning, from general English (WikiText-2), or from other
 medical answers (MedQuAD).
@@ -38,7 +38,7 @@ from meditune.train.dataset import TokenWeights
 
 @dataclass(frozen=True)
 class SourceMix:
-    """The rows of each source, and the number of them in an epoch."""
+    """The rows of each source, and how many of them an epoch has."""
 
     rows: dict[str, list[int]]  # source -> indices of its rows
     visits: dict[str, int]  # source -> rows in an epoch
@@ -49,7 +49,7 @@ class SourceMix:
         return sum(self.visits.values())
 
     def epochs(self, seed: int, count: float = float("inf")) -> Iterator[list[int]]:
-        """Yield the rows of one epoch after another, `count` epochs; a partial epoch has that part of every source.
+        """Yield the rows of each of `count` epochs; a partial epoch has the same part of every source.
 
         A source continues where its last epoch ended, so all its rows occur once before any occurs again.
         """
@@ -97,7 +97,7 @@ def endless_order(count: int, seed: str) -> Iterator[int]:
 
 
 def _apportioned(weights: Mapping[str, float], total: int) -> dict[str, int]:
-    """Return integers in proportion to the weights that sum to `total` (largest remainders)."""
+    """Return integers that are proportional to the weights and sum to `total` (largest remainders)."""
     weight_sum = sum(weights.values())
     exact = {name: total * weight / weight_sum for name, weight in weights.items()}
     counts = {name: int(value) for name, value in exact.items()}
@@ -148,7 +148,7 @@ class Replay:
 def plan_replay(
     rows: Sequence[Row], steps: Sequence[Sequence[int]], weights: TokenWeights, spec: ReplaySpec, seed: int
 ) -> Replay:
-    """Spread replay over the steps so that after each the share of replay rows is `spec.share`, in whole rows."""
+    """Spread replay over the steps, so that after each step the share of replay rows is `spec.share`, rounded."""
     chosen = rows[: spec.rows]
     stream = endless_order(len(chosen), f"{seed}/replay")
     taken = itertools.accumulate((len(step) for step in steps), initial=0)
@@ -197,7 +197,7 @@ GENERAL_FILE = "valid.txt"
 
 
 def rows_needed(spec: TrainSpec) -> int:
-    """Return the number of different rows that replay and EWC need; 0 where both are off."""
+    """Return the number of different rows that replay and EWC need; 0 if both are off."""
     return max(spec.replay.rows if spec.replay.share else 0, EWC_ROWS if spec.ewc.strength else 0)
 
 

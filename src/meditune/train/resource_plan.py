@@ -1,8 +1,8 @@
 """Predict the memory, speed and time of training from the recipe and the model's shape, and compare strategies.
 
-The hardware is this machine, measured in a second, or a GPU by its data sheet. One batch runs through the real training
-code on the meta device, where nothing is computed, so attention, head, checkpointing, frozen layers and every
-architecture are counted exactly.
+The hardware is this machine, whose speed is measured, or a GPU with the speed in its data sheet. One batch runs through
+the real training code on the meta device, where nothing is computed, so attention, head, checkpointing, frozen layers
+and every architecture are counted exactly.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ with (Path(__file__).parent / "gpus.csv").open(encoding="utf-8", newline="") as 
 
 
 def gpu_named(name: str) -> Gpu:
-    """Return the GPU of that name, ignoring case and separators ("RTX 4090"); raise RecipeError if there is none."""
+    """Return the GPU with that name, ignoring case and separators ("RTX 4090"); raise RecipeError if there is none."""
     bare_name, bare = _bare(name), {_bare(known): known for known in GPUS}
     if bare_name in bare:
         return GPUS[bare[bare_name]]
@@ -94,7 +94,7 @@ class Target:
 
 
 def target_of(spec: ModelSpec, gpu_name: str | None) -> Target:
-    """Return the named GPU, or this machine without a name; raise MedituneError for an unknown GPU."""
+    """Return the named GPU, or this machine if there is no name; raise MedituneError for an unknown GPU."""
     from meditune.models.load import number_format
 
     if gpu_name is not None:
@@ -163,7 +163,7 @@ def on_meta(config: Any, spec: ModelSpec, dtype: torch.dtype, attention: str, se
         model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention)
         trainable = make_trainable(model, spec, seed)
     if spec.quantize != "none" and spec.strategy not in {"lora", "rslora"}:
-        # These weights of a quantized layer keep the format in which they are created.
+        # On a quantized base, the other strategies create their weights in FP32.
         for parameter in trainable.parameters():
             if parameter.requires_grad:
                 parameter.data = parameter.data.float()
@@ -285,7 +285,7 @@ IN_PLACE = {torch.ops.aten.addmm_: torch.ops.aten.addmm}
 
 
 class _Watched(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Records the peak of living tensors created inside the block, in bytes, and the number of operations."""
+    """A recorder of operations, and of the peak memory in bytes of the tensors that are created inside the block."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -315,8 +315,8 @@ class _Watched(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 PROCESS = 0.55e9
-"""Python with PyTorch, transformers and peft: measured on a CPU (0.51 to 0.59 GB), assumed for a GPU's context and
-workspace."""
+"""Bytes of Python with PyTorch, transformers and peft: measured on a CPU (0.51 to 0.59 GB), assumed for a GPU's context
+and workspace."""
 WORD = 1280  # bytes that a tokenizer needs for each word: 0.335 GB for Gemma's 262,144, measured
 
 
@@ -351,7 +351,7 @@ def _training_bytes(model: Any, recipe: Recipe, on_gpu: bool) -> tuple[int, int,
     trained, _ = parameter_counts(model)
     gradients = sum(each.numel() * each.element_size() for each in model.parameters() if each.requires_grad)
     state = state_bytes(recipe.train) * trained
-    # The masters' gradients are created after the last batch from the parameters', which are then freed.
+    # After the last batch, the masters' gradients are created from the parameters' gradients, which are then freed.
     passing = state - 4 * trained + gradients
     # On a GPU, PyTorch updates all weights at once, which needs a copy of their second moments.
     stepping = state + (4 * trained if on_gpu and recipe.train.optimizer == "adamw" else 0)
@@ -361,15 +361,15 @@ def _training_bytes(model: Any, recipe: Recipe, on_gpu: bool) -> tuple[int, int,
 
 
 WORK = 2**23
-"""Tokens times hidden size of a batch from which a GPU's training gains little from more (an estimate, unmeasured)"""
+"""Tokens times hidden size above which larger batches hardly speed up a GPU's training (an estimate, unmeasured)"""
 
 
 def sized(recipe: Recipe, model: Any, room: float, processes: int = 1) -> tuple[Recipe, RehearsedBatch]:
     """Return the recipe with the sizes that it leaves to the plan, for a GPU with `room` bytes, and its largest batch.
 
-    Batches are as large as a GPU computes well (WORK), or as memory allows. Activations are recomputed, which costs a
-    third more time, only if batches would otherwise be less than a quarter as large, or shorter than one row. With
-    several `processes`, each holds a share of the weights.
+    Batches are as large as a GPU computes efficiently (WORK), or as memory allows. Activations are recomputed, which
+    costs a third more time, only if batches would otherwise be less than a quarter as large, or shorter than one row.
+    With several `processes`, each has a share of the weights.
     """
     longest, asked = recipe.prompt.max_tokens, recipe.train
     wanted = asked.micro_batch_tokens or max(longest, WORK // model.config.get_text_config().hidden_size)
@@ -392,7 +392,7 @@ def sized(recipe: Recipe, model: Any, room: float, processes: int = 1) -> tuple[
             break
     sizes["micro_batch_tokens"] = asked.micro_batch_tokens or max(64, min(wanted, fitting) // 64 * 64)
     chosen = recipe.model_copy(update={"train": asked.model_copy(update=sizes)})
-    # A batch needs in proportion to its rows.
+    # Memory and operations are proportional to the number of rows.
     rows = max(1, chosen.train.batch_tokens // piece.tokens)
     return chosen, RehearsedBatch(rows * piece.tokens, rows * piece.held, rows * piece.flops)
 
@@ -431,9 +431,9 @@ class Planned:
 
 
 def plan(recipe: Recipe, gpu: str | None = None) -> Planned:
-    """Predict the training by the recipe and by the other strategies, on the named GPU or on this machine.
+    """Predict training with the recipe and with the other strategies, on the named GPU or on this machine.
 
-    It needs only the model's configuration. Raises MedituneError if the GPU or the model is unknown, or the model
+    Only the model's configuration is needed. Raises MedituneError if the GPU or the model is unknown, or the model
     doesn't accept rows of this length.
     """
     target, config = target_of(recipe.model, gpu), config_of(recipe.model)
@@ -479,7 +479,7 @@ def _alternatives(recipe: Recipe) -> Iterator[Recipe]:
 
 
 def _advice(recipe: Recipe, config: Any, target: Target) -> list[str]:
-    """Return single changes with which the recipe fits; else all changes together, if these suffice."""
+    """Return single changes with which the recipe fits; if none suffices alone, the first ones that do together."""
 
     def as_options(change: dict[str, Any]) -> str:
         return " ".join(f"--set {key}={str(value).lower()}" for key, value in change.items())

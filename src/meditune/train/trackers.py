@@ -1,6 +1,7 @@
 """Record each training step in `training.jsonl` and in the recipe's tracker (TensorBoard, MLflow, Trackio or W&B).
 
-Both are in the run's folder, and nothing is sent anywhere. When training resumes, both are rewritten up to its step.
+Both are in the run's folder, and nothing is sent anywhere. When training resumes, both are rewritten up to the step
+where it resumes.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The training loop: supervised fine-tuning on the answers' tokens only, or another loss over rows.
 
 A step is the weighted mean over all tokens of its examples. With several processes, each computes the gradient of its
-rows' share of that mean, and the shares are summed once per step, so the result is that of one process.
+rows' share of that mean, and the shares are summed once per step, so the result is the same as with one process.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ from meditune.train.optimizer import STATE_BYTES, MasterOptimizer, learning_rate
 from meditune.train.regularization import Penalty
 from meditune.train.replay import Replay, SourceMix
 
-WINDOW = 50  # number of usual losses that are remembered
-MIN_LOSSES = 10  # number of usual losses below which nothing is judged
+WINDOW = 50  # number of losses within bounds that are remembered
+MIN_LOSSES = 10  # minimum number of losses within bounds before any loss is judged
 FACTOR = 2.0
 MARGIN = 3.0  # in nats
 STREAK = 5  # number of steps in a row out of bounds that count as an explosion
 
 
 class DivergenceError(Exception):
-    """Training can't continue; `ids` are those of the step's rows, and the last checkpoint has the state before it."""
+    """Training can't continue. `ids` are those of the step's rows; the last checkpoint has the state before it."""
 
     def __init__(self, step: int, what: str, ids: Sequence[str]) -> None:
         super().__init__(f"step {step}: {what}")
@@ -72,7 +72,7 @@ class LossGuard:
 
     @property
     def upper_limit(self) -> float:
-        """The largest usual loss."""
+        """The largest loss within bounds."""
         if len(self._usual) < MIN_LOSSES:
             return float("inf")
         middle = median(self._usual)
@@ -158,11 +158,11 @@ class RowShare(NamedTuple):
 
     indices: list[int]
     idle: bool = False
-    """Computed with weights of zero, only because all processes gather sharded layers at once"""
+    """True if the rows get weights of zero, because they are computed only to gather sharded layers in all processes"""
 
 
 def deal_rows(rows: Sequence[Row], max_tokens: int, lockstep: bool) -> list[RowShare]:
-    """Return this process's share of the rows, in pieces of at most `max_tokens`; with `lockstep`, equally many."""
+    """Return this process's rows in pieces of at most `max_tokens`; with `lockstep`, all processes get equally many."""
     order = sorted(range(len(rows)), key=lambda index: -len(rows[index]))
 
     def pieces_of(rank: int) -> list[RowShare]:
@@ -197,7 +197,7 @@ class Step:
     step: int  # from 1
     epoch: float
     loss: float
-    """Weighted mean cross-entropy of the examples' supervised tokens, in nats; for answer pairs, their mean loss."""
+    """Weighted mean cross-entropy of the examples' supervised tokens, in nats; for DPO and KTO, the rows' mean loss."""
     learning_rate: float
     grad_norm: float
     tokens: int  # tokens read, without padding
@@ -217,8 +217,8 @@ class Weights(Protocol):
 
 
 LossOfRows = Callable[[Any, HiddenStateCache, Sequence[Row], Sequence[float], int], tuple[Any, Batch]]
-"""A function like `loss_of_rows`: from model, frozen layers, rows, their weights and the pad id to a weighted sum and
-the batch."""
+"""A function like `loss_of_rows`: it takes model, frozen layers, rows, their weights and the pad id, and returns the
+weighted sum of the losses, and the batch"""
 PrepareStep = Callable[[Any, HiddenStateCache, Sequence[Row], int, int], None]
 """A function of model, frozen layers, all rows of a step, the pad id, and the number of tokens computed at once."""
 
@@ -239,8 +239,8 @@ class TrainingRows:
 def plan_steps(count: int, spec: TrainSpec, seed: int, mix: SourceMix | None = None) -> list[list[int]]:
     """Return the indices of the examples of every optimizer step, from a seeded shuffle of each epoch.
 
-    A step takes at most batch_size * accumulation examples. All steps of an epoch have the same size, up to one
-    example, so that a last step with few examples doesn't move the weights as far as a full one. Without a mix, every
+    A step takes at most batch_size * accumulation examples. The sizes of an epoch's steps differ by at most one
+    example; otherwise a last step with few examples would move the weights as far as a full one. Without a mix, every
     example occurs once in an epoch.
     """
     steps: list[list[int]] = []
@@ -271,12 +271,13 @@ def train(
 ) -> Iterator[Step]:
     """Train `loaded.model` in place and yield each step.
 
-    Every step minimizes the weighted mean over its supervised tokens, including those of replay, or the terms of
-    another `data.loss_of`, however the step is split into pieces. `penalties` are added once to each step. `resume` are
-    the finished steps and the tensors that `checkpoint` received after them. `dev_monitor` may end training early, and
-    restore the weights of an earlier state. All processes must call this with the same arguments.
+    Every step minimizes the weighted mean over its supervised tokens, including those of replay, or over the terms of
+    another `data.loss_of`. The result doesn't depend on how the step is split into pieces. `penalties` are added once
+    to each step. `resume` has the finished steps, and the tensors that `checkpoint` received after them. `dev_monitor`
+    may end training early, and restore the weights of an earlier state. All processes must call this with the same
+    arguments.
 
-    Raises DivergenceError if loss or gradient aren't finite or the loss explodes.
+    Raises DivergenceError if the loss or the gradient isn't finite, or if the loss explodes.
     """
     model, rows, replay = loaded.model, data.rows, data.replay
     steps = plan_steps(len(rows), spec, seed, data.mix)
@@ -308,7 +309,7 @@ def train(
     with Progress("Training", total, "tokens") as progress:
         for number, indices in enumerate(steps[done:], start=done):
             started = time.monotonic()
-            # Dropout differs between processes.
+            # Each process has its own dropout.
             torch.manual_seed(
                 hash((seed, number, distributed.rank()) if distributed.rank() else (seed, number)) & 0x7FFFFFFF
             )
@@ -437,7 +438,7 @@ def _add_gradients(
     """Add `scale` times the gradient of these pieces' share of the step's loss; return their part of the mean loss."""
     total = 0.0
     for indices, idle in pieces:
-        # Scale the weights, because the loss's gradient is in FP16 from the output head on.
+        # Scale the weights, not the loss, because gradients are in FP16 from the output head on.
         weights = [0.0 if idle else scale * value / total_weight for index in indices for value in part.weights[index]]
         rows = [part.rows[index] for index in indices]
         loss, batch = loss_of(loaded.model, loaded.frozen, rows, weights, loaded.pad_id)

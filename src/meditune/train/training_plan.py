@@ -48,10 +48,10 @@ from meditune.train.trainer import TrainingRows, plan_steps
 def mixture(
     rows: Sequence[Row], sources: Sequence[str], steps: Sequence[Sequence[int]], replay: Replay | None
 ) -> list[dict[str, Any]]:
-    """Return what these steps read of each source, for training.json: largest part first, and replay at the end.
+    """Return how much these steps read from each source, for training.json: largest part first, and replay at the end.
 
-    `sources` are the rows' sources. `rows` counts distinct rows, `visits` rows read, and `passes` times over the
-    source.
+    `sources` are the rows' sources. In the result, `rows` is the number of distinct rows, `visits` the number of rows
+    read, and `passes` the mean number of times that a row is read.
     """
     read: dict[str, list[Row]] = {source: [] for source in sources}
     for index in (index for step in steps for index in step):
@@ -112,7 +112,7 @@ def check_start(recipe: Recipe) -> None:
     asked = {cue: getattr(form, cue) for cue in CUES} if form else {}
     if form and recipe.prompt.format:  # without a format, the base's own is used (prompt_for)
         asked["format"] = form.format or "plain"
-    # A cue that the base never learnt may be added.
+    # The recipe may add a cue that the base never learnt.
     differing = [cue for cue, text in asked.items() if text and text != getattr(recipe.prompt, cue)]
     if form and differing:
         named = "; ".join(f"prompt.{cue} is {asked[cue]!r} there" for cue in differing)
@@ -270,7 +270,7 @@ def plan(loaded: LoadedModel, splits: Splits, recipe: Recipe, folder: Path) -> P
 
 
 REFERENCE = "reference.jsonl"
-"""Stored beside predictions and models, so that a folder with this file accepts no other settings"""
+"""File in the run's folder; a folder with this file accepts no other settings"""
 
 
 def plan_pairs(loaded: LoadedModel, splits: Splits, recipe: Recipe, folder: Path) -> Plan:

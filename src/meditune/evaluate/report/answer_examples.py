@@ -64,7 +64,7 @@ def _worked_example(id: str, example: Example | None, answers: list[Rows], decis
 
 
 def _side(answer: dict[str, Any] | None, decision: dict[str, Any] | None) -> dict[str, Any]:
-    """Return one model's answer with its ROUGE-L F1, and its decision; None if it wasn't asked."""
+    """Return one model's answer with its ROUGE-L F1, and its decision; None for what wasn't measured."""
     return {
         "answer": answer["prediction"] if answer else None,
         "decision": (decision["prediction"] or "none of the three") if decision else None,

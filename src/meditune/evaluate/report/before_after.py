@@ -29,7 +29,7 @@ class Row:
     tuned: str
     mark: Mark
     wrong_way: bool
-    """The value got worse, significantly or not."""
+    """True if the value got worse, significantly or not"""
     base_interval: str = ""
     tuned_interval: str = ""
     """Each model's own 95 % interval; empty if there is none"""
@@ -43,7 +43,7 @@ class Row:
     references: str = ""
     """A detector metric's value for the reference answers with its interval; empty if there is none"""
     within: bool = False
-    """The models differ significantly, but not beyond what the detector marks in the reference answers."""
+    """True if the models differ significantly, but not beyond the detector's marks in the reference answers"""
 
     @property
     def compared(self) -> bool:
@@ -114,7 +114,7 @@ def _mark(compared: dict[str, Any]) -> Mark:
 def forest(metric: Metric, delta: float, low: float, high: float) -> tuple[float, float, float]:
     """Return the lower end of a difference's interval, the difference and the upper end on a line from 0 to 100.
 
-    No change is at 50, and higher is better. Each difference has a scale of its own.
+    No change is at 50, and higher is better. Each difference has its own scale.
     """
     if metric.direction != "up":
         delta, low, high = -delta, -high, -low

@@ -1,4 +1,4 @@
-"""The public medical tests of a recipe: found, read, stored once in the run's folder, and checked against its training.
+"""Find and read a recipe's public medical tests, store them in the run's folder, and check them for leakage.
 
 `suites.yaml` describes the tests; `suite_readers` has their readers.
 """
@@ -31,7 +31,7 @@ FOLDER = "suites"
 FACTS = "suites.json"
 """File in FOLDER: suite -> title, licence, homepage, place, items, rejected rows by reason, SHA-256 and scoring"""
 MAX_LABELS = 200
-"""Number of physicians' labels on which a judge's agreement is measured, a seeded sample"""
+"""Maximum number of physicians' labels, a seeded sample, on which a judge's agreement is measured"""
 Suites = dict[SuiteName, list[Example]]
 
 
@@ -84,7 +84,7 @@ def read_suite(spec: SuiteSpec, seed: int, rejects: Rejects) -> tuple[list[Examp
 
 
 def _sample(rows: list[Any], limit: int | None, seed: str) -> list[Any]:
-    """Return at most `limit` rows at random, in their order."""
+    """Return a random sample of at most `limit` rows, in their original order."""
     if limit is None or len(rows) <= limit:
         return rows
     return [rows[index] for index in sorted(random.Random(seed).sample(range(len(rows)), limit))]
@@ -103,7 +103,7 @@ def _locate(suite: Suite, path: str | None) -> Path | str:
             return place
     raise DataError(
         f"evaluate.suites: no files of {suite.name} in {' or '.join(map(str, places))}. {suite.how}, and put it into "
-        f"{places[-1]}, or name its place: --set 'evaluate.suites=[{{name: {suite.name}, path: FOLDER}}]'."
+        f"{places[-1]}, or give its path: --set 'evaluate.suites=[{{name: {suite.name}, path: FOLDER}}]'."
     )
 
 
@@ -188,7 +188,7 @@ def prepare_suites(recipe: Recipe, folder: Path) -> Suites:
 
 
 def stored_suites(recipe: Recipe, folder: Path) -> Suites:
-    """Return the stored items. Raises DataError if they were changed since."""
+    """Return the stored items. Raises DataError if they were changed after they were stored."""
     if not recipe.evaluate.suites:
         return {}
     facts, found = suite_facts(folder), {}
@@ -228,7 +228,7 @@ def check_suites(
 ) -> dict[str, Any]:
     """Return suite -> number of `items`, and what was `found` in the training data, as in leakage.json.
 
-    A choice stands in its prompt by design, so prompts aren't searched for answers.
+    Prompts contain the choices by design, so they aren't searched for answers.
     """
     # All suites are compared at once, because most of the time is spent on reading the training data.
     every = [item for items in suites.values() for item in items]

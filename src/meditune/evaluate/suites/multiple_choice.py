@@ -1,8 +1,8 @@
-"""Scoring of public tests by likelihood, with the prompts of lm-evaluation-harness where it has the task.
+"""Scoring of public tests by likelihood, with the prompts of lm-evaluation-harness if it has the task.
 
 The prompts are those of lm-evaluation-harness 0.4.13 (https://github.com/EleutherAI/lm-evaluation-harness): `medqa`,
 `medmcqa`, `mmlu` (letters) and `mmlu_continuation` (full options), `pubmedqa`. A test runs the harness's own tasks and
-compares every item. For the other ways and tests, which the harness lacks, the nearest of these prompts is used:
+compares every item. For scores that the harness lacks, the most similar of these prompts is used:
 
 - Full options of MedQA and MedMCQA: the prompt of `mmlu_continuation`, without its first sentence.
 - BioASQ: the prompt of `pubmedqa`, with the snippets as the abstract and the choices yes and no.

@@ -2,8 +2,8 @@
 
 A judge decides for each answer and statement: yes (the answer contains the statement, or meets the criterion), no (it
 contradicts the statement, or doesn't meet the criterion) or maybe (neither). It is a model behind an API or an evidence
-judge. Meditune's questions to it are its own and shorter than the publishers', so scores are comparable with published
-ones only as far as the judge agrees with the physicians' labels.
+judge. Meditune's questions to the judge are shorter than the publishers', so scores are comparable with published ones
+only as far as the judge agrees with the physicians' labels.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class Decided:
 
 
 class LocalJudge:
-    """An evidence judge, which reads the answer as the passage that supports a statement or not."""
+    """An evidence judge, which decides whether the answer, read as a passage, supports a statement."""
 
     def __init__(self, name: str) -> None:
         from meditune.engines.evidence_judge import load_judge
@@ -84,7 +84,7 @@ class LocalJudge:
         self._judge, self.name = load_judge(name), name
 
     def grade(self, statements: Sequence[Decided], label: str, keep: Callable[[dict[str, Any]], None]) -> None:
-        """Give `keep` a row for each statement: `id`, `by` and `verdict`; statements on one answer share the pass."""
+        """Give `keep` a row for each statement: `id`, `by`, `verdict`. An answer's statements are judged together."""
         by_answer = [list(group) for _, group in groupby(statements, key=lambda each: each.item.id)]
         with Progress(label, len(by_answer), "answers") as progress:
             for group in by_answer:
@@ -144,7 +144,7 @@ def refuse_unusable_judge(recipe: Recipe) -> None:
         model.key()
     elif not Path(name).expanduser().is_dir() or not is_judge(name):
         raise ModelError(
-            f"evaluate.suite_judge: {name} isn't the folder of an evidence judge's run. Make a judge with `meditune "
+            f"evaluate.suite_judge: {name} isn't the folder of an evidence judge's run. Train a judge with `meditune "
             "run evidence` and name its run, or name a model behind an API: api:NAME."
         )
 
@@ -159,7 +159,7 @@ class Grading:
 
 
 def pending(recipe: Recipe, folder: Path, models: Iterable[str]) -> list[Grading]:
-    """Return what the judge is still to grade: the models' answers, and the answers that physicians labelled."""
+    """Return what the judge hasn't graded yet: the models' answers, and the answers that physicians labelled."""
     found = []
     names = recipe.evaluate.open_suites
     suites = stored_suites(recipe, folder) if names else {}
@@ -202,7 +202,7 @@ def _asked(earlier: Sequence[tuple[str, str]], question: str) -> str:
 
 
 def tokens_to_send(gradings: Iterable[Grading], answer_tokens: int = 0) -> tuple[int, int, int]:
-    """Return the number of requests to a judge behind an API, their estimated input tokens, and output tokens at most.
+    """Return the number of requests to a judge behind an API, their estimated input and maximum output tokens.
 
     `answer_tokens` are added to each request, for answers that don't exist yet.
     """
@@ -232,7 +232,7 @@ def planned(recipe: Recipe, folder: Path, models: Iterable[str]) -> tuple[int, i
 
 
 def grade_suites(gradings: Sequence[Grading], judge: LocalJudge | ApiJudge) -> None:
-    """Let the judge grade, and store each verdict as it arrives, so that a stopped grading loses none."""
+    """Let the judge grade, and store each verdict as it arrives, so that none is lost if grading is interrupted."""
     for grading in gradings:
 
         def finish(decided: Mapping[str, dict[str, Any]], items: tuple[Graded, ...] = grading.items) -> Iterator[Any]:

@@ -1,7 +1,7 @@
 """Readers of the files of public medical tests, in the layouts of their publishers and of the Hugging Face hub.
 
-A reader turns one row into an Example. The texts and positions of choices are in its meta (`choices`, `correct`), as
-are the statements by which an open answer is graded (`statements`).
+A reader turns one row into an Example. Its meta has the texts of choices (`choices`) and the position of the correct
+one (`correct`), or the statements by which an open answer is graded (`statements`).
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ MMLU_SUBJECTS = (
 )
 """The medical subjects of MMLU, as in MultiMedQA (Singhal et al. 2023, https://doi.org/10.1038/s41586-023-06291-2)"""
 MAX_STATEMENTS = 12
-"""Number of sentences of a reference answer that are used as statements"""
+"""Maximum number of sentences of a reference answer that are used as statements"""
 Make = Callable[[Mapping[str, Any], str], Example | str]
-"""(row, its number or the publisher's id as text) -> an example, or the reason for rejecting the row"""
+"""A function from a row, and its number as text, to an example or the reason for rejecting the row"""
 
 
 def table_rows(path: Path, suite: str, rejects: Rejects) -> Iterator[Row]:
-    """Yield the rows of a file; one ending in .json may hold JSON Lines, a list, or an object with a list of questions.
+    """Yield the rows of a file; a .json file can have JSON Lines, a list, or an object with a list of questions.
 
     Raises DataError if the file can't be read.
     """
@@ -89,7 +89,7 @@ def with_choices(
     subject: str = "",
     **meta: Any,
 ) -> Example | str:
-    """Return a multiple-choice question; the reason if it isn't complete. Texts are kept as published, unstripped."""
+    """Return a multiple-choice question, or the reason why it isn't complete. Texts aren't stripped."""
     if not isinstance(question, str) or not question.strip():
         return "no question"
     texts = [choice for choice in choices if isinstance(choice, str) and choice.strip()]

@@ -17,7 +17,7 @@ FEWEST_CHARACTERS_A_PAGE = 20  # A page with an image and fewer characters count
 
 
 def pdf(path: str, max_pages: int, max_characters: int) -> dict[str, Any]:
-    """Return the title, a section for each page with text, and the scanned pages. A damaged file raises pypdf's errors."""
+    """Return the title, a section for each page with text, and a note on scanned pages. Raises pypdf's errors."""
     import pypdf
 
     reader = pypdf.PdfReader(path)
@@ -51,7 +51,7 @@ WHITESPACE = {"tab": " ", "br": "\n", "cr": "\n", "noBreakHyphen": "-"}
 
 
 def docx(path: str, max_characters: int) -> dict[str, Any]:
-    """Return the title, the text under each heading, and the notes. A damaged file raises python-docx's errors.
+    """Return the title, the text under each heading, and the notes. Raises python-docx's errors for a damaged file.
 
     The text comes from the XML: python-docx's own paragraphs lack tracked insertions, content controls and text boxes.
     """

@@ -42,9 +42,7 @@ NOTICE_OF = {
 NO_RESEARCH = frozenset(
     ("retraction of publication", "retraction notice", "published erratum", "expression of concern", "duplicate notice")
 )  # Kinds of publications (PublicationType) that are only about another publication
-CONCERN = (
-    "[Expression of concern] "  # Prefix of an article's title if its journal has published an expression of concern
-)
+CONCERN = "[Expression of concern] "  # Prefix of an article's title if its journal has published one
 _NO_TITLE = {"", "[not available]", "[not available]."}
 _MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
 
@@ -101,7 +99,7 @@ class Article:
 
     @property
     def retraction(self) -> Link | None:
-        """The notice that retracts it; with empty id and reference if only the kind of publication shows a retraction."""
+        """The notice that retracts it; its id and reference are empty if only the kind of publication shows this."""
         found = [link for link in self.links if link.kind in RETRACTED_IN]
         marked = any(each.casefold() == "retracted publication" for each in self.types)
         return found[0] if found else Link(RETRACTED_IN[0], "", "") if marked else None

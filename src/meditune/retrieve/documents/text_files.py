@@ -233,7 +233,7 @@ READERS: dict[str, Reader] = {
 
 
 def read_files(path: Path, rejects: Rejects, name: str = SOURCE) -> Iterator[Document]:
-    """Yield one document for each file under a folder (or for a single file), in order of names.
+    """Yield one document for each file under a folder (or for a single file), ordered by name.
 
     Ids are `NAME:PATH IN THE FOLDER`; the date is that of the file's last change. Files without text go to `rejects`
     with the reason, and other kinds of files are counted there. Hidden files and folders are skipped, and links that
