@@ -328,7 +328,7 @@ def test_what_is_too_long_is_left_out_and_counted(place):
     result = place.call("train", model__api__context_tokens=300)
     assert result.code == 0, result
     dropped = json.loads((place.run / "model" / "training.json").read_text(encoding="utf-8"))["dropped"]
-    assert f"{dropped} rows left out" in result.err
+    assert f"{dropped} rows are left out" in result.err
     train = read_rows(place.run / "data" / "train.jsonl")
     assert dropped == 2 * sum(row["context"][0]["text"].startswith("We asked") for row in train) > 0
     assert len(read_rows(place.run / "api" / "training.jsonl")) == 2 * len(train) - dropped

@@ -483,7 +483,7 @@ def test_real_data_take_the_samples_place_once_they_are_there(place, tmp_path, m
         patch.setenv("MEDITUNE_DATA", str(tmp_path))
         assert "SYNTHETIC" in meditune("data", "prepare", *words).out
     again = meditune("data", "prepare", *words)
-    assert "replaces the sample" in again.err
+    assert "replace the sample" in again.err
     assert "SYNTHETIC" not in again.out
     assert json.loads((tmp_path / "run" / "data" / "quality.json").read_text())["sources"]["pubmedqa"]["read"] == 1000
 

@@ -223,7 +223,7 @@ def test_evaluate_refuses_the_predictions_of_earlier_weights(place, tmp_path):
     words = ("evaluate", model, "-o", tmp_path / "evaluated", *place.settings())
     assert meditune(*words).code == 0
     tiny.model("llama", seed=1).save_pretrained(model)
-    meditune(*words).refused(1, "other weights", str(model), "another --output")
+    meditune(*words).refused(1, "earlier weights", str(model), "another --output")
     shutil.rmtree(tmp_path / "evaluated" / "predictions")
     assert meditune(*words).code == 0
     assert meditune(*words).code == 0
@@ -272,7 +272,7 @@ def test_a_gate_ends_with_a_code_of_its_own(evaluated, finished, tmp_path):
     assert failed.code == 5
     assert "NOT MET" in failed.out
     assert "Error: The policy isn't met. " in failed.err
-    assert "accuracy is not at least 101" in failed.err
+    assert "accuracy must be at least 101" in failed.err
     policy.write_text("bettr: [perplexity]\n")
     meditune("compare", evaluated, finished, "--gate", policy).refused(2, "line 1", "did you mean better?")
 

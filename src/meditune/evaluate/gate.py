@@ -192,7 +192,7 @@ def write(result: dict[str, Any], figures: Path | None, changes: Path | None) ->
 def refuse_failed(result: dict[str, Any]) -> None:
     """Raise GateError, with every rule that isn't met, if a model doesn't meet all rules."""
     failed = [
-        f"{name}: {each['metric']} is not {each['rule'].replace('_', ' ')} ({each['why']})"
+        f"{name}: {each['metric']} must be {each['rule'].replace('_', ' ')} ({each['why']})"
         for name, checks in result.get("gate", {}).items()
         for each in checks
         if not each["passed"]
