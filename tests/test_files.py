@@ -72,6 +72,27 @@ def test_a_folder_that_can_not_be_replaced_stays(tmp_path):
     assert [item.name for item in tmp_path.iterdir()] == ["model"]
 
 
+def test_ctrl_c_during_the_cleanup_leaves_nothing(tmp_path):
+    script = """
+import shutil, sys
+from pathlib import Path
+from meditune.files import replace_folder
+remove, calls = shutil.rmtree, []
+def interrupted(*args, **options):
+    calls.append(args)
+    if len(calls) == 1:
+        raise KeyboardInterrupt
+    remove(*args, **options)
+shutil.rmtree = interrupted
+with replace_folder(Path(sys.argv[1])) as folder:
+    (folder / "file").write_text("half")
+    raise KeyboardInterrupt
+"""
+    process = subprocess.run([sys.executable, "-c", script, tmp_path / "folder"], capture_output=True, text=True)
+    assert "KeyboardInterrupt" in process.stderr
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_full_disk_is_said_with_the_file_and_the_space_left(tmp_path, monkeypatch):
     def full(_):
         raise OSError(errno.ENOSPC, "No space left on device")

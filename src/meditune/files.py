@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import errno
 import hashlib
 import json
@@ -15,6 +16,25 @@ from typing import Any, TextIO
 from meditune.errors import DataError, DiskFullError, MedituneError
 
 LINE_CHARACTERS = 2**26
+
+# Temporary files and folders that this process is writing.
+_unfinished: set[Path] = set()
+
+
+@atexit.register
+def _remove_unfinished() -> None:
+    """Remove what a signal left: one that arrives inside `finally` interrupts the cleanup there."""
+    for path in list(_unfinished):
+        if f".{os.getpid()}." in path.name:  # not what a forked process has inherited
+            _remove(path)
+
+
+def _remove(*paths: Path) -> None:
+    for path in paths:
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -31,6 +51,7 @@ def _partial(path: Path, private: bool) -> Iterator[Path]:
     """Yield a path to write to, whose file replaces `path` if the block succeeds and is deleted otherwise."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    _unfinished.add(partial)
     try:
         if private:
             partial.unlink(missing_ok=True)
@@ -42,7 +63,8 @@ def _partial(path: Path, private: bool) -> Iterator[Path]:
             raise disk_full(path) from error
         raise
     finally:
-        partial.unlink(missing_ok=True)
+        _remove(partial)
+        _unfinished.discard(partial)
 
 
 @contextmanager
@@ -51,26 +73,24 @@ def replace_folder(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     old = path.with_name(f".{path.name}.{os.getpid()}.old")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
+    _unfinished.add(partial)
     try:
+        _remove(partial)
+        partial.mkdir()
         yield partial
         if path.exists():
             path.rename(old)
-        try:
-            partial.rename(path)
-        except BaseException:
-            if old.exists():
-                old.rename(path)
-            raise
+        partial.rename(path)
     except (DiskFullError, OSError) as error:
         # Name the target folder, not a file in the temporary one.
         if isinstance(error, DiskFullError) or error.errno == errno.ENOSPC:
             raise disk_full(path) from error
         raise
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
+        if old.exists() and not path.exists():
+            old.rename(path)
+        _remove(partial, old)
+        _unfinished.discard(partial)
 
 
 @contextmanager
