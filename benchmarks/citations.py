@@ -51,8 +51,8 @@ from meditune.data.readers import liveqa, medquad, pubmedqa
 from meditune.data.readers.tables import Rejects
 from meditune.data.splits import by_group
 from meditune.engines.evidence_judge import EvidenceJudge, load_judge
-from meditune.evidence import detector
-from meditune.evidence.detector import evidence
+from meditune.evidence import lexical_detector
+from meditune.evidence.lexical_detector import evidence
 from meditune.files import numbered_jsonl, read_json, read_jsonl, write_json, write_jsonl
 from meditune.progress import Progress
 from meditune.retrieve.citations import JUDGED_SUPPORT, SUPPORT, Citer, stated_sentences, support
@@ -177,11 +177,11 @@ def shares(inside: Sequence[Example], train: Sequence[Example], folder: Path) ->
     answers = [*items, *planted.corrupted(items, topics)]
     rows: dict[str, list[tuple[float, float, bool]]] = {}
     for each in answers:
-        passage = detector.Sources([each.item.answer], each.item.question)
+        passage = lexical_detector.Sources([each.item.answer], each.item.question)
         for number, text in enumerate(sentences(each.text)):
             if each.kind == "true" or number in each.wrong:
-                seen = evidence(detector.Sentence(text), passage)
-                score, _ = support(detector.Sentence(text), passage)
+                seen = evidence(lexical_detector.Sentence(text), passage)
+                score, _ = support(lexical_detector.Sentence(text), passage)
                 rows.setdefault(each.kind, []).append((score, seen.features["known"], bool(seen.spans)))
     kinds = list(rows)
     yield f"\n| | {' | '.join(f'{kind} ({len(rows[kind])})' for kind in kinds)} |\n|---|{'---|' * len(kinds)}"
@@ -215,8 +215,8 @@ def answered(
         *_, answer = assistant.ask(each.question, triaged=Triage("answer", question=each.question))
         limit = assistant.settings.max_new_tokens
         _, chunks = assistant.writer.start(each.question, (), "plain", limit, lambda: False)
-        known = [detector.Sources([source.text], source.title) for source in answer.sources]
-        sentences = map(detector.Sentence, stated_sentences("".join(chunk.text for chunk in chunks)))
+        known = [lexical_detector.Sources([source.text], source.title) for source in answer.sources]
+        sentences = map(lexical_detector.Sentence, stated_sentences("".join(chunk.text for chunk in chunks)))
         return answer, [any(support(sentence, passage)[1] for passage in known) for sentence in sentences]
 
     with ThreadPoolExecutor(AT_ONCE) as threads:

@@ -41,12 +41,12 @@ from meditune.data.preference_pairs import corrupt
 from meditune.data.prepare import prepare
 from meditune.data.readers import medquad, pubmedqa
 from meditune.data.readers.tables import Rejects
-from meditune.evaluate.answer_grading import grade_faithfulness
 from meditune.evaluate.evaluator import chosen_answers
+from meditune.evaluate.faithfulness_and_similarity import grade_faithfulness
 from meditune.evaluate.metrics import METRICS, references_of
 from meditune.evaluate.predictions import Predictions, answer_row
-from meditune.evidence import detector
-from meditune.evidence.detector import Evidence, Sentence, Sources, evidence
+from meditune.evidence import lexical_detector
+from meditune.evidence.lexical_detector import Evidence, Sentence, Sources, evidence
 from meditune.statistics import draws
 from meditune.text import sentences
 
@@ -232,8 +232,8 @@ def judged(truths: Sequence[Answer], topics: Topics) -> list[Answer]:
     for each in answers:
         known = sources.get(each.item.id) or Sources((p.text for p in each.item.context), each.item.question)
         sources[each.item.id] = known
-        each.found = [evidence(Sentence(text), known) for _, text in detector.placed(each.text)]
-        each.score = detector.detect(each.text, known).score or 0.0
+        each.found = [evidence(Sentence(text), known) for _, text in lexical_detector.placed(each.text)]
+        each.score = lexical_detector.detect(each.text, known).score or 0.0
     return answers
 
 
@@ -303,7 +303,7 @@ def half(topics: Topics, which: int) -> Topics:
 def fit(answers: Sequence[Answer]) -> None:
     """Fit three logistic regressions, choose two thresholds, write them to calibration.json, and use them."""
     found = [(each, number, seen) for each in answers for number, seen in enumerate(each.found)]
-    fitted = detector.CALIBRATION
+    fitted = lexical_detector.CALIBRATION
     for name, features, follows in (
         ("extractive_weights", FOLLOWING.split(), True),
         ("paraphrase_weights", PARAPHRASING.split(), False),
@@ -313,17 +313,17 @@ def fit(answers: Sequence[Answer]) -> None:
         ]
         groups = [each.item.group for each, _, _ in rows]
         fitted[name] = _regression(features, [row for _, row, _ in rows], [true for _, _, true in rows], groups)
-    logits = [[detector.sentence_logit(seen) for seen in each.found] for each in answers]
+    logits = [[lexical_detector.sentence_logit(seen) for seen in each.found] for each in answers]
     true = [each.kind == "true" for each in answers]
-    whole = [detector.answer_features(each) for each in logits]
+    whole = [lexical_detector.answer_features(each) for each in logits]
     fitted["answer_weights"] = _regression(list(whole[0]), whole, true, [each.item.group for each in answers])
     fitted["answer_threshold"] = _limit(
-        [(each.reference, detector.answer_logit(row)) for each, row in _true(answers, logits)]
+        [(each.reference, lexical_detector.answer_logit(row)) for each, row in _true(answers, logits)]
     )
     fitted["sentence_threshold"] = _limit(
         [(each.reference, value) for each, row in _true(answers, logits) for value in row]
     )
-    path = Path(detector.__file__).with_name("calibration.json")
+    path = Path(lexical_detector.__file__).with_name("calibration.json")
     path.write_text(json.dumps(fitted, indent=2) + "\n", encoding="utf-8")
     print(f"Wrote {path}\n")
 
@@ -379,7 +379,7 @@ def tables(answers: Sequence[Answer]) -> Iterator[str]:
     yield "|---|---|---|---|---|---|"
     for reference in REFERENCES:
         true = _of(answers, reference)
-        alarms = [each.score < detector.CALIBRATION["answer_threshold"] for each in true]
+        alarms = [each.score < lexical_detector.CALIBRATION["answer_threshold"] for each in true]
         low, high = _wilson(sum(alarms), len(alarms))
         said = [_below(seen) for each in true for seen in each.found]
         shares = f"{_percent(alarms)} | {low:.1f} to {high:.1f} | {len(said)} | {_percent(said)}"
@@ -411,9 +411,9 @@ def _percent(said: Sequence[bool]) -> str:
 
 def _row(reference: str, kind: str, true: Sequence[Answer], false: Sequence[Answer]) -> str:
     auroc, low, high = _auroc(true, false)
-    caught = sum(each.score < detector.CALIBRATION["answer_threshold"] for each in false)
+    caught = sum(each.score < lexical_detector.CALIBRATION["answer_threshold"] for each in false)
     # Weigh true and false answers alike, or precision would depend on the number of corruptions.
-    alarms = np.mean([each.score < detector.CALIBRATION["answer_threshold"] for each in true]) * len(false)
+    alarms = np.mean([each.score < lexical_detector.CALIBRATION["answer_threshold"] for each in true]) * len(false)
     of = {(each.reference, each.item.id): each.score for each in true}
     higher = np.mean(
         [
@@ -454,7 +454,9 @@ def _area(scores: Any, labels: Any, weight: Any) -> float:
 
 
 def _below(seen: Evidence) -> bool:
-    return bool(1 / (1 + np.exp(-detector.sentence_logit(seen))) < detector.CALIBRATION["sentence_threshold"])
+    return bool(
+        1 / (1 + np.exp(-lexical_detector.sentence_logit(seen))) < lexical_detector.CALIBRATION["sentence_threshold"]
+    )
 
 
 def _wilson(successes: int, count: int) -> tuple[float, float]:

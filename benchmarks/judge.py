@@ -41,7 +41,7 @@ from meditune.data.readers.tables import Rejects
 from meditune.data.sources import locate_own
 from meditune.engines.evidence_judge import BATCH_SENTENCES, EvidenceJudge, TorchLabelModel, load_support_model
 from meditune.evaluate.metrics.decision import auroc
-from meditune.evidence.detector import Sources, detect
+from meditune.evidence.lexical_detector import Sources, detect
 from meditune.evidence.support_model import ClaimCorrection, SupportQuestion
 from meditune.files import read_jsonl
 from meditune.models.load import load

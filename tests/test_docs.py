@@ -24,7 +24,7 @@ import yaml
 from meditune.cli.loop import Config as LoopConfig
 from meditune.cli.main import cli_app
 from meditune.config import load_recipe, shipped
-from meditune.evaluate.gate import load_policy
+from meditune.evaluate.quality_gate import load_policy
 from meditune.models.package_download import note_unpacked
 from tests import tiny
 from tests.commands import meditune

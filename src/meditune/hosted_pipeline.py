@@ -29,7 +29,7 @@ from meditune.data.retrieved_passages import in_training
 from meditune.errors import DataError, MedituneError, ModelError, RecipeError, Stopped
 from meditune.evaluate.backends import ApiBackend, estimate_tokens
 from meditune.evaluate.evaluator import Evaluator
-from meditune.evaluate.suites import open_answers
+from meditune.evaluate.suites import llm_judge
 from meditune.files import read_json, replace_folder, write_json, write_jsonl
 from meditune.http_client import RETRY_TO_RESUME
 from meditune.models.api_client import RULE, ApiError, ApiModel, Client, find_api_model, of_chat, without_echo
@@ -109,8 +109,8 @@ JUDGE_APPROVED = "judge_approved.json"
 
 def approve_judge(recipe: Recipe, folder: Path, models: Sequence[str], approve: Approve) -> None:
     """Ask for approval to send answers to the judge, unless it was given before; assume answers of maximum length."""
-    judge = open_answers.api_judge(recipe)
-    requests, read, written = open_answers.planned(recipe, folder, models) if judge else (0, 0, 0)
+    judge = llm_judge.api_judge(recipe)
+    requests, read, written = llm_judge.planned(recipe, folder, models) if judge else (0, 0, 0)
     if judge and requests:
         estimate = Estimate(requests=requests, read=read, written=written)
         ask_once(estimate, judge, folder, approve, "questions to the judge of answers", JUDGE_APPROVED)
@@ -118,16 +118,16 @@ def approve_judge(recipe: Recipe, folder: Path, models: Sequence[str], approve: 
 
 def judge_suites(recipe: Recipe, folder: Path, models: Sequence[str]) -> None:
     """Let the judge grade those of the models' open answers that have no grade."""
-    gradings = open_answers.pending(recipe, folder, models)
+    gradings = llm_judge.pending(recipe, folder, models)
     if not gradings:
         return
     with stage(folder, "judge answers"):
-        judge = open_answers.api_judge(recipe)
+        judge = llm_judge.api_judge(recipe)
         if judge is None:
-            open_answers.grade_suites(gradings, open_answers.LocalJudge(str(recipe.evaluate.suite_judge)))
+            llm_judge.grade_suites(gradings, llm_judge.LocalJudge(str(recipe.evaluate.suite_judge)))
             return
         with judge.client(RETRY_TO_RESUME) as client:
-            open_answers.grade_suites(gradings, open_answers.ApiJudge(judge, client))
+            llm_judge.grade_suites(gradings, llm_judge.ApiJudge(judge, client))
 
 
 def tune(

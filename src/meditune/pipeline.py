@@ -25,8 +25,8 @@ from meditune.data.reviewer_decisions import refuse_other
 from meditune.engines.exported_model import is_exported, weights_state
 from meditune.errors import DataError, MedituneError
 from meditune.evaluate.evaluator import API, ENGINE, WEIGHTS, Capabilities, Evaluator
-from meditune.evaluate.suites.medical_suites import check_suites, prepare_suites, stored_suites, suite_examples
-from meditune.evaluate.suites.open_answers import described_suites, refuse_unusable_judge, suite_remarks
+from meditune.evaluate.suites.llm_judge import described_suites, refuse_unusable_judge, suite_remarks
+from meditune.evaluate.suites.load_suites import check_suites, prepare_suites, stored_suites, suite_examples
 from meditune.evidence.support_model import load_correction
 from meditune.files import read_json, read_jsonl, write_json
 from meditune.hosted_pipeline import Approve, refuse
@@ -203,8 +203,8 @@ def _pruned(recipe: Recipe, data: Prepared, folder: Path) -> Any:
 
 def evaluate(model: str, recipe: Recipe, folder: Path, approve: Approve = refuse) -> dict[str, Any]:
     """Evaluate any model, in its own prompt format if it has one, and return the content of evaluation.json."""
-    from meditune.evaluate.answer_grading import grade
     from meditune.evaluate.evaluator import coverage_remarks, unmeasured_ids
+    from meditune.evaluate.faithfulness_and_similarity import grade
     from meditune.evaluate.metrics import summarise, summarise_references
     from meditune.evaluate.predictions import read, write_pubmedqa
     from meditune.evaluate.subgroups import subgroups
@@ -284,7 +284,7 @@ def report(folder: Path, command: str | None = None) -> dict[str, Any]:
 
     Raises DataError if the folder contains no finished run.
     """
-    from meditune.evaluate.answer_grading import grade
+    from meditune.evaluate.faithfulness_and_similarity import grade
     from meditune.evaluate.predictions import read, write_pubmedqa
     from meditune.evaluate.report import render
     from meditune.evaluate.summary import summary

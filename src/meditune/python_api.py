@@ -144,10 +144,10 @@ def compare(*models: Place | Run, resamples: int = 10_000, seed: int = 17) -> Co
     A model is a run (its tuned model), the folder of a run or of `meditune evaluate`, or a name as on the command line,
     such as "runs/quickstart:base". Raises DataError if the models were measured on different items.
     """
-    from meditune.evaluate import gate
+    from meditune.evaluate import quality_gate
 
     with _call():
-        return Comparison(gate.compare([_name(model) for model in models], resamples, seed, None))
+        return Comparison(quality_gate.compare([_name(model) for model in models], resamples, seed, None))
 
 
 @dataclass(frozen=True)

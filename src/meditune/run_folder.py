@@ -153,7 +153,7 @@ def _process_of(item: Path) -> int | None:
 
 def refuse_unfinished(folder: Path) -> None:
     """Raise DataError, with the command that resumes it, if the folder's run isn't finished."""
-    from meditune.evaluate.answer_grading import GRADED
+    from meditune.evaluate.faithfulness_and_similarity import GRADED
     from meditune.evaluate.predictions import GRADES_OF, KINDS
 
     if (folder / EVALUATION).is_file():

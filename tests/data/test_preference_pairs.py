@@ -26,7 +26,7 @@ from meditune.data.read_sources import is_restricted
 from meditune.data.readers.tables import Rejects
 from meditune.data.splits import Splits, question_key
 from meditune.errors import DataError
-from meditune.evidence.words import OPPOSITE
+from meditune.evidence.lexical_features import OPPOSITE
 from tests import layouts
 from tests.commands import jsonl, read_rows
 

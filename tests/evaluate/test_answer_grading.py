@@ -11,12 +11,12 @@ import pytest
 from meditune.cli.metrics_tables import print_comparison, print_worse
 from meditune.config.recipe import EvaluateSpec
 from meditune.data.example import Example, Passage
-from meditune.evaluate.answer_grading import compared, grade, matched, overview
 from meditune.evaluate.compare import caveats, compare, got_worse
-from meditune.evaluate.gate import Policy, check
+from meditune.evaluate.faithfulness_and_similarity import compared, grade, matched, overview
 from meditune.evaluate.metrics import summarise, summarise_references
 from meditune.evaluate.metrics.written_answers import agreement
 from meditune.evaluate.predictions import Predictions, read
+from meditune.evaluate.quality_gate import Policy, check
 from meditune.evaluate.report import render
 from meditune.evaluate.subgroups import subgroups
 from meditune.files import read_json, read_jsonl, write_json, write_jsonl

@@ -8,8 +8,8 @@ import pytest
 
 from meditune.errors import RecipeError
 from meditune.evaluate.compare import caveats, changes, compare, count_changes, side_by_side
-from meditune.evaluate.gate import check, load_policy
 from meditune.evaluate.predictions import MeasuredModel, Predictions
+from meditune.evaluate.quality_gate import check, load_policy
 from meditune.statistics import holm, permutation_p, wilson
 
 

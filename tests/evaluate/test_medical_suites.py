@@ -15,8 +15,8 @@ from meditune.data.readers.tables import Rejects
 from meditune.errors import DataError
 from meditune.evaluate.metrics import summarise
 from meditune.evaluate.predictions import Predictions
-from meditune.evaluate.suites.medical_suites import SUITES, read_labels, read_suite
-from meditune.evaluate.suites.multiple_choice import letters_prompt, options_prompt, score_suite
+from meditune.evaluate.suites.load_suites import SUITES, read_labels, read_suite
+from meditune.evaluate.suites.multiple_choice_scoring import letters_prompt, options_prompt, score_suite
 from meditune.evaluate.suites.suite_readers import CORRECT, STATEMENTS
 from meditune.files import write_jsonl
 from tests import layouts, tiny

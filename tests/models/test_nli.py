@@ -9,7 +9,7 @@ from meditune.config.data_options import PromptFormat
 from meditune.data.example import LABEL, Example, Passage
 from meditune.engines.evidence_judge import EvidenceJudge, TorchLabelModel, load_support_model
 from meditune.errors import ModelError
-from meditune.evidence.detector import placed
+from meditune.evidence.lexical_detector import placed
 from meditune.evidence.support_model import ClaimCorrection, SupportQuestion, load_correction
 from meditune.models.nli import check
 from tests import tiny

@@ -29,7 +29,7 @@ from meditune.config.recipe import Recipe
 from meditune.data.example import Example, read_examples
 from meditune.data.splits import Splits
 from meditune.errors import DataError, Stopped
-from meditune.evaluate.gate import Policy
+from meditune.evaluate.quality_gate import Policy
 from meditune.files import read_json, read_jsonl
 from meditune.model_registry import Registry
 from meditune.operate.retraining.new_training_data import Shares, TrainingDataSources, deal, gather

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import Literal
 
 from meditune.assistant.events import Citation, Sentence
-from meditune.evidence.detector import placed
+from meditune.evidence.lexical_detector import placed
 from meditune.observability import span
 from meditune.retrieve.citations import Citer, Judge, stated_sentences
 from meditune.retrieve.context_packing import PackedPassage

@@ -179,7 +179,7 @@ def compare(
 ) -> None:
     """Compare evaluated models with the first one by paired statistics. It loads no model."""
     from meditune.cli.metrics_tables import print_side_by_side
-    from meditune.evaluate import gate as evaluation_gate
+    from meditune.evaluate import quality_gate as evaluation_gate
 
     policy = evaluation_gate.policy(gate)
     result = evaluation_gate.compare(models, resamples, seed, policy)

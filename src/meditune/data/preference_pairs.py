@@ -26,7 +26,7 @@ from meditune.data.read_sources import RESTRICTED, is_marked, is_restricted
 from meditune.data.readers.tables import LAYOUTS, Rejects, Row
 from meditune.data.readers.user_files import NO_CONTEXT, cell, group_of, passages, records, stored_turns
 from meditune.data.splits import question_key
-from meditune.evidence.words import DIRECTION, NEGATABLE, NEGATED, NUMBER, OPPOSITE, value
+from meditune.evidence.lexical_features import DIRECTION, NEGATABLE, NEGATED, NUMBER, OPPOSITE, value
 
 OWN, RATED = "own", "rated"
 UP, DOWN = "up", "down"

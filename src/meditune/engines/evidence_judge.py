@@ -24,7 +24,7 @@ from meditune.engines.exported_model import read_exported_model
 from meditune.engines.open_engine import exported_at
 from meditune.engines.tokenizer import PlainTokenizer
 from meditune.errors import ModelError
-from meditune.evidence.detector import Sentence, Sources, evidence
+from meditune.evidence.lexical_detector import Sentence, Sources, evidence
 from meditune.evidence.support_model import (
     CLAIMS,
     ClaimCorrection,

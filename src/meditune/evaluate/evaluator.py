@@ -41,7 +41,7 @@ from meditune.evaluate.predictions import (
     write_once,
     written_row,
 )
-from meditune.evaluate.suites.medical_suites import SUITES
+from meditune.evaluate.suites.load_suites import SUITES
 from meditune.files import append_jsonl, read_jsonl, write_jsonl
 from meditune.prompts import DECISION_TOKENS
 

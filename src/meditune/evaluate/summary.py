@@ -10,10 +10,10 @@ import meditune
 from meditune.config.recipe import EvaluateSpec, Recipe
 from meditune.data.example import DECISIONS
 from meditune.data.prepare import Prepared
-from meditune.evaluate.answer_grading import overview
 from meditune.evaluate.compare import caveats, changes, compare, count_changes, got_worse
 from meditune.evaluate.decision_calibration import abstention
 from meditune.evaluate.evaluator import coverage_remarks, unmeasured_ids
+from meditune.evaluate.faithfulness_and_similarity import overview
 from meditune.evaluate.metrics import asked, summarise, summarise_references
 from meditune.evaluate.metrics.decision import (
     calibrated,
@@ -29,8 +29,8 @@ from meditune.evaluate.metrics.perplexity import preference_statistics
 from meditune.evaluate.metrics.written_answers import signatures, spread
 from meditune.evaluate.predictions import Condition, Predictions, groups_of, read
 from meditune.evaluate.subgroups import subgroups
-from meditune.evaluate.suites.medical_suites import suite_examples
-from meditune.evaluate.suites.open_answers import described_suites, suite_remarks
+from meditune.evaluate.suites.llm_judge import described_suites, suite_remarks
+from meditune.evaluate.suites.load_suites import suite_examples
 from meditune.statistics import Statistics, wilson
 
 Rows = list[dict[str, Any]]

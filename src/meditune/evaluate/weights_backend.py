@@ -15,7 +15,7 @@ from meditune.evaluate.evaluator import Backend, KeepScore, KeepText
 from meditune.evaluate.general_knowledge import answer_choices, tokens_of
 from meditune.evaluate.likelihood import not_finite, scored_bytes, unconditional_rows
 from meditune.evaluate.predictions import ChoiceSuite, Kind, Predictions
-from meditune.evaluate.suites.multiple_choice import score_suite
+from meditune.evaluate.suites.multiple_choice_scoring import score_suite
 from meditune.models.forward import virtual_tokens
 from meditune.models.generation import GreedyDecoder, NotFiniteError, batch_size, sample_texts
 from meditune.models.inference import inference

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Protocol
 
 from meditune.errors import ModelError
-from meditune.evidence.detector import Span
+from meditune.evidence.lexical_detector import Span
 from meditune.files import read_json, write_json
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from meditune.errors import ModelError
-from meditune.evidence.detector import Span
+from meditune.evidence.lexical_detector import Span
 from meditune.evidence.support_model import (
     Support,
     SupportQuestion,

@@ -12,7 +12,7 @@ from enum import IntEnum
 from functools import lru_cache
 from pathlib import Path
 
-from meditune.evidence.words import rarity
+from meditune.evidence.lexical_features import rarity
 from meditune.phi.spans import Span, View, word_list
 
 _FOLDER = Path(__file__).parent

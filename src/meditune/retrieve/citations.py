@@ -13,8 +13,8 @@ from math import exp
 from typing import Protocol
 
 from meditune.errors import ModelError
-from meditune.evidence import detector
-from meditune.evidence.detector import Evidence, SpanKind, evidence, placed, sentence_logit
+from meditune.evidence import lexical_detector
+from meditune.evidence.lexical_detector import Evidence, SpanKind, evidence, placed, sentence_logit
 from meditune.evidence.support_model import ClaimVerdict
 from meditune.observability import LOGGER
 from meditune.retrieve.context_packing import PackedPassage
@@ -74,14 +74,14 @@ class Citer:
         A passage supports a sentence if the judge gives it a probability of at least `threshold`.
         """
         self._passages, self._threshold = passages, threshold
-        self._known = [detector.Sources([passage.text], passage.title) for passage in passages]
+        self._known = [lexical_detector.Sources([passage.text], passage.title) for passage in passages]
         self._judge, self._left = judge, seconds
         self.unjudged = 0
         """The number of sentences that the detector checked although there is a judge"""
 
     def judge(self, text: str) -> SupportEvidence:
         """Return which passages support a sentence."""
-        sentence = detector.Sentence(text)
+        sentence = lexical_detector.Sentence(text)
         judged = [_compared(sentence, known) for known in self._known]
         if self._judge:
             judged = self._read(self._judge, text, judged)
@@ -115,7 +115,7 @@ class Citer:
         return found
 
 
-def support(sentence: detector.Sentence, passage: detector.Sources) -> tuple[float, bool]:
+def support(sentence: lexical_detector.Sentence, passage: lexical_detector.Sources) -> tuple[float, bool]:
     """Return the detector's probability that a passage supports a sentence, and whether it may be cited for it."""
     found = _compared(sentence, passage)
     return found.score, found.bears
@@ -128,7 +128,7 @@ class _Compared:
     evidence: Evidence
 
 
-def _compared(sentence: detector.Sentence, passage: detector.Sources) -> _Compared:
+def _compared(sentence: lexical_detector.Sentence, passage: lexical_detector.Sources) -> _Compared:
     seen = evidence(sentence, passage)
     score = 1 / (1 + exp(-sentence_logit(seen)))
     return _Compared(score, score >= SUPPORT and seen.features["known"] >= SHARE and not seen.spans, seen)

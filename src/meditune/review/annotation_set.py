@@ -28,8 +28,8 @@ from meditune.data.reviewer_decisions import KEPT_VERDICTS, VERDICTS, Verdict
 from meditune.data.sources import SOURCES
 from meditune.data.splits import question_key
 from meditune.errors import DataError
-from meditune.evidence.detector import Sentence, Sources, detect
-from meditune.evidence.words import tokens
+from meditune.evidence.lexical_detector import Sentence, Sources, detect
+from meditune.evidence.lexical_features import tokens
 from meditune.files import is_result_of, sha256
 from meditune.progress import track
 from meditune.review.rating_set import KEY, VALIDATE, check_sharing, read_key, row_key, shown_row, write_set

@@ -13,7 +13,7 @@ from meditune.config.data_options import QualitySpec
 from meditune.data.example import Example, Passage
 from meditune.data.near_duplicates import words
 from meditune.data.quality.ledger import Entry
-from meditune.evidence.words import information_weight, stem
+from meditune.evidence.lexical_features import information_weight, stem
 from meditune.files import package_table
 from meditune.text import sentences
 

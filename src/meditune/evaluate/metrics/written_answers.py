@@ -17,7 +17,7 @@ import numpy as np
 
 from meditune import readability
 from meditune.evaluate.predictions import Predictions, references
-from meditune.evidence.detector import CONTRADICTIONS, Sentence, placed
+from meditune.evidence.lexical_detector import CONTRADICTIONS, Sentence, placed
 from meditune.statistics import Array, Statistics, mean, ratio
 from meditune.text import sentences
 

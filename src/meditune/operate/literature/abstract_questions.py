@@ -27,7 +27,7 @@ from meditune.data.readers import pubmedqa
 from meditune.data.readers.tables import Rejects
 from meditune.data.sources import NO_ADVICE
 from meditune.errors import DataError
-from meditune.evidence.words import rarity
+from meditune.evidence.lexical_features import rarity
 from meditune.files import write_jsonl
 from meditune.operate.literature.article_library import now
 from meditune.phi import name_words

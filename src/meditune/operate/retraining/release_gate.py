@@ -9,9 +9,9 @@ from typing import Any
 
 from meditune.data.example import Example
 from meditune.evaluate.compare import NothingInCommonError, side_by_side
-from meditune.evaluate.gate import Policy, check
 from meditune.evaluate.metrics import METRICS
 from meditune.evaluate.predictions import KINDS, MeasuredModel, Predictions, measured_model
+from meditune.evaluate.quality_gate import Policy, check
 
 OLD, NEW = "old", "new"
 LOSS = 0.05

@@ -33,7 +33,7 @@ from meditune.data.readers.user_files import read
 from meditune.data.splits import Splits
 from meditune.engines.exported_model import EXPORT, EXPORTS
 from meditune.errors import DataError, GateError, MedituneError
-from meditune.evaluate import gate
+from meditune.evaluate import quality_gate
 from meditune.files import exclusive_lock, read_json, sha256, write_json
 from meditune.model_registry import Registry, Version
 from meditune.operate.retraining import new_training_data, release_gate
@@ -280,7 +280,7 @@ def retrain(folder: Path, options: Options, command: str) -> Outcome:
         pipeline.run(recipe, run, command)
         _export(run, registry.place(current.id), options.exports)
         announce("judge")
-        policies = (gate.policy(options.gate), gate.policy(options.gate_new))
+        policies = (quality_gate.policy(options.gate), quality_gate.policy(options.gate_new))
         judged = release_gate.judge(run, new, policies, recipe.evaluate.resamples, recipe.seed)
         gathered = work.gathered()
         index = gathered.index if gathered else ""

@@ -20,7 +20,7 @@ from meditune.errors import ModelError
 from meditune.evaluate.backends import request_all
 from meditune.evaluate.evaluator import StoredRows
 from meditune.evaluate.predictions import GRADES_OF, path_of
-from meditune.evaluate.suites.medical_suites import FOLDER, SUITES, stored_labels, stored_suites, suite_facts
+from meditune.evaluate.suites.load_suites import FOLDER, SUITES, stored_labels, stored_suites, suite_facts
 from meditune.evaluate.suites.suite_readers import STATEMENTS
 from meditune.evidence.support_model import ClaimVerdict, is_judge
 from meditune.files import read_jsonl

@@ -7,9 +7,9 @@ How often is compared by what it comes to, however it is told.
 
 import pytest
 
-from meditune.evidence.detector import Sources
+from meditune.evidence.lexical_detector import Sources
+from meditune.evidence.lexical_features import names
 from meditune.evidence.quantities import numbers, rates, shares
-from meditune.evidence.words import names
 
 
 def found(text):

@@ -8,7 +8,7 @@ from meditune.config.data_options import PromptFormat
 from meditune.config.training_options import ApiSpec
 from meditune.evaluate.metrics import summarise
 from meditune.evaluate.predictions import Predictions
-from meditune.evaluate.suites.open_answers import (
+from meditune.evaluate.suites.llm_judge import (
     ApiJudge,
     Graded,
     Grading,

@@ -9,7 +9,7 @@ import pytest
 from meditune.data.preference_pairs import corrupt
 from meditune.data.readers import pubmedqa
 from meditune.data.readers.tables import Rejects
-from meditune.evidence.detector import Sources, detect
+from meditune.evidence.lexical_detector import Sources, detect
 
 TEXTS = (
     "We gave aspirin or placebo to 1,200 adults for 3 weeks. Nobody was followed for long.",

@@ -16,8 +16,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal
 
-from meditune.evidence.quantities import is_supported_number, numbers, rates, shares
-from meditune.evidence.words import (
+from meditune.evidence.lexical_features import (
     DEFINED,
     NEGATIVE,
     NULL_FINDING,
@@ -29,6 +28,7 @@ from meditune.evidence.words import (
     stem,
     tokens,
 )
+from meditune.evidence.quantities import is_supported_number, numbers, rates, shares
 from meditune.files import read_json
 from meditune.text import sentences
 

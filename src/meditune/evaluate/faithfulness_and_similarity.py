@@ -24,7 +24,7 @@ from meditune.engines.evidence_judge import load_support_model
 from meditune.errors import ModelError
 from meditune.evaluate.decision_calibration import fit_calibration
 from meditune.evaluate.predictions import Kind, Predictions, read, references, write_once
-from meditune.evidence.detector import Sources, Verdict, detect
+from meditune.evidence.lexical_detector import Sources, Verdict, detect
 from meditune.evidence.support_model import SupportQuestion
 from meditune.progress import Progress
 
