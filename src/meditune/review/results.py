@@ -132,7 +132,10 @@ ORIGINS = ("base", "tuned", "reference")
 
 
 def results(folder: Path) -> dict[str, Any]:
-    """Return the content of results.json, described in docs/how-to/rate-answers.md. Raises DataError."""
+    """Return the content of results.json, described in docs/how-to/rate-answers.md.
+
+    Raises DataError if the set in `folder` is incomplete or damaged, or belongs to another task.
+    """
     rated = read_rated(folder)
     scores = item_scores(rated)
     axes = {

@@ -125,6 +125,17 @@ def test_a_reference_is_whole_or_refused(reference, tmp_path):
         load(path)
 
 
+def test_a_reference_that_lacks_a_key_is_refused_with_what_to_do(reference, tmp_path):
+    path = tmp_path / "reference"
+    save(reference, path)
+    about, arrays, _ = read(path, "reference", "")
+    for name in ("words", "topics"):
+        description = {key: value for key, value in about.items() if key not in ("kind", name)}
+        write(path, "reference", description, {key: value for key, value in arrays.items() if key != name})
+        with pytest.raises(DataError, match=f"no '{name}'.*meditune drift fit"):
+            load(path)
+
+
 def test_a_state_of_another_reference_is_refused(reference, tmp_path):
     Monitor(reference).save(tmp_path / "state")
     other = save(fit(requests(400, 15), EMBEDDING, "test"), tmp_path / "other")

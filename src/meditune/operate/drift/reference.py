@@ -158,8 +158,11 @@ def save(reference: Reference, path: Path) -> Reference:
 def load(path: Path) -> Reference:
     """Return the reference in a file. Raises DataError if it is missing, damaged, or of another kind."""
     about, stored, digest = read(path, KIND, _REFIT)
-    kernel = Kernel(stored["weights"], stored["phases"]) if "weights" in stored else None
-    shape = Shape(**{name: stored[name] for name in _SHAPE}, topic_names=tuple(about["topics"]), kernel=kernel)
-    numbers = {name: stored[f"number/{name}"] for name in BY_NAME if f"number/{name}" in stored}
-    shares = {name: about["shares"][name] for name in BY_NAME if name in about["shares"]}
-    return Reference(shape, numbers, shares, stored.get("features"), about["about"], digest)
+    try:
+        kernel = Kernel(stored["weights"], stored["phases"]) if "weights" in stored else None
+        shape = Shape(**{name: stored[name] for name in _SHAPE}, topic_names=tuple(about["topics"]), kernel=kernel)
+        numbers = {name: stored[f"number/{name}"] for name in BY_NAME if f"number/{name}" in stored}
+        shares = {name: about["shares"][name] for name in BY_NAME if name in about["shares"]}
+        return Reference(shape, numbers, shares, stored.get("features"), about["about"], digest)
+    except KeyError as error:
+        raise DataError(f"{path} is from another version of Meditune: it has no {error}. {_REFIT}") from error
