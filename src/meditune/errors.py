@@ -71,7 +71,7 @@ class EngineError(ModelError):
 
 
 class EngineUnavailableError(EngineError):
-    """An engine that has ended and is being restarted, or couldn't be restarted."""
+    """An engine that has stopped and is being restarted, or couldn't be restarted."""
 
     def __init__(self, message: str, retry_after_s: float, given_up: bool = False) -> None:
         """Store when to retry; with `given_up` no restart will be attempted, so the process should end."""

@@ -220,7 +220,7 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
 
 
 def numbered_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield line number (from 1) and object of each non-blank line. Raises DataError at the first invalid one."""
+    """Yield line number (1-based) and object of each non-blank line. Raises DataError at the first invalid one."""
     number = 0
     try:
         with path.open(encoding="utf-8-sig") as stream:
@@ -265,7 +265,7 @@ def sha256(path: Path) -> str:
 
 
 def cache_folder(kind: str) -> Path:
-    """Return the cache folder of a kind ("models", "data"), in `$MEDITUNE_CACHE` or `~/.cache/meditune`."""
+    """Return the cache folder for `kind`, such as "models" or "data", in `$MEDITUNE_CACHE` or `~/.cache/meditune`."""
     root = os.environ.get("MEDITUNE_CACHE")
     return (Path(root).expanduser() if root else Path.home() / ".cache" / "meditune") / kind
 

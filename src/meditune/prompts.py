@@ -372,7 +372,7 @@ class Encoder:
         return Encoded(example.id, task, prompt, target[:left], dropped, cut, left_out, dropped_turns=turns)
 
     def _with_room(self, example: Example, task: Task, room: int) -> tuple[Example, int]:
-        """Return the example without the retrieved passages that don't fit, and their number."""
+        """Return the example without the retrieved passages that don't fit, and the number left out."""
         if RANKS not in example.meta:
             return example, 0
         fitted, total = example, count(example)
@@ -381,7 +381,7 @@ class Encoder:
         return fitted, total - count(fitted)
 
     def _with_last_turns(self, example: Example, task: Task, room: int) -> tuple[Example, int]:
-        """Return the conversation without the earliest turns that don't fit, and their number."""
+        """Return the conversation without the earliest turns that don't fit, and the number left out."""
         dropped, fitted = 0, example
         while fitted.turns and fitted.turns[-1].role == "assistant" and len(self.prompt_ids(fitted, task)) > room:
             dropped += 2

@@ -222,7 +222,7 @@ def with_retrieved(recipe: Recipe, examples: Sequence[Example], folder: Path) ->
 
 
 def own_document_ranks(rows: dict[str, retrieved_passages.Row], documents: set[str]) -> dict[str, Any]:
-    """Return the number of `items` whose own document is among `documents`, and `ranks`: rank (from 1) -> number.
+    """Return the number of `items` whose own document is among `documents`, and `ranks`: rank (1-based) -> number.
 
     An item's own document has the same publisher's id as the item, whatever its source: pubmed:123 is the document
     of pubmedqa:123.

@@ -63,7 +63,7 @@ class Statistics:
 
 
 def mean(ids: Sequence[str], values: Sequence[float]) -> Statistics:
-    """Return the statistics of the mean of one value per item."""
+    """Return the statistics of a mean over items, from one value per item."""
     return ratio(ids, values, [1.0] * len(values))
 
 
@@ -90,7 +90,7 @@ def is_wrong(metric: Metric, delta: float) -> bool:
 
 
 def better(low: float, high: float, direction: Direction = "up") -> bool | None:
-    """Return True or False if an interval of a difference is entirely on the good or the bad side, else None."""
+    """Return True if the interval of a difference is entirely on the good side, False if on the bad side, else None."""
     if low > 0 or high < 0:
         return (low > 0) == (direction == "up")
     return None

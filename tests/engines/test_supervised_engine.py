@@ -318,5 +318,5 @@ def test_a_server_whose_engine_cant_be_restarted_ends_with_an_error(folder: Path
         process.kill()
     assert process.returncode == 4
     assert "every answer" not in out
-    assert "Error: The engine ended" in log
+    assert "Error: The engine stopped" in log
     assert "Traceback" not in log

@@ -14,7 +14,7 @@ from meditune.errors import ModelError
 from meditune.models.generation import GreedyDecoder
 from meditune.models.inference import inference
 from tests import tiny
-from tests.engines.engine_jobs import ask, collect, text, together, tokens
+from tests.engines.test_engines import ask, collect, text, together, tokens
 
 MORE = 24
 
@@ -284,10 +284,10 @@ def test_an_engine_that_can_not_go_on_says_so_to_all_and_is_not_waited_for(opene
     errors = [collect(pieces)[-1].error for pieces in running]
     assert "no memory" in str(errors[0])
     assert isinstance(errors[-1], ModelError)
-    assert "broke down" in str(errors[-1])
-    assert "broke down" in str(scored.get(timeout=60))
+    assert "engine failed" in str(errors[-1])
+    assert "engine failed" in str(scored.get(timeout=60))
     assert opened.load() == EngineLoad(0, 0)
-    with pytest.raises(ModelError, match="broke down"):
+    with pytest.raises(ModelError, match="engine failed"):
         opened.start(GenerationRequest([5], 5), print)
-    with pytest.raises(ModelError, match="broke down"):
+    with pytest.raises(ModelError, match="engine failed"):
         opened.score([5], [[6]])

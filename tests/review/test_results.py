@@ -218,7 +218,7 @@ def test_a_corrected_answer_is_preferred_to_what_it_corrects(tmp_path):
     store.save([], [Note(ann, empty, "", "Something.")])
     done = write_pairs(folder, tmp_path / "pairs.jsonl", 1.0, 10)
     assert (done.rated, done.corrected) == (0, 1)
-    assert done.left_out == {"better answers that change nothing": 1, "better answers to an empty answer": 1}
+    assert done.left_out == {"better answers that change nothing": 1, "better answers for unanswered items": 1}
     (pair,) = read_given_pairs(tmp_path / "pairs.jsonl", recipe(), Rejects())
     assert (pair.chosen, pair.rejected) == ("It may help some.", said(0, "tuned"))
 

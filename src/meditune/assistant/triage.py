@@ -168,9 +168,9 @@ def _merged(onnx: bytes, learned: Mapping[str, NDArray[np.generic]]) -> bytes:
 
 Action = Literal["urgent", "decline", "bound", "answer"]
 SUICIDE_KIND = "ending one's life"
-"""The kind of harmful request that gets the answer to thoughts of suicide"""
+"""The kind of harmful request that gets the answer for thoughts of suicide"""
 EATING = "eating disorders"
-"""The kind of harmful request that gets the answer to an eating disorder"""
+"""The kind of harmful request that gets the answer for eating disorders"""
 EMERGENCY_AT, CRISIS_AT, HARMFUL_AT, OUTSIDE_AT = 0.7, 0.5, 0.4, 0.8
 """The decision thresholds of the classifier, set on held-out training messages and 350 real questions"""
 KINDS = {"emergency: self-harm": "self-harm", "emergency: violence": "violence", "emergency: poisoning": "poisoning"}

@@ -46,7 +46,7 @@ STAGES = {
     "promote": ("", "10m"),
 }  # Stage -> its command (promotion has none) and how often it runs by default; in the order in which due stages run
 SHARED = {"registry": ("registry",), "store": ("store", "source", "sources"), "index": ("index",)}
-"""Keys of the configuration -> the parameters of commands that they set, unless a stage sets these itself"""
+"""Key of the configuration -> the command parameters that it sets, unless a stage sets them itself"""
 OWN: dict[str, Options] = {"queue": {"folder": "queues"}, "promote": {"after": "2d", "answers": 100}}
 """Options that the loop reads itself, with their defaults"""
 RENAMED_ARGUMENTS = {"drift": {"where": "source"}, "queue": {"places": "sources"}}
@@ -181,7 +181,7 @@ def parameters(command: TyperCommand) -> dict[str, Any]:
 
 
 def words(command: TyperCommand, options: Options) -> list[str]:
-    """Return options as words of a command line: one option for each item of a list, and no option for false."""
+    """Return options as command-line arguments: one option for each item of a list, and no option for false."""
     known = parameters(command)
     flags: list[str] = []
     arguments: list[str] = []

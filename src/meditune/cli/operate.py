@@ -76,7 +76,9 @@ def check(
         str, Option(help="Smallest severity that raises an alert: slight, small, medium or large.")
     ] = "small",
     embedding: Embedding = None,
-    canary: Annotated[Path | None, Option(help="Results of `meditune drift canary`; its alert counts, too.")] = None,
+    canary: Annotated[
+        Path | None, Option(help="Results of `meditune drift canary`; a canary alert counts like a drift alert.")
+    ] = None,
     page: Annotated[Path | None, Option(help="Also write the evidence to this HTML file.")] = None,
     json: Json = False,
     notify: Annotated[bool, Option("--notify", help="Send alerts to the channels set in the environment.")] = False,

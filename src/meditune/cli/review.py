@@ -132,7 +132,7 @@ def _print_results(results: dict[str, Any]) -> None:
     )
     out.print(
         f"{results['ratings']:,} ratings of {results['answers']:,} answers by {results['raters']} raters "
-        f"({results['cannot']:,} couldn't judge); {len(results['disputed'])} answers disputed, "
+        f"(can't judge: {results['cannot']:,}); {len(results['disputed'])} answers disputed, "
         f"{results['adjudicated']} ratings settled."
     )
     print_remarks(results["remarks"])
@@ -262,7 +262,7 @@ def _print_annotation_results(results: dict[str, Any]) -> None:
     print_table(("verdict", "rows", "ratings"), [*rows, ("undecided", str(len(results["undecided"])), "")])
     out.print(
         f"{results['judged']} of {results['rows']} rows judged, {results['ratings']} ratings "
-        f"({results['cannot']} couldn't judge). Texts changed: {results['changed']}. "
+        f"(can't judge: {results['cannot']}). Texts changed: {results['changed']}. "
         f"Rows decided by one rater: {results['by_one_rater']}."
     )
     for name, share in {"all": results["correct"], **results["sources"], **results["kinds"]}.items():

@@ -65,7 +65,7 @@ _Dumper.add_representer(str, _text)
 
 
 class UnreadableError(ValueError):
-    """The text isn't YAML; `line` is the first faulty line (from 1), and `why` the reason."""
+    """The text isn't YAML; `line` is the first faulty line (1-based), and `why` the reason."""
 
     def __init__(self, line: int, reason: str) -> None:
         super().__init__(reason)
@@ -73,7 +73,7 @@ class UnreadableError(ValueError):
 
 
 class Document:
-    """The values of a YAML text, the line (from 1) of every key and list item, and the problems found."""
+    """The values of a YAML text, the line (1-based) of every key and list item, and the problems found."""
 
     def __init__(self, text: str) -> None:
         """Raise UnreadableError if the text can't be parsed."""

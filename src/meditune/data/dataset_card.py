@@ -1,4 +1,4 @@
-"""The data-set card of the prepared splits: https://huggingface.co/docs/hub/datasets-cards.
+"""The dataset card of the prepared splits: https://huggingface.co/docs/hub/datasets-cards.
 
 With its YAML header, `datasets.load_dataset(FOLDER)` reads the three splits and no other files in the folder.
 """

@@ -59,9 +59,9 @@ class Source:
     """True if the licence forbids sharing rows (`data/read_sources.py`)"""
     packaged: Path | None = None
     limits: str = ""
-    """Limits of the data, for the data-set card"""
+    """Limitations of the data, for the dataset card"""
     personal_data: str = ""
-    """The people whom the data are about, for the data-set card"""
+    """The people whom the data are about, for the dataset card"""
 
 
 READERS: dict[str, tuple[Reader | None, str]] = {

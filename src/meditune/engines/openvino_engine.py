@@ -208,7 +208,7 @@ class OpenvinoEngine(BatchingEngine):
         return self._scorer.score(prompt, texts)
 
     def _join(self, answers: list[ScheduledRequest]) -> None:
-        """Add prompts to the pipeline; for a choice of given texts, score the texts instead."""
+        """Add prompts to the pipeline; if a request chooses among given texts, score them instead."""
         for answer in answers:
             if answer.request.choices:
                 answer.choose(self._score, self.model.stop_tokens[0])

@@ -233,12 +233,12 @@ class BatchingEngine:
                     answer.end("cancelled")
                 self._clear()
         except BaseException as error:
-            log.critical("An engine broke down and accepts no more requests", exc_info=True)
+            log.critical("An engine failed and accepts no more requests", exc_info=True)
             self._break_down(error)
 
     def _break_down(self, error: BaseException) -> None:
         """End all requests with an error and reject later ones, because this thread ends."""
-        broken = EngineError(f"The engine broke down ({type(error).__name__}); the log says where. Open it again.")
+        broken = EngineError(f"The engine failed ({type(error).__name__}); the log says where. Open it again.")
         broken.__cause__ = error
         left, calls = self._emptied(broken)
         self.running, self._joining = [], []
@@ -248,7 +248,7 @@ class BatchingEngine:
             future.set_exception(broken)
 
     def _emptied(self, broken: EngineError | None = None) -> tuple[list[ScheduledRequest], list[Any]]:
-        """Record why the engine ends, empty the queues, and return all requests and calls."""
+        """Record why the engine stops, empty the queues, and return all requests and calls."""
         with self._wake:
             self._broken = broken
             left, calls = [*self.running, *self._joining, *self._waiting], [*self._calls]

@@ -169,7 +169,7 @@ class SupervisedEngine:
         if failure is not None and failure.given_up:
             return failure
         wait = math.ceil(max(1.0, self._restart_at - time.monotonic()) + self._opening_s)
-        return EngineUnavailableError("The engine has ended and is being restarted.", wait)
+        return EngineUnavailableError("The engine has stopped and is being restarted.", wait)
 
     def _watch(self) -> None:
         while not self._closing:
@@ -180,7 +180,7 @@ class SupervisedEngine:
                 return
 
     def _failure_reason(self) -> str:
-        """Return why the engine ended; empty while it works."""
+        """Return why the engine stopped; empty while it works."""
         engine = self._engine
         if engine is None:
             return ""
@@ -192,7 +192,7 @@ class SupervisedEngine:
 
     def _restart_engine(self, why: str) -> bool:
         """End the dead engine's requests and open another one; return False if that fails or the engine is closing."""
-        log.error("The engine ended and is being restarted: %s", why)
+        log.error("The engine stopped and is being restarted: %s", why)
         if time.monotonic() - self._since > STABLE_S:
             self._crashes = 0
         self._restart_at = time.monotonic() + self._pause_s()
@@ -233,7 +233,7 @@ class SupervisedEngine:
                 log.error("The engine can't be restarted: %s", problem)
                 continue
             return not self._closing
-        self._give_up(f"The engine ended, and {self._restarts} attempts to restart it failed: {problem}")
+        self._give_up(f"The engine stopped, and {self._restarts} attempts to restart it failed: {problem}")
         return False
 
     def _take(self, engine: Engine) -> None:

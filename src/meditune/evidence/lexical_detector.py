@@ -1,8 +1,8 @@
 """The detector of unsupported claims: which sentences of an answer its sources support, and how strongly.
 
-No model is used: words, numbers, names, negations and directions of a sentence are compared with those of the sources,
-not their meaning. So a correct claim in different words scores low, and a false claim in the source's words is
-detected only by a number, a negation or a direction. Each mismatch is a feature for the score and may be a span.
+No model is used: the words, numbers, names, negations and directions of a sentence are compared with those of the
+sources, but meanings aren't. So a correct claim in different words scores low, and a false claim in the source's words
+is detected only by a number, a negation or a direction. Each mismatch is a feature for the score and may be a span.
 """
 
 from __future__ import annotations
@@ -131,9 +131,9 @@ def _american(word: str) -> str:
 def _nearest(
     context: Mapping[str, float], places: Iterable[tuple[bool | None, Sentence, dict[str, float]]]
 ) -> tuple[float, float, str]:
-    """Return the similarity of the nearest place that agrees and of the nearest other one, and the latter's sentence.
+    """Return the similarities of the nearest place that agrees and the nearest that doesn't, and the latter's sentence.
 
-    Each place has whether it agrees (None: it is ignored), its sentence and the words around it. The similarity is the
+    Each place is whether it agrees (None: it is ignored), its sentence, and the words around it. The similarity is the
     weighted share of the words in `context` that are also around the place.
     """
     total = sum(context.values())
@@ -159,7 +159,7 @@ MIN_ALIGNED_SHARE = 0.6
 MIN_CONTEXT_SIMILARITY = 0.4
 """Two positions are about the same thing if they share at least this weighted share of the words around them."""
 MIN_TYPO_LETTERS, TWO_TYPO_LETTERS = 7, 9
-"""Minimum length of a word that can be a misspelling; from TWO_TYPO_LETTERS letters on, two letters may differ"""
+"""Minimum length of a word that can be a misspelling; with TWO_TYPO_LETTERS or more, two letters may differ"""
 SUFFIX_LETTERS = 3
 """Number of letters at the end of a word in which forms of the same word differ"""
 SHORT = 8

@@ -176,7 +176,7 @@ def merge(name: str, folder: Path, keep_sparsity: bool = False) -> dict[str, Any
 
 
 def remarks(facts: dict[str, Any]) -> list[str]:
-    """Return sentences with what users must know about a merged model."""
+    """Return what users must know about a merged model, as sentences."""
     quantize: Quantize = facts["trained_on"]
     done = f"The {facts['adapter']} adapter was merged into {facts['base']} in FP32"
     sentences = [f"{done}; the result is stored in {facts['dtype']}."]

@@ -1,8 +1,8 @@
 """Forward passes with attention masks, virtual tokens, and an output head that computes only the predicted targets.
 
 peft's own forward pass supports virtual tokens (prompt and prefix tuning) only with two-dimensional masks and without
-positions. Here every token of a row sees all of them, and the row's positions continue after them. On single rows the
-result equals peft's (checked by a test).
+positions. Here every token of a row sees all virtual tokens, and the row's positions continue after them. On single
+rows the result equals peft's (checked by a test).
 """
 
 from __future__ import annotations

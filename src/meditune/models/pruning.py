@@ -215,7 +215,7 @@ def block_influence(model: Any, batches: Sequence[Passage]) -> list[float]:
 
 
 def least(influence: Sequence[float], count: int) -> list[int]:
-    """Return the numbers (from 0) of the `count` layers with the least influence, in the model's order."""
+    """Return the numbers (0-based) of the `count` layers with the least influence, in the model's order."""
     return sorted(sorted(range(len(influence)), key=lambda number: influence[number])[:count])
 
 

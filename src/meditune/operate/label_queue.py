@@ -298,7 +298,7 @@ class Queued:
 
 
 def queue(sources: Sequence[StoreLocation], folder: Path, options: QueueOptions) -> Queued:
-    """Choose from stores and files, and write the queue to `folder`. Raises DataError if there is nothing to ask."""
+    """Choose questions from stores and files, and write them to `folder`. Raises DataError if there are none to ask."""
     known = [each for place in options.known for each in read(place)[0]]
     done = [Candidate(each) for place in options.done for each in examples(place).values()]
     pool, remarks = candidate_pool(sources, known, done, options.index)

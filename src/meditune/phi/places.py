@@ -192,7 +192,7 @@ def _is_residence(before: list[str]) -> bool:
 
 
 def is_town(low: str, sure: bool) -> bool:
-    """Return True if this may be a town; an English word counts only if the context is `sure` to name a place."""
+    """Return True if this may be a town; an English word counts only if the context surely (`sure`) names a place."""
     if low in name_words.CITIES:
         return True
     each = low.split()

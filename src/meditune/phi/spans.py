@@ -31,7 +31,7 @@ PLACEHOLDERS = {kind: placeholder for placeholder, kinds in _KINDS.items() for k
 
 @dataclass(frozen=True, order=True)
 class Span:
-    """The characters from `start` to `end` (excluded) of a text, and the kind of identifier."""
+    """The characters from `start` to `end` (exclusive) of a text, and the kind of identifier."""
 
     start: int
     end: int
@@ -77,7 +77,7 @@ def _word_lists() -> dict[str, frozenset[str]]:
 
 
 def word_list(name: str) -> frozenset[str]:
-    """Return a list of word_lists.txt."""
+    """Return one of the lists in word_lists.txt."""
     return _word_lists()[name]
 
 

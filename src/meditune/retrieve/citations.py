@@ -46,7 +46,7 @@ class Judge(Protocol):
 class SupportEvidence:
     """The support for a sentence: which passages back it, and how strongly."""
 
-    places: tuple[int, ...]  # Indices (from 0) of the passages that support the sentence, the most certain first
+    places: tuple[int, ...]  # Indices (0-based) of the passages that support the sentence, the most certain first
     words: tuple[str, ...]  # For each of these passages, the sentence in it that is closest
     score: float  # The highest probability that a passage supports the sentence
 
@@ -116,7 +116,7 @@ class Citer:
 
 
 def support(sentence: lexical_detector.Sentence, passage: lexical_detector.Sources) -> tuple[float, bool]:
-    """Return the detector's probability that a passage supports a sentence, and whether it may be cited for it."""
+    """Return the probability that a passage supports a sentence, and whether the passage may be cited for it."""
     found = _compared(sentence, passage)
     return found.score, found.bears
 

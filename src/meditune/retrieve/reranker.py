@@ -93,7 +93,7 @@ Encode = Callable[[Sequence[str]], Vectors]  # Maps texts to vectors of length 1
 def nearest(
     vectors: Vectors, vector: Vectors, k: int, allowed: NDArray[np.bool_] | None = None
 ) -> tuple[NDArray[np.int64], Vectors]:
-    """Return the positions and cosines of the `k` vectors (n, size) nearest to one, the nearest first.
+    """Return the positions and cosines of the `k` rows of `vectors` (n, size) nearest to `vector`, the nearest first.
 
     `allowed` (n,) marks the vectors that may be returned. Vectors have length 1.
     """

@@ -217,7 +217,7 @@ def _nearest(word: str, candidates: Sequence[str]) -> str | None:
 
 
 MAX_CONCEPT_TOPICS = 4
-"""Maximum number of topics of one concept; more are aspects of a broad concept ("Heart failure - tests"), not names."""
+"""Topics of a concept that has more topics than this are its aspects ("Heart failure - tests"), not its names."""
 
 
 def of_medquad(path: Path) -> Iterator[tuple[str, ...]]:

@@ -32,7 +32,7 @@ class Resolved:
     """The resolved verdict on an item, or its resolved decision."""
 
     label: str | None
-    """A verdict, or yes, no or maybe; None if none of the three words applies"""
+    """A verdict, or a decision (yes, no or maybe); None if raters chose "Neither" as the decision"""
     answer: str
     """The answer that raters with this label wrote; empty if there is none, or for a decision if the texts differ"""
     raters: tuple[str, ...]

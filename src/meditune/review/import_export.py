@@ -111,7 +111,7 @@ def _configuration(rating_set: RatingSet, field_names: list[str]) -> str:
 
 
 def _read_label_studio(path: Path, rating_set: RatingSet) -> Judgements:
-    """Return the annotations and predictions in a JSON export. Raises DataError with the task's number (from 1)."""
+    """Return the annotations and predictions in a JSON export. Raises DataError with the task's number (1-based)."""
     tasks = read_json(path)
     if not isinstance(tasks, list):
         raise DataError(f"{path}: not a Label Studio export, which is a list of tasks.")

@@ -148,7 +148,7 @@ class Task:
     name: str
     forms: Mapping[str, tuple[Axis, ...]]
     made_by: str
-    """The command that creates such a set, for errors"""
+    """The command that creates such a set, for error messages"""
     words: Mapping[str, str]
     """Texts of the page and of files; `settling` is the purpose during adjudication, `better` what raters may write"""
     edits: bool = False
@@ -305,7 +305,7 @@ def shown_prompt(example: Example) -> dict[str, Any]:
 
 
 def shown_row(example: Example, source: str) -> dict[str, Any]:
-    """Return what the page of a data check shows of a row; `source` is the source in words."""
+    """Return the parts of a row that a data check's page shows; `source` describes where the row is from."""
     link = str(example.meta.get("url") or "")
     return {
         **shown_prompt(example),
@@ -346,7 +346,7 @@ class RatingSet:
         return self.task.edits and text.strip() == self.items[item].answer.strip()
 
     def work(self, place: int) -> list[str]:
-        """Return the item ids for the rater with number `place` (from 0), in this rater's order.
+        """Return the item ids for the rater with number `place` (0-based), in this rater's order.
 
         In a ranked set, raters' orders differ only within blocks. Within a block, each question appears once before any
         question repeats.
@@ -465,7 +465,7 @@ def create(
     examples = examples_of(run)
     able = [id for id in answers["base"] if id in answers["tuned"] and id in examples]
     if not able:
-        raise DataError(f"{run} has no written answers of both models, so there is nothing to rate.")
+        raise DataError(f"{run} has no written answers from both models, so there is nothing to rate.")
     made_from = {"run": str(run.resolve()), "questions": questions, "axes": axes, "raters": raters, "overlap": overlap}
     made_from |= {"seed": seed, "answers": digests(run)}
     chosen = random.Random(f"{seed}/review").sample(sorted(able), min(questions, len(able)))

@@ -330,7 +330,7 @@ def _corrected(rated: RatedSet, notes: Iterable[Note], rejects: Rejects) -> Iter
         if item is None or not better:
             continue
         if not item.answer or " ".join(better.split()) == " ".join(item.answer.split()):
-            reason = "better answers to an empty answer" if not item.answer else "better answers that change nothing"
+            reason = "better answers for unanswered items" if not item.answer else "better answers that change nothing"
             rejects.count_only(SOURCE, reason, 1)
             continue
         yield Pair(

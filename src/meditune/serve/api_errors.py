@@ -86,9 +86,9 @@ def too_many_requests(message: str, after_s: float, code: str) -> ApiError:
 
 def unavailable(error: EngineUnavailableError) -> ApiError:
     """Return the 503 that clients and probes get while there is no engine."""
-    message, code = "The model's engine has ended and is being restarted. Try again later.", "engine_restarting"
+    message, code = "The model's engine has stopped and is being restarted. Try again later.", "engine_restarting"
     if error.given_up:
-        message, code = "The model's engine has ended and can't be restarted. The server is stopping.", "engine_ended"
+        message, code = "The model's engine has stopped and can't be restarted. The server is stopping.", "engine_ended"
     return ApiError(503, message, code, headers={"retry-after": str(math.ceil(error.retry_after_s))})
 
 

@@ -136,7 +136,7 @@ def run(
     """Serve until the process gets a signal to end; then finish the running answers, and refuse new requests.
 
     `ready` is called with the address as soon as the server accepts requests. Raises EngineUnavailableError if the
-    model's engine has ended and can't be restarted; the process ends with that error's exit code.
+    model's engine has stopped and can't be restarted; the process ends with that error's exit code.
     """
     sys.setswitchinterval(SWITCH_S)
     server = server_of(service, config, extend)

@@ -40,8 +40,8 @@ async def log_answer(
 ) -> None:
     """Store an answer's metrics, and its question and answer (`texts`) if the settings say so.
 
-    The row is on disk when this returns. Raises MedituneError if a text can't be stored. Urgent help, and an answer
-    without stored texts, is sent even if the store fails: the log then says that the answer wasn't stored in time, and
+    The row is on disk when this returns. Raises MedituneError if a text can't be stored. Urgent help, and answers whose
+    texts aren't stored, are sent even if the store fails: the log then says that the answer wasn't stored in time, and
     the write continues in the background.
     """
     service.metrics.outcomes.labels(outcome).inc()

@@ -41,7 +41,7 @@ class DevMonitor:
             self._note(step, metric)
 
     def is_due(self, step: int, last: int) -> bool:
-        """Return whether to measure after this step (from 1); always true for the last one."""
+        """Return whether to measure after this step (1-based); always true for the last one."""
         return step % self.every == 0 or step == last
 
     def take(self, step: int, optimizer: MasterOptimizer) -> float:

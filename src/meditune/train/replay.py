@@ -117,7 +117,7 @@ class Replay:
     spec: ReplaySpec
 
     def step(self, number: int) -> list[Row]:
-        """Return the replay rows of optimizer step `number` (from 0)."""
+        """Return the replay rows of optimizer step `number` (0-based)."""
         return [self.rows[index] for index in self.steps[number]]
 
     def tokens(self, done: int = 0) -> int:

@@ -95,7 +95,7 @@ class WeightAverage:
         self.means: list[torch.Tensor] = []
 
     def add(self, step: int) -> None:
-        """Include the weights after step `step` (from 0)."""
+        """Include the weights after step `step` (0-based)."""
         if step < self.first:
             return
         self.count += 1
@@ -106,7 +106,7 @@ class WeightAverage:
                 mean += (master.detach() - mean) / self.count
 
     def apply(self) -> None:
-        """Set the model to the means, if there are any; the optimizer keeps its own weights."""
+        """Set the model's weights to the means, if there are any; the optimizer keeps its own weights."""
         with torch.no_grad():
             for parameter, mean in zip(self.optimizer.parameters, self.means, strict=False):
                 parameter.copy_(mean)
@@ -273,9 +273,9 @@ def train(
 
     Every step minimizes the weighted mean over its supervised tokens, including those of replay, or over the terms of
     another `data.loss_of`. The result doesn't depend on how the step is split into pieces. `penalties` are added once
-    to each step. `resume` has the finished steps, and the tensors that `checkpoint` received after them. `dev_monitor`
-    may end training early, and restore the weights of an earlier state. All processes must call this with the same
-    arguments.
+    to each step's loss. `resume` has the finished steps, and the tensors that `checkpoint` received after them.
+    `dev_monitor` may end training early, and restore the weights of an earlier state. All processes must call this with
+    the same arguments.
 
     Raises DivergenceError if the loss or the gradient isn't finite, or if the loss explodes.
     """

@@ -319,7 +319,7 @@ def _facts(examples: Sequence[Example]) -> dict[str, Any]:
 
 
 def histogram(values: Counter[int]) -> list[dict[str, int]]:
-    """Return up to BINS bins of equal width, {"from", "to" (excluded), "count"}; `values` maps values to counts."""
+    """Return up to BINS bins of equal width, {"from", "to" (exclusive), "count"}; `values` maps values to counts."""
     if not values:
         return []
     low, high = min(values), max(values)

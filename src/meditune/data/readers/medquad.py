@@ -89,7 +89,7 @@ def _zipped(archive: Path) -> Iterator[tuple[PurePosixPath, bytes]]:
         except (zipfile.BadZipFile, zlib.error, EOFError) as error:
             raise DataError(f"{archive}: a damaged zip file ({error}). Download it again.") from error
         except RuntimeError as error:  # encrypted, or an unknown compression
-            raise DataError(f"{archive}: can't be unpacked ({error}). Unpack the zip and give the folder.") from error
+            raise DataError(f"{archive}: can't be unpacked ({error}). Unzip it and give the folder's path.") from error
 
 
 def parse_xml(data: bytes) -> ET.Element:

@@ -231,7 +231,7 @@ def rows(path: Path, source: str, rejects: Rejects) -> Iterator[Row]:
 
 
 def parquet_rows(path: Path) -> Iterator[Row]:
-    """Yield "file, row n" (from 1) and the columns of each row. Raises DataError for an invalid Parquet file."""
+    """Yield "file, row n" (1-based) and the columns of each row. Raises DataError for an invalid Parquet file."""
     import pyarrow.parquet
 
     number = 0

@@ -79,7 +79,7 @@ def reliability_plot(name: str, models: Models) -> Markup:
 
 
 def risk_plot(name: str, models: Models) -> Markup:
-    """Return a plot of the share of wrong decisions among the most confident ones against coverage, for each model."""
+    """Return a plot of risk-coverage curves: the share of wrong decisions among the most confident ones."""
     figure, axes = _axes("coverage", "share wrong")
     for (title, points), colour in zip(models.items(), (SECOND, FIRST), strict=False):
         axes.plot(_values(points, "coverage"), _values(points, "risk"), color=colour, linewidth=1.7, label=title)

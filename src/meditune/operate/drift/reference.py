@@ -1,4 +1,4 @@
-"""The reference of drift checks, fitted once to a period without problems: a file of arrays, protected by a hash."""
+"""The reference for drift checks, fitted once to a period without problems: a file of arrays, protected by a hash."""
 
 from __future__ import annotations
 
@@ -156,7 +156,7 @@ def save(reference: Reference, path: Path) -> Reference:
 
 
 def load(path: Path) -> Reference:
-    """Return the reference in a file. Raises DataError if it is missing, damaged, or of another kind."""
+    """Return the reference stored in a file. Raises DataError if it is missing, damaged, or of another kind."""
     about, stored, digest = read(path, KIND, _REFIT)
     try:
         kernel = Kernel(stored["weights"], stored["phases"]) if "weights" in stored else None

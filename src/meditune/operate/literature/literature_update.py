@@ -159,7 +159,7 @@ def update(folder: Path, options: UpdateOptions) -> Report:
 
 
 def _contact(options: UpdateOptions) -> str:
-    """Return the email address that NCBI's servers require, or "" if none of them is asked."""
+    """Return the email address that NCBI's servers require, or "" if no request goes to them."""
     return pubmed_search.contact(options.email) if options.queries or "://" in (options.files or "") else ""
 
 
