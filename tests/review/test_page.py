@@ -234,7 +234,7 @@ def test_a_token_is_asked_for_beyond_this_machine(browser, lay):
         local = f"http://127.0.0.1:{base.rstrip('/').rpartition(':')[2]}/"
         assert fragment.startswith("token=")
         without = opened(browser, local)
-        without.get_by_text("Open the page by the URL that was printed at the start.").wait_for()
+        without.get_by_text("Open the page with the URL that the server printed when it started.").wait_for()
         page = opened(browser, f"{local}#{fragment}")
         sign_in(page, "A")
         assert "token" not in page.url

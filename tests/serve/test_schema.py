@@ -40,7 +40,7 @@ ASKED = {"model": MODEL, "messages": [{"role": "user", "content": "Does it help?
         ({"messages": [{"role": "user", "content": "\ud800"}]}, "invalid_value", None, "surrogate"),
         ({"stop": ["a"] * 5}, "invalid_value", "stop", "at most 4"),
         ({"stop": [""]}, "invalid_value", "stop.0", "at least 1 character"),
-        ({"messages": [{"role": "user", "content": 5}]}, "invalid_value", "messages.0.content", "none of the forms"),
+        ({"messages": [{"role": "user", "content": 5}]}, "invalid_value", "messages.0.content", "none of the types"),
         ({"response_format": {"type": "json_schema"}}, "invalid_value", "response_format", "json_schema is missing"),
         (
             {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "odd"}}}},

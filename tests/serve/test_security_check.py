@@ -56,7 +56,7 @@ def test_a_missing_classifier_is_unsafe(store):
         Settings(**SAFE), ListenConfig(), Keys(SQLiteDatabase(store)).all(), store, 0, "onnxruntime isn't installed."
     )
     (finding,) = [each for each in found if each.verdict == "unsafe"]
-    assert "only its rules" in finding.sentence
+    assert "no classifier" in finding.sentence
     assert "onnxruntime isn't installed." in finding.sentence
 
 

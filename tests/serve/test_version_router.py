@@ -386,7 +386,9 @@ def test_a_load_that_failed_is_tried_again_and_keeps_no_trial_alive(tmp_path: Pa
         until(lambda: not releases._trial)
         until(lambda: current(server) == "v0003")
         assert len(tries) == 2
-        assert server.told == ["The registry can't be followed, so the served versions stay: There is no memory left."]
+        assert server.told == [
+            "The registry can't be followed, so the served versions don't change. Reason: There is no memory left."
+        ]
 
 
 def test_an_index_that_changes_while_a_version_is_loaded_is_named_by_its_answers(tmp_path: Path) -> None:

@@ -65,7 +65,7 @@ def names_amount(sentence: str) -> bool:
 
 
 def withheld(sentence: str, supported: bool, searched: bool, no_amounts: bool) -> Kept | None:
-    """Return why a sentence must not be shown; None if it may be.
+    """Return why a sentence must not be shown; None if it may be shown.
 
     `supported`: a passage supports the sentence; `searched`: an index was searched; `no_amounts`: the user asked for a
     dose, so the answer must not name amounts.
@@ -85,10 +85,10 @@ SUPPORTED_SHARE = 0.5
 
 
 class SentenceChecker:
-    """The check of a model's answer, sentence by sentence, while it is generated. Each sentence is checked once."""
+    """Checks a model's answer sentence by sentence during generation. A repeated sentence isn't checked again."""
 
     def __init__(self, passages: Sequence[PackedPassage] | None, no_amounts: bool, judge: Judge | None = None) -> None:
-        """Start an answer from these passages (None without an index); `no_amounts` withholds doses."""
+        """Start checking an answer from these passages (None without an index); `no_amounts` withholds doses."""
         self.text = ""
         self.repeats = 0
         """The number of sentences that repeat an earlier one"""
@@ -111,18 +111,18 @@ class SentenceChecker:
             yield self._check(sentence)
 
     def rest(self) -> Iterator[Sentence]:
-        """Yield the remaining sentences at the end of the answer, without an incomplete last one."""
+        """Yield the remaining sentences at the end of the answer, except an incomplete last sentence."""
         for sentence in stated_sentences(self.text):
             if sentence not in self._checked:
                 yield self._check(sentence)
 
     @property
     def unjudged(self) -> int:
-        """The number of sentences that the judge had no time for."""
+        """Return the number of sentences for which the judge had no time."""
         return self._citer.unjudged if self._citer else 0
 
     def refusal(self) -> str:
-        """Return why too little of the complete answer is supported; empty if enough is, or without an index."""
+        """Return why the complete answer must be withheld; empty if enough of it is supported, or without an index."""
         if self._citer is None:
             return ""
         sentences = stated_sentences(self.text)

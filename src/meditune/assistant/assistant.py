@@ -3,8 +3,9 @@ r"""The assistant: the life of an answer from the question to the last event.
 question -> triage -> search -> pack -> writer -> each sentence checked against the passages -> shown or withheld
                \-> urgent help or a refusal, without any model
 
-`meditune ask --index` prints the last event, and `POST /v1/ask` of a server returns or streams the events. Every check
-runs once for each answer. A server runs triage itself, before its queue, and gives the result to `Assistant.ask`.
+`meditune ask --index` prints the last event. A server's `POST /v1/ask` returns the last event, or streams all events.
+Every check runs once for each answer. A server runs triage itself, before the engine's queue, and passes the result to
+`Assistant.ask`.
 """
 
 from __future__ import annotations
@@ -48,9 +49,9 @@ from meditune.text import counted
 PASSAGES = 5
 """The number of passages to retrieve"""
 CONTEXT_TOKENS = 768
-"""The maximum number of tokens of passages and question"""
+"""The maximum number of tokens of the passages and the question together"""
 MIN_COSINE = {SENTENCE_MODEL.files["model.safetensors"]: 0.55}
-"""By embedding space, the minimum cosine similarity that the nearest passage needs for a question to be answered"""
+"""Embedding space -> the minimum cosine similarity of the nearest passage; below it, a question isn't answered"""
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,7 @@ class AnswerInProgress:
             yield self.add_text((" " if self._shown and not self._shown[-1].endswith("\n") else "") + sentence.text)
 
     def refuse(self, reason: str) -> Notice:
-        """Withdraw the answer for this reason, and return the notice. Pages show the sources, if any, instead."""
+        """Withdraw the answer for this reason, and return the notice. Pages then show the sources, if there are any."""
         self.outcome, self.refused, self.decision = "abstained", reason, None
         self._shown = [self.lead, reason]
         return self.add_notice(
@@ -180,7 +181,7 @@ def asks_yes_or_no(question: str) -> bool:
 
 
 def decide(logits: Mapping[str, float], calibration: Mapping[str, Any] | None = None) -> Decision:
-    """Return the most likely of yes, no and maybe, after calibration (evaluate/decision_calibration.py) if given."""
+    """Return the decision, calibrated if `calibration` is given; its answer is None below MIN_PROBABILITY."""
     if calibration:
         temperature, bias = calibration["temperature"], calibration["bias"]
         logits = {name: each / temperature + bias[name] for name, each in logits.items()}
@@ -190,7 +191,7 @@ def decide(logits: Mapping[str, float], calibration: Mapping[str, Any] | None = 
 
 
 REPEATS = 3
-"""An answer ends when it has repeated this many sentences"""
+"""Generation stops when the answer has repeated this many sentences"""
 FROM_MEMORY = (
     "This answer comes from the model's memory alone: no sources were searched, so none of it can be checked here."
 )
@@ -212,7 +213,7 @@ class AssistantSettings:
     """The settings of an assistant."""
 
     country: str = ""
-    """The ISO 3166 code of the country whose emergency numbers are given; if empty, the texts apply everywhere"""
+    """The ISO 3166 code of the country whose emergency numbers are given; empty: texts that apply everywhere"""
     context_tokens: int = CONTEXT_TOKENS
     max_new_tokens: int = EvaluateSpec().max_new_tokens
     nearest: float | None = None
@@ -220,7 +221,7 @@ class AssistantSettings:
     calibration: Mapping[str, Any] | None = None
     """The temperature and bias of decisions, fitted on the development split; None: those of the model's run"""
     on_this_machine: bool = False
-    """True on the command line, whose user may see paths of files"""
+    """True on the command line, where the user may see file paths"""
 
 
 class Assistant:
@@ -236,8 +237,8 @@ class Assistant:
         classifier: Classifier | None = None,
         judge: Judge | None = None,
     ) -> None:
-        """Prepare an assistant. Without `classifier`, triage has only its rules; without `judge`, the detector alone
-        checks whether passages support a sentence.
+        """Prepare an assistant. Without `classifier`, triage has only its rules; without `judge`, the lexical
+        detector alone checks whether passages support a sentence.
 
         Raises ModelError if the model has no room for passages and an answer, and DataError if the country is unknown.
         """
@@ -252,7 +253,7 @@ class Assistant:
                 name, hint = (versions or {}).get("model", name), " Set a shorter answer with --max-new-tokens."
             raise ModelError(
                 f"{name} reads {writer.context_tokens} tokens. With an answer of {limit} tokens, only {self._room} are "
-                f"left for question and passages; at least 64 are required.{hint}"
+                f"left for the question and passages; at least 64 are required.{hint}"
             )
         content = index.manifest.content if index else ""
         self.versions = {"meditune": __version__, "engine": writer.name, "index": content, **(versions or {})}
@@ -273,9 +274,10 @@ class Assistant:
     ) -> Iterator[Event]:
         """Yield events, the last of which is the answer.
 
-        `history` has earlier questions with their answers, oldest first; `triaged` is the result of `judge`, if
-        already known. Only sentences that passed the checks are shown. If too few sentences are supported at the end,
-        the answer is withdrawn, and its `outcome` is abstained. Raises DataError if the question is empty or too long.
+        `history` contains earlier questions and their answers, oldest first; `triaged` is the result of `judge`, if
+        already known. Only sentences that pass the checks are shown. If too few sentences of the complete answer are
+        supported, the answer is withdrawn, and its `outcome` is abstained. Raises DataError if the question is empty or
+        too long.
         """
         if not question.strip():
             raise DataError("There is no question.")
@@ -289,7 +291,7 @@ class Assistant:
         yield progress.answer(self.versions)
 
     def judge(self, question: str, before: Sequence[str] = ()) -> Triage:
-        """Return how to handle a message; `before` has the same person's earlier messages, oldest first."""
+        """Return how to handle a message; `before` contains the same person's earlier messages, oldest first."""
         with span("triage") as trace_span:
             found = triage(question, self._numbers, before, self._classifier)
             trace_span.set_attribute("meditune.action", found.action)
@@ -298,9 +300,10 @@ class Assistant:
     def search(
         self, question: str, k: int = PASSAGES, sources: Sequence[str] | None = None
     ) -> tuple[tuple[Source, ...], tuple[str, ...]]:
-        """Return the passages nearest to a question, whole but without instructions to models, and remarks.
+        """Return the `k` passages nearest to a question, and remarks.
 
-        Raises DataError if there is no index, or if a source is unknown.
+        The passages are complete, except for instructions to models, which are left out. Raises DataError if there is
+        no index, or if a source is unknown.
         """
         if self.index is None:
             raise DataError("There is no index to search.")
@@ -366,7 +369,7 @@ class Assistant:
             yield progress.refuse(refusal or NO_ANSWER)
 
     def _retrieve(self, question: str, style: Style, k: int, sources: Sequence[str] | None) -> Retrieved | None:
-        """Return the best k passages, only from `sources` if given, or why they can't be used; None without an index.
+        """Return the best `k` passages, or why they can't be used; None without an index. `sources` limits the search.
 
         Raises DataError if the question is too long, or if passages must not be shown to the model.
         """
@@ -386,7 +389,7 @@ class Assistant:
             least = MIN_COSINE.get(encoder.space, -1.0)
             if encoder.space not in MIN_COSINE:
                 remarks.append(UNMEASURED.format(encoder.name))
-        # A passage without a cosine isn't among the nearest in vector search, so it is further away than those.
+        # A passage without a cosine wasn't found by vector search, so it is further away than the passages with one.
         nearest = max((hit.meaning for hit in searched.hits if hit.meaning is not None), default=-1.0)
         refusal = NOTHING_FOUND if not packing.passages else TOO_FAR if nearest < least else ""
         return Retrieved(packing.passages, refusal, tuple(remarks))
@@ -397,7 +400,7 @@ class Assistant:
 
 
 def refuse_restricted(index: Index, sources: Sequence[str] | None, third_party: str) -> None:
-    """Raise DataError if a third party would get passages whose licence forbids it."""
+    """Raise DataError if a third party would get passages whose licence forbids passing them on."""
     restricted = [name for name in index.manifest.restricted if not sources or name in sources]
     if third_party and restricted:
         free = [name for name in index.manifest.sources if name not in index.manifest.restricted]
@@ -416,7 +419,7 @@ def open_assistant(
     versions: Mapping[str, str] | None = None,
     judge: Judge | None = None,
 ) -> Assistant:
-    """Return an assistant for an open model. `model` is the run's folder, if the model is a run.
+    """Return an assistant for an open model. If `model` is a run's folder, the run's calibration is used.
 
     Raises DataError if the index can't be opened.
     """
@@ -429,10 +432,9 @@ def open_assistant(
 
 
 def triage_first(question: str, style: Style) -> tuple[Triage, Answer | None]:
-    """Return how to handle a message, and its answer if that needs no model, so that urgent help doesn't wait until a
-    model is loaded.
+    """Return how to handle a message, and the answer if it needs no model (otherwise None).
 
-    Raises DataError if the message is empty.
+    So urgent help doesn't wait until a model is loaded. Raises DataError if the message is empty.
     """
     if not question.strip():
         raise DataError("There is no question.")
@@ -477,9 +479,9 @@ def load_assistant(
 
 
 def open_index(index: str) -> Index:
-    """Open an index with its embedding model, or with that model's torch-free form if torch isn't loaded.
+    """Open an index with its embedding model; use the default model's 8-bit ONNX version if torch isn't loaded.
 
-    Torch takes seconds to load, and half a gigabyte of memory. Raises DataError if the index can't be opened.
+    Loading torch takes seconds and half a gigabyte of memory. Raises DataError if the index can't be opened.
     """
     own = read_manifest(index_storage(index)).embedding["name"]
     light = own == DEFAULT and "torch" not in sys.modules and find_spec("onnxruntime")
@@ -498,8 +500,8 @@ def triage_classifier() -> message_triage.TriageClassifier | None:
 def follow_index(index: Index, changed: Callable[[str], None], seconds: float = 30.0) -> Callable[[], None]:
     """Check periodically for a newer version of the index, so that retracted passages aren't found any more.
 
-    `changed` is called with the hash of new content. Return a function that stops the checks. An index that can't be
-    read is logged once, and its open version stays in use.
+    `changed` is called with the content hash of each newer version. Return a function that stops the checks. If the
+    newest version can't be read, this is logged once, and the open version stays in use.
     """
     ended = threading.Event()
 

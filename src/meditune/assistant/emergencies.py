@@ -20,7 +20,7 @@ from meditune.readability import per_million
 NEAR = 60
 """The number of words within which signs belong together"""
 KNOWN = 1.0
-"""A word that is at least this frequent, per million words, isn't a misspelling"""
+"""A word with at least this frequency, per million words, isn't treated as a misspelling"""
 _GAP = r"(?:\\S+ ){0,4}?"
 
 
@@ -74,7 +74,7 @@ def compiled(pattern: str, words: Mapping[str, str]) -> re.Pattern[str]:
 
     def put(match: re.Match[str]) -> str:
         if match[1] not in words:
-            raise DataError(f"signs.yaml: {pattern!r} uses @{match[1]}, but `words` has no {match[1]}.")
+            raise DataError(f"The pattern {pattern!r} uses @{match[1]}, but `words` doesn't define {match[1]}.")
         return words[match[1]]
 
     written = re.sub(r"@(\w+)", put, pattern)
@@ -117,7 +117,7 @@ class Rule(NamedTuple):
     excludes: frozenset[str]
 
     def is_met(self, seen: frozenset[str]) -> bool:
-        """Return whether all required signs are present, and no excluded one is."""
+        """Return whether all required signs are present, and no excluded sign is."""
         return self.needs <= seen and not self.excludes & seen
 
 
@@ -191,13 +191,14 @@ def emergency_numbers(country: str = "") -> Numbers:
     known = texts_of("numbers")
     if country.upper() not in known:
         raise DataError(
-            f"Meditune has no emergency numbers for country {country!r}. It knows {', '.join(filter(None, known))}."
+            f"Meditune has no emergency numbers for country {country!r}. Known countries: "
+            f"{', '.join(filter(None, known))}."
         )
     return Numbers.model_validate(known[country.upper()])
 
 
 def _rule(text: str) -> Rule:
-    """Parse names of signs, of which those after a minus are excluded. Raises DataError if a sign is unknown."""
+    """Parse the names of signs; a minus precedes each excluded sign. Raises DataError if a sign is unknown."""
     needs = frozenset(part for part in text.split() if not part.startswith("-"))
     excludes = frozenset(part[1:] for part in text.split() if part.startswith("-"))
     unknown = (needs | excludes) - _patterns().keys()

@@ -1,4 +1,4 @@
-"""The events that an assistant emits while it answers; each can be converted to JSON, and an answer to text."""
+"""The events that an assistant emits while it answers. All can be converted to JSON, and an answer also to text."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ class Sentence(_Event):
     supported: bool
     shown: bool
     why: str = ""
-    """Why the sentence isn't shown; empty if it is"""
+    """Why the sentence isn't shown; empty if it is shown"""
     score: float = 0.0
     """The detector's probability that a source supports the sentence"""
 
@@ -130,7 +130,7 @@ class Answer(_Event):
     versions: dict[str, str] = field(default_factory=dict)
     tokens: dict[str, int] = field(default_factory=dict)
     timings: dict[str, float] = field(default_factory=dict)
-    """Seconds"""
+    """Stage -> seconds until it was reached"""
 
     def __str__(self) -> str:
         return "\n".join(answer_lines(self))
@@ -177,7 +177,7 @@ def answer_lines(answer: Answer) -> Iterator[str]:
 
 
 def _with_citations(sentence: Sentence) -> str:
-    """Return a sentence with its citations, for example "It helps [1][2]" and its final stop."""
+    """Return a sentence with its citations before the final punctuation ("It helps [1][2].")."""
     mark = "".join(f"[{each.number}]" for each in sentence.citations)
     body = sentence.text.rstrip(".!?")
     return f"{body} {mark}{sentence.text[len(body) :]}" if mark else sentence.text

@@ -14,7 +14,7 @@ from meditune.retrieve.prompt_injection import is_override
 from meditune.text import sentences
 
 SHORT = 25
-"""The maximum number of words of a message that can be declined only because it has words of another field"""
+"""The maximum number of words of a message that can be declined only because of its words from another field"""
 _ALSO = re.compile(
     r"(?:cigarette|alcohol|erecti|spastic|crav|pubert|toddler|sids|libido|hygien|caffein|nicotin|disabil)\w*"
 )
@@ -68,7 +68,7 @@ def asks_diagnosis(message: str) -> bool:
 
 
 def is_outside(message: str) -> bool:
-    """Return whether a message is clearly not about health: it has words of another field, and no health words."""
+    """Return whether a message is clearly not about health: it contains words of another field, but no health words."""
     words = WORD.findall(plain(message))
     text = " ".join(words)
     if len(words) > SHORT and not _is_surely_outside(text):

@@ -59,7 +59,7 @@ _BREAK = re.compile(
     r"|,\s+(?=(?:i|my|he|she|his|her|we|our|they)\b)"
     r"|,\s+(?=(?:can|could|should|do|does|will|may|would|am|is|are) (?:i|he|she|we|they|it|my|his|her)\b)"
 )
-"""Places where a new statement may begin without a sign of it: "I have a history of ... and I can't breathe" """
+"""Places where a new statement may begin without a full stop: "I have a history of ... and I can't breathe" """
 _HISTORY = re.compile(r"\b(?:family |medical |past )*history of(?: (?!and\b|with\b|who\b)[a-z/'-]+){1,4}")
 _OWN = re.compile(r"(?:and |& )?(?:now |today )?(?:i|my|we|our)\b")
 _THEN = re.compile(r"\b(?:was|were|had|did|could|would|went|came|got|fell|took|lost|\w{2,}ed)\b")
@@ -98,10 +98,10 @@ def clauses(message: str, spelled: Callable[[str], str] = lambda word: word) -> 
 
 
 def plain(message: str) -> str:
-    """Return the message in lowercase, with contractions spelled out, counts as digits and no invisible characters."""
+    """Return the message in lowercase, without invisible characters, contractions and spelled-out counts."""
     text = unicodedata.normalize("NFKC", readable_part(message))
     text = "".join(char for char in text if char in "\n\t" or unicodedata.category(char) not in {"Cf", "Cc"})
-    text = re.sub(r"[^\S\n]+", " ", text)  # the patterns need quadratic time for long runs of spaces
+    text = re.sub(r"[^\S\n]+", " ", text)  # the patterns take quadratic time on long runs of spaces
     text = text.lower().replace("’", "'").replace("‘", "'").replace("`", "'")
     for pattern, put in _CONTRACTIONS:
         text = pattern.sub(put, text)
@@ -120,7 +120,7 @@ def readable_part(message: str) -> str:
 
 
 def windows(clauses: list[Clause], words: int) -> Iterator[list[Clause]]:
-    """Yield the longest runs of clauses that begin within `words` words; no run is inside another."""
+    """Yield the longest runs of clauses that all begin within `words` words; no run is inside another."""
     last = -1
     for first, clause in enumerate(clauses):
         end = first

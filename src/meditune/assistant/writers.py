@@ -23,7 +23,7 @@ from meditune.prompts import Encoder, QuestionTooLongError, chat_messages
 
 Chunks = Generator[GenerationChunk, None, None]
 POLL_S = 0.05
-"""How often a running generation checks whether it was cancelled, in seconds"""
+"""The interval, in seconds, at which a running generation checks whether it was cancelled"""
 
 
 class Writer(Protocol):
@@ -40,7 +40,7 @@ class Writer(Protocol):
     """The third party that gets the texts; empty if the model runs on this machine"""
 
     def count(self, question: str, texts: Sequence[str]) -> int:
-        """Return the number of tokens of the prompt, in the style with the longer prompt."""
+        """Return the number of tokens of the prompt, for the style (plain or expert) with the longer prompt."""
 
     def start(
         self, question: str, texts: Sequence[str], style: Style, max_new_tokens: int, cancelled: Callable[[], bool]
@@ -73,7 +73,7 @@ class EngineWriter:
     def start(
         self, question: str, texts: Sequence[str], style: Style, max_new_tokens: int, cancelled: Callable[[], bool]
     ) -> tuple[int, Chunks]:
-        """See Writer. The generation is cancelled if the reader stops, or once `cancelled` returns True."""
+        """See Writer. The generation is cancelled if the caller stops reading, or once `cancelled` returns True."""
         prompt = self._prompt(question, texts, style)
         return len(prompt), self._generate(GenerationRequest(prompt, max_new_tokens), cancelled)
 
@@ -124,14 +124,14 @@ class ApiWriter:
     special_tokens: Sequence[str] = ()
 
     def __init__(self, model: ApiModel) -> None:
-        """Prepare a writer, and say on stderr where the questions are sent. Raises ModelError without a key."""
+        """Prepare a writer, and print to stderr where questions are sent. Raises ModelError if there is no API key."""
         model.key()
         self.form, self.tuned = model.form or PromptFormat(quoted=True), model.form is not None
         self.name, self.third_party, self._model = model.name, model.title, model
         _say_where(model, "The question and the passages found are")
 
     def count(self, question: str, texts: Sequence[str]) -> int:
-        """See Writer. The number is an estimate without the system message."""
+        """See Writer. The number is an estimate that doesn't include the system message."""
         return of_chat(self._messages(question, texts, "plain")[1:])
 
     def start(
@@ -173,7 +173,7 @@ def _example(question: str, texts: Sequence[str], style: Style = "plain") -> Exa
 
 
 def find_api(model: str, api: ApiSpec | None) -> ApiModel | None:
-    """Return the API model of this name; None if the model runs here.
+    """Return the API model of this name; None if the model runs on this machine.
 
     Raises ModelError if `api` is given, but the model isn't an API model.
     """
@@ -193,7 +193,7 @@ class ModelAnswer:
     decision: str | None
     """The most likely of yes, no and maybe; None if an API model answered with none of them"""
     probabilities: dict[str, float]
-    """The probabilities of yes, no and maybe, which sum to 1; not calibrated. Empty if an API returns none"""
+    """The probabilities of yes, no and maybe, which sum to 1 and aren't calibrated; empty if an API returns none"""
 
 
 def ask_model(
@@ -204,14 +204,14 @@ def ask_model(
     api: ApiSpec | None = None,
     style: Style = "plain",
 ) -> ModelAnswer:
-    """Return a model's own answer from the given texts (none: closed book), with the prompts of an evaluation.
+    """Return a model's own answer from `sources` (closed book if empty), with the same prompts as an evaluation.
 
-    There is no triage and no check of the answer. `style` has no effect if the format has no cue for plain language.
+    There is no triage, and the answer isn't checked. `style` has no effect if the format has no cue for plain language.
     `api` is the address and key of an API model, unless its folder contains them. Raises DataError if the question is
     empty or too long for the model's prompt, and ModelError if an API doesn't answer.
     """
     if not question.strip():
-        raise DataError("There is no question. Put it in quotes after the model.")
+        raise DataError("There is no question. Put the question in quotes after the model.")
     try:
         question.encode()
     except UnicodeEncodeError as error:
@@ -248,7 +248,7 @@ def _ask_local(model: str, example: Example, limit: int) -> ModelAnswer:
     except QuestionTooLongError as error:
         raise DataError(
             f"The question is too long: with its answer, it must fit into {encoder.format.max_tokens} tokens. Shorten "
-            "it, or give the long part as a text file with --source."
+            "it, or pass the long part as a text file with --source."
         ) from error
     text = generate_answers(loaded, [prompt], limit, "Answering")["asked"]
     likelihoods = probabilities(score(loaded, [row], len(row), "Deciding", encoder.label_ids()).decisions["asked"])

@@ -1,7 +1,7 @@
 """Agreement between raters: Cohen's and Fleiss' kappa, Krippendorff's alpha, each with a bootstrap interval; disputes.
 
-Ratings are an array (units, raters) of integers from 1, NaN for missing values. Every statistic is a function of sums
-over units, so that a bootstrap resample is one matrix product.
+Ratings are an array (units, raters) of 1-based option numbers, with NaN for missing values. Every statistic is a
+function of sums over units, so that a bootstrap resample is one matrix product.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from meditune.review.ratings_store import RATING, Note, Rating
 from meditune.statistics import AnyArray, percentile_interval, resampled
 
 Agreement = dict[str, Any]
-"""`value`: 1 if all agree, 0 if they agree only as often as at random, None if undefined; `ci95`; `items`: the number
-of items that count
+"""`value`: 1 for perfect agreement, 0 for agreement at chance level, None if undefined; `ci95`: the bootstrap interval;
+`items`: the number of items that count
 """
 
 
 def cohen(
     ratings: AnyArray, options: int, level: Level = "nominal", clusters: Sequence[Any] | None = None, seed: int = 0
 ) -> Agreement:
-    """Return Cohen's kappa (1960) of (units, 2) ratings, for ordinal levels weighted by the distance (1968)."""
+    """Return Cohen's kappa (1960) of ratings (units, 2); for ordinal levels, linearly weighted kappa (1968)."""
     both = np.asarray(ratings, float)
     rated_twice = ~np.isnan(both).any(axis=1)
     first, second = (both[rated_twice, side].astype(int) - 1 for side in (0, 1))
@@ -46,7 +46,10 @@ def cohen(
 
 
 def fleiss(counts: AnyArray, clusters: Sequence[Any] | None = None, seed: int = 0) -> Agreement:
-    """Return Fleiss' kappa (1971) from (units, options) numbers of raters. Raises ValueError if they are unequal."""
+    """Return Fleiss' kappa (1971) from the number of raters (units, options) who chose each option.
+
+    Raises ValueError unless every unit has the same number of raters, two or more.
+    """
     counts = np.asarray(counts, float)
     raters = counts.sum(axis=1)
     if len(counts) and (raters[0] < 2 or (raters != raters[0]).any()):
@@ -68,7 +71,7 @@ def fleiss(counts: AnyArray, clusters: Sequence[Any] | None = None, seed: int = 
 def krippendorff(
     ratings: AnyArray, options: int, level: Level, clusters: Sequence[Any] | None = None, seed: int = 0
 ) -> Agreement:
-    """Return Krippendorff's alpha (2011) of (units, raters) with missing values.
+    """Return Krippendorff's alpha (2011) of ratings (units, raters) with missing values.
 
     Units with fewer than two ratings don't count.
     """
@@ -89,15 +92,15 @@ def krippendorff(
 
 
 def counted(ratings: AnyArray, options: int) -> AnyArray:
-    """Return (units, options) the number of raters who chose each option."""
+    """Return the number of raters who chose each option, an array (units, options)."""
     ratings = np.asarray(ratings, float)
     return (ratings[:, :, None] == np.arange(1, options + 1)).sum(axis=1).astype(float)
 
 
 def _differences(totals: AnyArray, level: Level) -> AnyArray:
-    """Return (b, options, options) squared differences between options, given their counts (b, options)."""
+    """Return the squared differences between options, (b, options, options), given their counts (b, options)."""
     if level == "ordinal":
-        # The number of ratings between two options, counting half of those on either end.
+        # The distance of two options is the number of ratings between them, plus half the ratings of both options.
         places = np.cumsum(totals, axis=1) - totals / 2
         return (places[:, :, None] - places[:, None, :]) ** 2
     return np.broadcast_to(1 - np.eye(totals.shape[1]), (*totals.shape, totals.shape[1]))
@@ -116,7 +119,7 @@ def _kept(clusters: Sequence[Any] | None, mask: AnyArray) -> list[Any] | None:
 def _estimated(
     sums: AnyArray, statistic: Callable[[AnyArray], AnyArray], clusters: Sequence[Any] | None, seed: int
 ) -> Agreement:
-    """Return the statistic of the sums of (units, k), with its percentile interval over resamples of whole clusters."""
+    """Return the statistic of `sums` (units, k), with its percentile interval over resamples of whole clusters."""
     value = float(statistic(sums.sum(axis=0, keepdims=True))[0]) if len(sums) else np.nan
     if np.isnan(value):
         return {"value": None, "ci95": None, "items": len(sums)}
@@ -137,7 +140,8 @@ class Dispute:
 def disputed(axes: Sequence[Axis], ratings: Iterable[Rating], notes: Iterable[Note] = ()) -> list[Dispute]:
     """Return the items of the first round on which two or more raters disagree, the most disputed first.
 
-    "Can't judge" is ignored. If `notes` contain different better answers for an item, all its axes are disputed.
+    "Can't judge" is ignored. If `notes` contain different better answers for an item, all its axes with two or more
+    ratings are disputed.
     """
     options: dict[str, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
     for rating in ratings:

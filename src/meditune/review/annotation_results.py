@@ -34,17 +34,17 @@ class Resolved:
     label: str | None
     """A verdict, or a decision (yes, no or maybe); None if raters chose "Neither" as the decision"""
     answer: str
-    """The answer that raters with this label wrote; empty if there is none, or for a decision if the texts differ"""
+    """The answer written by raters who chose this label; empty if there is none, or if answers differ"""
     raters: tuple[str, ...]
     settled: bool
     when: str
 
 
 def resolve(rated: RatedSet, axis: Axis = VERDICT) -> tuple[dict[str, Resolved], dict[str, str]]:
-    """Return the verdicts (or decisions) by item, and for each judged item without one the reason.
+    """Return the verdicts (or decisions) by item, and the reason for each judged item that has none.
 
-    The latest adjudication is final; otherwise more than half of the raters must agree. Only the texts of the raters
-    who decide count.
+    The latest adjudication is final; otherwise more than half of the raters must agree. A rater's text counts
+    only if the rater's rating is among the deciding ratings.
     """
     labels: tuple[str, ...] = VERDICTS if axis is VERDICT else DECISIONS
     notes = {(note.item, note.rater, note.round): note for note in rated.notes if note.better.strip()}
@@ -72,7 +72,7 @@ def resolve(rated: RatedSet, axis: Axis = VERDICT) -> tuple[dict[str, Resolved],
 
 
 def _deciding_ratings(rated: RatedSet, axis: Axis) -> dict[str, tuple[list[Rating], str]]:
-    """Return, for each item judged on an axis, the ratings that decide it, or no ratings and the reason."""
+    """Return, for each item rated on an axis, the deciding ratings, or no ratings and the reason."""
     first: dict[str, list[Rating]] = defaultdict(list)
     for rating in rated.first:
         if rating.axis == axis.name:
@@ -108,13 +108,13 @@ class RaterAccuracy:
 
     @property
     def careless(self) -> bool:
-        """True if too many known items were judged wrongly."""
+        """Return whether the rater judged too many known items wrongly."""
         return self.judged >= MIN_KNOWN_ITEMS and self.right < MIN_ACCURACY * self.judged
 
 
 @dataclass(frozen=True)
 class CheckedRatings:
-    """The ratings of a set, without those of excluded raters."""
+    """The ratings of a set, without the ratings of excluded raters."""
 
     rated: RatedSet
     accuracies: list[RaterAccuracy]
@@ -123,7 +123,7 @@ class CheckedRatings:
 
 
 def read_checked(folder: Path, excluded_raters: Sequence[str] = (), exclude_careless: bool = False) -> CheckedRatings:
-    """Return the ratings in `folder` without excluded raters (names or codes). Raises DataError for unknown ones."""
+    """Return the ratings in `folder` without excluded raters (names or codes). Raises DataError for unknown raters."""
     rated = read_rated(folder, VALIDATE)
     all_raters = [_accuracy(rated, rated.raters[id]) for id in dict.fromkeys(rating.rater for rating in rated.first)]
     left_out = {each.rater.id for each in all_raters if exclude_careless and each.careless}
@@ -231,7 +231,7 @@ def _counts(verdicts: Any) -> dict[str, int]:
 
 
 def _share(resolved: Iterable[Resolved]) -> dict[str, Any]:
-    """Return the number of decided rows, and the percentage that is correct as it is."""
+    """Return the number of decided rows, and the percentage that is correct without changes."""
     correct = [each.label == "correct" and not each.answer for each in resolved]
     count, right = len(correct), sum(correct)
     percent, ci95 = (100 * right / count, wilson(right, count)) if count else (None, None)
@@ -239,7 +239,7 @@ def _share(resolved: Iterable[Resolved]) -> dict[str, Any]:
 
 
 def _suspicions(resolved: Mapping[str, Resolved], rows: Mapping[str, Origin]) -> dict[str, dict[str, int]]:
-    """Return for each signal how many rows it flagged, how many of them are decided, and how many need changes."""
+    """Return, for each signal, the number of rows that it flagged, and how many of them are decided and faulty."""
     found: dict[str, Counter[str]] = defaultdict(Counter)
     for id, row in rows.items():
         for name in row.reasons:
@@ -268,13 +268,13 @@ def _remarks(checked: CheckedRatings) -> list[str]:
         remarks.append(f"Excluded raters: {names}.")
     few = ", ".join(each.rater.code for each in checked.accuracies if each.judged < MIN_KNOWN_ITEMS)
     if few and any(row.known for row in checked.rated.key.values()):
-        remarks.append(f"Too few known items to tell whether these raters are careful: {few}.")
+        remarks.append(f"Raters who judged too few known items to tell whether they are careful: {few}.")
     return remarks
 
 
 @dataclass(frozen=True)
 class WrittenDecisions:
-    """The content of a decisions file that was written."""
+    """The numbers of decisions in a decisions file that was written."""
 
     decided: int
     undecided: int
@@ -284,7 +284,7 @@ class WrittenDecisions:
 def write_decisions(
     folder: Path, path: Path, excluded_raters: Sequence[str] = (), exclude_careless: bool = False
 ) -> WrittenDecisions:
-    """Write the decisions to `path`; those of other sets are kept. Raises DataError if nothing was decided."""
+    """Write the decisions to `path`, and keep its decisions from other sets. Raises DataError if nothing is decided."""
     checked = read_checked(folder, excluded_raters, exclude_careless)
     decided, undecided = resolve(checked.rated)
     of_set = checked.rated.set.settings.shuffle

@@ -1,7 +1,8 @@
 """Annotation sets (`meditune annotate create`): rows of the data for people to check, mixed with known items.
 
-Rows are a random sample, the same number from each stratum, or the most suspicious ones first. Suspicion scores are
-computed without human input. Known items measure raters; neither the page nor the server learns which items are known.
+The rows are a random sample or the most suspicious rows. On request, all strata contribute the same number of rows.
+Suspicion scores are computed without human input. Known items measure raters; neither the page nor the server learns
+which items are known.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ STRATA = ("none", "source", "decision", "question_type")
 def chosen(
     rows: Sequence[Example], count: int, stratify_by: str, seed: int, suspicions: Mapping[str, Suspicion] | None
 ) -> list[Example]:
-    """Return `count` rows, the most suspicious or random ones, and as far as possible equally many of each stratum."""
+    """Return `count` rows, most suspicious or random, with equal numbers from each stratum as far as possible."""
     order = list(rows)
     random.Random(f"{seed}/annotate").shuffle(order)
     if suspicions is not None:
@@ -65,7 +66,7 @@ def stratum(row: Example, strata: str) -> str:
 
 
 def _quotas(sizes: Mapping[str, int], count: int) -> dict[str, int]:
-    """Return the number of rows per stratum, as equal as their sizes allow; in total `count`, or all rows if fewer."""
+    """Return the number of rows to take per stratum, as equal as possible; `count` in total, or all rows if fewer."""
     quotas = dict.fromkeys(sizes, 0)
     left = min(count, sum(sizes.values()))
     while left:
@@ -78,14 +79,14 @@ def _quotas(sizes: Mapping[str, int], count: int) -> dict[str, int]:
 
 
 FAR = 3.0
-"""Number of median absolute deviations from the source's usual length that counts as suspicious"""
+"""Number of median absolute deviations from the source's usual length, above which an answer is suspicious"""
 SPREAD = 0.3
 ON_TOPIC = 0.35
 """Minimum weighted share of the question's words in an answer that counts as on topic"""
 
 
 Finding = tuple[float, str]
-"""A signal's score of a row, from 0 to 1, and the reason"""
+"""A signal's score for a row, from 0 to 1, and the reason"""
 
 
 Signal = Callable[[Sequence[Example]], Mapping[str, Finding]]
@@ -101,7 +102,7 @@ class Suspicion:
 
 
 def suspicion(examples: Sequence[Example], signals: Mapping[str, Signal]) -> dict[str, Suspicion]:
-    """Return the suspicion score of each row by id."""
+    """Return the suspicion of each row, by the row's id."""
     noticed: dict[str, dict[str, Finding]] = defaultdict(dict)
     for name, signal in signals.items():
         for id, found in signal(examples).items():
@@ -116,7 +117,7 @@ def suspicion(examples: Sequence[Example], signals: Mapping[str, Signal]) -> dic
 
 
 def unusual_length(examples: Sequence[Example]) -> dict[str, Finding]:
-    """Return answers that are far shorter or longer than usual for their source, on a logarithmic scale."""
+    """Return findings for answers that are far shorter or longer than usual for their source, on a log scale."""
     lengths: dict[str, dict[str, float]] = defaultdict(dict)
     for each in examples:
         if each.answer:
@@ -134,7 +135,7 @@ def unusual_length(examples: Sequence[Example]) -> dict[str, Finding]:
 
 
 def off_topic(examples: Sequence[Example]) -> dict[str, Finding]:
-    """Return answers that, together with their passages, share few of the question's important words."""
+    """Return findings for answers that, even with their passages, contain few of the question's important words."""
     found = {}
     for each in track(examples, "Comparing answers with questions", unit="rows"):
         asked = Sentence(each.question)
@@ -152,7 +153,7 @@ def stems(*texts: str) -> set[str]:
 
 
 def unsupported(examples: Sequence[Example]) -> dict[str, Finding]:
-    """Return answers that their own passages don't support, according to the faithfulness detector."""
+    """Return findings for answers that their own passages don't support, according to the lexical detector."""
     found = {}
     given = [row for row in examples if row.context and row.answer]
     for each in track(given, "Comparing answers with passages", unit="rows"):
@@ -164,7 +165,7 @@ def unsupported(examples: Sequence[Example]) -> dict[str, Finding]:
 
 
 def contradicted(examples: Sequence[Example]) -> dict[str, Finding]:
-    """Return rows whose question occurs again with the same passages but another answer."""
+    """Return findings for rows whose question occurs again with the same passages but a different answer."""
     asked: dict[tuple[str, str], list[Example]] = defaultdict(list)
     for each in examples:
         asked[question_key(each.question), question_key(each.context_text)].append(each)
@@ -181,7 +182,7 @@ def contradicted(examples: Sequence[Example]) -> dict[str, Finding]:
 
 
 def repeated(examples: Sequence[Example]) -> dict[str, Finding]:
-    """Return answers that also occur with other questions."""
+    """Return findings for answers that also occur with other questions."""
     asked_by_answer: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
     for each in examples:
         if each.answer:
@@ -196,7 +197,7 @@ def repeated(examples: Sequence[Example]) -> dict[str, Finding]:
 
 
 def flagged(records: Iterable[Mapping[str, Any]]) -> Signal:
-    """Return a signal from data checks' notes on rows: records of `id`, `rule`, `action` (flag) and `detail`."""
+    """Return a signal for the rows that records flag. A record has `id`, `rule`, `action` and `detail`."""
     by_id: dict[str, list[str]] = defaultdict(list)
     for record in records:
         if record["action"] == "flag":
@@ -223,14 +224,14 @@ class Candidates:
     rows: list[Example]
     sha256: str
     decided: int = 0
-    """Number of rows that were left out because people had checked them before"""
+    """Number of rows that were left out because people have already checked them"""
     rejected: int = 0
     noted: Sequence[Mapping[str, Any]] = ()
-    """Notes about rows that quality control wrote to the data's ledger"""
+    """Records about rows that quality control wrote to the ledger of the data"""
 
 
 def candidates(source: str, overrides: Sequence[str], test: bool) -> Candidates:
-    """Return the rows of a run's folder, a table, or a recipe; those of the test split only if `test`."""
+    """Return the rows of a run's folder, a table, or a recipe; rows of the test split only if `test`."""
     path, rejects, noted = Path(source), Rejects(), []
     if path.suffix.lower() in TABLES:
         rows, digest = list(user_files.read(path, rejects)), sha256(path)
@@ -260,7 +261,9 @@ def _data_of(folder: Path) -> Path:
     for place in (folder / "data", folder):
         if (place / "quality.json").is_file():
             return place
-    raise DataError(f"{folder} contains no prepared data. Give a folder of `meditune run` or `meditune data prepare`.")
+    raise DataError(
+        f"{folder} contains no prepared data. Pass a folder written by `meditune run` or `meditune data prepare`."
+    )
 
 
 MAX_ATTEMPTS = 200
@@ -277,7 +280,7 @@ class Gold:
 
 
 def read_gold(path: Path) -> list[Gold]:
-    """Return the known items of a table: `verdict` has verdicts separated by commas. Raises DataError."""
+    """Return the known items of a table. Raises DataError if `verdict` doesn't list verdicts separated by commas."""
     rejects = Rejects()
     found = []
     for example in user_files.read(path, rejects, source="gold"):
@@ -296,7 +299,7 @@ def read_gold(path: Path) -> list[Gold]:
 
 
 def plant(rows: Sequence[Example], count: int, seed: int) -> list[Gold]:
-    """Return rows with the answer of another row that doesn't fit; every verdict that drops such a row is right."""
+    """Return rows whose answers were replaced by unrelated answers; any verdict that drops a row is right."""
     chance = random.Random(f"{seed}/planted")
     able = [row for row in rows if row.answer]
     planted: list[Gold] = []
@@ -313,7 +316,7 @@ def plant(rows: Sequence[Example], count: int, seed: int) -> list[Gold]:
     if len(planted) < count:
         raise DataError(
             f"Only {len(planted)} of {count} wrong rows can be planted; no other answer clearly belongs to a "
-            "different question. Give a smaller --synthetic-gold, or your own known items (--gold)."
+            "different question. Lower --synthetic-gold, or pass your own known items with --gold."
         )
     return planted
 
@@ -337,7 +340,7 @@ class AnnotationSetOptions:
 
 @dataclass(frozen=True)
 class CreatedSet:
-    """The content of a set that was created."""
+    """The numbers of rows in a set that was created, and of rows that were left out."""
 
     rows: int
     known: int
@@ -395,9 +398,9 @@ def create(source: str, folder: Path, options: AnnotationSetOptions) -> CreatedS
 def _blinded(
     rows_with_meta: Sequence[tuple[Example, dict[str, Any]]], known: Sequence[Gold], shared: set[str], table: str
 ) -> tuple[list[dict[str, Any]], dict[str, Any], list[str]]:
-    """Return the items, with known ones at random places, their key, and the questions that every rater sees.
+    """Return the items, with known items at random positions, their key, and the questions that every rater sees.
 
-    `table` is the name of the source of the user's own rows.
+    `table` is shown as the source of the user's own rows.
     """
     chance = secrets.SystemRandom()
     rows = list(rows_with_meta)

@@ -1,7 +1,7 @@
 """Import and export of ratings, as CSV or as Label Studio tasks.
 
-Existing ratings are written as a task's `predictions`, with the rater as `model_version`: annotations require users
-that exist in Label Studio (labelstud.io/guide/predictions).
+Existing ratings are written as a task's `predictions`, with the rater as `model_version`, because `annotations` require
+users that exist in Label Studio (labelstud.io/guide/predictions).
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Judgements:
         self.notes[rater, item, round] = replace(changed, time=time or note.time)
 
     def texts(self) -> Iterator[tuple[Note, str, str]]:
-        """Yield the note, the name of the text (comment or better_answer) and the text, for each that isn't empty."""
+        """Yield the note, the kind of text (comment or better_answer) and the text, for each text that isn't empty."""
         for note in self.notes.values():
             for kind, text in ((COMMENT, note.comment), (BETTER, note.better)):
                 if text:
@@ -48,7 +48,7 @@ class Judgements:
 
 
 BESIDE = ("decision", "source", "link")
-"""Fields of items that are shown with the answers, if any item has them"""
+"""Fields of items that are shown with the answer; each is left out if it is empty in all items"""
 
 
 def _write_label_studio(path: Path, judgements: Judgements, origins: Mapping[str, tuple[str, str]]) -> list[Path]:
@@ -132,7 +132,7 @@ def _read_label_studio(path: Path, rating_set: RatingSet) -> Judgements:
 
 
 def _results(task: dict[str, Any], location: str) -> Iterator[tuple[str, list[Any], float]]:
-    """Yield the rater, the results, and the seconds per choice if known."""
+    """Yield the rater, the results, and the seconds per choice (0 if unknown)."""
     for kind, author in (("predictions", "model_version"), ("annotations", "completed_by")):
         for each in task.get(kind) or []:
             if not isinstance(each, dict) or not isinstance(each.get("result"), list):
@@ -149,7 +149,7 @@ def _results(task: dict[str, Any], location: str) -> Iterator[tuple[str, list[An
 
 
 def _annotator(by: Any) -> str:
-    """Return the name of a user: an e-mail address, or the number assigned by Label Studio."""
+    """Return the name of a user: e-mail address, user name, or the number assigned by Label Studio."""
     if isinstance(by, dict):
         return str(by.get("email") or by.get("username") or (f"user {by['id']}" if by.get("id") else ""))
     return f"user {by}" if by else ""
@@ -172,7 +172,7 @@ def _add_result(judgements: Judgements, result: Any, item: str, rater: str, seco
         judgements.ratings.append(Rating(rater, item, axis.name, axis.numbers()[label], spent, time, round))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DataError(
-            f"{location}: {result!r} is neither a choice of this set's labeling configuration nor one of its texts."
+            f"{location}: {result!r} is neither a choice of this set's labeling configuration nor a text in it."
         ) from error
 
 
@@ -185,7 +185,7 @@ _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 @dataclass(frozen=True)
 class ImportedRatings:
-    """The result of an import."""
+    """The numbers of imported ratings, compared with the ratings before the import."""
 
     new: int
     changed: int
@@ -193,7 +193,7 @@ class ImportedRatings:
 
 
 def export(folder: Path, to: Path | None, format: str | None, unblind: bool, task: Task = RATE) -> list[Path]:
-    """Write the ratings as CSV, or as Label Studio's tasks with their form; with `unblind`, add the items' origins."""
+    """Write the ratings as CSV, or as Label Studio tasks and their configuration; `unblind` adds the items' origins."""
     kind = format or ("label-studio" if to and to.suffix == ".json" else "csv")
     if kind not in FORMATS:
         raise DataError(f"Unknown format {kind!r}. Choose from {', '.join(FORMATS)}.")
@@ -210,7 +210,7 @@ def export(folder: Path, to: Path | None, format: str | None, unblind: bool, tas
 
 
 def import_ratings(folder: Path, path: Path, task: Task = RATE) -> ImportedRatings:
-    """Import all ratings of a CSV file or a Label Studio export, or none if one is invalid. They replace old ones."""
+    """Import the ratings of a CSV file or Label Studio export, replacing earlier ratings; none if one is invalid."""
     rating_set, store = read_set(folder, task), Store(folder)
     given = _read_label_studio(path, rating_set) if path.suffix.lower() == ".json" else _read_csv(path, rating_set)
     notes = list(given.notes.values())
@@ -262,7 +262,7 @@ def _read_csv(path: Path, rating_set: RatingSet) -> Judgements:
         if item not in rating_set.items:
             raise DataError(f"{where}: this set has no item {item!r}. Is the file from another rating set?")
         if not rater:
-            raise DataError(f"{where}: no rater. Give the rater's name or initials.")
+            raise DataError(f"{where}: no rater. Enter the rater's name or initials.")
         round = _cell(row, "round") or str(RATING)
         if round not in {str(RATING), str(ADJUDICATION)}:
             raise DataError(f"{where}: round {round!r} is neither 1 (rating) nor 2 (adjudication).")

@@ -3,13 +3,13 @@
 A set's folder contains:
 
 set.json         the task, the axes, and how raters share the work
-items.jsonl      id, asked (which question), question, context, answer ...: all that the page may show
+items.jsonl      id, asked (the question's id), question, context, answer ...: all that the page may show
 key.json         the origin of each item; neither the page nor the server reads it
 ratings.sqlite   the ratings (ratings_store.py)
 
-The experts' axes are those of Singhal et al. 2023 (Large language models encode clinical knowledge, Nature 620, tables
-of clinicians' and lay users' axes), reworded. The options of an axis are ordered from the best to the worst, so that
-key 1 is always the best.
+The axes are reworded from Singhal et al. 2023 (Large language models encode clinical knowledge, Nature 620, tables of
+the clinicians' and lay users' axes); `understandability` is added. The options of an axis are ordered from the best to
+the worst, so that key 1 is always the best.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Option:
 
     label: str
     score: float | None
-    """1 is best, 0 worst; None if the option is neither good nor bad, so that it doesn't count in means"""
+    """1 is best, 0 worst; None if the option is neither good nor bad and doesn't count in means"""
     hint: str = ""
 
 
@@ -59,7 +59,7 @@ class Axis:
 
     @property
     def level(self) -> Level:
-        """Ordinal if the options are three or more steps from the best to the worst."""
+        """Return "ordinal" if there are three or more options with different scores, otherwise "nominal"."""
         scores = {option.score for option in self.options} - {None}
         return "ordinal" if len(scores) == len(self.options) > 2 else "nominal"
 
@@ -138,7 +138,7 @@ DECISION = Axis(
         Option("Neither", None, "the question can't be answered with one of these words"),
     ),
 )
-"""Asked if rows have no decision or a model's decision isn't trusted; the first options correspond to DECISIONS."""
+"""For rows without a decision, or with a model's untrusted decision. The first options correspond to DECISIONS."""
 
 
 @dataclass(frozen=True)
@@ -150,13 +150,13 @@ class Task:
     made_by: str
     """The command that creates such a set, for error messages"""
     words: Mapping[str, str]
-    """Texts of the page and of files; `settling` is the purpose during adjudication, `better` what raters may write"""
+    """Texts of the page and files; `settling` replaces `purpose` during adjudication, `better` names raters' texts"""
     edits: bool = False
-    """True if the editor starts with the text to check, so that raters can correct it"""
+    """True if the text field initially contains the text to check, so that raters can correct it"""
     shows_sources: bool = False
 
     def form(self, name: str) -> tuple[Axis, ...]:
-        """Return the axes of that name. Raises DataError for an unknown one."""
+        """Return the axes of a form. Raises DataError if there is no form of that name."""
         if name not in self.forms:
             raise DataError(f"There is no form {name!r}. Choose from {', '.join(self.forms)}.")
         return self.forms[name]
@@ -174,7 +174,7 @@ RATE = Task(
             "its own."
         ),
         "settling": (
-            "You will see the answers on which raters disagreed, with only the lines in dispute. The raters' "
+            "You will see the answers on which raters disagreed, with only the points in dispute. The raters' "
             "choices are shown; your choice is final."
         ),
         "text": "Answer to rate",
@@ -224,7 +224,7 @@ class Item(BaseModel, frozen=True, extra="forbid"):
     id: str
     """Reveals nothing about the answer's origin"""
     asked: str
-    """The same text for all answers to one question"""
+    """An id of the question, the same for all answers to it"""
     question: str
     context: tuple[Passage, ...]
     answer: str
@@ -238,17 +238,17 @@ class Item(BaseModel, frozen=True, extra="forbid"):
     """Earlier messages, if the question is the last one of a conversation"""
 
     def shown_question(self) -> str:
-        """Return the question, after the earlier messages with their roles if there are any, for files."""
+        """Return the question for files, after the earlier messages with their roles if there are any."""
         lines = [f"{turn.role.capitalize()}: {turn.text}" for turn in self.turns]
         return "\n\n".join([*lines, f"User: {self.question}"]) if lines else self.question
 
 
 class Origin(BaseModel, frozen=True, extra="forbid"):
-    """The origin of an item, as in the key. The fields after `restricted` are those of data checks."""
+    """The origin of an item, as stored in the key. The fields after `restricted` are only for data checks."""
 
     example: str
     group: str
-    """The group of the example, with its source; questions of one group aren't independent"""
+    """The source and group of the example ("SOURCE/GROUP"); questions of one group aren't independent"""
     origins: tuple[str, ...]
     """base, tuned, reference (several if their answers are the same); row, gold or planted for data checks"""
     restricted: bool = False
@@ -264,7 +264,7 @@ class Origin(BaseModel, frozen=True, extra="forbid"):
 
     @property
     def known(self) -> bool:
-        """True for a known item, which measures the rater and isn't a row of the data."""
+        """Return whether this is a known item, which measures raters and isn't a row of the data."""
         return bool(self.expected)
 
 
@@ -284,11 +284,11 @@ class Settings(BaseModel):
     """Number of raters who share the work; None if each rates everything"""
     overlap: int | None
     shuffle: str
-    """Random; also identifies the set"""
+    """The random seed of the raters' orders, which also identifies the set"""
     everyone: frozenset[str] = frozenset()
-    """Questions (`asked`) that every rater sees, however the others are shared"""
+    """Questions (`asked`) that every rater sees, however the other questions are shared"""
     ranked: bool = False
-    """True if items are ordered by importance, so that the first ones are shown first"""
+    """True if items are ordered by importance, so that the most important items are shown first"""
 
 
 def row_key(example: Example, **facts: Any) -> dict[str, Any]:
@@ -299,7 +299,7 @@ def row_key(example: Example, **facts: Any) -> dict[str, Any]:
 
 
 def shown_prompt(example: Example) -> dict[str, Any]:
-    """Return what a page shows of a prompt: `question`, `context`, and `turns` if it belongs to a conversation."""
+    """Return the parts of a prompt that a page shows: `question`, `context` and, for a conversation, `turns`."""
     shown = example.model_dump(mode="json", include={"question", "context", "turns"})
     return {name: value for name, value in shown.items() if value or name != "turns"}
 
@@ -325,16 +325,16 @@ class RatingSet:
 
     @property
     def task(self) -> Task:
-        """The kind of judgement."""
+        """Return the kind of judgement."""
         return TASKS[self.settings.task]
 
     @property
     def axes(self) -> tuple[Axis, ...]:
-        """The axes of the set."""
+        """Return the axes of the set."""
         return self.task.form(self.settings.axes)
 
     def axis(self, name: str) -> Axis | None:
-        """Return the axis of that name, or None."""
+        """Return the axis of that name; None if there is none."""
         return next((axis for axis in self.axes if axis.name == name), None)
 
     def axes_of(self, item: str) -> list[str]:
@@ -342,7 +342,7 @@ class RatingSet:
         return list(self.items[item].axes) or [axis.name for axis in self.axes]
 
     def unchanged(self, item: str, text: str) -> bool:
-        """Return whether a better text equals the text that was shown for editing."""
+        """Return whether a rater's better answer equals the text that was shown for editing."""
         return self.task.edits and text.strip() == self.items[item].answer.strip()
 
     def work(self, place: int) -> list[str]:
@@ -369,7 +369,7 @@ class RatingSet:
         return order
 
     def _dealt(self, questions: Sequence[str], place: int) -> list[str]:
-        """Return the questions of one rater. Every combination of `overlap` raters shares about the same number."""
+        """Return one rater's questions. Any `overlap` raters share about the same number of questions."""
         raters, everyone = self.settings.raters, self.settings.everyone
         if raters is None or self.settings.overlap is None:
             return list(questions)
@@ -413,7 +413,7 @@ def write_set(
     shared_ids: Sequence[str] = (),
     ranked: bool = False,
 ) -> None:
-    """Write a set to `folder` atomically. `inputs` has `raters` and `overlap` (for data checks 2 by default)."""
+    """Write a set to `folder` atomically. `inputs` contains `raters` and `overlap` (default for data checks: 2)."""
     raters, overlap = inputs["raters"], inputs["overlap"]
     if task is VALIDATE and raters:
         overlap = overlap or min(2, raters)
@@ -428,9 +428,9 @@ def write_set(
 def check_sharing(raters: int | None, overlap: int | None) -> None:
     """Raise MedituneError if the work cannot be shared by that many raters with that overlap."""
     if overlap is not None and raters is None:
-        raise MedituneError("--overlap sets how many of the raters see each question; give --raters too.")
+        raise MedituneError("--overlap sets how many of the raters see each question, so it needs --raters.")
     if raters is not None and not 1 <= (overlap or raters) <= raters:
-        raise MedituneError(f"--overlap {overlap} isn't possible with --raters {raters}. Give a number up to {raters}.")
+        raise MedituneError(f"--overlap {overlap} isn't possible with --raters {raters}. Use at most {raters}.")
 
 
 def read_key(folder: Path) -> tuple[dict[str, Origin], dict[str, Any]]:
@@ -447,11 +447,11 @@ MODELS = ("base", "tuned")
 def create(
     run: Path, folder: Path, questions: int, axes: str, raters: int | None, overlap: int | None, seed: int
 ) -> dict[str, int]:
-    """Create a rating set in `folder`; return the numbers of its `questions`, `answers` and `alike` answers.
+    """Create a rating set in `folder`; return its numbers of `questions`, `answers` and `alike` (identical) answers.
 
     `seed` determines the sample of questions; ids and orders are random, so that they can't be guessed. Identical
-    answers become one item. Raises DataError if there are no written answers, and MedituneError if the folder contains
-    something else.
+    answers to a question become one item. Raises DataError if no question has a written answer from both models, and
+    MedituneError if the folder contains something other than this set.
     """
     RATE.form(axes)
     refuse_unfinished(run)
@@ -483,14 +483,14 @@ def digests(run: Path) -> dict[str, str]:
 
 
 def _blinded(chosen: Iterable[tuple[Example, dict[str, str]]]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Return the items in an order that reveals nothing, and their key."""
+    """Return the items in random order, which reveals nothing about their origins, and their key."""
     rows: list[dict[str, Any]] = []
     key: dict[str, Any] = {}
     for example, written in chosen:
         asked, origins = secrets.token_hex(4), dict[str, list[str]]()
         answers = written | ({"reference": example.answer} if example.answer.strip() else {})
         for origin, answer in answers.items():
-            # Surrounding spaces could reveal the author.
+            # Spacing could reveal the author.
             plain = "\n".join(" ".join(line.split()) for line in answer.strip().splitlines())
             origins.setdefault(plain, []).append(origin)
         group = groups_of({example.id: example})[example.id]

@@ -1,6 +1,6 @@
 """The store of ratings: an SQLite file that several raters can use at once.
 
-Each rating is written at once, so none is lost if the server is killed.
+Each rating is written immediately, so none is lost if the server is killed.
 """
 
 from __future__ import annotations
@@ -41,15 +41,15 @@ class Rater:
     """A rater."""
 
     id: str
-    """Random, used in requests instead of the name"""
+    """A random id, used in requests instead of the name"""
     name: str
     number: int
     place: int | None
-    """Number from 0 among the raters of the first round; None for raters who only adjudicate"""
+    """Number (0-based) among the raters of the first round; None for raters who only adjudicate"""
 
     @property
     def code(self) -> str:
-        """The code of the rater in reports."""
+        """Return the rater's code in reports, such as R1."""
         return f"R{self.number}"
 
 
@@ -61,7 +61,7 @@ class Rating:
     item: str
     axis: str
     option: int | None
-    """From 1; None for "can't judge"."""
+    """1-based; None for "can't judge"."""
     seconds: float
     time: str = ""
     """UTC, ISO 8601; empty for the current time"""
@@ -85,7 +85,7 @@ class Store:
     """The ratings of one set. Every call opens its own connection, so any thread or process can call it."""
 
     def __init__(self, folder: Path) -> None:
-        """Create the file for this user alone if it is missing. Raises MedituneError if it cannot be used."""
+        """Create the file, readable by this user alone, if it is missing. Raises MedituneError if it can't be used."""
         self.path = folder / STORE
         if not self.path.exists() and os.access(folder, os.W_OK):
             self.path.touch(mode=0o600)
@@ -96,7 +96,7 @@ class Store:
     def rater(self, name: str, takes_share: bool = True) -> Rater:
         """Return or create the rater of that name, ignoring case and spacing.
 
-        With `takes_share`, the rater also gets a place in the first round.
+        With `takes_share`, the rater also gets a `place`, that is, a share of the first round's work.
         """
         shown = " ".join(name.split())
         key = shown.casefold()
@@ -122,7 +122,7 @@ class Store:
         return {row[0]: Rater(*row) for row in rows}
 
     def save(self, ratings: Iterable[Rating], notes: Iterable[Note] = ()) -> None:
-        """Store all of these or none; they replace the same rater's earlier ratings and notes on the same item."""
+        """Store all ratings and notes, or none. They replace what the same rater stored earlier for the same item."""
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
         with self._opened() as base:
             base.execute("BEGIN IMMEDIATE")
@@ -145,7 +145,7 @@ class Store:
             base.execute(statement, (rater, round, item, axis))
 
     def ratings(self, rater: str | None = None, item: str | None = None) -> list[Rating]:
-        """Return the ratings of all rounds, optionally of one rater or item, in order of raters."""
+        """Return the ratings of all rounds, optionally of one rater or item, ordered by rater."""
         columns = "rater, item, axis, option, seconds, time, round"
         return [Rating(*row) for row in self._rows(columns, "ratings", "round, item, axis", rater, item)]
 
@@ -172,6 +172,6 @@ class Store:
                 yield base
         except sqlite3.DatabaseError as error:
             raise MedituneError(
-                f"{self.path} cannot be used ({error}). Check the free disk space and the file's permissions; if it "
-                "is damaged, replace it with a backup."
+                f"{self.path} cannot be used ({error}). Check the free disk space and the file's permissions; if the "
+                "file is damaged, replace it with a backup."
             ) from error

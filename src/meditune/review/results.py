@@ -37,7 +37,7 @@ class RatedSet:
     notes: list[Note]
 
     def without(self, raters: Container[str]) -> RatedSet:
-        """Return the set without the first-round ratings of these raters (ids)."""
+        """Return the set without the first-round ratings and notes of these raters (ids)."""
         return replace(
             self,
             first=[rating for rating in self.first if rating.rater not in raters],
@@ -46,7 +46,7 @@ class RatedSet:
 
 
 def read_rated(folder: Path, task: Task = RATE) -> RatedSet:
-    """Return the set in `folder` with its ratings. Raises DataError if it is incomplete, or a set of another task."""
+    """Return the set in `folder` with its ratings. Raises DataError if the set is incomplete or of another task."""
     rating_set, (key, made_from) = read_set(folder, task), read_key(folder)
     store = Store(folder)
     ratings = [each for each in store.ratings() if each.item in key and rating_set.axis(each.axis)]
@@ -59,7 +59,7 @@ SEED = 17
 
 
 def agreement(axis: Axis, ratings: Sequence[Rating], rated: RatedSet) -> dict[str, Any]:
-    """Return `alpha`, `fleiss` (of items with the most common number of raters) and `cohen` for each pair of raters."""
+    """Return `alpha`, `fleiss` (on items with the most common number of raters) and `cohen` (for pairs of raters)."""
     raters = [id for id in rated.raters if any(rating.rater == id for rating in ratings)]
     items = list(dict.fromkeys(rating.item for rating in ratings))
     table = np.full((len(items), len(raters)), np.nan)
@@ -88,7 +88,7 @@ def agreement(axis: Axis, ratings: Sequence[Rating], rated: RatedSet) -> dict[st
 
 
 def seconds(ratings: Iterable[Rating]) -> float | None:
-    """Return the median time that a rater spent on an answer; imported ratings without times are ignored."""
+    """Return the median number of seconds that a rater spent on an answer; None if no times are known."""
     spent: dict[tuple[str, str], float] = defaultdict(float)
     for rating in ratings:
         spent[rating.rater, rating.item] += rating.seconds
@@ -183,7 +183,7 @@ def write_results(folder: Path) -> dict[str, Any]:
 
 
 def item_scores(rated: RatedSet) -> dict[str, dict[str, float | None]]:
-    """Return item -> axis -> score, 0 to 100, from the adjudicators if there are any, otherwise the raters' mean."""
+    """Return item -> axis -> mean score, 0 to 100, of the adjudicators if there are any, otherwise of the raters."""
     given: dict[tuple[str, str], list[float]] = defaultdict(list)
     settled = {(rating.item, rating.axis) for rating in rated.settled if rating.option is not None}
     for rating in (*rated.settled, *(each for each in rated.first if (each.item, each.axis) not in settled)):
@@ -200,7 +200,7 @@ def _mean(scores: Sequence[float]) -> float | None:
 
 
 def overall(rated: RatedSet, scores: Mapping[str, Mapping[str, float | None]]) -> dict[str, float | None]:
-    """Return item -> mean of its axes' scores; None if an axis has no rating."""
+    """Return item -> mean of its axes' scores; None if an axis has no rating at all."""
     asked = {(rating.item, rating.axis) for rating in (*rated.first, *rated.settled)}
     return {
         id: _mean([score for score in by_axis.values() if score is not None])
@@ -244,7 +244,7 @@ def _groups(key: Mapping[str, Origin], examples: Iterable[str]) -> list[str]:
 
 
 def _origins(key: Mapping[str, Origin], scores: Mapping[str, float | None]) -> dict[str, dict[str, Any]]:
-    """Return for each origin its mean `score` over questions, `ci95`, and the number of `questions`."""
+    """Return, for each origin, its mean `score` over questions, `ci95`, and the number of `questions`."""
     rows = {}
     for name, by_example in _by_question(key, scores).items():
         each = np.array([[score, 1.0] for score in by_example.values()]).reshape(-1, 2)
@@ -257,7 +257,7 @@ def _origins(key: Mapping[str, Origin], scores: Mapping[str, float | None]) -> d
 
 
 def _difference(key: Mapping[str, Origin], scores: Mapping[str, float | None]) -> dict[str, Any] | None:
-    """Return the difference tuned minus base, on questions with scores for both; None if it is undefined."""
+    """Return the difference (tuned - base) on questions with scores for both; None if it is undefined."""
     by_question = _by_question(key, scores)
     base, tuned = by_question["base"], by_question["tuned"]
     both = [example for example in base if example in tuned]
@@ -290,7 +290,7 @@ def _remarks(rated: RatedSet) -> list[str]:
 
 @dataclass(frozen=True)
 class PairSummary:
-    """The numbers of pairs that were written, and of those that weren't, by reason."""
+    """The numbers of pairs written from ratings and from corrections, and of pairs left out, by reason."""
 
     rated: int
     corrected: int
@@ -298,7 +298,7 @@ class PairSummary:
 
 
 def write_pairs(folder: Path, path: Path, margin: float, per_question: int) -> PairSummary:
-    """Write pairs for train.preference.path; `margin` is on a scale from 1 to 5. Raises DataError if there are none."""
+    """Write pairs for train.preference.path; `margin` is on a 1-to-5 scale. Raises DataError if there are no pairs."""
     rated = read_rated(folder)
     scores = overall(rated, item_scores(rated))
     answers = list(_answers(rated, scores))
@@ -309,7 +309,7 @@ def write_pairs(folder: Path, path: Path, margin: float, per_question: int) -> P
     if not pairs and not corrected:
         why = ", ".join(f"{count} {reason}" for reason, count in left_out.items()) or "no item was rated on all axes"
         raise DataError(f"{folder}: its ratings give no pairs ({why}). Lower --margin, or rate more answers.")
-    # The reader adds its prefix to ids and determines the kind of each pair.
+    # The reader of the file adds the ids' prefix again, and determines the kind of each pair.
     rows = (pair.model_dump(mode="json", exclude={"kind"}) for pair in (*pairs, *corrected))
     write_jsonl(path, (row | {"id": row["id"].removeprefix(f"{SOURCE}:")} for row in rows), private=True)
     return PairSummary(len(pairs), len(corrected), left_out)

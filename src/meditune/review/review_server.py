@@ -1,4 +1,4 @@
-"""The server of the rating page: serves blinded items, and stores ratings at once.
+"""The server of the rating page: serves blinded items, and stores ratings immediately.
 
 Raters' names and texts are sent only in request bodies, never in URLs, and are not logged.
 """
@@ -234,7 +234,7 @@ async def _drain(receive: Receive) -> None:
 
 
 def _refusal(request: Request, hosts: set[str], token: str | None) -> JSONResponse | None:
-    """Return the refusal of a request (bad address or host, cross-site write, large body, no token), or None."""
+    """Return the refusal of a request (wrong host, other site, large body, no token); None if it may pass."""
     host, origin = request.headers.get("host", ""), request.headers.get("origin")
     length, given = request.headers.get("content-length", "0"), request.headers.get("x-review-token", "")
     is_api = request.url.path.startswith("/api/")
@@ -246,16 +246,18 @@ def _refusal(request: Request, hosts: set[str], token: str | None) -> JSONRespon
     if hosts and named not in hosts:
         return JSONResponse({"detail": "This server doesn't accept requests for that host name."}, status_code=421)
     if foreign:
-        return JSONResponse({"detail": "Pages of other sites may not write here."}, status_code=403)
+        return JSONResponse({"detail": "Pages from other sites can't send requests to this server."}, status_code=403)
     if length.isdigit() and int(length) > BODY_BYTES:
         return JSONResponse({"detail": TOO_LARGE}, status_code=413)
     if token and is_api and not hmac.compare_digest(given.encode(), token.encode()):
-        return JSONResponse({"detail": "Open the page by the URL that was printed at the start."}, status_code=401)
+        return JSONResponse(
+            {"detail": "Open the page with the URL that the server printed when it started."}, status_code=401
+        )
     return None
 
 
 ALL_INTERFACES = {"0.0.0.0", "::"}
-"""Addresses that mean all network interfaces; other machines use this machine's name"""
+"""Addresses that mean all network interfaces; the printed URL then contains this machine's name"""
 
 
 def serve(
@@ -266,14 +268,12 @@ def serve(
     disputes: Sequence[Dispute] | None = None,
     task: Task = RATE,
 ) -> None:
-    """Serve the set in `folder`, or only its `disputes`; requests of other machines need the token in the URL."""
+    """Serve the set in `folder`, or only its `disputes`. Unless `host` is local, the printed URL contains a token."""
     import uvicorn
 
     review_app = ReviewApp(read_set(folder, task), Store(folder), disputes)
     if review_app.adjudicating and not review_app.disputes:
-        raise MedituneError(
-            f"No answer in {folder} was judged differently by two raters; there is nothing to adjudicate."
-        )
+        raise MedituneError(f"Raters don't disagree on any answer in {folder}, so there is nothing to adjudicate.")
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         listening = socket.create_server((host, port), family=family)
@@ -290,8 +290,8 @@ def serve(
     announce(f"Rate here: {address}#token={token}" if token else f"Rate here: {address}")
     if token:
         announce(
-            "Anyone with this URL can read the questions and answers. It is plain HTTP: for use between machines, "
-            "put it behind TLS or a VPN."
+            "Anyone with this URL can read the questions and answers. The server uses plain HTTP: for use between "
+            "machines, put it behind TLS or a VPN."
         )
     config = uvicorn.Config(app, log_level="warning", access_log=False, server_header=False)
     uvicorn.Server(config).run(sockets=[listening])

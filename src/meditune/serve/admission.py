@@ -1,4 +1,4 @@
-"""Bounded queues that are fair between callers: one for the engine, and one for triage before it."""
+"""Bounded queues that share capacity fairly among callers: one for triage, then one for the engine."""
 
 from __future__ import annotations
 
@@ -25,18 +25,19 @@ class _Entry:
     caller: str
     cost: int
     arrived: float
-    """The virtual time of its arrival"""
+    """The virtual time at which the request arrived"""
     number: int
     turn: asyncio.Future[None] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
 
 
 class FairQueue:
-    """A queue in which at most `places` requests run and at most `queue_size` wait, none longer than `wait_s`.
+    """A queue in which at most `places` requests run and at most `queue_size` wait, each for at most `wait_s`
+    seconds.
 
-    Self-clocked fair queueing (Golestani, INFOCOM 1994) gives every caller an equal share of the costs, and serves
-    cheap requests before expensive ones. If the queue is full, the request whose turn would come last is refused, so a
-    caller with many requests delays only itself. If there are several places, one is reserved for requests that cost at
-    most `cheap`, since a request that has begun can't be interrupted.
+    Self-clocked fair queueing (Golestani, INFOCOM 1994) gives every caller an equal share of the capacity, and serves
+    cheap requests before expensive requests. If the queue is full, the request whose turn would come last is refused,
+    so a caller with many requests delays only itself. If there are several places, one place is reserved for requests
+    that cost at most `cheap`, because a running request can't be interrupted.
     """
 
     def __init__(self, places: int, queue_size: int, wait_s: float, cheap: float = math.inf) -> None:
@@ -44,18 +45,18 @@ class FairQueue:
         self.active = self._expensive = 0
         self._waiting: list[_Entry] = []
         self._time = 0.0
-        """The virtual time: the finish tag of the request that began last"""
+        """The virtual time: the largest finish tag of the requests that have begun"""
         self._served: dict[str, float] = {}
-        """The finish tag of the last served request of each caller that still has waiting requests"""
+        """Caller with waiting requests -> the finish tag of the caller's latest request that has begun"""
         self._numbers = itertools.count()
 
     @property
     def waiting(self) -> int:
-        """Return the number of waiting requests, without those that were just cancelled."""
+        """Return the number of waiting requests, not counting requests that have just been cancelled."""
         return sum(not entry.turn.done() for entry in self._waiting)
 
     async def enter(self, caller: str, cost: int = 1) -> None:
-        """Wait for a place. Raises ApiError 429 if the queue is full, or if the turn doesn't come in time."""
+        """Wait for a place. Raises ApiError 429 if the queue is full, or if no place becomes free in time."""
         entry = _Entry(caller, cost, self._time, next(self._numbers))
         self._waiting.append(entry)
         self._next()
@@ -76,7 +77,7 @@ class FairQueue:
             raise
 
     def leave(self, cost: int = 1) -> None:
-        """Free a place."""
+        """Free the place of a request with this cost, and start the next request."""
         self.active -= 1
         self._expensive -= cost > self._cheap
         self._next()
@@ -85,11 +86,11 @@ class FairQueue:
         return self.waiting > self.queue_size
 
     def _refusal(self) -> ApiError:
-        """Return the error for a request that can't wait."""
+        """Return the error for a request that the queue refuses."""
         raise NotImplementedError
 
     def _order(self, entry: _Entry, begins: float = 0.0) -> tuple[float, int]:
-        """Return a request's finish tag and number; the smallest pair is next. `begins` is its earliest start."""
+        """Return a request's finish tag and number. The smallest pair is next; `begins` is the earliest start."""
         return max(entry.arrived, self._served.get(entry.caller, 0.0), begins) + entry.cost, entry.number
 
     def _last(self) -> _Entry:
@@ -102,7 +103,7 @@ class FairQueue:
         return max(last.values())[-1]
 
     def _next(self) -> None:
-        """Start the requests whose turn it is, while places are free."""
+        """Start waiting requests in order of their turns while places are free."""
         while self.active < self.places:
             only_cheap = self.places > 1 and self._expensive >= self.places - 1
             able = [entry for entry in self._waiting if not (only_cheap and entry.cost > self._cheap)]
@@ -130,19 +131,19 @@ MAX_RETRY_S = 300
 
 
 class Admission(FairQueue):
-    """The engine's queue. A request that would wait too long, judged by the duration of recent ones, is refused."""
+    """The engine's queue. It refuses requests that would wait too long, judging by the durations of recent requests."""
 
     _mean_s = 1.0
 
     def retry_s(self) -> int:
-        """Return the estimated seconds until a new request would have its turn, at least 1 and at most 300."""
+        """Return the estimated seconds until a new request would get its turn, between 1 and 300."""
         return min(MAX_RETRY_S, max(1, math.ceil(self._mean_s * (self.waiting + 1) / self.places)))
 
     @asynccontextmanager
     async def place(self, caller: str) -> AsyncIterator[float]:
-        """Wait for a place, hold it for the block, and yield the seconds that the request waited.
+        """Wait for a place, hold it during the block, and yield the number of seconds that the request waited.
 
-        Raises ApiError 429 if the queue is full, or if the turn doesn't come in time.
+        Raises ApiError 429 if the queue is full, or if no place becomes free in time.
         """
         asked = time.monotonic()
         await self.enter(caller)
@@ -155,7 +156,7 @@ class Admission(FairQueue):
 
     @contextmanager
     def reserve_free(self, count: int) -> Iterator[int]:
-        """Hold up to `count` free places for the block, and yield their number; it is 0 while requests wait."""
+        """Hold up to `count` free places during the block, and yield the number held (0 if requests wait)."""
         taken = 0 if self._waiting else max(0, min(count, self.places - self.active))
         self.active += taken
         try:
@@ -184,10 +185,10 @@ OVERLOADED = (
 
 
 class TriageQueue(FairQueue):
-    """The queue for triage, whose cost grows with a message's length.
+    """The queue for triage. The cost of a message grows with its length.
 
-    An emergency must not wait for the model, so triage comes before the engine's queue, and messages that take long to
-    judge must not delay it.
+    An emergency must wait neither for the model nor for messages that take long to judge. So triage comes before the
+    engine's queue, and one thread is reserved for short messages.
     """
 
     def __init__(self, threads: int, queue_size: int, wait_s: float) -> None:
@@ -197,12 +198,12 @@ class TriageQueue(FairQueue):
     async def run(self, caller: str, characters: int, judge: Callable[[], Result]) -> Result:
         """Return the result of `judge`, which runs in the pool when it is this message's turn.
 
-        Raises ApiError 429 if the queue is full, or if the turn doesn't come in time.
+        Raises ApiError 429 if the queue is full, or if the message's turn doesn't come in time.
         """
         cost = BASE_COST + characters
         await self.enter(caller, cost)
         work = asyncio.get_running_loop().run_in_executor(self._pool, copy_context().run, judge)
-        # Even if the caller is gone, the thread is busy until the work has really ended.
+        # The thread stays busy until the work has ended, even if the caller is gone. Only then is its place freed.
         work.add_done_callback(lambda _: self.leave(cost))
         return await asyncio.shield(work)
 

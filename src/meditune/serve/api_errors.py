@@ -1,4 +1,4 @@
-"""Errors in the format of OpenAI's API, so that its clients raise the expected exceptions, and the trace of a request.
+"""Errors in the format of OpenAI's API, so that OpenAI's clients raise the expected exceptions; and request traces.
 
 https://platform.openai.com/docs/guides/error-codes: `{"error": {"message", "type", "param", "code"}}`.
 """
@@ -32,11 +32,11 @@ class Trace:
     facts: dict[str, Any] = field(default_factory=dict)
     """Numbers and names, never the text of a question"""
     stream_status: int = 0
-    """The status of an error that was reported inside a stream"""
+    """The status of an error that was reported inside a stream; 0 if there was none"""
     store_failed: bool = False
-    """True if the request failed because of the store, which isn't the fault of the model's version"""
+    """True if the request failed because of the store; such a failure isn't blamed on the model's version"""
     ended: list[Callable[[int], None]] = field(default_factory=list)
-    """Callbacks that get the status when the request has ended"""
+    """Callbacks to call with the HTTP status when the request has ended"""
 
 
 TYPES = {
@@ -48,7 +48,7 @@ TYPES = {
     413: "invalid_request_error",
     429: "rate_limit_error",
 }
-"""Error types by status. For other statuses, 4xx is an invalid request and 5xx a server error."""
+"""HTTP status -> error type. Any other 4xx status is `invalid_request_error`, and any 5xx status `server_error`."""
 
 
 class ApiError(HTTPException):
@@ -80,12 +80,12 @@ class ClientDisconnected(Exception):  # noqa: N818 - this isn't an error: nobody
 
 
 def too_many_requests(message: str, after_s: float, code: str) -> ApiError:
-    """Return a 429 whose Retry-After header is `after_s`, rounded to whole seconds and at least 1."""
+    """Return a 429 error whose Retry-After header is `after_s`, rounded to whole seconds and at least 1."""
     return ApiError(429, message, code, headers={"retry-after": str(max(1, round(after_s)))})
 
 
 def unavailable(error: EngineUnavailableError) -> ApiError:
-    """Return the 503 that clients and probes get while there is no engine."""
+    """Return the 503 error that clients and health probes get while the engine is unavailable."""
     message, code = "The model's engine has stopped and is being restarted. Try again later.", "engine_restarting"
     if error.given_up:
         message, code = "The model's engine has stopped and can't be restarted. The server is stopping.", "engine_ended"
@@ -93,17 +93,18 @@ def unavailable(error: EngineUnavailableError) -> ApiError:
 
 
 def as_api_error(error: Exception, trace: Trace | None = None) -> ApiError:
-    """Return the response for any error, and note in the trace if the store failed.
+    """Return the API error for any exception, and record in the trace whether the store failed.
 
-    Errors of data and models are the request's fault (400). Others, such as a failing store or engine, are the server's
-    fault (503), and only the log has their details. Unexpected errors are logged with their traceback.
+    A DataError or ModelError is the request's fault (400). Failures of the store or the engine, and other errors of
+    Meditune, are the server's fault (503); only the log contains the details. Unexpected exceptions (500) are logged
+    with a traceback.
     """
     if isinstance(error, ApiError):
         return error
     if isinstance(error, RequestValidationError):
         return invalid(error)
     if isinstance(error, TimeoutError):
-        return ApiError(504, "The answer took too long and was stopped. Ask for a shorter one.", "timeout")
+        return ApiError(504, "The answer took too long and was stopped. Ask for a shorter answer.", "timeout")
     if trace is not None and isinstance(error, StoreError):
         trace.store_failed = True
     if isinstance(error, DataError | ModelError) and not isinstance(error, StoreError | EngineError):
@@ -111,18 +112,18 @@ def as_api_error(error: Exception, trace: Trace | None = None) -> ApiError:
     if isinstance(error, EngineUnavailableError):
         return unavailable(error)
     if isinstance(error, MedituneError):
-        # The messages name folders and addresses, which clients must not see.
+        # The error's message can contain paths and addresses, which clients must not see.
         LOGGER.error("A request failed", extra=error_location(error))
-        return ApiError(503, "The server can't answer this now. Try again later; its log has the details.", "failed")
+        return ApiError(503, "The server can't answer this now. Its log has the details. Try again later.", "failed")
     LOGGER.error("An answer failed", exc_info=error)
-    return ApiError(500, "The server failed at this request. Its log has the details.", "server_error")
+    return ApiError(500, "The server failed to process this request. The server's log has the details.", "server_error")
 
 
 def invalid(error: RequestValidationError) -> ApiError:
-    """Return the first validation error of a request. It names the parameter, but doesn't repeat the value."""
+    """Return an error for the first invalid parameter of a request. It names the parameter, but not the value."""
     first = error.errors()[0]
     place = [part for part in first["loc"] if part not in {"body", "query", "path", "header"}]
-    # For a parameter with several forms, pydantic names the form that it tried. Clients don't know those names.
+    # For a union type, pydantic's location also names the type that it tried, which clients don't know.
     forms = next((n for n, part in enumerate(place) if re.search(r"[^\w]|^str$", str(part))), None)
     place = place if forms is None else place[:forms]
     param = ".".join(map(str, place)) or None
@@ -135,7 +136,7 @@ def invalid(error: RequestValidationError) -> ApiError:
         code = "missing_body" if first["type"] == "missing" else "invalid_value"
         return ApiError(400, "The body must be a JSON object, sent with Content-Type: application/json.", code)
     if forms is not None:
-        return ApiError(400, f"{param} has none of the forms that /docs describes.", "invalid_value", param)
+        return ApiError(400, f"{param} matches none of the types that /docs lists.", "invalid_value", param)
     message = str(first["msg"]).removeprefix("Value error, ")
     return ApiError(400, f"{param}: {message}" if param else message, "invalid_value", param)
 

@@ -86,7 +86,7 @@ async def _pruned(service: Service) -> None:
 
 
 def _described(app: FastAPI) -> dict[str, Any]:
-    """Return the OpenAPI document, with OpenAI's 400 instead of FastAPI's 422, and this server's models and keys."""
+    """Return the OpenAPI document with this server's models and keys, and without 422: invalid requests get 400."""
     if app.openapi_schema is None:
         service: Service = app.state.service
         document = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)

@@ -17,16 +17,17 @@ from meditune.serve.store_access import run_in_store_thread
 from meditune.store.api_keys import SCOPES, USUAL, Keys, Scope, Usage
 
 MAX_CALLERS = 10_000
-"""Maximum number of buckets; the least recently used ones, which are full again or soon will be, are dropped"""
+"""Maximum number of token buckets. The least recently used bucket, which is soon full again, is dropped first."""
 
 IPV6_PREFIX = 64
-"""The smallest network that a provider assigns to one customer, who can use any address in it"""
+"""The prefix length of the smallest network that a provider assigns to a customer, who can use all its addresses"""
 
 
 def network_of(address: str) -> str:
-    """Return the identity of an address's owner: an IPv4 address itself, or the network of an IPv6 address.
+    """Return an id for the owner of an IP address: the IPv4 address itself, or the network of an IPv6 address.
 
-    IPv4 addresses in IPv6 notation (`::ffff:192.0.2.1`) count as IPv4 addresses. Other texts are returned unchanged.
+    An IPv4 address in IPv6 notation (`::ffff:192.0.2.1`) counts as IPv4. A text that isn't an IP address is returned
+    unchanged.
     """
     try:
         found = ipaddress.ip_address(address.partition("%")[0])
@@ -47,7 +48,7 @@ class Rate:
     limit: int
     remaining: int
     reset_s: float
-    """Seconds until all requests are available again; if the limit is reached, until the next one is allowed"""
+    """Seconds until all requests are available again; if the limit is reached, until the next request is allowed"""
 
     def headers(self) -> dict[str, str]:
         """Return the rate-limit headers under OpenAI's names."""
@@ -63,10 +64,10 @@ class Rates:
 
     def __init__(self) -> None:
         self._buckets: OrderedDict[tuple[str, int], tuple[float, float]] = OrderedDict()
-        """The tokens left at a time, by caller and limit"""
+        """(Caller, limit) -> (tokens left, time of the last update)"""
 
     def take(self, caller: str, per_minute: int) -> Rate:
-        """Take one request out of the caller's bucket if it isn't empty, and return the rate limit's state."""
+        """Take one token from the caller's bucket if there is one, and return the state of the rate limit."""
         now = time.monotonic()
         tokens, updated_s = self._buckets.pop((caller, per_minute), (float(per_minute), now))
         tokens = min(per_minute, tokens + (now - updated_s) * per_minute / 60)
@@ -81,7 +82,7 @@ class Rates:
 
 WRONG_KEYS_PER_MINUTE = 20
 URGENT_PER_MINUTE = 60
-"""Requests beyond a quota that are still checked for emergencies, for a caller without a rate limit"""
+"""For callers without a rate limit, how many requests per minute beyond the quota are checked for emergencies"""
 
 
 @dataclass(frozen=True)
@@ -98,14 +99,14 @@ class Caller:
 
 
 class Authenticator:
-    """The checks of keys, scopes, rate limits and quotas."""
+    """Checks keys, scopes, rate limits and quotas."""
 
     def __init__(self, settings: Settings, keys: Keys | None, usage: Usage | None) -> None:
         self.settings, self.keys, self.usage = settings, keys, usage
         self.rates, self.wrong_keys, self.urgent, self.feedback = Rates(), Rates(), Rates(), Rates()
 
     async def caller(self, request: Request, scope: Scope) -> Caller:
-        """Return the caller of a request. Raises ApiError 401, 403 or 429."""
+        """Return the caller. Raises ApiError 401 (no valid key), 403 (missing scope) or 429 (too many wrong keys)."""
         address = network_of(request.client.host) if request.client else "local"
         caller = await self._by_key(request, address)
         request.scope[SCOPE_KEY].facts["who"] = caller.key or "anonymous"
@@ -114,7 +115,7 @@ class Authenticator:
         return caller
 
     async def charge(self, request: Request, caller: Caller) -> None:
-        """Count one request against the caller's rate limit, and check the quota. Raises ApiError 429."""
+        """Count one request against the rate limit, and check the quota. Raises ApiError 429 if either is exhausted."""
         if caller.per_minute:
             rate = self.rates.take(caller.name, caller.per_minute)
             request.scope[SCOPE_KEY].headers |= rate.headers()
@@ -128,9 +129,10 @@ class Authenticator:
                 raise _exhausted(request, "quota", message, 86_400 - time.time() % 86_400, "insufficient_quota")
 
     async def try_charge(self, request: Request, caller: Caller) -> ApiError | None:
-        """Count one request like `charge`, but return a refusal if the message can still be checked for an emergency.
+        """Count one request like `charge`, but return a refusal, so that the message can be checked for an emergency.
 
-        The number of refused requests that are checked per minute equals the rate limit. Raises the refusal beyond it.
+        The rate limit is also the number of refused requests per minute that are checked in this way; beyond that
+        number, the refusal is raised. Returns None if the request isn't refused.
         """
         try:
             await self.charge(request, caller)
@@ -141,7 +143,7 @@ class Authenticator:
         return None
 
     def limit_feedback(self, request: Request, caller: Caller) -> None:
-        """Count one piece of feedback against the caller's rate limit. Raises ApiError 429."""
+        """Count one piece of feedback against the caller's limit. Raises ApiError 429 if the limit is exhausted."""
         limits = [limit for limit in (self.settings.feedback_per_minute, caller.per_minute) if limit]
         rate = self.feedback.take(caller.name, min(limits)) if limits else None
         if rate and not rate.allowed:
@@ -156,7 +158,7 @@ class Authenticator:
     async def _by_key(self, request: Request, address: str) -> Caller:
         settings = self.settings
         if not settings.keys_needed:
-            # Not even this machine's users get `raw`, because a program may pass on other people's messages.
+            # Even users of this machine don't get `raw`, because their programs may pass on other people's messages.
             scopes = frozenset(USUAL if settings.anonymous_access else SCOPES) - {"raw"}
             return Caller(address, "", scopes | self._bare(), settings.per_minute, settings.daily_tokens)
         assert self.keys is not None, "keys are required, so there is a store"
@@ -179,12 +181,12 @@ class Authenticator:
         )
 
     def _bare(self) -> frozenset[str]:
-        """Return the `raw` scope for every caller if the server skips triage (`bare_chat`), else nothing."""
+        """Return the scope `raw` if the server skips triage (`bare_chat`), otherwise no scope."""
         return frozenset({"raw"} if self.settings.bare_chat else ())
 
 
 def allowed(scope: Scope, charged: bool = False) -> Callable[[Request], Awaitable[Caller]]:
-    """Return a FastAPI dependency that returns the caller if it has the scope.
+    """Return a FastAPI dependency that returns the caller, or raises ApiError if the caller lacks the scope.
 
     With `charged`, the request counts against the rate limit and the quota.
     """
@@ -202,9 +204,9 @@ def allowed(scope: Scope, charged: bool = False) -> Callable[[Request], Awaitabl
 def _missing_scope_message(scope: Scope, caller: Caller) -> str:
     if scope == "raw":
         return (
-            "This route returns the model's words without triage, so it requires a key with the raw scope. The "
-            "server's operator can create one: meditune keys create NAME --scope generate --scope raw. A server that "
-            "is only benchmarked can give the scope to everyone: meditune serve RUN --raw-chat"
+            "This route returns the model's output without triage, so it requires a key with the raw scope. The "
+            "server's operator can create such a key: meditune keys create NAME --scope generate --scope raw. If the "
+            "server is only benchmarked, everyone can get the scope: meditune serve RUN --raw-chat"
         )
     return f"{'This key' if caller.key else 'A caller without a key'} can't do this: it lacks the {scope} scope."
 
@@ -214,6 +216,6 @@ def _unauthorized(message: str, code: str) -> ApiError:
 
 
 def _exhausted(request: Request, reason: str, message: str, after_s: float, code: str) -> ApiError:
-    """Return a 429, and note the reason in the request's trace."""
+    """Return a 429 error, and record the reason in the request's trace."""
     request.scope[SCOPE_KEY].facts["refused"] = reason
     return too_many_requests(message, after_s, code)

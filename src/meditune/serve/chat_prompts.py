@@ -1,9 +1,9 @@
-"""Prompts from chat messages: in the format that a tuned model was trained in, else by the model's chat template.
+"""Prompts from chat messages: in the format that a model was tuned with, otherwise by the model's chat template.
 
-The plain format has context, a question and a cue. System messages therefore become context, and earlier turns come
-before the last question in the same format. A message that already ends in one of the format's cues is used unchanged.
-In the chat format, the messages are rendered with the model's chat template, as in training (prompts.py). If the
-format has a cue for plain language, both kinds of prompts contain it.
+A prompt in the plain format consists of context, a question and a cue. So system messages become context, and earlier
+turns come before the last question in the same format. A message that already ends in one of the format's cues is used
+unchanged. In the chat format, the messages are rendered with the model's chat template, as in training (prompts.py). If
+the format has a cue for plain language, prompts of both formats contain this cue.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from meditune.serve.api_errors import ApiError
 
 
 class ChatPrompts:
-    """The prompts of one model, as token ids."""
+    """Builds the prompts of one model, as token ids."""
 
     def __init__(self, tokenizer: Any, form: PromptFormat | None, context_tokens: int) -> None:
-        """Prepare for one model. `form` is the format that the model was tuned with; None if it wasn't tuned."""
+        """Prepare for one model. `form` is the format that the model was tuned with; None for an untuned model."""
         self.tokenizer, self.context_tokens = tokenizer, context_tokens
         self.templated = form.is_chat if form else template_of(tokenizer) is not None
         self._template = ChatTemplate(tokenizer, form.thinking if form else None) if self.templated else None
@@ -30,7 +30,7 @@ class ChatPrompts:
         self._tuned = form is not None
 
     def chat(self, turns: Sequence[Turn]) -> list[int]:
-        """Return the token ids of a chat, up to the assistant's turn. Raises ApiError if the turns aren't a chat."""
+        """Return the token ids of a chat up to the assistant's turn. Raises ApiError 400 if the turns aren't a chat."""
         if turns[-1].role != "user":
             raise ApiError(400, "The last message must be the user's.", "invalid_value", "messages")
         if self.templated:
@@ -39,7 +39,7 @@ class ChatPrompts:
         return self.text(last if self._ends_in_cue(last) else conversation_text(self.form, turns[:-1], last)[0])
 
     def text(self, prompt: str) -> list[int]:
-        """Return the token ids of a text, with special tokens at the beginning. Special tokens in it are plain text."""
+        """Return the token ids of a text, after any start tokens. Special tokens in `prompt` are plain text."""
         ids: list[int] = self.tokenizer(prompt, split_special_tokens=True)["input_ids"]
         while ids and ids[-1] == self.tokenizer.eos_token_id:
             ids = ids[:-1]
@@ -54,9 +54,9 @@ class ChatPrompts:
         return text.strip().endswith(tuple(filter(None, cues)))
 
     def room(self, prompt: Sequence[int], requested: int | None, default: int, param: str) -> int:
-        """Return how many tokens may be generated after a prompt: the requested number, else `default` or what fits.
+        """Return how many tokens may be generated after a prompt: `requested`, or if that is None, at most `default`.
 
-        Raises ApiError, with the number of excess tokens, if they don't fit.
+        Raises ApiError 400, which states the number of excess tokens, if prompt and answer don't fit.
         """
         room = self.context_tokens - len(prompt)
         least = 1 if requested is None else requested

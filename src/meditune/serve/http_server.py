@@ -1,7 +1,7 @@
 """The server's process: its socket, its shutdown, and uvicorn's HTTP protocol with limits.
 
-uvicorn waits indefinitely for a request's head, so slow clients could occupy all connections. Here, request heads have
-a maximum size and time, and clients that exceed them get a readable error.
+uvicorn waits indefinitely for a request's head, so slow clients could occupy all connections. Here, request heads are
+limited in size and time, and clients that exceed a limit get a readable error.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ if TYPE_CHECKING:
     Extend = Callable[[FastAPI], None]
 
 SWITCH_S = 0.0005
-"""The interpreter's switch interval; at the default of 5 ms, triage delays the event loop too much"""
+"""The interpreter's switch interval; at Python's default of 5 ms, triage delays the event loop too much"""
 LOCAL = {"127.0.0.1", "localhost", "::1"}
 ALL_INTERFACES = {"0.0.0.0", "::", ""}
 ENGINE_CHECK_S = 0.25
-"""How often the server checks whether its engine can't be restarted"""
+"""The interval at which the server checks whether its engine can no longer be restarted"""
 GRACEFUL_SHUTDOWN_S, FORCED_SHUTDOWN_S = 5, 15.0
-"""How many seconds other answers, and the process, have to end if the engine can't be restarted"""
+"""If the engine can't be restarted: the seconds for running answers to finish, and for the process to end"""
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class ListenConfig:
 
 
 def refuse_uninstalled(mcp: bool = False) -> None:
-    """Raise ModelError, with the install command, if a package is missing that only servers (or `mcp`) need."""
+    """Raise ModelError, with the install command, if a package for serving (or with `mcp`, for MCP) is missing."""
     if find_spec("prometheus_client") is None:
         raise ModelError(f"Serving needs prometheus-client. Install it with: {install_command('serve')}")
     if mcp and find_spec("mcp") is None:
@@ -97,7 +97,7 @@ def listening(config: ListenConfig) -> socket.socket:
 
 
 def server_of(service: Service, config: ListenConfig, extend: Extend | None = None) -> uvicorn.Server:
-    """Return a uvicorn server with the service's application, to which `extend` may add routes, and limits."""
+    """Return a uvicorn server with limits for the service's application, to which `extend` may add routes."""
     import uvicorn
 
     from meditune.serve.app import app_for
@@ -133,16 +133,16 @@ def run(
     ready: Callable[[str], None],
     extend: Extend | None = None,
 ) -> None:
-    """Serve until the process gets a signal to end; then finish the running answers, and refuse new requests.
+    """Serve until a signal stops the process; then refuse new requests, and finish the running answers.
 
     `ready` is called with the address as soon as the server accepts requests. Raises EngineUnavailableError if the
-    model's engine has stopped and can't be restarted; the process ends with that error's exit code.
+    model's engine has stopped and can't be restarted; the process exits with that error's exit code.
     """
     sys.setswitchinterval(SWITCH_S)
     server = server_of(service, config, extend)
     address = service.address = config.address(sock.getsockname()[1])
     threading.Thread(target=_watch, args=(server, service, lambda: ready(address)), name="engine", daemon=True).start()
-    # After the shutdown, uvicorn repeats the signal that stopped it, which isn't an interruption here.
+    # After its shutdown, uvicorn raises the signal that stopped it once more; here, that isn't an interruption.
     with suppress(Stopped):
         server.run(sockets=[sock])
     if (failure := _given_up(service)) is not None:
@@ -150,9 +150,9 @@ def run(
 
 
 def _watch(server: uvicorn.Server, service: Service, ready: Callable[[], None]) -> None:
-    """Call `ready` when the server accepts requests, and end the server when its engine can't be restarted.
+    """Call `ready` when the server accepts requests, and stop the server when its engine can't be restarted.
 
-    If a stuck thread keeps the process alive, the process is ended by force.
+    If a stuck thread keeps the process alive, the process is killed.
     """
     told = False
     while (failure := _given_up(service)) is None:
@@ -162,23 +162,23 @@ def _watch(server: uvicorn.Server, service: Service, ready: Callable[[], None]) 
             told = True
             ready()
         time.sleep(ENGINE_CHECK_S if told else 0.01)
-    # No client waits for the model's answers any more: all clients got an error.
+    # No client is still waiting for a model's answer: every client has received an error.
     server.config.timeout_graceful_shutdown = GRACEFUL_SHUTDOWN_S
     server.should_exit = True
     time.sleep(FORCED_SHUTDOWN_S)
-    LOGGER.critical("the process is ended by force", extra={"why": str(failure)})
+    LOGGER.critical("the process is killed, because it didn't stop in time", extra={"why": str(failure)})
     os._exit(failure.exit_code)
 
 
 def _given_up(service: Service) -> EngineUnavailableError | None:
-    """Return why the engine can't be restarted; None while it is alive or being restarted."""
+    """Return why the engine can't be restarted; None while the engine is alive or being restarted."""
     failure = service.engine.failure()
     return failure if isinstance(failure, EngineUnavailableError) and failure.given_up else None
 
 
 USER_TIMEOUT_MS = 60_000
 SEND_BYTES = 128 << 10
-"""The send buffer for a client that doesn't read; by default the system buffers megabytes"""
+"""The size of a connection's send buffer; by default, the system buffers megabytes for a client that doesn't read"""
 
 
 def protocol(settings: Settings) -> type[asyncio.Protocol]:
@@ -190,7 +190,7 @@ def protocol(settings: Settings) -> type[asyncio.Protocol]:
         _head_timer: asyncio.TimerHandle | None = None
 
         def connection_made(self, transport: Any) -> None:
-            """Accept the connection, or refuse it if there are too many."""
+            """Accept the connection, or refuse it if too many are open."""
             super().connection_made(transport)
             _keep_short(transport)
             if len(self.connections) > settings.connections:
@@ -199,7 +199,7 @@ def protocol(settings: Settings) -> type[asyncio.Protocol]:
             self._expect_head()
 
         def connection_lost(self, exc: Exception | None) -> None:
-            """Stop the timer of the connection."""
+            """Stop the connection's timer."""
             self._stop_timer()
             super().connection_lost(exc)
 
@@ -214,7 +214,7 @@ def protocol(settings: Settings) -> type[asyncio.Protocol]:
                 self._stop_timer()
 
         def on_response_complete(self) -> None:
-            """Wait for the next request head, of which a part may have arrived already."""
+            """Limit the time for the next request head if a part of it has already arrived."""
             super().on_response_complete()
             if not self.transport.is_closing() and self.conn.trailing_data[0]:
                 self._expect_head()

@@ -1,8 +1,8 @@
-"""The server's routes as tools of the Model Context Protocol, for programs that work with a language model.
+"""The server's routes as tools of the Model Context Protocol, for programs that use a language model.
 
-https://modelcontextprotocol.io. A call of `ask` or `search` is a request to the route of that name within this process,
-with the caller's key and address. Triage, limits, scopes, metrics, log and store are therefore those of the HTTP API.
-Over stdio, the caller is the user of this machine, who needs no key.
+https://modelcontextprotocol.io. A call of `ask` or `search` becomes a request, within this process, to the route of
+that name, with the caller's key and address. So triage, limits, scopes, metrics, the log and the store work as for the
+HTTP API. Over stdio, the caller is the user of this machine, who needs no key.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ _ANSWER = TypeAdapter(Answer)
 
 @dataclass(eq=False)
 class Evaluation:
-    """The evaluation that the tool `evaluate` runs, in a separate process and at most once at a time."""
+    """The evaluation that the tool `evaluate` runs in a separate process. At most one runs at a time."""
 
     model: str
     recipe: str
@@ -66,9 +66,10 @@ class Evaluation:
     _running: asyncio.Task[dict[str, Any]] | None = None
 
     async def result(self) -> dict[str, Any]:
-        """Return the metrics. The evaluation continues if the caller disconnects, and isn't repeated once it is done.
+        """Return the metrics, from an earlier or running evaluation if there is one.
 
-        Raises ApiError 500, with the evaluation's own message, if it fails.
+        The evaluation continues if the caller disconnects. Raises ApiError 500, with the evaluation's own error
+        message, if the evaluation fails; the next call then starts it again.
         """
         if self._running is None or (self._running.done() and (self._running.cancelled() or self._running.exception())):
             self._running = asyncio.ensure_future(self._run())
@@ -93,9 +94,9 @@ class Evaluation:
 
 
 def evaluation_of(model: str, recipe: str | None, folder: Path, url: str | None) -> Evaluation:
-    """Return the evaluation of a model: with the recipe of its run by default, else with quickstart.
+    """Return the evaluation of a model with `recipe`; if None, with the recipe of the model's run, or with quickstart.
 
-    Raises DataError if the model can't be evaluated by its name alone.
+    Raises DataError if this machine can't load the model by its name.
     """
     place = Path(model).expanduser()
     if url or is_registry(place):
@@ -120,7 +121,7 @@ class _Tools:
 
     def server(self) -> Server[Any]:
         """Return the MCP server with these tools."""
-        # Its log messages could quote people's questions.
+        # The SDK's log messages could quote people's questions.
         logging.getLogger("mcp").setLevel(logging.CRITICAL)
         return Server(
             "meditune", version=__version__, instructions=LIMITS, on_list_tools=self._list, on_call_tool=self._call
@@ -151,11 +152,11 @@ class _Tools:
             if request is not None:
                 await self.service.access.caller(request, "admin")
             if arguments:
-                raise ApiError(400, "evaluate takes no arguments: the server's operator chose model and recipe.")
+                raise ApiError(400, "evaluate takes no arguments: the operator of the server chose what to evaluate.")
             result = await self.evaluation.result()
             return json.dumps(result, indent=1), result
         if name not in BODIES:
-            raise ApiError(404, f"There is no tool {name[:100]!r} here. The tools are listed by tools/list.")
+            raise ApiError(404, f"There is no tool {name[:100]!r} here. Call tools/list for a list of the tools.")
         arguments = self._without_restricted(arguments)
         if name == "ask":
             arguments = arguments | {"stream": False}
@@ -163,9 +164,9 @@ class _Tools:
         return str(_ANSWER.validate_python(result)) if name == "ask" else _search_text(result), result
 
     def _without_restricted(self, arguments: dict[str, Any]) -> dict[str, Any]:
-        """Return the arguments, limited to sources whose licences allow sending their texts to other programs' models.
+        """Return the arguments, limited to sources whose licence allows sending passages to other programs' models.
 
-        Raises ApiError 403 if a restricted source is named, or if there are no others.
+        Raises ApiError 403 if the arguments name a restricted source, or if all sources are restricted.
         """
         index = self._index
         restricted = index.manifest.restricted if index else []
@@ -193,7 +194,7 @@ def _tool(name: str) -> types.Tool:
 
 
 def _search_text(found: Mapping[str, Any]) -> str:
-    """Return the passages that a search found as text."""
+    """Return the passages found by a search, as text."""
     parts = [found["notice"]] if found["notice"] else []
     for each in found["passages"]:
         facts = (each["section"], each["source"], each["url"], each["date"], each["licence"])
@@ -204,9 +205,9 @@ def _search_text(found: Mapping[str, Any]) -> str:
 
 
 async def _post(app: FastAPI, path: str, body: Any, request: Request | None) -> dict[str, Any]:
-    """Return the JSON with which a route of the application answers this body, as if the caller of `request` sent it.
+    """Post a body to a route of the application as the caller of `request`, and return the response's JSON.
 
-    Raises ApiError if the route does. If the call is cancelled, the route sees a client that disconnects.
+    Raises ApiError if the route returns an error. If this call is cancelled, the route sees a client that disconnects.
     """
     given = request.headers if request else {}
     kept = {"host", "authorization", "x-request-id", "traceparent"} & {*given}
@@ -275,8 +276,8 @@ def add_endpoint(app: FastAPI, evaluation: Evaluation | None = None) -> None:
 
 
 def run_stdio(open_service: Callable[[], Service], evaluation: Evaluation | None = None) -> None:
-    """Serve the tools on stdin and stdout until stdin is closed. Nothing but messages is written to stdout."""
-    # The SDK redirects stdout, too, but it starts after loading, because it couldn't report that loading failed.
+    """Serve the tools on stdin and stdout until stdin is closed. Only the protocol's messages go to stdout."""
+    # The SDK redirects stdout, too, but it is started after the model is loaded: it couldn't report a failed load.
     with _stdout_to_stderr():
         service = open_service()
     print(f"The tools of {service.served.name} are served on stdin and stdout.", file=sys.stderr)
@@ -286,7 +287,7 @@ def run_stdio(open_service: Callable[[], Service], evaluation: Evaluation | None
 
 
 async def _serve_stdio(app: FastAPI, server: Server[Any]) -> None:
-    """Serve until stdin is closed, or end the process if it gets a signal; the model is closed in either case."""
+    """Serve until stdin is closed or a signal arrives, and close the model. After a signal, end the process."""
 
     async def serve() -> None:
         async with stdio_server() as (read, write):
@@ -308,7 +309,7 @@ async def _serve_stdio(app: FastAPI, server: Server[Any]) -> None:
 
 @contextmanager
 def _stdout_to_stderr() -> Iterator[None]:
-    """Inside the block, redirect this process's stdout, including the output of compiled code, to stderr."""
+    """During the block, redirect this process's stdout, including the output of compiled code, to stderr."""
     sys.stdout.flush()
     kept = os.dup(1)
     os.dup2(2, 1)

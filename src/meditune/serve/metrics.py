@@ -1,6 +1,6 @@
 """A server's Prometheus metrics: requests, durations, tokens, the queue, outcomes of answers, costs and drift.
 
-Metrics contain numbers and outcomes, never text. Costs are in the currency of the prices that the server was given.
+Metrics contain numbers and outcomes, never text. Costs are in the currency of the prices passed to the server.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ MILLION = 1e6
 
 @dataclass(eq=False)
 class Costs(Collector):
-    """A counter of costs by part (prompt, completion, machine), computed when Prometheus reads it."""
+    """A counter of the costs of prompt tokens, completion tokens and the machine, computed when Prometheus reads it."""
 
     prompt: float = 0.0
     """The price of a million prompt tokens"""
@@ -40,9 +40,7 @@ class Costs(Collector):
 
     def collect(self) -> Iterable[CounterMetricFamily]:
         """Yield the metric for prometheus_client."""
-        metric = CounterMetricFamily(
-            "meditune_cost", "Cost of tokens and machine, at the prices of --price and --hourly-cost", labels=["part"]
-        )
+        metric = CounterMetricFamily("meditune_cost", "Cost by part (prompt, completion or machine)", labels=["part"])
         for part, spent in self.by_part().items():
             metric.add_metric([part], spent)
         yield metric
@@ -52,7 +50,7 @@ _SECONDS = (0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160)
 
 
 class Metrics:
-    """One server's metrics, in their own registry. Labels are routes, statuses and outcomes, never text."""
+    """One server's metrics, in their own Prometheus registry. Labels are routes, statuses and outcomes, never text."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -62,18 +60,18 @@ class Metrics:
         self.seconds = seconds(
             "meditune_request_seconds", "Time from the request to the last byte of the response", ["route"]
         )
-        self.first_token = seconds("meditune_first_token_seconds", "Time from engine start to first text")
+        self.first_token = seconds("meditune_first_token_seconds", "Time from start of generation to first text")
         self.tokens = counter("meditune_tokens", "Tokens read and generated", ["kind"])
         self.running = gauge("meditune_running", "Requests that are being answered")
-        self.waiting = gauge("meditune_waiting", "Requests in the queue")
-        self.wait = seconds("meditune_wait_seconds", "Time that requests spent in the queue")
+        self.waiting = gauge("meditune_waiting", "Requests in the engine's queue")
+        self.wait = seconds("meditune_wait_seconds", "Time that requests spent in the engine's queue")
         self.triage_waiting = gauge("meditune_triage_waiting", "Messages in the queue for triage")
-        self.triage = seconds("meditune_triage_seconds", "Duration of triage, including its queue")
+        self.triage = seconds("meditune_triage_seconds", "Duration of triage, including the wait in its queue")
         self.refused = counter("meditune_refused", "Refused requests, by reason", ["reason"])
-        self.cancelled = counter("meditune_cancelled", "Answers whose client disconnected")
+        self.cancelled = counter("meditune_cancelled", "Requests whose client disconnected early")
         self.retrieval = Histogram(
             "meditune_retrieval_score",
-            "Cosine similarity of the question and the best passage",
+            "Cosine similarity between the question and the nearest passage",
             buckets=tuple(step / 20 for step in range(21)),
             registry=self.registry,
         )
@@ -85,16 +83,18 @@ class Metrics:
         )
         self.feedback = counter("meditune_feedback", "Ratings of answers", ["rating"])
         self.model = gauge("meditune_model_info", "The served model", ["model", "version", "engine", "index"])
-        self.corrections = counter("meditune_corrections", "Feedback with a corrected answer, by who sent it", ["by"])
+        self.corrections = counter(
+            "meditune_corrections", "Corrections in feedback, by sender (user or expert)", ["by"]
+        )
         self.cached = counter("meditune_cached_tokens", "Prompt tokens that the engine took from its cache")
         self.store_failures = counter("meditune_store_failures", "Failed writes to the store")
         self.engine_up = gauge("meditune_engine_up", "1 while the model's engine is alive")
         self.engine_restarts = counter("meditune_engine_restarts", "Restarts of the engine")
         self.evidence = gauge("meditune_drift_evidence", "Evidence of drift; 1 is the alert threshold", ["signal"])
-        self.alerts = gauge("meditune_drift_alert", "Open alerts", ["signal", "severity"])
-        self.checked = gauge("meditune_drift_checked", "Requests compared with the reference")
+        self.alerts = gauge("meditune_drift_alert", "1 for each open drift alert", ["signal", "severity"])
+        self.checked = gauge("meditune_drift_checked", "Requests compared with the drift reference")
         self.checked_at = gauge(
-            "meditune_drift_checked_timestamp_seconds", "Time of the last successful check; 0 if there was none"
+            "meditune_drift_checked_timestamp_seconds", "Time of the last successful drift check; 0 if there was none"
         )
         self.drift_failing = gauge("meditune_drift_failing", "1 if drift can't be checked")
         self.unsent = gauge("meditune_alerts_unsent", "Alerts that couldn't be sent")
@@ -131,7 +131,7 @@ _FIGURES = ("decision", "confidence", "reading_grade", "tokens", "timings", "sty
 
 
 def facts_of(answer: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the metrics of an answer, and its passages' ids, by which it is found if a passage is retracted."""
+    """Return an answer's metrics and its passages' ids, so that the answer is found if a passage is retracted."""
     sentences, sources = answer["sentences"], answer["sources"]
     found = {name: answer.get(name) for name in _FIGURES} | {"retrieval": _best_similarity(answer)}
     return {name: value for name, value in found.items() if value is not None} | {

@@ -20,7 +20,7 @@ from meditune.serve.settings import Settings
 
 _ID = re.compile(r"[\w.-]{1,64}")
 CLIENT_CLOSED_REQUEST = 499
-"""nginx's status for a client that disconnected; it appears only in the log"""
+"""nginx's status for a client that disconnected. It is never sent, and appears only in log, metrics and traces."""
 DRAINED_BODIES, DRAIN_S = 16, 5.0
 TRACED = ("outcome", "version", "waited", "first_token", "prompt_tokens", "completion_tokens")
 """The facts about a request that its OpenTelemetry span may contain"""
@@ -78,7 +78,7 @@ class Guard:
             status = CLIENT_CLOSED_REQUEST
             self.metrics.cancelled.inc()
         except asyncio.CancelledError:
-            # The server is shutting down; a client that disconnects raises ClientDisconnected.
+            # Only the server's shutdown cancels a request; a client that disconnects causes ClientDisconnected.
             scope["app"].state.service.aborted_requests += 1
             raise
         except Exception as error:
@@ -92,13 +92,13 @@ class Guard:
             self._note(scope, trace, status, time.monotonic() - begun, span)
 
     def _refusal(self, scope: Scope, headers: Headers) -> ApiError | None:
-        """Return the error for a request that is refused before it reaches a route; None if it may pass."""
+        """Return the error for a request that must not reach a route; None if the request may pass."""
         host = headers.get("host", "")
         if self.settings.hosts and _url(f"//{host}").hostname not in self.settings.hosts:
             return ApiError(421, "This server doesn't accept requests for this host name.", "wrong_host")
         origin = headers.get("origin")
         if origin and not {origin, "*"} & set(self.settings.origins) and _url(origin).netloc != host:
-            message = "Pages of other sites can't call this server, unless its operator allows them (--cors)."
+            message = "Pages from other sites can't call this server unless its operator allows them (--cors)."
             return ApiError(403, message, "wrong_origin")
         if scope["method"] not in METHODS:
             message = "This server doesn't support this HTTP method."
@@ -125,7 +125,7 @@ class Guard:
             return
 
     def _bounded(self, receive: Receive) -> Callable[[], Awaitable[Message]]:
-        """Return a `receive` that raises ApiError 413 or 408 if the body is too large or too slow."""
+        """Return a `receive` that raises ApiError 413 if the body is too large, and 408 if it is too slow."""
         size = 0
         complete = False
         until = time.monotonic() + self.settings.body_s
@@ -163,7 +163,7 @@ class Guard:
 
 
 def _url(text: str) -> SplitResult:
-    """Return the parts of a URL, which are empty if it is invalid."""
+    """Return the parts of a URL. All parts are empty if the URL is invalid or has no host."""
     try:
         parts = urlsplit(text)
         return parts if parts.hostname is not None else SplitResult("", "", "", "", "")

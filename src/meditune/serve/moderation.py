@@ -1,8 +1,8 @@
-"""Safety around the model: triage of each request, length limits, and standard replies that replace the model's.
+"""Safety around the model: triage of each request, length limits, and standard replies that replace the model's answer.
 
-The chat API has no sources and no events, so a standard reply is the whole answer. Callers with the scope `raw` can
-send structured requests (a choice among given texts, a JSON schema, or a prompt in the model's own format) and get the
-model's words alone. Such requests from other callers go through triage like any other.
+The chat API returns neither sources nor notices, so a standard reply is the complete answer. Callers with the scope
+`raw` can send structured requests (a choice among given texts, a JSON schema, or a prompt in the model's own format)
+and get the model's output without triage and notes. From other callers, such requests go through triage like any other.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ if TYPE_CHECKING:
     from meditune.assistant.assistant import Assistant
 
 ENDING = f"\n\n{LIMITS_LINE}"
-"""The note at the end of every answer to a person"""
+"""The note at the end of every answer that is meant for a person"""
 OUTCOMES = {"urgent": "escalated", "decline": "declined", "bound": "declined"}
-"""The outcome, in metrics and store, of each action of triage whose text replaces the model's answer to a chat"""
+"""Action of triage that replaces the model's answer to a chat -> outcome in the metrics and the store"""
 BEFORE = 4
-"""Triage reads this many earlier messages, the latest ones"""
+"""The maximum number of earlier messages that triage reads, counted back from the latest"""
 
 
 @dataclass(frozen=True)
 class ChatQuestion:
-    """A user's message, with the lengths of the rest of the conversation."""
+    """A user's message, with the user's earlier messages and the length of the rest of the conversation."""
 
     message: str
     earlier: Sequence[str]
@@ -53,11 +53,11 @@ class ChatQuestion:
 async def triage_request(
     request: Request, service: Service, assistant: Assistant, caller: Caller, question: ChatQuestion
 ) -> Triage:
-    """Wait for a turn in triage's queue and return how to handle the message; count the request.
+    """Count the request, wait for its turn in triage's queue, and return how to handle the message.
 
     Raises ApiError 429 if the rate limit or the quota is exhausted or triage's queue is full, and 400 if a text is too
-    long. Urgent help is given even beyond the rate limit and the quota; if the beginning and end of a message that is
-    too long call for urgent help, the error includes it. Raises ClientDisconnected if the client disconnects.
+    long. Urgent help is given even beyond the rate limit and the quota. If a message is too long, but its beginning and
+    end call for urgent help, the error contains that help. Raises ClientDisconnected if the client disconnects.
     """
     trace: Trace = request.scope[SCOPE_KEY]
     refusal = await service.access.try_charge(request, caller)
@@ -78,7 +78,7 @@ async def triage_request(
 
 
 def is_raw(service: Service, body: ChatBody, caller: Caller) -> bool:
-    """Return whether a chat gets the model's words alone, without triage and the note on limits."""
+    """Return whether a chat gets the model's output alone, without triage and the note on limits."""
     if service.settings.bare_chat or service.assistant is None:
         return True
     is_program = body.guided_choice or body.json_schema or service.prompts.in_format(body.messages[-1].turn().text)
@@ -91,7 +91,7 @@ def ending(body: ChatBody, raw: bool) -> str:
 
 
 def question_in(body: ChatBody) -> ChatQuestion | None:
-    """Return the user's last message in a chat, with its context; None if the chat has no user message."""
+    """Return the user's last message in a chat, with its context; None if the chat contains no user message."""
     turns = [message.turn() for message in body.messages]
     asked = [turn.text for turn in turns if turn.role == "user"]
     if not asked:
@@ -117,7 +117,7 @@ def _refuse_long(length: int, limit: int, whose: str, param: str) -> None:
     if length > limit:
         raise ApiError(
             400,
-            f"{whose} {length:,} characters in total; this server takes at most {limit:,}. Leave some out.",
+            f"{whose} {length:,} characters in total; this server takes at most {limit:,}. Shorten them.",
             "context_too_long",
             "history" if param == "question" else param,
         )

@@ -24,13 +24,13 @@ _HALF_PAIR = re.compile("[\ud800-\udfff]")
 class Body(BaseModel):
     """A request's JSON object.
 
-    An unsupported parameter is an error, unless its value changes nothing. A parameter that is null counts as absent,
-    as OpenAI's clients expect.
+    An unsupported parameter is an error, unless its value has no effect. A parameter that is null counts as absent, as
+    OpenAI's clients expect.
     """
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False, protected_namespaces=())
     asks_nothing: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
-    """Unsupported parameters, with their values that change nothing and are therefore accepted"""
+    """Unsupported parameter -> the values that are accepted because they have no effect"""
 
     @model_validator(mode="before")
     @classmethod
@@ -52,7 +52,7 @@ class ResponseBody(BaseModel):
 
 
 class ErrorDetail(ResponseBody):
-    """An error's message, and the parameter that caused it."""
+    """An error's message, its type and code, and the parameter that caused it."""
 
     message: str
     type: str
@@ -100,7 +100,7 @@ SourceNames = Annotated[list[Name] | None, Field(max_length=20, description="Sea
 
 
 class StreamOptions(Body):
-    """Options of a stream. With `include_usage`, the last chunk has the token counts."""
+    """Options of a stream. With `include_usage`, the last chunk contains the token counts."""
 
     include_usage: bool = False
     asks_nothing: ClassVar[Mapping[str, tuple[Any, ...]]] = {"include_obfuscation": (False, True)}
@@ -113,7 +113,7 @@ class GenerationBody(Body):
     top_p: float = Field(1.0, gt=0, le=1)
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
     stop: list[Short] = Field(
-        [], max_length=4, description="One text, or up to four, at which the answer ends.", json_schema_extra=or_one
+        [], max_length=4, description="A text, or up to four texts, at which the answer ends.", json_schema_extra=or_one
     )
     stream: bool = Field(False, description="Send the answer in pieces, as server-sent events.")
     stream_options: StreamOptions | None = None
@@ -155,7 +155,7 @@ class GenerationBody(Body):
 
 
 class JsonSchema(Body):
-    """A JSON schema that the answer follows."""
+    """A JSON schema that the answer must follow."""
 
     name: str = Field("answer", max_length=64)
     schema_: dict[str, Any] = Field(alias="schema")
@@ -170,7 +170,7 @@ class ResponseFormat(Body):
     json_schema: JsonSchema | None = None
 
     def schema_asked(self) -> dict[str, Any] | None:
-        """Return the JSON schema that the answer must follow; None for text. Raises ValueError if it is missing."""
+        """Return the JSON schema that the answer must follow; None for text. Raises ValueError without a schema."""
         if self.type == "json_schema":
             if self.json_schema is None:
                 raise ValueError("response_format.json_schema is missing; type json_schema requires it")
@@ -194,7 +194,7 @@ class Message(Body):
     asks_nothing: ClassVar[Mapping[str, tuple[Any, ...]]] = {"annotations": ([],), "tool_calls": ([],)}
 
     def turn(self) -> Turn:
-        """Return the message as a turn with its whole text; the role developer becomes system."""
+        """Return the message as a turn, with its text parts joined. The role developer becomes system."""
         text = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
         return Turn(role="system" if self.role == "developer" else self.role, text=text)
 
@@ -254,7 +254,7 @@ class ChatLogprobs(ResponseBody):
 
 
 class ChatMessage(ResponseBody):
-    """The answer's message."""
+    """The assistant's message."""
 
     role: Literal["assistant"] = "assistant"
     content: str
@@ -296,9 +296,9 @@ class CompletionBody(GenerationBody):
         | Annotated[list[Text], Field(min_length=1, max_length=MAX_PROMPTS)]
         | Annotated[list[Tokens], Field(min_length=1, max_length=MAX_PROMPTS)]
     )
-    max_tokens: int = Field(16, ge=0, le=100_000, description="Can be 0 only with echo, to score a given text.")
+    max_tokens: int = Field(16, ge=0, le=100_000, description="0 is allowed only with echo, to score a given text.")
     logprobs: int | None = Field(
-        None, ge=0, le=20, description="How many of the most likely tokens to return per token."
+        None, ge=0, le=20, description="The number of most likely tokens to return at each position."
     )
     echo: bool = Field(False, description="Also return the prompt, with its log-probabilities if requested.")
 
@@ -307,7 +307,7 @@ class CompletionBody(GenerationBody):
         if self.stream and self.echo:
             raise ValueError("echo can't be combined with stream: true; leave one of them out")
         if self.max_tokens == 0 and not self.echo:
-            raise ValueError("max_tokens can be 0 only with echo: true, since it writes nothing")
+            raise ValueError("max_tokens can be 0 only with echo: true, since nothing is generated")
         return self
 
     def prompts(self) -> list[str | list[int]]:
@@ -431,7 +431,7 @@ class AskBody(Body):
     sources: SourceNames = None
     history: list[Past] = Field([], max_length=20, description="The conversation so far, oldest first.")
     max_new_tokens: int | None = Field(None, ge=1, le=4096)
-    stream: bool = Field(False, description="Server-sent events: sources, text, sentence, notice, answer.")
+    stream: bool = Field(False, description="Send server-sent events: sources, text, sentence, notice, answer.")
 
 
 class Asked(ResponseBody):
@@ -456,8 +456,8 @@ class Found(ResponseBody):
 
     query: str
     outcome: Literal["found", "escalated", "declined"]
-    """Escalated and declined searches have no passages"""
-    notice: str = Field("", description="Urgent help or a refusal instead of passages, or a limit to show with them.")
+    """An escalated or declined search returns no passages"""
+    notice: str = Field("", description="Urgent help or a refusal instead of passages, or a limit shown with them.")
     passages: list[Source] = []
     remarks: list[str] = []
     limits: str = LIMITS_LINE
@@ -511,7 +511,7 @@ _WHY = {
 
 
 def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """Return the error responses for these statuses and for those that any route can return."""
+    """Return the error responses for these statuses and for the statuses that every route can return."""
     every = sorted({*statuses, 400, 401, 403, 408, 413, 421, 429, 500})
     return {status: {"model": Error, "description": _WHY[status]} for status in every}
 

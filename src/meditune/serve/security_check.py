@@ -45,7 +45,7 @@ def findings(
 ) -> list[Finding]:
     """Return all findings about a configuration, the unsafe ones first.
 
-    `classifier_error` is the reason why triage's classifier can't be loaded; empty if it can.
+    `classifier_error` is the reason why triage's classifier can't be loaded; empty if the classifier works.
     """
     every = [
         *_network_findings(settings, config, keys),
@@ -72,7 +72,7 @@ def _network_findings(settings: Settings, config: ListenConfig, keys: Sequence[K
             "Keys are required, but none is usable, so nobody can get in. Create one: meditune keys create NAME"
         )
     else:
-        yield good(f"Every request requires a key; {len(usable)} usable.")
+        yield good(f"Every request requires a key. Usable keys: {len(usable)}.")
     if config.certificate:
         yield good("Requests are encrypted with TLS.")
     elif config.proxies:
@@ -81,36 +81,34 @@ def _network_findings(settings: Settings, config: ListenConfig, keys: Sequence[K
         )
     elif not config.local:
         yield unsafe(
-            "Questions and keys are sent unencrypted. Give --certificate and --private-key, or put a TLS proxy in "
-            "front and give its address with --proxy."
+            "Questions and keys are sent unencrypted. Set --certificate and --private-key, or put a TLS proxy in "
+            "front of the server and set --proxy to the proxy's address."
         )
     if "*" in settings.origins:
         yield unsafe("Pages of any site can call the server. List the allowed sites with --cors.")
     elif settings.origins:
         yield note(f"Pages of {', '.join(settings.origins)} can call the server.")
     if config.proxies.strip() == "*":
-        yield unsafe("Anyone can pose as a proxy and fake their address. Give the proxy's own address with --proxy.")
+        yield unsafe("Anyone can pose as a proxy and fake an address. Set --proxy to the proxy's own address.")
 
 
 def _limits(settings: Settings, config: ListenConfig) -> Iterator[Finding]:
     if settings.per_minute:
-        yield good(f"A caller can send {settings.per_minute} requests a minute, unless its key sets another limit.")
+        yield good(f"A caller can send {settings.per_minute} requests a minute, unless the key sets another limit.")
     else:
         finding = note if config.local and not config.proxies else unsafe
         yield finding("Callers can send requests without a rate limit. Set --per-minute.")
     if not settings.daily_tokens:
         yield note(
-            "Callers have no daily quota. Set one for all with --daily-tokens, or for one key with `meditune keys "
-            "create`."
+            "Callers have no daily quota. Set a quota for all callers with --daily-tokens, or for one key with "
+            "`meditune keys create`."
         )
     if settings.queue_size > 20 * settings.concurrency:
-        yield note(
-            f"{settings.queue_size} requests can wait for {settings.concurrency} places, so the last ones wait long."
-        )
+        yield note(f"{settings.queue_size} requests can wait for {settings.concurrency} places, so the last wait long.")
 
 
 def classifier_error() -> str:
-    """Load triage's classifier, and return why that failed; empty if it worked."""
+    """Load triage's classifier, and return why loading failed; empty if it succeeded."""
     try:
         triage.load()
     except ModelError as error:
@@ -120,9 +118,9 @@ def classifier_error() -> str:
 
 def _triage(error: str) -> Iterator[Finding]:
     if error:
-        yield unsafe(f"Triage has only its rules, which miss most emergencies and harmful requests: {error}")
+        yield unsafe(f"Triage has no classifier, and rules alone miss most emergencies and harmful requests: {error}")
     else:
-        yield good("Triage has its rules and its classifier.")
+        yield good("Triage uses its rules and its classifier.")
 
 
 def _text(settings: Settings) -> Iterator[Finding]:
@@ -137,7 +135,7 @@ def _text(settings: Settings) -> Iterator[Finding]:
         )
     if settings.keep_text:
         yield note(
-            "Questions and answers are stored, masked (--keep-text). Tell the users, and delete their data on request."
+            "Questions and answers are stored, with masking (--keep-text). Tell users, and delete data on request."
         )
     if not settings.keep_days:
         yield unsafe("Stored answers and feedback are never deleted. Set --keep-days.")
@@ -164,11 +162,11 @@ def _database(url: str) -> Iterator[Finding]:
     elif mode in {"verify-full", "verify-ca"}:
         yield good("The connection to the store uses TLS.")
     else:
-        yield unsafe("The connection to the store's database may not use TLS. Add ?sslmode=verify-full to its URL.")
+        yield unsafe("The connection to the store's database might not use TLS. Add ?sslmode=verify-full to its URL.")
     if parts.password and any(parts.password in word for word in sys.argv):
         yield unsafe(
-            "The database's password is on the command line, where other users of this machine can see it. Give the "
-            "URL as MEDITUNE_STORE, or the password as PGPASSWORD or in ~/.pgpass."
+            "The database's password is on the command line, where other users of this machine can see it. Pass "
+            "the URL in MEDITUNE_STORE, or the password in PGPASSWORD or ~/.pgpass."
         )
 
 

@@ -51,7 +51,7 @@ class Served:
 
     @property
     def fingerprint(self) -> str:
-        """Return the versions of model and index as OpenAI's system_fingerprint."""
+        """Return OpenAI's `system_fingerprint`, which contains the versions of the model and the index."""
         return f"fp_{self.version[:12]}" + (f"_{self.index[:12]}" if self.index else "")
 
 
@@ -111,7 +111,7 @@ class Service:
         self.metrics.model.labels(served.name, served.version, self.engine.name, served.index).set(is_served)
 
     def close(self) -> None:
-        """Free the model, or every version of it that is loaded."""
+        """Free the model, or every loaded version of it."""
         if self.releases is not None:
             self.releases.close()
         else:
@@ -122,14 +122,14 @@ class Service:
         return [self.served.name, *([self.embedding] if self.embeds else [])]
 
     def require_model(self, name: str, embedding: bool = False) -> None:
-        """Raise ApiError 404 if a request names a model that isn't served for its purpose."""
+        """Raise ApiError 404 if a request names a model that isn't served for generation (or embedding)."""
         right = self.embedding if embedding else self.served.name
         if name != right:
             hint = f"Did you mean {right}?" if get_close_matches(name, [right], 1) else f"This server has {right}."
             raise ApiError(404, f"There is no model {name[:100]!r} here. {hint}", "model_not_found", "model")
 
     async def prune(self) -> int:
-        """Delete answers older than `keep_days`, and return their number.
+        """Delete answers older than `keep_days`, and return the number deleted.
 
         After the clock has jumped, nothing is deleted for a day: the clock is or was wrong, so ages may be wrong, too.
         """
@@ -150,18 +150,18 @@ class Service:
 
 EVERY_S = 30.0
 HEARTBEAT_RETENTION_S = 7 * 86_400.0
-"""The age at which a lost server's heartbeat is deleted"""
+"""The age at which the heartbeat of a lost server is deleted, in seconds"""
 
 
 async def send_heartbeats(service: Service) -> None:
-    """Write the server's heartbeat periodically. When cancelled, delete it, since the server has shut down normally."""
+    """Write the server's heartbeat periodically. On cancellation, which is a normal shutdown, delete the heartbeat."""
     if service.answers is None:
         return
     notes, name = Notes(service.answers.base), f"server/{socket.gethostname()}:{os.getpid()}:{id(service):x}"
     in_trouble = cleared = False
 
     def clear() -> None:
-        # A killed server at the same address left its heartbeat.
+        # A server that was killed at the same address has left its heartbeat.
         for note in notes.all("server"):
             same_place = service.address and note.facts.get("address") == service.address
             if same_place or time.time() - note.time > HEARTBEAT_RETENTION_S:
@@ -177,7 +177,7 @@ async def send_heartbeats(service: Service) -> None:
                 in_trouble = False
             except MedituneError as error:
                 if not in_trouble:
-                    LOGGER.error("The store can't be written", extra={"why": str(error)})
+                    LOGGER.error("The heartbeat can't be written to the store", extra={"why": str(error)})
                 in_trouble = True
             await asyncio.sleep(EVERY_S)
     finally:

@@ -15,22 +15,22 @@ class Settings:
     body_bytes: int = 1 << 20
     header_bytes: int = 32 << 10
     header_s: float = 15.0
-    """Time for a connection to send a complete request head; the server then closes the connection"""
+    """The maximum time until a request head is complete; then the server closes the connection"""
     body_s: float = 30.0
-    """Time for the complete body to arrive"""
+    """The maximum time until the body is complete"""
     send_s: float = 30.0
-    """Time for a client to read what was sent; the server then drops the client"""
+    """The maximum time until a client reads what was sent; then the server drops the client"""
     answer_s: float = 120.0
     """The maximum duration of an answer, not counting the wait in the queue"""
     restarts: int = 6
-    """The maximum number of restarts of a dead engine in a row; then the process ends"""
+    """The maximum number of successive restarts of a dead engine; then the process ends"""
     idle_s: float = 20.0
-    """Time until a connection without a request is closed"""
+    """The time after which a connection without a request is closed"""
     connections: int = 512
     concurrency: int = 16
     """Requests that the engine processes at the same time"""
     queue_size: int = 64
-    """Requests that may wait for the engine; more are refused with 429"""
+    """Requests that may wait for the engine; further requests are refused with 429"""
     wait_s: float = 30.0
     """The longest time that a request may wait for the engine"""
     message_characters: int = MAX_CHARACTERS + LAST_CHARACTERS
@@ -42,7 +42,7 @@ class Settings:
     triage_threads: int = 2
     """Messages that triage judges at the same time; long messages never occupy the last of these threads"""
     triage_waiting: int = 256
-    """Messages that may wait for triage; more are refused with 429"""
+    """Messages that may wait for triage; further messages are refused with 429"""
     triage_wait_s: float = 10.0
     """The longest time that a message may wait for triage"""
     new_tokens: int = 256
@@ -57,22 +57,22 @@ class Settings:
     origins: tuple[str, ...] = ()
     """Other sites whose pages may call this server (CORS)"""
     hosts: tuple[str, ...] = ()
-    """Host names that requests may use; empty: any"""
+    """Host names that requests may use; empty: any name"""
     keys_needed: bool = False
     anonymous_access: bool = False
-    """Serve anonymous callers from other machines; they can ask questions, but not see metrics and status"""
+    """Serve anonymous callers from other machines; they can ask questions, but can't see metrics and status"""
     bare_chat: bool = False
-    """Return the model's words alone in chats, without triage and the note on limits"""
+    """Return the model's output alone in chats, without triage and the note on limits"""
     log_text: bool = False
-    """Log questions, masked"""
+    """Log questions, with masked identifiers"""
     keep_text: bool = False
-    """Store questions and answers, masked"""
+    """Store questions and answers, with masked identifiers"""
     keep_days: float = 30.0
     """Delete answers and feedback after this many days; 0: never"""
     prices: tuple[float, float] = (0.0, 0.0)
-    """The price of a million tokens, read and generated, for the metrics"""
+    """The price of a million prompt tokens, and of a million generated tokens, for the metrics"""
     hourly: float = 0.0
-    """The machine's price per hour"""
+    """The machine's price per hour, for the metrics"""
     follow_s: float = 10.0
     """The interval between checks of the registry for another version"""
     grace_s: float | None = None
@@ -89,14 +89,14 @@ class Settings:
             "permissions-policy": "camera=(), geolocation=(), microphone=()",
         }
     )
-    """Sent with every response"""
+    """HTTP headers that are sent with every response"""
 
     def __post_init__(self) -> None:
         most = MAX_CHARACTERS + LAST_CHARACTERS
         if not 1 <= self.message_characters <= most:
             raise DataError(
-                f"message_characters is {self.message_characters:,}, but must be between 1 and {most:,}: triage reads "
-                "no more characters of a message."
+                f"message_characters is {self.message_characters:,}, but must be between 1 and {most:,}, the "
+                "number of characters of a message that triage reads."
             )
 
     @property
@@ -106,5 +106,5 @@ class Settings:
 
     @property
     def stalled_s(self) -> float:
-        """Return the number of seconds after which an engine that has work but delivers nothing counts as stuck."""
+        """Return the number of seconds without output after which an engine that has work counts as stuck."""
         return max(300.0, 3 * self.answer_s)

@@ -50,14 +50,14 @@ class ServerOptions:
     url: str | None = None
     """The address of the server that runs the model, if the engine is a server"""
     judge: str | None = None
-    """The run folder of a judge, which checks the sentences of the assistant's answers"""
+    """The run folder of a judge, which checks each sentence of the assistant's answers"""
 
 
 def safe(settings: Settings, place: ListenConfig, keys: Keys, allow_anonymous: bool) -> Settings:
     """Return the settings, with access restricted as the address requires.
 
-    Keys are required if there are any, or if other machines can reach the server. In the latter case nobody gets in
-    until there is a key, unless the server is `allow_anonymous`.
+    Keys are required if the store contains any. Keys are also required if other machines can reach the server, unless
+    `allow_anonymous` is true. A server that requires keys but has none lets nobody in.
     """
     beyond = not place.local or bool(place.proxies)
     needed = settings.keys_needed or keys.any() or (beyond and not allow_anonymous)
@@ -67,7 +67,7 @@ def safe(settings: Settings, place: ListenConfig, keys: Keys, allow_anonymous: b
 
 
 def lockout(settings: Settings, keys: Keys) -> str:
-    """Return what to do if nobody can get in yet; empty if someone can."""
+    """Return instructions if nobody can get in yet; empty if somebody can."""
     if not settings.keys_needed or any(key.state == "usable" for key in keys.all()):
         return ""
     return f"Nobody can get in yet: {keys.base.place} has no usable key. Create one: meditune keys create NAME"
@@ -76,7 +76,7 @@ def lockout(settings: Settings, keys: Keys) -> str:
 def open_service(options: ServerOptions, settings: Settings, store: StoreLocation) -> Service:
     """Load everything and return the service. Raises DataError or ModelError if something is unavailable."""
     if options.judge and not options.index:
-        raise DataError("--judge checks answers against the passages of an index; name the index with --index.")
+        raise DataError("--judge checks answers against the passages of an index, so it needs --index.")
     base, metrics = open_store(store), Metrics()
     place = Path(options.model).expanduser()
 
@@ -87,7 +87,7 @@ def open_service(options: ServerOptions, settings: Settings, store: StoreLocatio
 
     @cache
     def judge() -> Judge | None:
-        """Open the judge once, after the index, because it loads torch."""
+        """Open the judge once, after the index, because the judge loads torch."""
         from meditune.engines.evidence_judge import load_judge
 
         return load_judge(options.judge) if options.judge else None
@@ -132,7 +132,7 @@ def _parts(
     metrics: Metrics,
     judge: Callable[[], Judge | None],
 ) -> VersionParts:
-    """Open the model with its engine and assistant. `changed` checks whether the model's files have changed."""
+    """Open the model with its engine and assistant. `changed` returns whether the model's files have changed."""
     place = Path(options.model).expanduser()
     form = _format(place)
     # Only a model that was tuned to decide in this format scores decisions (assistant/assistant.py).
@@ -142,14 +142,14 @@ def _parts(
     def opened() -> Engine:
         nonlocal begun
         if begun and changed():
-            raise ModelError(f"{place} is missing, or its model has changed since the server started. Restart it.")
+            raise ModelError(f"{place} is missing or has changed since the server started. Restart the server.")
         if not begun and options.engine == "auto":
             measure_exports(place, settings.concurrency)
         begun = True
         places, url = settings.concurrency, options.url
         return open_engine(options.model, options.engine, places, url, in_subprocess=True, scores=scores)
 
-    # A model on another server returns with that server, so ending this process wouldn't help.
+    # A model on another server is available again when that server is, so ending this process wouldn't help.
     restarts = None if options.url else settings.restarts
     engine = SupervisedEngine(opened, restarts, settings.stalled_s, metrics.engine_restarts.inc)
     prompts = ChatPrompts(engine.tokenizer, form, engine.context_tokens)
@@ -168,7 +168,7 @@ def _parts(
 
 
 def _format(place: Path) -> PromptFormat | None:
-    """Return the prompt format that the model in a folder, or next to a file, was tuned with."""
+    """Return the prompt format that a model (a folder or file) was tuned with; None if it wasn't tuned."""
     for folder in (place / "model", place, place.parent if place.is_file() else place):
         if folder.is_dir() and (found := load_format(folder)):
             return found
@@ -176,7 +176,7 @@ def _format(place: Path) -> PromptFormat | None:
 
 
 def _name(place: Path, model: str) -> str:
-    """Return the folder's name; for a run's model or export, the name of the run's folder."""
+    """Return the name of the model's folder; for a run's model or export, the name of the run's folder."""
     if not place.exists():
         return model
     folder = place.resolve()

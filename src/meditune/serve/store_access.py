@@ -1,6 +1,6 @@
-"""Writing to the store: its threads, storing answers, and the check of the clock before old answers are deleted.
+"""Writing to the store: the threads for it, storing answers, and checking the clock before old answers are deleted.
 
-Writes have their own threads, since all of them wait while the store is locked. Reads, and everything that an emergency
+Writes have their own threads, since all writes wait while the store is locked. Reads, and everything that an emergency
 needs, use the event loop's threads and don't wait.
 """
 
@@ -32,17 +32,17 @@ async def run_in_store_thread(call: Callable[Given, Result], *args: Given.args, 
 
 
 URGENT_S, METRICS_S = 1.0, 5.0
-"""The longest time that urgent help, and an answer whose text isn't stored, wait for the store"""
+"""The maximum wait for the store, in seconds: of urgent help, and of an answer whose text isn't stored"""
 
 
 async def log_answer(
     service: Service, caller: Caller, id: str, route: str, texts: tuple[str, str], outcome: str, facts: dict[str, Any]
 ) -> None:
-    """Store an answer's metrics, and its question and answer (`texts`) if the settings say so.
+    """Store an answer's metrics and, if `keep_text` is set, the question and the answer (`texts`).
 
-    The row is on disk when this returns. Raises MedituneError if a text can't be stored. Urgent help, and answers whose
-    texts aren't stored, are sent even if the store fails: the log then says that the answer wasn't stored in time, and
-    the write continues in the background.
+    Normally, the row is on disk when this returns. Raises MedituneError if a text can't be stored. Urgent help, and
+    answers whose texts aren't stored, are sent even if the store fails or is slow. The log then reports that the answer
+    wasn't stored in time; a slow write continues in the background.
     """
     service.metrics.outcomes.labels(outcome).inc()
     if service.answers is None:
@@ -66,13 +66,13 @@ JUMP_S = 3600.0
 MAX_INACTIVITY_S = 7 * 86_400.0
 """If a store's last activity is older than this, the clock may be wrong (or nobody used the store)"""
 STABLE_CLOCK_S = 86_400.0
-"""How long the clock must run without a jump before it is trusted; by then, a wrong clock is probably corrected"""
+"""How long the clock must run without jumps to be trusted; a wrong clock has probably been corrected by then"""
 # This clock also runs while the machine sleeps, so waking up isn't a jump.
 _SINCE_START = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
 
 class Clock:
-    """The wall clock, compared with one that can't be set: a clock that jumped ahead would make everything look old."""
+    """The wall clock, compared with a clock that can't be set. A jump ahead would make all answers look old."""
 
     def __init__(self, last_sign: float = 0.0) -> None:
         """Start watching. `last_sign` is the store's latest timestamp, in seconds since 1970; 0 if it has none."""

@@ -1,7 +1,7 @@
 """Streaming: an engine's output in the event loop, server-sent events, and responses that end when the client leaves.
 
-`wait_for_turn` and `generate_chunks` run a generation from its place in the queue to its last chunk, count its tokens
-and measure its times.
+`wait_for_turn` and `generate_chunks` take a generation from the queue to its last chunk, count its tokens and measure
+its timings.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ HEARTBEAT_S = 15.0
 
 
 async def cancel_on_disconnect(receive: Receive, work: Awaitable[Result]) -> Result:
-    """Return the result of `work`. If the client disconnects, `work` is cancelled and ClientDisconnected raised."""
+    """Return the result of `work`. If the client disconnects first, cancel `work` and raise ClientDisconnected."""
 
     async def disconnected() -> None:
         while (await receive())["type"] != "http.disconnect":
@@ -59,8 +59,8 @@ def event(data: Any, kind: str | None = None) -> bytes:
 class EventStream(Response):
     """A response that streams the server-sent events of a generator.
 
-    The headers are sent with the first event, so an error before it still has its own status. A later error becomes an
-    event. When the client disconnects, the generator is closed at once.
+    The headers are sent with the first event, so an error before the first event still has its own status. A later
+    error is sent as an event. When the client disconnects, the generator is closed at once.
     """
 
     media_type = "text/event-stream"
@@ -88,7 +88,7 @@ class EventStream(Response):
         queue: asyncio.Queue[bytes | None] = asyncio.Queue()
 
         async def collect() -> None:
-            # The generator runs in this one task, so timeouts reach it.
+            # The generator runs in a single task, so that its timeouts cancel the right task.
             async with aclosing(self._make()) as events:
                 async for data in events:
                     queue.put_nowait(data)
@@ -139,9 +139,9 @@ class GeneratedText:
 async def wait_for_turn(
     service: Service, caller: Caller, trace: Trace, needs_engine: bool = True
 ) -> AsyncIterator[GeneratedText]:
-    """Wait for a place in the engine, hold it for the block, and count the tokens that the block adds to the result.
+    """Wait for a place in the engine, hold it during the block, and count the tokens that the block adds to the text.
 
-    Raises ApiError 429 if no place becomes free in time, EngineUnavailableError if there is no engine, and TimeoutError
+    Raises ApiError 429 if no place becomes free in time, EngineUnavailableError if the engine is dead, and TimeoutError
     if the block takes longer than `answer_s`.
     """
     written, entered = GeneratedText(), False
@@ -189,7 +189,7 @@ def _refuse_without_engine(service: Service) -> None:
 async def generate_chunks(
     service: Service, request: GenerationRequest, into: GeneratedText, trace: Trace
 ) -> AsyncGenerator[GenerationChunk, None]:
-    """Yield the chunks of a generation and add them to `into`. The generation is cancelled if the reader stops.
+    """Yield the chunks of a generation and add them to `into`. If the caller stops reading, cancel the generation.
 
     Raises the engine's error, and ApiError 503 if the engine aborted the generation.
     """
@@ -197,7 +197,7 @@ async def generate_chunks(
     chunks: asyncio.Queue[GenerationChunk] = asyncio.Queue()
 
     def deliver(chunk: GenerationChunk) -> None:
-        # The loop may have ended while the engine still finishes a step.
+        # The event loop may have ended while the engine is still finishing a step.
         with suppress(RuntimeError):
             loop.call_soon_threadsafe(chunks.put_nowait, chunk)
 
@@ -234,7 +234,7 @@ async def generate_chunks(
 async def generate_whole(
     service: Service, request: GenerationRequest, into: GeneratedText, trace: Trace
 ) -> GeneratedText:
-    """Return the output of this request alone. Its tokens are also added to `into`."""
+    """Return the complete output of this request. Its token counts are also added to `into`."""
     alone = GeneratedText()
     try:
         async with aclosing(generate_chunks(service, request, alone, trace)) as chunks:

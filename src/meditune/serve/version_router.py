@@ -1,7 +1,7 @@
 """Serving a registry: the current version, a canary, and switches without downtime.
 
 Each loaded version has its own view of the service: its own model, with the shared queue, store and limits. A request
-keeps its view to the end; a retired version is closed when its last request has ended.
+keeps its view until it ends. A retired version is closed when the last request that uses it has ended.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ if TYPE_CHECKING:
     from meditune.assistant.assistant import Assistant
 
 MAX_JUDGED_ANSWERS = 1000
-"""The number of requests after a promotion in which a version is compared with its predecessor"""
+"""The number of requests after a promotion during which a version is compared with its predecessor"""
 RETRY_INTERVALS = 12
-"""The number of registry checks to skip before loading a version is retried after a failure"""
+"""After a version fails to load, the number of registry checks until loading is retried"""
 
 
 ERRORS = (MedituneError, OSError, RuntimeError, ValueError)
-"""Errors that damaged files of a version or registry raise; they must not stop the thread that follows the registry"""
-NOT_FOLLOWED = "The registry can't be followed, so the served versions stay: {}"
+"""Errors that are raised for damaged files; they must not stop the thread that follows the registry"""
+NOT_FOLLOWED = "The registry can't be followed, so the served versions don't change. Reason: {}"
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class VersionRouter:
         follow_s: float,
         report: Callable[[str], None] = LOGGER.error,
     ) -> None:
-        """Load the registry's current version, `make` the service with it, and follow the registry from now on.
+        """Load the registry's current version, `make` the service from it, and follow the registry from then on.
 
         `report` is called with a message about each version that can't be served or was rolled back. Raises DataError
         if no version can be served.
@@ -96,7 +96,7 @@ class VersionRouter:
         """Versions that failed on this server; the registry may not record this, as it can be read-only"""
         self._seen: Any = None
         self._failed: tuple[Any, float] = (None, 0.0)
-        """The state that couldn't be served, and the time from which it is tried again"""
+        """The state of the registry that couldn't be served, and the time from which serving it is tried again"""
         self._wake, self._ended = threading.Event(), False
         found = registry.servable(report)
         self.service = make(load(found))
@@ -199,7 +199,7 @@ class VersionRouter:
                 self._trial = None
             elif self._trial:
                 self._trial[0].counts, self._trial[0].baseline = Counts(), Counts()
-            # Requests without a version, such as those for model names and /docs, get this one.
+            # Requests that aren't routed to a version, such as for model names and /docs, get this version.
             _set_parts(self.service, live.service)
         LOGGER.info("another version is served", extra={"version": version.id, "before": was.id})
         self._retire(was)
@@ -228,7 +228,7 @@ class VersionRouter:
         return LiveVersion(version.id, view)
 
     def _install(self, live: LiveVersion) -> None:
-        """Give a version the index's content if that changed while the version loaded. The lock must be held."""
+        """Record the index's content if it changed while this version was loading. The caller must hold the lock."""
         content = self.service.served.index
         if live.service.served.index != content:
             live.service.switch_index(content)
@@ -270,7 +270,7 @@ class VersionRouter:
 
 
 def _is_routed_to_trial(conversation: str, trial: Trial) -> bool:
-    """Return whether a conversation is in a trial's share; the result is the same for the whole trial."""
+    """Return whether a trial's version answers a conversation. This doesn't change during the trial."""
     digest = hashlib.sha256(f"{trial.version}\n{conversation}".encode()).digest()
     return int.from_bytes(digest[:8], "big") / 2**64 < trial.percent / 100
 
@@ -313,7 +313,7 @@ def fingerprint(place: Path) -> str:
 
 
 def route_request(request: Request, caller: Caller, first: str) -> Service:
-    """Return the service with the version for a conversation, which stays open until the request has ended.
+    """Return the service of the version for this conversation. The version stays open until the request has ended.
 
     A conversation is identified by its caller and first question.
     """
@@ -326,7 +326,7 @@ def route_request(request: Request, caller: Caller, first: str) -> Service:
     trace.facts["version"] = live.service.served.version
 
     def ended(status: int) -> None:
-        # Errors of requests, and of the store, say nothing about the version.
+        # Invalid requests and failures of the store say nothing about the version.
         counts = not trace.store_failed and (status >= 500 or 200 <= status < 300)
         releases.release(live, status >= 500 if counts else None)
 

@@ -2,13 +2,13 @@ import { Outbox, Refused, request } from "/saving.js";
 
 const $ = (id) => document.getElementById(id);
 const SCREENS = ["sign-in", "rating", "end"];
-const IDLE_S = 300; // a longer time on one rating counts as a pause
+const IDLE_S = 300; // more time than this on one rating counts as a pause
 const STATUS = { saving: "Saving…", saved: "Saved", waiting: "Not saved yet: the server can't be reached. Retrying…" };
 
 let set, rater, outbox, work, item;
-let at = 0; // place in the work
-let line = 0; // active axis of the item
-let moving = false; // an answer is being fetched
+let at = 0; // index of the item in `work`
+let line = 0; // index of the item's active axis
+let moving = false; // true while an answer is being fetched
 let since = performance.now();
 const undoable = [];
 
@@ -39,7 +39,7 @@ async function asked(...what) {
     return answer;
   } catch (error) {
     if (error instanceof Refused && error.status === 403) leave();
-    trouble(error instanceof Refused ? error.message : "The server can't be reached. Your ratings are kept in this browser; try again in a moment.");
+    trouble(error instanceof Refused ? error.message : "The server can't be reached. Your ratings are stored in this browser; try again in a moment.");
     throw error;
   }
 }
@@ -262,7 +262,7 @@ function seconds() {
 }
 
 function choose(axis, option) {
-  if (moving) return; // the key was meant for the answer being loaded
+  if (moving) return; // the key press was meant for the answer that is being loaded
   const before = rated(axis.name) ? item.ratings[axis.name] : undefined;
   undoable.push({ id: item.id, axis, before });
   put(axis, option);

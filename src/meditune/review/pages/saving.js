@@ -29,7 +29,7 @@ export async function request(method, path, body, rater) {
 const passing = (error) => !(error instanceof Refused) || error.status >= 500 || error.status === 429;
 
 export class Outbox {
-  // Sends changes in order, one at a time; a newer change to the same path replaces one that is waiting.
+  // Sends changes in order, one at a time. A newer change to a path replaces a waiting change to the same path.
   constructor(name, rater, told) {
     this.name = name;
     this.rater = rater;

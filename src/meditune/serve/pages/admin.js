@@ -15,7 +15,7 @@ async function refresh() {
   try {
     response = await fetch(`/v1/admin/status?hours=${hours}`, { headers: key ? { authorization: `Bearer ${key}` } : {} });
   } catch {
-    return trouble("The server can't be reached. This page shows the last metrics that it sent.");
+    return trouble("The server can't be reached. This page shows the last metrics received from it.");
   }
   const data = await response.json().catch(() => ({}));
   if (mine !== asked) return;
@@ -47,7 +47,7 @@ function alerts(data) {
     ...(each.unsent ?? []).map((said) => note("An alert couldn't be sent", said)),
     ...(each.alerts ?? []).map(alert),
   ]);
-  const lost = data.servers.filter((each) => !each.alive).map((each) => note("A server disappeared", `${each.address || each.name} stopped without shutting down. Its last heartbeat came at ${clock(each.time)}.`));
+  const lost = data.servers.filter((each) => !each.alive).map((each) => note("A server disappeared", `${each.address || each.name} stopped without a normal shutdown. Its last heartbeat was at ${clock(each.time)}.`));
   const failed = data.updates.flatMap((each) => (each.failures ?? []).map((said) => note("An update failed", said)));
   const every = [...found, ...lost, ...failed];
   return section("alerts", every.length ? plural(every.length, "alert") : "No alerts", ...every);
@@ -69,7 +69,7 @@ function alert(each) {
   );
 }
 
-// Every alert has the same groups of new questions, so the page shows them once.
+// Every alert contains the same groups of new questions, so the page shows the groups only once.
 function fresh(each) {
   const groups = (each.alerts ?? []).find((alert) => alert.evidence?.groups?.length)?.evidence.groups ?? [];
   if (!groups.length) return [];

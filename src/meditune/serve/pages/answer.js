@@ -94,7 +94,7 @@ export class Turn {
   }
 }
 
-// Returns a sentence without its last word, and that word, which must stay on one line with the citation.
+// Returns a sentence without its last word, and the last word, which must stay on the same line as the citation.
 function cut(text) {
   const place = text.lastIndexOf(" ") + 1;
   return text.length - place > 24 ? [text, ""] : [text.slice(0, place), text.slice(place)];

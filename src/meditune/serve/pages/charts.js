@@ -12,7 +12,7 @@ export function svg(name, attributes = {}, ...children) {
   return made;
 }
 
-// Stacked bars (`stacked`) or lines, one series for each `{ name, values }`. Unknown values are left out.
+// Returns a chart of stacked bars (`stacked`) or lines, with one series for each `{ name, values }`. Unknown values are left out.
 export function chart(title, series, times, { stacked = false, shown = plain, unit = "" } = {}) {
   const sums = times.map((_, place) => series.reduce((sum, each) => sum + (each.values[place] ?? 0), 0));
   const most = Math.max(...(stacked ? sums : series.flatMap((each) => each.values.map((value) => value ?? 0))), 0);

@@ -34,7 +34,7 @@ async function put(question) {
   const controller = new AbortController();
   running = controller;
   busy(true);
-  // A server that tries a new version identifies conversations by their first question, so that question is always sent.
+  // A server that tries a new version recognizes a conversation by its first question, so the first question is always sent.
   const answered = conversation.turns.filter((each) => each.text);
   const before = [...answered.slice(0, 1), ...answered.slice(1).slice(1 - MOST_BEFORE)];
   const past = before.map((each) => ({ question: each.question.slice(0, MOST_CHARACTERS), answer: each.text.slice(0, 2000) }));
@@ -123,7 +123,7 @@ function listed() {
       };
       const remove = () => {
         history.forget(each.id);
-        // Otherwise the next question would store the whole conversation again.
+        // If it stayed open, the next question would store the whole conversation again.
         if (each.id === conversation.id) begin();
         listed();
         $("history-title").focus();

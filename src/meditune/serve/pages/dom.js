@@ -38,7 +38,7 @@ export function hidden(text) {
 
 export const $ = (id) => document.getElementById(id);
 
-// Opens a dialog. Its button, Escape or a click outside closes it, and the browser returns the focus to where it was.
+// Opens a dialog. Its close button, Escape or a click outside closes it; the browser then restores the focus.
 export function open(dialog) {
   dialog.showModal();
   dialog.scrollTop = 0;
@@ -50,7 +50,7 @@ export function closable(dialog) {
   dialog.addEventListener("click", (event) => event.target === dialog && dialog.close());
 }
 
-// Returns the address if it is a web address; "" for anything else, such as javascript:.
+// Returns the URL if it is an http or https URL; "" for anything else, such as javascript:.
 export function safe(address) {
   try {
     const url = new URL(address);

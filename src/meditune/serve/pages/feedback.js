@@ -17,7 +17,7 @@ const DECISIONS = [
 ];
 let count = 0;
 
-// `decided`: the answer has a decision (yes, no or maybe), which the user can correct, too.
+// `decided`: the answer contains a decision (yes, no or maybe), which the user can also correct.
 export function thumbs(id, announce, decided = false) {
   const box = el("div", { class: "thumbs", role: "group", "aria-label": "Was this answer good?" });
   const form = el("div", {});

@@ -25,7 +25,7 @@ export function forgetAll() {
   localStorage.removeItem(NAME);
 }
 
-// If the browser has no room (or stores nothing), the oldest conversations are dropped first.
+// Stores the conversations. If the browser has too little room, the oldest conversations are dropped.
 function write(conversations) {
   for (let kept = conversations; ; kept = kept.slice(0, -1)) {
     try {

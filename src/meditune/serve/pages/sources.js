@@ -35,14 +35,14 @@ export function facts(source) {
   return [source.section, named, source.date, source.licence, restricted].filter(Boolean);
 }
 
-// Returns the citation number that opens a source.
+// Returns a citation: a button with the source's number, which opens the source.
 export function mark(citation, source) {
   const press = () => show(source, [citation.quote]);
   const label = `Source ${citation.number}: ${title(source)}`;
   return el("button", { type: "button", class: "cite", "aria-label": label, "aria-haspopup": "dialog", title: title(source), onclick: press }, String(citation.number));
 }
 
-// Returns the sources below an answer, the cited ones first.
+// Returns the list of sources below an answer, with the cited sources first.
 export function list(sources, sentences) {
   const quotes = new Map();
   for (const sentence of sentences.filter((each) => each.shown))

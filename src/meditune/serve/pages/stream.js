@@ -1,4 +1,4 @@
-// Requests to the server. An answer arrives as server-sent events. A key, if one is required, stays in this tab.
+// Requests to the server. Answers arrive as server-sent events. If the server requires a key, this tab stores the key.
 
 const KEY = "meditune.key";
 
@@ -15,7 +15,7 @@ export function remember(key) {
   sessionStorage.setItem(KEY, key);
 }
 
-// Calls `tell(kind, data)` for every event until the answer is complete. Throws Trouble, or AbortError if it was stopped.
+// Calls `tell(kind, data)` for every event until the answer is complete. Throws Trouble, or AbortError if the user stops it.
 export async function ask(body, signal, tell) {
   const response = await send("/v1/ask", { ...body, stream: true }, signal);
   if (!(response.headers.get("content-type") ?? "").startsWith("text/event-stream")) throw broken();

@@ -27,7 +27,7 @@ class Health(ResponseBody):
 
 @router.get("/healthz", responses=errors(503), summary="Check whether the server is alive")
 async def healthz(request: Request) -> Health:
-    """Return 200 while the engine is alive or being restarted, and 503 if it can't be restarted.
+    """Return 200 while the engine is alive or being restarted, and 503 if the engine can't be restarted.
 
     After a 503, start the server again.
     """
@@ -51,7 +51,7 @@ async def readyz(request: Request) -> Health:
 
 
 def _failure(request: Request) -> EngineUnavailableError | None:
-    """Return why the engine can't answer now; None if it can. An engine that isn't supervised can't be restarted."""
+    """Return why the engine can't answer now; None if it can. An unsupervised engine can't be restarted."""
     failure = request.app.state.service.engine.failure()
     if failure is None or isinstance(failure, EngineUnavailableError):
         return failure

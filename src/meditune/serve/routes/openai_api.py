@@ -52,7 +52,7 @@ async def chat(body: schema.ChatBody, request: Request, caller: Annotated[Caller
     if raw or question is None or service.assistant is None:
         await service.access.charge(request, caller)
     else:
-        # Triage comes first: urgent help must come before any other error of a request.
+        # Triage comes first, because urgent help takes precedence over any error in the request.
         found = await moderation.triage_request(request, service, service.assistant, caller, question)
         reply = found if found.action in moderation.OUTCOMES else None
     requests = [] if reply else [await _encoded(service, _chat_request, body)]
@@ -82,7 +82,7 @@ async def complete(
 
 
 async def _encoded(service: Service, make: Callable[[Service, Any], Any], body: schema.GenerationBody) -> Any:
-    """Return the requests for the engine. Long texts take a while to tokenize, so other threads do it."""
+    """Return the requests for the engine. Other threads build them, because tokenizing long texts takes time."""
     return await asyncio.get_running_loop().run_in_executor(service.encoding, make, service, body)
 
 
@@ -104,7 +104,7 @@ def _text_requests(service: Service, body: schema.CompletionBody) -> list[Genera
         if max(prompt) >= vocabulary:
             raise ApiError(
                 400,
-                f"prompt has a token id that is too large: this model's ids are below {vocabulary:,}.",
+                f"prompt contains a token id that is too large: this model's ids are below {vocabulary:,}.",
                 "invalid_value",
                 "prompt",
             )
@@ -138,7 +138,7 @@ def _generation_request(
 
 @dataclass(eq=False)
 class _GenerationResponse:
-    """One request in progress, with the parts of the response that chats and texts share."""
+    """One request in progress, with the parts of the response that chats and completions share."""
 
     id_prefix: ClassVar[str]
     chunk_object: ClassVar[str]
@@ -159,12 +159,12 @@ class _GenerationResponse:
         self._fields = {"created": self.created, "model": served.name, "system_fingerprint": served.fingerprint}
 
     def response(self, choices: Sequence[Any], generated: GeneratedText) -> Response:
-        """Return the whole response."""
+        """Return the complete response."""
         content = self.response_type(id=self.id, choices=list(choices), usage=_usage(generated), **self._fields)
         return Response(content.model_dump_json(), media_type="application/json")
 
     def chunk(self, finish: str | None = None, index: int = 0, logprobs: Any = None, **text: Any) -> bytes:
-        """Return a chunk of a stream; `text` is the field with its text."""
+        """Return a chunk of a stream; `text` is the field that contains the chunk's text."""
         scores = logprobs.model_dump() if logprobs else None
         return self._event([{"index": index, **text, "logprobs": scores, "finish_reason": finish}])
 
@@ -189,7 +189,7 @@ class _ChatCompletion(_GenerationResponse):
     written: GeneratedText = field(default_factory=GeneratedText)
 
     async def respond(self) -> Response:
-        """Return the whole answer as one response."""
+        """Return the complete answer as one response."""
         texts: list[str] = []
         likely: list[TokenLogprob] = []
         async with aclosing(self._answer()) as parts:
@@ -295,10 +295,10 @@ class _TextCompletion(_GenerationResponse):
             prompt = tokenizer.decode(request.prompt, skip_special_tokens=False, clean_up_tokenization_spaces=False)
             text = f"{prompt}{text}"
             if scores is not None:
-                # Evaluation harnesses expect one token after the prompt; if the model ended at once, its end token.
+                # Evaluation harnesses expect a token after the prompt. If the model stops at once, it is the end token.
                 ended = bool(request.max_new_tokens) and not written.ids
                 echoed = await self._echoed(request, ended)
-                # The decoded prompt can be longer or shorter than the texts of its tokens.
+                # The decoded prompt can be longer or shorter than the joined texts of its tokens.
                 offsets = [len(prompt) + place for place in scores.text_offset]
                 scores = schema.CompletionLogprobs(
                     tokens=echoed.tokens + scores.tokens,
@@ -309,7 +309,7 @@ class _TextCompletion(_GenerationResponse):
         return schema.CompletionChoice(index=number, text=text, logprobs=scores, finish_reason=_finish(written.finish))
 
     async def _echoed(self, request: GenerationRequest, has_end_token: bool) -> schema.CompletionLogprobs:
-        """Return the prompt's tokens, and with `has_end_token` the end token; the first token has no score."""
+        """Return the scores of the prompt's tokens and, with `has_end_token`, of the end token; None for the first."""
         engine = self.service.engine
         first, rest = list(request.prompt[:1]), [*request.prompt[1:]]
         rest += [engine.tokenizer.eos_token_id] if has_end_token else []
@@ -336,7 +336,7 @@ class _TextCompletion(_GenerationResponse):
 async def _together(
     calls: Sequence[Callable[[], Awaitable[schema.CompletionChoice]]], concurrency: int
 ) -> list[schema.CompletionChoice]:
-    """Return all results; `concurrency` calls run at the same time. If one fails, cancel the others."""
+    """Return the results of all calls, of which `concurrency` run at a time. If a call fails, cancel the others."""
     places = asyncio.Semaphore(concurrency)
 
     async def placed(work: Callable[[], Awaitable[schema.CompletionChoice]]) -> schema.CompletionChoice:
@@ -365,13 +365,13 @@ MIN_LOGPROB = -9999.0
 
 
 def _text_of(tokenizer: Any, token: int) -> str:
-    """Return a token's text; if that is an incomplete character, its name in the vocabulary, which is unique."""
+    """Return a token's text. For an incomplete character, return the token's unique name in the vocabulary."""
     text: str = tokenizer.decode([token], skip_special_tokens=False, clean_up_tokenization_spaces=False)
     return str(tokenizer.convert_ids_to_tokens(token)) if "�" in text or not text else text
 
 
 def _named(tokenizer: Any, likely: TokenLogprob) -> dict[str, float]:
-    """Return the log-probabilities of the most likely tokens and of the chosen one, by their text."""
+    """Return token text -> log-probability for the most likely tokens and the chosen token."""
     every = dict(likely.others) | {likely.token: likely.logprob}
     found: dict[str, float] = {}
     for token, logprob in sorted(every.items(), key=lambda entry: -entry[1]):
@@ -392,7 +392,7 @@ def _token_fields(tokenizer: Any, token: int, logprob: float) -> dict[str, Any]:
 async def embed(
     body: schema.EmbeddingBody, request: Request, caller: Annotated[Caller, Depends(allowed("embed", charged=True))]
 ) -> Any:
-    """Return a vector of length 1 for each text. Texts with similar meanings have similar vectors."""
+    """Return a unit vector for each text. Texts with similar meanings have similar vectors."""
     service: Service = request.app.state.service
     if service.embeds is None:
         raise ApiError(404, "This server has no embedding model.", "model_not_found", "model")

@@ -22,7 +22,7 @@ router = APIRouter(include_in_schema=False)
 
 @router.get("/")
 def page(request: Request) -> HTMLResponse:
-    """Return the chat page, adapted to whether the server has sources and to its maximum length of a question."""
+    """Return the chat page, adapted to the server: with or without sources, and with its limit on question length."""
     html = (PAGES / "index.html").read_text(encoding="utf-8")
     service: Service = request.app.state.service
     if not service.served.index:
@@ -33,15 +33,15 @@ def page(request: Request) -> HTMLResponse:
 
 @router.get("/admin")
 def admin() -> FileResponse:
-    """Return the operator's page. It contains no metrics; it requests them with the key that the user enters."""
+    """Return the operator's page. The page requests the metrics with the key that the user enters."""
     return FileResponse(PAGES / "admin.html", media_type="text/html")
 
 
 @router.get("/page/{name}")
 def part(name: str) -> FileResponse:
-    """Return a file of the chat page. Raises ApiError 404 for an unknown name."""
+    """Return a script, style sheet or icon of the pages. Raises ApiError 404 for an unknown name."""
     if name not in FILES:
-        raise ApiError(404, "The page has no file of this name.", "not_found")
+        raise ApiError(404, "The pages have no file of this name.", "not_found")
     return FileResponse(PAGES / name, media_type=FILES[name])
 
 
@@ -65,7 +65,7 @@ def style() -> Response:
 
 
 def kind_of(schema: dict[str, Any]) -> str:
-    """Return a property's type in a few words; other schemas by their name."""
+    """Return a property's type in a few words; for a reference to a schema, the schema's name."""
     if "$ref" in schema:
         return str(schema["$ref"]).rpartition("/")[2]
     for several in ("anyOf", "oneOf"):

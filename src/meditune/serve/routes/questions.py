@@ -37,7 +37,7 @@ router = APIRouter(tags=["Assistant"])
 @router.post(
     "/v1/ask",
     response_model=Asked,
-    responses={**streams("The answer, or the events that lead to it."), **errors(404, 504)},
+    responses={**streams("The answer, or all events up to the answer."), **errors(404, 504)},
     summary="Ask a question about health",
 )
 async def ask(body: AskBody, request: Request, caller: Annotated[Caller, Depends(allowed("generate"))]) -> Any:
@@ -78,13 +78,13 @@ class _AnswerRun:
             return [content async for _, content in contents][-1]
 
     async def events(self) -> AsyncGenerator[bytes, None]:
-        """Yield all events of the assistant as they come."""
+        """Yield the assistant's events as server-sent events, as soon as they occur."""
         async with aclosing(self._contents()) as contents:
             async for kind, content in contents:
                 yield event(content, kind)
 
     async def _contents(self) -> AsyncGenerator[tuple[str, dict[str, Any]], None]:
-        """Yield the kind and content of each event. The answer, the last one, is stored before the client gets it."""
+        """Yield the kind and content of each event. The last event, the answer, is stored before it is yielded."""
         service, urgent, needs_engine = self.service, self.found.action == "urgent", self.found.action != "decline"
         # Urgent help needs no engine, so it doesn't wait for one.
         waiting = wait_for_turn(service, self.caller, self.trace, needs_engine)
@@ -101,9 +101,10 @@ class _AnswerRun:
                 yield each.kind, content
 
     async def _from_thread(self, count: GeneratedText, threads: Executor | None) -> AsyncGenerator[Event, None]:
-        """Yield the assistant's events, and put its token counts into `count`.
+        """Yield the assistant's events, and store the answer's token counts in `count`.
 
-        The assistant runs in one of `threads`, by default the event loop's. If the client disconnects, it is cancelled.
+        The assistant runs in one of `threads`, by default the event loop's. If the client disconnects, the generation
+        is cancelled.
         """
         loop = asyncio.get_running_loop()
         events: asyncio.Queue[Event | None] = asyncio.Queue()
@@ -134,7 +135,7 @@ class _AnswerRun:
             worker.result()
         finally:
             disconnected.set()
-            # The place in the engine is free only when the work has really ended.
+            # The place in the engine must stay occupied until the work has really ended.
             await asyncio.wait({worker})
             if not worker.cancelled():
                 worker.exception()
@@ -142,7 +143,7 @@ class _AnswerRun:
 
 @router.post("/v1/search", responses=errors(404, 504), summary="Search the index")
 async def search(body: SearchBody, request: Request, caller: Annotated[Caller, Depends(allowed("generate"))]) -> Found:
-    """Return passages of the index, without an answer. Triage comes first, as for a question."""
+    """Return passages from the index, without an answer. Triage comes first, as it does for a question."""
     service = route_request(request, caller, body.query)
     if service.assistant is None or service.assistant.index is None:
         raise ApiError(404, "This server has no index to search.", "not_found")
@@ -167,14 +168,14 @@ async def search(body: SearchBody, request: Request, caller: Annotated[Caller, D
 async def feedback(
     body: FeedbackBody, request: Request, caller: Annotated[Caller, Depends(allowed("feedback"))]
 ) -> Thanks:
-    """Store feedback with the answer. New feedback with the same key replaces the earlier feedback.
+    """Store feedback on an answer. It replaces earlier feedback that the same key sent on this answer.
 
-    The feedback is on disk when this returns. A key with the `expert` scope can rate anyone's answers, and its feedback
-    overrides that of other keys.
+    The feedback is on disk when the response is sent. A key with the `expert` scope can rate anyone's answers, and its
+    feedback overrides the feedback of other keys.
     """
     service: Service = request.app.state.service
     service.access.limit_feedback(request, caller)
-    # Without keys, everyone has all scopes, but nobody counts as an expert.
+    # A caller without a key may have the scope, but doesn't count as an expert.
     expert = bool(caller.key) and "expert" in caller.scopes
     answers = await _answers_of(service, body.id, caller, "expert")
     given = Feedback(
@@ -201,7 +202,7 @@ async def delete(id: str, request: Request, caller: Annotated[Caller, Depends(al
 
 
 async def _answers_of(service: Service, id: str, caller: Caller, scope: Scope) -> Answers:
-    """Return the store if it has the answer and the caller asked the question or has the scope.
+    """Return the store if it contains the answer, and the caller asked the question or has `scope` or `admin`.
 
     Raises ApiError 404 otherwise.
     """
