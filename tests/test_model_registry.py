@@ -117,7 +117,7 @@ def test_a_trial_begins_and_ends(run: Path, tmp_path: Path) -> None:
     registry = with_versions(folder, run, REFUSED, PASSED)
     meditune("registry", "canary", folder, "v0002").refused(5, "did not pass the gate", "--force --reason")
     meditune("registry", "canary", folder, "v0002", "--shadow").refused(3, "--shadow was removed", "--percent 1")
-    meditune("registry", "canary", folder, "v0003", "--percent", 0).refused(3, "not a share")
+    meditune("registry", "canary", folder, "v0003", "--percent", 0).refused(3, "not a valid share")
     assert meditune("registry", "canary", folder, "v0003", "--percent", 5).code == 0
     assert "canary 5 %" in meditune("registry", "list", folder).out
     trial = registry.state().trial
@@ -125,7 +125,7 @@ def test_a_trial_begins_and_ends(run: Path, tmp_path: Path) -> None:
     assert trial.version == "v0003"
     assert meditune("registry", "stop", folder, "--reason", "enough").code == 0
     assert registry.state().trial is None
-    meditune("registry", "stop", folder).refused(3, "No version is being tried")
+    meditune("registry", "stop", folder).refused(3, "No version is on trial")
     registry.start_canary("v0003", 10)
     registry.promote("v0003")
     assert registry.state().trial is None

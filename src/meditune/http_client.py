@@ -1,7 +1,7 @@
-"""HTTP requests with retries: exponential back-off, Retry-After, a minimum interval, and network errors as sentences.
+"""HTTP requests with exponential back-off, Retry-After, a minimum interval, and network errors as sentences.
 
-`httpx2.HTTPTransport(retries=...)` retries only a connection that can't be opened, without regard to status codes and
-Retry-After, so it isn't used here.
+`httpx2.HTTPTransport(retries=...)` isn't used, because it retries only failed connections, and ignores status codes and
+Retry-After.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ TRANSIENT_STATUS = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 520, 522, 
 PRINTED_FROM = 5.0
 """Waits of at least this many seconds are printed."""
 RETRY_LATER, RETRY_TO_RESUME = "Try again later.", "Run the same command later to resume."
-"""The ends of messages about a failed request; the second is for commands that keep finished work"""
+"""Last sentences of messages about a failed request; the second is for commands that can resume."""
 
 Result = TypeVar("Result")
 
@@ -42,7 +42,7 @@ class TransientError(Exception):
 
 @dataclass(frozen=True)
 class Backoff:
-    """How often and after which pauses, in seconds, a request is retried."""
+    """The number of attempts at a request, and the pauses between them in seconds."""
 
     attempts: int
     first_wait: float = 1.0
@@ -63,9 +63,10 @@ def retry(
 ) -> Result:
     """Return the result of `send`, which is called again after a TransientError.
 
-    `subject` names the server in messages, and `advice` ends them. The pause is the computed one or the one that the
-    server asks for, whichever is longer. If `pause` returns True, no further request is sent. If it is unknown whether
-    the server processed a request, `find` looks for its result first. Raises `error` after the last attempt.
+    Messages begin with `subject`, the server, and end with `advice`. `pause` receives the seconds to wait: the computed
+    pause, or the pause that the server asks for if that is longer. If `pause` returns True, no further request is sent.
+    If the server may have processed a request, `find` is called before the next attempt and before giving up; its
+    result, if not None, is returned. Raises `error` after the last attempt.
     """
     for attempt in range(1, backoff.attempts + 1):
         try:
@@ -94,7 +95,7 @@ def retry(
 
 @contextmanager
 def network_errors() -> Iterator[None]:
-    """Translate httpx2's errors to TransientError, and those about an invalid URL to DataError."""
+    """Translate httpx2's errors to TransientError, but errors about an invalid URL to DataError."""
     import httpx2
 
     try:
@@ -110,15 +111,15 @@ def network_errors() -> Iterator[None]:
 
 
 def refuse_transient(response: Any) -> None:
-    """Raise TransientError if a response's status says that a retry may succeed."""
+    """Raise TransientError if a response's status means that a retry may succeed."""
     if response.status_code in TRANSIENT_STATUS:
-        # A rate limit is checked before the request is processed; other errors may come after that.
+        # A server checks rate limits before it processes a request; other errors may occur later.
         status = response.status_code
         raise TransientError(f"answers {status}", retry_after(response.headers), maybe_processed=status != 429)
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
-    """Return the seconds in Retry-After (a number or a date, RFC 9110) or OpenAI's retry-after-ms; None without any."""
+    """Return the pause in seconds from OpenAI's retry-after-ms or from Retry-After (RFC 9110); None without either."""
     for name, divisor in (("retry-after-ms", 1000.0), ("retry-after", 1.0)):
         try:
             seconds = float(headers.get(name, "")) / divisor
@@ -131,7 +132,7 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
 
 
 class HttpClient:
-    """A client that translates network errors and retries. It can be used from several threads; close it after use."""
+    """A thread-safe HTTP client that translates network errors and retries requests. Close it after use."""
 
     def __init__(
         self,
@@ -141,8 +142,8 @@ class HttpClient:
         advice: str = RETRY_LATER,
         **options: Any,
     ) -> None:
-        """`interval` is the minimum time in seconds between requests; `advice` ends the messages of `retry`; `options`
-        are those of `httpx2.Client`.
+        """`interval` is the minimum time in seconds between requests. The messages of `retry` end with `advice`.
+        `options` are passed to `httpx2.Client`.
         """
         import httpx2
 
@@ -167,7 +168,7 @@ class HttpClient:
 
     @contextmanager
     def stream(self, method: str, url: str, **options: Any) -> Iterator[Any]:
-        """Yield the response to one request before its body is read. Raises like `request`, also while it is read."""
+        """Yield the response to one request before its body is read. Reading the body raises the same errors."""
         self._wait_for_turn()
         with network_errors(), self._http.stream(method, url, **options) as response:
             yield response
@@ -175,7 +176,7 @@ class HttpClient:
     def retry(
         self, send: Callable[[], Result], subject: str, find: Callable[[], Result | None] = lambda: None
     ) -> Result:
-        """Return the result of `send` as `retry` does."""
+        """Return the result of `send`, with retries by the function `retry`."""
         return retry(send, self._backoff, subject, self._error, self.stopped.wait, find, self._advice)
 
     def _wait_for_turn(self) -> None:

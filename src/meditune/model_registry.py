@@ -1,9 +1,9 @@
 """A registry of model versions: add, try out, promote and roll back versions, and trace their lineage.
 
-registry.json records which version is served, which one is on trial, which ones were served before, and all events. A
-version is a permanent copy of a finished run's folder, with a list of its files and a record of its origin. Changes are
-atomic, and only one program can make them at a time. `is_failing` decides whether a version fails more often than the
-version it is compared with.
+registry.json records the served version, the version on trial, the versions served before, and all events. A version is
+a permanent copy of a finished run's folder, with a list of the files and a record of the origin. Changes are atomic,
+and only one program at a time can make them. `is_failing` decides whether a version fails more often than the version
+that it is compared with.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Event:
     version: str
     why: str = ""
     forced: bool = False
-    """True if it overruled the gate, or if there was no gate result"""
+    """True if the event overruled the gate, or if there was no gate result"""
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class State:
     withdrawn: tuple[str, ...] = ()
     """Versions that were rolled back; they are no longer promoted automatically"""
     versions: dict[str, str] = field(default_factory=dict)
-    """Id -> SHA-256 of its version.json"""
+    """Id of each version -> SHA-256 of its version.json"""
     history: tuple[Event, ...] = ()
 
     @property
@@ -79,7 +79,7 @@ class State:
         return replace(self, history=(*self.history, Event(utc_now(), kind, version, reason, forced)))
 
     def latest_promotion(self) -> Event | None:
-        """Return the event since which the current version is served: its promotion, or a later one's rollback."""
+        """Return the event that put the current version into service: its promotion, or a rollback to it."""
         return next((each for each in reversed(self.history) if each.what in ("promoted", "rolled back")), None)
 
 
@@ -110,33 +110,33 @@ class Version:
     came_from: str
     """The run's folder"""
     parents: tuple[str, ...]
-    """Versions that it was trained from"""
+    """Ids of the versions that this version was trained from"""
     base_model: str
     recipe: str
     """Name of the recipe"""
     data: dict[str, Any]
-    """`train`, `dev`, `test`, `test_set`, `sha256`"""
+    """The facts about the data in the run's report: `train`, `dev`, `test`, `test_set`, `sha256`"""
     fed: dict[str, Any] = field(default_factory=dict)
-    """New training data that its parents didn't have, by source: rows and SHA-256; empty for a first version"""
+    """New training data that the parents lack, by source: number of rows and SHA-256; empty for a first version"""
     figures: dict[str, float] = field(default_factory=dict)
-    """Metrics on its own test items"""
+    """Metrics of this version on its own test items"""
     gate: dict[str, Any] | None = None
-    """`passed`, and for each set of items its `checks`, `figures` and `comparison`; None if nothing was compared"""
+    """Result of the release gate: `against` (a version), `passed` and `on` (by test items); None if not judged"""
     index: str = ""
-    """Hash of the content of the index that was served when it was made; empty without an index"""
+    """Content hash of the index that was served when the version was made; empty without an index"""
     meditune: str = ""
     note: str = ""
     files: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """Path in the folder -> `sha256` and `bytes`"""
+    """Path of each file in the folder -> its `sha256` and `bytes`"""
 
     @property
     def passed(self) -> bool:
-        """True if it was compared with the version before it and met the policy."""
+        """True if the version passed the release gate; False if it failed or wasn't compared."""
         return bool(self.gate and self.gate["passed"])
 
     @property
     def weights(self) -> str:
-        """The start of a hash of everything that answers depend on: weights, adapter, tokenizer, prompt format."""
+        """The first 12 digits of a hash of what answers depend on: weights, adapter, tokenizer, prompt format."""
         from hashlib import sha256 as digest
 
         parts = ("model", START, PRUNED, EXPORTS)
@@ -183,7 +183,7 @@ def is_registry(location: Path) -> bool:
 
 
 class Registry:
-    """A folder of model versions; reading takes no lock, because registry.json is replaced atomically."""
+    """A folder of model versions. Reading needs no lock, because registry.json is replaced atomically."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -199,7 +199,8 @@ class Registry:
         stored = read_json(path)
         if not isinstance(stored, dict) or stored.get("format") != FORMAT:
             raise DataError(
-                f"{path}: this version of Meditune can't read it. Update Meditune, or restore the file from a backup."
+                f"{path}: this version of Meditune can't read the file. Update Meditune, or restore the file from a "
+                "backup."
             )
         return _validated(State, stored, path)
 
@@ -221,30 +222,30 @@ class Registry:
         return _validated(Version, read_json(path), path)
 
     def checked(self, id: str) -> Version:
-        """Return a version's record after checking its files. Raises DataError with the name of a damaged file."""
+        """Return a version's record after checking its files. Raises DataError that names the first damaged file."""
         found = self.get(id)
         if wrong := damaged_files(self.place(id), found):
             raise DataError(f"{id} in {self.folder} is damaged: {wrong}. Restore that file from a backup.")
         return found
 
     def servable(self, report: Callable[[str], None], refused: Collection[str] = ()) -> Version:
-        """Return the served version, or the last one before it whose files are intact and that isn't `refused`.
+        """Return the latest promoted version whose files are intact and that isn't in `refused`.
 
-        If all are refused, refusals are ignored. `report` is called with a message for each damaged version. Raises
-        DataError if no version is intact.
+        If all versions are in `refused`, it is ignored. `report` is called with a message for each damaged version.
+        Raises DataError if no version is intact.
         """
         standing = self.state().promoted
         if not standing:
             raise DataError(
-                f"No version in {self.folder} was promoted yet. Choose the one to serve: meditune registry promote "
-                f"{self.folder} VERSION"
+                f"No version in {self.folder} was promoted yet. Promote the version to serve: meditune registry "
+                f"promote {self.folder} VERSION"
             )
         for id in reversed([each for each in standing if each not in refused] or standing):
             try:
                 return self.checked(id)
             except DataError as error:
                 report(str(error))
-        raise DataError(f"Every promoted version in {self.folder} is damaged. Restore their files from a backup.")
+        raise DataError(f"Every promoted version in {self.folder} is damaged. Restore the files from a backup.")
 
     def add(
         self,
@@ -270,7 +271,7 @@ class Registry:
             unknown = [id for id in parents if id not in was.versions]
             if unknown:
                 raise DataError(f"{self.folder} has no version {', '.join(unknown)}.")
-            # This program holds the lock, so a killed program left any hidden folders.
+            # This program holds the lock, so any hidden folders were left by a killed program.
             for leftover in (self.folder / VERSIONS).glob(".*"):
                 shutil.rmtree(leftover, ignore_errors=True)
             id = f"v{max((int(each[1:]) for each in was.versions), default=0) + 1:04}"
@@ -299,11 +300,11 @@ class Registry:
         return version
 
     def promote(self, id: str, reason: str = "", force: bool = False) -> None:
-        """Make this version the served one, and end its trial.
+        """Serve this version, and end its trial if it is on trial.
 
-        The first version needs no gate, nor does one that was served before and not rolled back. Raises GateError if
-        the version didn't pass the gate against the served one and `force` is False, and DataError if `force` is used
-        without a reason or the version's files are damaged.
+        The first version needn't pass the gate, and neither does a version that was served before and not rolled back.
+        Raises GateError if the version didn't pass the gate against the served version and `force` is False. Raises
+        DataError if `force` is used without a reason or the version's files are damaged.
         """
         found = self._checked_for_release(id, reason, force)
         with self._changing() as was:
@@ -320,10 +321,10 @@ class Registry:
             write(self.folder, now.with_event("promoted", id, reason, forced))
 
     def rollback(self, reason: str, expected: str | None = None) -> str:
-        """Serve the last intact version before the current one and return its id; a trial ends, too.
+        """Serve the last intact version before the current one and return its id. A trial in progress ends, too.
 
-        With `expected`, only roll back if that version is still the current one, so that a late alarm doesn't roll back
-        another version. Raises DataError if there is no version to roll back to.
+        If `expected` is given, roll back only if `expected` is still the current version, so that a late alarm doesn't
+        roll back another version. Raises DataError if it isn't, or if there is no version to roll back to.
         """
         with self._changing() as was:
             if expected is not None and was.current != expected:
@@ -339,7 +340,7 @@ class Registry:
                     left.pop()
             else:
                 raise DataError(
-                    f"There is no undamaged version before {gone} to roll back to. Promote another: "
+                    f"There is no undamaged version before {gone} to roll back to. Promote another version: "
                     f"meditune registry promote {self.folder} VERSION"
                 )
             now = replace(was, promoted=tuple(left), trial=None, withdrawn=(*was.withdrawn, gone))
@@ -350,7 +351,7 @@ class Registry:
         """Try a version as a canary beside the served one. Raises GateError and DataError like `promote`."""
         if not 0 < percent <= 100:
             raise DataError(
-                f"{percent:g} is not a share of the conversations: give a percentage above 0 and up to 100."
+                f"{percent:g} is not a valid share of the conversations: use a percentage above 0 and up to 100."
             )
         found = self._checked_for_release(id, reason, force)
         with self._changing() as was:
@@ -364,10 +365,10 @@ class Registry:
             write(self.folder, replace(was, trial=trial).with_event("tried", id, summary, forced))
 
     def end_trial(self, reason: str, expected: str | None = None, withdraw: bool = False) -> None:
-        """End the current trial; with `withdraw` its version is no longer promoted automatically."""
+        """End the current trial; with `withdraw`, its version is no longer promoted automatically."""
         with self._changing() as was:
             if was.trial is None or expected not in (None, was.trial.version):
-                raise DataError("No version is being tried, or the trial is of another version.")
+                raise DataError("No version is on trial, or another version is.")
             gone = was.trial.version
             withdrawn = (*was.withdrawn, gone) if withdraw and gone not in was.withdrawn else was.withdrawn
             now = replace(was, trial=None, withdrawn=withdrawn)
@@ -394,7 +395,7 @@ class Registry:
 
 
 def _validated(kind: type[Content], stored: Any, path: Path) -> Content:
-    """Return the content of a JSON file as a dataclass. Raises DataError if it has another structure."""
+    """Return the content of a JSON file as a dataclass. Raises DataError if the content has another structure."""
     try:
         return TypeAdapter(kind).validate_python(stored)
     except ValidationError as error:
@@ -416,7 +417,7 @@ def _copy_run(run: Path, folder: Path) -> None:
 
 
 def _overrules_gate(version: Version, state: State, force: bool, verb: str) -> bool:
-    """Return whether a release overrules the gate. Raises GateError if it would, but isn't forced."""
+    """Return whether a release overrules the gate. Raises GateError if it would and `force` is False."""
     unfit = _unfit(version, state)
     if unfit and not force:
         raise GateError(f"{version.id} {unfit}. To {verb} it anyway: --force --reason TEXT")
@@ -445,15 +446,15 @@ def _unfit(version: Version, state: State) -> str:
 
 MIN_FAILURES = 3
 LEVEL = 0.001
-"""Significance level of Fisher's exact test (Fisher 1922), one-sided. The test is repeated with every failure, so false
-alarms are more frequent than that; they cost only a trial, while a missed true alarm costs answers."""
+"""Significance level of the one-sided Fisher's exact test (Fisher 1922). The test is repeated with every failure, so
+false alarms are more frequent than this level. A false alarm costs only a trial, but a missed alarm costs answers."""
 PRIOR_FAILED, PRIOR = 1, 20
 """Failures and requests that are added to the baseline, which may have few requests"""
 
 
 @dataclass
 class Counts:
-    """Number of requests, and of those that the server failed."""
+    """The number of requests, and the number of failed requests."""
 
     all: int = 0
     failed: int = 0
@@ -464,12 +465,12 @@ class Counts:
         self.failed += failed
 
     def since(self, earlier: Counts) -> Counts:
-        """Return the difference to an earlier count."""
+        """Return these counts minus `earlier`."""
         return Counts(self.all - earlier.all, self.failed - earlier.failed)
 
 
 def is_failing(counts: Counts, baseline: Counts) -> bool:
-    """Return whether `counts` has significantly more failures than `baseline`, given the prior for few requests."""
+    """Return whether `counts` has significantly more failures than `baseline` plus PRIOR requests."""
     return is_worse(counts, Counts(baseline.all + PRIOR, baseline.failed + PRIOR_FAILED))
 
 

@@ -1,10 +1,10 @@
 """JSON log lines on stderr and OpenTelemetry traces of requests, both without the text of questions.
 
 Exception messages may quote questions, so only an exception's type and stack locations are logged. Traces show how long
-triage, search, writing and checking took; they contain numbers and names, and for exceptions the type. Tracing is off
-unless OpenTelemetry's own variables configure it (https://opentelemetry.io/docs/specs/otel/protocol/exporter/):
+triage, search, writing and checking took; they contain only numbers, names and exception types. Tracing is off unless
+OpenTelemetry's environment variables configure it (https://opentelemetry.io/docs/specs/otel/protocol/exporter/):
 OTEL_EXPORTER_OTLP_ENDPOINT or OTEL_EXPORTER_OTLP_TRACES_ENDPOINT; OTEL_EXPORTER_OTLP_HEADERS for a key;
-OTEL_SERVICE_NAME; OTEL_TRACES_SAMPLER. It needs the extra `otel`.
+OTEL_SERVICE_NAME; OTEL_TRACES_SAMPLER. Tracing needs the extra `otel`.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def error_location(error: BaseException) -> dict[str, Any]:
 
 
 def set_up_logging(level: int = logging.INFO) -> None:
-    """Make Meditune, its threads and uvicorn log JSON lines, without other handlers repeating them."""
+    """Make Meditune, its threads and uvicorn log JSON lines only, without other handlers."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines())
     others = (("uvicorn.error", logging.WARNING), ("asyncio", logging.ERROR), ("psycopg.pool", logging.WARNING))
@@ -73,10 +73,10 @@ VARIABLES = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT"
 
 
 class Span:
-    """A timed part of a request; this one records nothing, because tracing is off."""
+    """A span that records nothing; it is used while tracing is off."""
 
     def set_attribute(self, _: str, __: Any, /) -> Any:
-        """Record a number or a name."""
+        """Do nothing; a real span records the number or name."""
 
 
 class _Tracing:
@@ -87,9 +87,9 @@ class _Tracing:
 
 
 def set_up_tracing(environment: Mapping[str, str] = os.environ) -> bool:
-    """Start sending traces if the environment names an endpoint, and return whether it does.
+    """Start sending traces if the environment names an endpoint; return whether tracing is on.
 
-    Raises ModelError if the packages are missing.
+    Raises ModelError if the packages for tracing are missing.
     """
     if not any(environment.get(name) for name in VARIABLES) or environment.get("OTEL_SDK_DISABLED") == "true":
         return False
@@ -118,7 +118,7 @@ def shut_down_tracing() -> None:
 
 @contextmanager
 def span(name: str, headers: Mapping[str, str] | None = None) -> Iterator[Span]:
-    """Trace a part of the current request; with `headers`, a new request in its caller's trace (W3C Trace Context)."""
+    """Trace a part of the current request or, with `headers`, a new request in its caller's W3C trace context."""
     if _Tracing.tracer is None:
         yield Span()
         return

@@ -32,15 +32,15 @@ STAGES = "stages.json"
 EVALUATION = "evaluation.json"
 RETRIEVED_FILES = (retrieved_passages.RETRIEVED_FILE, retrieved_passages.RETRIEVED_FACTS, retrieved_passages.TRAINING)
 UNFINISHED = {RECIPE, LOCK, STAGES, EVALUATION, leakage.LEAKAGE_FILE_NAME, "rejected.jsonl", "pairs", "start"}
-"""Files and folders that exist before any stage is finished, in addition to RETRIEVED_FILES"""
+"""Files and folders that can exist before any stage is finished, in addition to RETRIEVED_FILES"""
 
 
 @contextmanager
 def lock_run(recipe: Recipe, folder: Path, model: str | None = None, to_tune: bool = False) -> Iterator[None]:
-    """Claim `folder` for this recipe, or check that the recipe owns it, and lock it inside the block.
+    """Claim `folder` for this recipe, or check that it belongs to this recipe, and lock it during the block.
 
     The settings can change until something is measured or trained. Raises MedituneError if the folder contains
-    something else or another process uses it, and ModelError if `model` is unavailable, or if `to_tune` is set and
+    something else or another process uses it. Raises ModelError if `model` is unavailable, or if `to_tune` is set and
     `model` can't be tuned.
     """
     is_new = not folder.exists()
@@ -72,8 +72,8 @@ def _claim(recipe: Recipe, folder: Path, model: str | None, to_tune: bool) -> No
             begun.discard("api")
         if begun - {"data"} or (begun and (earlier.data, earlier.seed) != (recipe.data, recipe.seed)):
             raise MedituneError(
-                f"{folder} contains a run with other settings: {_differing(earlier, recipe)}. To resume it, give "
-                "the same recipe and --set options. Otherwise choose another --output or remove that folder."
+                f"{folder} contains a run with other settings: {_differing(earlier, recipe)}. To resume it, use "
+                "the same recipe and --set options. Otherwise, choose another --output or remove that folder."
             )
         for name in RETRIEVED_FILES:
             (folder / name).unlink(missing_ok=True)
@@ -83,17 +83,17 @@ def _claim(recipe: Recipe, folder: Path, model: str | None, to_tune: bool) -> No
 
 
 def _differing(stored: Recipe, recipe: Recipe) -> str:
-    """Return the first settings that differ, with the folder's values."""
+    """Return the first settings that differ, with the values in the folder's recipe."""
     before, now = (
         {dotted(key): value for key, value in leaves(each) if key[:2] not in NEUTRAL} for each in (stored, recipe)
     )
-    differing = [f"{key} is {before.get(key)} there" for key in before | now if before.get(key) != now.get(key)]
+    differing = [f"{key} is {before.get(key)} in that run" for key in before | now if before.get(key) != now.get(key)]
     more = len(differing) - MAX_LISTED_SETTINGS
     return ", ".join(differing[:MAX_LISTED_SETTINGS]) + (f", and {more} more" if more > 0 else "")
 
 
 def note_data(recipe: Recipe, folder: Path, sha256: str) -> None:
-    """Record the hash of the data in the recipe's file, beside the versions."""
+    """Record the hash of the data in the run's recipe file, next to the versions."""
     save(recipe, folder / RECIPE, versions(recipe) | {"data sha256": sha256})
 
 
@@ -103,7 +103,9 @@ def _check_model(recipe: Recipe, name: str, to_tune: bool) -> None:
     remote = find_api_model(name, recipe.model.api)
     if remote:
         if to_tune and recipe.train.objective != "sft":
-            raise ModelError(f"{remote.title} supports only train.objective sft. For others, choose a local model.")
+            raise ModelError(
+                f"{remote.title} supports only train.objective sft. For other objectives, choose a local model."
+            )
         refuse_restricted_sources_for_api(recipe.data.sources, remote.title)
         if recipe.model.prune.method != "none":
             raise ModelError(f"model.prune: {remote.title} is behind an API, so its weights can't be pruned.")
@@ -128,7 +130,7 @@ def _check_model(recipe: Recipe, name: str, to_tune: bool) -> None:
 
 
 def _remove_leftovers(folder: Path) -> None:
-    """Remove temporary files of killed runs (named as in files.py), and restore files and folders that they renamed."""
+    """Remove the temporary files (see files.py) of killed runs, and restore files and folders that the runs renamed."""
     import psutil
 
     for item in list(folder.rglob(".*")):
@@ -152,17 +154,17 @@ def _process_of(item: Path) -> int | None:
 
 
 def refuse_unfinished(folder: Path) -> None:
-    """Raise DataError, with the command that resumes it, if the folder's run isn't finished."""
+    """Raise DataError if the folder's run isn't finished; the message contains the command to resume the run."""
     from meditune.evaluate.faithfulness_and_similarity import GRADED
     from meditune.evaluate.predictions import GRADES_OF, KINDS
 
     if (folder / EVALUATION).is_file():
         raise DataError(
-            f"{folder} contains the evaluation of one model, which has no report. Compare it with another: "
+            f"{folder} contains the evaluation of one model, which has no report. Compare it with another evaluation: "
             f"{shlex.join(['meditune', 'compare', str(folder), 'OTHER'])}"
         )
     if not (folder / RECIPE).is_file():
-        raise DataError(f"{folder} contains no run: {RECIPE} is missing. Give the --output folder of `meditune run`.")
+        raise DataError(f"{folder} contains no run: {RECIPE} is missing. Use the --output folder of `meditune run`.")
     predicted = {path.name.partition("-")[::2] for path in (folder / "predictions").glob("*-*.jsonl")}
     # Grades and ratings may be added later, and for one model only; only the tuned model has dev claims.
     later = {*GRADED, *GRADES_OF.values(), "rating", "dev_claim"}
@@ -191,7 +193,7 @@ def stage(folder: Path, name: str) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        # Report what stopped the stage, not that a full disk also has no room for stages.json.
+        # Raise the error that stopped the stage, even if stages.json can't be written either, as on a full disk.
         with suppress(MedituneError):
             note()
         raise
@@ -199,7 +201,7 @@ def stage(folder: Path, name: str) -> Iterator[None]:
 
 
 def run_behind(model: Path) -> Path:
-    """Return the folder of the run that made this model, traced back through merging and pruning."""
+    """Return the folder of the run that trained this model, even if the model was merged or pruned later."""
     for mark, source in ((MERGED, "adapter"), (PRUNING, "model")):
         if (model / mark).is_file():
             return run_behind(Path(read_json(model / mark)["made_from"][source]))
@@ -219,7 +221,7 @@ def training_data_of(model: str) -> tuple[list[Record], list[Example]]:
 
 
 def announce(name: str) -> None:
-    """Print which stage begins."""
+    """Print the name of the stage that begins."""
     print(f"── {name}", file=sys.stderr, flush=True)
 
 

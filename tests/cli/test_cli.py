@@ -546,13 +546,15 @@ def test_a_folder_with_something_else_is_left_alone(place, tmp_path):
 
 def test_a_folder_with_another_run_is_left_alone(place, finished):
     before = {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
-    meditune("run", "quickstart", "-o", finished, *place.settings(seed=3)).refused(1, str(finished), "seed is 17 there")
+    meditune("run", "quickstart", "-o", finished, *place.settings(seed=3)).refused(
+        1, str(finished), "seed is 17 in that run"
+    )
     assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")} == before
 
 
 def test_prepared_data_is_not_taken_for_other_data(place):
     place.run("claimed", model__base="owner/name")
-    place.run("claimed", seed=3).refused(1, "seed is 17 there, model.base is owner/name there")
+    place.run("claimed", seed=3).refused(1, "seed is 17 in that run, model.base is owner/name in that run")
 
 
 @pytest.mark.parametrize("output", ["/dev/null/run", "x" * 300])

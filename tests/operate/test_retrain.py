@@ -112,7 +112,7 @@ def test_corrections_and_labels_become_a_better_judged_version(registry: Path, e
     assert done.code == 0, done
     assert "1 corrections by untrusted callers" in done.err
     assert "1 corrections of answers whose question wasn't stored" in done.err
-    assert "1 labels of answers that the store doesn't have" in done.err
+    assert "1 labels of answers that are not in the store" in done.err
     assert done.last == "v0002 passed its gate against v0001 and is now served."
     found = Registry(registry)
     made = found.checked("v0002")
@@ -262,7 +262,7 @@ def test_what_goes_on_from_a_version_that_isnt_served_any_more_is_dropped(regist
     found.rollback("by hand")
     done = meditune(*words, tmp_path / "labels.jsonl")
     assert done.code == 0, done
-    assert "v0001 is served now. It is dropped" in done.err
+    assert "v0001 is served now. That retraining is dropped" in done.err
     assert (found.state().current, found.get("v0003").parents) == ("v0003", ("v0001",))
     assert len(list((registry / "rows").iterdir())) == 2
 
@@ -275,7 +275,7 @@ def test_a_source_that_comes_meanwhile_waits_for_the_next_one(registry: Path, ea
         assert meditune(*words).code == 130
     done = meditune(*words, "--labels", more)
     assert done.code == 0, done
-    assert "the next retraining uses the other sources" in done.err
+    assert "the next retraining will use the new sources" in done.err
     assert Registry(registry).get("v0002").fed["labels"]["rows"] == 40
 
 

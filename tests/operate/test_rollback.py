@@ -62,7 +62,7 @@ def test_a_trial_that_keeps_more_answers_back_is_ended(registry: Registry, tmp_p
     rated(answers, "v0002", 20, 0, "abstained")
     done = guarded(registry, "--store", tmp_path / "store")
     assert done.code == 6
-    assert "v0002 abstained from 20 of 20 answers and v0001 abstained from 0 of 60 answers" in done.out
+    assert "v0002 abstained on 20 of 20 questions and v0001 abstained on 0 of 60 questions" in done.out
 
 
 def test_one_caller_has_one_vote(registry: Registry, tmp_path: Path) -> None:
@@ -129,7 +129,7 @@ def test_one_bad_run_or_many_take_back_one_version_and_not_all(registry: Registr
     done = guarded(registry, "--canary", results)
     assert done.code == 0
     assert "canaries: 0 of 12 right" in done.out
-    assert done.last == "v0003 replaced v0004 in a rollback, so it is not rolled back automatically."
+    assert done.last == "v0003 replaced v0004 in a rollback. Such a version is not rolled back automatically."
     assert registry.state().promoted == ("v0001", "v0002", "v0003")
 
 

@@ -161,7 +161,7 @@ def test_errors_are_sentences(tmp_path):
 
 def test_a_store_that_cant_be_used(tmp_path):
     (tmp_path / "file").write_text("x")
-    with pytest.raises(DataError, match="Name another folder with --store"):
+    with pytest.raises(DataError, match="Set another folder with --store"):
         SQLiteDatabase(tmp_path / "file" / "store")
     (tmp_path / FILE).write_text("this is no database at all " * 50)
     with pytest.raises(DataError, match="can't be used"):

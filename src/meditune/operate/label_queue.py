@@ -1,8 +1,8 @@
-"""The queue of questions for experts (`meditune learn queue`), and the training rows from their judgements.
+"""The queue of questions for experts (`meditune learn queue`), and the training rows from the experts' judgements.
 
-Candidates are a server's stored answers, and rows without a label. Questions in known data, and those that were asked
-before, are removed. Answers that users corrected or rated down come first; the rest is chosen at random. `meditune
-annotate` serves the set.
+Candidates are a server's stored answers and rows of data. Questions that were asked before are removed, and so are
+questions in known data unless users gave feedback. Answers that users corrected or rated down come first; the others
+are chosen at random. `meditune annotate` shows the queue to experts.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Candidate:
     example: Example
     origin: Literal["answer", "row"] = "row"
     feedback: Sequence[Mapping[str, Any]] = ()
-    """Users' feedback as the store exports it: rating (up or down), reasons, comment, correction"""
+    """Users' feedback in the format of the store: rating (up or down), reasons, comment, correction"""
     times_asked: int = 1
 
     @property
@@ -63,11 +63,11 @@ Find = Callable[[str], Passage | None]
 
 
 def read(source: StoreLocation, passage: Find = lambda _: None) -> tuple[list[Candidate], int]:
-    """Return the candidates in `source`, and the number of its answers or rows that have no question.
+    """Return the candidates in `source`, and the number of answers or rows in it that have no question.
 
-    `source` is a store (a folder, the file in it, or a database URL), a folder of prepared data, or a file of rows;
-    `passage` finds the passages of a stored answer. Raises DataError if there is no usable question, and StoreError if
-    the store can't be read.
+    `source` is a store (a folder, the file in it, or a database URL), a folder of prepared data, or a file of rows.
+    `passage` finds the passages of a stored answer. Raises DataError if `source` contains no question, and StoreError
+    if the store can't be read.
     """
     if exists(source):
         return _stored(source, passage)
@@ -78,7 +78,7 @@ def read(source: StoreLocation, passage: Find = lambda _: None) -> tuple[list[Ca
             raise DataError(f"{path}: neither a store (a folder with {FILE}) nor prepared data (train.jsonl).")
         return _rows(data)
     if not path.is_file():
-        raise DataError(f"{path}: no such file or folder. Give the --store of `meditune serve`, or a file of rows.")
+        raise DataError(f"{path}: no such file or folder. Use the --store of `meditune serve`, or a file of rows.")
     return _rows(path)
 
 
@@ -91,7 +91,7 @@ def _stored(source: StoreLocation, passage: Find) -> tuple[list[Candidate], int]
         raise NothingToAskError(f"{base.place}: no answers yet.")
     if not given:
         raise DataError(
-            f"{base.place}: {len(stored):,} answers, but no question. Start the server with --keep-text, which masks "
+            f"{base.place}: {len(stored):,} answers, but no questions. Start the server with --keep-text, which masks "
             "questions and stores them."
         )
     return given, len(stored) - len(given)
@@ -108,7 +108,7 @@ def _answer(row: Mapping[str, Any], passage: Find) -> Candidate:
         source=ANSWERS,
         question=mask(row["question"]),
         context=tuple(found for id in facts.get("passages") or () if (found := passage(str(id)))),
-        # If the assistant abstained, its text is a standard one and not a training target.
+        # If the assistant abstained, it gave a standard text, which is not a training target.
         answer=mask(row["answer"] or "") if row["outcome"] == "answered" else "",
         decision=next((each for each in DECISIONS if each == decision), None),
         group=group_of("", row["question"]),
@@ -118,7 +118,10 @@ def _answer(row: Mapping[str, Any], passage: Find) -> Candidate:
 
 
 def _rows(path: Path) -> tuple[list[Candidate], int]:
-    """Return the candidates in the user's own table, which needs only questions, or in PubMedQA's JSON file."""
+    """Return the candidates in a file, and the number of rejected rows.
+
+    The file is PubMedQA's JSON file or the user's own table, in which only the question is required.
+    """
     rejects, is_pubmedqa = Rejects(), False
     if path.suffix.lower() == ".json":
         with path.open("rb") as stream:
@@ -127,11 +130,11 @@ def _rows(path: Path) -> tuple[list[Candidate], int]:
         examples = list(pubmedqa.read(path, rejects))
     else:
         given, layout = tables.rows(path, "own", rejects), tables.Layout(LAYOUTS["questions"].guesses, (("question",),))
-        no_rows = f"{path}: no rows. Give a file with at least one question."
+        no_rows = f"{path}: no rows. Use a file with at least one question."
         examples = list(records(given, rejects, _example, "own", path.stem, no_rows, None, layout))
     if not examples:
         first = next(rejects.rows(), None)
-        why = f" The first: {first['where']}: {first['reason']}." if first else ""
+        why = f" The first rejected row: {first['where']}: {first['reason']}." if first else ""
         raise DataError(f"{path}: no row has a question.{why}")
     return [Candidate(each) for each in examples], len(rejects)
 
@@ -143,7 +146,7 @@ def _example(values: Mapping[str, Any], others: Mapping[str, Any], fallback: str
         return "no question"
     if context is None:
         return NO_CONTEXT
-    # Prepared rows name their source, and their ids begin with it.
+    # Prepared rows contain the name of their source, with which their ids begin.
     source = cell(others.get("source")) or "own"
     id = cell(values.get("id")) or fallback
     meta = {column: value for column, value in others.items() if column != "source"}
@@ -163,9 +166,10 @@ def _example(values: Mapping[str, Any], others: Mapping[str, Any], fallback: str
 def candidate_pool(
     places: Sequence[StoreLocation], known: Sequence[Candidate], done: Sequence[Candidate], index: str | None = None
 ) -> tuple[list[Candidate], list[str]]:
-    """Return the candidates in `places`, each question once and without known ones, and remarks on what is left out.
+    """Return the candidates in `places`, and remarks on the numbers left out.
 
-    Raises DataError if no candidate is left.
+    Each question is included once; known questions and those that were asked before are left out. Raises DataError if
+    no candidate is left.
     """
     find = _in_index(index) if index else lambda _: None
     found = [read(place, find) for place in places]
@@ -177,7 +181,7 @@ def candidate_pool(
     counts = {
         "answers or rows without a question are left out.": sum(without for _, without in found),
         "known or previously asked questions are left out.": len(every) - len(pool),
-        "rows are restricted: only people who may read that data may judge them.": sum(
+        "rows are restricted: only people who may read that data may judge these rows.": sum(
             is_restricted(each.example) for each in pool
         ),
     }
@@ -185,7 +189,7 @@ def candidate_pool(
 
 
 def _merged(candidates: Iterable[Candidate]) -> list[Candidate]:
-    """Keep one candidate for each key: the latest with feedback, or the latest if none has feedback."""
+    """Return one candidate for each key: the last one with feedback, or else the last one."""
     found: dict[tuple[str, str | None], Candidate] = {}
     counts: Counter[tuple[str, str | None]] = Counter()
     for each in candidates:
@@ -203,12 +207,12 @@ def _key(candidate: Candidate) -> tuple[str, str | None]:
 
 
 def _seen(candidates: Iterable[Candidate]) -> set[tuple[str, str | None]]:
-    """Return the keys of these candidates, with and without their contexts."""
+    """Return two keys for each candidate: with and without its context."""
     return {key for each in candidates for key in (_key(each), _key(replace(each, origin="answer")))}
 
 
 def _in_index(location: str) -> Find:
-    """Return a function that finds the passages of an index by id."""
+    """Return a function that finds a passage of an index by its id."""
     from meditune.retrieve.index import Index
 
     index = Index.open(location)
@@ -278,7 +282,7 @@ class QueueOptions:
     budget: int = 50
     strategy: str = STRATEGIES[0]
     known: tuple[Path, ...] = ()
-    """Training data: files of rows, or runs"""
+    """Training data, whose questions aren't asked: files of rows, or runs"""
     done: tuple[Path, ...] = ()
     index: str | None = None
     raters: int | None = None
@@ -298,7 +302,7 @@ class Queued:
 
 
 def queue(sources: Sequence[StoreLocation], folder: Path, options: QueueOptions) -> Queued:
-    """Choose questions from stores and files, and write them to `folder`. Raises DataError if there are none to ask."""
+    """Choose questions from stores and files, and write them to `folder`. Raises DataError if no question is left."""
     known = [each for place in options.known for each in read(place)[0]]
     done = [Candidate(each) for place in options.done for each in examples(place).values()]
     pool, remarks = candidate_pool(sources, known, done, options.index)
@@ -332,7 +336,7 @@ def _write_set(
 
 
 def _shown(candidate: Candidate) -> dict[str, Any]:
-    """Return the content that the page shows, which includes users' feedback; the training row doesn't include it."""
+    """Return the content that the page shows. It includes users' feedback, which is not part of the training row."""
     example = candidate.example
     source = str(example.meta.get("source") or example.source)
     if candidate.origin == "answer":
@@ -355,7 +359,7 @@ def examples(folder: Path) -> dict[str, Example]:
     """Return the examples of a set by item id. Raises DataError if the set was not made by `meditune learn queue`."""
     found = {item: origin.row for item, origin in rating_set.read_key(folder)[0].items()}
     if not all(found.values()):
-        raise DataError(f"{folder} was not made by `meditune learn queue`, which stores the rows with the set.")
+        raise DataError(f"{folder} was not made by `meditune learn queue`, so it doesn't contain the queued rows.")
     return {item: Example.model_validate(row) for item, row in found.items()}
 
 
@@ -374,8 +378,9 @@ class Rows:
 def rows(folder: Path, excluded_raters: Sequence[str] = ()) -> Rows:
     """Return the training rows from the judged items of a queue.
 
-    An answer becomes a target if experts found it correct, or wrote a better one, which is masked. A decision becomes a
-    target if experts gave it, or found the answer that comes with it correct or incomplete.
+    The target answer is the one that experts wrote, masked, or the original answer if experts found it correct. The
+    target decision is the one that experts gave, or the original decision if experts found the answer correct or
+    incomplete.
     """
     known = examples(folder)
     checked = read_checked(folder, excluded_raters)

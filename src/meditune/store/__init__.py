@@ -1,4 +1,4 @@
-"""A server's keys, answers and feedback, in a store: a folder with an SQLite file, or a PostgreSQL database.
+"""The store of a server's keys, answers and feedback: a folder with an SQLite file, or a PostgreSQL database.
 
 This module opens a store by its location.
 """
@@ -12,11 +12,11 @@ from meditune.store.database import FILE, Database, SQLiteDatabase
 from meditune.store.postgresql import SCHEMES, Postgres, without_password
 
 StoreLocation = str | Path
-"""A folder, the SQLite file in it, or a URL"""
+"""A folder, the SQLite file in it, or a PostgreSQL URL"""
 
 
 def default_place() -> str:
-    """Return `$MEDITUNE_STORE`, or by default a folder in this user's home."""
+    """Return the value of MEDITUNE_STORE, or by default a folder in the user's home directory."""
     return os.environ.get("MEDITUNE_STORE") or str(Path.home() / ".local" / "share" / "meditune")
 
 
@@ -26,17 +26,17 @@ def is_url(location: StoreLocation) -> bool:
 
 
 def named(location: StoreLocation) -> str:
-    """Return the location as it may be displayed or logged: a URL without its password."""
+    """Return the location for display and logs: a URL without its password, or the path."""
     return without_password(str(location)) if is_url(location) else str(location)
 
 
 def exists(location: StoreLocation) -> bool:
-    """Return whether a folder contains a store; always True for a URL, which is only checked by opening it."""
+    """Return whether a folder contains a store. For a URL, return True; only `open_store` can check it."""
     return is_url(location) or (folder_of(location) / FILE).is_file()
 
 
 def folder_of(location: StoreLocation) -> Path:
-    """Return the folder for a location that names the folder or the file in it."""
+    """Return a store's folder, given the folder or the SQLite file in it."""
     path = Path(location).expanduser()
     return path.parent if path.name == FILE else path
 

@@ -17,7 +17,7 @@ from meditune.store.database import Database, Row
 
 Rating = Literal["up", "down"]
 PAGE = 1000
-"""Answers that are read from the database at once"""
+"""Number of answers that are read from the database at a time"""
 
 
 @dataclass(frozen=True)
@@ -26,10 +26,10 @@ class Answer:
 
     id: str
     who: str
-    """The key's id, or empty"""
+    """The id of the caller's key; empty without a key"""
     route: str
     model: str
-    """Name and version"""
+    """The model's name and version"""
     index_content: str = ""
     """The hash of the index's content; empty without an index"""
     outcome: str = "answered"
@@ -38,7 +38,7 @@ class Answer:
     question: str | None = None
     answer: str | None = None
     time: float = 0.0
-    """Seconds since 1970; 0: now"""
+    """Seconds since 1970; 0 means now"""
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Feedback:
     decision: str = ""
     """yes, no or maybe, if the caller corrects the decision"""
     expert: bool = False
-    """Whether the feedback comes from an expert's key; it then overrides other feedback"""
+    """Whether the feedback comes from an expert's key; expert feedback overrides other feedback."""
     time: float = 0.0
 
 
@@ -77,7 +77,7 @@ class Answers:
             )
 
     def get(self, id: str) -> Answer | None:
-        """Return an answer by its id; None if there is none."""
+        """Return the answer with this id, or None if there is none."""
         rows = self.base.rows("SELECT * FROM answers WHERE id = ?", id)
         return _answer(rows[0]) if rows else None
 
@@ -106,12 +106,12 @@ class Answers:
         return bool(self._delete("DELETE FROM answers WHERE id = ?", id))
 
     def delete_all_of(self, caller: str) -> int:
-        """Delete a key's answers and its feedback on other answers, and return the number of answers."""
+        """Delete all answers to a caller and all feedback from that caller; return the number of deleted answers."""
         self.base.change("DELETE FROM feedback WHERE who = ?", caller)
         return self._delete("DELETE FROM answers WHERE who = ?", caller)
 
     def prune(self, days: float) -> int:
-        """Delete answers older than this many days, with their feedback, and return the number of answers."""
+        """Delete answers older than this many days, with their feedback; return the number of deleted answers."""
         # Cleaning up runs even if no answer is old: an earlier deletion may have left data behind.
         return self._delete("DELETE FROM answers WHERE time < ?", time.time() - days * 86_400)
 
@@ -131,15 +131,15 @@ class Answers:
             yield asdict(answer) | {"feedback": feedback}
 
     def in_order(self, after: int = 0) -> Iterator[tuple[int, Answer, tuple[str, ...]]]:
-        """Yield place, answer and ratings of each answer whose place is after `after`, in the order they were stored.
+        """Yield the place, the answer and the ratings of each answer after the place `after`, in order of places.
 
-        The order doesn't depend on the clock. No place is used twice.
+        A place is the number of an answer in the order of storage. It doesn't depend on the clock and is never reused.
         """
         for place, answer, feedback in self._pages(after):
             yield place, answer, tuple(row["rating"] for row in feedback)
 
     def last_place(self) -> int:
-        """Return the latest answer's place; 0 without answers."""
+        """Return the place of the latest answer; 0 without answers."""
         return int(self.base.rows("SELECT max(place) AS latest FROM answers")[0]["latest"] or 0)
 
     def _delete(self, statement: str, *values: str | float) -> int:
@@ -148,7 +148,7 @@ class Answers:
         return gone
 
     def _pages(self, after: int) -> Iterator[tuple[int, Answer, list[Row]]]:
-        """Yield answers with their feedback; no connection is held while they are processed."""
+        """Yield (place, answer, feedback); no connection is held while the caller processes the answers."""
         while rows := self.base.rows("SELECT * FROM answers WHERE place > ? ORDER BY place LIMIT ?", after, PAGE):
             first, after = after, rows[-1]["place"]
             feedback: dict[str, list[Row]] = {}

@@ -19,7 +19,7 @@ from meditune.errors import DataError
 from meditune.store.database import Database, Row
 
 Scope = Literal["generate", "embed", "feedback", "raw", "expert", "metrics", "admin"]
-"""`raw` allows the model without triage: /v1/completions, and chats written by programs"""
+"""`raw` allows requests to the model without triage: /v1/completions, and chats written by programs."""
 SCOPES: tuple[Scope, ...] = get_args(Scope)
 USUAL: tuple[Scope, ...] = ("generate", "embed", "feedback")
 _NOBODY = hashlib.sha256(b"nobody").hexdigest()
@@ -33,9 +33,9 @@ class Key:
     name: str
     scopes: frozenset[str]
     per_minute: int | None
-    """Requests per minute; None: the server's own limit"""
+    """Requests per minute; None means the server's own limit"""
     daily_tokens: int | None
-    """Tokens of prompts and answers together per UTC day; None: the server's own quota"""
+    """Tokens per UTC day, in prompts and answers together; None means the server's own quota"""
     created: float
     expires: float | None
     revoked: float | None
@@ -62,7 +62,7 @@ class Keys:
         daily_tokens: int | None = None,
         days: float | None = None,
     ) -> tuple[Key, str]:
-        """Return a new key and its plain text, which isn't stored. Raises DataError for an unknown scope."""
+        """Create a key; return it and its plain text, which isn't stored. Raises DataError for an unknown scope."""
         unknown = [scope for scope in scopes if scope not in SCOPES]
         if unknown or not scopes:
             problem = f"Unknown scopes: {', '.join(unknown)}." if unknown else "A key needs at least one scope."
@@ -74,7 +74,7 @@ class Keys:
         return self.get(id), f"mt-{id}-{secret}"
 
     def rotate(self, id: str, grace_hours: float = 24.0) -> str:
-        """Return the key's plain text with a new secret; the old secret keeps working for `grace_hours`.
+        """Create a new secret for a key; return the key's new plain text. The old secret stays valid for `grace_hours`.
 
         Raises DataError if the key is unknown or revoked.
         """
@@ -98,17 +98,17 @@ class Keys:
         return _key(rows[0])
 
     def all(self) -> list[Key]:
-        """Return every key that was ever created, oldest first."""
+        """Return all keys that were ever created, oldest first."""
         return [_key(row) for row in self.base.rows("SELECT * FROM keys ORDER BY created")]
 
     def any(self) -> bool:
-        """Return whether a key was ever created; from then on, every request needs a key."""
+        """Return whether a key was ever created. Once there is one, every request needs a key."""
         return bool(self.base.rows("SELECT 1 FROM keys LIMIT 1"))
 
     def authenticate(self, plain_key: str) -> Key | None:
         """Return the usable key with this plain text; None if there is none.
 
-        Every hash is compared in constant time, for unknown ids too.
+        Hashes are compared in constant time, even if the id is unknown.
         """
         prefix, _, rest = plain_key.partition("-")
         id, _, secret = rest.partition("-")
@@ -153,7 +153,7 @@ class Usage:
         return rows[0]["tokens"] if rows else 0
 
     def prune(self, days: float) -> None:
-        """Delete usage older than this many days, with the addresses in it; today's usage always stays."""
+        """Delete usage older than this many days, including callers' addresses; today's usage always stays."""
         if self.base.change("DELETE FROM usage WHERE day < ?", _today(-timedelta(days=days))):
             self.base.forget()
 

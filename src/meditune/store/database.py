@@ -1,7 +1,7 @@
-"""The database of a store: what both kinds have in common, its tables, and its SQLite file.
+"""The database of a store: its tables, the base class of both kinds of database, and the SQLite file.
 
-Statements are SQL that SQLite and PostgreSQL (`postgresql.py`) both understand, with `?` for values. The table
-`versions` records the version of the tables.
+Statements are written in SQL that both SQLite and PostgreSQL (`postgresql.py`) understand, with `?` as the placeholder
+for values. The table `versions` records the version of the tables.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Row = Any
 Cursor = Any
 """The result of a statement: `rowcount`, `fetchone()`, `fetchall()`, and iteration over its rows"""
 LATEST = 2
-"""The version of the tables"""
+"""The current version of the tables"""
 TABLES = """
 CREATE TABLE versions (version BIGINT PRIMARY KEY, time DOUBLE PRECISION NOT NULL, made_by TEXT NOT NULL);
 CREATE TABLE keys (
@@ -58,14 +58,14 @@ class Connection(Protocol):
 
 
 class Database(ABC):
-    """The database of a store. Every call has its own connection, so any thread or process may make it."""
+    """The database of a store. Each call has its own connection, so calls may come from any thread or process."""
 
     place: str
-    """The location as it may be displayed, without a password"""
+    """The location for display, without a password"""
     _find_versions: ClassVar[str]
-    """A statement whose row is there only if the table `versions` exists"""
+    """A statement that returns a row only if the table `versions` exists"""
     _automatic: ClassVar[str]
-    """The type of a primary key of increasing numbers, none of which is used twice"""
+    """The column type of a primary key whose numbers increase and are never reused"""
 
     @abstractmethod
     def opened(self) -> AbstractContextManager[Connection]:
@@ -80,11 +80,11 @@ class Database(ABC):
 
     @abstractmethod
     def forget(self) -> None:
-        """Remove the remains of deleted rows from the disk if possible, and log a warning otherwise."""
+        """Remove the remains of deleted rows from the disk as far as possible."""
 
     @abstractmethod
     def serialize_writers(self, connection: Connection) -> None:
-        """Make transactions that add answers end in the order in which they began, so that readers miss none."""
+        """Make transactions that add answers end in the order in which they began, so that readers miss no answer."""
 
     def rows(self, statement: str, *values: Any) -> list[Row]:
         """Return the rows that a statement selects."""
@@ -93,7 +93,7 @@ class Database(ABC):
             return found
 
     def change(self, statement: str, *values: Any) -> int:
-        """Execute a statement that changes rows, and return their number. The changes are on the disk then."""
+        """Execute a statement; return the number of changed rows. The changes are on the disk when this returns."""
         with self.opened() as connection:
             return int(connection.execute(statement, values).rowcount)
 
@@ -107,7 +107,7 @@ class Database(ABC):
         return True
 
     def _create_tables(self, connection: Connection) -> None:
-        """Create the tables unless another program just has; the connection must exclude such programs."""
+        """Create the tables if they don't exist. The connection must lock out other programs that create them."""
         if self._has_tables(connection):
             return
         for statement in TABLES.replace("AUTOMATIC", self._automatic).split(";"):
@@ -127,7 +127,7 @@ class SQLiteDatabase(Database):
     _automatic = "INTEGER PRIMARY KEY AUTOINCREMENT"
 
     def __init__(self, folder: Path) -> None:
-        """Create folder, file and tables, readable only by this user, if they don't exist.
+        """Create the folder, the file and the tables if they don't exist, readable only by this user.
 
         Raises StoreError if that fails.
         """
@@ -138,7 +138,7 @@ class SQLiteDatabase(Database):
             self.path.touch(mode=0o600, exist_ok=True)
         except OSError as error:
             raise StoreError(
-                f"{self.path} can't be created ({error.strerror}). Name another folder with --store or MEDITUNE_STORE."
+                f"{self.path} can't be created ({error.strerror}). Set another folder with --store or MEDITUNE_STORE."
             ) from error
         with self.opened() as base:
             _use_wal(base)
@@ -184,7 +184,7 @@ class SQLiteDatabase(Database):
     def forget(self) -> None:
         """Remove deleted rows from the write-ahead log, and log a warning if a reader still needs them."""
         with self.opened() as base:
-            # This waits for readers up to BUSY_S seconds, like every statement.
+            # Like every statement, this waits up to BUSY_S seconds for readers.
             busy = base.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()["busy"]
         if busy:
             log.warning(
@@ -195,7 +195,7 @@ class SQLiteDatabase(Database):
 
 
 def _use_wal(base: sqlite3.Connection) -> None:
-    """Use a write-ahead log. If several programs do so at once, SQLite fails without waiting, so retry for BUSY_S."""
+    """Use a write-ahead log. SQLite fails if several programs do so at the same time, so retry for BUSY_S."""
     deadline = time.monotonic() + BUSY_S
     while True:
         try:

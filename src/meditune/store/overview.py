@@ -1,7 +1,7 @@
 """An overview of a service from its store: answers, latencies, outcomes, feedback, versions, servers, drift, updates.
 
-It contains only numbers and names, except for the masked questions that support an alert. Programs that share a store
-exchange notes through it: which servers run, what was last updated, what drifted.
+The overview contains only numbers and names, except for the masked questions that support an alert. Programs that share
+a store exchange notes through it about running servers, the latest updates, and drift.
 """
 
 from __future__ import annotations
@@ -53,18 +53,18 @@ class Notes:
 
 
 MAX_ANSWERS = 20_000
-"""The largest number of answers that are evaluated, the latest ones"""
+"""Maximum number of answers in an overview; if there are more, the latest are used."""
 BINS = 24
 TIMINGS = ("total", "first_token")
 HEARTBEAT_TIMEOUT_S = 120.0
-"""Without a note for this many seconds, a server counts as ended"""
+"""A server counts as stopped if its latest note is older than this many seconds."""
 
 
 def overview(base: Database, hours: float = 24.0, now: float | None = None) -> dict[str, Any]:
     """Return the overview of the last `hours` hours, ready for JSON.
 
-    Its keys are `hours`, `time`, `answers`, `feedback`, `versions`, `over_time`, `servers`, `drift` and `updates`. A
-    clock that jumps shifts the time span and does no other harm.
+    Its keys are `hours`, `time`, `answers`, `feedback`, `versions`, `over_time`, `servers`, `drift` and `updates`. If
+    the clock jumps, the time span shifts; there is no other harm.
     """
     now = time.time() if now is None else now
     since = now - hours * 3600.0
@@ -94,7 +94,7 @@ def overview(base: Database, hours: float = 24.0, now: float | None = None) -> d
 
 
 def quantile(values: Sequence[float], share: float) -> float | None:
-    """Return the quantile of the values for this share (nearest rank); None without values."""
+    """Return the quantile `share` (0 to 1) of the values by nearest rank; None without values."""
     return sorted(values)[max(0, math.ceil(share * len(values)) - 1)] if values else None
 
 
@@ -105,7 +105,7 @@ def number(value: Any) -> float | None:
 
 
 def _latest(base: Database, columns: str, since: float) -> list[dict[str, Any]]:
-    """Return the latest rows, the latest first, with these columns. Answers' facts are parsed."""
+    """Return the rows of a query since a time, latest first, at most MAX_ANSWERS. The JSON of `facts` is parsed."""
     rows = base.rows(f"SELECT {columns} WHERE time >= ? ORDER BY time DESC LIMIT ?", since, MAX_ANSWERS)
     found = [dict(row) for row in rows]
     return [row | {"facts": json.loads(row["facts"])} if "facts" in row else row for row in found]
@@ -137,7 +137,7 @@ def _tokens(facts: Mapping[str, Any], kind: str) -> int:
 
 
 def _versions(answers: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the models and indexes that answered, latest first."""
+    """Return the pairs of model and index that gave answers, latest first."""
     found: dict[tuple[str, str], dict[str, Any]] = {}
     for each in answers:
         model, index = each["model"], each["index_content"]
@@ -150,7 +150,7 @@ def _versions(answers: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 def _over_time(
     answers: Sequence[dict[str, Any]], feedback: Sequence[dict[str, Any]], since: float, now: float
 ) -> list[dict[str, Any]]:
-    """Return the metrics of BINS equal parts of the time span, oldest first."""
+    """Return metrics for each of BINS equal parts of the time span, oldest first."""
     width = (now - since) / BINS
     parts: list[list[dict[str, Any]]] = [[] for _ in range(BINS)]
     for each in answers:

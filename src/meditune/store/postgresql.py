@@ -1,6 +1,6 @@
-"""A store in a PostgreSQL database, for several servers that share it, with the same tables as in the SQLite file.
+"""A store in a PostgreSQL database, which several servers can share. Its tables are those of the SQLite file.
 
-The password may be in the URL, or better in `PGPASSWORD` or a password file, as for every program that uses libpq
+The password may be in the URL. It is safer in `PGPASSWORD` or a password file, as for every program that uses libpq
 (https://www.postgresql.org/docs/current/libpq-envars.html).
 """
 
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
 
 SCHEMES = ("postgresql://", "postgres://")
 WAIT_S = 5.0
-"""The longest wait for a connection"""
+"""Longest wait for a connection, in seconds"""
 RECONNECT_S = 0.5
 LOCK_S = 20.0
-"""The longest wait for another program's lock, as in SQLite"""
+"""Longest wait for another program's lock in seconds, the same as for SQLite"""
 MAX_CONNECTIONS = 8
-"""The maximum number of connections of one process"""
+"""Maximum number of connections per process"""
 CREATING, WRITING = 7_104_001, 7_104_002
-"""Advisory locks, held while tables are created and while an answer is added"""
+"""Ids of the advisory locks for creating tables and for adding an answer"""
 
 
 class Postgres(Database):
@@ -65,8 +65,8 @@ class Postgres(Database):
             min_size=0,
             max_size=MAX_CONNECTIONS,
             timeout=WAIT_S,
-            # The pool waits longer after each failure, and all requests wait with it; after it gives up, the next
-            # request tries at once.
+            # The pool waits longer after each failed connection, and all requests wait with it. Once the pool has
+            # given up, the next request tries at once.
             reconnect_timeout=RECONNECT_S,
             check=ConnectionPool.check_connection,
             open=True,
@@ -86,7 +86,7 @@ class Postgres(Database):
             yield _Link(connection)
 
     def serialize_writers(self, connection: Connection) -> None:
-        """Lock out other writers until the transaction ends, so that places become visible in order."""
+        """Lock out other writers until the transaction ends, so that answers become visible in order of place."""
         connection.execute(f"SELECT pg_advisory_xact_lock({WRITING})")
 
     def forget(self) -> None:
@@ -97,7 +97,7 @@ class Postgres(Database):
 
     @contextmanager
     def _errors(self) -> Iterator[None]:
-        """Raise StoreError, whose message contains no value of a row, for an error of the database."""
+        """Translate database errors to StoreError, whose message contains no values from rows."""
         import psycopg
 
         try:

@@ -119,7 +119,7 @@ def test_it_goes_on_after_a_kill_and_sends_nothing_twice(watched, tmp_path):
 def test_a_second_server_waits_for_the_first(watched, tmp_path):
     first, second = (DriftWatcher(watched, lambda _: None) for _ in range(2))
     assert first.check_once()["problem"] == ""
-    assert "will start checking when the other one ends" in second.check_once()["problem"]
+    assert "will start checking when that process ends" in second.check_once()["problem"]
     first._lock.release()
     assert second.check_once()["problem"] == ""
 

@@ -162,7 +162,7 @@ def test_a_state_with_unknown_or_missing_keys_is_refused_with_what_to_do(referen
     about, arrays, _ = read(path, "state", "")
     change(about)
     write(path, "state", about, arrays)
-    with pytest.raises(DataError, match=f"{re.escape(str(path))} is damaged, or another version .* Delete it"):
+    with pytest.raises(DataError, match=f"{re.escape(str(path))} is damaged, or another version .* Delete this"):
         Monitor.load(path, reference)
 
 

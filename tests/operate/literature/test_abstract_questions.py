@@ -40,7 +40,7 @@ def test_test_items_are_kept_out_of_the_pairs(served: PubMed, tmp_path: Path) ->
     assert [each["id"] for each in library_rows(tmp_path, "pairs.jsonl")] == ["302"]
     assert "2 excluded as test items" in result.out
     card = (tmp_path / "library" / "README.md").read_text()
-    assert "2 articles are left out because they are, or closely match, test items of PubMedQA" in card
+    assert "2 articles are left out because they match test items exactly or nearly" in card
     assert "National Library of Medicine" in card
 
 

@@ -81,7 +81,7 @@ def test_a_file_that_isnt_what_was_published_stops_the_row(served: PubMed, tmp_p
     update_file(folder, 1342, Paper(103))
     result = meditune("update", tmp_path / "library", "--update-files", folder)
     assert result.code == 3
-    assert "pubmed26n1341.xml.gz: its MD5 is" in result.err
+    assert "pubmed26n1341.xml.gz: the file's MD5 is" in result.err
     assert "1 new" in result.out
     cut.with_name(f"{cut.name}.md5").unlink()
     assert (
@@ -116,7 +116,7 @@ def test_update_files_come_from_a_server_and_go_on_where_they_broke_off(served: 
     update_file(served.folder, 1341, Paper(140), md5="0" * 32)
     result = meditune(*words)
     assert result.code == 3
-    assert "downloaded 3 times with the MD5" in result.err
+    assert "downloaded 3 times, but the file's MD5 is" in result.err
     update_file(served.folder, 1341, Paper(140))
     served.fail("file", "cut", "no-range")
     assert "1 new" in meditune(*words).out

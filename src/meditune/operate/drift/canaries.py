@@ -3,8 +3,8 @@
 Runs are compared by McNemar's exact test on the canaries whose result changed. Because a model is tested repeatedly,
 its tests share the significance level: test k uses ALPHA / (k (k + 1)), which sums to ALPHA over all tests. From test
 MAX_LOOKS on, the level no longer falls, so that a change in a model that has been served for long can still be
-detected. A run in which the same canaries are right as in the run before doesn't count as a test. A `critical` canary
-that fails raises an alert at once.
+detected. A run doesn't count as a test if the same canaries are right as in the run before. A `critical` canary that
+fails raises an alert at once.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from meditune.statistics import mcnemar
 
 ALPHA = 0.05
 MAX_LOOKS = 20
-"""Number of the test from which the level stays the same; fourteen newly wrong canaries then raise an alert"""
+"""Number of the test from which the level stays the same; fourteen newly wrong canaries then raise an alert."""
 TIMEOUT_S = 180.0
 ATTEMPTS = 3
 _EXPECTATIONS = (
@@ -37,7 +37,7 @@ _EXPECTATIONS = (
 
 @dataclass(frozen=True)
 class Canary:
-    """A question, and what is expected of its answer."""
+    """A question, and the expectations for its answer."""
 
     id: str
     question: str
@@ -47,7 +47,7 @@ class Canary:
     critical: bool = False
 
     def is_correct(self, answer: dict[str, Any]) -> bool:
-        """Return whether an answer of `/v1/ask` is as expected."""
+        """Return whether an answer of `/v1/ask` meets all expectations."""
         text = str(answer.get("text", "")).casefold()
         outcome = answer.get("outcome") or ("abstained" if answer.get("refused") else "answered")
         return (
@@ -66,7 +66,7 @@ def read(path: Path) -> list[Canary]:
         if not isinstance(question, str) or not question.strip():
             raise DataError(f"{where}: no question.")
         if not isinstance(contains, list) or not (row.get("decision") or row.get("outcome") or contains):
-            raise DataError(f"{where}: no expected answer. Give {_EXPECTATIONS}.")
+            raise DataError(f"{where}: no expected answer. Add {_EXPECTATIONS}.")
         id = str(row.get("id") or line)
         if id in found:
             raise DataError(f"{where}: the id {id} occurs twice.")
@@ -79,11 +79,11 @@ def read(path: Path) -> list[Canary]:
 
 
 def ask(canaries: Sequence[Canary], url: str) -> dict[str, Any]:
-    """Ask all canaries once; return the `time`, whether each was answered `right`, the `models` that answered, and the
-    ids of the `critical` canaries.
+    """Ask all canaries once, and return the run.
 
-    A question is repeated only if the server can't have processed it, so that none is stored or counted twice. Raises
-    DataError if the server is unreachable or refuses.
+    A run has the keys `time`, `right` (id -> whether the answer was correct), `models` (id -> model that answered) and
+    `critical` (ids of critical canaries). A question is repeated only if the server can't have processed it, so that no
+    question is stored or counted twice. Raises DataError if the server can't be reached or refuses a request.
     """
     key = os.environ.get("MEDITUNE_KEY")
     headers = {"Authorization": f"Bearer {key}"} if key else {}
@@ -121,18 +121,18 @@ def ask(canaries: Sequence[Canary], url: str) -> dict[str, Any]:
 
 
 def append_run(run: dict[str, Any], path: Path) -> None:
-    """Append a run to the file of results."""
+    """Append a run to the file of canary runs."""
     write_jsonl(path, [*(read_jsonl(path) if path.exists() else []), run])
 
 
 def verdict(path: Path, version: str | None = None) -> dict[str, Any]:
-    """Return a comparison of the last run with the first; with `version`, only of the canaries that it answered.
+    """Return a comparison of the last run with the first; with `version`, only for canaries that this version answered.
 
     Raises DataError if there are no runs.
     """
     runs = read_jsonl(path)
     if not runs or not all(isinstance(run.get("right"), dict) for run in runs):
-        raise DataError(f"{path}: contains no canary runs. Make one: meditune drift canary CANARIES -o {path}")
+        raise DataError(f"{path}: contains no canary runs. Start a run: meditune drift canary CANARIES -o {path}")
     first, last = runs[0]["right"], runs[-1]["right"]
     by = runs[-1].get("models") or {}
     if version is not None:
@@ -140,7 +140,7 @@ def verdict(path: Path, version: str | None = None) -> dict[str, Any]:
     both = [id for id in first if id in last]
     worse = [id for id in both if first[id] and not last[id]]
     better = [id for id in both if last[id] and not first[id]]
-    # Count the tests since the newest of the models in the last run first answered; a single run isn't a test.
+    # Count the tests since the newest model in the last run answered for the first time. A single run isn't a test.
     answered = [(run.get("models") or {}).values() for run in runs]
     newest = {by[id] for id in last if id in by}
     begun = max([1, *(next(n for n, names in enumerate(answered) if model in names) for model in newest)])

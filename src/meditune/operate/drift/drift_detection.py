@@ -1,6 +1,6 @@
-"""A drift check: it compares the requests in a store or a file with a reference, starting where the last check ended.
+"""A drift check: compares the requests in a store or a file with a reference, starting where the last check ended.
 
-To alerts, the check adds evidence: example requests, and groups of new questions. All texts are masked.
+The check adds evidence to alerts: example requests and groups of new questions. All texts are masked.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from meditune.store.database import FILE
 
 
 class RequestSource:
-    """A store or a file of requests."""
+    """A source of requests: a store or a JSON Lines file."""
 
     def __init__(self, location: StoreLocation) -> None:
         self._answers = None
@@ -38,7 +38,7 @@ class RequestSource:
             return
         if not exists(location):
             raise DataError(
-                f"{location}: neither a store (a folder with {FILE}, a postgresql:// URL) nor a file of requests. Give "
+                f"{location}: neither a store (a folder with {FILE}, a postgresql:// URL) nor a file of requests. Use "
                 "the --store of `meditune serve`, or a JSON Lines file with a question on each line."
             )
         base = open_store(location)
@@ -63,12 +63,12 @@ class RequestSource:
         return self._answers is None or self._answers.get(id) is not None
 
     def last(self) -> int:
-        """Return the position of the last request."""
+        """Return the position of the last request; 0 if there is none."""
         return self._answers.last_place() if self._answers else sum(1 for _ in from_file(Path(self.named)))
 
 
 LAG = 200
-"""An answer's ratings are taken after this many later requests."""
+"""Number of later requests after which an answer's ratings are read"""
 BATCH = 256
 FEW = 30
 LOCK_S = 20.0
@@ -80,13 +80,13 @@ class CheckResult:
 
     monitor: Monitor
     requests: list[Request]
-    """The requests that were read: the new ones, with vectors, and some earlier ones"""
+    """The requests that were read: new requests, with vectors, and some earlier requests"""
     new: int
     remarks: list[str]
 
 
 def fit_reference(source: RequestSource, max_requests: int | None, embedding: str | None, seed: int) -> Reference:
-    """Fit a reference to a source's latest `max_requests` requests, or to all. Raises DataError, ModelError."""
+    """Fit a reference to a source's last `max_requests` requests (None: all). Raises DataError, ModelError."""
     requests = list(source.requests())
     # Ratings of the latest answers don't count, because more may follow.
     recent = {each.id for each in requests[-LAG:]} if source.is_store else set()
@@ -99,9 +99,9 @@ def fit_reference(source: RequestSource, max_requests: int | None, embedding: st
 
 
 def model_for(reference: Reference, name: str | None) -> SentenceEncoder | None:
-    """Return the embedding model of a reference, or None if it has none.
+    """Return the embedding model of a reference, or None if the reference has none.
 
-    Raises ModelError if the model `name` isn't the reference's.
+    Raises ModelError if `name` is another model, or if a package for the model is missing.
     """
     expected = reference.about["embedding"]
     if expected is None:
@@ -111,14 +111,14 @@ def model_for(reference: Reference, name: str | None) -> SentenceEncoder | None:
     except ModuleNotFoundError as error:
         raise ModelError(
             f"The reference's embedding model {expected['name']} needs the package {error.name}. Install it, or fit a "
-            f"reference for servers without it: meditune drift fit STORE -o REFERENCE --embedding {INT8}"
+            f"reference that doesn't need it: meditune drift fit STORE -o REFERENCE --embedding {INT8}"
         ) from error
     if model.identity.space != expected["space"]:
         raise ModelError(
             f"The reference was made with the embedding model {expected['name']} ({expected['space'][:12]}). The "
-            f"vectors of {model.identity.name} ({model.identity.space[:12]}) cannot be compared with it. Give the "
-            "reference's model with --embedding, or fit a new reference: meditune drift fit STORE -o REFERENCE "
-            f"--embedding {model.identity.name}"
+            f"vectors of {model.identity.name} ({model.identity.space[:12]}) cannot be compared with the reference's. "
+            "Choose the reference's model with --embedding, or fit a new reference: meditune drift fit STORE -o "
+            f"REFERENCE --embedding {model.identity.name}"
         )
     return model
 
@@ -126,12 +126,15 @@ def model_for(reference: Reference, name: str | None) -> SentenceEncoder | None:
 def check(
     source: RequestSource, reference: Reference, state: Path | None, policy: Policy, embedding: str | None = None
 ) -> CheckResult:
-    """Resume from `state`, add the new requests, and save the state with evidence. Raises DataError, ModelError."""
+    """Resume from the file `state`, add the new requests, and save the state with evidence for alerts.
+
+    If `state` is None, start from the reference, and save nothing. Raises DataError, ModelError.
+    """
     model = model_for(reference, embedding)
     if state is None:
         return advance(source, Monitor(reference, policy), model)
     state.parent.mkdir(parents=True, exist_ok=True)
-    busy = DataError(f"Another check, or a server with --drift, is using {state}. Wait until it ends.")
+    busy = DataError(f"Another check, or a server with --drift, is using {state}. Wait until it finishes.")
     with exclusive_lock(state.with_name(f".{state.name}.lock"), busy, LOCK_S):
         monitor = Monitor.load(state, reference) if state.exists() else Monitor(reference, policy)
         found = advance(source, monitor, model)
@@ -146,15 +149,18 @@ def advance(
     batch: int = BATCH,
     rest: Callable[[float], None] = lambda _: None,
 ) -> CheckResult:
-    """Add the new requests, and gather evidence for alerts; after each batch, `rest` receives the seconds it took."""
+    """Add the new requests to the monitor, and gather evidence for alerts.
+
+    After each batch of new requests, `rest` is called with the number of seconds that the batch took.
+    """
     reference, began = monitor.reference, monitor.count
     same = reference.about["of"] == source.named
     start = monitor.last if began or same else 0
     last = source.last()
     if last < start and not source.is_store:
         raise DataError(
-            f"{source.named} has {last:,} requests, but {start:,} were checked before. It was truncated or replaced; "
-            "delete the state file to check it from the start."
+            f"{source.named} has {last:,} requests, but {start:,} were checked before. The file was truncated or "
+            "replaced. Delete the state file to check all requests again."
         )
     # Some requests are read again, because they may have been rated since. Deletions can lower a store's last position.
     first = int(reference.about["last"]) if same else 0
@@ -210,7 +216,7 @@ def _remarks(monitor: Monitor, new: int) -> list[str]:
     for name, count in monitor.missing.items():
         if monitor.count and count == monitor.count:
             advice = "Start the server with `meditune serve --keep-text` to store questions." if name in _PARTS else ""
-            found.append(f"{name}: not monitored, because no request has the data it needs. {advice}")
+            found.append(f"{name}: not monitored, because no request contains the required data. {advice}")
     return found
 
 
@@ -219,7 +225,7 @@ CHARACTERS = 240
 GROUPS = 4
 MIN_NEW_QUESTIONS = 8
 NOVELTY_QUANTILE = 0.95
-"""A question is new if it is farther from the known ones than this share of the reference's questions."""
+"""A question is new if its distance to known questions exceeds this quantile of the reference's distances."""
 _PARTS = ("topics", "novelty", "directions", MEANING, "unknown_words", "length", "language")
 
 
@@ -253,7 +259,10 @@ def forget_evidence(monitor: Monitor, exists: Callable[[str], bool]) -> bool:
 
 
 def new_groups(reference: Reference, requests: Sequence[Request]) -> list[dict[str, Any]]:
-    """Return groups of questions unlike all known ones: `name`, `questions`, `share`, `distance`, `examples`."""
+    """Return groups of questions that differ from all known questions, largest group first.
+
+    Each group is a dict with `name`, `questions` (their number), `share`, `distance` and `examples`.
+    """
     ranked = reference.numbers.get("novelty")
     known = [each for each in requests if each.vector is not None and each.question]
     if ranked is None or not known:
@@ -288,7 +297,7 @@ def new_groups(reference: Reference, requests: Sequence[Request]) -> list[dict[s
 
 
 def _examples(alert: Alert, requests: Sequence[Request], reference: Reference) -> list[dict[str, Any]]:
-    """Return the requests with the most extreme values in the direction of the change, or the latest of a category."""
+    """Return the requests with the most extreme values in the change's direction, or the latest of the category."""
     signal = BY_NAME.get(alert.signal) or BY_NAME["novelty"]
     values_read = [(each, signal.read(each, reference.shape)) for each in requests]
     known = [

@@ -1,4 +1,4 @@
-"""Reports of a drift check: JSON, terminal lines, and an HTML page with a plot. Their texts are already masked."""
+"""Reports of a drift check: JSON, terminal lines, and an HTML page with a plot. All texts in them are masked."""
 
 from __future__ import annotations
 
@@ -34,7 +34,10 @@ def as_dict(result: CheckResult) -> dict[str, Any]:
 
 
 def signals(monitor: Monitor) -> dict[str, dict[str, Any]]:
-    """Return for each signal `title`, `about`, `state` (quiet, open, unknown), `statistic`, `threshold`, `missing`."""
+    """Return a dict for each signal, by name.
+
+    The keys are `title`, `about`, `state` (quiet, open or unknown), `statistic`, `threshold` and `missing`.
+    """
     open_now = {alert.signal for alert in monitor.alerts()}
     limits, rows = monitor.limits(), {}
     for name, track in monitor.tracks.items():
@@ -59,9 +62,9 @@ def lines(result: CheckResult) -> Iterator[str]:
     """Yield the check's results as terminal lines."""
     monitor = result.monitor
     size = monitor.reference.about["requests"]
-    yield f"{result.new:,} new requests, {monitor.count:,} since the reference of {size:,}."
+    yield f"{result.new:,} new requests, {monitor.count:,} since the reference, which was fitted to {size:,}."
     yield ""
-    yield f"{'signal':<15}{'state':<9}{'evidence':<22}what"
+    yield f"{'signal':<15}{'state':<9}{'evidence':<22}description"
     for name, row in signals(monitor).items():
         share = evidence_share(row["statistic"], row["threshold"])
         yield f"{name:<15}{row['state']:<9}{'█' * round(10 * share):<11}{100 * share:>4.0f} %     {row['title']}"
@@ -74,7 +77,7 @@ def lines(result: CheckResult) -> Iterator[str]:
         for example in alert.evidence.get("examples", [])[:3]:
             yield f"  {example['id']}: {example['question'] or '(text not stored)'}"
         for group in alert.evidence.get("groups", [])[:3] if alert.signal in ("novelty", "topics", "meaning") else []:
-            yield f"  new: {group['questions']} questions ({100 * group['share']:.0f} %) about {group['name']}"
+            yield f"  new: {group['questions']} questions ({100 * group['share']:.0f} %) in the group: {group['name']}"
     closed = [alert for alert in monitor.all_alerts if not alert.is_open]
     if closed:
         yield ""

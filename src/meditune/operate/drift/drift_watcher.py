@@ -1,4 +1,4 @@
-"""The drift watcher of a running server: checks new requests in its own thread, which pauses most of the time."""
+"""The drift watcher of a running server: a thread that checks new requests, and pauses most of the time."""
 
 from __future__ import annotations
 
@@ -39,17 +39,17 @@ class WatcherOptions:
 
 
 def state_of(reference: Path) -> Path:
-    """Return the default state file of a reference."""
+    """Return the path of a reference's default state file."""
     return reference.with_name(f"{reference.name}.state")
 
 
 def outbox_of(reference: Path) -> Path:
-    """Return the file that records the delivery of alerts."""
+    """Return the path of the file, next to a reference, that records the delivery of alerts."""
     return reference.with_name(f"{reference.name}.alerts.json")
 
 
 class _Ended(Exception):  # noqa: N818 - nothing is wrong
-    """Raised when the server stops; the remaining requests are checked next time."""
+    """Raised when the server stops; the remaining requests are checked after the next start."""
 
 
 class DriftWatcher:
@@ -80,7 +80,10 @@ class DriftWatcher:
         self._thread.join()
 
     def check_once(self) -> dict[str, Any]:
-        """Run one check, and send messages about changed alerts. Problems are reported in the result, not raised."""
+        """Run one check, send messages about changed alerts, and return the facts of the check.
+
+        Errors aren't raised; `problem` in the facts describes them.
+        """
         try:
             found, problem = self._check_requests(), ""
         except MedituneError as error:
@@ -130,7 +133,7 @@ class DriftWatcher:
                 self._lock.acquire(timeout=0)
             except Timeout as error:
                 busy = f"Another server or check is using {self._state}"
-                raise DataError(f"{busy}. This server will start checking when the other one ends.") from error
+                raise DataError(f"{busy}. This server will start checking when that process ends.") from error
             exists = self._state.exists()
             self._monitor = Monitor.load(self._state, self._reference) if exists else Monitor(self._reference)
         return self._monitor
@@ -157,7 +160,7 @@ class DriftWatcher:
 
 
 def watch(options: WatcherOptions, report: Report) -> DriftWatcher:
-    """Start watching a store. Raises DataError and ModelError if that is impossible."""
+    """Start to watch a store. Raises DataError or ModelError if the reference or its model can't be loaded."""
     channels: list[Channel] = []
     try:
         channels = from_environment()

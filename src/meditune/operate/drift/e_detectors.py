@@ -1,16 +1,16 @@
 """The statistics of drift detection: conformal p-values, bets, e-detectors, block tests, and the track of each signal.
 
-A request's score is ranked among all earlier scores. If requests are exchangeable (every order is equally likely),
-these conformal p-values are independent and uniform (Vovk, Gammerman and Shafer, "Algorithmic Learning in a Random
-World", 2005, theorem 8.2; the scores must be fixed functions, so they are learned from requests that aren't ranked). A
-bet is a density on [0, 1]; its payoff for a p-value is an e-value, whose mean is 1 without drift. The Shiryaev-Roberts
-sum over all possible times of the change is an e-detector (Shin, Ramdas and Rinaldo, "E-detectors", 2023,
-arXiv:2203.03532), whose mean after n requests without drift is at most n. By Doob's inequality, it reaches a threshold
-c within n requests with a probability of at most n / c, however often it is checked; the same holds for any mean of
-e-detectors.
+Each request has a score, whose rank among all earlier scores gives a conformal p-value. If requests are exchangeable
+(every order is equally likely), these p-values are independent and uniform (Vovk, Gammerman and Shafer, "Algorithmic
+Learning in a Random World", 2005, theorem 8.2). This requires fixed score functions, so they are learned from requests
+that aren't ranked. A bet is a density on [0, 1]. Its payoff for a p-value is an e-value, whose expected value is 1
+without drift. The Shiryaev-Roberts sum over all possible times of the change is an e-detector (Shin, Ramdas and
+Rinaldo, "E-detectors", 2023, arXiv:2203.03532), whose expected value after n requests without drift is at most n. By
+Doob's inequality, it reaches a threshold c within n requests with a probability of at most n / c, however often it is
+checked. The same holds for any mean of e-detectors.
 
-By contrast, repeated tests with a fixed p-value on a sliding window keep raising false alarms, and tests against a
-fixed sample eventually detect the random deviations of that sample.
+By contrast, repeated tests at a fixed significance level on a sliding window keep raising false alarms, and tests
+against a fixed sample eventually detect the random deviations of that sample.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Value = float | str | None
 Effect = Literal["Cliff's delta", "Cohen's h", "MMD"]
 
 POWERS = (0.1, 0.3, 0.6)
-"""Exponents k of the bets k p^(k-1) on one end of the scale; a smaller k bets on more extreme values."""
+"""Values of k in the bets k p^(k-1) on one end of the scale; a bet with a smaller k is on more extreme values."""
 TAIL_POWER = 0.4
 ODDS = (1 / 8, 1 / 2.5, 2.5, 8.0, 64.0)
 """Factors by which the odds of a category may have changed"""
@@ -45,19 +45,25 @@ _EXPONENTS = np.array([*POWERS, TAIL_POWER]) - 1
 
 
 def p_value(pool: list[float], value: float, coin: float) -> float:
-    """Return the smoothed rank of a value among a sorted pool and itself, in (0, 1); small for large values."""
+    """Return the conformal p-value of a value against a sorted pool, in (0, 1); large values have small p-values.
+
+    `coin`, which is random in (0, 1), breaks ties.
+    """
     below, up_to = bisect_left(pool, value), bisect_right(pool, value)
     return (len(pool) - up_to + coin * (1 + up_to - below)) / (len(pool) + 1)
 
 
 def share_p_values(counts: Floats, is_member: NDArray[np.bool_], size: float, coins: Floats) -> Floats:
-    """Return (k,) the p-values of k categories, given their counts (k,) in a pool of `size` and the new value."""
+    """Return the p-values (k,) of k categories, given their counts (k,) in a pool of `size` values.
+
+    `is_member` (k,) shows which category a new value has; `coins` (k,) are random in (0, 1).
+    """
     shares = (counts + is_member) / (size + 1)
     return np.where(is_member, coins * shares, shares + coins * (1 - shares))
 
 
 def number_bets(p: Floats) -> Floats:
-    """Return (..., 8) the payoffs, for p-values (...), of bets on large values, small ones, both ends, the middle."""
+    """Return the payoffs (..., 8), for p-values (...), of bets on large values, small values, both ends, the middle."""
     low, high = np.maximum(p, MIN_P)[..., None], np.maximum(1 - p, MIN_P)[..., None]
     down, up = low**_EXPONENTS, high**_EXPONENTS
     ends = 0.5 * TAIL_POWER * (down[..., -1:] + up[..., -1:])
@@ -65,7 +71,10 @@ def number_bets(p: Floats) -> Floats:
 
 
 def share_bets(p: Floats, shares: Floats) -> Floats:
-    """Return the (k, 5) payoffs, for p-values (k,), of bets that the shares (k,) of the reference changed by ODDS."""
+    """Return the payoffs (k, 5) for p-values (k,), with one bet for each factor in ODDS.
+
+    Each bet is that the odds of a category, given by its share (k,) in the reference, changed by that factor.
+    """
     given = shares[:, None]
     odds = np.array(ODDS) * given / (1 - given)
     shifted = odds / (1 + odds)
@@ -73,29 +82,31 @@ def share_bets(p: Floats, shares: Floats) -> Floats:
 
 
 def block_bets(p: Floats) -> Floats:
-    """Return (..., 2) the payoffs, for p-values (...) of whole blocks, of bets on small ones."""
+    """Return the payoffs (..., 2), for the p-values (...) of blocks, of bets on small p-values."""
     powers = np.array(BLOCK_POWERS)
     paid: Floats = powers * np.maximum(p, MIN_P)[..., None] ** (powers - 1)
     return paid
 
 
 def advanced(statistics: Floats, payoffs: Floats) -> Floats:
-    """Return (1 + R) e: the e-detectors R after one more e-value each."""
+    """Return (1 + R) e: the e-detectors R, each updated with one more e-value e."""
     return np.minimum((1 + statistics) * payoffs, MAX_STATISTIC)
 
 
 def threshold(false_alarms: float, requests: int, signals: int) -> float:
-    """Return the threshold of each of the `signals` (Bonferroni) at which `false_alarms` are expected in `requests`
-    requests without drift.
+    """Return the threshold for each of `signals` signals.
+
+    At this threshold, `requests` requests without drift are expected to cause at most `false_alarms` false alarms, over
+    all signals (Bonferroni).
     """
     return requests * signals / false_alarms
 
 
 def delta(p: Floats) -> float:
-    """Return Cliff's delta of values against their pool, from their p-values (n,), in [-1, 1]; 1 if all are larger.
+    """Return Cliff's delta, in [-1, 1], of values against their pool, computed from the values' p-values (n,).
 
-    If the values spread out or drew together more than they moved, return the size of that change instead, scaled so
-    that both measures vary equally at random.
+    Cliff's delta is 1 if all values are larger than the pool's. If the spread of the values changed more than their
+    location, return the size of the change in spread instead, scaled to the same variance without drift.
     """
     if not len(p):
         return 0.0
@@ -109,14 +120,14 @@ def cohens_h(share: float, before: float) -> float:
 
 
 class EDetector:
-    """The e-detector of one signal, with its bets (columns, bets)."""
+    """The e-detector of one signal, with arrays of shape (columns, bets)."""
 
     def __init__(self, columns: int, bets: int) -> None:
         self.bets = {name: np.zeros((columns, bets)) for name in ("statistics", "sums", "starts")}
 
     @property
     def statistic(self) -> float:
-        """The mean over all bets."""
+        """The mean of the e-detectors of all bets."""
         return float(self.bets["statistics"].mean())
 
     def add_payoffs(self, payoffs: Floats, count: int) -> None:
@@ -134,7 +145,7 @@ class EDetector:
         return int(column), int(self.bets["starts"][column, bet])
 
     def restart(self) -> None:
-        """Reset all evidence, as after an alert."""
+        """Reset all evidence, for example after an alert."""
         self.bets = {name: np.zeros_like(array) for name, array in self.bets.items()}
 
 
@@ -145,20 +156,20 @@ FEATURES = 128
 
 @dataclass(frozen=True)
 class Kernel:
-    """A Gaussian kernel approximated by random Fourier features (Rahimi and Recht 2007), at a constant cost."""
+    """A Gaussian kernel, approximated at a constant cost by random Fourier features (Rahimi and Recht 2007)."""
 
     weights: Vectors
     """(size, FEATURES)"""
     phases: Vectors
 
     def features(self, vectors: Vectors) -> Vectors:
-        """Return (n, FEATURES) features of vectors (n, size), whose dot products approximate the kernel."""
+        """Return the features (n, FEATURES) of vectors (n, size). Dot products of features approximate the kernel."""
         found: Vectors = np.sqrt(2 / FEATURES, dtype=np.float32) * np.cos(vectors @ self.weights + self.phases)
         return found
 
 
 def kernel(vectors: Vectors, rng: np.random.Generator) -> Kernel:
-    """Return a kernel whose width is the median distance of vectors (n, size) (Gretton et al., JMLR 2012)."""
+    """Return a kernel whose width is the median distance between vectors (n, size) (Gretton et al., JMLR 2012)."""
     first, second = rng.integers(len(vectors), size=(2, 2000))
     distances = np.linalg.norm(vectors[first] - vectors[second], axis=1)
     width = float(np.median(distances[distances > 0])) if np.any(distances > 0) else 1.0
@@ -169,13 +180,13 @@ def kernel(vectors: Vectors, rng: np.random.Generator) -> Kernel:
 def block_test(pool: Vectors, block: Vectors, rng: np.random.Generator) -> tuple[float, float]:
     """Return the p-value of a block's features (b, FEATURES) and its squared maximum mean discrepancy (MMD).
 
-    The p-value is the block's rank among random blocks drawn from pool and block; it is exact under exchangeability.
-    The mean over the random blocks is subtracted from the squared MMD, so that it is about 0 without drift.
+    The p-value is the block's rank among random blocks drawn from pool and block. It is exact under exchangeability.
+    The mean over the random blocks is subtracted from the squared MMD, so that the result is about 0 without drift.
     """
     everything = np.concatenate([pool, block])
     centre = everything.mean(axis=0)
     chosen = rng.integers(len(everything), size=(PERMUTATIONS, len(block)))
-    # Rows with repetitions are drawn again.
+    # Rows that contain an index twice are drawn again.
     while (repeated := (np.diff(np.sort(chosen, axis=1), axis=1) == 0).any(axis=1)).any():
         chosen[repeated] = rng.integers(len(everything), size=(int(repeated.sum()), len(block)))
     distances = ((everything[chosen].mean(axis=1) - centre) ** 2).sum(axis=1)
@@ -186,11 +197,11 @@ def block_test(pool: Vectors, block: Vectors, rng: np.random.Generator) -> tuple
 
 
 WINDOW = 200
-"""Number of requests from which the size of a change is measured"""
+"""Number of latest requests on which the size of a change is measured"""
 RECENT = 2000
-"""Number of requests that can be removed from the pool again if a change began before them"""
+"""Number of latest requests that can be removed from the pool again if a change began before them"""
 POOL = 20_000
-"""Maximum number of earlier values; beyond it, a new value replaces a random one"""
+"""Maximum number of earlier values in a pool; in a full pool, a new value replaces a random one."""
 
 
 class Track:
@@ -205,11 +216,11 @@ class Track:
         self.recent: deque[tuple[int, Any]] = deque(maxlen=RECENT)
 
     def latest(self, column: int, since: int = 0) -> Floats:
-        """Return (n,) the window's values of a column since a request."""
+        """Return the window's values (n,) of a column, from request number `since` on."""
         return np.array([values[column] for count, values in self.window if count >= since], dtype=np.float64)
 
     def saved(self) -> Arrays:
-        """Return the whole state as arrays."""
+        """Return the complete state as arrays."""
         window = np.array([values for _, values in self.window], dtype=np.float64)
         return self.detector.bets | {
             "absorbing": np.array(self.absorbing),
@@ -220,7 +231,7 @@ class Track:
         }
 
     def restore(self, state: Arrays) -> None:
-        """Restore the arrays that `saved` returned."""
+        """Restore the state from the arrays that `saved` returned."""
         self.detector.bets = {name: np.array(state[name], dtype=np.float64) for name in self.detector.bets}
         self.absorbing = bool(state["absorbing"])
         self.window.extend(zip(state["window_at"].tolist(), state["window"], strict=True))
@@ -234,12 +245,12 @@ class Track:
 
 
 class NumberTrack(Track):
-    """A track of one number, or of one number per direction."""
+    """A track of a numeric signal, which has one value per request or one value per direction."""
 
     effect_name: Effect = "Cliff's delta"
 
     def __init__(self, name: str, reference: Floats) -> None:
-        """`reference` has the reference's values (n, columns)."""
+        """`reference` contains the reference's values (n, columns)."""
         count = reference.shape[1]
         columns = [f"direction {number + 1}" for number in range(count)] if count > 1 else [name]
         super().__init__(columns, 2 * len(POWERS) + 2)
@@ -247,7 +258,7 @@ class NumberTrack(Track):
         self.values: deque[tuple[int, Floats]] = deque(maxlen=WINDOW)
 
     def add(self, values: Sequence[Value], count: int, rng: np.random.Generator) -> bool:
-        """Add a request to the evidence and the pool; return False if a value is missing."""
+        """Add a request to the evidence and the pool; return False and add nothing if a value is missing."""
         coins = rng.random(len(self.columns))
         numbers = [float(value) for value in values if value is not None]
         if len(numbers) < len(self.columns):
@@ -266,7 +277,7 @@ class NumberTrack(Track):
         return True
 
     def forget(self, since: int) -> None:
-        """Remove the values since a request from the pool."""
+        """Remove the values from request number `since` on from the pool."""
         while self.recent and self.recent[-1][0] >= since:
             for pool, number in zip(self.pools, self.recent.pop()[1], strict=True):
                 place = bisect_left(pool, number)
@@ -278,7 +289,7 @@ class NumberTrack(Track):
         return delta(self.latest(column, since))
 
     def before_and_after(self, column: int, since: int) -> tuple[float, float]:
-        """Return the median before, and the median in the window since a request."""
+        """Return the median of the pool, and the median in the window from request number `since` on."""
         pool = self.pools[column]
         now = [values[column] for count, values in self.values if count >= since]
         return pool[len(pool) // 2], float(np.median(now)) if now else float("nan")
@@ -298,13 +309,13 @@ class NumberTrack(Track):
 
 
 class ShareTrack(Track):
-    """A track of the shares of categories; the last column counts all categories that the reference doesn't have."""
+    """A track of the shares of categories; the last column is for categories that the reference doesn't contain."""
 
     effect_name: Effect = "Cohen's h"
     OTHER = "something new"
 
     def __init__(self, counts: Mapping[str, int]) -> None:
-        """`counts` has the reference's count of each category; OTHER is added as a further category."""
+        """`counts` contains the reference's count of each category; OTHER is added as the last category."""
         super().__init__((*counts, self.OTHER), len(ODDS))
         self.counts = np.array([*counts.values(), 0.0])
         self.total = float(self.counts.sum())
@@ -312,7 +323,7 @@ class ShareTrack(Track):
         self._places = {name: place for place, name in enumerate(counts)}
 
     def add(self, values: Sequence[Value], count: int, rng: np.random.Generator) -> bool:
-        """Add a request to the evidence and the pool; return False if its category is unknown."""
+        """Add a request to the evidence and the pool; return False and add nothing if its category is None."""
         coins, (value,) = rng.random(len(self.columns)), values
         if value is None:
             return False
@@ -329,19 +340,19 @@ class ShareTrack(Track):
         return True
 
     def forget(self, since: int) -> None:
-        """Remove the values since a request from the pool."""
+        """Remove the values from request number `since` on from the pool."""
         while self.recent and self.recent[-1][0] >= since:
             self.counts[self.recent.pop()[1]] -= 1
             self.total -= 1
 
     def effect(self, column: int, since: int = 0) -> float:
-        """Return Cohen's h of the share in the window against the reference's."""
+        """Return Cohen's h of the share in the window against the share in the reference."""
         latest = self.latest(column, since)
         share = float(latest.mean()) if len(latest) else float(self.before[column])
         return cohens_h(share, float(self.before[column]))
 
     def before_and_after(self, column: int, since: int) -> tuple[float, float]:
-        """Return the share before, and the share in the window since a request."""
+        """Return the share in the pool, and the share in the window from request number `since` on."""
         latest = self.latest(column, since)
         return float(self.counts[column] / self.total), float(latest.mean()) if len(latest) else float("nan")
 
@@ -361,14 +372,14 @@ class BlockTrack(Track):
     effect_name: Effect = "MMD"
 
     def __init__(self, reference: NDArray[np.float32]) -> None:
-        """`reference` has the reference's features (n, features)."""
+        """`reference` contains the reference's features (n, FEATURES)."""
         super().__init__(("all",), len(BLOCK_POWERS))
         self.window = deque(maxlen=WINDOW // BLOCK)
         self._pool = reference
         self._block: list[tuple[int, NDArray[np.float32]]] = []
 
     def add(self, features: NDArray[np.float32] | None, count: int, rng: np.random.Generator) -> bool:
-        """Add a request's features, and test the block if it is full; return False without features."""
+        """Add a request's features, and test the block if it is full; return False if the features are None."""
         if features is None:
             return False
         self._block.append((count, features))
@@ -388,18 +399,18 @@ class BlockTrack(Track):
         return True
 
     def forget(self, since: int) -> None:
-        """Remove blocks that began at a request or later from the pool."""
+        """Remove the blocks that began at request number `since` or later from the pool."""
         while self.recent and self.recent[-1][0] >= since:
             self.recent.pop()
             self._pool = self._pool[:-BLOCK]
 
     def effect(self, column: int, since: int = 0) -> float:
-        """Return the MMD of the window's blocks minus its random part; 0 to about 1."""
+        """Return the MMD of the window's blocks without the part expected at random; from 0 to about 1."""
         latest = self.latest(column, since)
         return float(np.sqrt(max(0.0, latest.mean()))) if len(latest) else 0.0
 
     def before_and_after(self, column: int, since: int) -> tuple[float, float]:
-        """Return 0, and the MMD in the window since a request."""
+        """Return 0, and the MMD in the window from request number `since` on."""
         return 0.0, self.effect(column, since)
 
     def _saved(self) -> Arrays:

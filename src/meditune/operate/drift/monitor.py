@@ -32,8 +32,8 @@ CUTS: dict[Effect, tuple[float, float, float]] = {
     "Cohen's h": (0.2, 0.5, 0.8),
     "MMD": (0.05, 0.15, 0.3),
 }
-"""Lower bounds of small, medium and large effects. The first two rows are from Romano et al. 2006 and Cohen 1988; the
-bounds of the MMD agree with them on the same streams (`benchmarks/drift.py`).
+"""Lower bounds of small, medium and large effects. The bounds for Cliff's delta are from Romano et al. 2006, and those
+for Cohen's h from Cohen 1988. The bounds for the MMD agree with both on the same streams (`benchmarks/drift.py`).
 """
 STEP = 10
 
@@ -43,28 +43,30 @@ class Policy:
     """The policy for opening and closing alerts."""
 
     false_alarms: float = 0.1
-    """Number of false alarms of all signals together that is expected in `requests` requests without drift"""
+    """Expected number of false alarms, over all signals, in `requests` requests without drift"""
     requests: int = 10_000
     min_severity: Severity = "small"
-    """Smaller changes open no alert, however certain they are."""
+    """A less severe change opens no alert, however strong the evidence is."""
     close_at: float = 0.5
-    """An alert closes when the change is below this fraction of the minimum size for `hold` consecutive requests."""
+    """Fraction of the smallest effect that opens an alert. An alert closes if its effect stays below this fraction for
+    `hold` requests.
+    """
     hold: int = 50
     cool_down: int = 200
 
 
 @dataclass(kw_only=True)
 class Alert:
-    """A change in one signal."""
+    """An alert about a change in one signal."""
 
     id: str
     signal: str
     about: str
     title: str
     what: str
-    """The category or direction that changed most; empty if the signal has only one"""
+    """The category or direction that changed most; empty if the signal has only one column"""
     message: str = ""
-    """The change in a sentence. In JSON its key is `said`, which programs rely on."""
+    """A sentence about the change. In JSON, the key is `said`, because programs rely on that name."""
     severity: Severity = "slight"
     effect: float = 0.0
     effect_name: Effect
@@ -93,7 +95,7 @@ class Alert:
 
     @classmethod
     def from_dict(cls, stored: Mapping[str, Any]) -> Alert:
-        """Return the alert that `as_dict` described, or whose fields a monitor saved."""
+        """Return the alert from the result of `as_dict`, or from the fields that a monitor saved."""
         facts = stored if "message" in stored else {"message": stored["said"], **stored}
         return cls(**{each.name: facts[each.name] for each in fields(cls)})
 
@@ -107,7 +109,7 @@ _STATE = ("column", "since", "opened", "open", "level", "small_for", "cool_until
 
 
 class AlertTracker:
-    """The alerts of one signal."""
+    """Opens and closes the alerts of one signal."""
 
     def __init__(self, track: AnyTrack, threshold: float, policy: Policy) -> None:
         self.track, self.threshold, self.policy = track, threshold / track.weight, policy
@@ -115,7 +117,7 @@ class AlertTracker:
         self.column = self.since = self.opened = self.level = self.small_for = self.cool_until = 0
 
     def step(self, count: int) -> Literal["", "opened", "grew", "closed"]:
-        """Advance by one request; return how the alert changed."""
+        """Advance to request number `count`; return how the alert changed, or "" if it didn't."""
         return self._while_open(count) if self.open else self._while_closed(count)
 
     def _while_closed(self, count: int) -> Literal["", "opened"]:
@@ -153,29 +155,31 @@ class AlertTracker:
 
 
 def change_sentence(alert: Alert) -> str:
-    """Return the change as a sentence."""
+    """Return a sentence about the change."""
     signal = BY_NAME.get(alert.signal)
     if signal is None:
-        return f"Questions differ as a whole: MMD {alert.after:.2f}; about 0 is expected at random."
+        return (
+            f"Questions as a whole differ from the reference: MMD {alert.after:.2f}; about 0 is expected without drift."
+        )
     if signal.kind == "category":
         named = f" of {alert.what!r}" if alert.what else ""
         return f"{signal.title}: the share{named} went from {100 * alert.before:.1f} % to {100 * alert.after:.1f} %."
     named = f" ({alert.what})" if alert.what else ""
     word = signal.rise_word if alert.effect > 0 else signal.fall_word
     if alert.effect > 0 and alert.after <= alert.before:
-        word = "more at both ends"
+        word = "distributed differently"
     return f"{signal.title}{named}: {word}, median {alert.before:.3g} before and {alert.after:.3g} now."
 
 
 KIND = "state"
 DELAYED_SIGNALS = ("feedback", "ratings", "calibration")
-"""Signals that are only known some time after the answer"""
+"""Signals whose values are only known some time after the answer"""
 HISTORY = 20_000
-_ADVICE = "Delete it; the next check starts from the reference."
+_ADVICE = "Delete this state file; the next check then starts from the reference."
 
 
 class Monitor:
-    """A comparison of requests with a reference, one request at a time. It is not thread-safe."""
+    """Compares requests with a reference, one request at a time. Not thread-safe."""
 
     def __init__(self, reference: Reference, policy: Policy | None = None) -> None:
         self.reference, self.policy = reference, policy or Policy()
@@ -184,7 +188,7 @@ class Monitor:
         self.missing: dict[str, int] = dict.fromkeys(reference.signals, 0)
         self.history: deque[NDArray[np.float32]] = deque(maxlen=HISTORY)
         self.outcomes = 0
-        """Number of the last request whose outcome is known"""
+        """Number of the last request whose ratings were added"""
         self._ids: deque[str] = deque(maxlen=RECENT)
         self._numbers: dict[str, int] = {}
         self.tracks: dict[str, AnyTrack] = {name: NumberTrack(name, rows) for name, rows in reference.numbers.items()}
@@ -211,7 +215,10 @@ class Monitor:
         return changed
 
     def add_outcome(self, request: Request) -> list[Alert]:
-        """Add the ratings of an earlier request, in the order of the requests; late or repeated ones are ignored."""
+        """Add the ratings of an earlier request; return the alerts that opened, grew or closed.
+
+        Call this in the order of the requests. A request that isn't later than the last one is ignored.
+        """
         number = self.number_of(request.id)
         if number is None or number <= self.outcomes:
             return []
@@ -220,7 +227,7 @@ class Monitor:
         return self._take(request, self._late, rng, number)
 
     def alerts(self) -> list[Alert]:
-        """Return the open alerts, the largest first."""
+        """Return the open alerts, most severe first."""
         found = [alert for alert in self.all_alerts if alert.is_open]
         return sorted(found, key=lambda alert: (-SEVERITIES.index(alert.severity), alert.since))
 
@@ -303,7 +310,7 @@ class Monitor:
 
     @classmethod
     def load(cls, path: Path, reference: Reference) -> Monitor:
-        """Load a monitor's state. Raises DataError if it belongs to another reference or has other keys."""
+        """Return the monitor that `save` stored. Raises DataError if the file is damaged or has another reference."""
         about, stored, _ = read_arrays(path, KIND, _ADVICE)
         try:
             if about["reference"] != reference.sha256:
@@ -333,6 +340,6 @@ class Monitor:
 
 
 def _require_keys(stored: Mapping[str, Any], names: Sequence[str]) -> None:
-    """Raise KeyError if a stored mapping doesn't have exactly these keys."""
+    """Raise KeyError unless a stored mapping has exactly these keys."""
     if differing := stored.keys() ^ set(names):
         raise KeyError(*sorted(differing))

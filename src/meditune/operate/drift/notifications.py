@@ -3,9 +3,9 @@
 URLs and secrets are read only from the environment:
 
 MEDITUNE_ALERT_WEBHOOK          URL that receives the alert as JSON
-MEDITUNE_ALERT_WEBHOOK_SECRET   key that signs the body: the header X-Meditune-Signature is sha256=HMAC, in hexadecimal
+MEDITUNE_ALERT_WEBHOOK_SECRET   key that signs the body; the header X-Meditune-Signature is sha256=HMAC (hexadecimal)
 MEDITUNE_ALERT_SLACK            URL of a Slack-compatible incoming webhook
-MEDITUNE_ALERT_EMAIL            addresses, separated by commas
+MEDITUNE_ALERT_EMAIL            recipients' addresses, separated by commas
 MEDITUNE_ALERT_FROM             the sender's address
 MEDITUNE_SMTP_URL               smtp://USER:PASSWORD@HOST:PORT, smtps:// for TLS from the start; ?starttls=0 for no TLS
 """
@@ -38,7 +38,7 @@ TIMEOUT_S = 10.0
 
 @dataclass(frozen=True)
 class Message:
-    """A message about an alert. The same news has the same key."""
+    """A message about an alert. Messages with the same key report the same event."""
 
     key: str
     title: str
@@ -53,7 +53,7 @@ class Message:
 
 
 class SendError(MedituneError):
-    """Raised if a delivery failed and a retry won't help. The message contains neither the address nor a secret."""
+    """Raised if a delivery failed and isn't retried now. The message contains neither the address nor a secret."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Channel:
 
 
 def from_environment(environment: Mapping[str, str] = os.environ) -> list[Channel]:
-    """Return the channels set in the environment. Raises DataError if none is set, or one is incomplete."""
+    """Return the channels set in the environment. Raises DataError if none is set or a channel is incomplete."""
     found = []
     if url := environment.get("MEDITUNE_ALERT_WEBHOOK"):
         secret = environment.get("MEDITUNE_ALERT_WEBHOOK_SECRET", "")
@@ -121,7 +121,7 @@ def _post(url: str, body: dict[str, Any], secret: str = "") -> None:
 def _mail(server: str, sender: str, to: list[str], message: Message) -> None:
     mail = EmailMessage()
     mail["Subject"], mail["From"], mail["To"] = message.title, sender, ", ".join(to)
-    # The ID depends only on the key, so that mail clients show a message that was sent twice only once.
+    # The ID depends only on the key, so that mail clients show a message only once even if it was sent twice.
     digest = hashlib.sha256(message.key.encode()).hexdigest()[:32]
     mail["Message-ID"] = f"<{digest}@meditune.invalid>"
     mail.set_content(f"{message.text}\n\nEvidence: {message.link}\n" if message.link else f"{message.text}\n")
@@ -154,7 +154,7 @@ def _mail(server: str, sender: str, to: list[str], message: Message) -> None:
 ATTEMPTS = 3
 FIRST_WAIT_S = 1.0
 MAX_WAIT_S = 10.0
-"""If a channel asks for a longer pause, the message waits for the next call."""
+"""If a channel asks for a longer pause (in seconds), the message is sent in the next call."""
 MAX_ENTRIES = 1000
 
 
@@ -165,13 +165,13 @@ def messages(alerts: Sequence[Alert], canary: Mapping[str, Any] | None, link: st
         facts = {name: value for name, value in alert.as_dict().items() if name != "evidence"}
         if alert.is_open:
             title = f"Drift: {alert.signal} ({alert.severity})"
-            text = f"{alert.message} Since request {alert.since:,}, detected at {alert.opened:,}."
+            text = f"{alert.message} The change began at request {alert.since:,} and was detected at {alert.opened:,}."
             found.append(Message(f"{alert.id}/{alert.severity}", title, text, link, facts))
         else:
             text = f"{alert.title}: back to normal at request {alert.closed:,}; the change began at {alert.since:,}."
             found.append(Message(f"{alert.id}/closed", f"Over: {alert.signal}", text, link, facts))
     if canary and canary["alert"]:
-        # The key stays the same until other canaries fail, or until all of these were right in between.
+        # The key stays the same until other canaries fail, or until one of these was right in between.
         key = f"canaries/{canary['since']}/{','.join(sorted([*canary['worse'], *canary['critical']]))}"
         found.append(Message(key, "Drift: canaries", str(canary["message"]), link, {"canary": dict(canary)}))
     return found
@@ -184,7 +184,7 @@ class Outbox:
         self.path, self._first_wait = path, first_wait_s
 
     def send(self, news: Sequence[Message], channels: Sequence[Channel]) -> list[str]:
-        """Send new messages and those that failed before; return a sentence for each that could not be sent."""
+        """Send the messages that weren't delivered yet; return a sentence for each message that couldn't be sent."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         problems = []
         with FileLock(self.path.with_name(f".{self.path.name}.lock")):
@@ -229,7 +229,7 @@ class Outbox:
 
     @staticmethod
     def _is_stale_end(message: Message, channel: str, entries: Mapping[str, Any]) -> bool:
-        """Return whether a message ends an alert that the channel never received."""
+        """Return whether a message reports the end of an alert that the channel never received."""
         name, _, what = message.key.rpartition("/")
         received = (key for key, entry in entries.items() if entry["state"] == "sent")
         return what == "closed" and not any(key.startswith(f"{channel} {name}/") for key in received)

@@ -1,4 +1,4 @@
-"""The reference for drift checks, fitted once to a period without problems: a file of arrays, protected by a hash."""
+"""The reference for drift checks. It is fitted once to a period without problems, and stored as arrays with a hash."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from meditune.phi.detector import mask
 
 
 def write(path: Path, kind: str, metadata: Mapping[str, Any], arrays: Arrays) -> str:
-    """Write the arrays and description to `path` atomically; return the SHA-256 of the content."""
+    """Write metadata and arrays to `path` atomically; return the SHA-256 of the content."""
     description = json.dumps({"kind": kind} | dict(metadata), ensure_ascii=False, sort_keys=True)
     digest = _digest(description, arrays)
     stream = io.BytesIO()
@@ -33,7 +33,10 @@ def write(path: Path, kind: str, metadata: Mapping[str, Any], arrays: Arrays) ->
 
 
 def read(path: Path, kind: str, advice: str) -> tuple[dict[str, Any], Arrays, str]:
-    """Return description, arrays and SHA-256. Raises DataError if the file is missing, damaged or of another kind."""
+    """Return the metadata, the arrays and the SHA-256 that `write` stored in a file.
+
+    Raises DataError, with `advice` at the end, if the file is missing, damaged or of another kind.
+    """
     try:
         with np.load(path, allow_pickle=False) as stored:
             arrays = {name: stored[name] for name in stored.files}
@@ -62,10 +65,10 @@ def _digest(description: str, arrays: Arrays) -> str:
 KIND = "reference"
 MIN_REQUESTS = 200
 MIN_VALUES = 50
-"""Minimum number of values of a signal in the ranked half; signals with fewer aren't monitored"""
+"""Minimum number of values that a signal needs in the ranked half; signals with fewer values aren't monitored."""
 MAX_CATEGORIES = 24
 _SHAPE = ("words", "centres", "mean", "directions", "anchors")
-_REFIT = "Fit one: meditune drift fit STORE -o REFERENCE"
+_REFIT = "Fit a new reference: meditune drift fit STORE -o REFERENCE"
 
 
 @dataclass(frozen=True)
@@ -74,29 +77,30 @@ class Reference:
 
     shape: Shape
     numbers: dict[str, NDArray[np.float64]]
-    """Signal to values (n, columns)"""
+    """Name of each numeric signal -> its values (n, columns) in the ranked half"""
     shares: dict[str, dict[str, int]]
     features: NDArray[np.float32] | None
-    """(n, features) of the ranked half, for the MMD"""
+    """Features (n, FEATURES) of the questions in the ranked half, for the MMD"""
     about: dict[str, Any]
-    """`requests` (their number), `embedding`, `remarks`, `seed`, `of` (the source) and `last` (its last position)"""
+    """`requests` (number), `embedding`, `remarks`, `seed`, `of` (the source), `last` (position of the last request)"""
     sha256: str = field(default="", compare=False)
 
     @property
     def signals(self) -> list[str]:
-        """The signals that are monitored."""
+        """The names of the monitored signals."""
         return [*self.numbers, *self.shares, *([MEANING] if self.features is not None else [])]
 
 
 def fit(requests: Sequence[Request], embedding: dict[str, Any] | None, source: str, seed: int = 17) -> Reference:
-    """Fit a reference: learn from a random half of the requests, and keep the values of the other half for ranking.
+    """Fit a reference to requests.
 
-    Raises DataError if there are too few requests.
+    The functions in `Shape` are learned from a random half of the requests. The values of the other half are stored,
+    and the values of new requests are ranked among them. Raises DataError if there are too few requests.
     """
     if len(requests) < MIN_REQUESTS:
         raise DataError(
             f"{source} has {len(requests):,} requests; a reference needs at least {MIN_REQUESTS}, and a few thousand "
-            "to detect small changes. Wait for more requests, or give another file."
+            "to detect small changes. Wait for more requests, or specify another source."
         )
     order = np.random.default_rng(seed).permutation(len(requests))
     half = len(requests) // 2
@@ -126,7 +130,7 @@ def _shape(requests: Sequence[Request], seed: int) -> Shape:
 def _values(
     requests: Sequence[Request], shape: Shape
 ) -> tuple[dict[str, NDArray[np.float64]], dict[str, dict[str, int]], list[str]]:
-    """Return the numbers and the shares by signal, and a remark on signals with too few values."""
+    """Return the values of numeric signals, the counts of categories, and a remark on signals with too few values."""
     numbers: dict[str, NDArray[np.float64]] = {}
     shares: dict[str, dict[str, int]] = {}
     unwatched = []
@@ -138,7 +142,7 @@ def _values(
             numbers[signal.name] = np.array(rows, dtype=np.float64)
         else:
             shares[signal.name] = dict(Counter(str(value) for (value,) in rows).most_common(MAX_CATEGORIES))
-    few = f"Not monitored, because the reference has fewer than {MIN_VALUES} values: {', '.join(unwatched)}."
+    few = f"Not monitored, because the reference has fewer than {MIN_VALUES} values of each: {', '.join(unwatched)}."
     return numbers, shares, [few] if unwatched else []
 
 

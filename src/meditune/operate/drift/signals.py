@@ -1,7 +1,7 @@
-"""The signals of drift detection, by name: the part of a request that each one reads, and its title.
+"""The signals of drift detection: their names and titles, and how their values are read from a request.
 
-Signals of a question's meaning need its vector and the functions that the reference learned (`Shape`). Missing values
-are skipped.
+Signals about a question's meaning need the question's vector and the functions that the reference learned (`Shape`).
+Missing values are skipped.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ class Request:
     question: str | None = None
     answer: str | None = None
     vector: Vector | None = None
-    """The question's embedding, of length 1; computed before the detectors run if it is missing"""
+    """The question's embedding, normalized to length 1; if it is None, it is computed before the detectors run."""
     outcome: str = ""
-    """answered, abstained, escalated, declined"""
+    """answered, abstained, escalated or declined; empty if unknown"""
     facts: Mapping[str, Any] = field(default_factory=dict)
     """Facts as the server stores them: decision, confidence, reading_grade, tokens, sources, retrieval ..."""
     ratings: tuple[str, ...] | None = None
@@ -46,7 +46,10 @@ class Request:
 
 
 def from_row(row: Mapping[str, Any], location: str, sequence: int = 0) -> Request:
-    """Return the request in a row of `meditune answers export`, or in an object with a question. Raises DataError."""
+    """Return the request in a row of `meditune answers export`, or in another object with a question.
+
+    Raises DataError if a field has the wrong type or all are missing.
+    """
     question, answer, outcome = row.get("question"), row.get("answer"), str(row.get("outcome") or "")
     facts, feedback = row.get("facts") or {}, row.get("feedback")
     for name, value in (("question", question), ("answer", answer)):
@@ -57,21 +60,21 @@ def from_row(row: Mapping[str, Any], location: str, sequence: int = 0) -> Reques
     if feedback is not None and not (isinstance(feedback, list) and all(isinstance(each, dict) for each in feedback)):
         raise DataError(f"{location}: feedback is not a list of objects with a rating.")
     if question is None and not facts and not outcome:
-        raise DataError(f"{location}: has neither question, facts nor outcome. Each line needs at least a question.")
+        raise DataError(f"{location}: has neither question, facts nor outcome. Each line needs at least one of them.")
     ratings = None if feedback is None else tuple(str(each.get("rating")) for each in feedback)
     id = row.get("id") or hashlib.sha256(f"{sequence}\n{question}".encode("utf-8", "surrogatepass")).hexdigest()[:16]
     return Request(str(id), question, answer, None, outcome, dict(facts), ratings, sequence)
 
 
 def decision_of(facts: Mapping[str, Any]) -> str | None:
-    """Return yes, no or maybe from an answer of `/v1/ask` or from stored facts, given as an object or a plain word."""
+    """Return the decision (yes, no or maybe) in an answer of `/v1/ask` or in stored facts; None if there is none."""
     found = facts.get("decision")
     word = found.get("answer") if isinstance(found, Mapping) else found
     return word if isinstance(word, str) else None
 
 
 def from_file(path: Path, after: int = 0) -> Iterator[Request]:
-    """Yield the requests in a JSON Lines file, after the first `after`. Raises DataError for an invalid line."""
+    """Yield the requests in a JSON Lines file, except the first `after`. Raises DataError for an invalid line."""
     for sequence, (line, row) in enumerate(numbered_jsonl(path), start=1):
         if sequence > after:
             yield from_row(row, f"{path}, line {line}", sequence)
@@ -88,7 +91,7 @@ MIN_QUESTIONS_PER_TOPIC = 5
 
 @dataclass(frozen=True)
 class Shape:
-    """Fixed functions from words and vectors to values."""
+    """Functions that compute values from words and vectors; fixed when a reference is fitted."""
 
     words: NDArray[np.uint64]
     """Sorted hashes of the known words, so that the file contains no names"""
@@ -103,7 +106,7 @@ class Shape:
     kernel: Kernel | None
 
     def unknown_share(self, words: Sequence[str]) -> float | None:
-        """Return the share of the words that occur in no reference question, or None without words."""
+        """Return the share of the words that occur in no reference question, or None if there are no words."""
         if not words:
             return None
         hashes = np.fromiter(map(hashed_words, words), dtype=np.uint64, count=len(words))
@@ -116,20 +119,23 @@ class Shape:
         return self.topic_names[int((self.centres @ vector).argmax())] if len(self.centres) else None
 
     def distance(self, vector: Vectors) -> float | None:
-        """Return 1 minus the mean cosine to the nearest known questions, or None if too few are known."""
+        """Return 1 minus the mean cosine similarity to the nearest known questions, or None if too few are known."""
         if len(self.anchors) < NEAREST_NEIGHBOURS:
             return None
         near = np.partition(self.anchors @ vector, len(self.anchors) - NEAREST_NEIGHBOURS)[-NEAREST_NEIGHBOURS:]
         return 1.0 - float(near.mean())
 
     def placed(self, vector: Vectors) -> Vectors:
-        """Return (DIRECTIONS,) the coordinates along the directions."""
+        """Return the coordinates (DIRECTIONS,) along the directions."""
         found: Vectors = self.directions @ (vector - self.mean)
         return found
 
 
 def learn_shape(texts: Sequence[str], vectors: Vectors, vocabulary: Sequence[Sequence[str]], seed: int) -> Shape:
-    """Learn from questions: texts with their vectors (n, size), which may be empty, and the words of each question."""
+    """Return the functions learned from questions.
+
+    `texts` (n) and `vectors` (n, size) may be empty; `vocabulary` contains the words of each question.
+    """
     rng = np.random.default_rng(seed)
     known = sorted({hashed_words(word) for words in vocabulary for word in words})
     words = np.array(known, dtype=np.uint64)
@@ -157,7 +163,11 @@ def _topics(texts: Sequence[str], vectors: Vectors, seed: int) -> tuple[Vectors,
 
 
 def topic_names(texts: Sequence[str], labels: NDArray[np.int64], count: int) -> list[str]:
-    """Return words that distinguish each group of texts from the others and occur in several of its texts."""
+    """Return a name for each group of texts.
+
+    A name consists of words that distinguish the group from the others and occur in several of its texts. It may be
+    empty.
+    """
     from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
 
     dull = ENGLISH_STOP_WORDS.union(_UNINFORMATIVE_WORDS.split())
@@ -174,7 +184,7 @@ def topic_names(texts: Sequence[str], labels: NDArray[np.int64], count: int) -> 
 
 @lru_cache(maxsize=65536)
 def hashed_words(word: str) -> int:
-    """Return 64 bits of a hash of a word, ignoring case."""
+    """Return a 64-bit hash of a word, ignoring case."""
     return int.from_bytes(hashlib.blake2b(word.casefold().encode("utf-8", "surrogatepass"), digest_size=8).digest())
 
 
@@ -203,7 +213,7 @@ class Signal:
     fall_word: str
 
     def read(self, request: Request, shape: Shape) -> Sequence[Value]:
-        """Return the value of a request, or one value per direction; None if it is unknown."""
+        """Return the signal's value for a request, or one value per direction, in a sequence; None if it is unknown."""
         if self.name == "directions":
             vector = request.vector
             return [None] * len(shape.directions) if vector is None else shape.placed(vector).tolist()
@@ -271,7 +281,7 @@ def _share_up(ratings: Sequence[str]) -> float:
 
 @lru_cache(maxsize=1024)
 def language(text: str) -> str:
-    """Return a text's script if it isn't Latin, its language (ISO 639-1) if that is clear, and otherwise `en`."""
+    """Return a text's script if it isn't Latin, else its language (ISO 639-1), or `en` if the language is unclear."""
     if len(_OTHER_THAN_LATIN.findall(text)) * 3 > len(text):
         return next(
             (name for name, signs in _SCRIPTS.items() if len(signs.findall(text)) * 3 > len(text)), "other script"
@@ -294,7 +304,7 @@ SIGNALS: tuple[Signal, ...] = (
     Signal("decision", "outputs", "category", "Decisions (yes, no, maybe)", "more", "fewer"),
     Signal("support", "outputs", "number", "Share of sentences that passages support", "more", "less"),
     Signal("confidence", "outputs", "number", "Confidence in decisions", "surer", "less sure"),
-    Signal("calibration", "outputs", "number", "Ratings less confidence", "underconfident", "overconfident"),
+    Signal("calibration", "outputs", "number", "Rating minus confidence", "underconfident", "overconfident"),
     Signal("feedback", "outcomes", "category", "Share of answers that are rated", "more", "fewer"),
     Signal("ratings", "outcomes", "category", "Ratings up and down", "more", "fewer"),
 )

@@ -1,10 +1,11 @@
-"""Training pairs from structured abstracts, built like PubMedQA's (Jin et al. 2019, https://arxiv.org/abs/1909.06146).
+"""Training pairs from structured abstracts, as in PubMedQA (Jin et al. 2019, https://arxiv.org/abs/1909.06146).
 
-The title is the question, the conclusion is the answer, and the other sections are the context. Test items are kept
-out, by PubMed id and by text. Statements in the present tense (NP-VBP/VBZ) become questions by moving "is" or "are" to
-the front or inserting "do" or "does"; their decision is yes, or no if the verb is negated (section 3). Jin et al. found
-the verbs with a parser. This module uses a list of verbs, skips titles that it can't convert reliably, and gives a
-decision only if the conclusion neither weakens nor contradicts it.
+The title is the question, the conclusion is the answer, and the other sections are the context. Articles that match a
+test item, by PubMed id or by text, are excluded. A title that is a statement in the present tense (NP-VBP/VBZ) becomes
+a question: "is" or "are" moves to the front, or "do" or "does" is inserted. The decision is then yes, or no if the verb
+is negated (section 3 of the paper). Jin et al. found the verbs with a parser. This module uses a list of verbs instead,
+and skips titles that it can't convert reliably. It assigns a decision only if the conclusion neither weakens nor
+contradicts that decision.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ _PLAIN = _words(
     "reduce regulate relieve remain require restore reveal stimulate suppress worsen"
 )
 _ALSO_NOUNS = _words("benefit cause decrease delay harm increase influence lead result shorten support trigger")
-"""Verbs whose forms can be nouns too ("causes of", "increases in"); the next word decides."""
+"""Verbs with forms that can also be nouns ("causes of", "increases in"); the next word shows which it is."""
 _BASES = _PLAIN | _ALSO_NOUNS
 _SINGULAR = {
     f"{base}es" if base.endswith("sh") else f"{base[:-1]}ies" if base.endswith("fy") else f"{base}s": base
@@ -89,9 +90,9 @@ class ConvertedTitle:
 
 
 def question_of_title(title: str, article_text: str = "") -> ConvertedTitle | None:
-    """Return the question of a title, or None if it is neither a question nor clearly a statement.
+    """Return a question made from a title, or None if the title is neither a question nor clearly a statement.
 
-    `article_text` shows whether the title's first word is written in lowercase elsewhere.
+    If `article_text` contains the title's first word in lowercase, the question does, too.
     """
     text = " ".join(title.split())
     if "?" in text:
@@ -119,7 +120,11 @@ def question_of_title(title: str, article_text: str = "") -> ConvertedTitle | No
 
 
 def is_supported_by_conclusion(decision: Literal["yes", "no"], conclusion: str) -> bool:
-    """Return whether a conclusion is stated without doubt, and has a negation if and only if the decision is no."""
+    """Return whether a conclusion supports the decision.
+
+    The conclusion must not be hedged. For `no`, it must contain a negation. For `yes`, it must contain neither a
+    negation nor a contrast such as "however".
+    """
     if _HEDGED.search(conclusion):
         return False
     if decision == "no":
@@ -128,11 +133,11 @@ def is_supported_by_conclusion(decision: Literal["yes", "no"], conclusion: str) 
 
 
 Verb = tuple[int, int, str, str, bool]
-"""Index of the first word, number of words, word moved to the front, verb that stays, whether it is negated"""
+"""(index of the verb's first word, number of words, word moved to the front, word that stays, whether it is negated)"""
 
 
 def _verb(tokens: list[str]) -> Verb | None:
-    """Return the only finite verb, or None if there is none or more than one."""
+    """Return the title's finite verb, or None unless there is exactly one."""
     found: list[Verb] = []
     for at in range(1, len(tokens)):
         verb = _at(tokens, at)
@@ -166,7 +171,10 @@ def _is_plural(word: str) -> bool:
 
 
 def _small(subject: str, article_text: str) -> str:
-    """Return the subject, with its first word in lowercase if the article writes it so or it is an English word."""
+    """Return the subject, with its first word in lowercase if possible.
+
+    That is possible if the word is an English word and not a name, or if the article contains the word in lowercase.
+    """
     first, separator, rest = subject.partition(" ")
     small = first[:1].lower() + first[1:]
     is_word = small.isalpha() and small.islower() and rarity(small) < 1
@@ -194,23 +202,26 @@ _REGISTERED = re.compile(
 
 @dataclass
 class Pairs:
-    """Training pairs, and why other articles gave none."""
+    """Training pairs, and the reasons why other articles gave none."""
 
     examples: list[Example] = field(default_factory=list)
     without: Counter[str] = field(default_factory=Counter)
     """Number of articles that gave no pair, by reason"""
     kept_out: dict[str, str] = field(default_factory=dict)
-    """PubMed id -> the test item that the article matches"""
+    """PubMed id of each excluded article -> id of the test item that the article matches"""
     audit: Audit | None = None
 
     @property
     def decisions(self) -> Counter[str]:
-        """Return the number of pairs with each decision; "none" counts those without one."""
+        """Return the number of pairs with each decision; pairs without a decision are counted under "none"."""
         return Counter(example.decision or "none" for example in self.examples)
 
 
 def make_pairs(articles: Iterable[Article], tests: Sequence[Example]) -> Pairs:
-    """Return the pairs of the articles, without those that would leak `tests` (the items used for evaluation)."""
+    """Return the training pairs made from the articles.
+
+    Pairs that fail quality control, or that match an evaluation item in `tests`, are excluded.
+    """
     pairs = Pairs()
     pmids = {example.group: example.id for example in tests if example.source == pubmedqa.SOURCE}
     examples: list[Example] = []
@@ -229,9 +240,9 @@ def make_pairs(articles: Iterable[Article], tests: Sequence[Example]) -> Pairs:
 
 
 def pair_of_article(article: Article) -> Example | str:
-    """Return the article as an Example, or the reason why it gives none."""
+    """Return the training pair made from an article, or the reason why there is none."""
     if article.has_concern:
-        return "its journal has expressed concern"
+        return "an expression of concern by the journal"
     concluding = [part for part in article.parts if _concludes(part)]
     context = [part for part in article.parts if part not in concluding and not _ASIDE.search(part.label)]
     if not concluding:
@@ -240,7 +251,7 @@ def pair_of_article(article: Article) -> Example | str:
     if len(answer.split()) < MIN_CONCLUSION_WORDS:
         return f"a conclusion of fewer than {MIN_CONCLUSION_WORDS} words"
     if sum(len(part.text.split()) for part in context) < MIN_CONTEXT_WORDS:
-        return f"fewer than {MIN_CONTEXT_WORDS} words apart from the conclusion"
+        return f"fewer than {MIN_CONTEXT_WORDS} words besides the conclusion"
     asked = question_of_title(article.title, article.text)
     if asked is None:
         return "a title that is neither a question nor clearly a statement"
@@ -267,13 +278,17 @@ def pair_of_article(article: Article) -> Example | str:
 
 
 def tests(paths: Sequence[Path]) -> list[Example]:
-    """Return all items of PubMedQA's labelled part, and those of the given files. Raises DataError without PubMedQA."""
+    """Return all items of PubMedQA's labelled part and all items of the given files.
+
+    Raises DataError if PubMedQA or a file isn't available.
+    """
     try:
         place = sources.locate_source(pubmedqa.SOURCE)
         found = list(pubmedqa.read(place, Rejects()))
     except DataError as error:
         raise DataError(
-            f"No training pairs were written, because PubMedQA's test items are needed to exclude them: {error}"
+            "No training pairs were written, because PubMedQA's test items, which must be excluded, can't be read: "
+            f"{error}"
         ) from error
     for path in paths:
         found += read_examples(path)
@@ -281,13 +296,16 @@ def tests(paths: Sequence[Path]) -> list[Example]:
 
 
 def write(path: Path, examples: Iterable[Example]) -> int:
-    """Write pairs atomically as a file for a recipe's source `own`; return their number."""
+    """Write pairs atomically to a file for the recipe source `own`; return the number of pairs."""
     columns = {"question", "context", "answer", "decision", "group", "meta"}
     return write_jsonl(path, ({"id": each.group} | each.model_dump(mode="json", include=columns) for each in examples))
 
 
 def _without_tests(examples: list[Example], tests: Sequence[Example], excluded: dict[str, str]) -> list[Example]:
-    """Return the examples without those whose question or context matches a test item, exactly or nearly."""
+    """Return the examples that don't match a test item, exactly or nearly, by group, question or context.
+
+    Each match is added to `excluded`, with the id of the test item.
+    """
     kinds = ("group", "question", "context")
     while leaks := {leak.train: leak.test for leak in leakage.find(examples, tests) if leak.kind in kinds}:
         excluded |= {name.partition(":")[2]: test for name, test in leaks.items()}
@@ -296,21 +314,21 @@ def _without_tests(examples: list[Example], tests: Sequence[Example], excluded: 
 
 
 def _concludes(section: Part) -> bool:
-    """Return whether NLM or the journal labels a section as conclusions, and as nothing else."""
+    """Return whether a section contains only conclusions, according to its label or NLM's category."""
     if _MIXED.search(section.label) and _CONCLUDES.search(section.label):
         return False
     return section.category == "CONCLUSIONS" or bool(_CONCLUDES.search(section.label))
 
 
 _SPEC = QualitySpec(rules={"truncated": "drop", "too_short": "drop"})
-"""Stricter than the defaults: a truncated conclusion isn't an answer."""
+"""Stricter than the default rules, because a truncated conclusion isn't an answer"""
 
 
 TERMS = "https://www.nlm.nih.gov/databases/download/terms_and_conditions.html"
 
 
 def card(pairs: Pairs, counts: dict[str, int], sources: list[str]) -> str:
-    """Return the card in Markdown, with the metadata header of Hugging Face dataset cards."""
+    """Return the dataset card in Markdown, with the metadata header that Hugging Face expects."""
     rows = len(pairs.examples)
     licences = {str(example.meta["licence"]) for example in pairs.examples}
     head: dict[str, Any] = {
@@ -327,26 +345,28 @@ def card(pairs: Pairs, counts: dict[str, int], sources: list[str]) -> str:
     dropped = pairs.audit.dropped() if pairs.audit else {}
     sections = [
         "# Questions from new medical literature",
-        f"{rows:,} questions with context and conclusion, made from {counts['there']:,} PubMed articles by `meditune "
-        f"update`; written {now()}. Decisions: {decisions}.",
+        f"{rows:,} questions, each with a context and a conclusion, that `meditune update` made from "
+        f"{counts['there']:,} PubMed articles; written {now()}. Decisions: {decisions}.",
         "## Source and terms",
         "Titles and abstracts are courtesy of the U.S. National Library of Medicine. NLM doesn't endorse this "
-        "dataset or anything made from it. The dataset may not reflect the most current data of PubMed; run the "
-        f"update again to refresh it. NLM charges nothing for the data ({TERMS}); abstracts may be protected by their "
-        "publishers' copyright. Each row's `meta` has its URL and the copyright statement of its record "
-        f"({len(licences):,} different ones). Before you share rows, check the terms of each. " + NO_ADVICE,
+        "dataset or anything made from it. The dataset may not reflect the most current data available from PubMed; "
+        f"run the update again to refresh it. NLM provides the data free of charge ({TERMS}), but the publishers may "
+        "hold the copyright of abstracts. Each row's `meta` contains the article's URL and copyright statement; there "
+        f"are {len(licences):,} different statements. Before you share rows, check the terms of each row. " + NO_ADVICE,
         _list(f"Imported from {each}" for each in sources),
         "## How it was made",
         "The method follows Jin et al. 2019 (PubMedQA, https://arxiv.org/abs/1909.06146): the title is the question, "
-        "the conclusion the answer, and the abstract's other sections the context. A title that states something has "
-        "the decision yes, or no if its verb is negated, unless the conclusion leaves it open or contradicts it.",
+        "the conclusion is the answer, and the abstract's other sections are the context. If the title is a statement, "
+        "the decision is yes, or no if the verb is negated. There is no decision if the conclusion is uncertain or "
+        "contradicts the title.",
         _list(f"{count:,} articles left out: {reason}" for reason, count in pairs.without.most_common()),
-        _list(f"{count:,} dropped by the quality rule {rule}" for rule, count in dropped.items()),
-        f"{len(pairs.kept_out):,} articles are left out because they are, or closely match, test items of PubMedQA "
-        "(its whole labelled part) or of other prepared sets. Retracted, replaced and deleted articles are left out "
-        "too. quality.json and ledger.parquet list what quality control changed or dropped.",
-        "Decisions are derived from titles, not assigned by a reader; results don't always support the authors' "
-        "conclusions. Do not use this dataset to advise patients.",
+        _list(f"{count:,} pairs dropped by the quality rule {rule}" for rule, count in dropped.items()),
+        f"{len(pairs.kept_out):,} articles are left out because they match test items exactly or nearly. The test "
+        "items are PubMedQA's complete labelled part and any other evaluation files given to the update. Retracted, "
+        "replaced and deleted articles are left out, too. quality.json and ledger.parquet list what quality control "
+        "changed or dropped.",
+        "Decisions are derived from titles and were not checked by a reader. The results of a study don't always "
+        "support its authors' conclusions. Do not use this dataset to advise patients.",
     ]
     text = yaml.safe_dump(head, sort_keys=False, allow_unicode=True, width=120)
     return f"---\n{text}---\n\n" + "\n\n".join(section for section in sections if section) + "\n"

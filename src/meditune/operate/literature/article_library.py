@@ -1,9 +1,10 @@
-"""The library's database: articles, notices about them, import state, and the answers that cite retracted articles.
+"""The library's database: articles, notices about articles, retractions, the import state, and rejected records.
 
-The newest record of each article counts, by version and date of revision, in whatever order records arrive. Links
-between records are stored separately, so a notice counts whether it arrives before or after its article. Quality
-control uses some of the rules of data/quality, on title and abstract. Changes that belong together (a page of articles
-and its cursor) are one transaction, so a killed process leaves both or neither. One process at a time can write.
+For each article, the record with the highest version and latest revision date counts, in whatever order records arrive.
+Links between records are stored separately, so a notice takes effect whether it arrives before or after the article
+that it is about. Quality control applies some rules of `data/quality` to title and abstract. Changes that belong
+together, such as a page of articles and the cursor after it, are made in one transaction, so a killed process leaves
+either all of them or none. Only one process at a time can write.
 """
 
 from __future__ import annotations
@@ -32,14 +33,14 @@ from meditune.retrieve.documents.pubmed_articles import NOTICE_OF, RETRACTED_IN,
 
 LOCK = ".updating.lock"
 _TABLES = """
-CREATE TABLE links (             -- which publications correct which, as records say
+CREATE TABLE links (             -- which notices are about which articles, according to the records
     pmid TEXT NOT NULL, kind TEXT NOT NULL, notice TEXT NOT NULL, reference TEXT NOT NULL, origin TEXT NOT NULL,
     PRIMARY KEY (pmid, kind, notice, origin)
 );
 CREATE INDEX links_origin ON links (origin);
 CREATE INDEX links_notice ON links (notice);
 CREATE TABLE retracted (pmid TEXT PRIMARY KEY, title TEXT, taken TEXT, notice TEXT, reference TEXT);
-CREATE TABLE marked (pmid TEXT PRIMARY KEY, seen INTEGER NOT NULL);   -- PubMed lists them as retracted; 1: fetched
+CREATE TABLE marked (pmid TEXT PRIMARY KEY, seen INTEGER NOT NULL);   -- PubMed lists them as retracted; 1: queued
 CREATE TABLE again (pmid TEXT PRIMARY KEY);          -- to be fetched again, because a notice names them
 CREATE TABLE files (name TEXT PRIMARY KEY, md5 TEXT, taken TEXT, counts TEXT);
 CREATE TABLE cursors (name TEXT PRIMARY KEY, value TEXT);
@@ -60,14 +61,14 @@ class Row:
 
 
 class Library:
-    """A library opened for writing."""
+    """An article library, opened for writing."""
 
     def __init__(self, folder: Path, base: sqlite3.Connection) -> None:
         self.folder, self._base = folder, base
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
-        """Run the block as one transaction: commit all its changes, or none if it raises."""
+        """Run the block in one transaction: commit all changes, or none if the block raises."""
         try:
             with self._base:
                 self._base.execute("BEGIN IMMEDIATE")
@@ -81,7 +82,7 @@ class Library:
     # Articles
 
     def row(self, pmid: str) -> Row | None:
-        """Return the row of a PubMed id, or None."""
+        """Return the row for a PubMed id, or None if there is none."""
         found = self._one("SELECT record, state, reason, said FROM articles WHERE pmid = ?", pmid)
         if found is None:
             return None
@@ -89,7 +90,7 @@ class Library:
         return Row(pmid, pubmed_articles.from_dict(json.loads(record)) if record else None, *others)
 
     def put(self, row: Row, change: int | None) -> None:
-        """Store a row. `change` is a new change number, so that indexes read the row again, or None if they needn't."""
+        """Store a row. A new number as `change` makes indexes read the row again; with None, the old number stays."""
         record = json.dumps(row.article.as_dict(), ensure_ascii=False) if row.article else None
         self._base.execute(
             "INSERT INTO articles VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (pmid) DO UPDATE SET record = excluded.record, "
@@ -99,16 +100,16 @@ class Library:
         )
 
     def change(self) -> int:
-        """Return the number of the newest change."""
+        """Return the highest change number; 0 if there are no articles."""
         return int(self._one("SELECT coalesce(max(change), 0) FROM articles")[0])
 
     def same(self, text_hash: str, pmid: str) -> str:
-        """Return the id of another current article with the same text, or ""."""
+        """Return the PubMed id of another current article with the same text, or "" if there is none."""
         query = "SELECT pmid FROM articles WHERE said = ? AND pmid <> ? AND state = ? ORDER BY pmid"
         return next(iter(self._column(query, text_hash, pmid, CURRENT)), "")
 
     def waiting_on(self, text_hash: str, pmid: str) -> list[str]:
-        """Return the articles that this one keeps out, as duplicates or as older versions."""
+        """Return the PubMed ids of articles that this article may exclude, as duplicates or as older versions of it."""
         return self._column(
             "SELECT pmid FROM articles WHERE said = ? AND said <> '' AND pmid <> ? AND state = ? "
             "UNION SELECT pmid FROM links WHERE notice = ? AND kind = 'UpdateIn'",
@@ -116,7 +117,7 @@ class Library:
         )
 
     def current_articles(self) -> Iterator[Article]:
-        """Yield the current articles, in order of id."""
+        """Yield the current articles, sorted by PubMed id."""
         query = "SELECT record FROM articles WHERE state = ? ORDER BY pmid"
         with closing(self._base.execute(query, (CURRENT,))) as rows:
             for (record,) in rows:
@@ -128,17 +129,20 @@ class Library:
         return {state: found.get(state, 0) for state in (CURRENT, RETRACTED, EXCLUDED)}
 
     def known(self, pmids: Iterable[str]) -> set[str]:
-        """Return the given ids that are current articles of the library."""
+        """Return those of the given PubMed ids that belong to current articles in the library."""
         return {pmid for pmid in pmids if self._one("SELECT 1 FROM articles WHERE pmid=? AND state=?", pmid, CURRENT)}
 
     def pmids(self) -> set[str]:
-        """Return the ids of the current articles."""
+        """Return the PubMed ids of the current articles."""
         return set(self._column("SELECT pmid FROM articles WHERE state = ?", CURRENT))
 
     # Links and retractions
 
     def relink(self, origin: str, links: Iterable[tuple[str, Link]]) -> set[str]:
-        """Replace the links that a record stated before; return the ids that the old and new links are about."""
+        """Replace the links from the record of the article `origin`.
+
+        Return the PubMed ids of the articles that the old and the new links are about.
+        """
         before = set(self._column("SELECT pmid FROM links WHERE origin = ?", origin))
         self._base.execute("DELETE FROM links WHERE origin = ?", (origin,))
         given = list(links)
@@ -149,14 +153,14 @@ class Library:
         return before | {pmid for pmid, _ in given}
 
     def links(self, pmid: str) -> list[Link]:
-        """Return all links about an article, from any record; those that name the id of a notice come first."""
+        """Return the links about an article from all records; links with the PubMed id of a notice come first."""
         rows = self._base.execute(
             "SELECT DISTINCT kind, notice, reference FROM links WHERE pmid = ? ORDER BY notice = '', notice", (pmid,)
         )
         return [Link(*row) for row in rows]
 
     def retract(self, pmid: str, title: str, link: Link) -> None:
-        """Add an article to the list of retractions once; a notice that becomes known later is filled in."""
+        """Add an article to the list of retractions. If it is listed without a notice, fill in the notice instead."""
         self._base.execute(
             "INSERT INTO retracted VALUES (?, ?, ?, ?, ?) ON CONFLICT (pmid) DO UPDATE SET "
             "title = CASE WHEN title = '' THEN excluded.title ELSE title END, "
@@ -169,24 +173,27 @@ class Library:
         self._base.execute("DELETE FROM retracted WHERE pmid = ?", (pmid,))
 
     def retracted(self) -> list[dict[str, str]]:
-        """Return rows of `pmid`, `title`, `when` (the library learned of it), `notice`, `reference`, oldest first."""
+        """Return the retracted articles, in the order in which they were added to the list.
+
+        Each row has `pmid`, `title`, `when` (the time when the article was added), `notice` and `reference`.
+        """
         rows = self._base.execute("SELECT pmid, title, taken, notice, reference FROM retracted ORDER BY rowid")
         return [dict(zip(("pmid", "title", "when", "notice", "reference"), row, strict=True)) for row in rows]
 
     # Import state
 
     def cursor(self, name: str) -> dict[str, Any]:
-        """Return the position at which reading from a source stopped; empty before the first read."""
+        """Return the position at which the import from a source stopped; empty before the first import."""
         found = self._one("SELECT value FROM cursors WHERE name = ?", name)
         value: dict[str, Any] = json.loads(found[0]) if found else {}
         return value
 
     def move(self, name: str, value: dict[str, Any]) -> None:
-        """Save the position at which reading from a source stopped."""
+        """Save the position at which the import from a source stopped."""
         self._base.execute("INSERT OR REPLACE INTO cursors VALUES (?, ?)", (name, json.dumps(value)))
 
     def files(self) -> dict[str, str]:
-        """Return the applied update files as a mapping from name to MD5."""
+        """Return the MD5 of each applied update file, by file name."""
         return dict(self._base.execute("SELECT name, md5 FROM files"))
 
     def sources(self) -> list[str]:
@@ -205,23 +212,23 @@ class Library:
         )
 
     def ask_again(self, pmids: Iterable[str]) -> None:
-        """Queue articles to be fetched again by id."""
+        """Queue articles, given by PubMed id, to be fetched again."""
         self._base.executemany("INSERT OR IGNORE INTO again VALUES (?)", [(pmid,) for pmid in pmids])
 
     def asked_again(self, pmids: Iterable[str]) -> None:
-        """Remove articles from the queue of articles to be fetched again."""
+        """Remove articles, given by PubMed id, from the queue of articles to be fetched again."""
         self._base.executemany("DELETE FROM again WHERE pmid = ?", [(pmid,) for pmid in pmids])
 
     def pmids_to_fetch(self) -> list[str]:
-        """Return the ids that are still to be fetched again."""
+        """Return the PubMed ids in the queue of articles to be fetched again."""
         return self._column("SELECT pmid FROM again ORDER BY pmid")
 
     def mark(self, pmids: Iterable[str]) -> None:
-        """Record ids that PubMed lists as retracted, and mark them as not yet fetched."""
+        """Record articles that PubMed lists as retracted, and mark them as not yet queued."""
         self._base.executemany("INSERT OR REPLACE INTO marked VALUES (?, 0)", [(pmid,) for pmid in pmids])
 
     def request_marked(self, among: set[str]) -> None:
-        """Queue those of the given ids that are listed as retracted and weren't queued since they were recorded."""
+        """Queue those of the given articles that `mark` recorded and that weren't queued since then."""
         found = among.intersection(self._column("SELECT pmid FROM marked WHERE seen = 0"))
         self.ask_again(sorted(found))
         self._base.executemany("UPDATE marked SET seen = 1 WHERE pmid = ?", [(pmid,) for pmid in found])
@@ -234,19 +241,22 @@ class Library:
         )
 
     def rejects(self) -> Iterator[dict[str, str]]:
-        """Yield all rejected records: `source`, `where`, `reason`, `row`, `when`."""
+        """Yield the rejected records, oldest first, as dicts with `source`, `where`, `reason`, `row` and `when`."""
         for row in self._base.execute("SELECT source, place, reason, row, taken FROM rejects ORDER BY number"):
             yield dict(zip(("source", "where", "reason", "row", "when"), row, strict=True))
 
     # Indexes
 
     def indexed(self, place: str, content: str) -> int:
-        """Return the change up to which the index at `place` contains the library; 0 if the index has other content."""
+        """Return the number of the last library change that the index at `place` contains.
+
+        Return 0 if the index has a content hash other than `content`.
+        """
         found = self._one("SELECT content, change FROM indexed WHERE place = ?", place)
         return int(found[1]) if found and found[0] == content else 0
 
     def is_indexed(self, place: str, content: str, change: int) -> None:
-        """Record that the index at `place`, with this content, contains the library up to a change."""
+        """Record the content hash of the index at `place`, and the number of the last library change in it."""
         with self.transaction():
             self._base.execute("INSERT OR REPLACE INTO indexed VALUES (?, ?, ?)", (place, content, change))
 
@@ -259,15 +269,18 @@ class Library:
 
 @contextmanager
 def opened(folder: Path) -> Iterator[Library]:
-    """Open or create the library in a folder, for this process alone. Raises DataError if it is in use or damaged."""
+    """Open or create the library in a folder, and lock it for this process.
+
+    Raises DataError if the library is in use or damaged.
+    """
     if folder.exists() and not folder.is_dir():
-        raise DataError(f"{folder} is a file. Give a folder for the library.")
+        raise DataError(f"{folder} is a file. Specify a folder for the library.")
     folder.mkdir(parents=True, exist_ok=True)
     busy = DataError(
-        f"{folder}: another process is updating this library. Wait until it ends, then run the same command to resume."
+        f"{folder}: another process is updating this library. Wait until it finishes, then run the same command again."
     )
     with exclusive_lock(folder / LOCK, busy):
-        for left in folder.glob(".*.partial"):  # left by a killed process, because this one holds the lock
+        for left in folder.glob(".*.partial"):  # left by a killed process, because this process holds the lock
             left.unlink()
         with closing(_base(folder / DATABASE_FILE)) as base:
             yield Library(folder, base)
@@ -287,18 +300,18 @@ def _base(file: Path) -> sqlite3.Connection:
         if "full" in str(error):
             raise disk_full(file) from error
         raise DataError(
-            f"{file}: not a readable library ({error}). Restore it from a backup, or start a new one."
+            f"{file}: not a readable library ({error}). Restore it from a backup, or create a new library."
         ) from error
     return base
 
 
 def now() -> str:
-    """Return the time by this machine's clock, for display only."""
+    """Return the UTC time by this machine's clock in ISO 8601, for display only."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 MIN_ABSTRACT_WORDS = 20
-"""Minimum length of an abstract; shorter texts, such as "Editorial.", don't count as abstracts."""
+"""Minimum number of words in an abstract; shorter texts, such as "Editorial.", don't count as abstracts."""
 _OFF = dict.fromkeys(QUALITY_RULES, "off")
 _SPECS = {
     asked_for: QualitySpec(rules=_OFF | {"language": "drop", "not_medical": "off" if asked_for else "drop"})
@@ -313,9 +326,9 @@ REASONS = frozenset(_REASON_TEXTS.values())
 
 
 def checked_article(article: Article, is_requested: bool) -> tuple[Article, str]:
-    """Return the article with its encoding fixed, and the reason to leave it out, or "".
+    """Return the article with encoding errors fixed, and the reason to exclude the article, or "" if there is none.
 
-    Requested articles needn't be about medicine.
+    Articles that a query found (`is_requested`) may be about other subjects than medicine.
     """
     mended = replace(
         article,
@@ -341,18 +354,18 @@ _NOTICE_KINDS = frozenset(NOTICE_OF.values())
 
 @dataclass
 class LibraryUpdate:
-    """An update of the library in progress, with its counts so far."""
+    """A library update in progress, with its counts so far."""
 
     library: Library
     is_requested: bool
-    """True for articles found by a query; update files contain many that aren't about medicine."""
+    """True for articles found by a query; False for update files, which contain many articles outside medicine"""
     counts: Counter[str] = field(default_factory=Counter)
     left_out: Counter[str] = field(default_factory=Counter)
     retracted: list[str] = field(default_factory=list)
     _change: int = 0
 
     def all(self, articles: Iterable[Article | str]) -> None:
-        """Apply articles, and PubMed ids of deleted ones, in order. Call it inside `Library.transaction`."""
+        """Apply new or revised articles, and PubMed ids of deleted articles, in order, inside `Library.transaction`."""
         self._change = self.library.change() + 1
         for each in articles:
             if isinstance(each, Article):
@@ -366,7 +379,7 @@ class LibraryUpdate:
             self.counts[OLDER] += 1
             return
         about = self.library.relink(article.pmid, _links(article))
-        # The articles that a notice is about are fetched again, because their own records may have changed.
+        # If this is a notice, the articles that it is about are fetched again, because their records may have changed.
         named = [link.pmid for link in article.links if link.kind in NOTICE_OF and link.pmid]
         self.library.ask_again(self.library.known(named))
         article, refused = checked_article(article, self.is_requested or (row is not None and row.state == CURRENT))
@@ -388,7 +401,7 @@ class LibraryUpdate:
                 self._refresh_state(pmid)
 
     def _refresh_state(self, pmid: str) -> None:
-        """Determine an article's state again, after something else became known about it."""
+        """Determine an article's state again, after a change to its links or to another article."""
         row = self.library.row(pmid)
         if row and row.article:
             refused = row.reason if row.reason in REASONS else checked_article(row.article, True)[1]
@@ -397,7 +410,7 @@ class LibraryUpdate:
             return
         link = _first(self.library.links(pmid), RETRACTED_IN)
         if link and (row is None or row.state != RETRACTED):
-            # The library has no record of this article, but an index may have it from another source.
+            # The library has no record of this article, but an index may contain it from another source.
             self.library.put(Row(pmid, None, RETRACTED, _by("retracted", link), ""), self._change)
             self.library.retract(pmid, "", link)
             self.retracted.append(pmid)
@@ -451,19 +464,19 @@ class LibraryUpdate:
         else:
             self.counts[row.state] += 1
         if row.state == EXCLUDED and not stays:
-            # The reason without its ids
+            # The reason without the PubMed ids in it
             self.left_out[row.reason.partition(" (")[0].partition(" PMID ")[0]] += 1
 
 
 def _is_older(article: Article, than: Article) -> bool:
-    """Return whether a record is older than another, by version, then by date of revision if both have one."""
+    """Return whether `article` is older than `than`: by version, then by revision date if both records have one."""
     if article.version != than.version:
         return article.version < than.version
     return bool(article.revised and than.revised) and article.revised < than.revised
 
 
 def _links(article: Article) -> list[tuple[str, Link]]:
-    """Return the links that a record states, each with the id of the publication that is corrected."""
+    """Return the links in a record, each with the PubMed id of the article that the link is about."""
     own = [(article.pmid, link) for link in article.links if link.kind in _NOTICE_KINDS]
     others = [
         (link.pmid, Link(NOTICE_OF[link.kind], article.pmid, ". ".join(filter(None, (article.journal, article.date)))))
@@ -474,7 +487,7 @@ def _links(article: Article) -> list[tuple[str, Link]]:
 
 
 def _text_hash(article: Article) -> str:
-    """Return a hash of the abstract's words, or "" if there are too few."""
+    """Return a hash of the abstract's words, or "" if there are fewer than MIN_ABSTRACT_WORDS."""
     found = words(article.text)
     if len(found) < MIN_ABSTRACT_WORDS:
         return ""

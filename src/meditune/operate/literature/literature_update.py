@@ -1,7 +1,7 @@
 """One update of a library: import literature, list retractions, update the index, and make training pairs.
 
-If a step fails, the later ones still run with what is available: articles fetched before a server failed are indexed,
-and retracted articles leave the index. Only changed articles are read and embedded.
+If a step fails, the later steps still run with the available data: for example, articles fetched before a server
+failed are indexed, and retracted articles are removed from the index. Indexing reads and embeds only changed articles.
 """
 
 from __future__ import annotations
@@ -36,7 +36,10 @@ from meditune.store.overview import Notes
 def update_index(
     library: Library, place: IndexStorage, documents: Sequence[Collection], embedding: str | None
 ) -> tuple[Manifest, Changes] | None:
-    """Update or build the index from the library and the documents; return None if there is nothing to do."""
+    """Build or update the index from the library and the documents.
+
+    Return the index's manifest and the changes, or None if there is nothing to do.
+    """
     change, collection = library.change(), collections.library_in(library.folder)
     if place.read(MANIFEST) is None:
         if not documents and not library.counts()[CURRENT]:
@@ -55,7 +58,7 @@ def update_index(
 
 
 def pmids(place: IndexStorage) -> set[str]:
-    """Return the PubMed ids of the articles in an index, whatever their source; none if there is no index."""
+    """Return the PubMed ids of the articles in an index, from PubMed and PubMedQA; empty if there is no index."""
     if place.read(MANIFEST) is None:
         return set()
     with storage.readable(place):
@@ -90,9 +93,10 @@ class Flag:
 
 
 def flag(answers: Iterable[tuple[str, Sequence[str]]], retracted: Mapping[str, Mapping[str, str]]) -> Iterator[Flag]:
-    """Yield each citation of a retracted article in `answers`, pairs of an id and the ids of the cited passages.
+    """Yield a flag for each citation of a retracted article, including citations of PubMedQA's contexts.
 
-    Citations of PubMedQA's contexts count, too.
+    `answers` contains pairs of an answer's id and the ids of the passages that it cites. `retracted` maps PubMed ids to
+    rows of `Library.retracted`.
     """
     for answer, passages in answers:
         for passage in dict.fromkeys(passages):
@@ -117,7 +121,7 @@ class UpdateOptions:
     eutils: str = pubmed_search.URL
     store: str | None = None
     tests: tuple[Path, ...] = ()
-    """Files of evaluation items, in addition to PubMedQA's"""
+    """Files of evaluation items to exclude from training pairs, in addition to PubMedQA's items"""
 
 
 @dataclass
@@ -134,19 +138,22 @@ class Report:
     flagged: list[Flag] = field(default_factory=list)
     index: tuple[Manifest, Changes] | None = None
     pairs: Pairs | None = None
-    """None if nothing had changed"""
+    """None if no pairs were made, because nothing had changed or the step failed"""
     failures: list[MedituneError] = field(default_factory=list)
 
 
 def update(folder: Path, options: UpdateOptions) -> Report:
-    """Update the library in a folder. The report lists steps that failed; an invalid request raises DataError."""
+    """Update the library in a folder, and return a report, which includes the errors of failed steps.
+
+    Raises DataError if the options are invalid.
+    """
     _contact(options)
     if not (options.queries or options.files or options.index or (folder / FILE).is_file()):
         raise DataError(
-            "Nothing to import. Give --query or --update-files, and --index INDEX to make the articles searchable."
+            "Nothing to import. Use --query or --update-files, and --index INDEX to make the articles searchable."
         )
     if options.documents and not options.index:
-        raise DataError("--documents are added to an index. Name the index: --index INDEX.")
+        raise DataError("--documents adds documents to an index, so it needs --index INDEX.")
     report = Report()
     with article_library.opened(folder) as library:
         for step in (_import_updates, _lists, _index, _pairs, _note):
@@ -159,7 +166,7 @@ def update(folder: Path, options: UpdateOptions) -> Report:
 
 
 def _contact(options: UpdateOptions) -> str:
-    """Return the email address that NCBI's servers require, or "" if no request goes to them."""
+    """Return the email address that NCBI's servers require, or "" if nothing is requested from them."""
     return pubmed_search.contact(options.email) if options.queries or "://" in (options.files or "") else ""
 
 
@@ -186,7 +193,7 @@ def _import_updates(library: Library, options: UpdateOptions, report: Report) ->
     http = pubmed_search.Eutils(email, os.environ.get(pubmed_search.KEY_VARIABLE), options.eutils) if email else None
     asked, from_files = LibraryUpdate(library, is_requested=True), LibraryUpdate(library, is_requested=False)
     try:
-        # Files first, because their records are older.
+        # Update files come first, because their records are older than the search results.
         if options.files:
             source = medline_update_files.source_of(options.files, http, library.folder)
             medline_update_files.apply_update_files(source, from_files, rejects, options.first)
@@ -244,7 +251,7 @@ def _index(library: Library, options: UpdateOptions, report: Report) -> None:
 
 
 def _pairs(library: Library, options: UpdateOptions, report: Report) -> None:
-    """Make all pairs again if anything has changed, because the quality rules compare pairs with each other."""
+    """Make all pairs again if the library or `tests` changed, because quality rules compare pairs with each other."""
     made_from = {"change": library.change(), "tests": [str(path.resolve()) for path in options.tests]}
     if library.cursor("pairs") == made_from and (library.folder / abstract_questions.FILE).is_file():
         return

@@ -1,6 +1,6 @@
-"""MEDLINE's update files, each applied once and in the order of their numbers, from a folder or a server.
+"""MEDLINE's update files, from a folder or a server. Each file is applied once, in the order of the file numbers.
 
-NLM publishes a file a day with new, revised and deleted citations, `pubmedYYnNNNN.xml.gz`, and its MD5
+Every day, NLM publishes a file `pubmedYYnNNNN.xml.gz` with new, revised and deleted citations, and its MD5
 (https://www.nlm.nih.gov/databases/download/pubmed_medline.html).
 """
 
@@ -23,7 +23,7 @@ from meditune.retrieve.documents import pubmed_articles
 
 URL = "https://ftp.ncbi.nlm.nih.gov/pubmed/updatefiles/"
 FETCHED = "fetched"
-"""Subfolder of the library with downloaded update files that aren't applied yet"""
+"""Subfolder of the library for update files that are downloaded but not yet applied"""
 MAX_MD5_MISMATCHES = 3
 _NAME = re.compile(r"pubmed(\d\d)n(\d{4,6})\.xml\.gz")
 _LINK = re.compile(r"""href\s*=\s*["']([^"'#?]+)["']""", re.IGNORECASE)
@@ -37,10 +37,10 @@ class UpdateFileFolder:
     path: Path
 
     def names(self) -> list[str]:
-        """Return the names of all files. Raises DataError if there is no update file."""
+        """Return the names of all files in the folder. Raises DataError if none is an update file."""
         if not self.path.is_dir():
             raise DataError(
-                f"{self.path}: no such folder. Give the folder or the server's URL with PubMed's update files."
+                f"{self.path}: no such folder. Specify the folder or server URL that contains PubMed's update files."
             )
         names = [each.name for each in self.path.iterdir()]
         if not any(map(_NAME.fullmatch, names)):
@@ -51,7 +51,7 @@ class UpdateFileFolder:
         return names
 
     def md5(self, name: str) -> str:
-        """Return the published MD5 of a file. Raises DataError if there is none."""
+        """Return the published MD5 of a file. Raises DataError if it can't be found."""
         beside = self.path / f"{name}.md5"
         if not beside.is_file():
             raise DataError(
@@ -60,12 +60,12 @@ class UpdateFileFolder:
         return _md5_in(read_text(beside), str(beside))
 
     def file(self, name: str, md5: str) -> Path:
-        """Return the path of the file. Raises DataError if its MD5 differs."""
+        """Return the path of a file. Raises DataError if the file's MD5 isn't `md5`."""
         found = self.path / name
         if (actual := _md5(found)) != md5:
             raise DataError(
-                f"{found}: its MD5 is {actual}, but the published one is {md5}: the file is incomplete or wrong. "
-                "Download it again. The files before it were applied."
+                f"{found}: the file's MD5 is {actual}, but the published MD5 is {md5}, so the file is incomplete or "
+                "wrong. Download it again. All earlier files were applied."
             )
         return found
 
@@ -79,7 +79,7 @@ class UpdateFileServer:
     fetched: Path
 
     def names(self) -> list[str]:
-        """Return the names of all files. Raises DataError if there is no update file."""
+        """Return the names of all files that the page links to. Raises DataError if none is an update file."""
         page = self._content("")
         names = [unquote(each).rpartition("/")[2] for each in _LINK.findall(page)]
         if not any(map(_NAME.fullmatch, names)):
@@ -87,11 +87,11 @@ class UpdateFileServer:
         return names
 
     def md5(self, name: str) -> str:
-        """Return the published MD5 of a file. Raises DataError if there is none."""
+        """Return the published MD5 of a file. Raises DataError if it can't be found."""
         return _md5_in(self._content(f"{name}.md5"), f"{self.url}{name}.md5")
 
     def file(self, name: str, md5: str) -> Path:
-        """Return the path of the downloaded file. Raises DataError if its MD5 differs three times."""
+        """Download a file and return its path. Raises DataError if the MD5 is wrong in three attempts."""
         url, path = f"{self.url}{name}", self.fetched / name
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.is_file() and _md5(path) == md5:
@@ -105,12 +105,12 @@ class UpdateFileServer:
                 return partial.replace(path)
             partial.unlink()
         raise DataError(
-            f"{url}: downloaded {MAX_MD5_MISMATCHES} times with the MD5 {actual}, but the published one is {md5}. Run "
-            "the same command later; if it fails again, tell NLM (info@ncbi.nlm.nih.gov)."
+            f"{url}: downloaded {MAX_MD5_MISMATCHES} times, but the file's MD5 is {actual} and the published MD5 is "
+            f"{md5}. Run the same command later; if it fails again, report it to NLM (info@ncbi.nlm.nih.gov)."
         )
 
     def _resume(self, url: str, partial: Path) -> None:
-        """Download the missing part of a file. Raises TransientError if the download is interrupted."""
+        """Download the part of a file that `partial` lacks. Raises TransientError if the download is interrupted."""
         try:
             self._fetch(url, partial, partial.stat().st_size if partial.is_file() else 0)
         except StartedOverError:
@@ -139,7 +139,7 @@ class UpdateFileServer:
 
 
 def source_of(location: str, http: RateLimitedClient | None, library: Path) -> UpdateFileFolder | UpdateFileServer:
-    """Return the server at an address, or the folder at a path."""
+    """Return the server at a URL, or the folder at a path."""
     if http and "://" in location:
         return UpdateFileServer(f"{location.rstrip('/')}/", http, library / FETCHED)
     return UpdateFileFolder(Path(location).expanduser())
@@ -148,12 +148,12 @@ def source_of(location: str, http: RateLimitedClient | None, library: Path) -> U
 def apply_update_files(
     place: UpdateFileFolder | UpdateFileServer, update: LibraryUpdate, rejects: Rejects, begin: str | None = None
 ) -> None:
-    """Apply every file that isn't applied yet, in order, starting at `begin` if given.
+    """Apply, in order, every file that hasn't been applied yet; if `begin` is given, skip the files before it.
 
-    Raises DataError if a file is damaged or a number is missing; the same call resumes after the applied files.
+    Raises DataError if a file is damaged or a file number is missing. The next call resumes after the applied files.
     """
     if begin and not _NAME.fullmatch(begin):
-        raise DataError(f"{begin!r} is not the name of an update file; write for example pubmed26n1340.xml.gz.")
+        raise DataError(f"{begin!r} is not the name of an update file, such as pubmed26n1340.xml.gz.")
     library = update.library
     last = newest = max(library.files(), default="")
     for name in sorted(name for name in set(place.names()) if _NAME.fullmatch(name)):
@@ -172,7 +172,7 @@ def apply_update_files(
 
 
 def _refuse_gap(before: str, name: str, begin: str | None) -> None:
-    """Raise DataError if a file is missing between two files of the same year."""
+    """Raise DataError if a file is missing between the files `before` and `name` of the same year."""
     current, last = _NAME.fullmatch(name), _NAME.fullmatch(before)
     if current is None or last is None or current[1] != last[1] or name == begin:
         return
@@ -181,7 +181,7 @@ def _refuse_gap(before: str, name: str, begin: str | None) -> None:
         missing = f"pubmed{current[1]}n{least:0{len(current[2])}}.xml.gz"
         raise DataError(
             f"{missing} is missing: the last file applied is {before}, and the next one available is {name}. Files "
-            f"are applied in order, so download the missing one, or continue without it: --first-file {name}."
+            f"are applied in order, so download the missing file, or continue without it: --first-file {name}."
         )
 
 

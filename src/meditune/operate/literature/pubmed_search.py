@@ -1,11 +1,11 @@
-"""Import of a PubMed query's articles that were added or revised since the last update, page by page.
+"""Import, page by page, of the articles that match a PubMed query and were added or revised since the last update.
 
-NCBI allows 3 requests a second, or 10 with an API key, and answers 429 to more. Each request must name `tool` and
-`email` (https://www.ncbi.nlm.nih.gov/books/NBK25497/, https://support.nlm.nih.gov/kbArticle/?pn=KA-05510). The
-E-utilities (https://www.ncbi.nlm.nih.gov/books/NBK25499/) return at most the first 9,999 articles of a search. The
-client recognizes responses with status 200 that aren't results: an HTML page, a rate limit in JSON, an error inside
-XML, truncated XML. Dates come from the server, not from this machine's clock. Each page is saved with its cursor in one
-transaction.
+NCBI allows 3 requests a second, or 10 with an API key, and answers further requests with 429. Each request must contain
+`tool` and `email` (https://www.ncbi.nlm.nih.gov/books/NBK25497/, https://support.nlm.nih.gov/kbArticle/?pn=KA-05510).
+The E-utilities (https://www.ncbi.nlm.nih.gov/books/NBK25499/) return at most the first 9,999 articles of a search. The
+client recognizes responses with status 200 that aren't results: an HTML page, a rate-limit message in JSON, an error
+message in XML, or truncated XML. Dates come from the server, not from this machine's clock. Each page is saved in one
+transaction with the cursor after it.
 """
 
 from __future__ import annotations
@@ -34,33 +34,33 @@ from meditune.retrieve.documents.pubmed_articles import Article
 KEY_VARIABLE = "NCBI_API_KEY"
 TOOL = "meditune"
 INTERVAL, INTERVAL_WITH_KEY = 0.34, 0.11
-"""Seconds between requests: slightly more than 1/3, and 1/10"""
+"""Seconds between requests, without and with an API key: slightly more than 1/3 and 1/10"""
 MAX_INTERVAL = 5.0
 """Maximum interval in seconds; the interval doubles after each 429."""
 ATTEMPTS = 6
 FIRST_WAIT = 1.0
 MAX_REQUESTED_WAIT = 300.0
-"""If a server asks for a longer pause, the update stops, and the user runs it again later."""
+"""If a server asks for a longer pause (in seconds), the update stops, and the user must run it again later."""
 CONNECT_SECONDS, READ_SECONDS = 15.0, 60.0
 RESPONSE_TIMEOUT_SECONDS = 900.0
-"""A response that takes longer in total is abandoned, even if data keeps arriving."""
+"""A response that takes longer than this is abandoned, even if data keeps arriving."""
 MAX_RESPONSE_BYTES = 2**28
 _ADDRESS = re.compile(r"[^@\s]+@[^@\s]+\.[^@\s.]+")
 
 
 def contact(email: str | None) -> str:
-    """Return the email address. Raises DataError if it is missing or invalid."""
+    """Return the email address, stripped. Raises DataError if it is missing or invalid."""
     if email and _ADDRESS.fullmatch(email.strip()):
         return email.strip()
     what = f"{email!r} is not an email address" if email else "none is given"
     raise DataError(
-        f"NCBI requires an email address so that it can contact you before it blocks a client, but {what}. Give "
-        "yours: --email YOU@EXAMPLE.ORG, or set MEDITUNE_CONTACT."
+        f"NCBI requires an email address so that it can contact you before it blocks a client, but {what}. Use "
+        "--email YOU@EXAMPLE.ORG, or set MEDITUNE_CONTACT."
     )
 
 
 class RateLimitedClient(HttpClient):
-    """An HTTP client for one server, which limits its own request rate."""
+    """An HTTP client for one server that limits its own request rate."""
 
     def __init__(self, email: str, key: str | None = None) -> None:
         import httpx2
@@ -76,7 +76,7 @@ class RateLimitedClient(HttpClient):
         self.parameters = {"tool": TOOL, "email": email} | ({"api_key": key} if key else {})
         """Parameters that the E-utilities require in each request"""
         self.today = ""
-        """The server's date at the last response, in ISO 8601; empty if unknown"""
+        """The date in the server's last response (ISO 8601); empty if unknown"""
 
     def content(self, url: str, parameters: dict[str, str] | None = None, post: bool = False) -> bytes:
         """Return the body of a response. Raises TransientError if a retry may succeed, otherwise DataError."""
@@ -93,7 +93,10 @@ class RateLimitedClient(HttpClient):
 
     @contextmanager
     def download(self, url: str, start: int) -> Iterator[tuple[int, Iterator[bytes]]]:
-        """Yield the size of a file (0: unknown) and its bytes from `start` on; may raise StartedOverError."""
+        """Yield the size of a file in bytes (0 if unknown) and its content from byte `start` on.
+
+        Raises StartedOverError if the server sends the file from the beginning instead.
+        """
         headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={start}-"} if start else {})
         with self.stream("GET", url, headers=headers) as response:
             self._check(response)
@@ -103,7 +106,7 @@ class RateLimitedClient(HttpClient):
             yield start + int(length) if length.isdecimal() else 0, _in_time(response.iter_raw())
 
     def _check(self, response: Any) -> None:
-        """Record the server's date, and raise if the status is not a success."""
+        """Record the server's date, and raise if the request failed; the callers handle 400 and 416 themselves."""
         with suppress(TypeError, ValueError):
             self.today = parsedate_to_datetime(response.headers.get("date")).date().isoformat()
         status = response.status_code
@@ -115,12 +118,12 @@ class RateLimitedClient(HttpClient):
             raise DataError(f"{_without_parameters(str(response.url))} answers {status}. {advice}".rstrip())
 
     def slow_down(self) -> None:
-        """Double the interval between requests."""
+        """Double the interval between requests, up to MAX_INTERVAL."""
         self.interval = min(MAX_INTERVAL, self.interval * 2)
 
 
 class StartedOverError(Exception):
-    """The server sends a file from its start although a range was requested."""
+    """Raised if a server sends a file from the beginning although a range was requested."""
 
 
 def _in_time(parts: Iterator[bytes]) -> Iterator[bytes]:
@@ -141,20 +144,20 @@ URL = "https://eutils.ncbi.nlm.nih.gov/entrez/eutils"
 MAX_ARTICLES = 9_999
 MIN_DATE, MAX_DATE = "1900/01/01", "3000/12/31"
 EXPIRED_SEARCH_ERRORS = ("unable to obtain query", "unable to obtain history", "cannot retrieve history", "webenv")
-"""Words in errors for a search that has expired; NCBI keeps a search for a few hours."""
+"""Phrases in error messages about an expired search; NCBI stores search results for a few hours."""
 MAX_GET_CHARACTERS = 500
-"""Characters; longer queries are sent by POST, because URLs are limited in length."""
+"""Longer queries are sent by POST, because the length of URLs is limited."""
 MAX_QUOTED_CHARACTERS = 200
 _ERROR = re.compile(rb"<ERROR>(.*?)</ERROR>", re.DOTALL)
 
 
 class HistoryLostError(Exception):
-    """The server no longer has the results of a search."""
+    """Raised if the server no longer has the results of a search."""
 
 
 @dataclass(frozen=True)
 class SearchResult:
-    """The result of a search."""
+    """The result of a search: the number of articles, the keys to fetch them with, and the first PubMed ids."""
 
     count: int
     webenv: str
@@ -172,7 +175,10 @@ class Eutils(RateLimitedClient):
         self.url = url.rstrip("/")
 
     def search(self, term: str, start: str, end: str, ids: int = 0) -> SearchResult:
-        """Search for articles added or revised between two dates (YYYY/MM/DD). Raises DataError."""
+        """Search for articles that were added or revised between two dates (YYYY/MM/DD).
+
+        The result contains up to `ids` PubMed ids. Raises DataError.
+        """
         query = {"term": term, "usehistory": "y", "retmax": str(ids), "retmode": "xml", "sort": "pub_date"}
         query |= {"datetype": "mdat", "mindate": start, "maxdate": end}
         root = ET.fromstring(self._get("esearch.fcgi", query, "eSearchResult", post=len(term) > MAX_GET_CHARACTERS))
@@ -191,13 +197,16 @@ class Eutils(RateLimitedClient):
         )
 
     def page(self, search: tuple[str, str], start: int, size: int) -> bytes:
-        """Return the XML of a search's (webenv, key) articles from `start` on. Raises HistoryLostError, DataError."""
+        """Return the XML of up to `size` articles from a search (webenv, key), starting at position `start` (0-based).
+
+        Raises HistoryLostError if the search has expired, and DataError if the request fails.
+        """
         webenv, key = search
         query = {"WebEnv": webenv, "query_key": key, "retstart": str(start), "retmax": str(size), "retmode": "xml"}
         return self._get("efetch.fcgi", query, "PubmedArticleSet")
 
     def by_ids(self, pmids: list[str]) -> bytes:
-        """Return the XML of these articles, at most a few hundred. Raises DataError."""
+        """Return the XML of the articles with these PubMed ids, at most a few hundred. Raises DataError."""
         return self._get("efetch.fcgi", {"id": ",".join(pmids), "retmode": "xml"}, "PubmedArticleSet", post=True)
 
     def _get(self, tool: str, query: dict[str, str], root: str, post: bool = False) -> bytes:
@@ -231,22 +240,22 @@ class Eutils(RateLimitedClient):
             quoted = quoted.replace(value, f"({name})")
         if any(each in message.casefold() for each in EXPIRED_SEARCH_ERRORS):
             return HistoryLostError(quoted)
-        # "Search Backend failed" occurs if the server is busy or if the query is invalid; a retry helps only the first.
+        # "Search Backend failed" means that the server is busy, which a retry may solve, or that the query is invalid.
         return TransientError(f'answers with an error: "{quoted}"')
 
 
 PAGE = 200
 """Articles per request; an interrupted update fetches at most this number again"""
 OVERLAP = timedelta(days=2)
-"""Overlap with the last update, because PubMed's dates are those of the US East Coast"""
+"""Overlap with the last update, because PubMed's dates are in US Eastern Time"""
 SHORT_PAGES, LOST_SEARCHES = 2, 3
-"""Retries of a page with too few articles, and of a search that has expired"""
+"""Number of retries of a page with too few articles, and of attempts at a search that expires"""
 RETRACTIONS = '"retracted publication"[pt]'
 
 
 @dataclass
 class LibrarySearch:
-    """The import of articles by search into a library."""
+    """An importer of PubMed search results into a library."""
 
     library: Library
     eutils: Eutils
@@ -254,9 +263,9 @@ class LibrarySearch:
     rejects: Rejects
 
     def query(self, term: str, since: str | None) -> int:
-        """Import the articles of a query that changed since its last import, and return their number.
+        """Import the articles that match a query and changed since its last import; return the number of articles.
 
-        The first import takes those that changed since `since` (ISO 8601), or all.
+        The first import takes the articles that changed since `since` (ISO 8601), or all articles if it is None.
         """
         name = f"query: {term}"
         cursor = self.library.cursor(name)
@@ -268,7 +277,7 @@ class LibrarySearch:
         return int(cursor["read"])
 
     def retractions(self, pmids: set[str]) -> None:
-        """Queue those of the given PubMed ids that PubMed lists as retracted, to be fetched again."""
+        """Queue those of the given articles that PubMed lists as retracted, so that they are fetched again."""
         name = "retractions"
         cursor = self.library.cursor(name)
         if not pmids:
@@ -290,7 +299,7 @@ class LibrarySearch:
             self.library.move(name, {"until": today or cursor.get("until", "")})
 
     def again(self) -> int:
-        """Fetch the queued articles again; return their number."""
+        """Fetch the queued articles again, and return the number of articles."""
         waiting = self.library.pmids_to_fetch()
         with Progress("Fetching corrected articles again", len(waiting), "articles") as progress:
             for start in range(0, len(waiting), PAGE):
@@ -298,13 +307,13 @@ class LibrarySearch:
                 found = list(self._articles(self.eutils.by_ids(ids), "efetch"))
                 with self.library.transaction():
                     self.applying.all(found)
-                    # Articles that these name are fetched in the next update; otherwise circular notices never end.
+                    # Articles named by the fetched articles wait for the next update, because notices can be circular.
                     self.library.asked_again(ids)
                 progress.advance(len(ids))
         return len(waiting)
 
     def _window(self, name: str, term: str, cursor: dict[str, Any]) -> None:
-        """Read one range of dates to its end, or split it in two."""
+        """Import all articles of the first date range, or split the range if it has too many articles."""
         low, high = cursor["windows"][0]
         for _ in range(LOST_SEARCHES):
             if "webenv" not in cursor:
@@ -348,7 +357,7 @@ class LibrarySearch:
                 progress.advance(size)
 
     def _page(self, cursor: dict[str, Any], size: int) -> list[Article | str]:
-        """Return the articles of one page. A page with too few articles is fetched again, and then reported."""
+        """Return the articles of one page. Fetch an incomplete page again, then count missing articles as rejects."""
         for _ in range(1 + SHORT_PAGES):
             xml = self.eutils.page((cursor["webenv"], cursor["key"]), cursor["start"], size)
             given = sum(record.kind != pubmed_articles.DELETED for record in pubmed_articles.records(xml))
@@ -368,17 +377,17 @@ class LibrarySearch:
 
 
 def _first_day(cursor: dict[str, Any], since: str | None) -> str:
-    """Return the first day to search, in the format of the E-utilities."""
+    """Return the first day to search (YYYY/MM/DD)."""
     if cursor.get("until"):
         return (date.fromisoformat(cursor["until"]) - OVERLAP).strftime("%Y/%m/%d")
     return since.replace("-", "/") if since else MIN_DATE
 
 
 def _halves(term: str, low: str, high: str, today: str) -> list[list[str]]:
-    """Return two shorter ranges of dates. Raises DataError if a single day has too many articles."""
+    """Return the two halves of a date range. Raises DataError if a single day has too many articles."""
     first, last = (date.fromisoformat(each.replace("/", "-")) for each in (low, high))
     if high == MAX_DATE:
-        # Articles added during the run belong to the last range.
+        # The second half stays open-ended, so that it includes articles added during the run.
         last = max(first, date.fromisoformat(today) if today else first + timedelta(days=1))
     if first >= last:
         raise DataError(

@@ -1,7 +1,7 @@
-"""New training data: corrections of answers, experts' labels, new literature; and its split into train, dev and test.
+"""New training data (corrections of answers, experts' labels, new literature), and its split into train, dev and test.
 
-A version's splits are those of its parent plus the new rows. A row's split follows from a hash of its group, so it is
-the same in every retraining: once held out, always held out.
+A version's splits are its parent's splits plus the new rows. A hash of a row's group determines the row's split, so the
+split is the same in every retraining: a row that was held out once is always held out.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from meditune.store.database import FILE
 
 _COLUMNS = {"id", "question", "context", "answer", "decision", "group", "meta"}
 PASSAGES = 3
-"""Maximum number of an answer's passages in the prompt of its correction"""
+"""Maximum number of an answer's passages that become the context of its correction"""
 
 
 @dataclass(frozen=True)
@@ -43,9 +43,9 @@ class TrainingDataSources:
 
     store: str | None = None
     trust: tuple[str, ...] = ()
-    """Ids of keys whose corrections are used, in addition to experts' keys; `all` means everyone"""
+    """Ids of keys whose corrections are used, in addition to experts' keys; `all` means all callers"""
     labels: tuple[Path, ...] = ()
-    """Files of questions with experts' answers or decisions; `answer_id` in a row names an answer in the store"""
+    """Files of questions with experts' answers or decisions; `answer_id` is the id of an answer in the store"""
     queues: tuple[Path, ...] = ()
     literature: tuple[Path, ...] = ()
     index: str | None = None
@@ -66,15 +66,15 @@ class NewTrainingData:
     index: str = ""
 
     def facts(self) -> dict[str, dict[str, Any]]:
-        """Return the number of rows and the SHA-256 of each kind, for the version's lineage."""
+        """Return, for each kind of data, the number of rows and the file's SHA-256, for the version's lineage."""
         return {kind: {"rows": self.counts[kind], "sha256": sha256(path)} for kind, path in self.files.items()}
 
 
 def gather(sources: TrainingDataSources, folder: Path) -> NewTrainingData:
-    """Write the available data to `folder`, one file for each kind. Raises DataError if a source cannot be read."""
+    """Write the new data to `folder`, one file for each kind. Raises DataError if a source cannot be read."""
     store, found = sources.store, NewTrainingData()
     if store and not exists(store):
-        raise DataError(f"{store} is not a server's store: {FILE} is missing. Give the --store of `meditune serve`.")
+        raise DataError(f"{store} is not a server's store: {FILE} is missing. Use the --store of `meditune serve`.")
     answers = Answers(open_store(store)) if store else None
     index = Index.open(sources.index) if sources.index else None
     found.index = index.manifest.content if index else ""
@@ -96,7 +96,7 @@ def gather(sources: TrainingDataSources, folder: Path) -> NewTrainingData:
 def _corrections(
     answers: Answers, trust: Sequence[str], index: Index | None, left_out: Counter[str]
 ) -> Iterator[dict[str, Any]]:
-    """Yield the trusted correction of each answer; experts take precedence, then later corrections."""
+    """Yield one trusted correction for each answer: an expert's if there is one, and the latest of several."""
     # Callers without a key have an empty name, which must never be trusted.
     named = set(trust) - {""}
     for row in answers.exported():
@@ -127,13 +127,13 @@ def _corrections(
 
 
 def _decision(correction: str) -> str | None:
-    """Return the decision of a correction that begins with yes, no or maybe."""
+    """Return the decision (yes, no or maybe) with which a correction begins, or None."""
     first = (correction.split(maxsplit=1) or [""])[0]
     return decision_in(first) if first and "-" not in first.strip(",.;:!-–—") else None
 
 
 def passages_of(index: Index | None, ids: Sequence[str]) -> list[dict[str, str]]:
-    """Return the passages with these ids that are still in the index."""
+    """Return the passages with the first PASSAGES of these ids, except those no longer in the index."""
     if index is None:
         return []
     rows = (row for id in ids[:PASSAGES] for row in index.passages(id.rpartition("#")[0]) if row["id"] == id)
@@ -147,8 +147,8 @@ def _labelled(paths: Sequence[Path], answers: Answers | None, left_out: Counter[
         for example in read(path, rejects):
             about = example.meta.get("answer_id")
             if about and answers is not None and answers.get(str(about)) is None:
-                # The answer was deleted on request or never existed, so labels about it aren't used.
-                left_out["labels of answers that the store doesn't have (deleted, or another store's)"] += 1
+                # The answer was deleted, or it belongs to another store, so labels of it aren't used.
+                left_out["labels of answers that are not in the store (deleted, or from another store)"] += 1
                 continue
             row = example.model_dump(mode="json", include=_COLUMNS)
             id = f"labels-{path.stem}-{example.id.partition(':')[2]}"
@@ -158,7 +158,7 @@ def _labelled(paths: Sequence[Path], answers: Answers | None, left_out: Counter[
 
 
 def _judged(folders: Sequence[Path], answers: Answers | None, left_out: Counter[str]) -> Iterator[dict[str, Any]]:
-    """Yield the rows from judged queues; for rows in several queues, the latest one."""
+    """Yield the rows from judged queues; if several queues contain a row, the last queue counts."""
     found: dict[str, dict[str, Any]] = {}
     for folder in folders:
         judged = label_queue.rows(folder)
@@ -167,7 +167,7 @@ def _judged(folders: Sequence[Path], answers: Answers | None, left_out: Counter[
         for row in judged.rows:
             source, _, about = str(row["id"]).partition(":")
             if source == label_queue.ANSWERS and answers is not None and answers.get(about) is None:
-                left_out["labels of answers that the store doesn't have (deleted, or another store's)"] += 1
+                left_out["labels of answers that are not in the store (deleted, or from another store)"] += 1
                 continue
             found[row["id"]] = row | {"id": f"experts-{row['id']}", "meta": row["meta"] | {"kind": "experts"}}
     yield from found.values()
@@ -178,7 +178,9 @@ def _literature(paths: Sequence[Path]) -> Iterator[dict[str, Any]]:
     for given in paths:
         path = given / abstract_questions.FILE if given.is_dir() else given
         if not path.is_file():
-            raise DataError(f"{path}: contains no training pairs. Make them: meditune update {given} ...")
+            raise DataError(
+                f"{path} is missing, so there are no training pairs. Make them: meditune update {given} ..."
+            )
         for row in read_jsonl(path):
             if row["id"] not in seen:
                 seen.add(row["id"])
@@ -193,10 +195,10 @@ class Shares:
     """The shares for splitting new rows."""
 
     held_out: float = 0.3
-    """Share of the new rows' groups to hold out for evaluation"""
+    """Share of the new rows' groups that are held out for evaluation"""
     dev: float = 0.1
     replay: float = 1.0
-    """Number of old training rows to add for each new one; all old rows if there are fewer"""
+    """Number of old training rows that are added for each new training row; if there are fewer, all are added."""
 
 
 class TooFewError(DataError):
@@ -205,7 +207,7 @@ class TooFewError(DataError):
 
 @dataclass
 class DealtRows:
-    """The splits of the next version, and which held-out items are new."""
+    """The splits of the next version, and the ids of the new held-out items."""
 
     splits: Splits
     new: frozenset[str]
@@ -217,7 +219,7 @@ class DealtRows:
 
 
 def known_rows(registry: Registry, id: str) -> dict[str, Example]:
-    """Return every training row of a version and its ancestors by id; later versions take precedence."""
+    """Return all training rows of a version and its ancestors, by id; the latest version of a row counts."""
     found: dict[str, Example] = {}
     for parent in registry.get(id).parents:
         found |= known_rows(registry, parent)
@@ -233,15 +235,16 @@ def deal(
     decisions: Path | None = None,
     min_rows: int = 0,
 ) -> DealtRows:
-    """Split the new rows, and add them to the old splits; `pool` has all training rows of the current version.
+    """Split the new rows, and add them to the old splits.
 
-    A new row that is similar to a held-out item isn't trained on, and one that is similar to an old training row isn't
-    held out for testing. Raises TooFewError.
+    `pool` contains all training rows of the current version and its ancestors. A new row that is similar to a held-out
+    item isn't trained on, and a new row that is similar to an old training row isn't held out for testing. Raises
+    TooFewError if too few new rows remain.
     """
     left_out: Counter[str] = Counter()
     seen = {fingerprint(example) for example in (*pool.values(), *old.dev, *old.test)}
     fresh = [example for example in rows if fingerprint(example) not in seen]
-    left_out["known before"] += len(rows) - len(fresh)
+    left_out["rows that were known before"] += len(rows) - len(fresh)
     if len(fresh) < min_rows:
         raise TooFewError(
             f"{len(fresh):,} of {len(rows):,} rows are new, but at least {min_rows:,} are needed (--min-rows)."
@@ -256,10 +259,12 @@ def deal(
     old_dev = [example for example in old.dev if example.id not in changed]
     old_test = [example for example in old.test if example.id not in changed]
     trained = [*pool.values(), *old_dev]
-    test = _unlike(dealt["test"], trained, left_out, "held out, but similar to a row trained on before")
+    test = _unlike(dealt["test"], trained, left_out, "test items that are similar to a row trained on before")
     measured = [*old_test, *test]
-    dev = _unlike(dealt["dev"], measured, left_out, "for development, but similar to a test item")
-    learnt = _unlike(dealt["train"], [*measured, *old_dev, *dev], left_out, "similar to a held-out item")
+    dev = _unlike(dealt["dev"], measured, left_out, "dev items that are similar to a test item")
+    learnt = _unlike(
+        dealt["train"], [*measured, *old_dev, *dev], left_out, "training rows that are similar to a held-out item"
+    )
     left_out = +left_out
     if not learnt or not test:
         raise TooFewError(
@@ -288,7 +293,10 @@ def place_of(group: str, shares: Shares) -> Place:
 
 
 def _unlike(rows: list[Example], others: Iterable[Example], left_out: Counter[str], reason: str) -> list[Example]:
-    """Return the rows without those whose question or context matches one of the others, exactly or nearly."""
+    """Return the rows that don't match any of `others`, exactly or nearly, by group, question or context.
+
+    The number of removed rows is added to `left_out`.
+    """
     against = list(others)
     while gone := {leak.train for leak in leakage.find(rows, against) if leak.kind in ("group", "question", "context")}:
         left_out[reason] += len(gone)

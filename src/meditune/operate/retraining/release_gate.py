@@ -1,4 +1,4 @@
-"""The release gate: compares a new version with its parent on old and on new test items, with a policy for each."""
+"""The release gate: compares a new version with its parent, with separate policies for old and new test items."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ OLD, NEW = "old", "new"
 LOSS = 0.05
 GUARDRAIL_METRICS = ("accuracy", "macro_f1", "rougeL", "faithfulness", "general_choice", "safety_rate")
 BETTER = ("perplexity", "accuracy")
-"""The first of these that is measured must have improved on the new items."""
+"""The first of these metrics that was measured must improve on the new items."""
 LIKELIHOODS = ("perplexity", "general_perplexity")
-"""Measured on so many tokens that even tiny changes are significant, so they have a margin instead"""
+"""Metrics measured on so many tokens that even tiny changes are significant, so they may get worse within a margin"""
 MIN_GROUPS = 20
 """Minimum number of groups of new items; a bootstrap interval over fewer groups can be too narrow by chance"""
 WITHOUT_ITEMS = ("general", "technical", "choice", "safety")
@@ -30,9 +30,10 @@ def judge(
 ) -> dict[str, Any]:
     """Compare the base and the tuned model of a finished run on its old and its new test items.
 
-    `policies` has the user's own policy, or None, for the old and for the new items. Return `passed` and `on`. For the
-    old and for the new items, `on` has the number of `items`, `figures`, `comparison`, `policy`, `checks`, and in
-    `unjudged` the reason why they can't be judged, or "".
+    `new` contains the ids of the new items. `policies` contains the policy for the old items and the policy for the new
+    items; None stands for the default policy. Return `passed` and `on`. For the keys "old" and "new", `on` contains
+    `items` (their number), `figures` (metrics), `comparison`, `policy`, `checks` and `unjudged`: the reason why the
+    items can't be judged, or "".
     """
     sides = [measured_model(f"{run}:{side}") for side in ("base", "tuned")]
     on: dict[str, Any] = {}
@@ -41,7 +42,7 @@ def judge(
         try:
             result = side_by_side([first, second], resamples, seed)
         except NothingInCommonError:
-            # No new item has a decision or is among those whose answers are scored.
+            # None of these items has a decision, and none of their answers is scored.
             result = {"base": {}, "tuned": {}, "comparison": {}}
         held = policy or usual(name, result["comparison"], result["base"])
         checks = check(held, result["comparison"], result["tuned"])
@@ -60,7 +61,7 @@ def judge(
 
 
 def unjudged(items: str, groups: int, policy: Policy, is_own: bool) -> str:
-    """Return why the policy cannot be applied, or "". An improvement is judged on items of `groups` groups."""
+    """Return why the policy cannot be applied, or "". Improvements are measured on `groups` groups."""
     if not any(policy.model_dump().values()):
         return f"The policy has no rule for the {items} items, so they cannot be judged."
     if is_own or items == OLD:
@@ -73,14 +74,14 @@ def unjudged(items: str, groups: int, policy: Policy, is_own: bool) -> str:
     if groups < MIN_GROUPS:
         return (
             f"{METRICS[policy.better[0]].title} was measured on new items of {groups} groups, but {MIN_GROUPS} are "
-            "needed for a decision. Gather more data, hold out more (--held-out), or score more answers (--set "
-            "evaluate.answers=N). Your own policy can accept fewer (--gate-new)."
+            "needed for a decision. Gather more data, hold out a larger share (--held-out), or score more answers "
+            "(--set evaluate.answers=N). Your own policy can accept fewer groups (--gate-new)."
         )
     return ""
 
 
 def usual(items: str, comparison: Mapping[str, Any], before: Mapping[str, float]) -> Policy:
-    """Return the default policy: no worse on any measured metric, and better (perplexity, or accuracy) on new items."""
+    """Return the default policy: no guardrail metric gets worse, and on new items, perplexity or accuracy improves."""
     rules: dict[str, Any] = {"not_worse": [name for name in GUARDRAIL_METRICS if name in comparison]}
     likely = [name for name in LIKELIHOODS if name in comparison]
     if items == OLD:
@@ -91,7 +92,7 @@ def usual(items: str, comparison: Mapping[str, Any], before: Mapping[str, float]
 
 
 def lines(judged: Mapping[str, Any]) -> list[str]:
-    """Return the deciding metrics as terminal lines."""
+    """Return the results of the checks as terminal lines."""
     found = []
     for items, row in judged["on"].items():
         found.append(f"On {row['items']:,} {items} items:")
@@ -108,7 +109,7 @@ def lines(judged: Mapping[str, Any]) -> list[str]:
 
 
 def _part(model: MeasuredModel, new: Collection[str], is_new: bool) -> MeasuredModel:
-    """Return the part of the measurements that is on the new items, or on all others."""
+    """Return the measurements on the new items (`is_new`), or those on all other items."""
 
     def is_selected(id: str) -> bool:
         return (id in new) == is_new

@@ -1,7 +1,7 @@
-"""One retraining: gather data, split it, train from the current version, judge the result, add and promote it.
+"""One retraining: gather and split data, train from the current version, judge, add and promote the new version.
 
-The recipe is derived from that of the current version. Unfinished work stays in the registry's folder `work/` until its
-version is promoted, tried or stored, so the same command resumes it. The gathered data stays in `rows/`.
+The recipe is derived from the current version's recipe. Unfinished work stays in the registry's folder `work/` until
+the new version is promoted, tried or stored, so the same command resumes the work. The gathered data stays in `rows/`.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ OWN, SAMPLE = "own", "sample"
 
 
 def derive_recipe(parent: Path, old: Splits, new: Splits, files: Sequence[Path], synthetic: bool) -> Recipe:
-    """Return the recipe that continues from the version in the folder `parent` with `files` of new rows.
+    """Return a recipe for training from the version in the folder `parent` with the new rows in `files`.
 
     Long answers are measured on the same share of test items as before.
     """
@@ -86,7 +86,7 @@ class UnfinishedRetraining(BaseModel, extra="forbid"):
 
 
 class GatheredRows(BaseModel, extra="forbid"):
-    """The number of rows from one kind of source, and the SHA-256 of their file."""
+    """The number of rows from one kind of source, and the SHA-256 of the file with these rows."""
 
     rows: int
     sha256: str
@@ -111,7 +111,7 @@ class Work:
         self.registry = registry
         self.folder = registry.folder / "work"
         self.facts = self.folder / "gathered.json"
-        """Describes the gathered data; written when the run's data is prepared"""
+        """The file that describes the gathered data; written when the run's data is prepared"""
 
     def read(self) -> UnfinishedRetraining | None:
         """Return the unfinished retraining, or None if there is none. Raises DataError if its file is invalid."""
@@ -129,7 +129,7 @@ class Work:
         except (DataError, ValidationError) as error:
             raise DataError(
                 f"{path} is damaged, or another version of Meditune wrote it. Delete {self.folder} to drop the "
-                "unfinished retraining; the next one then starts from the beginning."
+                "unfinished retraining; the next retraining then starts from the beginning."
             ) from error
 
     @property
@@ -139,17 +139,20 @@ class Work:
 
     @property
     def rows(self) -> Path:
-        """The folder that keeps the gathered rows, which the version's recipe names."""
+        """The folder with the gathered rows; the version's recipe refers to it."""
         return (self.registry.folder / "rows" / self._id).resolve()
 
     def made(self) -> Version | None:
-        """Return the version that the unfinished work already produced, or None if it has produced none."""
+        """Return the version that the unfinished work already produced, or None if there is none yet."""
         begun = self.read()
         known = map(self.registry.get, self.registry.state().versions) if begun else ()
         return next((each for each in known if begun and Path(each.came_from).name == begun.id), None)
 
     def claim(self, parent: str, options: Mapping[str, Any], restart_if_changed: bool = False) -> None:
-        """Resume the unfinished retraining or start a new one. Raises MedituneError if the options differ."""
+        """Resume the unfinished retraining, or start a new one.
+
+        If the options differ, drop the unfinished retraining if `restart_if_changed`, otherwise raise MedituneError.
+        """
         before = self.read()
         if before and self.facts.is_file() and _can_resume(before, parent, options, restart_if_changed):
             return
@@ -160,7 +163,7 @@ class Work:
         write_json(self.folder / FILE, unfinished)
 
     def drop(self) -> None:
-        """Delete the work and its gathered rows, which no version uses."""
+        """Delete the work and its gathered rows, which no version uses yet."""
         if self.read():
             shutil.rmtree(self.rows, ignore_errors=True)
         self.end()
@@ -172,7 +175,7 @@ class Work:
 
     @property
     def _id(self) -> str:
-        """A unique id. It is also the name of the run's folder, by which the resulting version is found again."""
+        """The retraining's unique id. It is also the name of the run's folder, by which `made` finds the version."""
         begun = self.read()
         assert begun is not None, "the caller has claimed the work"
         return begun.id
@@ -185,21 +188,21 @@ def _can_resume(
     differing = [name for name in options if name != "sources" and before.options.get(name) != options[name]]
     if before.parent != parent:
         _say(
-            f"{started} continues from {before.parent}, but {parent} is served now. It is dropped, and a new one "
-            "starts."
+            f"{started} continues from {before.parent}, but {parent} is served now. That retraining is "
+            "dropped, and a new one starts."
         )
         return False
     if differing and not restart_if_changed:
         raise MedituneError(
-            f"{started} with other options ({', '.join(differing)}) is unfinished. Give the same options again to "
-            "resume it, or --restart to drop it."
+            f"{started} with other options ({', '.join(differing)}) is unfinished. Use the same options to resume "
+            "it, or --restart to drop it."
         )
     if differing:
         _say(f"{started} had other options ({', '.join(differing)}). It is dropped, and a new one starts.")
         return False
     _say(f"Resuming the retraining that started at {before.started}.")
     if before.options.get("sources") != options.get("sources"):
-        _say("It uses the data gathered then; the next retraining uses the other sources.")
+        _say("It uses the data that was gathered then; the next retraining will use the new sources.")
     return True
 
 
@@ -226,7 +229,7 @@ class Options:
     gate_new: Path | None = None
     min_rows: int = 20
     exports: tuple[str, ...] | None = None
-    """Export formats; None: those of the current version"""
+    """Export formats; None means the formats of the current version"""
     on_pass: OnPass = "promote"
     percent: float = 10.0
     restart: bool = False
@@ -250,12 +253,12 @@ class Outcome:
 
 
 def retrain(folder: Path, options: Options, command: str) -> Outcome:
-    """Make or finish the next version. Raises MedituneError if one with other options is unfinished."""
+    """Make or finish the next version. Raises MedituneError if a retraining with other options is unfinished."""
     registry = Registry(folder)
     work = Work(registry)
     _current(registry)
     busy = MedituneError(
-        f"Another retraining is running in {folder}. Wait until it ends; the next one then continues from its result."
+        f"Another retraining is running in {folder}. Wait until it ends; the next retraining continues from its result."
     )
     with exclusive_lock(folder / LOCK, busy):
         if (version := work.made()) and not options.restart:
@@ -264,7 +267,7 @@ def retrain(folder: Path, options: Options, command: str) -> Outcome:
             if not after:
                 return _finish(registry, work, version, [], options)
             done = f"{after[-1].what} at {after[-1].when}"
-            _say(f"{version.id} was finished earlier and {done}. Starting the next one.")
+            _say(f"{version.id} was finished earlier and {done}. Starting the next retraining.")
         if version:
             work.end()
         elif options.restart:
@@ -290,7 +293,7 @@ def retrain(folder: Path, options: Options, command: str) -> Outcome:
 
 
 def next_step(name: str) -> OnPass:
-    """Return `name` as a value of --on-pass. Raises DataError if it is none."""
+    """Return `name` if it is a value of --on-pass. Raises DataError otherwise."""
     if name == "shadow":
         raise DataError("--on-pass shadow was removed. Try the version as a canary: --on-pass canary --percent 1")
     if name not in ON_PASS:
@@ -310,11 +313,11 @@ def _current(registry: Registry) -> str:
 def _prepare_run(
     registry: Registry, current: str, work: Work, options: Options
 ) -> tuple[Recipe, set[str], dict[str, Any]]:
-    """Prepare the run's data; return its recipe, the ids of new test items, and the new data by kind."""
+    """Prepare the run's data; return the recipe, the ids of new test items, and facts about each kind of new data."""
     run = work.run
     if stored := work.gathered():
         counts = [f"{row.rows:,} rows of {kind}" for kind, row in stored.fed.items()]
-        _say(f"Data gathered then: {', '.join(counts)}.")
+        _say(f"Data gathered at that time: {', '.join(counts)}.")
         return load_recipe(str(run / RECIPE)).recipe, set(stored.new), stored.model_dump()["fed"]
     announce("gather")
     gathered = new_training_data.gather(options.sources, work.rows)
@@ -354,14 +357,14 @@ def _prepare_run(
     write_json(work.facts, {"new": new, "fed": fed, "index": gathered.index})
     _say(
         f"{dealt.trained:,} new rows to train on, {dealt.replayed:,} old rows replayed; held out: "
-        f"{len(dealt.splits.test):,} for evaluation and {len(dealt.splits.dev):,} for development, {len(dealt.new):,} "
-        "of them new."
+        f"{len(dealt.splits.test):,} for evaluation and {len(dealt.splits.dev):,} for development, of which "
+        f"{len(dealt.new):,} are new."
     )
     return recipe, set(new), fed
 
 
 def _check_rows(new_data: NewTrainingData, recipe: Recipe) -> tuple[list[Example], DataCheck]:
-    """Return the gathered rows after the checks that all training data goes through."""
+    """Return the gathered rows that pass the checks for all training data, and the results of the checks."""
     spec = recipe.data
     rejects, phi = Rejects(cleaner(spec.phi)), Findings(spec.phi)
     by_kind = {
@@ -386,7 +389,8 @@ def _export(run: Path, parent: Path, exports: tuple[str, ...] | None) -> None:
 def _finish(registry: Registry, work: Work, version: Version, report: list[str], options: Options) -> Outcome:
     """Release the new version, delete the work, and return the outcome.
 
-    The work is deleted even if the release fails, unless another call could succeed.
+    If the release fails with DataError or GateError, the work is deleted, too. After other errors, it stays, because
+    another call could succeed.
     """
     try:
         report = [*report, *_release(registry, version, version.parents[0], options)]
@@ -398,7 +402,7 @@ def _finish(registry: Registry, work: Work, version: Version, report: list[str],
 
 
 def _release(registry: Registry, version: Version, before: str, options: Options) -> list[str]:
-    """Apply `on_pass` to the new version; return what was done, in sentences."""
+    """Apply `on_pass` to the new version; return sentences about what was done."""
     id, current = version.id, registry.state().current
     if current == id:
         return [f"{id} is already served."]

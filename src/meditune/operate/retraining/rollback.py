@@ -1,8 +1,8 @@
-"""Automatic rollback: detects whether the served version or the one on trial made answers worse, and rolls it back.
+"""Automatic rollback: if the served version or the version on trial made answers worse, that version is withdrawn.
 
 A change in the questions is not a version's fault, so alerts about inputs never cause a rollback. The answers of a
-version on trial are compared with those that the current version gave in the same period. A version that a rollback
-restored isn't rolled back automatically.
+version on trial are compared with the current version's answers in the same period. A version that a rollback restored
+isn't rolled back automatically.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ log = logging.getLogger(__name__)
 LESS_IS_WORSE = {"support", "calibration", "confidence"}
 MORE_IS_WORSE = {("outcome", "abstained"), ("ratings", "down")}
 FEWER_IS_WORSE = {("ratings", "up")}
-"""Categories that must not become less frequent; an alert on a signal with two categories can name either"""
+"""Categories that must not become less frequent; an alert about a signal with two categories can name either."""
 
 REASON_TEXTS = {
     "rated down": "{0.failed} of {0.all} people rated {1} down",
-    "abstained": "{1} abstained from {0.failed} of {0.all} answers",
+    "abstained": "{1} abstained on {0.failed} of {0.all} questions",
 }
 
 
 @dataclass(frozen=True)
 class VersionCheck:
-    """The result of a check."""
+    """The result of a check of the served version and the version on trial."""
 
     rolled_back: str | None = None
     served: str = ""
@@ -51,8 +51,9 @@ def guard(
 ) -> VersionCheck:
     """Check once, and end the trial or roll back if answers got worse.
 
-    `reference` is that of the drift checks, whose state is next to it; `canary` is a file of canary runs. An alert
-    counts only if the store still has the answer at which it opened, because that answer names the version.
+    `reference` is the reference of the drift checks, with their state file next to it. `canary` is a file of canary
+    runs. An alert counts only if the store still contains the answer at which the alert opened, because that answer
+    names the version.
     """
     registry = Registry(folder)
     state = registry.state()
@@ -67,7 +68,7 @@ def guard(
         why += _against(Monitor.load(place, load(reference)).alerts(), answers, state)
     begun, runs = state.latest_promotion(), read_jsonl(canary) if canary else []
     if canary and runs and begun and str(runs[-1].get("time", "")) >= begun.when:
-        # Only runs since the current version was promoted say something about it.
+        # Only runs since the promotion of the current version are evidence about it.
         verdict = canaries.verdict(canary, state.current)
         why += [f"canaries: {verdict['message']}"] if verdict["alert"] else []
     return _rolled_back(registry, state, why)
@@ -76,7 +77,10 @@ def guard(
 def on_drift(
     folder: Path, store: StoreLocation, callback: Callable[[Mapping[str, Any]], None]
 ) -> Callable[[Mapping[str, Any]], None]:
-    """Return a callback that may roll back after each drift check of a server, and passes the result to `callback`."""
+    """Return a callback for a server's drift checks.
+
+    It passes each result to `callback`, and rolls back the served version if an alert shows that answers got worse.
+    """
     registry, answers = Registry(folder), Answers(open_store(store))
 
     def roll_back_on_alert(result: Mapping[str, Any]) -> None:
@@ -106,13 +110,15 @@ def _rolled_back(registry: Registry, state: State, reasons: list[str]) -> Versio
     if begun and begun.what == "rolled back":
         # The version was good before, so something else is wrong; otherwise all earlier versions would be rolled back
         # in turn.
-        stays = f"{state.current} replaced {begun.version} in a rollback, so it is not rolled back automatically."
+        stays = (
+            f"{state.current} replaced {begun.version} in a rollback. Such a version is not rolled back automatically."
+        )
         return VersionCheck(None, state.current, [*reasons, stays])
     return VersionCheck(state.current, registry.rollback("; ".join(reasons), expected=state.current), reasons)
 
 
 def counts_by_version(answers: Answers, since: float = 0.0) -> dict[str, dict[str, Counts]]:
-    """Return for each version its counts of disliking raters and of abstentions since a time (seconds since 1970)."""
+    """Return, for each version, the counts of users who rated it down and of abstentions since a Unix time."""
     found: dict[str, dict[str, Counts]] = {}
     votes: dict[tuple[str, str], int] = Counter()
     for row in answers.exported():
