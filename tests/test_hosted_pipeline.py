@@ -259,7 +259,7 @@ def test_other_models_by_name_and_through_ask(place):
     assert {chat["model"] for chat in place.api.chats} == {"gpt-4.1-mini"}
     refused = meditune("ask", "/no/model", "Does it help?", "--api", f"url={place.api.url}")
     refused.refused(4, "isn't known as an API model")
-    place.evaluate("api:").refused(4, "write the model's name")
+    place.evaluate("api:").refused(4, "write the API's name")
 
 
 def test_a_job_can_be_looked_at_and_cancelled(place):
@@ -538,7 +538,7 @@ def test_neither_key_nor_rows_are_in_an_error(place):
 def test_a_key_that_is_none_is_not_shown(place, monkeypatch, key):
     monkeypatch.setenv("OPENAI_API_KEY", key)
     result = place.evaluate()
-    result.refused(4, "The value of OPENAI_API_KEY isn't a key")
+    result.refused(4, "The value of OPENAI_API_KEY isn't a valid key")
     assert key not in result.err
 
 

@@ -112,7 +112,7 @@ def test_lettucedetect_marks_the_tokens_that_it_doubts(tmp_path, sure):
     [
         ("nowhere/at/all", "neither an existing folder nor a hub id"),
         ("hhem:nothing here", "neither an existing folder nor a hub id"),
-        ("owner/some-nli-model", "offline: copy its folder"),
+        ("owner/some-nli-model", "offline: copy the model's folder"),
     ],
 )
 def test_a_model_that_is_not_to_be_had_is_named_with_the_ways_to_get_one(monkeypatch, name, said):
@@ -127,7 +127,7 @@ def test_labels_that_mean_something_else_are_refused(tmp_path):
     with pytest.raises(ModelError, match=r"none of its labels \(happy, sad\) means entailment"):
         check(str(tmp_path / "mood"))
     judge(tmp_path / "three", ["a", "b", "c"], "Token")
-    with pytest.raises(ModelError, match="this one has 3"):
+    with pytest.raises(ModelError, match="this model has 3"):
         check(f"lettucedetect:{tmp_path / 'three'}")
 
 

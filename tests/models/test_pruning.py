@@ -165,7 +165,7 @@ def test_equal_scores_are_dropped_to_the_exact_number():
 
 
 def test_two_of_four_needs_inputs_in_fours():
-    with pytest.raises(ModelError, match="divisible by 4; one has 6"):
+    with pytest.raises(ModelError, match="divisible by 4, but one layer has 6"):
         two_of_four(torch.zeros(2, 6))
 
 

@@ -58,7 +58,7 @@ def test_the_best_state_is_kept(place, plain):
     assert first < steps
     assert f"best state: accuracy {best:.4g} after step {first}." in result.err
     card = (place.folder / "best" / "model" / "README.md").read_text(encoding="utf-8")
-    assert f"after step {first}, the best by accuracy on the dev split" in card
+    assert f"from step {first}, after which accuracy on the dev split was best" in card
     assert place.adapter("best") != place.adapter(plain)
     assert trained(place, "shorter", train__epochs=4 * first / steps).code == 0
     assert place.adapter("shorter") == place.adapter("best")

@@ -53,14 +53,14 @@ def test_the_written_recipe_is_the_chosen_one_and_runs(
     done = meditune("init", data, "--output", output)
     assert done.code == 0, done
     assert "60 questions: 60 with an answer, 60 with a decision" in done.out
-    assert "Machine: a laptop, 16.0 GB of free memory; settings of the recipe laptop." in done.out
+    assert "Machine: a laptop, 16.0 GB of free memory; settings from the recipe laptop." in done.out
     recipe = load_recipe(str(output)).recipe
     assert recipe == choose(inspect_data(data)).recipe
     assert recipe.model.base == "qwen2.5-coder-0.5b"
     assert recipe.data.sources[0].fields == {"decision": "verdict"}
     assert (recipe.train.batch_size, recipe.train.decision_share, recipe.train.class_balance) == (4, 0.5, 0.65)
     assert 128 <= recipe.prompt.max_tokens <= 256
-    assert "# Rare decisions count more: 10% are maybe." in output.read_text(encoding="utf-8")
+    assert "# Rare decisions get a higher weight: 10% of decisions are maybe." in output.read_text(encoding="utf-8")
 
     meditune("init", data, "--output", output).refused(2, "already exists", "--force")
     assert meditune("init", data, "--output", output, "--force").code == 0
@@ -131,9 +131,9 @@ def test_claims_conversations_and_long_files_are_recognized(tmp_path: Path, monk
 @pytest.mark.parametrize(
     ("text", "options", "message"),
     [
-        (None, (), "no such file. Give a CSV"),
+        (None, (), "no such file. Specify a CSV"),
         ("", (), "no rows"),
-        ("question,answer\nWhy?,Because.\n", (), "1 usable rows, and training and testing need at least 20"),
+        ("question,answer\nWhy?,Because.\n", (), "1 usable rows, but training and testing need at least 20"),
         ("Patient,Doctor\nWhy?,Because.\n", (), "--field question=COLUMN --field answer=COLUMN"),
         ("Patient,Doctor\nWhy?,Because.\n", ("--field", "question=Patiens"), "Did you mean 'Patient'?"),
         ("question,answer\n", ("--field", "question"), "write it as FIELD=COLUMN"),
@@ -156,5 +156,5 @@ def test_unusable_input_gets_a_sentence(
 def test_folders_and_unknown_machines_are_refused(tmp_path: Path) -> None:
     meditune("init", tmp_path, "--output", tmp_path / "out.yaml").refused(3, "this is a folder")
     data = pairs(tmp_path / "pairs.csv")
-    meditune("init", data, "--output", tmp_path).refused(2, "is a folder. Name a file")
+    meditune("init", data, "--output", tmp_path).refused(2, "is a folder. Specify a file")
     meditune("init", data, "--output", tmp_path / "out.yaml", "--machine", "gpu").refused(2, "gpu-8gb, gpu-24gb")

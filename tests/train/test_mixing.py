@@ -67,7 +67,7 @@ def test_a_plan_follows_from_its_seed_alone():
 
 
 def test_a_weighed_source_without_rows_is_refused():
-    with pytest.raises(DataError, match=r"train\.mix\.weights: c has no training rows"):
+    with pytest.raises(DataError, match=r"train\.mix\.weights: there are no training rows from c\."):
         mix_of(["a", "b"], {"a": 1, "b": 1, "c": 1})
 
 

@@ -152,7 +152,7 @@ def test_the_base_is_the_tuned_model_with_its_adapter_merged(place, preferred):
     assert (folder / "start" / "config.json").is_file()
     adapter = json.loads((folder / "model" / "adapter_config.json").read_text(encoding="utf-8"))
     assert adapter["base_model_name_or_path"] == str((folder / "start").resolve())
-    assert "an adapter, merged" in (folder / "model" / "README.md").read_text(encoding="utf-8")
+    assert "merged into its own base model" in (folder / "model" / "README.md").read_text(encoding="utf-8")
 
 
 def test_the_first_step_is_at_ln_2_and_later_ones_below(preferred):
@@ -164,7 +164,7 @@ def test_the_first_step_is_at_ln_2_and_later_ones_below(preferred):
 def test_the_preflight_shows_a_pair_and_says_that_this_is_experimental(preferred):
     folder, result = preferred
     first = read_rows(folder / "pairs" / "train.jsonl")[0]
-    shown = result.err.partition("the preferred, then the rejected answer")[2]
+    shown = result.err.partition("the preferred answer, then with the rejected answer")[2]
     assert f"« {first['chosen']}</s>»" in shown
     assert f"« {first['rejected']}</s>»" in shown
     assert shown.index(first["chosen"]) < shown.index(first["rejected"])

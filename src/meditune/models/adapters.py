@@ -1,4 +1,4 @@
-"""Fine-tuning strategies: which weights are trained, LoRA and (IA)³ adapters from peft, and a fused LoRA layer."""
+"""Fine-tuning strategies: the choice of trainable weights, LoRA and (IA)³ adapters from peft, and fused LoRA layers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from meditune.models.hidden_state_cache import blocks_of, replayed
 from meditune.models.quiet_libraries import quiet_transformers
 
 USUAL_TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-"""LoRA: attention and MLP projections; the output head stays frozen"""
+"""LoRA's usual targets: the attention and MLP projections. The output head stays frozen."""
 TARGETS = {
     "gpt2": ["c_attn", "c_proj", "c_fc"],
     "gpt_neox": ["query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"],
@@ -25,8 +25,8 @@ TARGETS = {
     "phi3": ["qkv_proj", "o_proj", "gate_up_proj", "down_proj"],
 }
 USUAL_IA3_TARGETS = ["k_proj", "v_proj", "down_proj"]
-"""(IA)³: keys, values, and the input of the MLP's second projection, which is listed last. If one layer computes
-queries, keys and values, all three are rescaled."""
+"""(IA)³'s usual targets: keys, values and, listed last, the MLP's second projection, whose input is rescaled. If one
+layer computes queries, keys and values, all three are rescaled."""
 IA3_TARGETS = {
     "gpt2": ["c_attn", "mlp.c_proj"],
     "gpt_neox": ["query_key_value", "dense_4h_to_h"],
@@ -42,7 +42,7 @@ def add_lora(
     top_layers: int | None = None,
     variant: Literal["lora", "dora", "rslora"] = "lora",
 ) -> Any:
-    """Return the model with trainable LoRA layers on a frozen base. Raises ModelError if target layers are missing."""
+    """Return the model with trainable LoRA layers on a frozen base. Raises ModelError if it lacks a target layer."""
     from peft import LoraConfig, get_peft_model
 
     config = model.config.get_text_config()
@@ -52,7 +52,7 @@ def add_lora(
     if missing:
         raise ModelError(
             f"model.lora.targets: the {config.model_type} architecture has no layer named {', '.join(missing)}. "
-            f"Choose from its linear layers: {linear_layers(model)}."
+            f"Choose from the model's linear layers: {linear_layers(model)}."
         )
     count = config.num_hidden_layers
     layers = list(range(count - min(top_layers, count), count)) if top_layers else None
@@ -72,7 +72,8 @@ def add_lora(
     with quiet_transformers():
         adapted = get_peft_model(model, adapter, autocast_adapter_dtype=False)
     if variant != "dora" and quantization.is_quantized(model):
-        # On a quantized layer, peft creates FP32 adapters, and casts the layer's inputs and outputs for them.
+        # On a quantized layer, peft creates FP32 adapters and casts the layer's inputs and outputs. Use the model's own
+        # number format instead.
         for parameter in adapted.parameters():
             if parameter.requires_grad:
                 parameter.data = parameter.data.to(model.get_input_embeddings().weight.dtype)
@@ -80,7 +81,7 @@ def add_lora(
 
 
 def add_ia3(model: Any, top_layers: int | None = None) -> Any:
-    """Return the model with (IA)³'s trainable factors on a frozen base. Raises ModelError if a target is missing."""
+    """Return the model with trainable (IA)³ factors on a frozen base. Raises ModelError if it lacks a target layer."""
     from peft import IA3Config, get_peft_model
 
     kind = model.config.get_text_config().model_type
@@ -93,7 +94,7 @@ def add_ia3(model: Any, top_layers: int | None = None) -> Any:
     if missing:
         raise ModelError(
             f"model.strategy ia3 doesn't support the {kind} architecture, which has no layer named "
-            f"{', '.join(missing)}. Use model.strategy lora, with model.lora.targets from: {linear_layers(model)}."
+            f"{', '.join(missing)}. Use model.strategy lora; choose model.lora.targets from: {linear_layers(model)}."
         )
     adapter = IA3Config(
         task_type="CAUSAL_LM",
@@ -107,7 +108,7 @@ def add_ia3(model: Any, top_layers: int | None = None) -> Any:
 
 
 def _outside_decoder(model: Any) -> str | None:
-    """Return a regular expression for the modules that read images; None for a text-only model."""
+    """Return a regular expression that matches modules outside the text decoder; None for a text-only model."""
     if model.config is model.config.get_text_config():
         return None
     decoder = next(name for name, module in model.named_modules() if module is model.get_decoder())
@@ -115,14 +116,14 @@ def _outside_decoder(model: Any) -> str | None:
 
 
 def linear_layers(model: Any) -> str:
-    """Return the names of the model's linear layers, without the names of their parents, for an error message."""
+    """Return the names of the model's linear layers, except the output head, for an error message."""
     kinds, head = {"Linear", "Conv1D", "Linear4bit", "Linear8bitLt"}, model.get_output_embeddings()
     names = {name for name, each in model.named_modules() if type(each).__name__ in kinds and each is not head}
     return ", ".join(sorted({name.rpartition(".")[2] for name in names}))
 
 
 def make_trainable(model: Any, spec: ModelSpec, seed: int) -> Any:
-    """Return the model with only those weights trainable that `spec.strategy` trains, or raise ModelError."""
+    """Return the model with only the weights of `spec.strategy` trainable. Raises ModelError if that isn't possible."""
     quantization.check_trainable(model)
     if spec.strategy == "full":
         return _unfrozen(model, spec.top_layers)
@@ -145,9 +146,10 @@ def is_adapter(model: Any) -> bool:
 def merged(model: Any) -> Any:
     """Return the model for evaluation, with its adapter merged into the base's weights if possible.
 
-    An adapter on a quantized base isn't merged, because quantizing the merged weights would give a different model from
-    the trained one. All weights are marked as trainable, as in any newly loaded model: on a CPU, PyTorch 2.13 keeps
-    another packed copy of every frozen BF16 weight in each decoding step (18 GB for 50 answers of a 270 M model).
+    An adapter on a quantized base isn't merged: the merged weights would have to be quantized again, and the result
+    would differ from the trained model. All weights are marked as trainable, as in any newly loaded model. Otherwise,
+    on a CPU, PyTorch 2.13 would store another packed copy of every frozen BF16 weight in each decoding step (18 GB for
+    50 answers of a model with 270 million parameters).
     """
     if is_adapter(model) and not forward.virtual_tokens(model) and not quantization.is_quantized(model):
         model = model.merge_and_unload()
@@ -158,7 +160,7 @@ def merged(model: Any) -> Any:
 
 
 def parameter_counts(model: Any) -> tuple[int, int]:
-    """Return the number of trained weights and of all weights. Quantized weights count as if they weren't quantized."""
+    """Return the number of trained weights and of all weights; packed 4-bit weights are counted individually."""
     trained = total = 0
     for parameter in model.parameters():
         state = getattr(parameter, "quant_state", None)
@@ -169,11 +171,11 @@ def parameter_counts(model: Any) -> tuple[int, int]:
 
 
 def _unfrozen(model: Any, top_layers: int | None) -> Any:
-    """Return the model with all weights trainable, or only its top layers and the norms above them."""
+    """Return the model with all weights trainable, or with only its top layers and the norms above them trainable."""
     if quantization.is_quantized(model):
         raise ModelError(
             "model.strategy full trains the model's own weights, but this model's weights are quantized. Use lora, or "
-            "name a model.base that isn't quantized."
+            "choose a model.base that isn't quantized."
         )
     if top_layers is None:
         model.requires_grad_(model.config is model.config.get_text_config())
@@ -191,12 +193,13 @@ def _unfrozen(model: Any, top_layers: int | None) -> Any:
 
 @contextmanager
 def fuse_lora(model: Any) -> Iterator[int]:
-    """Run the model's plain LoRA layers as one operation each inside the block, and yield their number.
+    """Inside the block, run each of the model's plain LoRA layers as one operation; yield the number of these layers.
 
-    peft computes base(x) + B(A(x)) * scale in five passes over memory, three of them as wide as the layer's output.
-    Here the scale is part of the product with B, the wide output is written twice, and little is saved for the backward
-    pass. A quantized weight is dequantized once in each pass. Layers that compute more, such as DoRA's, keep peft's
-    forward method. The results are equal (checked by a test).
+    peft computes base(x) + B(A(x)) * scale in five passes over memory; in three of them, the tensors are as wide as the
+    layer's output. Here, scaling is part of the product with B, the wide output is written only twice, and little is
+    saved for the backward pass. A quantized weight is dequantized once in the forward pass and once in the backward
+    pass. Layers that compute more, such as DoRA's, keep peft's forward method. The results equal peft's (checked by a
+    test).
     """
     layers = [module for module in model.modules() if _is_plain(module)]
     with ExitStack() as afterwards:
@@ -206,7 +209,7 @@ def fuse_lora(model: Any) -> Iterator[int]:
 
 
 def _is_plain(module: Any) -> bool:
-    """Return whether a LoRA layer only adds scale * B A x (dropout on x is allowed) to a linear layer's output."""
+    """Return whether the module is a LoRA layer that only adds scale * B A x, with or without dropout on x."""
     from peft.tuners.lora import LoraLayer
     from transformers.pytorch_utils import Conv1D
 
@@ -252,8 +255,9 @@ def _forward(layer: Any) -> Any:
 class _Lora(torch.autograd.Function):
     """A fused LoRA layer for x (..., inputs), weight (outputs, inputs), a (rank, inputs) and b (outputs, rank).
 
-    `weight` can be a function that returns the weight. It is called again in the backward pass, so that no dequantized
-    weight is kept. `seen` is the adapter's input if it differs from x. The frozen weight and bias get no gradient.
+    `weight` can be a function that returns the weight. The backward pass then calls the function again, so that no
+    dequantized weight has to be stored. `seen` is the adapter's input, or None if this input is x. The frozen weight
+    and bias get no gradient.
     """
 
     @staticmethod

@@ -20,13 +20,13 @@ from meditune.models.catalogue import CATALOGUE
 from meditune.prompts import CHAT_SYSTEM, DECISION_TOKENS, decision_in, load_format
 
 MAX_MESSAGE_CHARACTERS = 300
-"""Maximum number of characters that are shown of an API's message"""
+"""Maximum number of characters of an API's error message that are shown"""
 WINDOW = 20
-"""Number of consecutive characters from the request that count as an echo of it"""
+"""Minimum number of consecutive characters in common with the request that count as an echo of the request"""
 
 
 def without_echo(message: str, secrets: Iterable[str]) -> str:
-    """Return the beginning of the message; parts that repeat a secret are masked."""
+    """Return the first MAX_MESSAGE_CHARACTERS of the message, with "…" instead of each part that repeats a secret."""
     text = " ".join(message[:MAX_MESSAGE_CHARACTERS].split())
     masked = [False] * len(text)
     for secret in (" ".join(each.split()) for each in secrets):
@@ -47,12 +47,12 @@ ADVICE = {
     401: "Check the key in {variable}.",
     402: "Check the account's credit and limits, then run the same command to resume.",
     403: "Check the permissions of the key in {variable}.",
-    404: "Check the model's name and model.api.url. A newly tuned model can take a few minutes to appear; run the same "
-    "command then to resume.",
+    404: "Check the model's name and model.api.url. A newly tuned model can take a few minutes to appear; if so, wait, "
+    "then run the same command to resume.",
 }
 
 TIMEOUT_SECONDS = 120.0
-"""Seconds without a byte from the server after which a request counts as failed and is retried"""
+"""Seconds without data from the server after which a request counts as failed and is retried"""
 
 Finder = Callable[[], dict[str, Any] | None]
 Texts = Callable[[], Iterable[str]]
@@ -69,10 +69,10 @@ class ApiError(ModelError):
 
 
 class Client:
-    """A client of one API. It can be used from several threads; close it when done."""
+    """A client for one API. It is thread-safe; close it after use."""
 
     def __init__(self, spec: AddressSpec, key: str | None, advice: str = RETRY_LATER) -> None:
-        """`advice` is the last sentence of the error message for a request that failed several times."""
+        """`advice` is the last sentence of the error message for a request that has failed several times."""
         import httpx2
 
         self.host, self._variable, self._key = spec.host, spec.key_variable or "no variable", key
@@ -85,7 +85,7 @@ class Client:
             timeout=httpx2.Timeout(TIMEOUT_SECONDS, connect=min(10.0, TIMEOUT_SECONDS)),
         )
         self.stopped = self._http.stopped
-        """Event that ends retries in all threads when it is set"""
+        """Event that, when set, ends the retries in all threads"""
 
     def __enter__(self) -> Client:
         return self
@@ -94,20 +94,20 @@ class Client:
         self._http.close()
 
     def get(self, path: str, **parameters: Any) -> dict[str, Any]:
-        """Return the JSON object at `path`. Raises ApiError."""
+        """Return the JSON object at `path`. Raises ApiError if the request is refused or fails repeatedly."""
         return self._http.retry(lambda: self._request("GET", path, params=parameters), self.host)
 
     def post(self, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
-        """Return the response to a request that can safely be sent twice. Raises ApiError."""
+        """Send a POST request that is safe to repeat, and return the response's JSON object. Raises ApiError."""
         texts = [message["content"] for message in (body or {}).get("messages", [])]
         return self._http.retry(lambda: self._request("POST", path, lambda: texts, json=body), self.host)
 
     def create(self, path: str, body: dict[str, Any], find: Finder) -> dict[str, Any]:
-        """Create an object that must not be created twice: before each retry, `find` looks for an existing one."""
+        """Create an object at most once, and return it. Before a retry, `find` looks for one from an earlier try."""
         return self._http.retry(lambda: self._request("POST", path, json=body), self.host, find)
 
     def upload(self, path: Path, name: str, find: Finder) -> dict[str, Any]:
-        """Upload a file of training examples as `name`. Like `create`, it is never uploaded twice."""
+        """Upload a file of training examples as `name`, at most once (like `create`), and return the API's record."""
 
         def send() -> dict[str, Any]:
             with path.open("rb") as stream:
@@ -127,7 +127,7 @@ class Client:
         if response.is_success and content is not None:
             return content
         if response.is_success or response.is_redirect:
-            what = "sent an answer that isn't a JSON object" if response.is_success else "redirects this request"
+            what = "sent a response that isn't a JSON object" if response.is_success else "redirects this request"
             raise ApiError(
                 f"{self.host} {what} ({method} {path}). Is {self._url} the address of an OpenAI-compatible API "
                 "(model.api.url)?",
@@ -136,7 +136,7 @@ class Client:
         raise self._refusal(response, content or {}, texts, f"{method} {path}")
 
     def _refusal(self, response: Any, content: dict[str, Any], texts: Texts, request: str) -> ApiError:
-        """Return the error of a refused request. Raises TransientError if a retry may succeed."""
+        """Return the error for a refused request. Raises TransientError if a retry may succeed."""
         error = content.get("error")
         facts = error if isinstance(error, dict) else {"message": error or content.get("detail") or ""}
         status = response.status_code
@@ -154,12 +154,15 @@ class Client:
 Messages = Sequence[dict[str, str]]
 
 TOP = 20
-"""Number of most likely tokens to request: the most that OpenAI's API returns"""
+"""Number of most likely tokens to request: the maximum that OpenAI's API allows"""
 
 
 @dataclass(frozen=True)
 class ApiDecision:
-    """A model's decision (None if its text contains none), and each label's log-likelihood if the API returned it."""
+    """A model's decision, and each label's log-likelihood.
+
+    `prediction` is None if the text contains no decision. `logits` is None if the API returned no likelihoods.
+    """
 
     prediction: str | None
     logits: dict[str, float] | None
@@ -167,18 +170,18 @@ class ApiDecision:
 
 
 class Chat:
-    """A chat model behind an API. It can be used from several threads."""
+    """A chat model behind an API. It is thread-safe."""
 
     def __init__(self, client: Client, model: str) -> None:
         self.client, self.model = client, model
         self._limit, self._likelihoods = "max_tokens", True
 
     def write(self, messages: Messages, max_tokens: int) -> str:
-        """Return the model's greedy answer; empty if it refuses to answer."""
+        """Return the model's answer at temperature 0; empty if the model refuses to answer."""
         return _text(self._ask(messages, max_tokens))
 
     def decide(self, messages: Messages) -> ApiDecision:
-        """Return the model's decision: by likelihood if the API returns it, else by the word that the model writes."""
+        """Return the model's decision: the most likely label, or the label in its text if there are no likelihoods."""
         choice = self._ask(messages, DECISION_TOKENS, self._likelihoods)
         logits = label_logits(_first_token(choice))
         text = _text(choice)
@@ -195,7 +198,7 @@ class Chat:
         except ApiError as error:
             if error.status not in {400, 422}:
                 raise
-            # An option that the model refuses is dropped or renamed.
+            # Drop or rename an option that the model refuses.
             if likelihoods and "logprobs" in error.reason:
                 self._likelihoods = likelihoods = False
             elif "max_tokens" in body and "max_completion_tokens" in error.reason:
@@ -205,7 +208,7 @@ class Chat:
             return self._ask(messages, max_tokens, likelihoods)
         choices = answer.get("choices")
         if not (isinstance(choices, list) and choices and isinstance(choices[0], dict)):
-            raise ApiError(f"{self.client.host} sent an answer without choices. Does it serve chat completions?")
+            raise ApiError(f"{self.client.host} sent a response without choices. Does it serve chat completions?")
         choice: dict[str, Any] = choices[0]
         return choice
 
@@ -213,8 +216,9 @@ class Chat:
 def label_logits(tokens: dict[str, float]) -> dict[str, float] | None:
     """Return each label's log-likelihood, computed from the candidates for the first token; None without candidates.
 
-    A candidate counts for a label if it equals the label or its beginning; case and surrounding spaces are ignored
-    ("Yes", " may"). A label without a candidate gets the lowest candidate's value, which is its upper bound.
+    A candidate counts towards a label if it equals the label or its beginning; case and surrounding spaces are ignored
+    ("Yes", " may"). A label that matches no candidate gets the log-likelihood of the least likely candidate, which is
+    an upper bound for the label.
     """
     if not tokens:
         return None
@@ -225,7 +229,7 @@ def label_logits(tokens: dict[str, float]) -> dict[str, float] | None:
 
 
 def _first_token(choice: dict[str, Any]) -> dict[str, float]:
-    """Return the most likely first tokens with their log-likelihoods; empty if the API returned none."""
+    """Return the log-likelihood of each of the most likely first tokens; empty if the API returned no likelihoods."""
     places = (choice.get("logprobs") or {}).get("content") or []
     candidates = (places[0].get("top_logprobs") or []) if places else []
     return {str(each["token"]): float(each["logprob"]) for each in candidates if each.get("logprob") is not None}
@@ -242,7 +246,7 @@ def _log_sum(values: Sequence[float]) -> float:
 
 PREFIX = "api:"
 FILE = "api.json"
-"""File in the folder of a tuned API model, which contains no weights"""
+"""File in a tuned API model's folder that contains the model's name and address instead of weights"""
 
 
 @dataclass(frozen=True)
@@ -282,27 +286,27 @@ class ApiModel:
                 f"name another variable with --set {self.spec.KEY}.key_variable=NAME (null if the API needs no key)."
             )
         if not (key.isascii() and key.isprintable()) or " " in key:
-            raise ModelError(f"The value of {variable} isn't a key: it contains spaces or non-ASCII characters.")
+            raise ModelError(f"The value of {variable} isn't a valid key: it contains spaces or non-ASCII characters.")
         return key
 
     def save(self, folder: Path, base: str) -> None:
-        """Record in a model's folder how to reach this model, which was tuned from `base`."""
+        """Write the model's API name and address, its system prompt, and the base it was tuned from to `folder`."""
         place = {"url": self.spec.url, "key_variable": self.spec.key_variable}
         write_json(folder / FILE, {"model": self.name, "base": base, **place, "system": self.system})
 
 
 def find_api_model(name: str, spec: AddressSpec) -> ApiModel | None:
-    """Return the API model of that name (a catalogue name, `api:NAME`, or the folder of a tuned model), or None.
+    """Return the API model for `name`: a catalogue name, `api:NAME`, or a tuned model's folder; None for other models.
 
-    The API's address is that in the tuned model's folder, or else that in `spec`. Raises ModelError if the folder's
-    record is damaged, or if no name follows `api:`.
+    The API's address comes from the tuned model's folder, or else from `spec`. Raises ModelError if `api.json` in the
+    folder is damaged, or if no name follows `api:`.
     """
     entry = CATALOGUE.get(name)
     if entry and entry.api:
         return ApiModel(name, spec)
     if name.startswith(PREFIX):
         if name == PREFIX:
-            raise ModelError("model.base: after api:, write the model's name at the API, for example api:gpt-4.1-mini.")
+            raise ModelError("model.base: after api:, write the API's name for the model, such as api:gpt-4.1-mini.")
         return ApiModel(name.removeprefix(PREFIX), spec)
     given = Path(name).expanduser()
     for folder in (given / "model", given):
@@ -321,17 +325,17 @@ def _stored(folder: Path, spec: AddressSpec) -> ApiModel:
         raise ModelError(f"{folder / FILE} was changed or damaged. Copy the model's folder again.") from error
 
 
-RULE = "one token per 4 ASCII characters and per non-ASCII character, and at least 4 tokens per 3 words"
+RULE = "one token per 4 ASCII characters plus one per non-ASCII character, but at least 4 tokens per 3 words"
 PER_MESSAGE, PER_CHAT = 4, 3
-"""Tokens that the chat format adds to each message, and once to a chat"""
+"""Tokens that the chat format adds per message, and tokens that it adds once per chat"""
 
 
 def estimated_tokens(text: str) -> int:
-    """Return the estimated number of tokens of a text, according to RULE."""
+    """Return the number of tokens in a text, estimated according to RULE."""
     plain = sum(map(str.isascii, text))
     return math.ceil(max(plain / 4 + len(text) - plain, len(text.split()) * 4 / 3))
 
 
 def of_chat(messages: Sequence[dict[str, str]]) -> int:
-    """Return the estimated number of tokens of a chat, including its format."""
+    """Return the estimated number of tokens in a chat, including those of the chat format."""
     return PER_CHAT + sum(PER_MESSAGE + estimated_tokens(message["content"]) for message in messages)

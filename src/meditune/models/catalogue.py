@@ -1,4 +1,4 @@
-"""The catalogue of base models (catalogue.yaml) with their sources, and the names of models' files and folders."""
+"""The catalogue of base models (catalogue.yaml) and their sources, and the names of files and folders of models."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from meditune.files import cache_folder
 
 @dataclass(frozen=True)
 class Package:
-    """A model file whose pieces are in Python packages. Each piece is a path in a wheel; pieces are joined in order."""
+    """A model file that Python packages contain in pieces. A piece is a path in a wheel; pieces are joined in order."""
 
     requirements: tuple[str, ...]
     pieces: tuple[str, ...]
@@ -22,7 +22,7 @@ class Package:
     """SHA-256 of the joined GGUF file"""
     megabytes: int
     unpacked_sha256: str = ""
-    """SHA-256 of model.safetensors as transformers 5 unpacks it in BF16, to check a cached copy without a record"""
+    """SHA-256 of the BF16 model.safetensors that transformers 5 writes, to check a copy without recorded checksums"""
 
 
 @dataclass(frozen=True)
@@ -37,15 +37,15 @@ class BaseModel:
     package: Package | None = None
     api: bool = False
     gated: bool = False
-    """The hub gives the files only to accounts that have accepted the licence on the model's page."""
+    """Whether the hub gives the files only to accounts that have accepted the licence on the model's page"""
     older: bool = False
-    """An earlier generation, kept for comparison; current models of this size are better."""
+    """Whether the model is of an earlier generation, listed for comparison; newer models of its size are better"""
     shape: dict[str, Any] = field(default_factory=dict)
-    """The shapes in the model's configuration, for planning training before the model is downloaded"""
+    """The architecture and sizes from the model's configuration, to plan training before the model is downloaded"""
 
     @property
     def is_downloaded(self) -> bool:
-        """Return whether the model's weights are on this machine: in Meditune's or the hub's cache."""
+        """Return whether the model's weights are on this machine, in the cache of Meditune or of the hub."""
         if self.package or not self.hub_id:
             return (cache_folder("models") / self.name / "config.json").is_file()
         from huggingface_hub import try_to_load_from_cache
@@ -55,7 +55,7 @@ class BaseModel:
 
     @property
     def billions(self) -> float:
-        """Return the number of parameters in billions; 0 if it isn't known."""
+        """Return the number of parameters in billions; 0 if unknown."""
         number, _, unit = self.parameters.partition(" ")
         return float(number) * {"M": 1e-3, "B": 1.0}[unit] if unit in {"M", "B"} else 0.0
 
@@ -70,7 +70,7 @@ class PackagedFolder:
     inside: str
     """The folder inside the package's wheel"""
     files: dict[str, str]
-    """The files to unpack, each with its SHA-256"""
+    """The name of each file to unpack -> its SHA-256"""
     megabytes: int
 
     @property
@@ -80,7 +80,7 @@ class PackagedFolder:
 
 
 def _base_models(rows: dict[str, dict[str, Any]]) -> Iterator[BaseModel]:
-    """Yield the base models in catalogue.yaml, where packages are given as patterns with the number of parts."""
+    """Yield the base models from catalogue.yaml; patterns for packages and pieces are expanded to all parts."""
     for name, row in rows.items():
         if package := row.pop("package", None):
             parts = range(package.pop("parts", 1))
@@ -97,7 +97,7 @@ SENTENCE_MODEL, SENTENCE_MODEL_INT8 = (PackagedFolder(name, **row) for name, row
 
 
 def public_name(name: str) -> str:
-    """Return the hub id of a catalogue name or of its folder in the cache; any other name unchanged."""
+    """Return the hub id for a catalogue name or for its folder in the cache; return any other name unchanged."""
     entry = CATALOGUE.get(name) or next(
         (entry for entry in CATALOGUE.values() if Path(name) == cache_folder("models") / entry.name), None
     )
@@ -107,16 +107,16 @@ def public_name(name: str) -> str:
 ADAPTER_FILE = "adapter_config.json"
 """File in the folder of a PEFT adapter"""
 MERGED = "merged.json"
-"""File in the folder of a merged model, which records the adapter and base that it was made from"""
+"""File in a merged model's folder that records which adapter and base were merged"""
 PRUNED = "pruned"
 """Folder in a run's folder, beside `model/`, with the pruned base that an adapter was trained on"""
 PRUNING = "pruning.json"
-"""File in a pruned model's folder, which records the pruning and its results"""
+"""File in a pruned model's folder that records the pruning and its results"""
 START = "start"
 """Folder in a run's folder with the model that the run starts from, if the run created it (train/training_plan.py)"""
 
 
 def split_revision(name: str) -> tuple[str, str | None]:
-    """Return a model's name and revision: `owner/name@commit` has one, a name without `@` and a folder have none."""
+    """Return a model's name and its revision, the part after `@`; the revision is None without `@` and for a folder."""
     model, at, revision = name.rpartition("@")
     return (name, None) if not at or Path(name).expanduser().exists() else (model, revision)

@@ -1,8 +1,8 @@
-"""Forward passes with attention masks, virtual tokens, and an output head that computes only the predicted targets.
+"""Forward passes with attention masks and virtual tokens; the output head runs only where a target is predicted.
 
 peft's own forward pass supports virtual tokens (prompt and prefix tuning) only with two-dimensional masks and without
-positions. Here every token of a row sees all virtual tokens, and the row's positions continue after them. On single
-rows the result equals peft's (checked by a test).
+position ids. Here, every token of a row sees all virtual tokens, and the positions of the row follow those of the
+virtual tokens. For single rows, the result equals peft's (checked by a test).
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from meditune.models.quiet_libraries import quiet_transformers
 from meditune.models.shared_prefix_batch import Batch, sees_of
 
 ALIGNED = 8
-"""CUDA's attention expects each row of a mask to begin at a multiple of this number of elements"""
+"""CUDA's attention expects each row of a mask to begin at a multiple of this number of elements."""
 
 
 def attention_masks(model: Any, sees: torch.Tensor, queries: torch.Tensor, keys: torch.Tensor) -> Any:
-    """Return the mask that the architecture expects, or one for each kind of layer if some have sliding windows.
+    """Return the attention mask, or a dict of masks by kind of layer if only some layers have sliding windows.
 
-    `sees` is (B, Q, K), true where a query may see a key; `queries` (B, Q) and `keys` (B, K) are their positions.
-    A mask is (B, 1, Q, K) and is added to the scores.
+    `sees` is (B, Q, K), true where a query may see a key. `queries` (B, Q) and `keys` (B, K) contain the positions of
+    the queries and keys. A mask is (B, 1, Q, K) and is added to the attention scores.
     """
     config = model.config.get_text_config()
     dtype = next(parameter.dtype for parameter in model.parameters() if parameter.is_floating_point())
@@ -51,7 +51,10 @@ def _as_mask(sees: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 
 
 def add_prompt(model: Any, count: int, seed: int) -> Any:
-    """Return the frozen model with `count` trainable embeddings before every text, initialized from random tokens."""
+    """Return the frozen model with `count` trainable embeddings before every text.
+
+    They are initialized to the embeddings of random tokens.
+    """
     from peft import PromptTuningConfig, PromptTuningInit, get_peft_model
 
     config = PromptTuningConfig(
@@ -63,10 +66,10 @@ def add_prompt(model: Any, count: int, seed: int) -> Any:
 
 
 def add_prefix(model: Any, count: int, seed: int) -> Any:
-    """Return the frozen model with `count` trainable keys and values before every layer's own.
+    """Return the frozen model with `count` trainable keys and values before each layer's own keys and values.
 
-    They are initialized from random tokens, because random numbers train far worse (Li and Liang 2021,
-    arXiv:2101.00190).
+    The new keys and values are initialized to those of random tokens, because random numbers train far worse (Li and
+    Liang 2021, arXiv:2101.00190).
     """
     from peft import PrefixTuningConfig, get_peft_model
 
@@ -89,7 +92,7 @@ def add_prefix(model: Any, count: int, seed: int) -> Any:
 
 
 def virtual_tokens(model: Any) -> int:
-    """Return the number of virtual tokens before each of the model's rows."""
+    """Return the number of virtual tokens that the model puts before each row; 0 for most models."""
     config = getattr(model, "active_peft_config", None)
     return int(config.num_virtual_tokens) if config is not None and config.is_prompt_learning else 0
 
@@ -97,7 +100,7 @@ def virtual_tokens(model: Any) -> int:
 def inputs_of(
     model: Any, tokens: torch.Tensor, sees: torch.Tensor, positions: torch.Tensor
 ) -> tuple[dict[str, Any], int]:
-    """Return the base model's inputs with virtual tokens, and the number of positions by which its outputs are shifted.
+    """Return the base model's inputs with virtual tokens, and the number of positions by which these shift its outputs.
 
     `tokens` and `positions` are (B, T), `sees` is (B, T, T), as in a `Batch`.
     """
@@ -124,7 +127,7 @@ def is_prefix(model: Any) -> bool:
 
 
 def cache_name(model: Any) -> str:
-    """Return the name of the model's argument for the cache, which differs between versions of transformers."""
+    """Return the name of the model's argument for the key-value cache, which depends on the version of transformers."""
     parameters = inspect.signature(type(model.get_decoder()).forward).parameters
     return "cache" if "cache" in parameters else "past_key_values"
 
@@ -140,7 +143,7 @@ def _prefix(model: Any, size: int) -> Any:
 
 
 def cache_of(pairs: list[tuple[torch.Tensor, torch.Tensor]]) -> Any:
-    """Return a cache with these pairs that keeps all tokens, because masks implement sliding windows."""
+    """Return a cache with one pair of keys and values per layer. It stores all tokens; masks implement windows."""
     from transformers import DynamicCache
 
     cache = DynamicCache()
@@ -150,7 +153,7 @@ def cache_of(pairs: list[tuple[torch.Tensor, torch.Tensor]]) -> Any:
 
 
 class Predicted(NamedTuple):
-    """The model's predictions of the N supervised tokens of a batch."""
+    """The model's predictions for the N supervised tokens of a batch."""
 
     hidden: torch.Tensor
     """(N, hidden size), the last hidden state"""
@@ -159,7 +162,7 @@ class Predicted(NamedTuple):
 
 
 def predict(model: Any, batch: Batch, logits: bool = True) -> Predicted:
-    """Run the model on the batch, and its head only on the supervised tokens (on none if `logits` is False)."""
+    """Return predictions for the batch. The head runs only on the supervised tokens, or not at all without `logits`."""
     device = next(model.parameters()).device
     tokens, positions = batch.tokens.to(device), batch.positions.to(device)
     called, shift = model, 0
@@ -180,11 +183,11 @@ def predict(model: Any, batch: Batch, logits: bool = True) -> Predicted:
 def head_only_at(
     model: Any, rows: torch.Tensor, columns: torch.Tensor, logits: bool = True
 ) -> Iterator[list[torch.Tensor]]:
-    """Inside the block, compute the model's head only at these N positions, or at none if `logits` is False.
+    """Inside the block, run the model's head only at these N positions, or nowhere if `logits` is False.
 
-    With a vocabulary of 49,000 to 262,000 tokens, the head costs more than the rest of a small model. The logits are
-    (1, N, vocabulary) or (1, 0, vocabulary); the architecture's later steps (soft-capping, scaling) still run. Yields a
-    list to which each call of the model adds the (N, hidden size) states.
+    With a vocabulary of 49,000 to 262,000 tokens, the head costs more than the rest of a small model. The model returns
+    (1, N, vocabulary) or (1, 0, vocabulary) logits, and the architecture's later steps (soft-capping, scaling) still
+    run. Yields a list to which each call of the model adds the (N, hidden size) states at these positions.
     """
     selected: list[torch.Tensor] = []
 
@@ -201,7 +204,7 @@ def head_only_at(
 
 
 def label_logits(head: Any, hidden: torch.Tensor, tokens: Sequence[int]) -> torch.Tensor:
-    """Return the head's FP32 logits of these tokens, (tokens,) for one hidden state and (N, tokens) for N."""
+    """Return the head's FP32 logits for these tokens: (tokens,) for one hidden state, (N, tokens) for N of them."""
     ids = torch.tensor(tokens, device=hidden.device)
     logits: torch.Tensor = (
         (head.weight[ids].float() @ hidden.float().mT).mT

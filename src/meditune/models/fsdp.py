@@ -1,7 +1,7 @@
 """Sharding a model's weights over processes with FSDP2 (`torch.distributed.fsdp.fully_shard`).
 
-Each process holds its share of every weight; a layer's full weights are gathered only while it computes (Rajbhandari et
-al. 2020, "ZeRO", arXiv:1910.02054; Zhao et al. 2023, "PyTorch FSDP", arXiv:2304.11277).
+Each process holds a share of every weight. A layer's full weights are gathered only while it runs (Rajbhandari et al.
+2020, "ZeRO", arXiv:1910.02054; Zhao et al. 2023, "PyTorch FSDP", arXiv:2304.11277).
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from meditune.models.hidden_state_cache import blocks_of
 def shard(model: Any, device: str) -> None:
     """Shard the model's weights over all processes, in place: each layer separately, then the other weights.
 
-    Only the first process needs the weights; in the others, the model can be on the meta device. Each layer is copied
-    from the first process and sharded before the next one, so no other process holds more than one whole layer.
-    Gradients are summed over the processes in FP32.
+    Only the first process needs the weights; in the other processes, the model can be on the meta device. Each layer is
+    copied from the first process and sharded before the next layer is copied, so no other process holds more than one
+    complete layer. Gradients are summed over the processes in FP32.
     """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
@@ -43,12 +43,18 @@ def shard(model: Any, device: str) -> None:
 
 
 def copy_from_first(model: Any, device: str) -> None:
-    """Move the model to the device with the first process's weights; other processes may have it on meta."""
+    """Move the model to `device`, and copy the first process's weights to all other processes.
+
+    In the other processes, the model may be on the meta device.
+    """
     _copy_from_first(list(model.modules()), device, model)
 
 
 def _copy_from_first(modules: list[Any], device: str, tied: Any = None) -> None:
-    """Copy the first process's weights to these modules, not to their children, after tying those of `tied`."""
+    """Copy the first process's weights to these modules, but not to their children.
+
+    If `tied` is a model, its shared weights are tied again first.
+    """
     for module in modules:
         if any(tensor.is_meta for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False))):
             module.to_empty(device=device, recurse=False)
@@ -59,7 +65,7 @@ def _copy_from_first(modules: list[Any], device: str, tied: Any = None) -> None:
         for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
             if id(tensor) not in tensors:
                 tensor.data = tensor.data.to(device).contiguous()
-                # As bytes, because gloo doesn't support every number format.
+                # Broadcast bytes, because gloo doesn't support every number format.
                 distributed.broadcast_tensor(tensor.data.view(-1).view(torch.uint8))
             tensors[id(tensor)] = tensor
 
@@ -87,7 +93,10 @@ def shard_like(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
 
 
 def gather_weights(model: Any, trainable_only: bool) -> dict[str, Any]:
-    """Return a sharded model's full weights by name, in the first process; empty in the others. All must call this."""
+    """Return a sharded model's full weights by name in the first process, and an empty dict in the other processes.
+
+    All processes must call this. If `trainable_only` is true, frozen weights are left out.
+    """
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
     options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=trainable_only)

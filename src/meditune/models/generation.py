@@ -1,11 +1,12 @@
 """Text generation with continuous batching: each prompt is read once, then each step adds one token to every text.
 
-For a small model, a step takes about as long for thirty texts as for one. transformers' `generate` keeps a batch until
-its last text has ended, copies its cache for every token, and pads on the left, which puts padding between virtual
-tokens and the prompt. Here, a new text can take the place of a finished one after any step. Every token has its own
-position and mask, so a text doesn't depend on the others in its batch. The key-value cache has one slot for each
-running text, and new tokens are written into it in place. All slots are as long as the longest text, rounded up.
-Attention reads whole slots, because a product with a part of a slot would copy that part.
+For a small model, a step takes about as long for thirty texts as for one. transformers' `generate` processes a batch
+until its last text has ended, and copies the key-value cache for every token. It also pads on the left, which puts
+padding between virtual tokens and the prompt. Here, a new text can replace a finished text after any step. Every token
+has its own position and mask, so a text doesn't depend on the other texts in its batch. The key-value cache has one
+slot for each running text, and the keys and values of new tokens are written into the slots in place. All slots have
+the length of the longest text, rounded up. Attention reads complete slots, because a matrix product with a part of a
+slot would copy that part.
 """
 
 from __future__ import annotations
@@ -25,16 +26,16 @@ from meditune.models.inference import batch_limit
 from meditune.models.load import LoadedModel
 
 STEP = 32
-"""The length of slots is a multiple of this number of tokens"""
+"""The length of a slot is rounded up to a multiple of this number of tokens."""
 Pairs = list[tuple[torch.Tensor, torch.Tensor]]
-"""Keys and values of each layer, (texts, key heads, tokens, size)"""
+"""Keys and values of each layer, (texts, key heads, tokens, head size); for one text, without the first dimension"""
 
 
 class KVCache:
-    """The key-value cache of `count` texts, with a slot for each; `grow` adds slots.
+    """A key-value cache with `count` slots, one for each text; `grow` adds slots.
 
-    Running texts use the first slots. Layers with sliding windows also store all tokens; masks restrict which tokens
-    they see.
+    Running texts occupy the first slots. Layers with sliding windows store all tokens, too; masks hide the tokens
+    outside the window.
     """
 
     def __init__(self, count: int) -> None:
@@ -42,9 +43,9 @@ class KVCache:
         self.layers: Pairs = []
 
     def reading(self, first: int, before: Pairs) -> Any:
-        """Return a cache for a forward pass over whole texts, which are stored in the slots from `first` on.
+        """Return a cache for a forward pass over complete texts; it stores the texts in the slots from `first` on.
 
-        `before` contains the keys and values of virtual tokens, which are stored before each text's own.
+        `before` contains the keys and values of virtual tokens; a slot stores them before those of its text.
         """
 
         def update(keys: torch.Tensor, values: torch.Tensor, layer: int, *_: Any, **__: Any) -> Any:
@@ -62,7 +63,7 @@ class KVCache:
     def continuation(self, first: int, starts: Sequence[int], lengths: Sequence[int]) -> Any:
         """Return a cache for a forward pass over the next tokens of the texts in the slots from `first` on.
 
-        Row N of the pass has `lengths[N]` tokens, whose positions begin at `starts[N]`.
+        Row N of the batch contains `lengths[N]` tokens, the first of which has position `starts[N]`.
         """
         counts = torch.tensor(lengths)
         rows = torch.arange(len(lengths)).repeat_interleave(counts)
@@ -80,7 +81,7 @@ class KVCache:
         return _cache(update)
 
     def writing(self, places: torch.Tensor) -> Any:
-        """Return a cache for a forward pass over one more token of each of the first N texts, at positions `places`."""
+        """Return a cache for a forward pass over one new token for each of the first N texts, at positions `places`."""
         rows = torch.arange(len(places), device=places.device)
 
         def update(keys: torch.Tensor, values: torch.Tensor, layer: int, *_: Any, **__: Any) -> Any:
@@ -91,17 +92,17 @@ class KVCache:
         return _cache(update)
 
     def move(self, source: int, target: int) -> None:
-        """Copy one slot over another."""
+        """Overwrite slot `target` with the content of slot `source`."""
         for pair in self.layers:
             for buffer in pair:
                 buffer[target] = buffer[source]
 
     def copied(self, slot: int, tokens: int) -> Pairs:
-        """Return a copy of the keys and values of a slot's first tokens, (key heads, tokens, size)."""
+        """Return copies of the keys and values of a slot's first `tokens` tokens, (key heads, tokens, head size)."""
         return [(keys[slot, :, :tokens].clone(), values[slot, :, :tokens].clone()) for keys, values in self.layers]
 
     def put(self, slot: int, pairs: Pairs) -> None:
-        """Write copied keys and values to the beginning of a slot."""
+        """Write keys and values, in the form that `copied` returns, to the beginning of a slot."""
         self.grow(pairs[0][0].shape[1], slot + 1)
         for layer, pair in enumerate(pairs):
             self._layer(layer, pair[0])
@@ -109,7 +110,7 @@ class KVCache:
                 buffer[slot, :, : given.shape[1]] = given
 
     def grow(self, tokens: int, texts: int = 0) -> None:
-        """Make room for `texts` texts of up to `tokens` tokens."""
+        """Enlarge the cache, if necessary, to hold `texts` texts of up to `tokens` tokens."""
         if tokens <= self.length and texts <= self.count:
             return
         self.length = max(self.length, -(-tokens // STEP) * STEP)
@@ -121,7 +122,7 @@ class KVCache:
             self.layers[layer] = (larger[0], larger[1])
 
     def clear(self) -> None:
-        """Free the memory; no slot may be in use."""
+        """Free the cache's memory. No slot may be in use."""
         self.layers, self.count, self.length = [], 1, 0
 
     def _layer(self, layer: int, like: torch.Tensor) -> None:
@@ -129,7 +130,7 @@ class KVCache:
             self.layers.append((self._room(like), self._room(like)))
 
     def _room(self, like: torch.Tensor) -> torch.Tensor:
-        # Masked values are still multiplied by zero, so they must be finite.
+        # Attention multiplies masked values by zero, so unused entries must be finite.
         return like.new_zeros(self.count, like.shape[-3], self.length, like.shape[-1])
 
 
@@ -141,27 +142,27 @@ def _cache(update: Any) -> Any:
 
 
 BYTES = 256_000_000
-"""Maximum size in bytes of the cached keys and values"""
+"""Maximum size in bytes of the keys and values in a prefix cache"""
 MIN_PREFIX_TOKENS = 16
-"""Minimum length of a common prefix for which using the cache is faster than reading the tokens again"""
+"""Minimum length in tokens of a common prefix; a shorter prefix is faster to read again than to copy from the cache"""
 
 
 class PrefixCache:
     """A cache of the keys and values of texts, up to `max_bytes`; the least recently used texts are dropped first.
 
-    The keys and values of a prefix don't depend on the tokens after it. So if a text shares a prefix with a cached text
-    (a system prompt, a source, a conversation), only the tokens after that prefix are read.
+    The keys and values of a prefix don't depend on the tokens after the prefix. If a text shares a prefix with a cached
+    text (a system prompt, a source, a conversation), the model therefore reads only the tokens after that prefix.
     """
 
     def __init__(self, max_bytes: int = BYTES) -> None:
         self.max_bytes, self.size_bytes = max_bytes, 0
         self._texts: dict[tuple[int, ...], tuple[np.ndarray, Pairs]] = {}
-        """In order of use, the least recently used first"""
+        """Token ids -> the same ids as an array, and the keys and values; the least recently used text is first"""
 
     def longest(self, text: Sequence[int]) -> tuple[int, Pairs]:
-        """Return the length of the longest cached prefix, with its keys and values; 0 if it is too short to help.
+        """Return the length of the text's longest cached prefix, and its keys and values; 0 and [] if it is too short.
 
-        The last token is never included: the model must read it to predict the next one.
+        The prefix never includes the text's last token, which the model must read to predict the next token.
         """
         query = np.asarray(text[:-1])
         best, found = 0, None
@@ -176,12 +177,12 @@ class PrefixCache:
         return best, [(keys[:, :best], values[:, :best]) for keys, values in entry[1]]
 
     def has(self, text: Sequence[int]) -> bool:
-        """Return whether this whole text is cached."""
+        """Return whether the complete text is cached, possibly as the beginning of a longer text."""
         query = np.asarray(text)
         return any(shared_prefix(query, ids) == len(query) for ids, _ in self._texts.values())
 
     def keep(self, text: Sequence[int], pairs: Pairs) -> None:
-        """Cache a text's keys and values and drop those of its prefixes; do nothing if they exceed `max_bytes`."""
+        """Cache a text's keys and values, and drop its cached prefixes; do nothing if `pairs` exceed `max_bytes`."""
         ids = np.asarray(text)
         size = _bytes(pairs)
         if size > self.max_bytes:
@@ -210,10 +211,10 @@ def _bytes(pairs: Pairs) -> int:
 
 
 class Decoder:
-    """A decoder that continues several texts, numbered as in `lengths`, with tokens that the caller chooses."""
+    """A decoder that continues texts with tokens that the caller chooses. Texts are numbered as in `lengths`."""
 
     def __init__(self, model: Any, pad: int, count: int = 1, prefixes: PrefixCache | None = None) -> None:
-        """Prepare for `count` texts; more can be added. With `prefixes`, cached prefixes of texts aren't read again."""
+        """Prepare for `count` texts; more can be added. Prefixes that are cached in `prefixes` aren't read again."""
         self.model, self.pad = model, pad
         self.virtual = forward.virtual_tokens(model)
         self.called = model.get_base_model() if self.virtual else model
@@ -226,7 +227,7 @@ class Decoder:
         self.prefixes = None if self.virtual else prefixes
 
     def read(self, texts: Sequence[Sequence[int]]) -> torch.Tensor:
-        """Add texts, read them, and return the (N, vocabulary) logits of their next tokens."""
+        """Add N texts, read them, and return the (N, vocabulary) logits for the next token of each text."""
         first = len(self.lengths)
         self.slots.grow(0, first + len(texts))
         starts = [self._recall(slot, text) for slot, text in enumerate(texts, first)]
@@ -240,7 +241,7 @@ class Decoder:
         return logits
 
     def step(self, tokens: Sequence[int]) -> torch.Tensor:
-        """Append one token to every text, and return the (N, vocabulary) logits of the tokens after it."""
+        """Append one token to each of the N texts, and return the (N, vocabulary) logits for the token after it."""
         last = torch.tensor(tokens, device=self.device)
         positions = torch.tensor(self.lengths, device=self.device)
         self.slots.grow(max(self.lengths) + 1)
@@ -253,7 +254,7 @@ class Decoder:
         return logits
 
     def drop(self, number: int) -> None:
-        """Remove a finished text; the last text takes its number."""
+        """Remove text `number`; the last text then gets this number."""
         last = len(self.lengths) - 1
         if number < last:
             self.slots.move(last, number)
@@ -261,12 +262,12 @@ class Decoder:
         self.lengths.pop()
 
     def remember(self, number: int, text: Sequence[int]) -> None:
-        """Cache the keys and values of a running text; `text` contains its tokens read so far."""
+        """Cache the keys and values of a running text. `text` contains the tokens of the text that were read so far."""
         if self.prefixes and not self.prefixes.has(text):
             self.prefixes.keep(text, self.slots.copied(number, len(text)))
 
     def _recall(self, slot: int, text: Sequence[int]) -> int:
-        """Copy the cached prefix of a text into its slot, and return the length of the prefix."""
+        """Copy the longest cached prefix of a text into a slot, and return the length of the prefix, or 0."""
         start, pairs = self.prefixes.longest(text) if self.prefixes else (0, [])
         if start:
             self.slots.put(slot, pairs)
@@ -292,7 +293,10 @@ class Decoder:
         return self._last_logits(inputs, lengths - 1 + shift)
 
     def _read_long(self, texts: Sequence[Sequence[int]], starts: list[int], first: int) -> torch.Tensor:
-        """Read texts from the positions `starts`, long ones in pieces: memory grows with the square of the length."""
+        """Read the texts, beginning at positions `starts`, and return logits like `read`.
+
+        Long texts are read in pieces, because memory grows with the square of the length.
+        """
         starts = [*starts]
         for number, text in enumerate(texts):
             while len(text) - starts[number] > self.read_tokens:
@@ -311,7 +315,7 @@ class Decoder:
         self.slots.grow(max(start + len(piece) for start, piece in zip(starts, pieces, strict=True)))
         begin = torch.tensor(starts, device=self.device)
         columns = torch.arange(tokens.shape[1], device=self.device).expand(tokens.shape)
-        # Padding isn't stored; its position is that of the text's last token.
+        # Padding isn't stored; it gets the position of the last token of its piece.
         positions = begin[:, None] + torch.minimum(columns, lengths[:, None] - 1)
         keys = torch.arange(self.slots.length, device=self.device).expand(len(pieces), -1)
         masks = attention_masks(self.model, keys[:, None, :] <= positions[:, :, None], positions, keys)
@@ -331,7 +335,7 @@ class Decoder:
 
 
 class NotFiniteError(ArithmeticError):
-    """The error for infinite or NaN logits; `prompt` is the number of the prompt that they follow."""
+    """The error for infinite or NaN logits; `prompt` is the index of the prompt that caused them."""
 
     def __init__(self, prompt: int) -> None:
         super().__init__(f"prompt {prompt}")
@@ -339,10 +343,10 @@ class NotFiniteError(ArithmeticError):
 
 
 class GreedyDecoder:
-    """A greedy decoder of many prompts, at most `batch_size` at a time, longest first.
+    """A greedy decoder that continues many prompts, at most `batch_size` at a time, longest first.
 
-    With `no_repeat`, no sequence of `no_repeat` tokens is generated twice in one text (Paulus et al. 2017,
-    arXiv:1705.04304). Sequences from the prompt may be repeated.
+    If `no_repeat` is set, no sequence of that many tokens is generated twice in one answer (Paulus et al. 2017,
+    arXiv:1705.04304). An answer may repeat sequences from its prompt.
     """
 
     def __init__(
@@ -360,10 +364,13 @@ class GreedyDecoder:
         self.batch_size = min(batch_size, len(prompts))
         self.decoder = Decoder(model, pad, self.batch_size)
         self.written: list[tuple[int, list[int]]] = []
-        """For each text in the decoder, the prompt's number and the generated tokens"""
+        """For each text in the decoder, the index of its prompt and the generated tokens"""
 
     def texts(self) -> Iterator[tuple[int, list[int]]]:
-        """Yield the number of each prompt and its answer's tokens, without the end token. Raises NotFiniteError."""
+        """Yield the index of each prompt and the tokens of its answer, without the end token, as answers are finished.
+
+        Raises NotFiniteError if logits aren't finite.
+        """
         while self.waiting or self.written:
             if self.waiting and self._has_room():
                 self._read()
@@ -372,7 +379,7 @@ class GreedyDecoder:
             yield from self._finished()
 
     def _has_room(self) -> bool:
-        """Return whether enough slots are free to make reading new prompts worth a forward pass."""
+        """Return whether enough slots are free to make a forward pass over new prompts worthwhile."""
         free = self.batch_size - len(self.written)
         if not free or not self.written or free >= len(self.waiting):
             return bool(free)
@@ -387,7 +394,7 @@ class GreedyDecoder:
         self._add(self.decoder.read([self.prompts[index] for index in chosen]), first)
 
     def _add(self, logits: torch.Tensor, first: int) -> None:
-        """Append the most likely token of each row of logits to the texts in the slots from `first`."""
+        """Append the most likely token of each row of logits to the texts in the slots from `first` on."""
         if self.no_repeat:
             for row, (_, written) in zip(logits, self.written[first:], strict=True):
                 row[_repeated_next(written, self.no_repeat)] = -torch.inf
@@ -399,7 +406,7 @@ class GreedyDecoder:
             written.append(token)
 
     def _finished(self) -> Iterator[tuple[int, list[int]]]:
-        """Remove finished texts and yield them; the texts of the last slots move into the gaps."""
+        """Remove and yield finished texts; texts in the last slots move into the slots that become free."""
         for slot in reversed(range(len(self.written))):
             index, tokens = self.written[slot]
             ended = tokens[-1] == self.end
@@ -412,7 +419,7 @@ class GreedyDecoder:
 
 
 def _repeated_next(tokens: list[int], length: int) -> list[int]:
-    """Return the tokens that, as the next token, would repeat an earlier sequence of this length."""
+    """Return each token that, if it came next, would complete a repetition of a sequence of `length` tokens."""
     last = tokens[len(tokens) - length + 1 :]
     return [
         tokens[place + length - 1]
@@ -426,7 +433,7 @@ BATCH_TOKENS = 24_000
 
 
 def token_bytes(config: Any, element_size: int) -> int:
-    """Return the bytes per token of the key-value cache of a model with this configuration."""
+    """Return the bytes per token in a model's key-value cache; `element_size` is the number of bytes per value."""
     text = config.get_text_config()
     heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
     size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
@@ -434,7 +441,7 @@ def token_bytes(config: Any, element_size: int) -> int:
 
 
 def cached_tokens(model: Any) -> int:
-    """Return how many cached tokens fit into half of the free memory; on a CPU, at most BATCH_TOKENS."""
+    """Return the number of tokens whose cache fits into half of the free memory; on a CPU, at most BATCH_TOKENS."""
     weight = model.get_input_embeddings().weight
     each = token_bytes(model.config, weight.element_size())
     if weight.is_cuda:
@@ -443,12 +450,16 @@ def cached_tokens(model: Any) -> int:
 
 
 def batch_size(longest: int, max_new_tokens: int, model: Any = None) -> int:
-    """Return how many prompts to continue at once; if `model` is given, the free memory also limits the number."""
+    """Return the number of prompts to continue at once, at least 1.
+
+    The cache may hold `cached_tokens(model)` tokens, or BATCH_TOKENS without a model. `longest` is the length of the
+    longest prompt.
+    """
     return max(1, (BATCH_TOKENS if model is None else cached_tokens(model)) // (longest + max_new_tokens))
 
 
 def left_pad(prompts: Sequence[list[int]], pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return (N, longest) token ids that all end in the last column, and a mask of the same shape, 0 at padding."""
+    """Return the prompts as (N, longest) token ids, padded on the left, and a mask of the same shape, 0 at padding."""
     length = max(map(len, prompts))
     tokens = torch.full((len(prompts), length), pad_id)
     mask = torch.zeros((len(prompts), length), dtype=torch.long)
@@ -461,10 +472,10 @@ def left_pad(prompts: Sequence[list[int]], pad_id: int) -> tuple[torch.Tensor, t
 def sample_texts(
     loaded: LoadedModel, prompts: Sequence[list[int]], max_new_tokens: int, temperature: float = 1.0
 ) -> list[list[int]]:
-    """Return up to `max_new_tokens` sampled tokens after each prompt, at least one before the end token.
+    """Return a sampled continuation of each prompt: up to `max_new_tokens` tokens, including the end token.
 
-    The end token is included. Tokens are sampled from the full distribution. The result depends on torch's global seed
-    and on the other prompts of the batch.
+    A continuation has at least one token before the end token. Tokens are sampled from the full distribution. The
+    result depends on torch's global seed and on the other prompts in the batch.
     """
     from transformers import GenerationConfig
 
@@ -481,7 +492,7 @@ def sample_texts(
         pad_token_id=loaded.pad_id,
     )
     device = next(model.parameters()).device
-    # transformers would add the model's own settings (top_k, penalties), which change the distribution.
+    # transformers would otherwise add the model's own settings (top_k, penalties), which change the distribution.
     usual, model.generation_config = model.generation_config, GenerationConfig()
     try:
         with torch.inference_mode():

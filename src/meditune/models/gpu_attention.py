@@ -1,9 +1,11 @@
-"""Attention on GPUs without dense masks, which PyTorch's flash kernels don't support. Two layouts need no mask:
+"""Attention on GPUs without dense masks, because PyTorch's flash kernels don't support them.
 
-- Rows of one branch are causal. Padding is on the right, where no token of the row sees it.
-- Rows of several branches (shared_prefix_batch.py), or longer than a sliding window, are packed: every branch is a
+Two layouts need no dense mask:
+
+- Rows with one branch use causal attention. Padding is on the right, where no token of the row sees it.
+- Rows with several branches (shared_prefix_batch.py), or longer than a sliding window, are packed: every branch is a
   sequence of queries whose keys are the common start and the branch itself. FlashAttention 2 aligns the last query with
-  the last key (Dao 2023, arXiv:2307.08691), which gives exactly the mask of these rows.
+  the last key (Dao 2023, arXiv:2307.08691), which gives exactly the mask that such rows need.
 
 Everything else (cached tokens, virtual tokens, older GPUs, FP32) uses a dense mask, as on a CPU.
 """
@@ -30,11 +32,11 @@ MAX_HEAD_SIZE = 256
 
 
 class PackedSequences(NamedTuple):
-    """The layout of a batch of B rows with T tokens as S sequences for a kernel with cumulative lengths.
+    """The layout of a batch (B rows of T tokens) as S sequences, for an attention kernel that takes cumulative lengths.
 
-    `queries` contains the indices of the real tokens among the batch's B * T, in the order of the sequences. `keys`
-    contains the indices of the sequences' keys; a common start occurs once for each branch. `query_ends` and `key_ends`
-    (S + 1, INT32) contain 0 and the end of each sequence in `queries` and `keys`.
+    `queries` contains the indices of the real tokens among the batch's B * T tokens, sequence by sequence. `keys`
+    contains the indices of each sequence's keys, so a common start is repeated for each branch. `query_ends` contains 0
+    and the end of each sequence in `queries`; `key_ends` does the same for `keys`. Both are (S + 1,) and INT32.
     """
 
     queries: torch.Tensor
@@ -45,20 +47,20 @@ class PackedSequences(NamedTuple):
     longest_keys: int
 
     def to(self, device: torch.device) -> PackedSequences:
-        """Return the layout on a device."""
+        """Return the same layout with its tensors on `device`."""
         names = ("queries", "keys", "query_ends", "key_ends")
         return self._replace(**{name: getattr(self, name).to(device) for name in names})
 
 
 def pack(branch: torch.Tensor) -> PackedSequences:
-    """Return the layout of rows whose (B, T) tokens belong to these branches, as in a `Batch`."""
+    """Return the layout of the rows of a batch; `branch` is the (B, T) tensor of that name in a `Batch`."""
     queries, keys, query_counts, key_counts = [], [], [], []
     for row, branches in enumerate(branch):
         runs = torch.unique_consecutive(branches[branches >= 0], return_counts=True)
         numbers, counts = (part.tolist() for part in runs)
         first = row * branch.shape[1]
         if len(numbers) <= 2 and numbers[0] == 0:
-            # A common start with a single branch is one sequence.
+            # A common start and a single branch after it are one sequence.
             numbers, counts = [0], [sum(counts)]
         start = counts[0] if numbers[0] == 0 else 0
         place = first
@@ -82,12 +84,12 @@ def needs_no_mask(model: Any, length: int) -> bool:
 
 
 def causal_mask(device: torch.device) -> torch.Tensor:
-    """Return an empty mask that means "causal"; transformers passes any four-dimensional tensor on unchanged."""
+    """Return an empty mask that means "causal"; transformers doesn't change a mask that has four dimensions."""
     return torch.empty((1, 1, 0, 0), device=device)
 
 
 def inputs_without_mask(model: Any, batch: Batch) -> dict[str, Any]:
-    """Return the model's arguments that replace the dense mask of a batch; empty if the model needs that mask."""
+    """Return arguments for the model that replace a batch's dense mask; empty if the model needs a dense mask."""
     device = next(model.parameters()).device
     if batch.is_causal and needs_no_mask(model, batch.tokens.shape[1]):
         return {"attention_mask": causal_mask(device)}
@@ -97,7 +99,7 @@ def inputs_without_mask(model: Any, batch: Batch) -> dict[str, Any]:
 
 
 def packs(model: Any) -> bool:
-    """Return whether this model's layers can compute packed sequences on this machine."""
+    """Return whether this model's layers can process packed sequences on this machine."""
     config, weight = model.config.get_text_config(), model.get_input_embeddings().weight
     if model.config._attn_implementation != NAME or not weight.is_cuda or weight.dtype not in HALF:
         return False
@@ -115,7 +117,7 @@ def packs(model: Any) -> bool:
 
 @cache
 def _packs(dtype: torch.dtype, groups: int, size: int, device: torch.device) -> bool:
-    """Return whether packed and dense attention agree on a small batch, including gradients; print why if not."""
+    """Return whether packed and dense attention give equal results and gradients in a test; if not, print why."""
     branch = torch.tensor([[0] * 9 + [1] * 20 + [2] * 12, [0] * 7 + [1] * 8 + [-1] * 26])
     generator = torch.Generator().manual_seed(0)
     try:
@@ -158,10 +160,10 @@ def packed_attention(
     scaling: float | None,
     window: int | None,
 ) -> torch.Tensor:
-    """Return the attention within packed sequences, (B, T, heads, size), zero at padding.
+    """Return the output of attention within packed sequences, (B, T, heads, size), which is zero at padding.
 
-    `query` is (B, heads, T, size), `key` and `value` are (B, key heads, T, size). A query sees the last `window`
-    keys up to its own position, or all of them without a window.
+    `query` is (B, heads, T, size), `key` and `value` are (B, key heads, T, size). A query sees the keys up to its own
+    position: the last `window` of them, or all of them if `window` is None.
     """
     from torch.nn.attention.varlen import varlen_attn
 
@@ -198,7 +200,7 @@ def gpu_attention(
     sliding_window: int | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Return the attention of `query` over `key` and `value`, (batch, queries, heads, size).
+    """Return the (batch, queries, heads, size) output of attention, and None instead of attention weights.
 
     `query` is (batch, heads, queries, size), `key` and `value` are (batch, key heads, keys, size). `attention_mask` is
     `causal_mask` or a mask for transformers' "sdpa".
@@ -214,7 +216,7 @@ def gpu_attention(
         return found
     grouped = key.shape[1] != query.shape[1]
     if grouped and not _has_flash(query):
-        # PyTorch's other kernels for grouped heads store all scores, so the keys and values are repeated.
+        # With grouped heads, PyTorch's other kernels store all scores, so repeat the keys and values instead.
         key, value = (repeat_kv(part, query.shape[1] // part.shape[1]) for part in (key, value))
         grouped = False
     mixed = scaled_dot_product_attention(
@@ -230,7 +232,7 @@ def _has_flash(query: torch.Tensor) -> bool:
 
 
 def register() -> str:
-    """Register the attention with transformers, and return its name for `attn_implementation`."""
+    """Register `gpu_attention` with transformers, and return its name for `attn_implementation`."""
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import sdpa_mask
 

@@ -1,8 +1,9 @@
-"""A cache of the hidden states that the frozen layers below the trained ones (`model.top_layers`) compute for each row.
+"""A cache of hidden states for models that train only their top layers (`model.top_layers`).
 
-From the second pass over a row on, only the top layers are computed. The result is the same (checked by a test). The
-rounding of a matrix product depends on the shape of the batch, so `group` fixes the batches: a run that was stopped and
-resumed computes the same states as an uninterrupted run.
+The frozen layers below the trained layers run only once for each row. Their output is cached, so every later pass over
+the row runs only the trained layers. A test checks that the results are the same. The rounding of a matrix product
+depends on the shape of the batch, so `group` decides in advance which rows share a batch. A resumed run therefore
+computes the same states as an uninterrupted run.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ class HiddenStateCache:
         self.blocks, self._above = blocks_of(model)[:count], blocks_of(model)[count:]
         self.max_bytes = max_gb * 1e9
         self.bytes = 0
-        """Size of the cached rows and of the rows for which `group` has reserved memory"""
+        """Size in bytes of the cached rows, and of the rows for which `group` has reserved memory"""
         self._kept: dict[Key, torch.Tensor] = {}
         self._groups: dict[Key, list[Row]] = {}
         self._as_tuple = False
@@ -36,17 +37,18 @@ class HiddenStateCache:
             self._token_bytes = model.config.get_text_config().hidden_size * embedding.element_size()
 
     def group(self, rows: Sequence[Row], max_tokens: int) -> None:
-        """Divide `rows` into fixed batches: when a row is first needed, its whole batch is computed and cached.
+        """Divide `rows` into fixed batches. When a row is first needed, all rows of its batch are computed and cached.
 
-        A batch has up to `max_tokens` tokens, including padding. If there isn't enough memory for these rows and the
-        cached ones, the cached ones are dropped. Rows beyond `max_bytes`, the shortest ones, aren't cached.
+        A batch has up to `max_tokens` tokens including padding, or a single longer row. If `rows` and the rows that are
+        already cached would together exceed `max_bytes`, the cached rows are dropped first. If `rows` alone exceed
+        `max_bytes`, the shortest rows aren't cached.
         """
         if not self.blocks:
             return
         unique = list({_key(row): row for row in rows}.values())
         self._groups = {}
         for row in unique:
-            self._kept.pop(_key(row), None)  # it was computed in another batch
+            self._kept.pop(_key(row), None)  # computed in another batch, so rounded differently
         self.bytes = sum(len(cached) * self._token_bytes for cached in self._kept.values())
         if self.bytes + sum(map(self._size, unique)) > self.max_bytes:
             self.forget()
@@ -54,18 +56,18 @@ class HiddenStateCache:
             batch = [unique[index] for index in indices]
             size = sum(map(self._size, batch))
             if self.bytes + size > self.max_bytes:
-                # What is cached must not depend on the order in which rows are used, so no other rows are cached.
+                # Mark the cache as full: which rows are cached must not depend on the order in which they are used.
                 self.bytes = int(self.max_bytes)
                 return
             self.bytes += size
             self._groups |= {_key(row): batch for row in batch}
 
     def forget(self) -> None:
-        """Clear the cache and the batches of `group`."""
+        """Clear the cache, and forget the batches that `group` fixed."""
         self._kept, self._groups, self.bytes = {}, {}, 0
 
     def predict(self, model: Any, rows: Sequence[Row], pad_id: int, logits: bool = True) -> tuple[Batch, Predicted]:
-        """Return the batch of these rows and the prediction that `models.forward.predict` computes for it."""
+        """Return the rows as a batch, and the same predictions as `models.forward.predict`; use and fill the cache."""
         batch = collate(rows, pad_id)
         if not self.blocks:
             return batch, predict(model, batch, logits)
@@ -88,7 +90,8 @@ class HiddenStateCache:
             if isinstance(part, torch.nn.Dropout) and id(part) not in above:
                 part.eval()
         for block in self.blocks:
-            # Attention has its own training mode. A block keeps its mode, on which gradient checkpointing depends.
+            # Attention reads the training flag of its own module. The block itself keeps its flag, because gradient
+            # checkpointing depends on that flag.
             for child in block.children():
                 child.eval()
 
@@ -97,7 +100,7 @@ class HiddenStateCache:
 
     @torch.no_grad()
     def _compute(self, model: Any, rows: Sequence[Row], pad_id: int) -> None:
-        """Compute and cache the rows of one group, without running the layers above the frozen ones."""
+        """Compute and cache the states of all rows in one fixed batch, without running the trained layers."""
 
         def passed_on(states: torch.Tensor, *_: Any, **__: Any) -> Any:
             return (states,) if self._as_tuple else states
@@ -110,7 +113,10 @@ class HiddenStateCache:
 
     @contextmanager
     def _remembering(self, rows: Sequence[Row], grouped: bool = False) -> Iterator[None]:
-        """Cache the rows that the model reads inside the block: those of a group if `grouped`, else only the others."""
+        """Inside the block, cache the states of the rows that the model reads.
+
+        If `grouped` is true, only rows in a batch of `group` are cached; otherwise, only rows outside these batches.
+        """
 
         def keep(_: torch.nn.Module, __: Any, output: Any) -> None:
             self._as_tuple = isinstance(output, tuple)
@@ -131,7 +137,7 @@ class HiddenStateCache:
 
     @contextmanager
     def _given(self, cached: Sequence[torch.Tensor], length: int) -> Iterator[None]:
-        """Inside the block, make the last frozen layer return cached states, and the layers below it do nothing."""
+        """Inside the block, make the last frozen layer return cached states, and skip the layers below it."""
         hidden = torch.nn.utils.rnn.pad_sequence(list(cached), batch_first=True)
         assert hidden.shape[1] == length
 
@@ -153,7 +159,7 @@ def _key(row: Row) -> Key:
 
 @contextmanager
 def replayed(module: torch.nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
-    """Replace the module's forward method (or its current replacement) by `forward` inside the block."""
+    """Inside the block, use `forward` as the module's forward method; such blocks can be nested."""
     before = module.__dict__.get("forward")
     module.forward = forward
     try:
@@ -166,7 +172,7 @@ def replayed(module: torch.nn.Module, forward: Callable[..., Any]) -> Iterator[N
 
 
 def blocks_of(model: Any) -> list[Any]:
-    """Return the model's layers, from the input to the output."""
+    """Return the model's transformer layers, lowest first; empty if they aren't found."""
     count = model.config.get_text_config().num_hidden_layers
     for module in model.modules():
         if isinstance(module, torch.nn.ModuleList) and len(module) == count:
@@ -175,5 +181,5 @@ def blocks_of(model: Any) -> list[Any]:
 
 
 def frozen_count(model: Any, top_layers: int | None) -> int:
-    """Return the number of frozen layers if only the `top_layers` highest layers are trained (None: all layers)."""
+    """Return the number of frozen layers if only the top `top_layers` layers are trained; 0 if `top_layers` is None."""
     return max(0, len(blocks_of(model)) - top_layers) if top_layers else 0

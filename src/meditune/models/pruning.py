@@ -1,7 +1,7 @@
 """Prune a model: set the least important weights to zero, or remove whole layers.
 
 Only the linear layers inside the model's blocks are pruned, as in the literature. For calibration, the model runs one
-layer at a time, so that each layer gets the output of the pruned layers below.
+layer at a time, so that each layer gets the output of the pruned layers below it.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Passage:
 
 
 def passages(model: Any, rows: Sequence[Row], pad_id: int, batch_tokens: int | None) -> list[Passage]:
-    """Return the inputs of the lowest layer, in batches of at most `batch_tokens` tokens; dropout must be off."""
+    """Return the input of the lowest layer, in batches of at most `batch_tokens` tokens. Dropout must be off."""
     device = next(model.parameters()).device
     result = []
     for indices in track(by_length(rows, batch_limit(model, batch_tokens)), "Calibration text", unit="batches"):
@@ -65,7 +65,7 @@ def passages(model: Any, rows: Sequence[Row], pad_id: int, batch_tokens: int | N
 
 @contextmanager
 def _calls_kept(layers: Sequence[Any]) -> Iterator[tuple[list[torch.Tensor], list[Any]]]:
-    """Yield two lists to which a call of the model adds the lowest layer's input and each layer's other arguments."""
+    """Yield two lists that a call of the model fills: the lowest layer's input, and each layer's other arguments."""
     first: list[torch.Tensor] = []
     calls: list[Any] = []
 
@@ -83,7 +83,7 @@ def _calls_kept(layers: Sequence[Any]) -> Iterator[tuple[list[torch.Tensor], lis
 
 
 GROUP, KEPT = 4, 2
-"""Size of a group and number of weights kept in each, in the pattern 2-of-4, which sparse tensor cores support"""
+"""The pattern 2-of-4, which sparse tensor cores support: size of a group, and number of weights kept in each group"""
 
 
 def magnitude(model: Any, spec: PruneSpec) -> None:
@@ -94,11 +94,11 @@ def magnitude(model: Any, spec: PruneSpec) -> None:
 
 
 def wanda(model: Any, spec: PruneSpec, batches: Sequence[Passage]) -> None:
-    """Set the weights with the lowest scores on calibration text to zero, the same share of each output's inputs.
+    """Set the weights with the lowest scores on calibration text to zero, the same share for each output.
 
     A weight's score is its absolute value times the L2 norm of its input over all calibration tokens (Sun et al. 2023,
-    arXiv:2306.11695). Layers are pruned from the lowest to the highest. `batches` must come from this model, and
-    can't be used again.
+    arXiv:2306.11695). Layers are pruned from the lowest to the highest. `batches` must be `passages` of this model, and
+    can't be reused.
     """
     linears(model)
     layers = blocks_of(model)
@@ -140,22 +140,22 @@ def sparsity(model: Any) -> float:
 def largest_mask(scores: torch.Tensor, sparsity: float) -> torch.Tensor:
     """Return a mask that is false at the round(columns * sparsity) smallest scores of each row.
 
-    Of equal scores, the earlier ones count as smaller.
+    If scores are equal, the earlier score counts as smaller.
     """
     dropped = scores.argsort(dim=1, stable=True)[:, : round(scores.shape[1] * sparsity)]
     return torch.ones_like(scores, dtype=torch.bool).scatter_(1, dropped, False)
 
 
 def two_of_four(scores: torch.Tensor) -> torch.Tensor:
-    """Return a mask of the two largest of every four scores in a row.
+    """Return a mask that is true at the two largest of every four consecutive scores in a row.
 
     Raises ModelError if the length of a row isn't divisible by 4.
     """
     rows, columns = scores.shape
     if columns % GROUP:
         raise ModelError(
-            f"model.prune.pattern 2-of-4 needs layers whose number of inputs is divisible by 4; one has {columns}. "
-            "Use the pattern unstructured."
+            f"model.prune.pattern 2-of-4 needs layers whose number of inputs is divisible by 4, but one layer has "
+            f"{columns} inputs. Set model.prune.pattern to unstructured."
         )
     return largest_mask(scores.reshape(-1, GROUP), 1 - KEPT / GROUP).view(rows, columns)
 
@@ -167,7 +167,7 @@ def _weight(layer: Any) -> torch.Tensor:
 
 
 def _keep_largest(weight: torch.Tensor, scores: torch.Tensor, spec: PruneSpec, by_row: bool = True) -> None:
-    """Set the weights with the lowest scores to zero, in each row or in the whole matrix."""
+    """Set the weights with the lowest scores to zero, separately in each row if `by_row`, else in the whole matrix."""
     if spec.pattern == "2-of-4":
         mask = two_of_four(scores)
     else:
@@ -196,8 +196,8 @@ def check_count(model: Any, count: int) -> None:
 def block_influence(model: Any, batches: Sequence[Passage]) -> list[float]:
     """Return, for each layer, 1 minus the mean cosine between a token's hidden states before and after the layer.
 
-    Source: Men et al. 2024 (ShortGPT), arXiv:2403.03853. `batches` must come from this model, and can't be
-    used again.
+    Source: Men et al. 2024 (ShortGPT), arXiv:2403.03853. `batches` must be `passages` of this model, and can't be
+    reused.
     """
     layers = blocks_of(model)
     tokens = sum(int(batch.real.sum()) for batch in batches)
@@ -215,12 +215,12 @@ def block_influence(model: Any, batches: Sequence[Passage]) -> list[float]:
 
 
 def least(influence: Sequence[float], count: int) -> list[int]:
-    """Return the numbers (0-based) of the `count` layers with the least influence, in the model's order."""
+    """Return the 0-based numbers of the `count` layers with the least influence, in ascending order."""
     return sorted(sorted(range(len(influence)), key=lambda number: influence[number])[:count])
 
 
 def remove_layers(model: Any, removed: Collection[int]) -> None:
-    """Remove these layers (numbers from 0) in place, with their entries in the config; renumber the others."""
+    """Remove layers by their 0-based numbers, in place, with their entries in the config; renumber the other layers."""
     config = model.config.get_text_config()
     count = config.num_hidden_layers
     blocks = blocks_of(model)

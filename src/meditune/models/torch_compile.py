@@ -1,8 +1,8 @@
 """Compile the model's layers into fused code with torch.compile, for long training runs.
 
-Each small operation between a layer's matrix products is a pass over memory. Fused, these operations take a third of
-the time, and save less for the backward pass. Passes without gradients use the uncompiled layers. The results are equal
-(checked by a test).
+Each small operation between a layer's matrix products is a separate pass over memory. When these operations are fused,
+they take a third of the time and save less for the backward pass. Passes without gradients use the uncompiled layers.
+Compiled and uncompiled layers give equal results (checked by a test).
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from meditune.models.hidden_state_cache import blocks_of, replayed
 from meditune.models.quantization import is_quantized
 
 MIN_OPERATIONS = 5e13
-"""Minimum number of operations in a training run for compiling to be worthwhile: a few minutes on two cores"""
+"""Minimum number of operations in a training run for compiling to be worthwhile (a few minutes on two cores)"""
 VARIANTS = 64
 """Maximum number of compiled variants of a layer (first layer, frozen layers, windows, batches of one row, ...);
 PyTorch allows 8 by default"""
 
 
 def is_worthwhile(model: Any, tokens: int) -> bool:
-    """Return whether a training run that reads this many tokens is on a CPU and long enough to be worth compiling.
+    """Return whether a training run that reads `tokens` tokens is on a CPU and long enough to be worth compiling.
 
-    A model with dropout isn't compiled: compiled code draws random numbers one at a time on a CPU.
+    Compiling isn't worthwhile if trained layers have dropout: on a CPU, compiled code draws random numbers one by one.
     """
     trained = [block for block in blocks_of(model) if any(each.requires_grad for each in block.parameters())]
     inside = (module for block in trained for module in block.modules())
@@ -51,18 +51,18 @@ def unsupported_reason(model: Any) -> str | None:
 
 
 def why_unsupported(quantized: bool, virtual: bool, on_cpu: bool) -> str | None:
-    """Return what `unsupported_reason` returns, from facts that are known before a model is loaded."""
+    """Return a reason like `unsupported_reason`, or None, from facts that are known before a model is loaded."""
     if quantized:
         return "The base is quantized."
     if virtual:
         return "Virtual tokens bypass the layers' own forward call."
     if on_cpu and compiler() is None:
-        return f"The C++ compiler {_compiler_name()} isn't installed (install g++, or name another one in CXX)."
+        return f"The C++ compiler {_compiler_name()} isn't installed (install g++, or set CXX to another compiler)."
     return None
 
 
 def compiler() -> str | None:
-    """Return the C++ compiler that torch.compile will call; None if it isn't installed."""
+    """Return the path of the C++ compiler that torch.compile will call; None if the compiler isn't installed."""
     return shutil.which(_compiler_name())
 
 
@@ -72,7 +72,7 @@ def _compiler_name() -> str:
 
 @contextmanager
 def compiled(model: Any) -> Iterator[None]:
-    """Inside the block, run the model's layers as fused code whenever gradients are computed."""
+    """Inside the block, run the model's layers as compiled code whenever gradients are enabled."""
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder("compiled")))
     with ExitStack() as inside:
         limits = {"recompile_limit": VARIANTS, "accumulated_recompile_limit": 4 * VARIANTS}
@@ -84,7 +84,10 @@ def compiled(model: Any) -> Iterator[None]:
 
 
 def _where_gradients(fused: Callable[..., Any], plain: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a forward method that uses the compiled layer if gradients are enabled, until compiling it fails."""
+    """Return a forward method that calls `fused` if gradients are enabled, else `plain`.
+
+    If compiling fails, it prints why and calls only `plain` from then on.
+    """
     from torch._dynamo.exc import TorchDynamoException
 
     failed = False

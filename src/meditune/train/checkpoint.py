@@ -46,19 +46,22 @@ def write(place: Path, log: Sequence[Step], tensors: dict[str, Any], recipe: Rec
 
 
 def tokens_read(place: Path) -> int:
-    """Return the number of tokens that the steps so far have read; 0 if there is no checkpoint."""
+    """Return the number of tokens that the checkpoint's steps have read; 0 if there is no checkpoint."""
     steps = place / "training.jsonl"
     return sum(row["tokens"] for row in read_jsonl(steps)) if steps.is_file() else 0
 
 
 def read(place: Path, model: Any, recipe: Recipe) -> tuple[list[Step], dict[str, Any]] | None:
-    """Return the steps so far, and the optimizer's tensors, sharded as `model` is; None if there is no checkpoint."""
+    """Return the checkpoint's steps and its tensors, which are sharded like `model`; None if there is no checkpoint.
+
+    Raises MedituneError if the checkpoint was written with other settings.
+    """
     if not distributed.broadcast((place / "state.json").is_file()):
         return None
     if not _is_of(recipe, read_json(place / "state.json")["recipe"]):
         raise MedituneError(
-            f"{place} was made with other training settings. Use the old settings, or remove that folder to "
-            "start training again."
+            f"{place} was written with other training settings. Use the old settings, or remove that folder to "
+            "start training from the beginning."
         )
     log = [Step(**row) for row in read_jsonl(place / "training.jsonl")]
     print(f"Resuming training after step {len(log)}.", file=sys.stderr)
@@ -68,13 +71,13 @@ def read(place: Path, model: Any, recipe: Recipe) -> tuple[list[Step], dict[str,
 
         state = empty_state(trained)
         with warnings.catch_warnings():
-            # PyTorch warns that a single process reads, even if that was requested.
+            # PyTorch warns about reading with a single process, even if that was requested.
             warnings.simplefilter("ignore", UserWarning)
             load(state, checkpoint_id=str(place / SHARDS_FOLDER), no_dist=distributed.world() == 1)
         return log, state
     from safetensors.torch import load_file
 
-    # Copy the tensors: a mapped file can't be replaced on a network disk.
+    # Copy the tensors, because a memory-mapped file can't be replaced on a network disk.
     tensors = {key: value.clone() for key, value in load_file(place / OPTIMIZER_FILE).items()}
     if is_sharded(model):
         state = empty_state(trained)
@@ -83,7 +86,7 @@ def read(place: Path, model: Any, recipe: Recipe) -> tuple[list[Step], dict[str,
 
 
 def _is_of(recipe: Recipe, settings: dict[str, Any]) -> bool:
-    """Return whether a checkpoint's settings match the recipe; missing options count as defaults."""
+    """Return whether a checkpoint's settings match the recipe. Options that the checkpoint lacks count as defaults."""
     if list(drop_removed_keys(settings)):
         return False
     try:

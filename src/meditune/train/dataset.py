@@ -1,4 +1,4 @@
-"""Convert examples to training rows, weigh their supervised tokens, and count what was shortened or left out.
+"""Convert examples to training rows, weight the rows' supervised tokens, and count what was shortened or left out.
 
 The module also decides which tasks an example can teach, and describes examples with retrieved passages.
 """
@@ -23,9 +23,10 @@ from meditune.prompts import Encoded, Encoder, QuestionTooLongError
 
 
 def retrieved_facts(rows: Sequence[Row], folder: Path) -> dict[str, int]:
-    """Return the numbers of examples with passages, of examples with their own passage, and of passages left out.
+    """Return counts of the examples that show retrieved passages; empty if the run doesn't train with passages.
 
-    The keys are `examples`, `right` and `left_out`. The result is empty if the run doesn't train with passages.
+    `examples` counts all of these examples, `right` those whose own passage was retrieved, and `left_out` the passages
+    that didn't fit into the prompts.
     """
     path = folder / retrieved_passages.TRAINING
     if not path.is_file():
@@ -40,7 +41,7 @@ def retrieved_facts(rows: Sequence[Row], folder: Path) -> dict[str, int]:
 
 
 def retrieved_described(facts: dict[str, int]) -> str:
-    """Return the numbers of `retrieved_facts` as a sentence."""
+    """Return the counts of `retrieved_facts` in words."""
     without = facts["examples"] - facts["right"]
     room = f" {facts['left_out']} passages did not fit." if facts["left_out"] else ""
     return f"{facts['examples']} examples show retrieved passages, {without} of them without their own passage.{room}"
@@ -49,13 +50,17 @@ def retrieved_described(facts: dict[str, int]) -> str:
 class TokenWeights:
     """The weight of every supervised token: 1, unless the recipe sets one of the following options.
 
-    With `decision_share` s, decision tokens together get the share s of the loss over the data set and answer tokens
-    the rest, regardless of their numbers. With `prompt_share` p, the prompts' tokens get the share p of the whole loss,
-    and the tokens after them the rest. With `class_balance` b, a decision of a class with frequency f gets the weight f
-    ** -b, scaled so that the mean over examples stays 1. With `end_weight` e, the end token of an answer has e times
-    the weight of its other tokens, so a model that has learnt them multiplies the odds of ending by e at a position
-    where other answers continue. If sources are mixed, all of this refers to the rows of an epoch: `repeats` maps an
-    example's id to the number of times its row occurs in an epoch (1 where it is missing).
+    - `decision_share` s: all decision tokens together get the share s of the loss over the data set, and all answer
+      tokens get the rest, regardless of the numbers of tokens.
+    - `prompt_share` p: the tokens of the prompts get the share p of the total loss, and the tokens after the prompts
+      get the rest.
+    - `class_balance` b: a decision whose class has frequency f gets the weight f ** -b. These weights are scaled so
+      that their mean over the examples stays 1.
+    - `end_weight` e: the end token of an answer has e times the weight of the answer's other tokens. At a position
+      where some answers end and others continue, a fully trained model then multiplies the odds of ending by e.
+
+    If sources are mixed, all of these options refer to the rows of an epoch. `repeats` maps an example's id to the
+    number of times that its row occurs in an epoch (1 if the id is missing).
     """
 
     def __init__(
@@ -112,7 +117,7 @@ class TokenWeights:
 
 
 def _last_places(row: Row) -> dict[int, int]:
-    """Return the index of each item's last target among the row's targets."""
+    """Return item number -> the index of the item's last target among the row's targets."""
     return {number: place for place, number in enumerate(row.of) if number != PROMPT}
 
 
@@ -128,7 +133,7 @@ def supported_tasks(example: Example, tasks: Sequence[Task]) -> list[Task]:
 
 
 def check_teaches(examples: Sequence[Example], tasks: Sequence[Task]) -> None:
-    """Raise DataError if no example teaches any of the tasks; needs no tokenizer, so it can run early."""
+    """Raise DataError if no example teaches any of the tasks. This needs no tokenizer, so it can run early."""
     if not any(supported_tasks(example, tasks) for example in examples):
         others = [task for task in TASKS if any(supported_tasks(example, [task]) for example in examples)]
         hint = f" To train on what they have, add --set 'train.tasks=[{others[0]}]'" if others else ""
@@ -136,14 +141,14 @@ def check_teaches(examples: Sequence[Example], tasks: Sequence[Task]) -> None:
 
 
 def task_names(tasks: Sequence[Task]) -> str:
-    """Return the tasks as words for a sentence: "an answer or a decision"."""
+    """Return the tasks in words for a sentence, such as "an answer or a decision"."""
     names = {"answer": "an answer", "decision": "a decision", "claim": "a claim's label"}
     return " or ".join(names[task] for task in tasks)
 
 
 @dataclass(frozen=True)
 class TokenFacts:
-    """Counts from fitting the examples into the token budget."""
+    """Counts of rows and tokens after the examples were fitted into the token budget."""
 
     rows: int
     tokens: int
@@ -152,7 +157,7 @@ class TokenFacts:
     shortened: int
     """Examples whose context lost sentences, or whose conversation lost its earliest turns."""
     cut: int
-    """Answers that end early; their end token isn't trained on."""
+    """Answers that were cut off, so that their end token isn't trained on."""
     dropped: int
     """Examples left out because their question alone is too long, they teach none of the tasks, or the chat template
     rejects them."""
@@ -161,11 +166,11 @@ class TokenFacts:
 def encode(
     examples: Sequence[Example], encoder: Encoder, tasks: Sequence[Task], prompts: bool = False
 ) -> tuple[list[Row], TokenFacts]:
-    """Return rows in the order of `examples`, one for each that teaches at least one task, and counts.
+    """Return the training rows in the order of `examples`, and counts.
 
-    A conversation teaches all its assistant turns, in several rows if they don't fit into one; a conversation that the
-    chat template rejects is left out. With `prompts`, the prompts are trained on, too. Raises DataError if nothing is
-    left to train on.
+    Each example that teaches at least one task gives one row. A conversation teaches all its assistant turns, in
+    several rows if they don't fit into one row. A conversation that the chat template rejects is left out. If `prompts`
+    is true, the prompts are trained on, too. Raises DataError if nothing is left to train on.
     """
     encoded: list[Encoded] = []
     usable = encoder.accepted(examples)
@@ -188,7 +193,7 @@ def encode(
 
 
 def _fitting(row: Row, max_tokens: int) -> list[Row]:
-    """Return the row, or a row for each reply of a conversation whose replies together are longer than `max_tokens`."""
+    """Return the row, or if it contains several replies and exceeds `max_tokens`, one row for each reply."""
     replies_only = len(row.encoded) > 1 and all(item.task == "answer" for item in row.encoded)
     return [join([item]) for item in row.encoded] if replies_only and len(row) > max_tokens else [row]
 
@@ -207,7 +212,7 @@ def token_facts(rows: Sequence[Row], dropped: int) -> TokenFacts:
 
 
 def lengths(rows: Sequence[Row]) -> dict[str, list[int]]:
-    """Return each row's longest prompt, and its tokens after the prompts, for the report's histograms."""
+    """Return the numbers of tokens in each row's longest prompt and after its prompts, for the report's histograms."""
     return {
         "prompt": [max(len(item.prompt) for item in row.encoded) for row in rows],
         "target": [len(row.targets) - row.of.count(PROMPT) for row in rows],
@@ -237,7 +242,7 @@ def _marked_prompt(item: Encoded, tokenizer: Any) -> str:
 
 
 def check_masks(rows: Sequence[Row]) -> None:
-    """Raise DataError if a row has no supervised tokens, or only its end token."""
+    """Raise DataError if a task in a row has no supervised tokens, or only an end token."""
     for row in rows:
         for number, item in enumerate(row.encoded):
             if len(item.target) < (1 if item.task == "claim" else 2) or number not in row.of:

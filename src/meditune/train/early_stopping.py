@@ -1,4 +1,4 @@
-"""Measure on the dev split during training, to stop early (Prechelt 1998) and to keep the best state."""
+"""Evaluate on the dev split during training, to stop early (Prechelt 1998) and to keep the best weights."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ from meditune.train.dataset import TokenWeights, encode, supported_tasks, task_n
 from meditune.train.losses import loss_of_rows
 from meditune.train.optimizer import MasterOptimizer
 
-Measure = Callable[[LoadedModel], float]  # returns the metric of a model in its present state
+Measure = Callable[[LoadedModel], float]  # function that returns the metric of a model with its current weights
 HIGHER_IS_BETTER: frozenset[DevMetric] = frozenset({"accuracy", "macro_f1"})
 
 
 class DevMonitor:
-    """Record dev metrics, keep the best state's weights if the recipe asks for them, and decide when to stop."""
+    """A monitor that records dev metrics, keeps the best weights if the recipe asks for that, and says when to stop."""
 
     def __init__(
         self, spec: DevSpec, measure: Callable[[], float], epoch_steps: int, earlier: Mapping[int, float]
     ) -> None:
-        """`epoch_steps` is the number of steps in an epoch; `earlier` has metrics from before a resumption, by step."""
+        """`epoch_steps` is the number of steps in an epoch; `earlier` maps a resumed run's earlier steps to metrics."""
         self.spec, self.measure = spec, measure
         self.every = spec.every_steps or epoch_steps
         self.best: float | None = None
         self.best_step = 0
-        self.since = 0  # measurements after the best one
+        self.since = 0  # number of measurements after the best measurement
         self._best_weights: list[torch.Tensor] = []
         for step, metric in earlier.items():
             self._note(step, metric)
@@ -45,7 +45,7 @@ class DevMonitor:
         return step % self.every == 0 or step == last
 
     def take(self, step: int, optimizer: MasterOptimizer) -> float:
-        """Measure after `step`, keep the weights if no earlier state was better, and return the metric."""
+        """Measure after `step`, keep the weights if the metric is the best so far, and return the metric."""
         metric = self.measure()
         if self._note(step, metric) and self.spec.keep_best:
             self._best_weights = [master.detach().clone() for master in optimizer.masters]
@@ -53,16 +53,16 @@ class DevMonitor:
 
     @property
     def is_over(self) -> bool:
-        """True if the recipe's patience is used up: that many measurements in a row without an improvement."""
+        """True if the recipe sets `patience`, and this many measurements in a row brought no improvement."""
         return self.spec.patience is not None and self.since >= self.spec.patience
 
     def finish(self, optimizer: MasterOptimizer) -> None:
-        """Restore the model's best weights, if they were kept."""
+        """Set the model to the best weights, if they were kept."""
         if self._best_weights:
             optimizer.set_weights(self._best_weights)
 
     def state(self) -> dict[str, torch.Tensor]:
-        """Return the best weights for a checkpoint, whose log has the metrics."""
+        """Return the best weights, for a checkpoint; the metrics are in the checkpoint's log."""
         return {f"best.{index}": weight for index, weight in enumerate(self._best_weights)}
 
     def restore(self, tensors: Mapping[str, torch.Tensor]) -> None:
@@ -71,7 +71,7 @@ class DevMonitor:
         self._best_weights = [tensors[f"best.{index}"] for index in range(count)]
 
     def facts(self, examples: int) -> dict[str, Any]:
-        """Return the outcome for the run's records."""
+        """Return the outcome for the run's records; `examples` is the number of dev examples."""
         return {
             "metric": self.spec.metric,
             "examples": examples,
@@ -82,7 +82,7 @@ class DevMonitor:
         }
 
     def announced(self, examples: int) -> str:
-        """Return a sentence about the measurements, for accuracy and F1 with two standard errors of a share of 50 %."""
+        """Return a sentence about the measurements; for accuracy and F1, it states about two standard errors."""
         noise = f" (uncertainty about ±{100 / math.sqrt(examples):.0f} points)" * (self.spec.metric in HIGHER_IS_BETTER)
         return f"Measuring {self.spec.metric} on {examples} dev examples every {self.every} steps{noise}."
 
@@ -95,7 +95,7 @@ class DevMonitor:
             yield f"Kept the weights of the best state: {best}."
 
     def _note(self, step: int, metric: float) -> bool:
-        """Record a metric, and return whether no earlier state was as good."""
+        """Record a metric, and return whether it is the best so far."""
         higher = self.spec.metric in HIGHER_IS_BETTER
         better = self.best is None or math.isnan(self.best) or (metric > self.best if higher else metric < self.best)
         if better:
@@ -117,7 +117,7 @@ def check_dev(splits: Splits, recipe: Recipe) -> None:
 
 
 def measured_on(examples: Sequence[Example], recipe: Recipe) -> list[Example]:
-    """Return the examples of the dev split that the recipe's metric applies to."""
+    """Return those of the dev split's examples to which the recipe's metric applies."""
     return [example for example in examples if supported_tasks(example, _tasks(recipe))]
 
 
@@ -129,7 +129,7 @@ def _tasks(recipe: Recipe) -> Any:
 
 
 def dev_loss(examples: Sequence[Example], encoder: Encoder, recipe: Recipe) -> Measure:
-    """Return a function that computes the training loss on `examples`; raise DataError if none fits into the prompt."""
+    """Return a function that computes the training loss on `examples`. Raises DataError if no example can be used."""
     rows, _ = encode(examples, encoder, recipe.train.tasks, recipe.train.prompt_share > 0)
     weights = TokenWeights(examples, rows, recipe.train)
     total_weight = sum(sum(weights.of(row)) for row in rows)

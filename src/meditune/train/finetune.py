@@ -47,7 +47,7 @@ from meditune.train.training_plan import Plan, plan, plan_pairs
 
 @contextmanager
 def fast_layers(model: Any, spec: TrainSpec, tokens: int, probe_chunk: Callable[[], object]) -> Iterator[bool]:
-    """Use the fastest form of the model's layers inside the block; yield whether they are compiled.
+    """Inside the block, run the model's layers in their fastest form; yield whether the layers are compiled.
 
     `tokens` is the number of tokens that the whole training reads; `probe_chunk` computes the gradients of one batch.
     Raises ModelError if `train.compile` is on but compiling fails.
@@ -61,25 +61,25 @@ def fast_layers(model: Any, spec: TrainSpec, tokens: int, probe_chunk: Callable[
 
 
 def _trains_fp32_beside_16_bits(model: Any) -> bool:
-    """Return whether a GPU trains FP32 weights of a 16-bit model; their products may then round the inputs (TF32)."""
+    """Return whether a 16-bit model's FP32 weights are trained on a GPU; products may then round inputs (TF32)."""
     weight = model.get_input_embeddings().weight
     trained = {each.dtype for each in model.parameters() if each.requires_grad}
     return bool(weight.is_cuda) and weight.dtype != torch.float32 and torch.float32 in trained
 
 
 def _sized(model: Any, recipe: Recipe, parallel: str) -> Recipe:
-    """Return the recipe; on a GPU, choose for it the batch size and the checkpointing that the recipe leaves open."""
+    """Return the recipe; on a GPU, set batch size and gradient checkpointing if the recipe leaves them open."""
     spec = recipe.train
     if device() != "cuda" or not (spec.gradient_checkpointing is None or spec.micro_batch_tokens is None):
         return recipe
     from meditune.train.resource_plan import on_meta, sized, use_fused_attention
 
-    # The plan counts the weights again, so the memory that they occupy now is added.
+    # The plan counts the weights again, so add the memory that they already occupy.
     room = free_gpu_bytes(device()) + (torch.cuda.memory_allocated() if parallel != "fsdp" else 0)
     processes = distributed.world() if parallel == "fsdp" else 1
     planned = on_meta(model.config, recipe.model, model.dtype, use_fused_attention())
     chosen = distributed.broadcast(sized(recipe, planned, room, processes)[0].train)
-    recompute = "recomputed" if chosen.gradient_checkpointing else "kept"
+    recompute = "recomputed" if chosen.gradient_checkpointing else "stored"
     print(
         f"Batches of up to {chosen.batch_tokens:,} tokens, with activations {recompute} (train.micro_batch_tokens, "
         "train.gradient_checkpointing).",
@@ -89,7 +89,7 @@ def _sized(model: Any, recipe: Recipe, parallel: str) -> Recipe:
 
 
 def check_compile(recipe: Recipe) -> None:
-    """Raise ModelError if `train.compile` is on and certain to fail; needs no loaded model."""
+    """Raise ModelError if `train.compile` is on but certain to fail. This needs no loaded model."""
     if recipe.train.compile != "on":
         return
     quantized, virtual = recipe.model.quantize != "none", recipe.model.strategy in VIRTUAL
@@ -102,7 +102,7 @@ def _refused(reason: str) -> ModelError:
 
 
 def _compiled(model: Any, spec: TrainSpec, tokens: int, probe_chunk: Callable[[], object], fast: ExitStack) -> bool:
-    # DPO and KTO compare the model with its state before training, which was computed with plain layers.
+    # DPO and KTO compare likelihoods with those from before training, which were computed with uncompiled layers.
     if spec.compile == "auto" and (spec.objective != "sft" or not torch_compile.is_worthwhile(model, tokens)):
         return False
     from torch._dynamo.exc import TorchDynamoException
@@ -125,16 +125,17 @@ def _compiled(model: Any, spec: TrainSpec, tokens: int, probe_chunk: Callable[[]
     return False
 
 
-SHARED = {"ddp": "each with the whole model (DDP)", "fsdp": "each with its share of every weight (FSDP2)"}
+SHARED = {"ddp": "each with the complete model (DDP)", "fsdp": "each with a share of every weight (FSDP2)"}
 
 
 def fine_tune(
     loaded: LoadedModel, splits: Splits, recipe: Recipe, folder: Path, measure: Measure | None = None
 ) -> dict[str, Any]:
-    """Train `loaded`, in place, write the result to `folder/model`, and return facts for report.json.
+    """Train `loaded` in place, write the result to `folder/model`, and return facts for report.json.
 
-    The same call resumes from the checkpoint in `folder/checkpoint`. `measure` computes the metric of `train.dev`; for
-    `loss`, it can be None. All processes call this with the same arguments; the first one writes.
+    If there is a checkpoint in `folder/checkpoint`, the same call resumes from it. `measure` computes the metric of
+    `train.dev`, and can be None if that metric is `loss`. All processes must call this with the same arguments; only
+    the first process writes files.
     """
     started = time.monotonic()
     if device() == "cuda":
@@ -162,12 +163,12 @@ def fine_tune(
         print(f"{distributed.world()} processes, {SHARED[parallel]} (train.parallel).", file=sys.stderr)
     if parallel == "fsdp":
         shard(model, device())
-        # All processes gather sharded layers at once, so no process can compute a batch of its own.
+        # All processes must gather a sharded layer at the same time, so no process can compute an extra batch alone.
         loaded.frozen.forget()
     elif parallel == "ddp":
         for parameter in model.parameters():
             if parameter.requires_grad:
-                # A prefix's initial values round differently on some machines.
+                # The rounding of a prefix's initial values depends on the machine.
                 distributed.broadcast_tensor(parameter.data)
     if distributed.is_first():
         write_json(folder / "tokens.json", {"train": lengths(planned.rows)})
@@ -182,7 +183,7 @@ def fine_tune(
 
     with fast_layers(model, recipe.train, planned.tokens, probe_chunk) as are_compiled:
         if device() == "cuda":
-            probe_chunk()  # loads the kernels
+            probe_chunk()  # load the kernels before the speed is measured
         speed = probe_chunk()
         left = clock((planned.tokens - checkpoint.tokens_read(folder / checkpoint.FOLDER)) / speed)
         state = trainable * state_bytes(recipe.train) / 1e9 / (distributed.world() if parallel == "fsdp" else 1)
@@ -237,7 +238,10 @@ def save_model(
     folder: Path,
     record: leakage.Record | None = None,
 ) -> Any:
-    """Write the adapter or the model with tokenizer, prompt format and training record; return it for evaluation."""
+    """Write the adapter or model to `folder`, with tokenizer, prompt format, training facts and model card.
+
+    Return the model in the form for evaluation.
+    """
     from meditune.train.model_card import model_card
 
     weights = gather_weights(model, trainable_only=is_adapter(model)) if is_sharded(model) else None
@@ -265,7 +269,7 @@ def save_model(
 
 
 def peaks() -> dict[str, float]:
-    """Return this process's peak memory so far, in 10^9 bytes, on the host, and with PyTorch's reserve on the GPU."""
+    """Return this process's peak memory so far in 10^9 bytes: on the host, and on the GPU as reserved by PyTorch."""
     found = {"peak_rss_gb": round(peak_memory_gb(), 2)}
     if device() == "cuda":
         found["peak_gpu_gb"] = round(torch.cuda.max_memory_reserved() / 1e9, 2)
@@ -276,7 +280,7 @@ def peak_memory_gb() -> float:
     """Return the largest resident memory of this process so far, in 10^9 bytes."""
     status = Path("/proc/self/status")
     if status.is_file():
-        # getrusage starts from the size of the parent process.
+        # The value of getrusage starts from the size of the parent process.
         found = re.search(r"^VmHWM:\s+(\d+) kB$", status.read_text(encoding="ascii", errors="replace"), re.MULTILINE)
         if found:
             return int(found[1]) * 1024 / 1e9
@@ -285,7 +289,7 @@ def peak_memory_gb() -> float:
 
 
 def _penalties(model: Any, loaded: LoadedModel, pool: Sequence[Row], spec: TrainSpec) -> list[Penalty]:
-    """Return the penalties that the recipe asks for; `model` must be at the starting point of training."""
+    """Return the penalties in the recipe; `model` must still be at the starting point of training."""
     found: list[Penalty] = []
     if spec.l2_sp or spec.ewc.strength:
         start = StartingPoint(model)
@@ -332,8 +336,8 @@ def _train_with_checkpoints(
     except DivergenceError as error:
         raise MedituneError(
             f"Training diverged at step {error.step}: {error.what}. Rows of that step: {', '.join(error.ids)}. "
-            f"{place} has the state before it. If the hardware was at fault, run the same command to resume from "
-            "there. Otherwise check these rows, or lower train.learning_rate (now "
+            f"{place} contains the state before that step. If the hardware was at fault, run the same command to "
+            "resume from there. Otherwise, check these rows, or lower train.learning_rate (now "
             f"{recipe.train.learning_rate:g}) and choose another --output."
         ) from error
     if dev_monitor:
@@ -345,7 +349,7 @@ def _preflight(planned: Plan, counts: dict[str, int], recipe: Recipe, loaded: Lo
     tokens, share = planned.fitted, counts["trainable_parameters"] / counts["parameters"]
     report = [
         f"Training on {tokens.rows} {planned.unit}: {tokens.tokens:,} tokens in total, "
-        f"{tokens.supervised_tokens:,} of them supervised; the longest row has {tokens.longest}.",
+        f"{tokens.supervised_tokens:,} of them supervised; the longest row has {tokens.longest} tokens.",
         f"To fit {recipe.prompt.max_tokens} tokens: {tokens.shortened} contexts shortened, {tokens.cut} answers cut, "
         f"{tokens.dropped} {planned.unit} left out.",
         f"{counts['trainable_parameters']:,} of {counts['parameters']:,} parameters are trained ({share:.1%}); "

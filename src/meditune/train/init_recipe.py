@@ -1,7 +1,7 @@
-"""Write a recipe for a data file and a machine: look at both, choose the settings, and explain them in comments.
+"""Write a recipe for a data file and a machine: inspect both, choose settings, and explain the choices in comments.
 
 The settings come from the shipped recipe for the kind of machine (laptop, gpu-8gb, gpu-24gb, gpu-80gb). Settings that
-depend on the data are derived here: columns, lengths, sizes of the splits, number of epochs.
+depend on the data are derived here: columns, lengths, sizes of the splits, and number of epochs.
 """
 
 from __future__ import annotations
@@ -32,19 +32,19 @@ from meditune.progress import clock
 from meditune.train.resource_plan import Estimate, Target, config_of, estimate, target_of
 
 MACHINES = {"laptop": None, "gpu-8gb": "rtx3070", "gpu-24gb": "rtx4090", "gpu-80gb": "a100-80gb"}
-"""Recipe for a kind of machine -> the GPU of the prediction, if the recipe isn't for this machine"""
+"""Shipped recipe for a kind of machine -> the GPU to predict for, if the recipe isn't for this machine; None: a CPU"""
 MAX_ROW_TOKENS = {"laptop": 768, "gpu-8gb": 2048, "gpu-24gb": 4096, "gpu-80gb": 8192}
-"""Recipe for a kind of machine -> the largest prompt.max_tokens to choose"""
+"""Shipped recipe for a kind of machine -> the maximum of prompt.max_tokens"""
 SMALLER_BASES = ("qwen3-1.7b", "qwen2.5-coder-1.5b", "qwen2.5-coder-0.5b", "smollm2-135m")
-"""Bases for a GPU if its recipe's own base doesn't fit into its memory or can't be downloaded"""
+"""Bases for a GPU, in order of preference, if the recipe's own base doesn't fit or can't be downloaded"""
 SECONDS_ON_CPU = 2 * 3600
-"""Maximum time of training on a CPU; if it would take longer, a smaller base is chosen, and then fewer rows"""
+"""Maximum seconds of training on a CPU; if training would take longer, a smaller base is chosen, then fewer rows"""
 MAX_ROWS = 20_000  # maximum number of rows that are read
 BYTES_PER_TOKEN = 3.6
-"""Cautious estimate; the mean of PubMedQA's abstracts is 4.3 with SmolLM2's and Qwen2.5's tokenizers"""
-CUES = 24  # tokens of a prompt in addition to the row's own texts
+"""Cautious estimate; PubMedQA's abstracts have a mean of 4.3 bytes per token in SmolLM2's and Qwen2.5's tokenizers"""
+CUES = 24  # tokens that a prompt has in addition to the row's own texts
 TEST_ITEMS = 500
-"""Maximum size of test set and dev set: with 500 decisions, the interval of an accuracy is about ±4 points"""
+"""Maximum size of test set and dev set; with 500 decisions, the 95% interval of an accuracy is about ±4 points"""
 MIN_ROWS = 20
 
 
@@ -55,11 +55,11 @@ class DataFacts:
     path: Path
     kind: Literal["questions", "claims", "conversations"]
     fields: dict[str, str]  # field -> column, for the columns that the reader doesn't recognize by name
-    rows: int  # usable rows of those that were read
-    total: int  # usable rows of the whole file, estimated if it has more than MAX_ROWS
+    rows: int  # number of usable rows among the rows that were read
+    total: int  # number of usable rows in the file, estimated if it has more than MAX_ROWS rows
     answers: int
     contexts: int
-    decisions: Counter[str]  # decisions, or the labels of claims
+    decisions: Counter[str]  # number of each decision, or of each claim label
     row_tokens: list[int]  # estimated tokens of each row, in ascending order
     answer_tokens: list[int]  # estimated tokens of each answer, in ascending order
     rejected: list[str]  # why rows can't be used, most frequent reason first
@@ -80,16 +80,16 @@ class DataFacts:
         lengths = [_at(self.row_tokens, share) for share in (0.5, 0.95, 1.0)]
         return [
             found[0].upper() + found[1:],
-            "Tokens in a row, estimated from its bytes: half of the rows have at most {:,}, 95% at most {:,}, the "
-            "longest has {:,}.".format(*lengths),
+            "Tokens per row, estimated from the number of bytes: half of the rows have at most {:,}, 95% have at most "
+            "{:,}, and the longest row has {:,}.".format(*lengths),
             *(f"Rows that can't be used: {reason}." for reason in self.rejected),
         ]
 
 
 def inspect_data(path: Path, fields: Mapping[str, str] | None = None) -> DataFacts:
-    """Return what a data file contains, from its first MAX_ROWS rows; raise DataError if it can't be used."""
+    """Return facts about a data file from its first MAX_ROWS rows. Raises DataError if the file can't be used."""
     if not path.exists():
-        raise DataError(f"{path}: no such file. Give a CSV, TSV, JSON, JSON Lines or Parquet file.")
+        raise DataError(f"{path}: no such file. Specify a CSV, TSV, JSON, JSON Lines or Parquet file.")
     rejects = Rejects()
     reader = rows(path, user_files.SOURCE, rejects)
     found = list(itertools.islice(reader, MAX_ROWS))
@@ -100,7 +100,7 @@ def inspect_data(path: Path, fields: Mapping[str, str] | None = None) -> DataFac
     except DataError as error:
         if not found:
             raise
-        raise DataError(f"{error} Name the columns with --field question=COLUMN --field answer=COLUMN.") from error
+        raise DataError(f"{error} Specify the columns with --field question=COLUMN --field answer=COLUMN.") from error
     places = rejects.places(1)
     rejected = [
         f"{count:,} ({reason}; the first is {place[0]})"
@@ -110,8 +110,8 @@ def inspect_data(path: Path, fields: Mapping[str, str] | None = None) -> DataFac
     if len(examples) < MIN_ROWS:
         why = f" Rows that can't be used: {'; '.join(rejected)}." if rejected else ""
         raise DataError(
-            f"{path}: {len(examples)} usable rows, and training and testing need at least {MIN_ROWS}.{why} Correct "
-            "or add rows, or name the right columns: --field answer=COLUMN."
+            f"{path} has {len(examples)} usable rows, but training and testing need at least {MIN_ROWS}.{why} Correct "
+            "or add rows, or specify the right columns: --field answer=COLUMN."
         )
     is_claim = LABEL in examples[0].meta
     return DataFacts(
@@ -134,7 +134,7 @@ def inspect_data(path: Path, fields: Mapping[str, str] | None = None) -> DataFac
 
 
 def _total(path: Path, found: Sequence[Row], reader: Iterable[Row]) -> int:
-    """Return the number of rows of a file of which only the first were read; estimated for files of lines."""
+    """Return the total number of rows in a file after its first rows were read; estimated for line-based formats."""
     kind = path.suffix.lower()
     if kind == ".json":
         return len(found) + sum(1 for _ in reader)
@@ -156,7 +156,10 @@ _WORDS = {
 
 
 def _further_columns(found: Sequence[Row]) -> dict[str, str]:
-    """Return field -> column for columns that no reader recognizes by name: decisions by values, others by a word."""
+    """Return field -> column for columns that no reader recognizes by name.
+
+    A column of decisions is recognized by its values, and other columns by a word in their name.
+    """
     names = list(dict.fromkeys(str(column) for _, row in found for column in row))
     lower = {name.lower() for name in names}
     if {*LAYOUTS["claims"].guesses["claim"], *LAYOUTS["conversations"].guesses["messages"], "instruction"} & lower:
@@ -172,7 +175,7 @@ def _further_columns(found: Sequence[Row]) -> dict[str, str]:
             cells = {name: {user_files.cell(row.get(name)).lower() for _, row in found} - {""} for name in free}
             fitting = [name for name, values in cells.items() if len(values) > 1 and values <= set(DECISIONS)]
         if fitting:
-            # The longest texts, so that question_type isn't taken for the question.
+            # Choose the column with the longest texts, so that question_type isn't mistaken for the question.
             chosen[field] = max(fitting, key=lambda name: sum(len(str(row.get(name))) for _, row in found[:200]))
     return chosen
 
@@ -187,7 +190,7 @@ def _row_tokens(example: Example) -> int:
 
 
 def _at(values: Sequence[int], share: float) -> int:
-    """Return the value below which this share of ascending values is."""
+    """Return the quantile at `share` of values in ascending order."""
     return values[min(len(values) - 1, int(share * len(values)))]
 
 
@@ -208,21 +211,21 @@ class Initial:
     data: DataFacts
     prediction: Estimate
     seconds: float  # predicted time of training
-    limit: int | None  # number of rows to which the data are limited, because training would take too long
+    limit: int | None  # number of rows to use, if training on all rows would take too long
     passed_over: list[str]  # why better bases weren't chosen
 
 
 def choose(data: DataFacts, machine: str | None = None) -> Initial:
-    """Return a recipe for the data on this machine, or on a machine of another kind (a key of MACHINES).
+    """Return a recipe for the data and for this machine, or for another kind of machine (a key of MACHINES).
 
-    Raises RecipeError if no base that is available here fits into its memory.
+    Raises RecipeError if none of the base models that are available here fits into the machine's memory.
     """
     if machine is not None and machine not in MACHINES:
         raise RecipeError(f"--machine: unknown kind of machine {machine!r}. Choose from {', '.join(MACHINES)}.")
     gpu = MACHINES[machine] if machine else None
     target = target_of(ModelSpec(), gpu)
     if machine is not None and (target.device == "cpu") != (gpu is None):
-        raise RecipeError("--machine laptop: this machine has a GPU. Leave --machine out, or name a kind of GPU.")
+        raise RecipeError("--machine laptop: this machine has a GPU. Leave --machine out, or choose a kind with a GPU.")
     machine = machine or machine_recipe(target)
     own = load_recipe(machine).recipe.model.base
     candidates = [(machine, own), *((machine, base) for base in SMALLER_BASES if base != own)]
@@ -259,13 +262,13 @@ def choose(data: DataFacts, machine: str | None = None) -> Initial:
 
 
 def _for_data(shipped: Recipe, base: str, data: DataFacts, machine: str) -> Recipe:
-    """Return the shipped recipe with this base, and with the settings that depend on the data."""
+    """Return the shipped recipe with this base, and with settings that are derived from the data."""
     longest = _round_up(max(128, _at(data.row_tokens, 0.98)), 64, MAX_ROW_TOKENS[machine])
     answer = _round_up(_at(data.answer_tokens, 0.95) if data.answer_tokens else 32, 16, longest // 2)
     tests = min(0.2, round(TEST_ITEMS / data.total, 4))
     train_rows = data.total * (1 - tests)
     epochs = 3.0 if train_rows <= 2000 else 2.0 if train_rows <= 20_000 else 1.0
-    # At least a hundred steps, if batches of four rows allow it.
+    # Use the largest of these batch sizes that gives at least a hundred steps, or 4 if none of them does.
     sizes = [size for size in (4, 8, 16) if size <= shipped.train.batch_size and train_rows * epochs / size >= 100]
     both = data.kind == "questions" and bool(data.decisions) and bool(data.answers)
     rare = min(data.decisions.values(), default=0) < 0.2 * data.decisions.total()
@@ -303,7 +306,7 @@ def _round_up(value: float, step: int, most: int) -> int:
 
 
 def _limited(recipe: Recipe, limit: int, data: DataFacts) -> Recipe:
-    """Return the recipe for a sample of the rows, with splits as for a file of that size."""
+    """Return the recipe for a sample of `limit` rows, with splits as for a file with that many rows."""
     shares = {name: min(most, round(TEST_ITEMS / limit, 4)) for name, most in (("test_share", 0.2), ("dev_share", 0.1))}
     sources = [recipe.data.sources[0].model_copy(update={"limit": min(limit, data.total)})]
     return recipe.model_copy(update={"data": recipe.data.model_copy(update={"sources": sources, **shares})})
@@ -312,29 +315,29 @@ def _limited(recipe: Recipe, limit: int, data: DataFacts) -> Recipe:
 def refuse_existing(output: Path, overwrite: bool) -> None:
     """Raise RecipeError if `output` is a folder, or exists and may not be overwritten."""
     if output.is_dir():
-        raise RecipeError(f"--output: {output} is a folder. Name a file, such as --output {output / 'recipe.yaml'}.")
+        raise RecipeError(f"--output: {output} is a folder. Specify a file, such as --output {output / 'recipe.yaml'}.")
     if output.exists() and not overwrite:
         raise RecipeError(f"{output} already exists. Choose another --output, or add --force to overwrite it.")
 
 
 def write(initial: Initial, output: Path) -> None:
-    """Write the recipe with its reasons as comments."""
+    """Write the recipe, with the reasons for its settings as comments."""
     output.parent.mkdir(parents=True, exist_ok=True)
     with replace_file(output) as stream:
         stream.writelines(f"{line}\n" for line in _text(initial, output))
 
 
 def summary(initial: Initial) -> list[str]:
-    """Return what was found and chosen, as sentences."""
+    """Return sentences about the data, the machine, and the choices."""
     recipe, memory = initial.recipe, initial.prediction.memory.total / 1e9
     free = "GB of free memory" if initial.target.device == "cpu" else "GB"
     return [
         *initial.data.summary(),
-        f"Machine: {initial.target.name}, {initial.target.memory_gb:.1f} {free}; settings of the recipe "
+        f"Machine: {initial.target.name}, {initial.target.memory_gb:.1f} {free}; settings from the recipe "
         f"{initial.machine}.",
         *(f"Not chosen: {reason}." for reason in initial.passed_over),
         f"Base model: {recipe.model.base}, {CATALOGUE[recipe.model.base].title}. Predicted for training: "
-        f"{memory:.1f} GB and {clock(initial.seconds)}. The evaluations before and after it take time, too.",
+        f"{memory:.1f} GB and {clock(initial.seconds)}. Evaluation before and after training takes extra time.",
     ]
 
 
@@ -348,7 +351,7 @@ def next_steps(initial: Initial, output: Path) -> list[str]:
 
 
 def _text(initial: Initial, output: Path) -> Iterable[str]:
-    about = ["Written by `meditune init`. Every key can be changed: docs/reference/recipes.md lists them all."]
+    about = ["Written by `meditune init`. Every key can be changed: docs/reference/recipes.md lists all keys."]
     for line in about + summary(initial):
         yield from (f"# {part}" for part in textwrap.wrap(line, 110, break_long_words=False, break_on_hyphens=False))
     yield from ("# Check the data, then train and evaluate:", *(f"#   {line}" for line in next_steps(initial, output)))
@@ -374,43 +377,47 @@ def _options(initial: Initial) -> Iterable[tuple[str, Any, str]]:
         needs = "The frozen base is stored in 4 bits, which needs bitsandbytes: pip install --editable '.[quantized]'"
         yield "model.quantize", model.quantize, needs
     if model.top_layers:
-        once = "The layers below these have the same output in every epoch, so it is computed once."
+        once = "The layers below have the same output in every epoch, so their output is computed only once."
         yield "model.top_layers", model.top_layers, once
     yield "model.lora.r", model.lora.r, ""
-    sample = f"limit: a sample that trains in about {clock(SECONDS_ON_CPU)}; remove it on a faster machine."
+    sample = f"limit: size of a sample that trains in about {clock(SECONDS_ON_CPU)}; a faster machine needs no limit."
     columns = "fields: field of an example -> your column." if source.fields else ""
     yield "data.sources", [source.model_dump(exclude_defaults=True)], sample if source.limit else columns
     items = round(data.total * tests)
-    wide = f"About {items} test items; the interval of an accuracy is then about ±{100 / items**0.5:.0f} points."
+    wide = f"About {items} test items; the 95% interval of an accuracy is about ±{100 / items**0.5:.0f} points."
     if source.limit or data.total * 0.2 > TEST_ITEMS:
-        yield "data.dev_share", devs, f"About {TEST_ITEMS} test and dev items each, or less of a small sample."
+        yield "data.dev_share", devs, f"About {TEST_ITEMS} test and dev items each, or fewer from a small sample."
         wide = ""
     yield "data.test_share", tests, wide
-    yield "data.phi.action", "report", "Identifiers of people are counted; mask replaces them by placeholders."
+    yield "data.phi.action", "report", "Personal identifiers are only counted; mask replaces them with placeholders."
     longer = sum(count > form.max_tokens for count in data.row_tokens) / len(data.row_tokens)
-    cut = "lose their earliest turns" if data.kind == "conversations" else "are shortened, first their context"
+    cut = "lose their earliest turns" if data.kind == "conversations" else "are shortened, starting with their context"
     long = f"{longer:.0%} of the rows are longer and {cut}." if longer else "Long enough for all rows."
     yield "prompt.max_tokens", form.max_tokens, long
     if form.context_head:
-        ends = "If a context is shortened, this share of its tokens goes to its beginning, the rest to its end."
+        ends = "If a context is shortened, this share of its tokens is taken from its beginning, the rest from its end."
         yield "prompt.context_head", form.context_head, ends
-    yield "prompt.answer_tokens", form.answer_tokens, "95% of the answers fit into this." if data.answers else ""
+    yield (
+        "prompt.answer_tokens",
+        form.answer_tokens,
+        "Long enough for 95% of the answers, up to half of prompt.max_tokens." if data.answers else "",
+    )
     if data.kind == "claims":
         yield "train.tasks", ["claim"], ""
     read = (source.limit or data.total) * (1 - tests) * (1 - devs)
     steps = f"About {read * spec.epochs / spec.batch_size:,.0f} steps; an epoch has {read:,.0f} training rows."
     yield from (("train.batch_size", spec.batch_size, steps), ("train.accumulation", spec.accumulation, ""))
     yield "train.epochs", spec.epochs, ""
-    compare = "To compare other values, add --set evaluate.split=dev; the test set is for the final result."
+    compare = "To compare other values, add --set evaluate.split=dev; keep the test set for the final result."
     yield "train.learning_rate", spec.learning_rate, compare
     if spec.average_last:
-        yield "train.average_last", spec.average_last, "The final weights are averaged over this share of the steps."
+        yield "train.average_last", spec.average_last, "The weights of this last share of the steps are averaged."
     if spec.decision_share:
-        few = "A decision has few tokens: without its own share of the loss, it is hardly learnt."
+        few = "A decision has few tokens, so without their own share of the loss, decisions are hardly learnt."
         yield "train.decision_share", spec.decision_share, few
     if spec.class_balance:
         rarest, count = data.decisions.most_common()[-1]
-        rare = f"Rare decisions count more: {count / data.decisions.total():.0%} are {rarest}."
+        rare = f"Rare decisions get a higher weight: {count / data.decisions.total():.0%} of decisions are {rarest}."
         yield "train.class_balance", spec.class_balance, rare
     enough = "Long enough for 95% of the answers, up to a limit that keeps the evaluation short."
     yield "evaluate.max_new_tokens", recipe.evaluate.max_new_tokens, enough if data.answers else ""

@@ -1,10 +1,10 @@
-"""Cross-entropy through the output head in pieces, without keeping the logits, and the preference losses DPO and KTO.
+"""Cross-entropy computed in pieces without storing all logits, and the preference losses DPO and KTO.
 
 With a vocabulary of 262,000 tokens, the logits of 500 supervised tokens take half a gigabyte in FP32, and a plain
-backward pass fills several tensors of that size. Here the logits of each piece exist only until their loss and the
-gradient of their hidden states are computed (as in Liger's fused linear cross-entropy, arXiv:2410.10989). `plain_loss`
-is the fallback for heads that are trained or whose logits the architecture changes afterwards; a test checks that both
-agree.
+backward pass fills several tensors of that size. Here, the logits of a piece exist only until the loss of the piece and
+the gradient of its hidden states are computed (as in Liger's fused linear cross-entropy, arXiv:2410.10989).
+`plain_loss` is the fallback for heads that are trained, and for architectures that change the head's logits. A test
+checks that both computations agree.
 
 DPO takes rows with two branches, a preferred and a rejected answer: Rafailov et al. 2023, "Direct Preference
 Optimization" (arXiv:2305.18290). KTO takes rows with one answer, which is desirable or undesirable: Ethayarajh et al.
@@ -26,19 +26,19 @@ from meditune.models.shared_prefix_batch import PROMPT, Batch, Row, by_length, j
 from meditune.prompts import Encoded
 
 CHUNK_TOKENS = 256
-"""Supervised tokens whose logits are kept at the same time, in the model's number format."""
+"""Number of supervised tokens whose logits are stored at the same time, in the model's number format."""
 GPU_LOGITS = 2**29
-"""Bytes of logits, with their FP32 copy, that a GPU may keep instead, so that its products are fewer and larger."""
+"""Bytes of logits and their FP32 copy that a GPU may store instead, so that matrix products are fewer and larger."""
 EXACT = 2**21
-"""Logits that a CPU keeps in FP32 at the same time: 8 MB."""
+"""Number of logits that a CPU stores in FP32 at the same time (8 MB)."""
 PLANNED_FOR_GPU = ContextVar("PLANNED_FOR_GPU", default=False)
 """True while a plan for a GPU runs on the meta device, whose tensors then count as a GPU's"""
 CHANGED_AFTER_HEAD = ("final_logit_softcapping", "logit_scale", "logits_scaling")
-"""Settings of architectures that scale or cap the head's output."""
+"""Config settings of architectures that scale or cap the head's output."""
 
 
 def is_plain_head(model: Any) -> bool:
-    """Return whether logits are just a linear map of the last hidden state, and the map needs no gradient."""
+    """Return whether the logits are just a linear map of the last hidden state, and this map needs no gradient."""
     head, config = model.get_output_embeddings(), model.config.get_text_config()
     trained = torch.is_grad_enabled() and any(parameter.requires_grad for parameter in head.parameters())
     if type(head) is not torch.nn.Linear or trained:
@@ -82,7 +82,7 @@ def losses_of_rows(
 
 
 def choices_of(rows: Sequence[Row]) -> dict[int, tuple[int, ...]]:
-    """Return the targets that compete only with a few tokens (claims): index among the rows' targets -> token ids."""
+    """Return the targets that compete only with a few tokens (claims): the target's index -> ids of these tokens."""
     items = [row.encoded[number] if number != PROMPT else None for row in rows for number in row.of]
     return {place: item.choices for place, item in enumerate(items) if item and item.choices}
 
@@ -94,7 +94,7 @@ def choice_loss(
     weights: torch.Tensor,
     choices: Mapping[int, tuple[int, ...]],
 ) -> torch.Tensor:
-    """Return the sum of weight * cross-entropy over the targets with `choices`, normalized over these tokens alone.
+    """Return the sum of weight * cross-entropy over the targets with `choices`, normalized over the choices alone.
 
     The logits are computed in FP32 from the (N, hidden size) states.
     """
@@ -114,7 +114,7 @@ def plain_loss(predicted: Predicted, targets: torch.Tensor, weights: torch.Tenso
 
 
 def fused_loss(head: torch.nn.Linear, hidden: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor) -> Any:
-    """Return `plain_loss` computed from (N, hidden size) hidden states; only these get a gradient."""
+    """Return the same loss as `plain_loss`, computed from (N, hidden size) states; only the states get a gradient."""
     return _FusedLoss.apply(hidden, head.weight, head.bias, targets, weights)  # type: ignore[no-untyped-call]
 
 
@@ -177,7 +177,7 @@ class _TokenLosses(torch.autograd.Function):
 def _pieces(
     hidden: torch.Tensor, matrix: torch.Tensor, bias: torch.Tensor | None
 ) -> Iterator[tuple[slice, torch.Tensor]]:
-    """Yield slices of some hidden states with their (n, vocabulary) logits, in memory that is reused."""
+    """Yield slices of the hidden states, each with its (n, vocabulary) logits, whose memory the next slice reuses."""
     size = CHUNK_TOKENS
     if _is_on_gpu(hidden):
         size = max(CHUNK_TOKENS, GPU_LOGITS // (matrix.shape[0] * (hidden.element_size() + 4)))
@@ -197,7 +197,7 @@ def _is_on_gpu(tensor: torch.Tensor) -> bool:
 
 
 def _in_fp32(logits: torch.Tensor) -> Iterator[tuple[slice, torch.Tensor]]:
-    """Yield slices of a few rows of logits with an FP32 copy of those rows, in memory that is reused.
+    """Yield slices of a few rows of logits, each with an FP32 copy, whose memory the next slice reuses.
 
     The slices are small enough for a CPU's cache; a GPU gets all rows at once.
     """
@@ -209,7 +209,7 @@ def _in_fp32(logits: torch.Tensor) -> Iterator[tuple[slice, torch.Tensor]]:
 
 
 def _normalized(logits: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the targets' (n, 1) logits and the (n, 1) log-sum-exps; turn `logits` into probabilities in place."""
+    """Return the targets' (n, 1) logits, and the rows' (n, 1) log-sum-exps; `logits` become probabilities."""
     target_logits, top = logits.gather(1, target), logits.amax(dim=1, keepdim=True)
     total = logits.sub_(top).exp_().sum(dim=1, keepdim=True)
     logits.div_(total)
@@ -217,22 +217,22 @@ def _normalized(logits: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tenso
 
 
 def _slope(probabilities: torch.Tensor, target: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """Return the gradient of the sum of weight * cross-entropy by the logits, in the probabilities' memory."""
+    """Return the gradient of the sum of weight * cross-entropy for the logits; overwrite `probabilities` with it."""
     return probabilities.mul_(weight).scatter_add_(1, target, -weight)
 
 
 Reference = Mapping[str, Sequence[float]]
-"""Id of a row's pair -> log-likelihoods of its answers before training"""
+"""Id of a pair or rated answer -> the log-likelihoods of its answers before training"""
 
 
 class PairLoss:
-    """The mean of DPO's loss over pairs."""
+    """The DPO loss, averaged over pairs."""
 
     def __init__(self, beta: float, reference: Reference) -> None:
         self.beta, self.reference = beta, reference
 
     def of(self, row: Row) -> list[float]:  # noqa: ARG002 (every pair counts the same)
-        """Return the weight of a pair."""
+        """Return the weight of a pair, which is always 1."""
         return [1.0]
 
     def prepare_step(
@@ -256,22 +256,22 @@ class PairLoss:
     def _likelihoods(
         self, model: Any, frozen: HiddenStateCache, rows: Sequence[Row], pad_id: int
     ) -> tuple[torch.Tensor, torch.Tensor, Batch]:
-        """Return the (R, A) log-likelihoods of R rows' answers under the model and before training, and the batch."""
+        """Return the (R, A) log-likelihoods of R rows' answers now, those before training, and the batch."""
         now, batch = log_likelihoods(model, frozen, rows, pad_id)
         before = [self.reference[row.encoded[0].id] for row in rows]
         return now, torch.tensor(before, device=now.device), batch
 
 
 class SingleAnswerLoss(PairLoss):
-    """The mean of KTO's loss over answers that are desirable or undesirable.
+    """The KTO loss, averaged over answers that are desirable or undesirable.
 
-    The reference point is the same for all rows of a step, so `prepare_step` must come before the step's losses. It
-    compares the model with its starting point on each of the step's prompts, followed by the answer of the next row;
-    the mean log-ratio estimates the KL divergence.
+    All rows of a step have the same reference point, so `prepare_step` must be called before the step's losses are
+    computed. It combines each of the step's prompts with the answer of the next row. On these mismatched rows, the mean
+    log-ratio between the model and its starting point estimates the KL divergence, which is the reference point.
     """
 
     def __init__(self, beta: float, reference: Reference, desirable: Mapping[str, bool], max_tokens: int) -> None:
-        """`desirable` is by row id; prompts with other rows' answers are cut to `max_tokens`."""
+        """`desirable` maps row ids to True or False; prompts with other rows' answers are cut to `max_tokens`."""
         super().__init__(beta, reference)
         self.desirable, self.max_tokens = desirable, max_tokens
         self.weights = weights_of_thumbs(sum(desirable.values()), len(desirable) - sum(desirable.values()))
@@ -298,9 +298,9 @@ class SingleAnswerLoss(PairLoss):
 
 
 def mismatched(rows: Sequence[Row], max_tokens: int) -> list[Row]:
-    """Return each row's prompt with the answer of the next row, and for the last row with that of the first.
+    """Return rows that combine each prompt with the next row's answer; the last prompt gets the first row's answer.
 
-    A row that is longer than `max_tokens` is cut. For a single row, the result is empty.
+    A row that would be longer than `max_tokens` is cut. For a single row, the result is empty.
     """
     if len(rows) < 2:
         return []
@@ -313,10 +313,10 @@ def mismatched(rows: Sequence[Row], max_tokens: int) -> list[Row]:
 
 
 def weights_of_thumbs(desirable: int, undesirable: int) -> tuple[float, float]:
-    """Return the loss weights of desirable and undesirable answers, from their numbers.
+    """Return the loss weights of desirable and undesirable answers, computed from the numbers of such answers.
 
-    Following the paper, weight times number of desirable answers is 1 to 4/3 times that of undesirable answers. If
-    equal weights are outside this range, the weight of the rarer kind is raised until the ratio reaches the range.
+    Following the paper, weight * number is 1 to 4/3 times as large for desirable answers as for undesirable answers. If
+    equal weights don't give a ratio in this range, the weight of the rarer kind is raised until the ratio reaches it.
     """
     ratio = desirable / undesirable
     return max(1.0, 1 / ratio), max(1.0, ratio * 3 / 4)
@@ -325,7 +325,7 @@ def weights_of_thumbs(desirable: int, undesirable: int) -> tuple[float, float]:
 def log_likelihoods(
     model: Any, frozen: HiddenStateCache, rows: Sequence[Row], pad_id: int
 ) -> tuple[torch.Tensor, Batch]:
-    """Return the (R, A) summed log-likelihoods of R rows' answers with their end tokens, and the batch.
+    """Return the (R, A) log-likelihoods of R rows' answers, summed over tokens including end tokens, and the batch.
 
     All rows have the same number A of answers: two for a pair, one for a single answer.
     """
@@ -339,7 +339,8 @@ def log_likelihoods(
 def dpo(now: torch.Tensor, before: torch.Tensor, beta: float) -> torch.Tensor:
     """Return (R,) losses from (R, 2) summed log-likelihoods under the model and under its starting point.
 
-    -log sigmoid(beta * ((chosen - rejected) now - (chosen - rejected) before)): ln 2 where nothing has changed.
+    A loss is -log sigmoid(beta * ((chosen - rejected) now - (chosen - rejected) before)), which is ln 2 if nothing has
+    changed.
     """
     moved = now - before
     return -logsigmoid(beta * (moved[:, 0] - moved[:, 1]))
@@ -348,10 +349,11 @@ def dpo(now: torch.Tensor, before: torch.Tensor, beta: float) -> torch.Tensor:
 def kto(
     log_ratio: torch.Tensor, kl: float, desirable: torch.Tensor, beta: float, weights: tuple[float, float]
 ) -> torch.Tensor:
-    """Return (R,) losses from the (R,) log-ratios of model and starting point on the answers, and the reference point.
+    """Return (R,) losses of answers, from their (R,) log-ratios (model to starting point) and the reference point `kl`.
 
-    weight * (1 - sigmoid(beta * (log-ratio - kl))) for the answers in the (R,) mask `desirable`, and with the opposite
-    sign inside the sigmoid for the others; `weights` are those of desirable and undesirable answers.
+    The loss is weight * (1 - sigmoid(beta * (log-ratio - kl))) for answers in the (R,) mask `desirable`. For all other
+    answers, the sign inside the sigmoid is the opposite. `weights` contains the weight of desirable answers, then that
+    of undesirable answers.
     """
     gain = beta * (log_ratio - kl)
     return torch.where(desirable, weights[0] * sigmoid(-gain), weights[1] * sigmoid(gain))

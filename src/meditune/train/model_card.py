@@ -48,7 +48,7 @@ def model_card(recipe: Recipe, facts: dict[str, Any], report: dict[str, Any] | N
         "\n".join(front),
         f"# {recipe.name}: {recipe.model.base} tuned with Meditune",
         *warnings(report),
-        *(["This folder contains the whole model, not an adapter."] if full else []),
+        *(["This folder contains the complete model, not an adapter."] if full else []),
         "## Use",
         *loading(recipe.prompt, recipe.model.strategy),
         f"The prompt format is in `prompt.json`; sources go before the question, one per line. The weights of the base "
@@ -68,15 +68,15 @@ def _markdown(*paragraphs: str) -> str:
 
 
 def warnings(report: dict[str, Any] | None) -> list[str]:
-    """Return the paragraphs of a card about a model's limits, and about training on synthetic data."""
+    """Return a card's paragraphs about training on synthetic data, if it is known, and about the model's limits."""
     synthetic = ["**Trained on invented studies, only to try out the tool. Not for any other use.**"]
     return [*(synthetic if report and report["data"].get("synthetic") else []), f"**Limits.** {LIMITS}"]
 
 
 def measured(report: dict[str, Any]) -> list[str]:
-    """Return the paragraphs of a card with both models' metrics."""
+    """Return a card's paragraphs with the metrics of the base and the tuned model."""
     leaks = described(report["leakage"]) if report.get("leakage") else []
-    loud = f"**Leakage: the metrics below were not measured on unseen questions only.** {' '.join(leaks)}"
+    loud = f"**Leakage: not all test questions behind the metrics below were unseen.** {' '.join(leaks)}"
     table = ["| metric | base | tuned | 95 % interval |", "|---|---|---|---|"]
     for name, row in report["comparison"].items():
         low, high = row["ci95"]
@@ -88,20 +88,20 @@ def measured(report: dict[str, Any]) -> list[str]:
         f"## Measured on {report['data']['test_set']}",
         *([loud] if leaks else []),
         "\n".join(table),
-        "The interval is for the difference, from a paired bootstrap over the test items.",
+        "The interval is that of the difference (tuned minus base), from a paired bootstrap over the test items.",
     ]
 
 
 def _origin(recipe: Recipe, facts: dict[str, Any]) -> str:
-    """Return where the weights of the base model were read from."""
+    """Return the source of the base model's weights, for a sentence."""
     if "start" in facts:
-        return f"`start` in the run's folder: `{facts['start']}`, an adapter, merged into its own base model"
+        return f"`start` in the run's folder, which is the adapter `{facts['start']}` merged into its own base model"
     revision = f", commit `{facts['base_commit']}`" if facts.get("base_commit") else ""
     return f"`{locate(recipe.model.base)}`{revision}"
 
 
 def _carried(entry: BaseModel | None) -> str:
-    """Return the origin of a base from a Python package, whose weights differ slightly from the hub's."""
+    """Return a clause about a base from a Python package, whose weights differ slightly from the hub's; else empty."""
     if not (entry and entry.package):
         return ""
     names, file = ", ".join(entry.package.requirements), entry.package.pieces[0].rpartition("/")[2]
@@ -109,7 +109,10 @@ def _carried(entry: BaseModel | None) -> str:
 
 
 def loading(form: PromptFormat, strategy: Strategy) -> list[str]:
-    """Return Python code that asks the model in FOLDER without Meditune; the strategy `full` means a whole model."""
+    """Return Markdown with Python code that asks the model in FOLDER without Meditune.
+
+    FOLDER contains a complete model if the strategy is `full`, else an adapter.
+    """
     question = f"{form.question_cue} Does exercise help people with back pain?\\n{form.plain_cue or form.answer_cue}"
     prompt = [f'prompt = tokenizer("{question}", return_tensors="pt")']
     if form.is_chat:
@@ -160,7 +163,7 @@ def _what_was_trained(spec: ModelSpec) -> str:
 def _pruned(spec: ModelSpec) -> list[str]:
     if spec.prune.method == "none":
         return []
-    only = f" The adapter loads only on that model, which is in `../{PRUNED}` of the run."
+    only = f" The adapter fits only the pruned model, which is in the run's folder (`../{PRUNED}`)."
     return [f"The base model was pruned before it was tuned: {spec.prune.summary}.{only * (spec.strategy != 'full')}"]
 
 
@@ -177,7 +180,7 @@ def _optional_paragraphs(facts: dict[str, Any]) -> Iterator[str]:
     """Yield paragraphs about the best state, preference pairs, mixing, retrieval and replay, if the run has them."""
     if facts.get("dev", {}).get("kept"):
         dev = facts["dev"]
-        yield f"The weights are those after step {dev['best_step']}, the best by {dev['metric']} on the dev split."
+        yield f"The weights are from step {dev['best_step']}, after which {dev['metric']} on the dev split was best."
     if "preference" in facts:
         pairs, method = facts["preference"], facts["objective"].upper()
         kinds = ", ".join(f"{count:,} {kind}" for kind, count in pairs["train"].items())
@@ -195,28 +198,28 @@ def _optional_paragraphs(facts: dict[str, Any]) -> Iterator[str]:
     if "retrieved" in facts:
         found = facts["retrieved"]
         yield (
-            f"{found['examples']:,} of the {facts['rows']:,} examples showed retrieved passages, "
-            f"{found['right']:,} of them with their own passage among the others."
+            f"{found['examples']:,} of the {facts['rows']:,} examples showed retrieved passages; "
+            f"for {found['right']:,} of these examples, the passages included the example's own."
         )
     if "replay" in facts:
         replay = facts["replay"]
         what = {"self": "text that the base model wrote itself", "general": "WikiText-2", "medical": "MedQuAD"}
         yield (
             f"To reduce forgetting, {replay['visits']:,} rows of {what[replay['source']]} were replayed with the "
-            f"examples, {replay['loss_share']:.0%} of the loss."
+            f"examples. They made up {replay['loss_share']:.0%} of the loss."
         )
 
 
 def hosted_model_card(recipe: Recipe, training: dict[str, Any], report: dict[str, Any] | None) -> str:
-    """Return Markdown; `report` (report.json) adds the measured metrics."""
+    """Return the Markdown card of a model tuned through an API; `report` (report.json) adds the measured metrics."""
     billed = training.get("trained_tokens")
     counted = f", {billed:,} tokens as counted by the API" if billed else ""
     return _markdown(
         f"# {recipe.name}: {recipe.model.base} tuned with Meditune, through its API",
         *warnings(report),
-        f"The model is `{training['model']}` at {recipe.model.api.url}. Its weights aren't here, and the API's "
-        "operator can retire it. `api.json` has the address and the name of the environment variable with the key; "
-        "`prompt.json` has the prompt format. To ask the model, run in the folder of its run:",
+        f"The model is `{training['model']}` at {recipe.model.api.url}. Its weights aren't in this folder, and the "
+        "API's operator can retire the model. `api.json` contains the address and the name of the environment variable "
+        "with the key; `prompt.json` contains the prompt format. To ask the model, run this in the run's folder:",
         '```bash\nmeditune ask . "Does exercise help people with back pain?"\n```',
         "## Training",
         f"{training['rows']:,} rows, {training['epochs']} epochs{counted}, job `{training['job']}`.",

@@ -1,4 +1,4 @@
-"""Optimizers on FP32 master copies of parameters, which may be BF16 or FP16 themselves."""
+"""Optimizers that update FP32 master copies of the parameters; the parameters themselves may be BF16 or FP16."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from meditune.models.quantization import require
 
 BETAS, EPSILON = (0.9, 0.999), 1e-8
 EIGHT_BIT_FROM = 4096
-"""Minimum size of a tensor whose optimizer state is stored in 8 bits; smaller tensors save too little memory"""
+"""Minimum number of elements for 8-bit optimizer state; smaller tensors would save too little memory"""
 STATE_BYTES: dict[OptimizerName, int] = {"adamw": 16, "adamw8bit": 10, "adafactor": 8}
-"""Bytes for each trained weight: its FP32 copy, that copy's gradient, and the optimizer's state."""
+"""Optimizer -> bytes for each trained weight: the FP32 copy, the copy's gradient, and the optimizer's state."""
 
 
 def state_bytes(spec: TrainSpec) -> int:
@@ -28,9 +28,10 @@ def state_bytes(spec: TrainSpec) -> int:
 class MasterOptimizer:
     """The recipe's optimizer on FP32 copies of the parameters.
 
-    A BF16 parameter rounds away updates smaller than 1/256 of its value, so the update happens on an FP32 copy. FP16
-    gradients below 6e-8 vanish, so where anything is computed in FP16 the caller multiplies the loss by `scale`, which
-    adapts (Micikevicius et al. 2018, arXiv:1710.03740); for other formats it stays 1.
+    A BF16 parameter rounds away updates smaller than 1/256 of its value, so updates are applied to an FP32 copy. FP16
+    gradients below 6e-8 become zero. If anything is computed in FP16, the caller therefore multiplies the loss by
+    `scale`, which is adapted during training (Micikevicius et al. 2018, arXiv:1710.03740). For other number formats,
+    `scale` stays 1.
     """
 
     GOOD_STEPS = 500  # number of steps without an overflow after which the scale is doubled
@@ -45,9 +46,9 @@ class MasterOptimizer:
         self.optimizer = _optimizer(self.masters, spec)
 
     def step(self, learning_rate: float) -> float:
-        """Apply the accumulated gradients and those of the masters, clear them, and return their norm before clipping.
+        """Update the weights with the gradients of parameters and masters, and return the norm before clipping.
 
-        If the norm isn't finite, nothing is applied, and a loss scale above 1 is halved.
+        The gradients are cleared. If the norm isn't finite, the weights stay unchanged, and a scale above 1 is halved.
         """
         for master, parameter in zip(self.masters, self.parameters, strict=True):
             if parameter.grad is not None:
@@ -79,7 +80,7 @@ class MasterOptimizer:
         tensors["scale"] = torch.tensor([self.scale, float(self.good_steps)])
         for index, master in enumerate(self.masters):
             for key, value in self.optimizer.state[master].items():
-                # Every parameter has the same quantization map, and safetensors stores no tensor twice.
+                # All parameters share one quantization map, but safetensors refuses to store a shared tensor.
                 saved = value.clone() if key.startswith("qmap") else torch.as_tensor(value)
                 tensors[f"state.{index}.{key}"] = saved
         return tensors
@@ -91,7 +92,7 @@ class MasterOptimizer:
             kind, *index_and_name = key.split(".", 2)
             if kind == "state":
                 master = self.masters[int(index_and_name[0])]
-                # Scalars stay on the CPU; those that are counts become plain numbers.
+                # Scalars stay on the CPU; counts become plain integers.
                 restored = value.to(master.device) if value.dim() else value
                 is_count = not (value.dim() or value.is_floating_point())
                 self.optimizer.state[master][index_and_name[1]] = int(value) if is_count else restored
@@ -99,14 +100,14 @@ class MasterOptimizer:
 
     @torch.no_grad()
     def set_weights(self, weights: Sequence[torch.Tensor]) -> None:
-        """Set the masters to these values, and the parameters to the rounded values."""
+        """Set the masters to these values, and the parameters to the same values rounded to their number format."""
         for master, parameter, weight in zip(self.masters, self.parameters, weights, strict=True):
             master.copy_(weight)
             parameter.copy_(master)
 
 
 def check_optimizer(name: OptimizerName, device: str) -> None:
-    """Raise ModelError if the optimizer doesn't work on this machine; try a step with 8-bit states."""
+    """Raise ModelError if the optimizer doesn't work on this machine; to find out, try one step with 8-bit states."""
     if name != "adamw8bit":
         return
     require("train.optimizer adamw8bit")
@@ -135,7 +136,7 @@ def _optimizer(masters: list[torch.Tensor], spec: TrainSpec) -> torch.optim.Opti
     elif spec.optimizer == "adamw8bit":
         from bitsandbytes.optim import AdamW8bit, PagedAdamW8bit
 
-        # On a GPU, paged states move to host memory while a batch needs their room.
+        # On a GPU, paged states move to host memory while a batch needs the space that they occupy.
         kind = PagedAdamW8bit if masters[0].is_cuda else AdamW8bit
         optimizer = kind(masters, **shared, betas=BETAS, eps=EPSILON, min_8bit_size=EIGHT_BIT_FROM)
     else:
@@ -144,7 +145,7 @@ def _optimizer(masters: list[torch.Tensor], spec: TrainSpec) -> torch.optim.Opti
 
 
 def empty_state(parameters: list[torch.nn.Parameter]) -> dict[str, torch.Tensor]:
-    """Return empty tensors in the form of `MasterOptimizer.state` after an AdamW step, to load a checkpoint into."""
+    """Return zeros in the form of `MasterOptimizer.state` after an AdamW step, to load a checkpoint into."""
     tensors = {"scale": torch.zeros(2)}
     for index, parameter in enumerate(parameters):
         tensors[f"state.{index}.step"] = torch.zeros(())
@@ -154,7 +155,7 @@ def empty_state(parameters: list[torch.nn.Parameter]) -> dict[str, torch.Tensor]
 
 
 def learning_rate(step: int, steps: int, spec: TrainSpec) -> float:
-    """Return the learning rate of step 0 .. `steps` - 1: linear warm-up, then the recipe's schedule."""
+    """Return the learning rate for 0-based `step` out of `steps`: linear warm-up, then the recipe's schedule."""
     warmup = math.ceil(spec.warmup_share * steps)
     if step < warmup:
         return spec.learning_rate * (step + 1) / (warmup + 1)

@@ -1,7 +1,7 @@
 """Penalties that keep weights near the starting point of training: L2-SP and elastic weight consolidation (EWC).
 
-For LoRA, both work on the change of the effective weight, scale * B A, because the starting values of A and B are
-arbitrary.
+For LoRA, both penalties apply to the change of the effective weight, scale * B A, because the starting values of A and
+B are arbitrary.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Penalty(Protocol):
     """A term of the loss that depends only on the weights."""
 
     def add_gradients(self, masters: Masters) -> float:
-        """Add the term's gradient to that of the FP32 master copies, and return the term's value."""
+        """Add the term's gradient to the gradients of the FP32 master copies, and return the term's value."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,7 +41,10 @@ class Pair:
 
 
 class StartingPoint:
-    """The starting point of training, created before the first step: pairs with B A = 0, copies of other parameters."""
+    """The starting point of training, which must be created before the first step.
+
+    It contains LoRA pairs, for which B A is still 0, and copies of all other trained parameters.
+    """
 
     def __init__(self, model: Any) -> None:
         self.pairs = list(_pairs(model))
@@ -65,10 +68,10 @@ def _pairs(model: Any) -> Iterator[Pair]:
 
 
 class L2SP:
-    """The L2-SP penalty: an equal pull of every weight to the starting point, strength / 2 * ||w - w0||^2.
+    """The L2-SP penalty, strength / 2 * ||w - w0||^2, which pulls every weight equally to the starting point.
 
-    Li, Grandvalet and Davoine 2018 (arXiv:1802.01483). ||B A||_F^2 is the sum over (B^T B) * (A A^T), two matrices of
-    rank x rank, so B A is never built.
+    Li, Grandvalet and Davoine 2018 (arXiv:1802.01483). ||B A||_F^2 is the sum of all entries of (B^T B) * (A A^T), an
+    elementwise product of two rank x rank matrices, so B A is never computed.
     """
 
     def __init__(self, start: StartingPoint, strength: float) -> None:
@@ -92,7 +95,7 @@ class L2SP:
 
 
 def add(master: torch.Tensor, gradient: torch.Tensor) -> None:
-    """Add to the gradient of the master copy."""
+    """Add `gradient` to the gradient of a master copy."""
     master.grad = gradient if master.grad is None else master.grad + gradient
 
 
@@ -107,8 +110,9 @@ class Fisher(NamedTuple):
 def estimate(model: Any, pad_id: int, rows: Sequence[Row], frozen: HiddenStateCache, start: StartingPoint) -> Fisher:
     """Return the mean over the rows of (gradient of the row's summed loss)^2 / tokens, at the starting point.
 
-    The gradient for W is built from a layer's inputs and its output's gradient, so W itself needs none and may be
-    quantized. Several processes share the rows. Raises ModelError if the estimate isn't finite.
+    The gradient for W is computed from the inputs of its layer and the gradient of the layer's output, so W itself
+    needs no gradient and may be quantized. Several processes share the rows. Raises ModelError if the estimate isn't
+    finite.
     """
     found = Fisher(
         [torch.zeros(pair.b.shape[0], pair.a.shape[1], device=pair.b.device) for pair in start.pairs],

@@ -38,7 +38,7 @@ from meditune.train.dataset import TokenWeights
 
 @dataclass(frozen=True)
 class SourceMix:
-    """The rows of each source, and how many of them an epoch has."""
+    """The rows of each source, and the number of rows that an epoch takes from it."""
 
     rows: dict[str, list[int]]  # source -> indices of its rows
     visits: dict[str, int]  # source -> rows in an epoch
@@ -49,9 +49,9 @@ class SourceMix:
         return sum(self.visits.values())
 
     def epochs(self, seed: int, count: float = float("inf")) -> Iterator[list[int]]:
-        """Yield the rows of each of `count` epochs; a partial epoch has the same part of every source.
+        """Yield the row indices of each of `count` epochs; a partial epoch takes the same share of every source.
 
-        A source continues where its last epoch ended, so all its rows occur once before any occurs again.
+        A source continues where the previous epoch stopped, so each of its rows occurs once before any row recurs.
         """
         streams = {name: endless_order(len(indices), f"{seed}/mix/{name}") for name, indices in self.rows.items()}
         for number in itertools.count():
@@ -62,18 +62,18 @@ class SourceMix:
             yield [self.rows[name][index] for name, taken in visits.items() for index in islice(streams[name], taken)]
 
     def described(self) -> str:
-        """Return the visits in words, for the pre-flight."""
+        """Return the number of rows that an epoch takes from each source in words, for the pre-flight."""
         return ", ".join(
             f"{count:,} of {name} ({len(self.rows[name]):,} distinct)" for name, count in self.visits.items()
         )
 
     def repeats(self) -> dict[str, float]:
-        """Return how often a row of each source occurs in an epoch, on average."""
+        """Return source -> the mean number of times that one of its rows occurs in an epoch."""
         return {name: count / len(self.rows[name]) for name, count in self.visits.items()}
 
 
 def mix_of(sources: Sequence[str], weights: Mapping[str, float]) -> SourceMix | None:
-    """Return the mix of rows with these `sources`; None if each row occurs once in an epoch."""
+    """Return the mix of rows whose sources are `sources`; None if each row occurs exactly once in an epoch."""
     rows: dict[str, list[int]] = {}
     for index, source in enumerate(sources):
         rows.setdefault(source, []).append(index)
@@ -82,14 +82,14 @@ def mix_of(sources: Sequence[str], weights: Mapping[str, float]) -> SourceMix | 
     missing = weights.keys() - rows.keys()
     if missing:
         raise DataError(
-            f"train.mix.weights: {', '.join(sorted(missing))} has no training rows. Remove that source from the "
-            "weights, or remove the option."
+            f"train.mix.weights: there are no training rows from {', '.join(sorted(missing))}. Remove sources "
+            "without rows from the weights, or remove the option."
         )
     return SourceMix(rows, _apportioned({name: weights[name] for name in rows}, len(sources)))
 
 
 def endless_order(count: int, seed: str) -> Iterator[int]:
-    """Yield 0 to `count` - 1 endlessly, each time in a new order that follows from the seed."""
+    """Yield the numbers 0 to `count` - 1 endlessly, in a new order each time; the seed determines the orders."""
     for number in itertools.count():
         order = list(range(count))
         random.Random(f"{seed}/{number}").shuffle(order)
@@ -109,7 +109,7 @@ def _apportioned(weights: Mapping[str, float], total: int) -> dict[str, int]:
 
 @dataclass(frozen=True)
 class Replay:
-    """Replay rows, and the selection for each step."""
+    """Replay rows, and the selection of them for each step."""
 
     rows: Sequence[Row]
     steps: list[list[int]]  # indices of `rows` for every optimizer step
@@ -125,7 +125,7 @@ class Replay:
         return sum(len(self.rows[index]) for step in self.steps[done:] for index in step)
 
     def facts(self, examples: float) -> dict[str, Any]:
-        """Return counts for the whole training; `examples` is the sum of the examples' token weights."""
+        """Return counts for all of the training; `examples` is the sum of the token weights of the examples."""
         rehearsed = sum(sum(self.weights.of(self.rows[index])) for step in self.steps for index in step)
         return {
             "source": self.spec.source,
@@ -140,15 +140,15 @@ class Replay:
         facts = self.facts(examples)
         visits, rows = facts["visits"], facts["rows"]
         return (
-            f"{visits:,} rows in total ({self.spec.share:.0%} of all rows), from {rows:,} rows of source "
-            f"{self.spec.source} ({facts['tokens']:,} tokens); they make up {facts['loss_share']:.0%} of the loss."
+            f"{visits:,} rows in total ({self.spec.share:.0%} of all rows; {facts['tokens']:,} tokens), from {rows:,} "
+            f"distinct rows of source {self.spec.source}. They make up {facts['loss_share']:.0%} of the loss."
         )
 
 
 def plan_replay(
     rows: Sequence[Row], steps: Sequence[Sequence[int]], weights: TokenWeights, spec: ReplaySpec, seed: int
 ) -> Replay:
-    """Spread replay over the steps, so that after each step the share of replay rows is `spec.share`, rounded."""
+    """Return replay rows spread over the steps; after each step, their share so far is `spec.share`, rounded."""
     chosen = rows[: spec.rows]
     stream = endless_order(len(chosen), f"{seed}/replay")
     taken = itertools.accumulate((len(step) for step in steps), initial=0)
@@ -164,9 +164,10 @@ BATCH = 64  # number of texts that are generated at the same time
 def write_replay_text(loaded: LoadedModel, count: int, tokens: int, seed: int) -> Iterator[dict[str, Any]]:
     """Yield `count` generated texts of at most `tokens` tokens: `id`, `text`, and the token ids `prompt` and `target`.
 
-    After Huang et al. 2024 (arXiv:2403.01244). The text is sampled from the model's full distribution, so the tuned
-    model's expected loss on it is, up to a constant, its Kullback-Leibler divergence from the base. The openings are
-    cut to the length of the shortest, so that a batch needs no padding.
+    The method is that of Huang et al. 2024 (arXiv:2403.01244). The texts are sampled from the model's full
+    distribution. Up to a constant, the tuned model's expected loss on them is therefore the Kullback-Leibler divergence
+    of the tuned model from the base. All openings are cut to the length of the shortest opening, so that a batch needs
+    no padding.
     """
     start = loaded.start_ids()
     openings = [loaded.tokenizer(text, add_special_tokens=False)["input_ids"] for text in OPENINGS]
@@ -189,7 +190,7 @@ def replay_row(written: dict[str, Any]) -> Row:
 
 
 ROW_TOKENS = 128
-"""Maximum length in tokens of rows of the sources self and general; medical rows follow prompt.max_tokens"""
+"""Maximum length in tokens of rows from the sources self and general; for medical, prompt.max_tokens is the maximum"""
 EWC_ROWS = 64  # number of rows from which EWC estimates which weights matter
 FILE = "replay.jsonl"
 GENERAL_FILE = "valid.txt"
@@ -211,7 +212,10 @@ def check_source(recipe: Recipe) -> None:
 
 
 def replay_rows(loaded: LoadedModel, recipe: Recipe, splits: Splits, folder: Path) -> list[Row]:
-    """Return up to the number of rows that the recipe needs, in a seeded order; `loaded` must be the base model."""
+    """Return the replay rows in a seeded order: as many as the recipe needs, or fewer if the source has fewer.
+
+    `loaded` must be the base model.
+    """
     count, spec = rows_needed(recipe.train), recipe.train.replay
     if not count:
         return []
@@ -226,7 +230,7 @@ def replay_rows(loaded: LoadedModel, recipe: Recipe, splits: Splits, folder: Pat
 
 
 def general_rows(loaded: LoadedModel, tokens: int, count: int, seed: int) -> list[Row]:
-    """Return up to `count` seeded windows of WikiText-2's validation text, of `tokens` tokens each."""
+    """Return up to `count` windows of `tokens` tokens from WikiText-2's validation text, in a seeded random order."""
     with quiet_transformers():
         ids = loaded.tokenizer(read_text(_general_file()), add_special_tokens=False)["input_ids"]
     rows = windows("general", ids, tokens, loaded.start_ids())
@@ -251,20 +255,20 @@ def _medical(loaded: LoadedModel, recipe: Recipe, splits: Splits, count: int) ->
     cut = sum(row.encoded[0].answer_cut for row in rows)
     print(
         f"Replay from MedQuAD: {len(found) - len(free):,} of {len(found):,} pairs left out because they are in the "
-        f"run's training data or close to its dev or test items, and {long} because the question is too long; {cut} "
-        f"of {len(rows)} answers cut.",
+        f"run's training data or share a group or question with its dev or test items, and {long} because the question "
+        f"is too long. {cut} of {len(rows)} answers are cut.",
         file=sys.stderr,
     )
     if not rows:
         raise DataError(
-            "train.replay.source: MedQuAD has no pairs left to replay: all are among the run's own examples or too "
-            "long for prompt.max_tokens. Set the source to self or general."
+            "train.replay.source: MedQuAD has no pairs left to replay: all overlap with the run's own examples or are "
+            "too long for prompt.max_tokens. Set train.replay.source to self or general."
         )
     return rows
 
 
 def rehearsal_rows(recipe: Recipe, rows: Sequence[Row]) -> list[Example]:
-    """Return MedQuAD's pairs among the rows of `replay_rows`; none for other sources."""
+    """Return the MedQuAD examples behind the rows of `replay_rows`; empty for other sources."""
     if recipe.train.replay.source != "medical" or not rows:
         return []
     chosen = {item.id for row in rows for item in row.encoded}
@@ -272,7 +276,7 @@ def rehearsal_rows(recipe: Recipe, rows: Sequence[Row]) -> list[Example]:
 
 
 def can_rehearse(examples: list[Example], splits: Splits, seed: int) -> list[Example]:
-    """Return shuffled examples that aren't trained on and share no group or question with dev or test items."""
+    """Return, shuffled, the examples that aren't trained on and share no group or question with dev or test items."""
     held = [*splits.dev, *splits.test]
     groups = {(example.source, example.group) for example in held}
     questions = {question_key(example.user_text) for example in held}
@@ -293,7 +297,7 @@ def _general_file() -> Path:
     if not file.is_file():
         raise DataError(
             f"{file}, WikiText-2's validation text, is missing. Put it there, or use other text: set "
-            "train.replay.source to self, which needs no data; for `meditune prune`, give a recipe with --recipe."
+            "train.replay.source to self, which needs no data; for `meditune prune`, pass a recipe with --recipe."
         )
     return file
 

@@ -1,8 +1,8 @@
 """Predict the memory, speed and time of training from the recipe and the model's shape, and compare strategies.
 
-The hardware is this machine, whose speed is measured, or a GPU with the speed in its data sheet. One batch runs through
-the real training code on the meta device, where nothing is computed, so attention, head, checkpointing, frozen layers
-and every architecture are counted exactly.
+The hardware is this machine, whose speed is measured, or a named GPU, whose speed comes from its data sheet. One batch
+runs through the real training code on the meta device, where no values are computed. Attention, head, checkpointing and
+frozen layers are therefore counted exactly, for every architecture.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from meditune.train.trainer import recompute_activations
 
 
 class Gpu(NamedTuple):
-    """A GPU's data sheet: memory and the speed of dense matrix products as the vendor states them."""
+    """A GPU's memory, and its speed of dense matrix products, as stated in the vendor's data sheet."""
 
     name: str
     memory_gb: float
@@ -76,8 +76,8 @@ def _bare(name: str) -> str:
 
 
 UTILIZATION = {"cpu": 0.5, "cuda": 0.35}
-"""Share of the peak speed of matrix products that training reaches: measured on a CPU (docs/experiments), assumed on
-a GPU, because none was available to measure."""
+"""Share of the peak speed of matrix products that training reaches. The CPU's share was measured (docs/experiments).
+The GPU's share is assumed, because no GPU was available to measure it."""
 SIZE, TIMES = 2048, 5
 
 
@@ -94,7 +94,7 @@ class Target:
 
 
 def target_of(spec: ModelSpec, gpu_name: str | None) -> Target:
-    """Return the named GPU, or this machine if there is no name; raise MedituneError for an unknown GPU."""
+    """Return the GPU with that name, or this machine if `gpu_name` is None. Raises RecipeError for an unknown GPU."""
     from meditune.models.load import number_format
 
     if gpu_name is not None:
@@ -126,7 +126,7 @@ BLOCK, OUTER_BLOCK = 64, 256
 
 
 def config_of(spec: ModelSpec) -> Any:
-    """Return the configuration of the recipe's base model, without downloads for the catalogue's models."""
+    """Return the configuration of the recipe's base model. Models in the catalogue need no download for this."""
     no_telemetry()
     from transformers import AutoConfig
 
@@ -148,9 +148,9 @@ def config_of(spec: ModelSpec) -> Any:
 
 
 def on_meta(config: Any, spec: ModelSpec, dtype: torch.dtype, attention: str, seed: int = 0) -> Any:
-    """Return the model on the meta device, prepared for `spec`'s strategy; `attention` is transformers' name for it.
+    """Return the model on the meta device, prepared for `spec.strategy`; `attention` is an `attn_implementation`.
 
-    With `spec.quantize`, weights are still in `dtype`; `weight_bytes` counts them as they are stored.
+    Even if `spec.quantize` is set, the weights are in `dtype`; `weight_bytes` computes the size of quantized weights.
     """
     from transformers import AutoModelForCausalLM
 
@@ -171,21 +171,21 @@ def on_meta(config: Any, spec: ModelSpec, dtype: torch.dtype, attention: str, se
 
 
 def weight_bytes(model: Any, quantize: Quantize) -> int:
-    """Return the bytes of parameters and buffers, with linear layers except the head stored as `quantize` says."""
+    """Return the bytes of parameters and buffers if all linear layers except the head are quantized by `quantize`."""
     stored = {id(weight): _quantized_bytes(weight, quantize) for weight in _quantizable(model, quantize)}
     tensors = {id(tensor): tensor for tensor in [*model.parameters(), *model.buffers()]}
     return sum(stored.get(key, tensor.numel() * tensor.element_size()) for key, tensor in tensors.items())
 
 
 def dequantized_bytes(model: Any, quantize: Quantize) -> int:
-    """Return the bytes of the largest quantized weight in its compute format, needed while it is used."""
+    """Return the bytes that the largest quantized weight needs while it is dequantized for use."""
     return max((weight.numel() * weight.element_size() for weight in _quantizable(model, quantize)), default=0)
 
 
 def use_fused_attention() -> str:
-    """Register PyTorch's attention operators for GPUs with transformers, and return the name.
+    """Register PyTorch's attention operators for GPUs with transformers; return their name for `attn_implementation`.
 
-    On the meta device, `scaled_dot_product_attention` would fall back to the plain formula, which stores scores.
+    On the meta device, `scaled_dot_product_attention` would fall back to the plain formula, which stores all scores.
     """
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.integrations.sdpa_attention import repeat_kv
@@ -234,7 +234,8 @@ def _quantized_bytes(weight: torch.nn.Parameter, quantize: Quantize) -> int:
     if quantize == "int8":
         return count + 4 * weight.shape[0]
     blocks = -(-count // BLOCK)
-    # Half a byte each; scales in 8 bits; their scales, an offset and both code tables (16 and 256 numbers) in FP32.
+    # Half a byte per weight and an 8-bit scale per block. The scales of these scales, an offset, and both code tables
+    # (16 and 256 numbers) are in FP32.
     return -(-count // 2) + blocks + 4 * (-(-blocks // OUTER_BLOCK) + 1 + 16 + 256)
 
 
@@ -248,7 +249,7 @@ class RehearsedBatch:
 
 
 def longest_rows(recipe: Recipe) -> list[Row]:
-    """Return one batch of rows of `prompt.max_tokens`, each with the longest answer that the prompt leaves room for."""
+    """Return one batch of rows with `prompt.max_tokens` tokens; the answer in each row is as long as possible."""
     form = recipe.prompt
     prompt, answer = [0] * (form.max_tokens - form.answer_room), [0] * (form.answer_room + 1)
     row = join([Encoded("longest", "answer", prompt, answer, answer_cut=False)])
@@ -257,7 +258,7 @@ def longest_rows(recipe: Recipe) -> list[Row]:
 
 
 def rehearse_batch(model: Any, recipe: Recipe, on_gpu: bool = False) -> RehearsedBatch:
-    """Run the largest batch of a step on `model`, on the meta device, as a CPU or GPU would compute it."""
+    """Return the resources of a step's largest batch: run it on the meta device as a CPU or GPU would compute it."""
     rows = longest_rows(recipe)
     tokens = sum(map(len, rows))
     if recipe.train.gradient_checkpointing:
@@ -281,11 +282,11 @@ def rehearse_batch(model: Any, recipe: Recipe, on_gpu: bool = False) -> Rehearse
 
 
 IN_PLACE = {torch.ops.aten.addmm_: torch.ops.aten.addmm}
-"""Products that the registry of operations lacks -> a product of the same cost."""
+"""In-place products that `flop_registry` lacks -> a product with the same cost"""
 
 
 class _Watched(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """A recorder of operations, and of the peak memory in bytes of the tensors that are created inside the block."""
+    """A recorder of the number of operations, and of the peak bytes of the tensors created inside the block."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -317,7 +318,7 @@ class _Watched(TorchDispatchMode):  # type: ignore[no-untyped-call]
 PROCESS = 0.55e9
 """Bytes of Python with PyTorch, transformers and peft: measured on a CPU (0.51 to 0.59 GB), assumed for a GPU's context
 and workspace."""
-WORD = 1280  # bytes that a tokenizer needs for each word: 0.335 GB for Gemma's 262,144, measured
+WORD = 1280  # bytes that a tokenizer needs per vocabulary entry; measured: 0.335 GB for Gemma's 262,144 entries
 
 
 @dataclass(frozen=True)
@@ -332,12 +333,12 @@ class Memory:
 
     @property
     def total(self) -> int:
-        """The peak."""
+        """The predicted peak in bytes."""
         return self.weights + self.training + self.piece + self.process
 
 
 def peak_of(model: Any, piece: RehearsedBatch, recipe: Recipe, on_gpu: bool) -> Memory:
-    """Return the peak memory of training `model`, without the needs of the data, replay, EWC and evaluation."""
+    """Return the peak memory of training `model`, excluding memory for data, replay, EWC and evaluation."""
     passing, stepping, process = _training_bytes(model, recipe, on_gpu)
     held = piece.held + dequantized_bytes(model, recipe.model.quantize)
     weights = weight_bytes(model, recipe.model.quantize)
@@ -347,7 +348,7 @@ def peak_of(model: Any, piece: RehearsedBatch, recipe: Recipe, on_gpu: bool) -> 
 
 
 def _training_bytes(model: Any, recipe: Recipe, on_gpu: bool) -> tuple[int, int, int]:
-    """Return the bytes of training state during a backward pass and during an optimizer step, and of the process."""
+    """Return three numbers of bytes: training state in a backward pass and in an optimizer step, and the process."""
     trained, _ = parameter_counts(model)
     gradients = sum(each.numel() * each.element_size() for each in model.parameters() if each.requires_grad)
     state = state_bytes(recipe.train) * trained
@@ -355,28 +356,29 @@ def _training_bytes(model: Any, recipe: Recipe, on_gpu: bool) -> tuple[int, int,
     passing = state - 4 * trained + gradients
     # On a GPU, PyTorch updates all weights at once, which needs a copy of their second moments.
     stepping = state + (4 * trained if on_gpu and recipe.train.optimizer == "adamw" else 0)
-    # A tokenizer's words are in host memory, even if training runs on a GPU.
+    # The tokenizer is in host memory even if training runs on a GPU, so it doesn't count there.
     process = int(PROCESS) if on_gpu else int(PROCESS) + WORD * model.config.get_text_config().vocab_size
     return passing, stepping, process
 
 
 WORK = 2**23
-"""Tokens times hidden size above which larger batches hardly speed up a GPU's training (an estimate, unmeasured)"""
+"""Tokens times hidden size above which larger batches hardly speed up training on a GPU (estimated, not measured)"""
 
 
 def sized(recipe: Recipe, model: Any, room: float, processes: int = 1) -> tuple[Recipe, RehearsedBatch]:
-    """Return the recipe with the sizes that it leaves to the plan, for a GPU with `room` bytes, and its largest batch.
+    """Return the recipe with batch size and checkpointing set for a GPU with `room` free bytes, and its largest batch.
 
-    Batches are as large as a GPU computes efficiently (WORK), or as memory allows. Activations are recomputed, which
-    costs a third more time, only if batches would otherwise be less than a quarter as large, or shorter than one row.
-    With several `processes`, each has a share of the weights.
+    Settings in the recipe are kept. Otherwise, batches are as large as a GPU computes efficiently (WORK), or as memory
+    allows. Activations are recomputed, which costs a third more time, only if batches would otherwise be less than a
+    quarter of the efficient size, or too small for one row. With several `processes`, each process has a share of the
+    weights.
     """
     longest, asked = recipe.prompt.max_tokens, recipe.train
     wanted = asked.micro_batch_tokens or max(longest, WORK // model.config.get_text_config().hidden_size)
     weights, (passing, _, process) = weight_bytes(model, recipe.model.quantize), _training_bytes(model, recipe, True)
     spare = TIGHT * room - process - (weights + passing) / processes - dequantized_bytes(model, recipe.model.quantize)
     if processes > 1:
-        # Weights outside the layers, and those of one layer, are gathered.
+        # The weights outside the layers and the weights of one layer are gathered.
         spare -= weights / 2
     if recipe.model.top_layers:
         spare -= HiddenStateCache(model, 0).max_bytes
@@ -403,7 +405,7 @@ Verdict = Literal["fits", "tight", "no"]
 
 @dataclass(frozen=True)
 class Estimate:
-    """The prediction for one way of training."""
+    """The prediction for training with one strategy and quantization."""
 
     strategy: Strategy
     quantize: Quantize
@@ -412,29 +414,29 @@ class Estimate:
     memory: Memory
     tokens_per_s: float  # an upper bound for quantized bases, because dequantizing isn't counted
     verdict: Verdict
-    batch_tokens: int  # tokens of a batch, as the recipe or the plan chose them
+    batch_tokens: int  # number of tokens in a batch, chosen by the recipe or the plan
     checkpointing: bool  # whether the backward pass recomputes activations
 
     def seconds(self, tokens: int) -> float:
-        """Return the duration of training on this number of tokens."""
+        """Return the duration in seconds of training on this number of tokens."""
         return tokens / self.tokens_per_s
 
 
 @dataclass(frozen=True)
 class Planned:
-    """The content of `meditune plan`."""
+    """The result of `meditune plan`."""
 
     target: Target
     own: Estimate  # the unchanged recipe
     others: list[Estimate]  # the other strategies, with the recipe's other settings where these apply
-    advice: list[str]  # settings with which the recipe fits, least intrusive first; one line per alternative
+    advice: list[str]  # alternative settings with which the recipe fits into memory, least intrusive first
 
 
 def plan(recipe: Recipe, gpu: str | None = None) -> Planned:
     """Predict training with the recipe and with the other strategies, on the named GPU or on this machine.
 
-    Only the model's configuration is needed. Raises MedituneError if the GPU or the model is unknown, or the model
-    doesn't accept rows of this length.
+    Only the model's configuration is needed. Raises MedituneError if the GPU or the model is unknown, or if the model
+    doesn't accept rows of the recipe's length.
     """
     target, config = target_of(recipe.model, gpu), config_of(recipe.model)
     refuse_unreadable(recipe.model.base, config, recipe.prompt, recipe)
@@ -451,7 +453,7 @@ def plan(recipe: Recipe, gpu: str | None = None) -> Planned:
 
 
 def estimate(recipe: Recipe, config: Any, target: Target) -> Estimate:
-    """Predict one way of training."""
+    """Return the prediction for training with this recipe on this machine."""
     fast = use_fused_attention if target.device == "cuda" else register  # what model.attention: auto uses there
     attention = "eager" if recipe.model.attention == "eager" else fast()
     dtype = in_range(target.dtype, config) if recipe.model.dtype == "auto" else target.dtype
@@ -479,7 +481,7 @@ def _alternatives(recipe: Recipe) -> Iterator[Recipe]:
 
 
 def _advice(recipe: Recipe, config: Any, target: Target) -> list[str]:
-    """Return single changes with which the recipe fits; if none suffices alone, the first ones that do together."""
+    """Return single changes with which the recipe fits; if there are none, the first combination that fits."""
 
     def as_options(change: dict[str, Any]) -> str:
         return " ".join(f"--set {key}={str(value).lower()}" for key, value in change.items())
@@ -519,7 +521,7 @@ def _changes(recipe: Recipe, layers: int) -> Iterator[dict[str, Any]]:
 
 
 def _changed(recipe: Recipe, change: dict[str, Any]) -> Recipe:
-    """Return the recipe with these keys changed, without settings that no longer apply."""
+    """Return the recipe with these keys changed, and with settings removed that no longer apply."""
     groups: dict[str, dict[str, Any]] = {"model": {}, "train": {}, "prompt": {}}
     for key, value in change.items():
         group, _, name = key.partition(".")

@@ -1,7 +1,7 @@
 """Record each training step in `training.jsonl` and in the recipe's tracker (TensorBoard, MLflow, Trackio or W&B).
 
-Both are in the run's folder, and nothing is sent anywhere. When training resumes, both are rewritten up to the step
-where it resumes.
+Both records are in the run's folder, and nothing is sent to a server. When training resumes, both records are rewritten
+up to the step at which training resumes.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from meditune.train.trainer import Step
 LOG = "training.jsonl"
 FLUSH_SECONDS = 5
 EXPERIMENT = "meditune"
-BATCH = 1000  # maximum number of metrics that MLflow accepts at the same time
+BATCH = 1000  # maximum number of metrics that MLflow accepts in one call
 
 
 def check_tracker(name: TrackerName) -> None:
@@ -36,14 +36,15 @@ def check_tracker(name: TrackerName) -> None:
     if name == "none":
         return
     found = find_spec(name)
-    # A folder of the same name in the current folder, such as wandb's own, is found as a package without an origin.
+    # `find_spec` also finds a plain folder with that name in the working directory, such as wandb's own. Such a folder
+    # has no origin.
     if found is None or found.origin is None:
         raise MedituneError(f"train.tracker {name} needs the package {name}. Install it with: {install_command(name)}")
 
 
 @contextmanager
 def followed(recipe: Recipe, folder: Path, log: Sequence[Step]) -> Iterator[Callable[[Step], None]]:
-    """Yield a function that records each step after those in `log`; a tracker that fails is switched off."""
+    """Record the steps in `log`, and yield a function that records a further step. A failing tracker is turned off."""
     if not distributed.is_first():
         yield lambda _: None
         return
@@ -59,8 +60,8 @@ def followed(recipe: Recipe, folder: Path, log: Sequence[Step]) -> Iterator[Call
             tracker = None
             reason = " ".join(f"{type(error).__name__}: {error}".split())
             print(
-                f"train.tracker {recipe.train.tracker} failed and is switched off ({reason}). Training continues; "
-                f"{LOG} has every step.",
+                f"train.tracker {recipe.train.tracker} failed and is turned off ({reason}). Training continues; "
+                f"{LOG} contains every step.",
                 file=sys.stderr,
             )
 
@@ -85,7 +86,7 @@ def followed(recipe: Recipe, folder: Path, log: Sequence[Step]) -> Iterator[Call
 
 
 class TensorBoard:
-    """TensorBoard's event files; earlier ones in that folder are deleted."""
+    """TensorBoard's event files. Earlier event files in the same folder are deleted."""
 
     def __init__(self, place: Path, _: str) -> None:
         from torch.utils.tensorboard import SummaryWriter
@@ -106,7 +107,7 @@ class TensorBoard:
 
 
 class MLflow:
-    """A run in its own MLflow store, an SQLite file, which is reused because MLflow keeps it open and caches tables."""
+    """A run in its own MLflow store. The SQLite file is reused, because MLflow keeps it open and caches its tables."""
 
     def __init__(self, place: Path, run: str) -> None:
         no_telemetry()
@@ -139,7 +140,7 @@ class MLflow:
 
 
 class Trackio:
-    """A run in its own Trackio store, an SQLite file, written directly because `trackio.init` contacts the hub."""
+    """A run in its own Trackio store, an SQLite file, which is written directly: `trackio.init` contacts the hub."""
 
     def __init__(self, place: Path, run: str) -> None:
         no_telemetry()
@@ -157,11 +158,11 @@ class Trackio:
         self._store.bulk_log(EXPERIMENT, self._name, list(map(_figures, steps)), [step.step for step in steps])
 
     def close(self, finished: bool) -> None:
-        """Do nothing: every step is stored already."""
+        """Do nothing, because every step is already stored."""
 
 
 class WeightsAndBiases:
-    """An offline run of Weights & Biases, without what wandb records about machine, user, code and console."""
+    """An offline run of Weights & Biases, in which wandb records nothing about machine, user, code and console."""
 
     def __init__(self, place: Path, run: str) -> None:
         no_telemetry()

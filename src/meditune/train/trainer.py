@@ -1,7 +1,8 @@
 """The training loop: supervised fine-tuning on the answers' tokens only, or another loss over rows.
 
-A step is the weighted mean over all tokens of its examples. With several processes, each computes the gradient of its
-rows' share of that mean, and the shares are summed once per step, so the result is the same as with one process.
+A step's loss is the weighted mean of the losses of all supervised tokens in its examples. With several processes, each
+process computes the gradient for its own rows, and the gradients are summed once per step. The result is therefore the
+same as with one process.
 """
 
 from __future__ import annotations
@@ -34,15 +35,18 @@ from meditune.train.optimizer import STATE_BYTES, MasterOptimizer, learning_rate
 from meditune.train.regularization import Penalty
 from meditune.train.replay import Replay, SourceMix
 
-WINDOW = 50  # number of losses within bounds that are remembered
+WINDOW = 50  # number of latest losses within bounds that are remembered
 MIN_LOSSES = 10  # minimum number of losses within bounds before any loss is judged
 FACTOR = 2.0
 MARGIN = 3.0  # in nats
-STREAK = 5  # number of steps in a row out of bounds that count as an explosion
+STREAK = 5  # number of consecutive steps out of bounds that count as an explosion
 
 
 class DivergenceError(Exception):
-    """Training can't continue. `ids` are those of the step's rows; the last checkpoint has the state before it."""
+    """The error for training that can't continue.
+
+    `ids` contains the ids of the step's rows. The last checkpoint contains the state before that step.
+    """
 
     def __init__(self, step: int, what: str, ids: Sequence[str]) -> None:
         super().__init__(f"step {step}: {what}")
@@ -52,12 +56,12 @@ class DivergenceError(Exception):
 class LossGuard:
     """A detector that distinguishes an exploding loss from a noisy one.
 
-    A loss is out of bounds if it is above twice the running median of the last 50 losses within bounds, and also more
-    than 3 nats above it; five such steps in a row are an explosion.
+    A loss is out of bounds if it is more than twice the median of the last 50 losses within bounds, and also more than
+    3 nats above this median. Five consecutive losses out of bounds are an explosion.
     """
 
     def __init__(self, earlier: Iterable[float] = ()) -> None:
-        self.streak = 0  # number of steps out of bounds in a row, up to the last one
+        self.streak = 0  # number of consecutive steps out of bounds, up to the latest step
         self._usual: deque[float] = deque(maxlen=WINDOW)
         for loss in earlier:
             self.add(loss)
@@ -90,7 +94,7 @@ class WeightAverage:
     def __init__(self, optimizer: MasterOptimizer, steps: int, share: float) -> None:
         self.optimizer = optimizer
         self.first = steps - round(steps * share)
-        """Number, from 0, of the first step whose weights are included"""
+        """0-based number of the first step whose weights are included"""
         self.count = 0
         self.means: list[torch.Tensor] = []
 
@@ -129,13 +133,16 @@ class WeightAverage:
             ]
 
 
-BUCKET = 25_000_000  # approximate number of gradients that are summed in FP32 at the same time
+BUCKET = 25_000_000  # approximate number of gradient values that are summed in FP32 at once
 MAX_MEMORY_SHARE = 0.5
 """Share of a process's memory that weights and optimizer may use before they are sharded; activations need the rest"""
 
 
 def parallel_mode(model: Any, recipe: Recipe) -> Literal["one", "ddp", "fsdp"]:
-    """Return how the processes share the work: one alone, each with all weights, or each with a shard of them."""
+    """Return how processes share the work.
+
+    "one" is a single process. With "ddp", each process has all weights; with "fsdp", each has a shard of them.
+    """
     if distributed.world() == 1:
         return "one"
     if recipe.train.parallel != "auto":
@@ -162,7 +169,10 @@ class RowShare(NamedTuple):
 
 
 def deal_rows(rows: Sequence[Row], max_tokens: int, lockstep: bool) -> list[RowShare]:
-    """Return this process's rows in pieces of at most `max_tokens`; with `lockstep`, all processes get equally many."""
+    """Return this process's rows in pieces of at most `max_tokens` tokens.
+
+    With `lockstep`, all processes get the same number of pieces.
+    """
     order = sorted(range(len(rows)), key=lambda index: -len(rows[index]))
 
     def pieces_of(rank: int) -> list[RowShare]:
@@ -178,7 +188,7 @@ def deal_rows(rows: Sequence[Row], max_tokens: int, lockstep: bool) -> list[RowS
 
 
 def sum_gradients(parameters: Sequence[torch.nn.Parameter]) -> None:
-    """Replace every parameter's gradient with the sum over all processes, in FP32; a missing one counts as zero."""
+    """Replace every parameter's gradient with the sum over all processes, in FP32; a missing gradient is zero."""
     if distributed.world() == 1:
         return
     sizes = itertools.accumulate(parameter.numel() for parameter in parameters)
@@ -194,10 +204,10 @@ def sum_gradients(parameters: Sequence[torch.nn.Parameter]) -> None:
 class Step:
     """The outcome of one optimizer step."""
 
-    step: int  # from 1
+    step: int  # 1-based
     epoch: float
     loss: float
-    """Weighted mean cross-entropy of the examples' supervised tokens, in nats; for DPO and KTO, the rows' mean loss."""
+    """Weighted mean cross-entropy of the examples' supervised tokens in nats; for DPO and KTO, the rows' mean loss."""
     learning_rate: float
     grad_norm: float
     tokens: int  # tokens read, without padding
@@ -205,22 +215,22 @@ class Step:
     seconds: float
     replay_loss: float | None = None
     """Mean cross-entropy of the replay rows' tokens; None in a step without replay rows."""
-    penalty: float = 0.0  # amount that L2-SP and EWC added to the loss before the step
+    penalty: float = 0.0  # value of the L2-SP and EWC penalties, added to the loss of the step
     dev: float | None = None  # metric on the dev split after the step; None if it wasn't measured
 
 
 class Weights(Protocol):
-    """The weights of a row's parts in the loss."""
+    """An object that determines the weight of each term of the loss."""
 
     def of(self, row: Row) -> list[float]:
         """Return one weight for each of the row's targets, or for each other term of the loss."""
 
 
 LossOfRows = Callable[[Any, HiddenStateCache, Sequence[Row], Sequence[float], int], tuple[Any, Batch]]
-"""A function like `loss_of_rows`: it takes model, frozen layers, rows, their weights and the pad id, and returns the
-weighted sum of the losses, and the batch"""
+"""A function like `loss_of_rows`: it takes the model, the cache of the frozen layers, rows, the weights of the rows'
+terms, and the pad id. It returns the weighted sum of the losses, and the batch."""
 PrepareStep = Callable[[Any, HiddenStateCache, Sequence[Row], int, int], None]
-"""A function of model, frozen layers, all rows of a step, the pad id, and the number of tokens computed at once."""
+"""A function of the model, the frozen layers' cache, all rows of a step, the pad id, and the tokens computed at once"""
 
 
 @dataclass(frozen=True)
@@ -237,10 +247,10 @@ class TrainingRows:
 
 
 def plan_steps(count: int, spec: TrainSpec, seed: int, mix: SourceMix | None = None) -> list[list[int]]:
-    """Return the indices of the examples of every optimizer step, from a seeded shuffle of each epoch.
+    """Return the example indices for every optimizer step; each epoch is shuffled with the seed.
 
     A step takes at most batch_size * accumulation examples. The sizes of an epoch's steps differ by at most one
-    example; otherwise a last step with few examples would move the weights as far as a full one. Without a mix, every
+    example, because a last step with few examples would move the weights as far as a full step. Without a mix, every
     example occurs once in an epoch.
     """
     steps: list[list[int]] = []
@@ -255,7 +265,7 @@ def plan_steps(count: int, spec: TrainSpec, seed: int, mix: SourceMix | None = N
 
 
 def epoch_steps(count: int, spec: TrainSpec) -> int:
-    """Return the number of optimizer steps in a whole epoch."""
+    """Return the number of optimizer steps in a complete epoch of `count` examples."""
     return math.ceil(count / (spec.batch_size * spec.accumulation))
 
 
@@ -271,11 +281,11 @@ def train(
 ) -> Iterator[Step]:
     """Train `loaded.model` in place and yield each step.
 
-    Every step minimizes the weighted mean over its supervised tokens, including those of replay, or over the terms of
-    another `data.loss_of`. The result doesn't depend on how the step is split into pieces. `penalties` are added once
-    to each step's loss. `resume` has the finished steps, and the tensors that `checkpoint` received after them.
-    `dev_monitor` may end training early, and restore the weights of an earlier state. All processes must call this with
-    the same arguments.
+    Every step minimizes the weighted mean loss over its supervised tokens, including replay tokens, or over the terms
+    of another `data.loss_of`. The result doesn't depend on how the step is split into pieces. `penalties` are added
+    once to each step's loss. `resume` contains the finished steps, and the tensors that `checkpoint` received after
+    these steps. `dev_monitor` may end training early, and restore the weights of an earlier step. All processes must
+    call this with the same arguments.
 
     Raises DivergenceError if the loss or the gradient isn't finite, or if the loss explodes.
     """
@@ -309,7 +319,7 @@ def train(
     with Progress("Training", total, "tokens") as progress:
         for number, indices in enumerate(steps[done:], start=done):
             started = time.monotonic()
-            # Each process has its own dropout.
+            # The seed differs between processes, so that each draws its own dropout.
             torch.manual_seed(
                 hash((seed, number, distributed.rank()) if distributed.rank() else (seed, number)) & 0x7FFFFFFF
             )
@@ -387,7 +397,7 @@ def train(
 
 
 def probe(loaded: LoadedModel, data: TrainingRows, spec: TrainSpec) -> float:
-    """Return the tokens per second of one batch of the longest rows, which also reaches the peak memory of training."""
+    """Return the tokens per second of one batch of the longest rows; this batch also reaches training's peak memory."""
     longest = _weigh([data.rows[index] for index in by_length(data.rows, spec.batch_tokens)[0]], data.weights.of)
     _set_training_mode(loaded, spec)
     started = time.monotonic()
@@ -407,7 +417,7 @@ def _set_training_mode(loaded: LoadedModel, spec: TrainSpec) -> None:
 
 
 def recompute_activations(model: Any) -> None:
-    """Enable gradient checkpointing without a gradient for the embeddings, which would compute frozen layers twice."""
+    """Enable gradient checkpointing, but no gradient for the embeddings, which would make frozen layers run twice."""
     with quiet_transformers():
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         model.disable_input_require_grads()
@@ -435,7 +445,7 @@ def _add_gradients(
     loss_of: LossOfRows,
     scale: float = 1.0,
 ) -> float:
-    """Add `scale` times the gradient of these pieces' share of the step's loss; return their part of the mean loss."""
+    """Add `scale` times the gradient of these pieces' share of the step's loss; return their share of the mean loss."""
     total = 0.0
     for indices, idle in pieces:
         # Scale the weights, not the loss, because gradients are in FP16 from the output head on.

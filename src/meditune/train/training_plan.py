@@ -1,4 +1,4 @@
-"""The plan of a training run: rows and their order, mix of sources, replay, pairs, and the starting point."""
+"""The plan of a training run: rows and their order, mix of sources, replay, preference pairs, and starting point."""
 
 from __future__ import annotations
 
@@ -48,10 +48,10 @@ from meditune.train.trainer import TrainingRows, plan_steps
 def mixture(
     rows: Sequence[Row], sources: Sequence[str], steps: Sequence[Sequence[int]], replay: Replay | None
 ) -> list[dict[str, Any]]:
-    """Return how much these steps read from each source, for training.json: largest part first, and replay at the end.
+    """Return how much these steps read from each source, for training.json: the largest part first, replay last.
 
-    `sources` are the rows' sources. In the result, `rows` is the number of distinct rows, `visits` the number of rows
-    read, and `passes` the mean number of times that a row is read.
+    `sources` contains the source of each row. In the result, `rows` is the number of distinct rows, `visits` the number
+    of rows read, and `passes` the mean number of times that a row is read.
     """
     read: dict[str, list[Row]] = {source: [] for source in sources}
     for index in (index for step in steps for index in step):
@@ -110,14 +110,14 @@ def check_start(recipe: Recipe) -> None:
             )
     form = load_format(place) if place.is_dir() else None
     asked = {cue: getattr(form, cue) for cue in CUES} if form else {}
-    if form and recipe.prompt.format:  # without a format, the base's own is used (prompt_for)
+    if form and recipe.prompt.format:  # if no format is set, that of the base is used
         asked["format"] = form.format or "plain"
     # The recipe may add a cue that the base never learnt.
     differing = [cue for cue, text in asked.items() if text and text != getattr(recipe.prompt, cue)]
     if form and differing:
         named = "; ".join(f"prompt.{cue} is {asked[cue]!r} there" for cue in differing)
         raise ModelError(
-            f"model.base: {name} was tuned with another prompt: {named}. Set the same prompt in this recipe."
+            f"model.base: {name} was tuned with another prompt: {named}. Set the same values in this recipe."
         )
 
 
@@ -131,20 +131,23 @@ def check_plain(train: Sequence[Example], recipe: Recipe) -> None:
     if not any(example.style == "plain" for example in answered):
         raise DataError(
             f"prompt.plain_cue is never learnt: none of the {len(answered):,} training answers is in plain words. "
-            "Plain answers come from a source in data.sources with style: plain, and read at grade "
-            f"{recipe.data.plain_grade:g} or below (data.plain_grade). Change these settings, or remove the cue: "
+            "Plain answers come from a source in data.sources with style: plain, and have a reading grade of at most "
+            f"{recipe.data.plain_grade:g} (data.plain_grade). Change these settings, or remove the cue: "
             "--set prompt.plain_cue=null"
         )
 
 
 def starting_point(recipe: Recipe, folder: Path) -> str:
-    """Return the model that tuning starts from: `model.base`, or `start/`, which the first process creates."""
+    """Return the model that tuning starts from: the base, or the run's `start/` if the base is an adapter.
+
+    The first process merges an adapter into `start/` if that hasn't been done yet.
+    """
     name = _merged_adapter(recipe, folder) if distributed.is_first() else ""
     return str(folder / START) if distributed.broadcast(name == str(folder / START)) else recipe.model.base
 
 
 def _merged_adapter(recipe: Recipe, folder: Path) -> str:
-    """Return the run's `start/` if the base is an adapter, which is merged there if it isn't yet; else the base."""
+    """Return the run's `start/` if the base is an adapter, and merge it there if necessary; else return the base."""
     name, copy = recipe.model.base, folder / START
     if (copy / MERGED).is_file() and any((folder / name).exists() for name in ("predictions", checkpoint.FOLDER)):
         return str(copy)
@@ -172,7 +175,7 @@ class Plan(TrainingRows):
     fitted: TokenFacts
     steps: list[list[int]]  # result of `plan_steps`
     pool: list[Row]  # rows of the recipe's replay source, for replay and for EWC's estimate
-    unit: str = "examples"  # name of a row, for people
+    unit: str = "examples"  # what rows are called in messages
     row_introduction: str = "One example, with the supervised part between « »:"
     """Text before the first row in the pre-flight"""
     further: dict[str, Any] = field(default_factory=dict)  # additional facts for the run's records
@@ -190,7 +193,7 @@ class Plan(TrainingRows):
         return examples + (self.replay.tokens() if self.replay else 0)
 
     def facts(self, done: int | None = None) -> dict[str, Any]:
-        """Return facts for the run's records about the first `done` steps or all; mix and replay only if present."""
+        """Return facts for the run's records about the first `done` steps, or about all steps."""
         found = asdict(self.fitted) | self.further
         if self.mix:
             found["mix"] = self.mix.visits
@@ -224,7 +227,7 @@ class Plan(TrainingRows):
 
 
 def check(splits: Splits, recipe: Recipe) -> None:
-    """Raise DataError for problems that would stop training later; needs no model, so it can run early."""
+    """Raise DataError for problems that would stop training later. This needs no model, so it can run early."""
     check_teaches(splits.train, recipe.train.tasks)
     check_plain(splits.train, recipe)
     mix_of([example.source for example in splits.train], recipe.train.mix.weights)
@@ -233,12 +236,12 @@ def check(splits: Splits, recipe: Recipe) -> None:
 
 
 def visited_rows(rows: Sequence[Row], steps: Sequence[Sequence[int]]) -> list[Row]:
-    """Return the rows that any of the steps reads, in order."""
+    """Return the rows that any of the steps reads, in the order of `rows`."""
     return [rows[index] for index in sorted({index for step in steps for index in step})]
 
 
 def plan(loaded: LoadedModel, splits: Splits, recipe: Recipe, folder: Path) -> Plan:
-    """Plan the training of `loaded`, which must still be the base model; replay text is written to `folder`."""
+    """Return the plan for training `loaded`, which must still be the base model. Replay text is written to `folder`."""
     spec = recipe.train
     examples = {example.id: example for example in splits.train}
     rows, fitted = encode(
@@ -270,11 +273,14 @@ def plan(loaded: LoadedModel, splits: Splits, recipe: Recipe, folder: Path) -> P
 
 
 REFERENCE = "reference.jsonl"
-"""File in the run's folder; a folder with this file accepts no other settings"""
+"""File in the run's folder with reference log-likelihoods; a folder with this file accepts no other settings"""
 
 
 def plan_pairs(loaded: LoadedModel, splits: Splits, recipe: Recipe, folder: Path) -> Plan:
-    """Plan preference tuning of `loaded`, still at its starting point, on the run's pairs or rated answers."""
+    """Return the plan for preference tuning on the run's pairs or rated answers.
+
+    `loaded` must still be at its starting point.
+    """
     spec, pairs, single = recipe.train, stored_pairs(folder), recipe.train.objective == "kto"
     rows, fitting = rows_of_pairs(pairs.train, loaded.encoder(recipe.prompt))
     desirable = {pair.id: bool(pair.chosen) for pair in fitting}
@@ -285,7 +291,7 @@ def plan_pairs(loaded: LoadedModel, splits: Splits, recipe: Recipe, folder: Path
         )
     if single and len(set(desirable.values())) < 2:
         raise DataError(
-            f"Of the answers that fit into prompt.max_tokens={recipe.prompt.max_tokens}, all have thumbs "
+            f"All answers that fit into prompt.max_tokens={recipe.prompt.max_tokens} have thumbs "
             f"{fitting[0].kind}. Raise prompt.max_tokens."
         )
     pool = replay_rows(loaded, recipe, splits, folder)
@@ -296,10 +302,10 @@ def plan_pairs(loaded: LoadedModel, splits: Splits, recipe: Recipe, folder: Path
     loaded.frozen.group([*visited_rows(rows, steps), *others], spec.batch_tokens)
     reference = _reference(loaded, [*rows, *others], spec.batch_tokens, folder)
     facts: dict[str, Any] = {"beta": spec.preference.beta}
-    shown = "pair", "the same prompt with the preferred, then the rejected answer, each"
+    shown = "pair", "the same prompt with the preferred answer, then with the rejected answer, each"
     loss = PairLoss(spec.preference.beta, reference)
     if single:
-        shown = "answer", "the prompt with the answer, which is"
+        shown = "answer", "the prompt with its answer, which is"
         loss = by_thumbs = SingleAnswerLoss(spec.preference.beta, reference, desirable, limit)
         facts["weights"] = dict(zip((UP, DOWN), by_thumbs.weights, strict=True))
     return Plan(
@@ -317,7 +323,7 @@ def plan_pairs(loaded: LoadedModel, splits: Splits, recipe: Recipe, folder: Path
 
 
 def _reference(loaded: LoadedModel, rows: Sequence[Row], batch_tokens: int, folder: Path) -> Reference:
-    """Return the answers' log-likelihoods under the untrained model, computed once and stored with the run."""
+    """Return the answers' log-likelihoods before training, which are computed once and stored in the run's folder."""
     path = folder / REFERENCE
     if not path.is_file():
         found: dict[str, list[float]] = {}
