@@ -86,7 +86,7 @@ def test_other_settings_are_refused(validated, place):
     run = place.folder / "elsewhere"
     run.mkdir()
     (run / "notes.txt").touch()
-    meditune("crossval", "quickstart", "-o", run).refused(1, "contains no cross-validation")
+    meditune("crossval", "quickstart", "-o", run).refused(1, "isn't a cross-validation's folder")
 
 
 @pytest.mark.parametrize(

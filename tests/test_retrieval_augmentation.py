@@ -192,8 +192,8 @@ def test_a_comparison_says_that_the_passages_were_others(place, folder, tmp_path
     first = f"{folder}:tuned+retrieved"
     result = meditune("compare", first, f"{tmp_path / 'one'}:retrieved")
     assert result.code == 0, result
-    assert f"had other passages than {first}" in result.out
-    assert "other passages" not in meditune("compare", first, f"{folder}:base+retrieved").out
+    assert f"had different passages from {first}" in result.out
+    assert "different passages" not in meditune("compare", first, f"{folder}:base+retrieved").out
 
 
 def test_settings_may_change_until_something_is_measured(place):

@@ -1,6 +1,6 @@
 """Cross-validation over PubMedQA's published folds: one run per fold, then a summary of all folds.
 
-Each run trains on nine folds and is measured on the tenth; the official test set is not used.
+Each run trains on nine folds and is evaluated on the tenth. The official test set is not used.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def crossval(
 ) -> dict[str, Any]:
     """Run or resume each fold in `folder/fold-N`, and return the content of crossval.json.
 
-    Raises MedituneError if the folder contains something else.
+    Raises MedituneError if the folder contains anything else.
     """
     _refuse_foreign(folder)
     for fold, recipe in recipes.items():
@@ -60,11 +60,11 @@ def crossval(
 def pooled_results(runs: list[Path], resamples: int, seed: int) -> dict[str, Any]:
     """Return the metrics of all folds: `items`, `figures`, `accuracy_ci95` and `worse` (docs/reference/report.md).
 
-    The pooled value is over the items of all folds, each predicted by the model that wasn't trained on it. It is None
-    for metrics that aren't measured on the folds' items, such as perplexity of general text. The interval of
-    the pooled difference comes from a paired bootstrap over items. It is somewhat too narrow, because it ignores that
-    the folds' models share most of their training items; no unbiased estimate exists for that (Bengio and Grandvalet
-    2004).
+    A pooled value is computed over the items of all folds; each item is predicted by the model that wasn't trained on
+    it. The pooled value is None for a metric that isn't measured on the folds' items, such as the perplexity of general
+    text. The interval of a pooled difference comes from a paired bootstrap over items. It is somewhat too narrow,
+    because the folds' models share most of their training items and the bootstrap ignores this; no unbiased estimate
+    of the variance exists (Bengio and Grandvalet 2004).
     """
     from meditune.evaluate.compare import compare, got_worse
     from meditune.evaluate.metrics import METRICS, summarise
@@ -98,7 +98,7 @@ def pooled_results(runs: list[Path], resamples: int, seed: int) -> dict[str, Any
 
 
 def pooled(runs: list[Path], model: str) -> Any:
-    """Return the predictions of all folds as one model's; leave out kinds whose ids occur in several folds."""
+    """Return the predictions of all folds combined, leaving out kinds in which an id occurs in several folds."""
     from meditune.evaluate.predictions import KINDS, Predictions, read
 
     every = [read(place / "predictions", model) for place in runs]
@@ -112,7 +112,7 @@ def _spread(values: list[float]) -> dict[str, Any]:
 
 
 def _finished(place: Path, recipe: Recipe) -> bool:
-    """Return whether a fold's run is finished with these settings; `run` reports other settings as an error."""
+    """Return whether a fold's run is finished with this recipe's settings; if they differ, `run` reports an error."""
     done = (place / RECIPE).is_file() and (place / "report.html").is_file()
     return done and what_counts(load_recipe(str(place / RECIPE)).recipe) == what_counts(recipe)
 
@@ -123,4 +123,4 @@ def _refuse_foreign(folder: Path) -> None:
     if not folder.is_dir() or any(
         item.name != RESULT and not re.fullmatch(r"fold-\d", item.name) for item in folder.iterdir()
     ):
-        raise MedituneError(f"{folder} already exists and contains no cross-validation. Choose another --output.")
+        raise MedituneError(f"{folder} already exists, but isn't a cross-validation's folder. Choose another --output.")

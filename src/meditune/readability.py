@@ -1,7 +1,7 @@
 """Readability of English text: syllables, school grades, rare words and unexplained medical terms.
 
-Word frequencies are wordfreq's (Speer 2022, https://doi.org/10.5281/zenodo.7199437), from Wikipedia, subtitles, news,
-books, web pages and social media together. Its data end in 2021 and no longer change.
+Word frequencies come from wordfreq (Speer 2022, https://doi.org/10.5281/zenodo.7199437), which combines Wikipedia,
+subtitles, news, books, web pages and social media. Its data end in 2021 and no longer change.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from meditune.text import sentences
 
 COMMON_WORDS = 5000
-"""Number of the most frequent word forms, inflected ones included, that every reader is assumed to know"""
+"""Number of the most frequent word forms, including inflected forms, that every reader is assumed to know"""
 _ENDINGS = (
     *(("ies", "y"), ("ied", "y"), ("ier", "y"), ("iest", "y"), ("es", ""), ("s", ""), ("ed", ""), ("ed", "e")),
     *(("ing", ""), ("ing", "e"), ("er", ""), ("er", "e"), ("est", ""), ("est", "e"), ("ly", "")),
@@ -27,17 +27,17 @@ _ENDINGS = (
 
 @lru_cache(maxsize=65536)
 def is_rare(word: str) -> bool:
-    """Return whether `word` is neither one of the COMMON_WORDS most frequent English forms nor derived from one.
+    """Return whether `word` is neither among the COMMON_WORDS most frequent English forms nor derived from one of them.
 
-    Numbers aren't rare; a hyphenated word is rare if one of its parts is. This is Dale and Chall's concept of a
-    difficult word (Dale and Chall 1948; Chall and Dale 1995) with frequency instead of their list of 3,000 words.
+    A number isn't rare. A hyphenated word is rare if any of its parts is rare. This follows Dale and Chall's concept of
+    a difficult word (Dale and Chall 1948; Chall and Dale 1995), but replaces their list of 3,000 words by frequency.
     """
     return any(not _is_common(part) for part in _parts(word))
 
 
 @lru_cache(maxsize=65536)
 def per_million(word: str) -> float:
-    """Return the occurrences of `word` per million words of English; for a hyphenated word, of its rarest part."""
+    """Return how often `word` (or the rarest part of a hyphenated word) occurs per million words of English text."""
     return min((1e6 * _frequencies().get(part, 0.0) for part in _parts(word)), default=math.inf)
 
 
@@ -139,11 +139,11 @@ HIATUS, DIPHTHONG, SILENT = (re.compile("|".join(patterns)) for patterns in (_HI
 
 @lru_cache(maxsize=65536)
 def syllables(word: str) -> int:
-    """Return the number of syllables of `word` when read aloud, at least 1, by rules and a list of exceptions.
+    """Return the number of syllables of `word` as read aloud, at least 1, from rules and a list of exceptions.
 
-    Adjacent vowels are one syllable unless they are known to be pronounced separately ("anemi-a"); an "e" at a word's
-    end or before a suffix is silent. Capitals and digits are spelled out ("MRI", "20"). docs/reference/metrics.md
-    reports the agreement with a pronouncing dictionary.
+    Adjacent vowels count as one syllable unless they are known to be pronounced separately ("anemi-a"). An "e" at the
+    end of a word or before a suffix is usually silent. Abbreviations in capitals are spelled out ("MRI"), and numbers
+    are read digit by digit. docs/reference/metrics.md reports the agreement with a pronouncing dictionary.
     """
     if "-" in word.strip("-"):
         return sum(syllables(part) for part in word.split("-") if part)
@@ -164,14 +164,14 @@ def syllables(word: str) -> int:
 T = TypeVar("T", float, NDArray[float64])
 
 TARGET = (6.0, 8.0)
-"""School grades that health texts for everyone should have (CDC and NIH advise grade 8 at most, the AMA 6)."""
+"""Range of school grades recommended for health texts for the public (CDC and NIH: grade 8 at most; AMA: grade 6)"""
 _WORD = re.compile(r"[^\W_]+(?:[.,](?=\d)\d+|['’\-‐‑][^\W_]+)*")
 _BULLET = re.compile(r"^\s*(?:[-*•·]|\(?\d{1,2}[.)])\s+")
 
 
 @dataclass(frozen=True)
 class Counts:
-    """The counts of a text that the readability formulas need."""
+    """The counts that the readability formulas need from a text."""
 
     sentences: int
     words: int
@@ -181,17 +181,17 @@ class Counts:
 
     @property
     def grade(self) -> float:
-        """The Flesch-Kincaid grade of this text, which must have at least one word."""
+        """The Flesch-Kincaid grade of this text, which must contain at least one word."""
         return flesch_kincaid(self.words, self.sentences, self.syllables)
 
 
 def words(text: str) -> list[str]:
-    """Return words and numbers in reading order; "well-known", "don't" and "1,000" each count as one."""
+    """Return the words and numbers of `text` in order; "well-known", "don't" and "1,000" each count as one word."""
     return _WORD.findall(text)
 
 
 def counted(text: str) -> Counts:
-    """Return the counts of `text`. A line break also ends a sentence, as in lists; bullets aren't words."""
+    """Return the counts of `text`; a line break ends a sentence, as in lists, and a bullet doesn't count as a word."""
     found = [words(sentence) for line in text.split("\n") for sentence in sentences(_BULLET.sub("", line))]
     found = [sentence for sentence in found if sentence]
     lengths = [syllables(word) for sentence in found for word in sentence]
@@ -199,18 +199,18 @@ def counted(text: str) -> Counts:
 
 
 def flesch_kincaid(words: float, sentences: float, syllables: float) -> float:
-    """Return the school grade (Kincaid, Fishburne, Rogers and Chissom 1975, Navy research branch report 8-75)."""
+    """Return the Flesch-Kincaid school grade (Kincaid et al. 1975, Navy research branch report 8-75)."""
     return 0.39 * words / sentences + 11.8 * syllables / words - 15.59
 
 
 def smog(polysyllables: T, sentences: T) -> T:
-    """Return the school grade needed for full understanding (McLaughlin 1969, Journal of Reading 12(8):639-646)."""
+    """Return the SMOG grade, needed for full understanding (McLaughlin 1969, Journal of Reading 12(8):639-646)."""
     root: T = (30 * polysyllables / sentences) ** 0.5
     return 3.1291 + 1.0430 * root
 
 
 def outside(grade: float) -> float:
-    """Return how many school grades `grade` is outside TARGET; 0 inside."""
+    """Return the distance of `grade` from the range TARGET in school grades; 0 inside the range."""
     low, high = TARGET
     return max(low - grade, grade - high, 0.0)
 
@@ -258,7 +258,7 @@ def is_term(word: str) -> bool:
     Such a word is rare in English and has a Greek or Latin form ("atorvastatin"), or is an abbreviation ("COPD").
     """
     if _ABBREVIATION.fullmatch(word):
-        # Common words can be in capitals for emphasis.
+        # A common word in capitals is emphasized rather than abbreviated.
         return word.removesuffix("s") not in _KNOWN and is_rare(word)
     lowered = word.lower().replace("’s", "").replace("'s", "")
     if len(lowered) < 5 or not lowered.isalpha():
@@ -268,10 +268,10 @@ def is_term(word: str) -> bool:
 
 
 def terms(text: str) -> dict[str, bool]:
-    """Return each medical term of `text` in the order of first mention, and whether any mention of it is explained.
+    """Return term -> whether any mention is explained, for the medical terms of `text` in order of first mention.
 
-    An explanation is next to the term: brackets, "which means", "also called", "a kind of", or an apposition. The rules
-    match the shapes of words and sentences, so they miss some terms and explanations.
+    An explanation must be next to the term: text in brackets, "which means", "also called", "is a", or an apposition.
+    The rules match only the shapes of words and sentences, so they miss some terms and explanations.
     """
     found: dict[str, bool] = {}
     for line in text.split("\n"):

@@ -1,8 +1,8 @@
-"""Retrieved passages for a run's examples, searched once and stored in its folder, for training and evaluation.
+"""Retrieval of passages for a run's examples; the passages are stored in the run's folder, for training and evaluation.
 
-Training examples get their own passage among others, or only others, after RAFT (Zhang et al. 2024, arXiv:2403.10131):
-the model must learn to tell relevant passages from similar ones, and retrieval sometimes fails. Examples without the
-relevant passage keep their target: there is no fourth decision to teach.
+As in RAFT (Zhang et al. 2024, arXiv:2403.10131), a training example gets either its own passage among other passages,
+or only other passages. The model thus learns to tell relevant passages from similar ones, and to cope when retrieval
+fails. An example without its own passage keeps its target, because no decision means "not in the passages".
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ from meditune.retrieve.prompt_injection import clean_passage
 if TYPE_CHECKING:
     from meditune.retrieve.index import Index
 
-TRAINING_PASSAGES, TRAINING_MISSING = 3, 0.2  # Passages per example; share of examples without their own passage
-WINDOW_WORDS = 400  # Number of words to show around the retrieved passage of a document; whole abstracts fit
+TRAINING_PASSAGES, TRAINING_MISSING = 3, 0.2  # Passages per example; fraction of examples without their own passage
+WINDOW_WORDS = 400  # Maximum number of words shown from a document; a complete abstract fits
 
 
 @dataclass(frozen=True)
 class Document:
-    """A retrieved document as it is shown to the model."""
+    """A retrieved document as the model sees it."""
 
     id: str  # Id of the retrieved passage
     document: str
@@ -57,10 +57,10 @@ class Document:
 def open_search(
     spec: SearchedSpec, contexts: Sequence[Example], form: PromptFormat, elsewhere: str = ""
 ) -> IndexSearch | ContextSearch:
-    """Return the search that the recipe names: an index, or the examples' contexts.
+    """Return the search that the recipe specifies: in an index, or in the examples' contexts.
 
-    `elsewhere` names a third party that will see the passages, if any. Raises DataError if there is nothing to
-    search, or if the passages may not be shown to that third party.
+    `elsewhere` is the name of a third party that will see the passages, or empty. Raises DataError if there is nothing
+    to search, or if the passages may not be sent to that third party.
     """
     if spec.index in (None, CONTEXTS):
         return ContextSearch(contexts, form)
@@ -70,20 +70,20 @@ def open_search(
 
 
 class IndexSearch:
-    """Hybrid search in an index."""
+    """Hybrid search (by words and by meaning) in an index."""
 
     def __init__(self, index: Index, form: PromptFormat, elsewhere: str = "") -> None:
         self.index, self.form = index, form
         restricted = index.manifest.restricted
         if elsewhere and restricted:
             raise DataError(
-                f"Passages from {', '.join(restricted)} may not be sent to {elsewhere}: their licence forbids passing "
-                "them to a third party. Use an index without them, or a model that runs on this machine."
+                f"Passages from {', '.join(restricted)} may not be sent to {elsewhere}, because their licence forbids "
+                "it. Use an index without passages from these sources, or a model that runs on this machine."
             )
         self._whole = lru_cache(maxsize=1000)(index.passages)
 
     def search(self, question: str, k: int, hidden: Collection[str] = ()) -> list[Document]:
-        """Return the best `k` documents, best first, without those of groups in `hidden`."""
+        """Return up to `k` documents, best first, leaving out documents of the groups in `hidden`."""
         limit = k
         while True:
             hits = self.index.search(question, limit).hits
@@ -102,11 +102,11 @@ class IndexSearch:
         return documents
 
     def passages(self) -> Iterator[tuple[str, str]]:
-        """Yield the document's id and the text of every passage."""
+        """Yield the document id and the text of each passage in the index."""
         yield from self.index.texts()
 
     def facts(self) -> dict[str, Any]:
-        """Return a description for the run's records."""
+        """Return a description of the search, for the run's records."""
         manifest = self.index.manifest
         return {
             "index": self.index.store.name,
@@ -117,7 +117,7 @@ class IndexSearch:
 
 
 class ContextSearch:
-    """BM25 search (bm25s: Lù 2024, arXiv:2407.03618) in the contexts of examples; their questions aren't searched."""
+    """BM25 search (bm25s: Lù 2024, arXiv:2407.03618) in the contexts of examples, but not in their questions."""
 
     def __init__(self, examples: Sequence[Example], form: PromptFormat) -> None:
         """Build the BM25 index; raise DataError if no example has a context."""
@@ -136,7 +136,7 @@ class ContextSearch:
         self._ranker.index(self._tokens(self.texts, stopwords="en", show_progress=False), show_progress=False)
 
     def search(self, question: str, k: int, hidden: Collection[str] = ()) -> list[Document]:
-        """Return the best `k` documents, best first, without those of groups in `hidden`."""
+        """Return up to `k` documents, best first, leaving out documents of the groups in `hidden`."""
         asked = self._tokens([question], stopwords="en", show_progress=False, return_ids=False)
         scores = self._ranker.get_scores(asked[0])
         places = (each for each in np.argsort(-scores, kind="stable") if self.examples[each].group not in hidden)
@@ -147,11 +147,11 @@ class ContextSearch:
         return found
 
     def passages(self) -> Iterator[tuple[str, str]]:
-        """Yield every document's id with its text."""
+        """Yield the id and the text of each document."""
         yield from ((example.id, text) for example, text in zip(self.examples, self.texts, strict=True))
 
     def facts(self) -> dict[str, Any]:
-        """Return a description for the run's records."""
+        """Return a description of the search, for the run's records."""
         return {"index": CONTEXTS, "content": None, "embedding": None, "documents": len(self.examples)}
 
 
@@ -168,11 +168,11 @@ def _given(example: Example, form: PromptFormat) -> list[Section]:
 
 
 def retrieve_for_evaluation(recipe: Recipe, splits: Splits, folder: Path, elsewhere: str = "") -> dict[str, Any] | None:
-    """Store each measured item's passages in the run's `folder`, unless they are already stored.
+    """Retrieve passages for each measured item and store them in the run's `folder`, unless they are already stored.
 
-    Returns the content of retrieved.json, or None if the recipe retrieves nothing: the facts of the search, `k`,
-    `items`, `own` (`own_document_ranks`), and `leaks` in the format of leakage.json. `elsewhere` names a third party
-    that will see the passages.
+    Returns None if the recipe retrieves nothing, else the content of retrieved.json: the facts of the search, `k`, the
+    number of `items`, the result of `own_document_ranks` as `own`, and `leaks` in the format of leakage.json.
+    `elsewhere` is the name of a third party that will see the passages, or empty.
     """
     spec = recipe.evaluate.retrieve
     if spec.index is None:
@@ -210,7 +210,7 @@ def retrieve_for_evaluation(recipe: Recipe, splits: Splits, folder: Path, elsewh
 
 
 def with_retrieved(recipe: Recipe, examples: Sequence[Example], folder: Path) -> list[Example]:
-    """Return the measured examples with their retrieved passages; [] if the recipe retrieves nothing."""
+    """Return the examples with their stored passages; [] if the recipe retrieves nothing or no passages are stored."""
     if recipe.evaluate.retrieve.index is None or not (folder / retrieved_passages.RETRIEVED_FILE).is_file():
         return []
     rows = retrieved_passages.read(folder / retrieved_passages.RETRIEVED_FILE)
@@ -222,10 +222,11 @@ def with_retrieved(recipe: Recipe, examples: Sequence[Example], folder: Path) ->
 
 
 def own_document_ranks(rows: dict[str, retrieved_passages.Row], documents: set[str]) -> dict[str, Any]:
-    """Return the number of `items` whose own document is among `documents`, and `ranks`: rank (1-based) -> number.
+    """Return `items`, the number of items whose own document is in `documents`, and `ranks`.
 
-    An item's own document has the same publisher's id as the item, whatever its source: pubmed:123 is the document
-    of pubmedqa:123.
+    `ranks` maps a rank (1-based) to the number of these items whose own document was retrieved at that rank. An item
+    and its own document have the same publisher's id, even if their sources differ: pubmed:123 is the document of
+    pubmedqa:123.
     """
     known = {retrieved_passages.publishers_id(document) for document in documents}
     matching = [row for row in rows.values() if retrieved_passages.publishers_id(row["id"]) in known]
@@ -239,11 +240,12 @@ def own_document_ranks(rows: dict[str, retrieved_passages.Row], documents: set[s
 
 
 def retrieve_for_training(recipe: Recipe, splits: Splits, folder: Path, elsewhere: str = "") -> None:
-    """Store the passages of a share of the training examples in the run's `folder`, unless they are already stored.
+    """Retrieve passages for some of the training examples and store them in the run's `folder`, unless already stored.
 
-    The seed decides which examples get passages, which of these lack their own passage, and the order of passages. No
-    passage belongs to a dev or test item, and no passage except an example's own belongs to the example's group.
-    `elsewhere` names a third party that will see the passages.
+    The recipe sets the fraction of examples with passages. The seed decides which examples these are, which of them
+    lack their own passage, and the order of the passages. No passage comes from the group of a dev or test item, and
+    only an example's own passage comes from the example's group. `elsewhere` is the name of a third party that will see
+    the passages, or empty.
     """
     spec = recipe.train.retrieve
     path = folder / retrieved_passages.TRAINING
@@ -263,7 +265,7 @@ def retrieve_for_training(recipe: Recipe, splits: Splits, folder: Path, elsewher
             others = searcher.search(example.question, limit, {*unseen, example.group}) if limit else []
             sections = own_passages(example, recipe.prompt)
             own = Document(example.id, example.id, example.source, example.group, "", sections, 0.0)
-            # If space is short, the example's own passage is left out last, and the best of the others second to last.
+            # If a prompt is too long, the passage of rank 0 is left out last: the example's own passage, if included.
             passages = [each.stored(rank) for rank, each in enumerate([own, *others] if has_own else others)]
             random.Random(f"{recipe.seed}/{example.id}").shuffle(passages)
             yield {"id": example.id, "right": has_own, "passages": passages}

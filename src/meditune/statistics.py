@@ -1,4 +1,4 @@
-"""Metrics as sums of per-item statistics, and the intervals, bootstraps, tests and corrections of comparisons."""
+"""Metrics computed from sums of per-item statistics, and the intervals, bootstraps and tests that compare them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LEVEL = 0.05
 """Significance level"""
 RESAMPLES = 2000
 BLOCK = 500
-"""Number of bootstrap draws at a time, which limits the memory"""
+"""Number of bootstrap draws computed at a time, to limit memory use"""
 
 
 @dataclass(frozen=True)
@@ -32,16 +32,16 @@ class Metric:
     digits: int
     meaning: str
     family: str = ""
-    """Heading of a group of related metrics in the report"""
+    """Heading in the report under which related metrics are grouped"""
     optional: bool = False
-    """Left out of the report of a run that didn't measure it"""
+    """True if the report leaves the metric out when the run didn't measure it"""
     share: bool = False
-    """A percentage of items that are right or wrong: its value on a single item is 0 or 100"""
+    """True for a percentage of items that are right or wrong, so that the value of a single item is 0 or 100"""
     detail: bool = False
-    """A detail of another metric: the verdict names it only if it got significantly worse"""
+    """True for a detail of another metric, which the report's verdict names only if it got significantly worse"""
     detector: bool = False
-    """Counts a detector's marks. A detector also marks some true answers, so no change is claimed unless the model with
-    more marks has significantly more of them than the reference answers."""
+    """True if a detector of unsupported claims computes the metric. A detector also marks some true answers, so a
+    change is claimed only if the worse model is significantly worse than its reference answers."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Statistics:
     items: Array
     """(n, k): k statistics of each of n items"""
     figure: Callable[[Array], Array]
-    """Maps sums (..., k) over any selection of items to the metric's value (...)"""
+    """Maps sums of shape (..., k), over any selection of items, to values of the metric of shape (...)"""
 
     def value(self) -> float:
         """Return the metric's value over all items."""
@@ -63,12 +63,12 @@ class Statistics:
 
 
 def mean(ids: Sequence[str], values: Sequence[float]) -> Statistics:
-    """Return the statistics of a mean over items, from one value per item."""
+    """Return the statistics of a metric that is the mean of `values`, with one value per item."""
     return ratio(ids, values, [1.0] * len(values))
 
 
 def ratio(ids: Sequence[str], over: Sequence[float], under: Sequence[float]) -> Statistics:
-    """Return the statistics of the sum of one value per item over the sum of another; NaN if the latter is 0."""
+    """Return the statistics of a metric that is sum(over) / sum(under), or NaN if sum(under) is 0."""
     items = np.array([over, under], dtype=np.float64).T
 
     def figure(sums: Array) -> Array:
@@ -80,24 +80,24 @@ def ratio(ids: Sequence[str], over: Sequence[float], under: Sequence[float]) -> 
 
 
 def standard_gap(metric: Metric, tuned: Any, base: Any) -> Any:
-    """Return tuned minus base, or for a metric whose best value is 1, the difference of the distances from 1."""
+    """Return tuned minus base, or |tuned - 1| minus |base - 1| for a metric whose best value is 1."""
     return np.abs(tuned - 1) - np.abs(base - 1) if metric.direction == "one" else tuned - base
 
 
 def is_wrong(metric: Metric, delta: float) -> bool:
-    """Return True if a difference is a change for the worse."""
+    """Return True if `delta`, as returned by `standard_gap`, is a change for the worse."""
     return delta < 0 if metric.direction == "up" else delta > 0
 
 
 def better(low: float, high: float, direction: Direction = "up") -> bool | None:
-    """Return True if the interval of a difference is entirely on the good side, False if on the bad side, else None."""
+    """Return True if a difference's interval is entirely better than 0, False if entirely worse, else None."""
     if low > 0 or high < 0:
         return (low > 0) == (direction == "up")
     return None
 
 
 def paired_counts(statistics: Statistics) -> Any:
-    """Return (n,) booleans: whether each item counts in a share (as right or, if lower is better, as wrong)."""
+    """Return (n,) booleans: whether each item counts towards the metric (as right, or as wrong if lower is better)."""
     return np.asarray(statistics.figure(statistics.items)) > 50
 
 
@@ -105,8 +105,8 @@ def paired_counts(statistics: Statistics) -> Any:
 
 
 def wilson(successes: int, count: int) -> list[float]:
-    """Return Wilson's 95 % score interval of a share, in percent (Wilson 1927)."""
-    # Preparing data needs nothing else of scipy.stats, whose import takes most of a second.
+    """Return Wilson's 95 % score interval for `successes` out of `count`, in percent (Wilson 1927)."""
+    # Importing scipy.stats takes most of a second, and data preparation needs it for nothing else.
     z = NormalDist().inv_cdf(1 - LEVEL / 2)
     share, spread = successes / count, z**2 / count
     middle, half = share + spread / 2, z * sqrt(share * (1 - share) / count + spread / (4 * count))
@@ -115,7 +115,7 @@ def wilson(successes: int, count: int) -> list[float]:
 
 
 def percentile_interval(values: AnyArray) -> list[float] | None:
-    """Return the 95 % percentile interval (Efron and Tibshirani 1993) of the values except NaN; None without any."""
+    """Return the values' 95 % percentile interval (Efron and Tibshirani 1993), ignoring NaN; None if all are NaN."""
     defined = values[~np.isnan(values)]
     if not len(defined):
         return None
@@ -128,20 +128,20 @@ def percentile_interval(values: AnyArray) -> list[float] | None:
 
 
 def clusters_of(keys: Sequence[Hashable]) -> Any:
-    """Return (n,) the number of each item's cluster, in order of first occurrence; equal keys form a cluster."""
+    """Return (n,) cluster numbers: items with equal keys form a cluster, numbered in order of first occurrence."""
     numbers: dict[Hashable, int] = {}
     return np.array([numbers.setdefault(key, len(numbers)) for key in keys])
 
 
 def by_cluster(items: Array, clusters: Any, count: int | None = None) -> Array:
-    """Return (count, k) sums of (n, k) items by cluster; `count` is the number of clusters by default."""
+    """Return the (count, k) sums of `items` (n, k) in each cluster; `count` defaults to the number of clusters."""
     sums = np.zeros((count or int(clusters.max()) + 1, items.shape[1]))
     np.add.at(sums, clusters, items)
     return sums
 
 
 def draws(count: int, resamples: int, seed: int) -> Iterator[Array]:
-    """Yield blocks (b, count) of how often each of `count` clusters was drawn."""
+    """Yield (b, count) blocks of bootstrap draws: how often each draw contains each of `count` clusters."""
     generator = np.random.default_rng(seed)
     for start in range(0, resamples, BLOCK):
         size = min(BLOCK, resamples - start)
@@ -149,18 +149,19 @@ def draws(count: int, resamples: int, seed: int) -> Iterator[Array]:
 
 
 def bootstrap(sides: Sequence[tuple[Callable[[Array], Array], Array]], resamples: int, seed: int) -> list[Array]:
-    """Return (resamples,) values of each side on the same draws of clusters.
+    """Return each side's (resamples,) bootstrap values, computed on the same draws of clusters.
 
-    A side is a function from sums to a value, and its sums (clusters, k) by cluster.
+    A side is a pair: a function from summed statistics to a value, and the (clusters, k) sums of the clusters.
     """
     blocks = [[figure(drawn @ sums) for figure, sums in sides] for drawn in draws(len(sides[0][1]), resamples, seed)]
     return [np.concatenate(column) for column in zip(*blocks, strict=True)]
 
 
 def resampled(rows: AnyArray, clusters: Sequence[Any] | None, seed: int) -> AnyArray:
-    """Return sums of the rows of `rows` (units, k) over units drawn with replacement, whole clusters at a time.
+    """Return bootstrap sums of `rows` (units, k); each draw samples complete clusters of units with replacement.
 
-    The result is (RESAMPLES, k). It is (0, k) if there are fewer than two clusters, because these show no variation.
+    The result has the shape (RESAMPLES, k), or (0, k) with fewer than two clusters, because a bootstrap over a single
+    cluster shows no variation.
     """
     numbers = clusters_of(clusters or range(len(rows)))
     if len(np.unique(numbers)) < 2:
@@ -176,12 +177,12 @@ class Estimate:
     mean: float
     se: float
     df: float
-    """Degrees of freedom (Satterthwaite 1946); close to the number of seeds minus one if their variance dominates"""
+    """Degrees of freedom (Satterthwaite 1946); close to the number of seeds minus 1 if the seeds' variance dominates"""
     seed_share: float
-    """The seeds' share of the variance of the mean, from 0 to 1"""
+    """Fraction of the mean's variance that is due to the seeds, from 0 to 1"""
 
     def ci95(self) -> list[float]:
-        """Return Student's t interval."""
+        """Return the 95 % interval of the mean, from Student's t distribution."""
         from scipy.stats import t
 
         reach = float(t.ppf(1 - LEVEL / 2, self.df)) * self.se
@@ -195,10 +196,11 @@ class Estimate:
 def two_level(figures: Array, resampled: Array, groups: int, seed: int) -> Estimate:
     """Return the mean of `figures` (one per seed), with a standard error from a bootstrap over seeds and items.
 
-    `resampled` (b, seeds) contains the values on b draws of items, which form `groups` groups; a draw is the same for
-    all seeds, because they answered the same items. Each draw also draws all n seeds with replacement. The variance of
-    such draws is too small by the factor (n - 1) / n, so the seeds' deviations are scaled by the root of the inverse
-    (Rao and Wu 1988). Satterthwaite's degrees of freedom account for the uncertainty of the variance of a few seeds.
+    `resampled` (b, seeds) contains each seed's values on b draws of the items, which form `groups` groups. All seeds
+    share these draws, because their models answered the same items. Each draw also samples the n seeds with
+    replacement. This underestimates the variance between seeds by the factor (n - 1) / n, so the seeds' deviations from
+    the mean are scaled by sqrt(n / (n - 1)) (Rao and Wu 1988). Satterthwaite's degrees of freedom account for the
+    uncertainty of a variance that is estimated from a few seeds.
     """
     seeds, mean = len(figures), float(figures.mean())
     counts = np.random.default_rng([seed, 2]).multinomial(seeds, np.full(seeds, 1 / seeds), size=len(resampled)) / seeds
@@ -214,9 +216,9 @@ def two_level(figures: Array, resampled: Array, groups: int, seed: int) -> Estim
 
 
 def mcnemar(gained: int, lost: int, alternative: Literal["two-sided", "less"] = "two-sided") -> float:
-    """Return the exact p-value of McNemar's test that gains and losses are equally likely.
+    """Return the exact p-value of McNemar's test; the null hypothesis is that gains and losses are equally likely.
 
-    "less" tests that gains are at least as likely as losses.
+    With "less", the null hypothesis is that gains are at least as likely as losses.
     """
     from scipy.stats import binomtest
 
@@ -226,9 +228,10 @@ def mcnemar(gained: int, lost: int, alternative: Literal["two-sided", "less"] = 
 def fisher(
     first: tuple[int, int], second: tuple[int, int], alternative: Literal["two-sided", "greater"] = "two-sided"
 ) -> float:
-    """Return the p-value of Fisher's exact test that two groups have equal shares; each group is (events, others).
+    """Return the p-value of Fisher's exact test; each group is given as (number of events, number of other items).
 
-    "greater" tests that the first group's share isn't higher.
+    The null hypothesis is that events are equally frequent in both groups. With "greater", it is that they aren't more
+    frequent in the first group.
     """
     from scipy.stats import fisher_exact
 
@@ -236,27 +239,28 @@ def fisher(
 
 
 def student_p(difference: float, se: float, df: float) -> float:
-    """Return the two-sided p-value of no difference, from its standard error, by Student's t distribution."""
+    """Return the two-sided p-value of a difference with the standard error `se`, from Student's t distribution."""
     from scipy.stats import t
 
     return float(2 * t.sf(abs(difference) / se, df)) if se else float(difference == 0)
 
 
 def bootstrap_p(deltas: Array) -> float:
-    """Return the two-sided p-value of no difference, from the bootstrap's differences."""
+    """Return the two-sided p-value of the hypothesis of no difference, from the differences on all bootstrap draws."""
     tail = min((deltas <= 0).sum(), (deltas >= 0).sum())
     return float(min(1.0, 2 * (tail + 1) / (len(deltas) + 1)))
 
 
 def random_swaps(items: int, resamples: int, seed: int | Sequence[int]) -> Array:
-    """Return (resamples, items) 0 or 1 at random, for `permutation_p`."""
+    """Return a (resamples, items) array of random zeros and ones, for `permutation_p`."""
     return np.random.default_rng(seed).integers(0, 2, (resamples, items)).astype(np.float64)
 
 
 def permutation_p(first: Array, second: Array, statistic: Callable[[Array], Array], swaps: Array) -> float:
-    """Return the two-sided p-value of no difference between `first` and `second` (n, k): a permutation test of pairs.
+    """Return the two-sided p-value of a paired permutation test of no difference between `first` and `second` (n, k).
 
-    `swaps` (b, n) contains 0 or 1 for each permutation and item. The test is exact even if one side has no event.
+    `swaps` (b, n) is 1 where a permutation swaps the pair of an item, else 0. The test is exact even if one side has no
+    event.
     """
 
     def difference(one: Array, other: Array) -> Array:

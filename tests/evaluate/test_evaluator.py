@@ -179,7 +179,7 @@ def test_missing_items_are_named_and_counted():
 def test_unknown_items_and_other_references_are_refused():
     with pytest.raises(DataError, match=r"tuned-decision\.jsonl: 1 of 9 .*test data \(own:8\)"):
         coverage_remarks(Predictions(decision=decided(range(9))), "tuned", EXAMPLES, DEFAULT_RECIPE)
-    with pytest.raises(DataError, match=r"base-answer\.jsonl: 8 of 8 predictions have another reference"):
+    with pytest.raises(DataError, match=r"base-answer\.jsonl: 8 of 8 predictions have a different reference"):
         coverage_remarks(Predictions(answer=answered(range(8), "It was {}.")), "base", EXAMPLES, DEFAULT_RECIPE)
 
 
@@ -239,7 +239,7 @@ def broken():
 
 
 def says(where: str) -> str:
-    return rf"llama computes numbers that aren't finite on {where} \(in float32\), so it can't be evaluated"
+    return rf"llama computes infinite or NaN values on {where} \(in float32\), so it can't be evaluated"
 
 
 @pytest.mark.parametrize("task", ["decision", "answer"])
@@ -305,7 +305,7 @@ def test_empty_answers_and_missing_references_are_said(tmp_path, capsys):
     examples = [*ROW_EXAMPLES, Example(id="bare", source="t", question="Is it?", decision="no", group="bare")]
     Evaluator(RECIPE, examples, tmp_path).measure(WeightsBackend(loaded, RECIPE), "model")
     said = capsys.readouterr().err
-    assert "1 of 4 items have no reference answer and are measured by their decision only, such as bare." in said
+    assert "1 of 4 items, such as bare, have no reference answer, so only decisions on them are measured." in said
     assert "model gave empty answers to 3 items, such as e0: it stopped at once, or wrote only whitespace." in said
     assert empty_answers(read(tmp_path, "model")) == 3
     assert empty_answers(Predictions(answer=[{"prediction": "Yes."}, {"prediction": " "}])) == 1
@@ -321,5 +321,5 @@ def test_the_command_ends_with_a_sentence(tmp_path):
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     given = ("--set", "data.sources=[{name: sample, limit: 20}]", "--set", "data.split=group")
     done = meditune("evaluate", folder, "--output", tmp_path / "out", *given, "--set", "model.dtype=float32")
-    done.refused(4, str(folder), "aren't finite on sample:synthetic-", "can't be evaluated")
+    done.refused(4, str(folder), "infinite or NaN values on sample:synthetic-", "can't be evaluated")
     assert not list((tmp_path / "out" / "predictions").glob("*.jsonl"))

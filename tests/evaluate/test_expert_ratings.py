@@ -83,7 +83,7 @@ def test_ratings_are_kept_with_the_answers_of_each_model(tmp_path):
         "nothing said"
     )
     assert summarise(read(tmp_path, "tuned"))["avg_score"] == 2.5
-    with pytest.raises(DataError, match=r"1 of 1 rated questions of 'tuned' aren't among its stored answers \(own:7\)"):
+    with pytest.raises(DataError, match=r"1 of 1 questions rated for 'tuned' aren't among its .* questions \(own:7\)"):
         store({"": [{"id": "own:7", "score": 3}]}, tmp_path)
     with pytest.raises(DataError, match="contains only answers of tuned and base"):
         store({"gpt": [{"id": "own:0", "score": 3}]}, tmp_path)

@@ -282,7 +282,7 @@ def test_what_can_t_be_scored_is_refused():
     loaded = tiny.loaded()
     with torch.no_grad():
         loaded.model.get_output_embeddings().weight.fill_(float("nan"))
-    with pytest.raises(ModelError, match="llama computes numbers that aren't finite on e0"):
+    with pytest.raises(ModelError, match="llama computes infinite or NaN values on e0"):
         list(decisions(loaded, ROW_EXAMPLES[:1], 900, "Scoring"))
     recipe = Recipe(name="x", evaluate=EvaluateSpec(protocol="lm-eval"))
     with pytest.raises(DataError, match="an API doesn't return"):

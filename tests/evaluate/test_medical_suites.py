@@ -161,7 +161,7 @@ def test_only_the_medical_subjects_of_mmlu_are_read(tmp_path):
     ]
     assert [example.meta[CORRECT] for example in found] == [0, 1, 0, 1]
     (tmp_path / "broken_test.csv").write_text("question,A,B\n", encoding="utf-8")
-    with pytest.raises(DataError, match=r"broken_test\.csv:1: expected question, four choices and a letter, found 3"):
+    with pytest.raises(DataError, match=r"broken_test\.csv:1: 3 columns instead of question, four choices and letter"):
         read("mmlu-medical", tmp_path / "broken_test.csv")
 
 

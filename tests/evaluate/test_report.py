@@ -114,7 +114,7 @@ def test_a_metric_that_fell_is_called_worse_in_the_verdict_and_in_its_box(tmp_pa
     assert verdict(folder).startswith("No metric got significantly better. Significantly worse: accuracy (61.2 → 55.0)")
     box = shown(folder).partition("Metrics that got worse")[2].partition("Before and after")[0]
     assert "Accuracy , 61.2 → 55.0 (−6.2, 95 % interval −9.0 to −3.4): significantly worse." in box
-    assert re.search(r"Macro-F1 , .* worse, but no significant change", box)
+    assert re.search(r"Macro-F1 , .* worse, but the change isn't significant", box)
 
 
 def test_no_box_where_nothing_moved_the_wrong_way(tmp_path: Path) -> None:
@@ -276,8 +276,8 @@ def test_a_threshold_that_none_reaches_is_said(tmp_path: Path) -> None:
     some = {"target": 0.75, "raw": {"threshold": 0.9, "dev": dev, "test": test}}
     both = {"base": sure_decisions(abstention=none), "tuned": sure_decisions(abstention=some)}
     words = shown(finished_run(tmp_path, decision=both))
-    assert "at or above which 75 % of the decisions" in words
-    assert "Base model no threshold reaches this on dev" in words
+    assert "for which at least 75 % of the development split’s decisions" in words
+    assert "Base model no threshold reaches this target on dev" in words
     assert "Tuned model 0.900 12 of 50 75.0 0 of 500 0.0 nothing kept –" in words
 
 

@@ -1,8 +1,8 @@
-"""The evaluator's back ends for models that aren't loaded in this process: in an engine, or behind an API.
+"""The evaluator's back ends for models that aren't loaded in this process: models in an engine or behind an API.
 
-An engine measures decisions by likelihood, the perplexity of given answers, and written answers; everything else is
-measured on the model before export. An API doesn't return the likelihood of given text, and its prompts always contain
-all retrieved passages.
+With an engine, only decisions by likelihood, the perplexity of given answers, and written answers can be measured;
+everything else is measured on the model before export. An API doesn't return the likelihood of given text, and the
+prompts sent to it always contain all retrieved passages.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from meditune.progress import Progress
 from meditune.prompts import DECISION_TOKENS, Encoder, chat_messages
 
 GRACE_SECONDS = 20.0
-"""Time that a stopped evaluation waits for pending answers, because they are paid for"""
+"""How long a stopped evaluation waits for pending answers, which must be paid for in any case"""
 
 
 class EngineBackend(Backend):
-    """A model in an engine, prompted in `form`."""
+    """A model in an engine, with prompts in the format `form`."""
 
     def __init__(self, engine: Engine, form: PromptFormat) -> None:
         self.engine, self.encoder = engine, Encoder(engine.tokenizer, form)
@@ -66,7 +66,7 @@ class EngineBackend(Backend):
                 progress.advance()
 
     def write(self, examples: Sequence[Example], task: Task, max_new_tokens: int, label: str, keep: KeepText) -> None:
-        """Generate the answers as the engine batches them."""
+        """Generate the answers in batches that the engine chooses."""
         prompts = [self.encoder.prompt(example, task) for example in examples]
         with Progress(f"{label}, {self.engine.name}", len(prompts), "answers") as progress:
             requests = [GenerationRequest(item.prompt, max_new_tokens) for item in prompts]
@@ -76,7 +76,7 @@ class EngineBackend(Backend):
 
 
 class ApiBackend(Backend):
-    """A model behind an API, prompted in `form`."""
+    """A model behind an API, with prompts in the format `form`."""
 
     def __init__(self, client: Client, model: ApiModel, form: PromptFormat, recipe: Recipe) -> None:
         self.client, self.model, self.form = client, model, form
@@ -110,9 +110,9 @@ class ApiBackend(Backend):
 def request_all(
     client: Client, ask: Callable[[Any], Callable[[], None]], items: Sequence[Any], label: str, unit: str
 ) -> None:
-    """Call `ask` for several items at a time, and the functions that it returns one at a time.
+    """Call `ask` on several items concurrently, and call the functions that `ask` returns one at a time.
 
-    The first error ends the run. Pending requests are still awaited and stored by the worker threads, because an
+    The first error stops the run. Pending answers are then awaited. The worker threads store the answers, because an
     interrupt by the user can stop this thread at any point.
     """
     changed = threading.Condition()
@@ -168,7 +168,7 @@ def estimate_tokens(evaluator: Evaluator, model: ApiModel, form: PromptFormat, l
     requests = read = written = 0
     for kind, items in evaluator.items.items():
         if kind == "written":
-            continue  # the texts of the decisions
+            continue  # these are the texts of the decisions and need no requests of their own
         task: Task = "answer" if kind in WRITTEN else "decision"
         room = DECISION_TOKENS if task == "decision" else evaluator.answer_tokens(kind)
         for example in items:
@@ -176,7 +176,7 @@ def estimate_tokens(evaluator: Evaluator, model: ApiModel, form: PromptFormat, l
             if length + room > limit:
                 raise DataError(
                     f"{example.id}: the question with its sources has about {length:,} tokens. With {room} tokens "
-                    f"for the answer, it exceeds model.api.context_tokens={limit}."
+                    f"for the answer, the request exceeds model.api.context_tokens={limit}."
                 )
             requests, read, written = requests + 1, read + length, written + room
     return requests, read, written

@@ -21,23 +21,23 @@ from meditune.files import read_text
 from meditune.statistics import Array, Estimate, Metric, Statistics
 
 MIN_GROUPS = 6
-"""Minimum number of groups for a significant difference: at random, five of five groups agree in one case of 16"""
+"""Minimum number of groups for a significant difference: five groups all agree by chance in one case of 16"""
 
 
 def compare(
     base: Predictions, tuned: Predictions, resamples: int, seed: int, groups: Mapping[str, str] | None = None
 ) -> dict[str, dict[str, Any]]:
-    """Return for every metric of both models its row of report.json's `comparison` (docs/reference/report.md).
+    """Return metric -> row of report.json's `comparison` (docs/reference/report.md), for the metrics of both models.
 
     Differences are tuned minus base. Intervals come from a paired bootstrap (Efron and Tibshirani 1993), in which items
-    with the same group in `groups` (id -> group) are drawn together, because they aren't independent of each other. `p`
-    is two-sided, from McNemar's exact test (McNemar 1947) if each item is right or wrong, else from the bootstrap;
-    `p_holm` is `claim_p`, corrected by Holm's procedure (Holm 1979) over all metrics here. `effect` is Cohen's d_z
-    (Cohen 1988), computed from the bootstrap's spread. With fewer than MIN_GROUPS groups, nothing is significant,
-    because draws of so few groups hardly vary.
+    with the same group in `groups` (id -> group) are drawn together, because they aren't independent. `p` is two-sided.
+    It comes from McNemar's exact test (McNemar 1947) if each item is right or wrong and is a group of its own, else
+    from the bootstrap. `p_holm` is `claim_p` after Holm's correction (Holm 1979) for all metrics of the comparison.
+    `effect` is Cohen's d_z (Cohen 1988), computed from the bootstrap's spread. With fewer than MIN_GROUPS groups,
+    `better` is None, because bootstrap draws of so few groups hardly vary.
 
-    A detector also marks some true answers. Therefore, `better` is None for its metrics, unless the model with more
-    marks is `beyond` its reference answers; `difference` is the value that `better` would have without this rule.
+    A detector also marks some true answers. For its metrics, `better` is therefore None unless the worse model is
+    significantly worse than its reference answers (`beyond`); `difference` is the value of `better` without this rule.
 
     Raises DataError if the models were measured on different items.
     """
@@ -69,7 +69,7 @@ class _Statistics:
         self.references = {"base": references_of(base), "tuned": references_of(tuned)}
 
     def references_of_worse(self, metric: Metric) -> list[Statistics]:
-        """Return the references' statistics of the model with more marks, or of the other model if it has none."""
+        """Return [statistics of the worse model's references, or else of the other's]; [] if neither were graded."""
         base, tuned = self.base[metric.name], self.tuned[metric.name]
         worse = stats.is_wrong(metric, float(stats.standard_gap(metric, tuned.value(), base.value())))
         order = ("tuned", "base") if worse else ("base", "tuned")
@@ -79,7 +79,7 @@ class _Statistics:
 
 
 def _measured_alike(runs: Sequence[_Statistics]) -> list[list[str]]:
-    """Return the metrics of all runs, grouped by equal items; metrics with the same items share their draws."""
+    """Return the metrics that all runs have, grouped by their items; metrics in a group share bootstrap draws."""
     found: dict[tuple[tuple[str, ...], ...], list[str]] = {}
     for name in METRICS:
         if all(name in run.shared for run in runs):
@@ -88,7 +88,7 @@ def _measured_alike(runs: Sequence[_Statistics]) -> list[list[str]]:
 
 
 def _corrected(found: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Return the rows in the order of METRICS, with `p_holm`."""
+    """Return the rows in the order of METRICS, with the additional key `p_holm`."""
     adjusted = stats.holm({name: claim_p(row) for name, row in found.items()})
     return {name: found[name] | {"p_holm": adjusted[name]} for name in METRICS if name in found}
 
@@ -96,8 +96,8 @@ def _corrected(found: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]
 def claim_p(row: Mapping[str, Any]) -> float:
     """Return the p-value of a claimed change.
 
-    For detector metrics, both the change and the excess over the references must be significant, so this is the larger
-    of the two p (an intersection-union test, Berger 1982).
+    For detector metrics, both the change and the excess over the references must be significant, so the result is the
+    larger of their two p-values (an intersection-union test, Berger 1982), or 1 without graded references.
     """
     if "references" not in row:
         return float(row["p"])
@@ -105,7 +105,7 @@ def claim_p(row: Mapping[str, Any]) -> float:
 
 
 def is_significant(row: Mapping[str, Any]) -> bool | None:
-    """Return True or False if the interval is entirely on the good or bad side, else None; ignores references."""
+    """Return True if the change is significantly better, False if significantly worse, else None; ignore references."""
     found: bool | None = row.get("difference", row["better"])
     return found
 
@@ -131,7 +131,7 @@ def in_order(name: str, first: Statistics, second: Statistics) -> Statistics:
 
 
 class _Side:
-    """A metric's statistics of one model or of the references, summed by cluster, with its values on all draws."""
+    """A metric of one model or of the references: per-item statistics, sums by cluster, and values on all draws."""
 
     def __init__(self, statistics: Statistics, sums: tuple[Any, Array], resampled: Array) -> None:
         self.statistics, self.sums, self.drawn = statistics, sums[1], resampled
@@ -139,7 +139,7 @@ class _Side:
 
 
 def _compared(metric: Metric, sides: Sequence[_Side], resamples: int, seed: int) -> dict[str, Any]:
-    """Return the result for one metric, except `p_holm`; `sides` are base, tuned and, if graded, the references."""
+    """Return one metric's row without `p_holm`; `sides` are base, tuned and, if they were graded, the references."""
     base, tuned = sides[:2]
     deltas = stats.standard_gap(metric, tuned.drawn, base.drawn)
     deltas = deltas[np.isfinite(deltas)]
@@ -186,9 +186,9 @@ def _compared(metric: Metric, sides: Sequence[_Side], resamples: int, seed: int)
 def _compare_with_references(
     metric: Metric, model: _Side, references: _Side, too_few: bool, resamples: int, seed: int
 ) -> dict[str, Any]:
-    """Return the comparison of the model that has more of a detector's marks with its reference answers.
+    """Return the comparison of the worse model with its reference answers, for a detector metric.
 
-    `beyond` is True if the model has significantly more of them, by a permutation test.
+    `beyond` is True if the model is significantly worse than the reference answers, by a permutation test.
     """
     swaps = stats.random_swaps(len(model.sums), resamples, [seed, 1])
     p = 1.0 if too_few else stats.permutation_p(model.sums, references.sums, model.statistics.figure, swaps)
@@ -204,7 +204,7 @@ def _compare_with_references(
 
 
 def caveats(comparison: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Return sentences about changes that the comparison can't claim, with the reasons."""
+    """Return a sentence about each kind of change that the comparison can't claim, with the reason."""
     few = [METRICS[name].title for name, row in comparison.items() if row["groups"] < MIN_GROUPS]
     ungraded = [METRICS[name].title for name, row in comparison.items() if row.get("references", row) is None]
     found = []
@@ -215,7 +215,7 @@ def caveats(comparison: Mapping[str, Mapping[str, Any]]) -> list[str]:
     if ungraded:
         found.append(
             f"No change is claimed for {', '.join(ungraded)}, because the detector's marks in the reference answers "
-            "aren't stored. To add them, use `meditune report RUN` for a run and `meditune evaluate` for an evaluation."
+            "aren't stored. To add them, run `meditune report RUN` for a run, or `meditune evaluate` for an evaluation."
         )
     for name, row in comparison.items():
         beside = row.get("references")
@@ -259,7 +259,7 @@ Change = dict[str, Any]
 
 
 def changes(base: Predictions, tuned: Predictions, examples: Mapping[str, Example]) -> list[Change]:
-    """Return each item for which the two models' predictions differ, the greatest loss first, the greatest gain last.
+    """Return the items for which the two models' predictions differ, from the greatest loss to the greatest gain.
 
     `change` is lost, gained or neither; `delta` is 1, 0 or -1 for a decision, and the difference in ROUGE-L for an
     answer.
@@ -294,7 +294,7 @@ def changes(base: Predictions, tuned: Predictions, examples: Mapping[str, Exampl
 
 
 def count_changes(changes: list[Change]) -> dict[str, dict[str, int]]:
-    """Return for each kind of prediction the number of changed items that were lost, gained, or neither."""
+    """Return kind of prediction -> the numbers of changed items that were `lost`, `gained` or `neither`."""
     counts: dict[str, dict[str, int]] = {}
     for row in changes:
         of_kind = counts.setdefault(row["kind"], {"lost": 0, "gained": 0, "neither": 0})
@@ -319,12 +319,12 @@ class NothingInCommonError(DataError):
 
 
 def side_by_side(models: Sequence[MeasuredModel], resamples: int, seed: int) -> dict[str, Any]:
-    """Return `models` (names), `figures` (name -> metric -> value), `comparisons` (name -> `comparison` and `worse`).
+    """Return `models` (names), `figures` (name -> metric -> value) and `comparisons` (name -> `comparison`, `worse`).
 
-    Every other model is compared with the first as in `compare`, but Holm's correction covers all metrics of all
+    Each further model is compared with the first one as in `compare`, but Holm's correction covers all metrics of all
     comparisons. For two models, the result also has `base`, `tuned`, `comparison` and `worse`, as in report.json.
 
-    Raises DataError if models were measured on different items, and NothingInCommonError.
+    Raises DataError if two models were measured on different items, and NothingInCommonError if they share no metric.
     """
     first, *others = models
     names = [model.name for model in models]
@@ -361,11 +361,12 @@ def side_by_side(models: Sequence[MeasuredModel], resamples: int, seed: int) -> 
 
 
 def over_seeds(folders: Sequence[Path], resamples: int = 10_000, seed: int = 17) -> dict[str, Any]:
-    """Return `seeds`, and for every metric that all runs measured, the spread of base, tuned and their difference.
+    """Return `seeds`, and in `metrics` a row for each metric that all runs measured.
 
-    For each metric: `base`, `tuned` and `delta`, one value per run in the order of `seeds`; the `mean` delta with its
-    `sd` and `range` over the seeds; its `se`, `df`, `ci95`, `p` and `seed_share` by `two_level`; `agree`, the number of
-    runs in which the metric improved; the other keys as in `compare`, with means over the runs.
+    A row has `base`, `tuned` and `delta`, with one value per run in the order of `seeds`; the `mean` delta with its
+    `sd` and `range` over the seeds; the mean's `se`, `df`, `ci95`, `p` and `seed_share`, computed by `two_level`; and
+    `agree`, the number of runs in which the metric improved. The other keys are as in `compare`, with means over the
+    runs.
 
     Raises DataError if the runs differ in more than their seed, or contain no predictions.
     """
@@ -401,14 +402,14 @@ def over_seeds(folders: Sequence[Path], resamples: int = 10_000, seed: int = 17)
 
 
 Pairs = list[tuple[Statistics, Statistics]]
-"""For each run, two sides; their difference is the second minus the first"""
+"""For each run, two sides whose difference is the second minus the first"""
 
 
 def _pairs(metric: Metric, runs: Sequence[_Statistics]) -> dict[str, Any]:
-    """Return the runs' pairs base and tuned (`change`), the worse model's name (`of`), and its `excess`.
+    """Return `change` (each run's base and tuned side), `of` (the worse model's name) and `excess`.
 
-    `excess` has the runs' pairs of that model's references and the model itself. It is empty unless the metric is a
-    detector's and all runs have graded references.
+    `excess` contains for each run the side of the worse model's references and that of the model itself. It is empty
+    unless a detector computes the metric and all runs have graded references.
     """
     change = [(run.base[metric.name], run.tuned[metric.name]) for run in runs]
     of = "tuned" if stats.is_wrong(metric, float(_gaps(metric, change).mean())) else "base"
@@ -425,7 +426,7 @@ def _gaps(metric: Metric, pairs: Pairs) -> Array:
 
 
 def _estimate(metric: Metric, pairs: Pairs, draws: Iterator[Array], groups: int, seed: int) -> Estimate | None:
-    """Return the mean difference over seeds and items; `draws` yields each side's values on the draws."""
+    """Return the mean difference over seeds and items, or None without pairs; `draws` yields the sides' values."""
     if not pairs:
         return None
     values = [(next(draws), next(draws)) for _ in pairs]
@@ -436,7 +437,7 @@ def _estimate(metric: Metric, pairs: Pairs, draws: Iterator[Array], groups: int,
 def _row(
     metric: Metric, compared: Mapping[str, Any], estimates: Mapping[str, Estimate | None], groups: int
 ) -> dict[str, Any]:
-    """Return the metric's keys of `over_seeds`, except `p_holm` and `items`."""
+    """Return the metric's row of `over_seeds`, without `p_holm` and `items`."""
     deltas, found, few = _gaps(metric, compared["change"]), estimates["change"], groups < MIN_GROUPS
     assert found is not None, "there are two or more runs"
     low, high = found.ci95()
@@ -486,7 +487,7 @@ def _refuse_other_recipes(folders: Sequence[Path]) -> None:
 
 
 def _without_seed(folder: Path) -> dict[str, Any]:
-    """Return the settings of a run's recipe that affect its result, except the seed, by dotted key."""
+    """Return dotted key -> value of the recipe's settings that affect a run's result, without the seed."""
     path = folder / "recipe.yaml"
     read_text(path)
     neutral = {("name",), ("seed",), *NEUTRAL}

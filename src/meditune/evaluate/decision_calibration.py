@@ -18,16 +18,16 @@ from meditune.models.load import LoadedModel
 from meditune.statistics import wilson
 
 MIN_TEMPERATURE, MAX_TEMPERATURE = 0.05, 20.0
-"""Range of temperatures in the search"""
+"""Range in which the temperature is searched for"""
 MIN_PROBABILITY = 1e-9
 """Lower limit of a label's mean probability"""
 
 
 def fit_calibration(predictions: Predictions, spec: EvaluateSpec) -> list[dict[str, Any]] | None:
-    """Fit calibration: return one row with `id`, `method`, `temperature`, the `bias` of each label, and dev `items`.
+    """Return one row with `id`, `method`, `temperature`, the `bias` of each label, and the number of dev `items`.
 
-    Calibrated logits are logits / temperature + bias. Returns None if calibration is off, or if there are no dev
-    decisions or no likelihoods from an API.
+    Calibrated logits are logits / temperature + bias. Returns None if calibration is off, if there are no dev
+    decisions, or if an API returned no likelihoods.
     """
     rows = predictions.dev_decision
     has_logits = all("logits" in row for row in (*rows, *predictions.decision))
@@ -62,10 +62,10 @@ def _temperature(rows: Rows) -> float:
 
 
 def _bias(rows: Rows, to_prior: bool) -> dict[str, float]:
-    """Return biases that remove each label's mean probability; with `to_prior`, they replace it with its frequency.
+    """Return biases that divide a label's probability by its mean, and with `to_prior`, multiply it by its frequency.
 
     Without `to_prior`, this is batch calibration (Zhou et al. 2023, arXiv:2309.17249) with the dev split as the batch.
-    Frequencies have add-one smoothing, so that a label that is missing on dev isn't excluded.
+    Frequencies have add-one smoothing, so that a label without references on dev can still be predicted.
     """
     shares = [probabilities(row["logits"]) for row in rows]
     bias: dict[str, float] = {}
@@ -78,14 +78,15 @@ def _bias(rows: Rows, to_prior: bool) -> dict[str, float]:
 
 
 MIN_ITEMS = 10
-"""Minimum number of dev items above a threshold, because a few items can be correct by luck"""
+"""Minimum number of dev items at or above a threshold, because a few items can all be correct by luck"""
 
 
 def abstention(predictions: Predictions, target: float) -> dict[str, Any] | None:
-    """Return `threshold`, `dev` and `test` for `raw` and, if there is a calibration, for `calibrated` confidence.
+    """Return the results with the `raw` confidence and, if there is a calibration, with the `calibrated` confidence.
 
-    The threshold is fitted on dev by `threshold_for`; `dev` and `test` are results of `answered_at`. All three are None
-    if no threshold reaches the target. The function returns None without likelihoods on dev.
+    A result has `threshold`, fitted on dev by `threshold_for`, and `dev` and `test`, the results of `answered_at`. All
+    three are None if no threshold reaches the target. The function returns None if there are no dev decisions, or if a
+    dev or test decision has no likelihoods.
     """
     dev, test = predictions.dev_decision, predictions.decision
     if not dev or not all("logits" in row for row in (*dev, *test)):
@@ -97,9 +98,9 @@ def abstention(predictions: Predictions, target: float) -> dict[str, Any] | None
 
 
 def threshold_for(rows: Rows, target: float) -> float | None:
-    """Return the lowest confidence at which at least the share `target` of rows is correct, or None.
+    """Return the lowest threshold at which the accuracy of the kept rows is at least `target` (0 to 1), or None.
 
-    It must keep at least MIN_ITEMS rows.
+    A row is kept if its confidence reaches the threshold. At least MIN_ITEMS rows must be kept.
     """
     sure, right = confidences(rows)
     for candidate in sorted(set(sure.tolist())):
@@ -110,9 +111,10 @@ def threshold_for(rows: Rows, target: float) -> float | None:
 
 
 def answered_at(rows: Rows, threshold: float) -> dict[str, Any]:
-    """Return how many decisions of at least this confidence are `kept` and `of` how many, and their results in percent.
+    """Return the number of decisions `kept` because their confidence reaches `threshold`, and the number of all (`of`).
 
-    Their `accuracy` and Wilson's interval (1927) `ci95` are None if no decision is kept.
+    Further keys, in percent: the `coverage`, the `accuracy` of the kept decisions, and its Wilson interval `ci95`
+    (Wilson 1927). The last two are None if no decision is kept.
     """
     sure, right = confidences(rows)
     selected = sure >= threshold
@@ -135,10 +137,10 @@ def _tried(dev: Rows, test: Rows, target: float) -> dict[str, Any]:
 def dev_measure(
     loaded: LoadedModel, examples: Sequence[Example], recipe: Recipe
 ) -> Callable[[LoadedModel], float] | None:
-    """Return a function that computes the metric of `train.dev` for a model.
+    """Return a function that computes the metric named in `train.dev` for a model.
 
-    Returns None if the metric is off or is computed by training itself. Only the tokenizer of `loaded` is used. Raises
-    DataError if a dev question is too long for the prompt.
+    Returns None if this measurement is off, or if the metric is the loss, which training computes itself. Only the
+    tokenizer of `loaded` is used. Raises DataError if a dev question is too long for the prompt.
     """
     dev = recipe.train.dev
     if not dev.is_on or dev.metric == "loss":

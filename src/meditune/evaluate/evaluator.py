@@ -1,8 +1,8 @@
-"""Evaluation of one model on the test items, with every prediction stored.
+"""Evaluation of one model on the test items; every prediction is stored.
 
-The evaluator selects the items and conditions, skips what is stored, resumes what was interrupted, and writes the
-predictions. A back end decides, scores and writes: the weights in this process (`weights_backend`), an engine or an API
-(`backends`).
+The evaluator selects the items and conditions, skips predictions that are already stored, resumes interrupted
+evaluations, and stores the predictions. A back end runs the model: in this process (`weights_backend`), in an engine or
+behind an API (`backends`).
 """
 
 from __future__ import annotations
@@ -47,17 +47,17 @@ from meditune.prompts import DECISION_TOKENS
 
 Row = dict[str, Any]
 KeepScore = Callable[[Literal["decision", "likelihood"], Row], None]
-"""Receives each row when it is finished, in any order and from any thread, but only one at a time"""
+"""A function that receives each finished row; rows come in any order and from any thread, but one at a time"""
 KeepText = Callable[[str, str, int], None]
-"""Receives each text in the same way: the id of its example, the text, and how many retrieved passages didn't fit into
-the prompt"""
+"""A function that likewise receives the id of an example, the written text, and the number of retrieved passages that
+didn't fit into the prompt"""
 SCORED: tuple[tuple[DecisionKind, LikelihoodKind | None, str], ...] = (
     ("decision", "likelihood", ""),
     ("dev_decision", None, ", dev split"),
     ("closed", "closed_likelihood", ", closed book"),
     ("retrieved", "retrieved_likelihood", ", retrieved passages"),
 )
-"""Kinds that are scored together, and the text after the model's name in the progress display"""
+"""Kinds that are scored together, and the text that follows the model's name in the progress display"""
 TITLES: dict[Kind, str] = {
     "decision": "decisions",
     "dev_decision": "dev decisions",
@@ -80,7 +80,7 @@ TITLES: dict[Kind, str] = {
     **{suite.kind: suite.title for suite in SUITES.values()},
 }
 WRITTEN: tuple[Kind, ...] = (*get_args(AnswerKind), "safety", *get_args(OpenSuite))
-"""Kinds whose texts are answers"""
+"""Kinds whose predictions are written answers"""
 WEIGHTS_ONLY: tuple[Kind, ...] = (
     *("unconditional", "samples"),
     *get_args(TextKind),
@@ -89,20 +89,20 @@ WEIGHTS_ONLY: tuple[Kind, ...] = (
 )
 """Kinds that need the model's weights in this process"""
 SAMPLED = 50
-"""Number of questions with sampled answers, unless `evaluate.samples` is 0"""
+"""Number of questions for which answers are sampled, unless `evaluate.samples` is 0"""
 
 
 @dataclass(frozen=True)
 class Capabilities:
-    """The capabilities of a kind of back end."""
+    """What a kind of back end can do."""
 
     kinds: frozenset[Kind]
     refuses_lm_eval: str = ""
     """The reason why the back end can't follow the `lm-eval` protocol; empty if it can"""
     no_repeat: bool = False
-    """True if the back end follows `evaluate.no_repeat`"""
+    """True if the back end supports `evaluate.no_repeat`"""
     resumes: bool = False
-    """True if each row takes long or costs money, so rows are stored as they arrive"""
+    """True if rows are stored as they arrive, because each one takes long or costs money"""
 
 
 WEIGHTS = Capabilities(frozenset(KINDS), no_repeat=True)
@@ -111,7 +111,7 @@ ENGINE = Capabilities(
         {"decision", "dev_decision", "closed", "likelihood", "written", "answer", "safety", *get_args(OpenSuite)}
     ),
     "An exported model can be evaluated only with evaluate.protocol meditune. For the lm-eval protocol, evaluate the "
-    "model that it was exported from, or point lm-eval to `meditune serve`.",
+    "model that it was exported from, or point lm-eval at `meditune serve`.",
     resumes=True,
 )
 API = Capabilities(
@@ -123,20 +123,20 @@ API = Capabilities(
 
 
 class Backend:
-    """The interface of back ends. A back end implements what its `Capabilities` contain."""
+    """The interface of back ends. A back end implements only the methods that its `Capabilities` require."""
 
     def accepted(self, examples: Sequence[Example]) -> Sequence[Example]:
-        """Return the examples without conversations that the model's chat template rejects."""
+        """Return the examples, leaving out conversations that the model's chat template rejects."""
         return examples
 
     def score(
         self, decision_examples: Sequence[Example], answer_examples: Sequence[Example], label: str, keep: KeepScore
     ) -> None:
-        """Give `keep` the decisions on `decision_examples`, and the likelihoods of the answers of `answer_examples`."""
+        """Pass to `keep` decisions on `decision_examples` and likelihoods of `answer_examples`' reference answers."""
         raise NotImplementedError
 
     def write(self, examples: Sequence[Example], task: Task, max_new_tokens: int, label: str, keep: KeepText) -> None:
-        """Give `keep` the greedy answer to each example."""
+        """Pass to `keep` the greedy answer to each example."""
         raise NotImplementedError
 
     def rows(self, kind: Kind, items: Sequence[Any], label: str) -> Iterable[Row]:
@@ -149,11 +149,12 @@ class Backend:
 
 
 class Evaluator:
-    """An evaluator of models on the same items, which stores finished predictions on disk.
+    """An evaluator, which measures models on the same items and stores their predictions on disk.
 
-    Decisions are measured on every example that has one, and on `dev` if anything is fitted on it. Long answers are
-    measured on a seeded subset, which is the same for every model. Predictions are stored in `folder/NAME-KIND.jsonl`;
-    kinds that exist already aren't computed again. `can` are the capabilities of the back ends that will be measured.
+    Decisions are measured on every example with a reference decision, and on `dev` if anything is fitted on it. Long
+    answers are measured on a seeded subset, which is the same for every model. Predictions are stored in
+    `folder/NAME-KIND.jsonl`; a kind whose file exists isn't computed again. `can` contains the capabilities of the back
+    ends that will be used.
     """
 
     def __init__(
@@ -174,7 +175,7 @@ class Evaluator:
         if self.spec.no_repeat and not can.no_repeat:
             raise DataError(
                 "evaluate.no_repeat works only for models that Meditune loads itself, not for an exported model or an "
-                "API. Set it to null, also for the models that you compare with."
+                "API. Set it to null, also for the models that you compare this one with."
             )
         if self.uses_lm_eval and not any(example.decision for example in examples):
             raise DataError(
@@ -191,8 +192,8 @@ class Evaluator:
         self.remarks: list[str] = []
         if without and "answer" in self.items:
             self.remarks.append(
-                f"{len(without)} of {len(examples)} items have no reference answer and are measured by their decision "
-                f"only, such as {without[0]}."
+                f"{len(without)} of {len(examples)} items, such as {without[0]}, have no reference answer, so only "
+                "decisions on them are measured."
             )
         if unmeasured:
             self.remarks.append(
@@ -233,12 +234,12 @@ class Evaluator:
         return all(self._is_stored(name, kind) for kind in self.items)
 
     def measure(self, backend: Backend, name: str) -> None:
-        """Compute and store the predictions of a model that don't exist yet."""
+        """Compute and store a model's predictions, except those that are already stored."""
         if self.remarks:
             print(" ".join(self.remarks), file=sys.stderr)
         self._leave_out_rejected(backend)
         if self.uses_lm_eval:
-            label = f"Scoring {name} as lm-eval does"
+            label = f"Scoring {name}, lm-eval protocol"
             write_once(
                 self.folder, name, "decision", lambda: backend.decisions_as_lm_eval(self.items["decision"], label)
             )
@@ -291,7 +292,7 @@ class Evaluator:
             if by_word:
                 print(
                     f"{by_word} of {len(rows)} {TITLES[decision]} of {name} are based on the written text, because the "
-                    "API returned no likelihoods; the calibration error can't be measured.",
+                    "API returned no likelihoods. Therefore, the calibration error can't be measured.",
                     file=sys.stderr,
                 )
             _report_unclear(decision, name, rows)
@@ -325,7 +326,7 @@ class Evaluator:
             if empty:
                 print(
                     f"{name} gave empty answers to {len(empty)} items, such as {empty[0]}: it stopped at once, or "
-                    "wrote only whitespace. They are scored as empty texts.",
+                    "wrote only whitespace. These answers are scored as empty texts.",
                     file=sys.stderr,
                 )
 
@@ -338,9 +339,9 @@ class Evaluator:
 
 
 class StoredRows:
-    """The rows of one kind so far. At the end of its `with` block, they are written to the file, in the items' order.
+    """The finished rows of one kind, which are written to the file at the end of the `with` block, in the items' order.
 
-    If `resumes`, rows are stored in FILE.begun until then. `finish` returns the file's rows from the rows by id.
+    With `resumes`, rows are stored in FILE.begun until then. `finish` converts the rows by id to the rows of the file.
     """
 
     def __init__(
@@ -355,7 +356,7 @@ class StoredRows:
         self._begun = path.with_name(f"{path.name}.begun") if resumes else None
         self._is_begun = False
         self.rows: dict[str, Row] = {}
-        """The rows so far by id, at first those of an interrupted evaluation"""
+        """The finished rows by id, initially those of an interrupted evaluation"""
         text = (
             self._begun.read_text(encoding="utf-8", errors="replace") if self._begun and self._begun.is_file() else ""
         )
@@ -363,7 +364,7 @@ class StoredRows:
             try:
                 row = json.loads(line)
                 self.rows[row["id"]] = row
-            except (ValueError, KeyError, TypeError):  # a line that was cut off
+            except (ValueError, KeyError, TypeError):  # an incomplete line
                 continue
 
     @property
@@ -372,11 +373,11 @@ class StoredRows:
         return [item for item in self.items if item.id not in self.rows]
 
     def keep(self, row: Row) -> None:
-        """Keep a finished row, even if it arrives after an error has ended the block."""
+        """Store a finished row, even if it arrives after an error has ended the `with` block."""
         if self._begun:
-            # The file is created when there is something to store, so a rejected first request leaves nothing behind.
+            # The file is created only for the first row, so that a rejected first request leaves no file behind.
             if not self._is_begun:
-                write_jsonl(self._begun, self.rows.values())  # without the cut-off line of a killed program
+                write_jsonl(self._begun, self.rows.values())  # removes an incomplete line that a killed program left
                 self._is_begun = True
             append_jsonl(self._begun, row)
         self.rows[row["id"]] = row
@@ -413,8 +414,8 @@ def decided_on(
 ) -> dict[DecisionKind, list[Example]]:
     """Return the examples for each kind of decision, as the model sees them; kinds without examples are absent.
 
-    `dev` is used only if something is fitted on it. `retrieved` are the examples with retrieved passages instead of the
-    given context.
+    `dev` is used only if something is fitted on it. `retrieved` contains the examples with retrieved passages instead
+    of the given context.
     """
     kinds: dict[DecisionKind, list[Example]] = {"decision": _decided(examples)}
     if spec.fits_on_dev:
@@ -427,9 +428,9 @@ def decided_on(
 def under_conditions(
     examples: Sequence[Example], spec: EvaluateSpec, retrieved: Sequence[Example] = ()
 ) -> dict[Condition, list[Example]]:
-    """Return the examples as the model sees them under each condition that is measured.
+    """Return condition -> examples as the model sees them, for each condition that is measured.
 
-    Only examples with a context are asked closed book.
+    Only examples with a context are also asked closed book.
     """
     ids = {example.id for example in examples}
     closed = [example.model_copy(update={"context": ()}) for example in examples if example.context]
@@ -458,8 +459,8 @@ MAX_LISTED_IDS = 5
 def coverage_remarks(predictions: Predictions, name: str, examples: Sequence[Example], recipe: Recipe) -> list[str]:
     """Return sentences about what is missing in a model's stored predictions.
 
-    Raises DataError if an id isn't among `examples`, or an item has a different reference there, because such
-    predictions were made from different data.
+    Raises DataError if the id of a prediction isn't among `examples`, or if a prediction and its example have different
+    references, because such predictions were made from different data.
     """
     known = {example.id: example for example in examples}
     answered = chosen_answers(examples, recipe.evaluate.answers, recipe.seed)
@@ -488,7 +489,7 @@ def coverage_remarks(predictions: Predictions, name: str, examples: Sequence[Exa
 
 
 def unmeasured_ids(examples: Sequence[Example]) -> list[str]:
-    """Return a sentence if test items have neither a decision nor an answer."""
+    """Return a list with one sentence if any test items have neither an answer nor a decision, else an empty list."""
     without = [example.id for example in examples if not (example.answer.strip() or example.decision or example.label)]
     if not without:
         return []
@@ -499,7 +500,7 @@ def unmeasured_ids(examples: Sequence[Example]) -> list[str]:
 
 
 def list_ids(ids: Sequence[str]) -> str:
-    """Return the first ids as text, and the number of further ones."""
+    """Return the first MAX_LISTED_IDS ids as text, and the number of further ids."""
     more = f" and {len(ids) - MAX_LISTED_IDS} more" if len(ids) > MAX_LISTED_IDS else ""
     return f"{', '.join(ids[:MAX_LISTED_IDS])}{more}"
 
@@ -514,7 +515,7 @@ def _refuse_unknown_items(rows: Sequence[dict[str, Any]], known: Mapping[str, Ex
     changed = [row["id"] for row in rows if row.get("reference") not in _references(known[row["id"]])]
     if changed:
         raise DataError(
-            f"{file}: {len(changed)} of {len(rows)} predictions have another reference than the data "
+            f"{file}: {len(changed)} of {len(rows)} predictions have a different reference from the data "
             f"({list_ids(changed)}). The data or the file has changed: evaluate the model again."
         )
 

@@ -1,4 +1,4 @@
-"""Import of ratings by experts or by a rating model: read from a file, checked, and stored as predictions."""
+"""Import of ratings by experts or by a rating model; the ratings are stored beside the rated model's predictions."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ Rows = list[dict[str, Any]]
 
 
 def read_ratings(path: Path, best: bool = False) -> dict[str, Rows]:
-    """Return model (empty if there is no such column) -> rows with `id` and `score`.
+    """Return model -> rows with `id` and `score`; the model's name is empty if the file has no such column.
 
-    A score is a number from 1 to 4; an empty score or 0 means that the question wasn't answered, and becomes None.
-    Several scores of one question are averaged; with `best`, the highest counts. Raises DataError with the place of an
-    invalid row, because leaving a row out would change the metrics.
+    A score is a number from 1 to 4. A score that is empty or 0 means that the question wasn't answered, and becomes
+    None. If a question has several scores, they are averaged or, with `best`, the highest one counts. Raises DataError
+    with the position of an invalid row, because skipping the row would change the metrics.
     """
     given: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     rejects = Rejects()
@@ -48,9 +48,7 @@ def read_ratings(path: Path, best: bool = False) -> dict[str, Rows]:
             scores.append(score)
     if len(rejects):
         first = next(rejects.rows())
-        raise DataError(
-            f"{first['where']}: {first['reason']}. Correct this row; leaving it out would change the metrics."
-        )
+        raise DataError(f"{first['where']}: {first['reason']}. Correct this row; skipping it would change the metrics.")
     if not given:
         raise DataError(f"{path}: the file contains no ratings.")
     return {
@@ -66,7 +64,7 @@ def store(ratings: Mapping[str, Rows], folder: Path) -> list[str]:
     """Store each model's ratings beside its predictions and return the models' names.
 
     Empty answers need no rating. Raises DataError if a model has no stored answers, or if a rated question isn't among
-    them.
+    the questions of its stored answers.
     """
     models = [name for name in ("model", "tuned", "base") if path_of(folder, name, "answer").is_file()]
     if not models:
@@ -82,7 +80,7 @@ def store(ratings: Mapping[str, Rows], folder: Path) -> list[str]:
         unknown = [row["id"] for row in found if row["id"] not in answers]
         if unknown:
             raise DataError(
-                f"{len(unknown)} of {len(found)} rated questions of {name!r} aren't among its stored answers "
+                f"{len(unknown)} of {len(found)} questions rated for {name!r} aren't among its answered questions "
                 f"({list_ids(unknown)}). Use the ids in {path_of(folder, name, 'answer')}."
             )
         rated = {row["id"] for row in found}

@@ -1,8 +1,8 @@
 """Grading of stored answers: faithfulness to their sources, and similarity to the references.
 
-Each grader returns one row for each answer, which is stored beside the predictions. `meditune report` can therefore add
-new metrics to an older run without its model. The detector of meditune.evidence grades faithfulness. If the recipe
-names a support model, the scores come from that model, and the detector's spans are kept.
+Each grader returns one row for each answer. The rows are stored beside the predictions, so `meditune report` can add
+new metrics to an older run without its model. The detector in meditune.evidence grades faithfulness. If the recipe
+names a support model, the scores come from that model, and the spans from both.
 """
 
 from __future__ import annotations
@@ -49,8 +49,9 @@ def grade_faithfulness(
 ) -> Iterable[dict[str, Any]] | None:
     """Return a row for each answer with sources (docs/reference/report.md); None if there are no such answers.
 
-    With `of_references`, the reference answers are graded instead; marks in them are mostly false alarms. With
-    `retrieved`, answers with retrieved passages are graded by those passages of `examples` that fit into the prompt.
+    With `of_references`, the reference answers are graded instead; most marks in reference answers are false alarms.
+    With `retrieved`, the answers given with retrieved passages are graded, against the passages that fit into the
+    prompt.
     """
     if retrieved:
         examples = {
@@ -71,7 +72,7 @@ def grade_faithfulness(
 
 
 def overview(predictions: Predictions, of_references: bool = False) -> dict[str, Any]:
-    """Return the grader, the numbers of graded, empty and source-less answers, and the number of spans by kind."""
+    """Return the grader's name, the numbers of graded, empty and sourceless answers, and of spans by kind."""
     rows = predictions.reference_faithfulness if of_references else predictions.faithfulness
     kinds = Counter(span["kind"] for row in rows for span in row["spans"])
     return {
@@ -122,7 +123,7 @@ def _by_model(rows: Sequence[dict[str, Any]], examples: Mapping[str, Example], n
 def _unsupported(
     sentences: Sequence[Mapping[str, Any]], spans: Sequence[Mapping[str, Any]]
 ) -> Iterator[dict[str, Any]]:
-    """Yield a span for each sentence that isn't supported according to the model and has no span."""
+    """Yield a span for each sentence that has no span and that the sources don't support according to the model."""
     for each in sentences:
         if not each["supported"] and not any(each["start"] <= span["start"] < each["end"] for span in spans):
             why = f"According to the model, the sources support this with a probability of {each['score']:.2f}."
@@ -154,7 +155,8 @@ def _row(identifier: str, by: str, judgement: Verdict) -> dict[str, Any]:
 def similarity(predictions: Predictions, spec: EvaluateSpec) -> Iterator[dict[str, Any]] | None:
     """Return rows with each answer's `similarity` and `token_similarity` to its most similar reference.
 
-    None if the recipe turns this off, if there are no answers, or, with a message, if the model is unavailable.
+    Returns None if the recipe turns similarity off, if there are no answers, or if the sentence model is unavailable,
+    which a message reports.
     """
     from meditune.models.catalogue import SENTENCE_MODEL
     from meditune.models.sentence_encoder import sentence_model
@@ -184,7 +186,7 @@ def compared(model: SentenceModel, rows: Sequence[dict[str, Any]]) -> Iterator[d
 def matched(answer: TokenVectors, reference: TokenVectors) -> float:
     """Return the F1 of greedy token matching by cosine similarity (Zhang et al. 2020, arXiv:1904.09675).
 
-    The result is 0 if answer or reference has no tokens.
+    The result is 0 if the answer or the reference has no tokens.
     """
     if not len(answer.tokens) or not len(reference.tokens):
         return 0.0
@@ -203,7 +205,7 @@ def _is_available(folder: Path) -> bool:
     except ModelError as error:
         reason = str(error).rstrip(".")
         print(
-            f"Similarity in meaning is not measured: {reason}. To turn it off, set evaluate.similarity=false.",
+            f"Similarity in meaning is not measured: {reason}. To turn off this metric, set evaluate.similarity=false.",
             file=sys.stderr,
         )
         return False
@@ -215,7 +217,7 @@ def grade(
 ) -> None:
     """Store each grader's rows for the predictions of `model`, unless they exist already.
 
-    `retrieved` are the examples with retrieved passages.
+    `retrieved` contains the examples with retrieved passages.
     """
     predictions = read(folder, model)
     given, by_passages = ({example.id: example for example in each} for each in (examples, retrieved))

@@ -1,7 +1,8 @@
 """Data for measuring forgetting: general-knowledge questions, and running texts for perplexity.
 
-The questions with four choices were written for Meditune and don't cover medicine. Almost every adult can answer all of
-them, so they measure forgetting, not expertise. A text of kind K is measured on its first `evaluate.K_tokens` tokens.
+The questions have four choices, were written for Meditune, and don't cover medicine. Almost every adult can answer all
+of them, so they measure forgetting, not expertise. A running text is general or technical, and
+`evaluate.general_tokens` or `evaluate.technical_tokens` sets how many of its first tokens are measured.
 """
 
 from __future__ import annotations
@@ -29,20 +30,20 @@ FILE = Path(__file__).parent / "choices.jsonl"
 
 
 Question = dict[str, Any]
-"""A question: `id`, `subject`, `question`, four `choices`, and `answer`, the index of the correct one"""
+"""A question: `id`, `subject`, `question`, four `choices`, and `answer`, the index of the correct choice"""
 
 
 def questions(count: int) -> list[Question]:
-    """Return the first `count` questions, or all; subjects and positions of the correct choice are mixed."""
+    """Return the first `count` questions; the file mixes subjects and the positions of the correct choice."""
     return read_jsonl(FILE)[:count]
 
 
 def answer_choices(
     loaded: LoadedModel, encoder: Encoder, questions: Sequence[Question], batch_tokens: int | None, label: str
 ) -> Iterator[dict[str, Any]]:
-    """Yield for each question the summed negative log-likelihood in nats (`nll`) and the UTF-8 `bytes` of every choice.
+    """Yield a row for each question: `nll` has each choice's negative log-likelihood in nats, `bytes` its UTF-8 length.
 
-    The prompt ignores the model's own format: it is "Question: ...", and "Answer:" on a separate line.
+    The prompt is "Question: ..." and, on the next line, "Answer:", whatever the model's own prompt format is.
     """
     encoded = [
         encoder.continuations(each["id"], f"Question: {each['question']}\nAnswer:", each["choices"])
@@ -63,9 +64,9 @@ WORD = re.compile(r"[^\W\d_]+(?:[-'’][^\W\d_]+)*")
 PUNCTUATION = '.,;:!?()"“”*'
 BULLET = re.compile(r"^(?:[*+-]|\d+\.|\[\d+\])\s+")
 MIN_WORDS = 8
-"""Minimum number of words of a paragraph; shorter ones are mostly headings or signatures"""
+"""Minimum number of words in a paragraph; shorter paragraphs are mostly headings or function signatures"""
 ENGLISH = 0.8
-"""Minimum share of plain words in a paragraph; the share is lower in code and grammar"""
+"""Minimum share of plain words in a paragraph; the share is lower in code and in grammar rules"""
 
 
 def language_reference() -> str | None:
@@ -78,7 +79,7 @@ def language_reference() -> str | None:
     except ImportError:
         return None
     blocks = (block for name in sorted(topics) for block in re.split(r"\n\s*\n", topics[name]))
-    # Topics contain each other, so most paragraphs occur more than once.
+    # Topics contain the text of other topics, so most paragraphs occur more than once.
     paragraphs = dict.fromkeys(BULLET.sub("", " ".join(block.split())) for block in blocks)
     return "\n\n".join(paragraph for paragraph in paragraphs if is_prose(paragraph))
 
@@ -100,12 +101,12 @@ class RunningText:
 
     text: str
     title: str
-    """Title for people"""
+    """Title that is shown to users"""
     edition: dict[str, str] = field(default_factory=dict)
-    """The edition of the text, which is stored with the results; empty if there is only one"""
+    """The edition of the text, which is stored with the results; empty if the text has only one edition"""
 
     def rows(self, loaded: LoadedModel, tokens: int) -> list[Row]:
-        """Return windows over the first `tokens` tokens; an edition's windows are named by its hash."""
+        """Return windows over the first `tokens` tokens; the edition's hash, if any, is part of their ids."""
         name = f"{self.edition['sha256'][:8]}-window" if self.edition else "window"
         return general_rows(loaded, self.text, tokens, WINDOW, name)
 
@@ -136,13 +137,13 @@ def technical() -> RunningText | None:
 
 
 def tokens_of(spec: EvaluateSpec, kind: TextKind) -> int:
-    """Return the number of tokens of the text that the recipe sets."""
+    """Return how many tokens of this kind of text the recipe measures."""
     count: int = getattr(spec, f"{kind}_tokens")
     return count
 
 
 def general_texts(spec: EvaluateSpec) -> dict[TextKind, RunningText]:
-    """Return the texts that the recipe asks for and that are available."""
+    """Return kind -> text, for the texts that the recipe measures and that are available."""
     finders: dict[TextKind, Callable[[], RunningText | None]] = {"general": wikitext, "technical": technical}
     found = {kind: find() for kind, find in finders.items() if tokens_of(spec, kind)}
     return {kind: text for kind, text in found.items() if text is not None and text.text}

@@ -1,9 +1,10 @@
-"""Scoring by likelihood: decisions, given text, preference pairs, and decisions as in lm-evaluation-harness.
+"""Scoring by likelihood: decisions, claims, given text, preference pairs, and decisions under the `lm-eval` protocol.
 
 Decisions under the `lm-eval` protocol use the prompt, the choices and the scoring of the task `pubmedqa` in
 lm-evaluation-harness 0.4.13 (https://github.com/EleutherAI/lm-evaluation-harness, lm_eval/tasks/pubmedqa), so their
-metrics are comparable with published ones: after the whole abstract, the question and "Answer:", each of " yes", " no"
-and " maybe" is scored by its log-likelihood, and the most likely one is the prediction.
+metrics are comparable with published metrics. The prompt consists of the complete abstract, the question and "Answer:".
+Each of " yes", " no" and " maybe" is scored by its log-likelihood after the prompt, and the most likely choice is the
+prediction.
 """
 
 from __future__ import annotations
@@ -45,15 +46,15 @@ class Scores(NamedTuple):
     claims: dict[str, list[float]]
     """Logit of each label that the claim's source uses, in the order of LABELS, FP32"""
     answers: dict[str, TextScore]
-    """Likelihood of the answer's tokens without its end token"""
+    """Likelihood of the answer's tokens, without the end token"""
 
 
 def score(
     loaded: LoadedModel, rows: Sequence[Row], batch_tokens: int | None, label: str, labels: dict[str, int] | None = None
 ) -> Scores:
-    """Score every task in `rows`; `labels` gives the token id of each decision word.
+    """Return the scores of every task in `rows`; `labels` maps each decision word to its token id.
 
-    The labels' logits are computed in FP32 from the hidden state, because in BF16 they often tie.
+    The labels' logits are computed in FP32 from the hidden state, because BF16 logits often tie.
     """
     scores = Scores({}, {}, {})
     head = loaded.model.get_output_embeddings()
@@ -83,19 +84,19 @@ def score(
 
 
 def general_rows(loaded: LoadedModel, text: str, tokens: int, window: int, name: str = "window") -> list[Row]:
-    """Return windows over the first `tokens` tokens of running text, each scored from its second token.
+    """Return windows over the first `tokens` tokens of running text; each window is scored from its second token.
 
-    Their ids are NAME-0, NAME-1 and so on.
+    The windows' ids are NAME-0, NAME-1 and so on.
     """
     ids = loaded.tokenizer(text[: tokens * 12], add_special_tokens=False)["input_ids"][:tokens]
     return windows(name, ids, window, loaded.start_ids())
 
 
 def unconditional_rows(loaded: LoadedModel, answers: Sequence[Encoded]) -> list[Row]:
-    """Return rows of the answers alone, without question and context, after the model's special start tokens.
+    """Return rows with only the model's special start tokens and an answer, without question and context.
 
-    If the model has no start tokens, an answer is scored from its second token, like running text, and an answer of a
-    single token gives no row. The scored tokens are the same as after the prompt.
+    The same tokens of the answer are scored as after its prompt. If the model has no start tokens, however, an answer
+    is scored from its second token, and an answer of a single token gives no row.
     """
     start, rows = loaded.start_ids(), []
     for answer in answers:
@@ -143,17 +144,17 @@ def not_finite(identifier: str, loaded: LoadedModel) -> ModelError:
     number_format = str(next(loaded.model.parameters()).dtype).removeprefix("torch.")
     hint = "Its weights may be damaged" if number_format == "float32" else "Try --set model.dtype=float32"
     return ModelError(
-        f"{loaded.name} computes numbers that aren't finite on {identifier} (in {number_format}), so it can't be "
-        f"evaluated. {hint}; if it was tuned, use a lower learning rate."
+        f"{loaded.name} computes infinite or NaN values on {identifier} (in {number_format}), so it can't be "
+        f"evaluated. {hint}; if the model was tuned, use a lower learning rate."
     )
 
 
 def score_claims(
     loaded: LoadedModel, encoder: Encoder, claims: Sequence[Example], batch_tokens: int | None, label: str
 ) -> Iterator[dict[str, Any]]:
-    """Yield for each claim `id`, `source`, `reference`, `prediction` and the `logits` of its source's labels.
+    """Yield a row for each claim: `id`, `source`, `reference`, `prediction`, and the `logits` of its source's labels.
 
-    Neighbouring claims about the same evidence share the pass over it.
+    Successive claims about the same evidence share one pass over that evidence.
     """
     encoded = [
         [encoder.supervised(claim, "claim") for claim in group] for _, group in groupby(claims, attrgetter("context"))
@@ -169,7 +170,7 @@ def score_claims(
 def score_pairs(
     loaded: LoadedModel, pairs: Sequence[Pair], encoder: Encoder, batch_tokens: int | None, label: str
 ) -> Iterator[dict[str, Any]]:
-    """Yield for each pair that fits `id`, `kind`, and the summed negative log-likelihood and tokens of its answers.
+    """Yield a row for each pair that fits: `id`, `kind`, and each answer's negative log-likelihood and token count.
 
     End tokens count, because stopping is part of an answer.
     """
@@ -197,17 +198,17 @@ def score_pairs(
 UNLIMITED = 1_000_000_000
 """A tokenizer's `model_max_length` of at least this value means that the length is unknown."""
 USUAL_LENGTH = 2048
-"""The harness's maximum length if neither model nor tokenizer has one"""
+"""The harness's maximum length if neither the model nor the tokenizer specifies one"""
 
 
 def prompt_text(example: Example) -> str:
-    """Return the text before the choices."""
+    """Return the prompt of the harness's task `pubmedqa`, after which the choices are scored."""
     abstract = "\n".join(passage.text for passage in example.context)
     return f"Abstract: {abstract}\nQuestion: {example.question}\nAnswer:"
 
 
 class Asked(NamedTuple):
-    """A question as a row for a forward pass."""
+    """A question and its choices as a row for a forward pass."""
 
     row: Row
     """One branch per choice; only one branch if every choice is a single token after the same text"""
@@ -216,7 +217,7 @@ class Asked(NamedTuple):
 
 
 def asked_text(loaded: LoadedModel, identifier: str, text: str, choices: Sequence[str]) -> Asked:
-    """Return a text and its continuations by each choice after a space, truncated on the left to the model's length.
+    """Return a text followed by a space and each choice, truncated on the left to the model's maximum length.
 
     Raises ModelError if a choice adds no token.
     """
@@ -240,7 +241,7 @@ def asked_text(loaded: LoadedModel, identifier: str, text: str, choices: Sequenc
 def decisions(
     loaded: LoadedModel, examples: Sequence[Example], batch_tokens: int | None, label: str
 ) -> Iterator[dict[str, Any]]:
-    """Yield for each example `id`, `reference`, `prediction`, and in `logits` each choice's log-likelihood in nats.
+    """Yield a row for each example: `id`, `reference`, `prediction`, and as `logits` the log-likelihoods in nats.
 
     Raises ModelError if a log-likelihood isn't finite.
     """
@@ -257,8 +258,8 @@ def choice_likelihoods(
 ) -> list[list[float]]:
     """Return the log-likelihood in nats of each choice of each question.
 
-    The harness rounds logits of a BF16 model to BF16, where choices often tie. Here, choices of one token are computed
-    in FP32, as in Meditune's own protocol. Raises ModelError if a log-likelihood isn't finite.
+    The harness rounds the logits of a BF16 model to BF16, so that choices often tie. Here, the logits of single-token
+    choices are computed in FP32, as in Meditune's own protocol. Raises ModelError if a log-likelihood isn't finite.
     """
     found: dict[int, list[float]] = {}
     rows = [question.row for question in questions]

@@ -1,4 +1,4 @@
-"""Stored predictions, from which every metric can be computed again without the model, and the models they belong to.
+"""Stored predictions, from which every metric can be recomputed without the model, and the measured models.
 
 There is one JSON Lines file for each model and kind under `predictions/`, such as `base-decision.jsonl`;
 docs/reference/report.md lists the kinds and the fields of their rows.
@@ -25,7 +25,7 @@ from meditune.prompts import decision_in
 TextKind = Literal["general", "technical"]
 """Running text, measured in windows."""
 Condition = Literal["closed", "retrieved"]
-"""Conditions without the given context: closed book, without any context; or with retrieved passages instead"""
+"""Conditions in which the prompt has no context (closed book) or retrieved passages instead of the given context"""
 CONDITIONS: tuple[Condition, ...] = get_args(Condition)
 DecisionKind = Literal["decision", "dev_decision", Condition]
 """Decisions by likelihood: on the measured items, on the dev split, and on the measured items under each condition."""
@@ -60,8 +60,8 @@ def suite_kind(name: SuiteName) -> Kind:
 class Predictions:
     """One model's rows of each kind, as attributes such as `decision`; a kind that wasn't measured is empty.
 
-    `no_reference` has the ids of stored answers with an empty reference; they aren't in `answer`, because they can't be
-    scored.
+    `no_reference` contains the ids of stored answers with an empty reference. These answers aren't in `answer`, because
+    they can't be scored.
     """
 
     def __init__(self, **rows: list[Any]) -> None:
@@ -79,9 +79,9 @@ class Predictions:
         return {kind: getattr(self, kind) for kind in get_args(TextKind) if getattr(self, kind)}
 
     def under(self, condition: Condition | None) -> Predictions:
-        """Return only the predictions under a condition; None stands for the given context.
+        """Return only the predictions made under a condition; None stands for the given context.
 
-        For items without a context, closed book changes nothing, so their predictions with the given context are used.
+        Closed book changes nothing for items without a context, so the ordinary predictions are used for these items.
         """
         given: dict[str, list[Row]] = {kind: getattr(self, kind) for kind in GIVEN}
         if condition is None:
@@ -94,7 +94,7 @@ class Predictions:
 
 
 def _filled(rows: list[Row], replacements: list[Row]) -> list[Row]:
-    """Return the rows in the order of `replacements`, which replace missing rows; empty without rows."""
+    """Return the rows in the order of `replacements`, from which missing rows are taken; empty if `rows` is empty."""
     by_id = {row["id"]: row for row in rows}
     return [by_id.get(row["id"], row) for row in replacements] if rows else []
 
@@ -106,7 +106,7 @@ def answer_row(example: Example, answer: str, omitted_passages: int = 0) -> dict
 
 
 def references(row: dict[str, Any]) -> list[str]:
-    """Return all reference answers of an answer's row; earlier versions stored only one."""
+    """Return all reference answers in an answer's row; rows of earlier versions contain only one."""
     found: list[str] = row.get("references") or [row["reference"]]
     return found
 
@@ -162,7 +162,7 @@ def write_pubmedqa(folder: Path, model: str, test: Sequence[Example]) -> Path | 
     """Write `MODEL-pubmedqa.json` for `evaluation.py` of https://github.com/pubmedqa/pubmedqa, and return its path.
 
     The file contains one JSON object, PubMed id -> label, for the PubMedQA items in `test`; the script expects exactly
-    the official test items. Returns None if there are none.
+    the official test items. Returns None if there are no decisions on PubMedQA items.
     """
     pmids = {example.id: example.group for example in test if example.source == pubmedqa.SOURCE}
     predictions = {pmids[row["id"]]: row["prediction"] for row in read(folder, model).decision if row["id"] in pmids}
@@ -192,15 +192,16 @@ class MeasuredModel:
     leakage: dict[str, Any] | None = None
     """Findings of the leakage check before the evaluation; None without a check"""
     passages: str = ""
-    """With retrieved passages, the SHA-256 of their file"""
+    """SHA-256 of the file with the retrieved passages; empty if the model had none"""
 
 
 def measured_model(name: str) -> MeasuredModel:
-    """Return the model that `name` stands for: FOLDER of `meditune evaluate` or of a run, or FOLDER:base, FOLDER:tuned.
+    """Return the measured model that `name` stands for: FOLDER, FOLDER:base or FOLDER:tuned.
 
-    For a run's folder, FOLDER is the tuned model. FOLDER:retrieved and FOLDER:closed, or FOLDER:tuned+retrieved and so
-    on, are the model's decisions, likelihoods and answers with retrieved passages, or without context. Raises DataError
-    if there are no such predictions.
+    FOLDER is the output folder of `meditune evaluate` or of a run; for a run, FOLDER alone is the tuned model.
+    FOLDER:retrieved or FOLDER:tuned+retrieved contains only the decisions, likelihoods and answers with retrieved
+    passages; FOLDER:closed or FOLDER:tuned+closed contains those without context. Raises DataError if there are no such
+    predictions.
     """
     folder, side, condition = _parted(name)
     place = folder / "predictions"
@@ -239,12 +240,12 @@ def _parted(name: str) -> tuple[Path, str, Condition | None]:
 
 
 def groups_of(examples: dict[str, Example]) -> dict[str, str]:
-    """Return id -> group of the example."""
+    """Return id -> group of the example, as "SOURCE/GROUP"."""
     return {id: f"{example.source}/{example.group}" for id, example in examples.items()}
 
 
 def examples_of(folder: Path) -> dict[str, Example]:
-    """Return the test items of a run or an evaluation, by id; empty if the folder contains no data."""
+    """Return id -> measured item of a run or an evaluation; empty if the folder contains no data."""
     split = "test"
     if (folder / "recipe.yaml").is_file():
         split = load_recipe(str(folder / "recipe.yaml")).recipe.evaluate.split

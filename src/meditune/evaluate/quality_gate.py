@@ -1,13 +1,14 @@
 """`meditune compare`: measured models side by side, and the check of a policy that a new model must meet.
 
-    not_worse: all                       # no interval entirely on the bad side; or a list of metrics
-    better: [accuracy]                   # the interval is entirely on the good side
+    not_worse: all                       # all metrics, or a list: must not be significantly worse
+    better: [accuracy]                   # must be significantly better
     within: {macro_f1: 2}                # not inferior: the interval excludes a loss of more than this
     at_least: {accuracy: 55.2}           # the new model's own value
     at_most: {general_perplexity: 30}
 
-Intervals are the uncorrected 95 % ones: a gate should warn, so it isn't relaxed for the number of metrics. For the
-same reason `not_worse` ignores a detector's marks in the reference answers; `better` needs a change beyond them.
+The gate uses 95 % intervals without correction for the number of metrics, so that it warns too often rather than too
+rarely. For the same reason, `not_worse` ignores a detector's marks in the reference answers. `better`, however,
+requires a change beyond these marks.
 """
 
 from __future__ import annotations
@@ -33,16 +34,16 @@ from meditune.files import read_text, write_json, write_jsonl
 
 
 class Policy(Spec):
-    """Requirements for a model, relative to the model it should replace."""
+    """Requirements for a new model, relative to the model that it is to replace."""
 
     not_worse: Literal["all"] | list[str] = Field(
-        default_factory=list, description="Metrics whose interval must not be entirely on the bad side."
+        default_factory=list, description="Metrics that must not be significantly worse (uncorrected interval)."
     )
     better: list[str] = Field(
-        default_factory=list, description="Metrics whose interval must be entirely on the good side."
+        default_factory=list, description="Metrics that must be significantly better (uncorrected interval)."
     )
     within: dict[str, float] = Field(
-        default_factory=dict, description="Metrics whose interval must exclude a loss of more than this."
+        default_factory=dict, description="Metric -> loss; the interval must exclude every greater loss."
     )
     at_least: dict[str, float] = Field(default_factory=dict, description="Minimum values of the new model's metrics.")
     at_most: dict[str, float] = Field(default_factory=dict, description="Maximum values of the new model's metrics.")
@@ -63,7 +64,7 @@ class Check:
 
 
 def load_policy(path: Path) -> Policy:
-    """Return the policy in a YAML file. Raises RecipeError that lists every problem with its line."""
+    """Return the policy in a YAML file. Raises a RecipeError that lists all problems with their lines."""
     try:
         document = Document(read_text(path))
     except UnreadableError as error:
@@ -88,7 +89,7 @@ def load_policy(path: Path) -> Policy:
 
 
 def _named(rules: dict[str, Any]) -> Iterator[tuple[Key, str]]:
-    """Yield every metric that the rules name, with its key."""
+    """Yield every metric that the rules name, with its key in the YAML document."""
     for rule in Policy.model_fields:
         value = rules.get(rule)
         if isinstance(value, list):
@@ -98,7 +99,7 @@ def _named(rules: dict[str, Any]) -> Iterator[tuple[Key, str]]:
 
 
 def check(policy: Policy, comparison: dict[str, dict[str, Any]], figures: dict[str, float]) -> list[Check]:
-    """Check every rule of the policy on a comparison with the old model and on the new model's values.
+    """Return the check of every rule, on the comparison with the old model or on the new model's own values.
 
     A rule fails if its metric wasn't measured.
     """
@@ -136,7 +137,7 @@ def check(policy: Policy, comparison: dict[str, dict[str, Any]], figures: dict[s
 
 
 def _problem(document: Document, location: tuple[Any, ...], text: str) -> tuple[int, str, str]:
-    """Return line, rule and message."""
+    """Return the line, the rule and the message of a validation error."""
     key = tuple(part for part in location if part not in {"literal['all']", "list[str]"})
     while key and key not in document.lines:
         key = key[:-1]
@@ -152,11 +153,11 @@ def policy(path: Path | None) -> Policy | None:
 
 
 def compare(names: Sequence[str], resamples: int, seed: int, policy: Policy | None) -> dict[str, Any]:
-    """Compare each model with the first.
+    """Return the comparison of each further model with the first one.
 
-    The result has the keys of `side_by_side`, `changes` (name -> items that changed), `leakage` (the findings of the
-    checks before the evaluations), `remarks`, and with a policy `gate`: each model's checks with `metric`, `rule`,
-    `passed`, `why`.
+    The result has the keys of `side_by_side`, and `changes` (name -> changed items), `leakage` (the findings of the
+    leakage checks before the evaluations) and `remarks`. With a policy, it also has `gate` (name -> checks, with
+    `metric`, `rule`, `passed` and `why`).
     """
     if len(names) < 2:
         raise MedituneError("A comparison needs two or more models. Name their folders: meditune compare A B")
@@ -166,8 +167,8 @@ def compare(names: Sequence[str], resamples: int, seed: int, policy: Policy | No
     served = [model for model in models if model.passages]
     differing = [model.name for model in served if model.passages != served[0].passages]
     if differing:
-        passages = f"{', '.join(differing)} had other passages than {served[0].name}"
-        result["remarks"].append(f"{passages}; part of the difference is due to retrieval.")
+        passages = f"{', '.join(differing)} had different passages from {served[0].name}"
+        result["remarks"].append(f"{passages}, so part of the difference is due to retrieval.")
     result["remarks"] += dict.fromkeys(chain.from_iterable(remarks))
     result["leakage"] = [model.leakage for model in models if model.leakage]
     result["changes"] = {
@@ -182,7 +183,7 @@ def compare(names: Sequence[str], resamples: int, seed: int, policy: Policy | No
 
 
 def write(result: dict[str, Any], figures: Path | None, changes: Path | None) -> None:
-    """Write the comparison without its items, and the changed items with their `model`, to the given files."""
+    """Write the comparison without `changes` to one file, and the changed items with their `model` to the other."""
     if figures:
         write_json(figures, {key: value for key, value in result.items() if key != "changes"})
     if changes:
@@ -190,7 +191,7 @@ def write(result: dict[str, Any], figures: Path | None, changes: Path | None) ->
 
 
 def refuse_failed(result: dict[str, Any]) -> None:
-    """Raise GateError, with every rule that isn't met, if a model doesn't meet all rules."""
+    """Raise GateError, which lists every rule that isn't met, if any model breaks a rule."""
     failed = [
         f"{name}: {each['metric']} must be {each['rule'].replace('_', ' ')} ({each['why']})"
         for name, checks in result.get("gate", {}).items()

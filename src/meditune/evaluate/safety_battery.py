@@ -1,7 +1,7 @@
-"""The safety battery: consumer messages for which a wrong answer can hurt someone, and rules that grade answers.
+"""The safety battery: consumers' messages to which a wrong answer could hurt someone, and rules that grade the answers.
 
-Rules are patterns. They are a minimum, not a proof: an answer can pass and still be wrong. After a change of the rules,
-check their verdicts on real answers, and don't rely on the tests alone.
+The rules are patterns. Passing them is a minimum requirement, not a proof: an answer can pass and still be wrong. After
+a change of the rules, check the verdicts on real answers, and don't rely on the tests alone.
 """
 
 from __future__ import annotations
@@ -69,13 +69,13 @@ class Reason:
     text: str
     passed: bool
     span: tuple[int, int] | None = None
-    """The characters of the answer that the reason is based on"""
+    """Start and end of the part of the answer that the reason is based on"""
 
 
 def grade(answer: str, required: Sequence[Sequence[Rule]], forbidden: Sequence[Rule]) -> list[Reason]:
     """Return a reason for each required group of rules, and for each forbidden statement that `answer` contains.
 
-    A group is met if any of its rules matches. An answer passes if all reasons are good. An empty answer fails.
+    A group is met if any of its rules matches. An answer passes if all reasons have `passed`. An empty answer fails.
     """
     text = answer.replace("’", "'")
     if not re.search(r"\w", text):
@@ -93,7 +93,7 @@ def grade(answer: str, required: Sequence[Sequence[Rule]], forbidden: Sequence[R
 
 
 def passed(reasons: Sequence[Reason]) -> bool:
-    """Return True if all reasons are good."""
+    """Return True if all reasons have `passed`."""
     return all(reason.passed for reason in reasons)
 
 
@@ -180,13 +180,13 @@ def message_of(row: dict[str, Any]) -> Message:
     if found is None or found.text != row["message"]:
         raise DataError(
             f"predictions: this version's safety battery has no message {row['id']!r} with the text "
-            f"“{row['message']}” Remove the *-safety.jsonl files and evaluate again, or use the earlier version."
+            f"“{row['message']}”. Remove the *-safety.jsonl files and evaluate again, or use the earlier version."
         )
     return found
 
 
 def chosen_messages(count: int, seed: int) -> list[Message]:
-    """Return up to `count` messages with the battery's proportions of categories; the same for every model."""
+    """Return up to `count` messages in the battery's proportions of categories; the choice depends on the seed."""
     messages = list(safety_messages().values())
     if count >= len(messages):
         return messages

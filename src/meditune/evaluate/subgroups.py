@@ -22,15 +22,17 @@ WITHIN_A_CLASS = {"macro_f1", *(f"{key}_macro_f1" for key in BY_WORD)}
 
 
 def subgroups(examples: Sequence[Example], base: Predictions | None, tuned: Predictions, seed: int) -> dict[str, Any]:
-    """Return report.json's `subgroups` (docs/reference/report.md): for each metric its groups, the worst first.
+    """Return report.json's `subgroups` (docs/reference/report.md): the groups of each metric, from worst to best.
 
-    `flags` contains "below the others" and "got worse" if these are significant after Holm's correction (Holm 1979)
-    over all groups of the metric; for a detector metric, `tuned` must also be worse than the group's references. A
-    group is left out if it contains all items, or if the metric is undefined for it or for the other items.
+    `flags` contains "below the others" or "got worse" if the corresponding difference is significant after Holm's
+    correction (Holm 1979) over all groups of the metric; for a detector metric, `tuned` must also be significantly
+    worse than the group's references. A group is left out if it contains all items, or if the metric is undefined for
+    the group or for the other items.
 
-    Intervals are bootstrap percentiles over the whole set of items, or Wilson's (1927) for shares. For shares, p comes
-    from Fisher's and McNemar's exact tests; for other metrics from Student's t distribution of the difference divided
-    by its bootstrap standard error, with one degree of freedom less than the group has items.
+    For percentages of items, intervals are Wilson's (1927), and p comes from Fisher's and McNemar's exact tests. For
+    other metrics, intervals are percentiles of a bootstrap over all items, and p comes from Student's t distribution of
+    the difference divided by its bootstrap standard error; the degrees of freedom are the group's number of items
+    minus 1.
     """
     known = {example.id: example for example in examples}
     found, before = statistics_of(tuned), statistics_of(base) if base else {}
@@ -74,7 +76,7 @@ def _row(
 ) -> dict[str, Any]:
     row: dict[str, Any] = {"items": int(mask.sum()), "tuned": _figure(tuned, mask)}
     if not np.isfinite([row["tuned"], _figure(tuned, ~mask)]).all():
-        # For example, because all answers are empty.
+        # The metric is undefined, for example because all answers are empty.
         return {}
     if base and not np.isfinite(_figure(base, mask)):
         base = None
@@ -106,7 +108,7 @@ def _row(
 def _compare_with_references(
     metric: Metric, tuned: Statistics, references: Statistics | None, mask: NDArray[np.bool_], seed: int
 ) -> dict[str, Any]:
-    """Return the detector's value for the group's references; p is 1 if `tuned` isn't worse, or without grades."""
+    """Return the value for the group's references and p, which is 1 if `tuned` isn't worse or can't be compared."""
     figure = _figure(references, mask) if references and references.ids == tuned.ids else np.nan
     if references is None or not np.isfinite(figure):
         return {"p_references": 1.0}
@@ -117,7 +119,7 @@ def _compare_with_references(
 
 
 def _exact(base: Statistics | None, tuned: Statistics, mask: NDArray[np.bool_]) -> dict[str, Any]:
-    """Return Wilson's intervals and the p of Fisher's and McNemar's exact tests for shares."""
+    """Return Wilson's intervals and the p-values of Fisher's and McNemar's exact tests, for a percentage of items."""
     now = stats.paired_counts(tuned)
     own, rest = ((int((now & side).sum()), int((~now & side).sum())) for side in (mask, ~mask))
     found: dict[str, Any] = {"tuned_ci95": stats.wilson(int(now[mask].sum()), int(mask.sum()))}
@@ -130,7 +132,7 @@ def _exact(base: Statistics | None, tuned: Statistics, mask: NDArray[np.bool_]) 
 
 
 def _ranked(metric: Metric, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the rows with flags by Holm's correction, sorted: the worst first, small groups last."""
+    """Return the rows with flags after Holm's correction, from the worst group to the best; small groups come last."""
     large = [row for row in rows if row["items"] >= MIN_GROUP_SIZE]
     for row in large:
         row["flags"] = []
@@ -151,7 +153,7 @@ def _figure(statistics: Statistics, mask: NDArray[np.bool_]) -> float:
 
 
 def _figures(statistics: Statistics, mask: NDArray[np.bool_], counts: Array) -> Array:
-    """Return one value for each draw."""
+    """Return the metric's value for the masked items on each bootstrap draw."""
     return statistics.figure(counts[:, mask] @ statistics.items[mask])
 
 

@@ -39,11 +39,11 @@ _JIN = "Jin et al. 2019, arXiv:1909.06146"
 PUBLISHED = {
     "pubmedqa-official-500": [{"name": "Human, reasoning required", "accuracy": 78.0, "macro_f1": 72.2, "source": _JIN}]
 }
-"""Published results on the same test set, by its name"""
+"""Name of a test set -> published results on it"""
 
 
 def summary(recipe: Recipe, data: Prepared, training: dict[str, Any], predictions: Path) -> dict[str, Any]:
-    """Return the content of report.json (keys as in docs/reference/report.md) that depends on data and predictions."""
+    """Return the part of report.json that depends on data and predictions (keys as in docs/reference/report.md)."""
     base, tuned = read(predictions, "base"), read(predictions, "tuned")
     measured = data.splits.measured(recipe.evaluate.split)
     items = {example.id: example for example in measured}
@@ -110,7 +110,10 @@ def summary(recipe: Recipe, data: Prepared, training: dict[str, Any], prediction
 def by_group(
     rows: Rows, key: str, count: str, statistics: Callable[[Rows], dict[str, Statistics]]
 ) -> dict[str, dict[str, float]]:
-    """Return for each value of `key` the number of its rows, named `count`, and the metrics on them alone."""
+    """Return value of `key` -> metrics of the rows with this value.
+
+    The number of these rows is included, under the name `count`.
+    """
     groups: dict[str, Rows] = {}
     for row in rows:
         groups.setdefault(row[key], []).append(row)
@@ -121,9 +124,10 @@ def by_group(
 
 
 def passing(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Return the results for each category and for all of them.
+    """Return category -> results; the category "all" covers all messages.
 
-    These are the numbers of `messages` and of `passed` and `empty` answers, the `rate` in percent, and Wilson's `ci95`.
+    The results are the numbers of `messages`, of `passed` answers and of `empty` answers, and the percentage of passed
+    answers (`rate`) with its Wilson interval (`ci95`).
     """
     found: dict[str, list[Graded]] = {}
     for row in graded(rows):
@@ -198,9 +202,9 @@ def decisions(predictions: Predictions, spec: EvaluateSpec) -> dict[str, Any]:
 def conditions(
     models: Mapping[str, Predictions], resamples: int, seed: int, groups: Mapping[str, str]
 ) -> dict[str, Any]:
-    """Return model -> condition (closed, given, retrieved) -> `figures` and, except for given, `comparison` with given.
+    """Return model -> condition (closed, given, retrieved) -> `figures` and, except for given, `comparison`.
 
-    Comparisons are as in compare.compare: the model under the condition minus the same model with the given context.
+    `comparison` is as in compare.compare: the model under the condition minus the same model with the given context.
     The result is empty if all models were measured only with the given context.
     """
     sides: tuple[Condition | None, ...] = ("closed", None, "retrieved")
@@ -219,10 +223,10 @@ def conditions(
 
 
 def retrieval(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """Return report.json's facts about retrieval: those of retrieved.json with `share` and `ci95`.
+    """Return report.json's facts about retrieval: those of retrieved.json without `leaks`, plus `share` and `ci95`.
 
-    `share` is the percentage of own documents that were retrieved, `ci95` Wilson's interval. Both are absent if the
-    index contains no item's own document.
+    Among the items whose own document is in the index, `share` is the percentage whose own document was retrieved, and
+    `ci95` is its Wilson interval. Both are absent if there are no such items.
     """
     own = facts["own"]
     result = {key: value for key, value in facts.items() if key != "leaks"}

@@ -1,4 +1,4 @@
-"""The evaluator's back end for a model in this process, and its generation of greedy and sampled answers."""
+"""The evaluator's back end for a model in this process, and the generation of greedy and sampled answers."""
 
 from __future__ import annotations
 
@@ -60,10 +60,10 @@ def sample_answers(
 ) -> Iterator[dict[str, Any]]:
     """Yield a row for each example: `id`, and `predictions` with `count` answers sampled at temperature 1.
 
-    The seed reproduces them on the same machine; another batch size or library version can give different answers.
+    The same seed gives the same answers on the same machine, unless the batch size or a library version differs.
     """
     prompts = {example.id: encoder.prompt(example, "answer").prompt for example in examples}
-    # Prompts of similar length share a batch; the longest come first, so a lack of memory shows at once.
+    # Prompts of similar length share a batch; the longest come first, so that a lack of memory shows at once.
     order = [name for name in sorted(prompts, key=lambda name: -len(prompts[name])) for _ in range(count)]
     written: dict[str, list[str]] = {name: [] for name in prompts}
     torch.manual_seed(seed)
@@ -92,7 +92,7 @@ class Scoring:
         answers = [encoder.supervised(example, "answer") for example in answer_examples]
         self.rows = rows_of(sorted([*encoded, *answers], key=lambda item: item.id))
         self.bytes = {
-            # If all of the text is scored, its own bytes count, because some tokenizers don't decode losslessly.
+            # For a complete answer, the bytes of its text count, because some tokenizers don't decode losslessly.
             item.id: scored_bytes(encoder.tokenizer, item) if item.answer_cut else len(example.answer.strip().encode())
             for item, example in zip(answers, answer_examples, strict=True)
         }
@@ -113,7 +113,7 @@ class Scoring:
 
 
 class WeightsBackend(Backend):
-    """A loaded model, prompted in `form`, by default the recipe's. It can measure everything."""
+    """A loaded model, with prompts in the format `form` (by default the recipe's); it can measure everything."""
 
     def __init__(self, loaded: LoadedModel, recipe: Recipe, form: PromptFormat | None = None) -> None:
         self.loaded, self.spec, self.seed = loaded, recipe.evaluate, recipe.seed
@@ -122,7 +122,7 @@ class WeightsBackend(Backend):
 
     @property
     def encoder(self) -> Encoder:
-        """The encoder of prompts. Raises ModelError if the tokenizer has no end token, which `lm-eval` doesn't need."""
+        """The encoder of prompts. Raises ModelError if the tokenizer has no end token; `lm-eval` needs no encoder."""
         return self.loaded.encoder(self._form)
 
     def accepted(self, examples: Sequence[Example]) -> Sequence[Example]:
@@ -176,7 +176,7 @@ class WeightsBackend(Backend):
         return (row | text.edition for row in windows)
 
     def _texts(self, rows: Sequence[Row], label: str) -> Iterator[dict[str, Any]]:
-        """Yield the likelihood of each row's single text."""
+        """Yield a likelihood row for each of `rows`, which contain one text each."""
         scores = likelihood.score(self.loaded, rows, self._batch_tokens, label)
         for item in (row.encoded[0] for row in rows):
             yield _likelihood_row(item.id, scores, scored_bytes(self.loaded.tokenizer, item))

@@ -1,1 +1,1 @@
-"""Checking whether sources support an answer, with a detector that needs no model."""
+"""The detector of unsupported claims, which needs no model, and the interface of models that judge support."""

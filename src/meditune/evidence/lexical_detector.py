@@ -1,8 +1,9 @@
-"""The detector of unsupported claims: which sentences of an answer its sources support, and how strongly.
+"""The detector of unsupported claims, which scores how strongly the sources support each sentence of an answer.
 
-No model is used: the words, numbers, names, negations and directions of a sentence are compared with those of the
-sources, but meanings aren't. So a correct claim in different words scores low, and a false claim in the source's words
-is detected only by a number, a negation or a direction. Each mismatch is a feature for the score and may be a span.
+The detector uses no model. It compares the words, numbers, names, negations and directions (such as "increase") of a
+sentence with those of the sources, but not their meanings. A correct claim in different words therefore scores low, and
+a false claim in the sources' words is detected only if a number, a negation or a direction differs. Each mismatch
+changes a feature of the score, and some mismatches are also reported as spans.
 """
 
 from __future__ import annotations
@@ -33,14 +34,15 @@ from meditune.files import read_json
 from meditune.text import sentences
 
 CALIBRATION: dict[str, Any] = read_json(Path(__file__).parent / "calibration.json")
-"""Fitted weights for the log-odds of answers and of sentences (separate for those that follow a source sentence word by
-word), and the thresholds below which both are reported; written by `python benchmarks/faithfulness.py --fit`"""
+"""Fitted weights for the log-odds of answers and sentences, and the thresholds below which these count as unsupported;
+sentences that follow a source sentence word by word have their own weights. `python benchmarks/faithfulness.py --fit`
+writes them."""
 WINDOW = 4
-"""Content words on either side of a position that describe its context"""
+"""Number of content words on either side of a position that describe its context"""
 
 
 class Sentence:
-    """A sentence with its words, their weights and its numbers."""
+    """A sentence with its words, word weights, numbers and rates."""
 
     def __init__(self, text: str) -> None:
         self.text = text
@@ -59,12 +61,12 @@ class Sentence:
         """True if the sentence is negated or reports no difference, effect or association"""
 
     def share_in(self, known: Container[str]) -> float:
-        """Return the weighted share of the sentence's words whose stems are known."""
-        # Summed in this sentence's order: a set's order differs between processes, and with it the last digits.
+        """Return the weighted share of the sentence's words whose stems are in `known`."""
+        # Summed in the sentence's order: the order of a set differs between processes and would change the last digits.
         return sum(value for each, value in self.weights.items() if each in known) / self.total if self.total else 0.0
 
     def about(self, start: int, end: int) -> dict[str, float]:
-        """Return the stems and weights of the content words around a position."""
+        """Return the stems and weights of the WINDOW content words before `start` and after `end`."""
         content = [token for token in self.tokens if not token.is_number and information_weight(token.text)]
         before = [token for token in content if token.end <= start][-WINDOW:]
         after = [token for token in content if token.start >= end][:WINDOW]
@@ -75,7 +77,7 @@ class Sources:
     """The sources of an answer, prepared once for all answers that use them."""
 
     def __init__(self, passages: Iterable[str], question: str = "") -> None:
-        """Prepare the passages. The question's words, names and numbers count as known: an answer may repeat them."""
+        """Prepare the passages. Words, names and numbers of the question count as known: an answer may repeat them."""
         texts = list(passages)
         self.sentences = [Sentence(each) for text in texts for each in sentences(text)]
         self.question = Sentence(question)
@@ -91,18 +93,18 @@ class Sources:
         self._introduced = {match[1].casefold() for match in DEFINED.finditer(joined)}
 
     def _places(self, find: Callable[[Sentence], Iterable[Any]]) -> list[tuple[Any, Sentence, dict[str, float]]]:
-        """Return what `find` finds in each sentence, with the sentence and the words around it."""
+        """Return each match of `find` in the sources' sentences, with its sentence and the words around the match."""
         return [(found, each, each.about(found.start, found.end)) for each in self.sentences for found in find(each)]
 
     def has_name(self, name: Name) -> bool:
-        """Return whether the sources contain the name or, for an abbreviation, successive words with its initials."""
+        """Return whether the sources contain the name or, judging by initials, the words that it abbreviates."""
         if stem(name.text) in self.known or name.text.casefold() in self._introduced:
             return True
         letters = re.sub(r"[^a-z]", "", name.text.lower().removesuffix("s"))
         return name.kind == "abbreviation" and len(letters) > 1 and letters in self._initials
 
     def nearly_spelled(self, word: str) -> str:
-        """Return the rare word in the sources that this word misspells by a letter or two; empty if there is none."""
+        """Return the rare word in the sources that `word` misspells with one or two typos; empty if there is none."""
         from rapidfuzz.distance import OSA
 
         if not _is_rare(word):
@@ -114,27 +116,27 @@ class Sources:
 
 
 def _is_rare(word: str) -> bool:
-    """Return whether a word is long and not a common word, like the names of most drugs and diseases."""
+    """Return whether a word is long and uncommon, which is true of most names of drugs and diseases."""
     return len(word) >= MIN_TYPO_LETTERS and word.isalpha() and rarity(word) == 1
 
 
 def _same_root(one: str, other: str) -> bool:
-    """Return whether two words differ only at their ends, as plurals and adjectives do."""
+    """Return whether two words differ only in their endings, such as a noun and its plural or its adjective."""
     return one[:-SUFFIX_LETTERS] == other[:-SUFFIX_LETTERS] or one.startswith(other[:-1]) or other.startswith(one[:-1])
 
 
 def _american(word: str) -> str:
-    """Return a lowercase word in a form that is the same for its American and its British spelling."""
+    """Return a lowercase word in a normalized spelling, the same for American and British English."""
     return re.sub("ae|oe", "e", word).replace("our", "or").replace("ph", "f").replace("is", "iz").replace("ys", "yz")
 
 
 def _nearest(
     context: Mapping[str, float], places: Iterable[tuple[bool | None, Sentence, dict[str, float]]]
 ) -> tuple[float, float, str]:
-    """Return the similarities of the nearest place that agrees and the nearest that doesn't, and the latter's sentence.
+    """Return the similarities of the nearest agreeing and disagreeing positions, and the disagreeing one's sentence.
 
-    Each place is whether it agrees (None: it is ignored), its sentence, and the words around it. The similarity is the
-    weighted share of the words in `context` that are also around the place.
+    `places` contains for each position whether it agrees (None: ignore the position), the sentence it is in, and the
+    words around it. A position's similarity is the weighted share of the words in `context` that also occur around it.
     """
     total = sum(context.values())
     same = other = 0.0
@@ -151,21 +153,21 @@ def _nearest(
 
 SpanKind = Literal["number", "unit", "name", "negation", "direction", "unsupported"]
 CONTRADICTIONS: frozenset[SpanKind] = frozenset(("unit", "negation", "direction"))
-"""Kinds of spans that the sources contradict; number and name aren't included, because sources only lack them"""
+"""Kinds of spans that contradict the sources; a number or name with a span is usually just missing from them"""
 MIN_ORDERED_SHARE = 0.75
-"""A sentence follows a source sentence word by word if this share of its words is there in the same order."""
+"""A sentence follows a source sentence word by word if at least this share of its words is there in the same order."""
 MIN_ALIGNED_SHARE = 0.6
-"""A source sentence is compared word by word if it has at least this weighted share of the words."""
+"""Minimum weighted share of a sentence's words in a source sentence for a word-by-word comparison of both"""
 MIN_CONTEXT_SIMILARITY = 0.4
-"""Two positions are about the same thing if they share at least this weighted share of the words around them."""
+"""A position is about the same thing as another one if at least this weighted share of its context occurs there too."""
 MIN_TYPO_LETTERS, TWO_TYPO_LETTERS = 7, 9
-"""Minimum length of a word that can be a misspelling; with TWO_TYPO_LETTERS or more, two letters may differ"""
+"""Minimum number of letters of a word that is checked for one typo, and of a word that is checked for two"""
 SUFFIX_LETTERS = 3
-"""Number of letters at the end of a word in which forms of the same word differ"""
+"""Number of final letters that are ignored when two words are compared as forms of the same word"""
 SHORT = 8
-"""Sentences with fewer words than this count as having this length."""
+"""Minimum of the length feature: shorter sentences count as having this many words."""
 CLEAR_MARGIN = 0.5
-"""Another position is clearly a better match if its context is more similar by this much."""
+"""A position is clearly the better match if its similarity is higher by more than this."""
 
 
 @dataclass(frozen=True)
@@ -177,12 +179,12 @@ class Span:
     kind: SpanKind
     why: str
     source: str = ""
-    """The source sentence that says something different, if one was found."""
+    """The source sentence that says something different; empty if none was found."""
 
 
 @dataclass
 class Evidence:
-    """The evidence for one sentence: features for the score, spans in it, and the most similar source sentence."""
+    """The evidence on one sentence: features for the score, unsupported spans, and the most similar source sentence."""
 
     features: dict[str, float] = field(default_factory=dict)
     spans: list[Span] = field(default_factory=list)
@@ -210,7 +212,7 @@ def evidence(sentence: Sentence, sources: Sources) -> Evidence:
 
 
 def _words(sentence: Sentence, closest: Sentence | None, sources: Sources, found: Evidence) -> None:
-    """Add the weighted shares of the sentence's words in all sources, in the most similar sentence, in the question."""
+    """Add the weighted shares of the sentence's words in all sources, in the closest sentence and in the question."""
     features = found.features
     features["known"] = sentence.share_in(sources.known)
     features["best"] = sentence.share_in(closest.weights) if closest else 0.0
@@ -228,7 +230,7 @@ def _numbers(sentence: Sentence, sources: Sources, found: Evidence) -> None:
     ]
     for number in sentence.numbers:
         if any(rate.start <= number.start < rate.end for rate in rates):
-            continue  # twice a day is every 12 hours; _rates checks whether it is about the same thing
+            continue  # part of a rate of the sources ("every 12 hours" for "twice a day"), which _rates checks
         text = sentence.text[number.start : number.end]
         context = sentence.about(number.start, number.end)
         same, other, place = _nearest(
@@ -279,7 +281,11 @@ def _names(sentence: Sentence, sources: Sources, found: Evidence) -> None:
 
 
 def _negation(sentence: Sentence, sources: Sources, found: Evidence) -> None:
-    """Add whether source sentences with some of these words are negated or report no effect, as this one does."""
+    """Add the features for negation.
+
+    `denies_against` is how much more a sentence that denies something resembles affirming source sentences than denying
+    ones.
+    """
     denying, affirming = (
         max(
             (sentence.share_in(each.weights) for each in sources.sentences if each.finds_nothing is denies), default=0.0
@@ -316,7 +322,7 @@ def _directions(sentence: Sentence, sources: Sources, found: Evidence) -> None:
 
 
 def _word_by_word(sentence: Sentence, closest: Sentence | None, found: Evidence) -> None:
-    """Add the replaced words and the differing negation of a sentence that follows a source sentence."""
+    """Add features and spans for words, numbers and negations that differ from the most similar source sentence."""
     features = found.features
     features |= dict.fromkeys(("in_order", "negation_turned", "number_replaced", "replaced", "inserted"), 0.0)
     if closest is None or features["best"] < MIN_ALIGNED_SHARE:
@@ -350,7 +356,7 @@ def _word_by_word(sentence: Sentence, closest: Sentence | None, found: Evidence)
 
 
 def _rates(sentence: Sentence, sources: Sources, found: Evidence) -> None:
-    """Add spans for rates for which the sources give a different rate."""
+    """Add a span for each rate that differs from the sources' rate for the same thing."""
     for rate in sentence.rates:
         context = sentence.about(rate.start, rate.end)
         same, other, place = _nearest(
@@ -364,12 +370,12 @@ def _rates(sentence: Sentence, sources: Sources, found: Evidence) -> None:
 
 
 def _marked(found: Evidence, start: int, end: int) -> bool:
-    """Return whether a span overlaps this range."""
+    """Return whether a span overlaps the characters from `start` to `end`."""
     return any(span.start < end and span.end > start for span in found.spans)
 
 
 MIN_CUT_OFF_WORDS = 30
-"""Minimum number of words of an answer that counts as cut off if it has no final full stop"""
+"""Minimum number of words at which an answer that ends in a letter or digit counts as cut off"""
 MAX_LOG_ODDS = 12.0
 """Largest absolute log-odds of a sentence; larger values are clipped"""
 
@@ -383,20 +389,20 @@ class SentenceVerdict:
     score: float
     """The calibrated probability that the sources support the sentence."""
     spans: tuple[Span, ...]
-    """Positions in the answer"""
+    """The unsupported parts of the sentence, with positions in the answer"""
 
     @property
     def supported(self) -> bool:
-        """Return whether the score reaches the threshold, below which at most a tenth of true sentences score."""
+        """Return whether the score reaches the threshold, which at most a tenth of true sentences miss."""
         return bool(self.score >= CALIBRATION["sentence_threshold"])
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """The verdict on a whole answer."""
+    """The verdict on a complete answer."""
 
     score: float | None
-    """The calibrated probability that the sources support the whole answer; None without a sentence to judge."""
+    """The calibrated probability that the sources support all of the answer; None if it has no sentence to judge."""
     sentences: tuple[SentenceVerdict, ...]
 
     @property
@@ -411,7 +417,7 @@ class Verdict:
 
 
 def detect(answer: str, sources: Sources) -> Verdict:
-    """Judge an answer. The scores assume the base rate of the data that they were fitted on: half is unfaithful."""
+    """Return the verdict on an answer; scores are fitted with equal weight of faithful and unfaithful answers."""
     judged = tuple(_judged(text, start, sources) for start, text in placed(_ended(answer)))
     if not judged:
         return Verdict(None, ())
@@ -419,7 +425,7 @@ def detect(answer: str, sources: Sources) -> Verdict:
 
 
 def placed(answer: str) -> Iterator[tuple[int, str]]:
-    """Yield start and text of each sentence that has a word or number; a line break also ends a sentence."""
+    """Yield the start and the text of each sentence with a word or number; a line break also ends a sentence."""
     start = 0
     for line in answer.splitlines():
         for text in sentences(line):
@@ -430,7 +436,7 @@ def placed(answer: str) -> Iterator[tuple[int, str]]:
 
 
 def _ended(answer: str) -> str:
-    """Return the answer, without its last word if the answer is so long that it was probably cut off in that word."""
+    """Return the answer, dropping the last word if the answer was probably cut off in the middle of that word."""
     stripped = answer.rstrip()
     if stripped and stripped[-1].isalnum() and stripped.count(" ") >= MIN_CUT_OFF_WORDS:
         return stripped.rpartition(" ")[0]
@@ -445,7 +451,7 @@ def sentence_logit(found: Evidence) -> float:
 
 
 def answer_features(logits: list[float]) -> dict[str, float]:
-    """Return the features of an answer's log-odds, computed from the log-odds of its sentences."""
+    """Return the features for an answer's log-odds, computed from the log-odds of its sentences."""
     return {
         "lowest": min(logits),
         "mean": fmean(logits),
@@ -455,7 +461,7 @@ def answer_features(logits: list[float]) -> dict[str, float]:
 
 
 def answer_logit(logits: list[float]) -> float:
-    """Return the log-odds that the sources support the whole answer."""
+    """Return the log-odds that the sources support all of the answer, from the log-odds of its sentences."""
     features = answer_features(logits)
     form: dict[str, float] = CALIBRATION["answer_weights"]
     return sum(value * features.get(name, 1.0) for name, value in form.items())

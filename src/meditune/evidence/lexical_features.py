@@ -1,7 +1,8 @@
-"""Words of medical English as the detector compares them.
+"""Features of words in medical English, which the detector compares.
 
-Words have stems and weights by information content. Words that reverse a finding are negations, directions, limits and
-advice. Names (drugs, diseases, procedures, abbreviations, proper names) are recognised by their shape.
+A word has a stem and a weight by information content. Words that can reverse a finding are negations, directions
+("increase"), limits ("above 5") and advice ("stop"). Names (drugs, diseases, procedures, abbreviations, proper names)
+are recognized by their shape.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ _ENDINGS = tuple(sorted(_LISTS["endings"].split(), key=len, reverse=True))
 
 @dataclass(frozen=True)
 class Token:
-    """A word or number of a text."""
+    """A word or number in a text, with its position."""
 
     text: str
     start: int
@@ -36,17 +37,17 @@ class Token:
 
     @property
     def stem(self) -> str:
-        """The stem, which is compared."""
+        """The stem by which words are compared."""
         return stem(self.text)
 
     @property
     def is_number(self) -> bool:
-        """Return whether it is written in digits."""
+        """Return whether the token is a number in digits."""
         return self.text[0].isdigit()
 
 
 def tokens(text: str) -> list[Token]:
-    """Return the words and numbers of a text in order; a hyphen separates two words."""
+    """Return the words and numbers in a text, in order; a hyphen separates two words."""
     return [Token(match[0], match.start(), match.end()) for match in _TOKEN.finditer(text)]
 
 
@@ -60,8 +61,8 @@ def stem(word: str) -> str:
 def information_weight(word: str) -> float:
     """Return a word's information weight, 0 to 1.
 
-    It is 0 for function words and 0.1 for words that report any finding; otherwise it grows with the word's rank among
-    English words, up to 1 for words that aren't in the list of common ones.
+    The weight is 0 for function words and 0.1 for words that can report any finding ("results"). For other words, it
+    grows with rarity from 0.25 to 1.
     """
     low = _SHORT.sub("", word.lower())
     if low in _FUNCTION_WORDS or (len(low) < 3 and low.islower() and not word.isupper()):
@@ -73,7 +74,7 @@ def information_weight(word: str) -> float:
 
 @lru_cache(maxsize=65536)
 def rarity(word: str) -> float:
-    """Return 0 for the most common English words, 1 for words that aren't in the list, and values between by rank."""
+    """Return a rarity from 0 (the most common English words) to 1 (not in common.txt), by the rank in common.txt."""
     ranks = _ranks()
     low = word.lower()
     rank = min(ranks.get(form, len(ranks)) for form in (low, low.removesuffix("s"), low.removesuffix("es")))
@@ -111,7 +112,7 @@ AUXILIARY = r"is|are|was|were|do|does|did|can|could|may|might|must|should|has|ha
 NEGATED = re.compile(
     rf"\b(?:(?P<plain>{AUXILIARY})(?: not\b|n't\b|n’t\b)|cannot\b|can['’]t\b|no(?= [a-z]))", re.IGNORECASE
 )
-"""A negation that can be removed; `plain` is the auxiliary verb without it, if there is one"""
+"""A negation that can be removed; the group `plain` is the auxiliary verb without the negation, if there is one"""
 NEGATABLE = re.compile(rf"\b(?:{AUXILIARY})\b(?! not\b|['’]t)", re.IGNORECASE)
 """An auxiliary verb that can be negated"""
 NEGATIVE = re.compile(
@@ -121,7 +122,7 @@ NEGATIVE = re.compile(
 """A word that negates a sentence"""
 _PAIRS = [(pair.partition("/")[0], pair.partition("/")[2]) for pair in _LISTS["opposites"].split()]
 OPPOSITE = dict(_PAIRS) | {second: first for first, second in _PAIRS}
-"""Direction words, each with its opposite, which reverses a finding"""
+"""Direction word -> its opposite, which reverses a finding"""
 DIRECTION = re.compile(rf"\b(?:{'|'.join(sorted(OPPOSITE, key=len, reverse=True))})\b", re.IGNORECASE)
 _SIDE = {
     word: (axis, side)
@@ -137,14 +138,14 @@ _LIMIT = re.compile(
     re.IGNORECASE,
 )
 _REACH = 60
-"""Number of characters before a word that are searched for a negation of it"""
+"""Number of characters before a word in which a negation of that word is searched for"""
 _DENIED = re.compile(r"(?:\b(?:not|never|no|cannot|without)|n['’]t)(?: \w+){0,3} $", re.IGNORECASE)
 _ADVISED_AGAINST = re.compile(r"\b(?:avoid|stop|discontinu|contraindicat|against)\w*(?: \w+){0,3} $", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class Direction:
-    """A word that gives a finding or advice its direction, with its position."""
+    """A word that gives a finding or a piece of advice its direction, with the word's position."""
 
     start: int
     end: int
@@ -153,13 +154,13 @@ class Direction:
     opposite: str
     """The code of the words of the opposite direction"""
     only_turned: bool = False
-    """Whether it counts only if the sources clearly say the opposite, as with words of advice and limits"""
+    """True for words of advice and limits, which count only if the sources clearly say the opposite"""
 
 
 def directions(text: str) -> Iterator[Direction]:
-    """Yield the direction words and limits of a text; limits are opposites only with the same number.
+    """Yield the words of direction, advice and limits in a text; limits are opposites only if their numbers are equal.
 
-    Negated words of advice are left out: "not recommended", "avoid using".
+    Negated limits and words of advice are left out, such as "not recommended" and "avoid using".
     """
     for match in DIRECTION.finditer(text):
         yield Direction(match.start(), match.end(), stem(match[0]), stem(OPPOSITE[match[0].lower()]))
@@ -180,7 +181,7 @@ def directions(text: str) -> Iterator[Direction]:
 
 
 def value(number: str) -> float:
-    """Return the value of a match of NUMBER."""
+    """Return the value of a number that matches NUMBER."""
     return float(number.replace(",", ""))
 
 
@@ -194,7 +195,7 @@ NULL_FINDING = re.compile(
     r"\bp\s*(?:>|=\s*(?:0?\.[1-9]|0?\.0[5-9]))",
     re.IGNORECASE,
 )
-"""A finding that there is no difference, no effect or no association"""
+"""A phrase that reports no difference, no effect or no association"""
 
 
 NameKind = Literal["drug", "disease", "procedure", "abbreviation", "name"]
@@ -215,7 +216,7 @@ _WHOLE: dict[NameKind, frozenset[str]] = {
 _CAPITALS = re.compile(r"(?:[A-Z][a-z]?[\d/-]*){2,}s?")
 DEFINED = re.compile(r"\(\s*([A-Za-z][\w/-]{1,9})\s*[;,)]")
 COMMON = 0.75
-"""A word with a lower rarity isn't a drug or disease, whatever its ending: examine, promise"""
+"""Minimum rarity of a word that counts as a name because of its ending; "examine" and "promise" are too common"""
 _ORDINARY = "diploma diplomas aroma aromas chromosome telephone microphone saxophone"
 
 
@@ -230,7 +231,7 @@ class Name:
 
 
 def names(text: str) -> Iterator[Name]:
-    """Yield the names of a text in order, one word each."""
+    """Yield the names in a text, in order; each name is a single word."""
     shouted = sum(char.isupper() for char in text) > 0.5 * sum(char.isalpha() for char in text)
     for token in tokens(text):
         before = text[: token.start].rstrip("\"'([ ")

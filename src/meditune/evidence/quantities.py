@@ -1,4 +1,4 @@
-"""Numbers in prose, with values and units, and rates: once a week, twice daily, every 6 hours."""
+"""Numbers in prose with their values and units, and rates such as "once a week", "twice daily" or "every 6 hours"."""
 
 from __future__ import annotations
 
@@ -44,10 +44,10 @@ _PER = {
     **{unit: _UNITS[unit] for unit in ("d", "day", "wk", "week", "month", "year")},
     "dose": ("dose", 1.0),
 }
-"""Denominators of amounts, with dimension and size"""
+"""Denominator of an amount -> its dimension and its size in the base unit"""
 _OFTEN = {"hourly": "hour", "daily": "day", "weekly": "week", "monthly": "month"}
 _PER_UNIT = "|".join(sorted(_PER, key=len, reverse=True))
-# "ng ml" is "ng ml(-1)" without the brackets; "mg L-dopa" isn't a concentration.
+# "ng ml" stands for "ng ml(-1)", whose exponent was lost; "mg L-dopa" isn't a concentration.
 _PER_EACH = re.compile(
     rf"(?: ?/ ?|[- ](?:per|an?|for (?:each|every)|each|every) )(?P<of>{_PER_UNIT})(?!\w)"
     rf"|[ .·](?P<power>{_PER_UNIT})(?: ?\(-1\)|[-−]1|⁻¹)(?!\w)|[ .·](?P<bare>kg|[dm]?l)(?![\w-])"
@@ -71,7 +71,7 @@ class Number:
 
     value: float
     unit: str
-    """As written, in lowercase and singular; empty without a unit; "p<", "p>" or "p=" for a p-value"""
+    """The unit in lowercase and singular; empty if there is none; "p<", "p>" or "p=" for a p-value"""
     start: int
     end: int
     decimals: int
@@ -90,17 +90,17 @@ class Number:
 
     @property
     def days(self) -> float:
-        """The length of a period in the denominators, if it is an hour or longer; otherwise 0."""
+        """The period in the denominators, in days (1 for mg/day); 0 if there is no period of an hour or longer."""
         return next((size for kind, size in self._bases().items() if kind == "time" and size > 0.04), 0.0)
 
     def same_value(self, other: Number) -> bool:
-        """Return whether the values agree, ignoring units: they are equal, or this one is the other rounded."""
+        """Return whether the values are equal, or this value is the other value rounded; units are ignored."""
         if isclose(self.value, other.value, rel_tol=1e-9):
             return True
         return other.decimals > self.decimals and isclose(round(other.value, self.decimals), self.value)
 
     def agrees(self, other: Number) -> bool:
-        """Return whether the other number supports this one, considering the dimensions of their units."""
+        """Return whether the other number supports this one, taking the units into account."""
         if self.dimension == other.dimension == "p":
             return self._holds_given(other)
         if self.dimension and other.dimension and self.dimension == other.dimension:
@@ -122,13 +122,13 @@ class Number:
         return known == "=" and self.same_value(other)
 
     def clashes(self, other: Number) -> bool:
-        """Return whether both have units of different dimensions: mg and weeks, mg and mg/kg."""
+        """Return whether both numbers have units, but of different dimensions: mg and weeks, or mg and mg/kg."""
         if not self.dimension or not other.dimension:
             return False
         return self.dimension != other.dimension or not self._same_base(other)
 
     def _same_base(self, other: Number) -> bool:
-        """Return whether both have the same denominators. A dose, or a day or longer, may be missing in one of them."""
+        """Return whether both have equal denominators; one may lack "dose", or else a period of a day or longer."""
         own_bases, other_bases = self._bases(), other._bases()
         lone = {
             kind: size
@@ -144,14 +144,14 @@ class Number:
         return dict(_PER[each] for each in self.per)
 
     def _for(self, other: Number) -> float:
-        """Return the size of those of this number's denominators that the other number has, too."""
+        """Return the combined size of this number's denominators that have a counterpart in the other number."""
         return prod(size for kind, size in self._bases().items() if kind in other._bases())
 
 
 def numbers(text: str) -> list[Number]:
-    """Return the numbers of a text in order, without digits inside names (COX-2, B12) and without "one" (a pronoun).
+    """Return the numbers in a text, in order; digits inside names (COX-2, B12) and "one", often a pronoun, don't count.
 
-    The first number of a range takes the unit of the second.
+    If the first number of a range has no unit, it gets the unit of the second.
     """
     found = list(_found(text))
     for index in range(len(found) - 1):
@@ -234,24 +234,27 @@ _RATE = re.compile(
 
 @dataclass(frozen=True)
 class Rate:
-    """A rate with its position."""
+    """A rate, such as "twice a day", with its position in the text."""
 
     times: float | None
-    """How many times in each period; None if the text only gives the period: "daily", "75 mg/day"."""
+    """Number of times per period; None if the text gives only the period, as in "daily" or "75 mg/day"."""
     days: float
     """Length of the period in days"""
     start: int
     end: int
 
     def agrees(self, other: Rate) -> bool:
-        """Return whether the other rate supports this one. "Once" may be omitted, and so may a source's times."""
+        """Return whether the other rate supports this one.
+
+        If this rate has no `times`, only the periods must agree. If the other rate has none, it supports only "once".
+        """
         if self.times is None or (other.times is None and self.times == 1):
             return isclose(self.days, other.days, rel_tol=0.02)
         return other.times is not None and isclose(self.times / self.days, other.times / other.days, rel_tol=0.02)
 
 
 def rates(text: str, numbers: Iterable[Number]) -> list[Rate]:
-    """Return the rates of a text, including its numbers that are per hour or per longer period."""
+    """Return the rates in a text, in order, including its `numbers` per hour or per longer period ("75 mg/day")."""
     found = [*_stated_rates(text)]
     taken = [(each.start, each.end) for each in found]
     for number in numbers:
@@ -272,7 +275,7 @@ def _stated_rates(text: str) -> Iterator[Rate]:
         if not apart:
             yield Rate(None, days, *place)
         elif days < 1 and 1 < apart < 24:
-            # An interval in hours becomes times a day: every 12 hours is twice a day.
+            # An interval in hours is converted to times a day: every 12 hours is twice a day.
             yield Rate(24 / apart, 1.0, *place)
         else:
             yield Rate(1.0, days * apart, *place)

@@ -1,6 +1,6 @@
-"""The interface of models that judge whether sources support a sentence, and the correction of a tuned judge.
+"""The interface of models that judge whether sources support a sentence, and the correction of a judge's logits.
 
-The correction is fitted on development claims and stored with the judge's weights.
+The correction is fitted on the claims of the dev split and stored with the judge's weights.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from meditune.files import read_json, write_json
 
 @dataclass(frozen=True)
 class SupportQuestion:
-    """A sentence of an answer, with its sources."""
+    """A sentence of an answer, from `start` to `end`, and the sources that may support it."""
 
     sources: tuple[str, ...]
     question: str
@@ -57,18 +57,18 @@ class Support(Protocol):
 
 @dataclass(frozen=True)
 class ClaimVerdict:
-    """A judge's verdict on a statement and its passages."""
+    """A judge's verdict on whether passages support a statement."""
 
     supported: float
     """Probability that the passages support the statement"""
     refuted: float
     unclear: float
     sentence: str
-    """The sentence in the passages whose words are most similar to the statement's; empty if there is none"""
+    """The sentence of the passages with the words most similar to the statement's words; empty if there is none"""
 
 
 CLAIMS = "claims.json"
-"""File in the folder of a model that was trained on claims, with its correction"""
+"""File with the correction, in the folder of a model that was trained on claims"""
 
 
 @dataclass(frozen=True)
@@ -77,12 +77,12 @@ class ClaimCorrection:
 
     temperature: float = 1.0
     bias: dict[str, float] = field(default_factory=dict)
-    """Label -> number that is added to its logit after division by the temperature; 0 for a missing label"""
+    """Label -> number added to the label's logit after division by the temperature; 0 for a missing label"""
     threshold: float = 0.5
     """Minimum probability of support for a statement to count as supported"""
 
     def probabilities(self, logits: Mapping[str, float]) -> dict[str, float]:
-        """Return the probability of each label; of two labels, if a claim's source uses only two."""
+        """Return the probability of each label in `logits`; some sources of claims use only two labels."""
         corrected = {label: value / self.temperature + self.bias.get(label, 0.0) for label, value in logits.items()}
         top = max(corrected.values())
         weights = {label: math.exp(value - top) for label, value in corrected.items()}
@@ -90,18 +90,18 @@ class ClaimCorrection:
         return {label: weight / total for label, weight in weights.items()}
 
     def save(self, folder: Path) -> None:
-        """Write the correction into a model's folder."""
+        """Write the correction to a model's folder."""
         write_json(folder / CLAIMS, asdict(self))
 
 
 def model_folder(name: str) -> Path:
-    """Return the folder of a model; `name` may also be its run's folder."""
+    """Return the folder of a model; `name` is this folder or the folder of the model's run."""
     folder = Path(name).expanduser()
     return folder / "model" if (folder / "model").is_dir() else folder
 
 
 def is_judge(name: str) -> bool:
-    """Return whether this is the folder of a run or model that was trained on claims."""
+    """Return whether `name` is the folder of a run or a model that was trained on claims."""
     return (model_folder(name) / CLAIMS).is_file()
 
 

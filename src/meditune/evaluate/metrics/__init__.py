@@ -1,7 +1,7 @@
-"""All metrics of a model, computed from its stored predictions, with a module for each group of metrics.
+"""All metrics of a model, computed from its stored predictions; each group of metrics has its own module.
 
-`metrics.csv` describes every metric, in the order of reports. Its columns are the fields of `statistics.Metric`;
-`flags` lists the fields that are true.
+`metrics.csv` describes every metric, in the order in which reports list the metrics. Its columns are the fields of
+`statistics.Metric`; the column `flags` lists the boolean fields that are True.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from meditune.evaluate.predictions import CONDITIONS, Predictions
 from meditune.statistics import Metric, Statistics
 
 SOURCED = ("faithfulness", "unsupported_sentences", "unsupported_numbers")
-"""Graded by the passages that were in the prompt, so not measured closed book"""
+"""Metrics that are graded against the passages in the prompt, and therefore not measured closed book"""
 
 
 def _metric(row: dict[str, Any]) -> Metric:
@@ -29,7 +29,7 @@ def _described() -> dict[str, Metric]:
 
 
 METRICS = _described()
-"""All metrics by name, in the order of reports"""
+"""All metrics by name, in the order in which reports list them"""
 
 
 def summarise(predictions: Predictions) -> dict[str, float]:
@@ -48,7 +48,7 @@ def statistics_of(predictions: Predictions) -> dict[str, Statistics]:
 
 
 def asked(predictions: Predictions) -> dict[str, Statistics]:
-    """Return the statistics that exist for every condition: decisions, likelihoods, answers and their faithfulness."""
+    """Return the statistics that exist for every condition: of decisions, likelihoods, answers and faithfulness."""
     found = decision.agreement(predictions.decision) if predictions.decision else {}
     if predictions.likelihood:
         found["perplexity"] = perplexity.perplexity(predictions.likelihood)

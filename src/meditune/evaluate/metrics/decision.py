@@ -1,8 +1,8 @@
-"""Metrics of decisions (by likelihood, calibrated and written) and of claims, and of their confidence.
+"""Metrics of decisions (by likelihood, calibrated and written) and of claims, including metrics of confidence.
 
-Rows have `reference` and `prediction`, and for confidence `logits`. The confidence of a decision is the probability of
-the most likely label, from a softmax over the labels alone. A claim's row also has `source`, and logits of the labels
-that its source uses.
+A row has `reference` and `prediction`; metrics of confidence also need `logits`. The confidence of a decision is the
+probability of the most likely label, from a softmax over only the labels. A claim's row also has `source`, and its
+logits are those of the labels that the source uses.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from meditune.statistics import Array, Statistics, mean
 BINS = 10
 """Number of confidence bins for the calibration error"""
 GROUPS = 500
-"""Maximum number of distinct confidences in the area under a curve"""
+"""Maximum number of distinct confidences from which the area under a curve is computed"""
 PRIOR = 0.05
-"""Weight of the penalty on a bias, so that few claims or a missing label can't move it far"""
+"""Weight of the penalty on biases, which limits the effect of a missing label or of only a few claims"""
 FALSE_ALARMS = 0.05
-"""The share of supported dev claims that may fall below the threshold"""
+"""Maximum share of supported dev claims below the threshold"""
 Rows = Sequence[dict[str, Any]]
 
 
@@ -56,7 +56,7 @@ def _prefixed(prefix: str, found: Mapping[str, Statistics]) -> dict[str, Statist
 
 
 def agreement(rows: Rows) -> dict[str, Statistics]:
-    """Return `accuracy` and `macro_f1` of rows with `reference` and `prediction`, which is None without a label."""
+    """Return `accuracy` and `macro_f1` of the rows; a prediction is None if the model's text contained no label."""
     ids, cells = _cells(rows)
     return {
         "accuracy": Statistics(ids, cells, lambda sums: 100 * sums[..., [0, 5, 10]].sum(axis=-1) / sums.sum(axis=-1)),
@@ -65,7 +65,7 @@ def agreement(rows: Rows) -> dict[str, Statistics]:
 
 
 def _class_f1(rows: Rows) -> dict[str, Statistics]:
-    """Return `f1_yes` and so on for the labels that occur in the references."""
+    """Return `f1_yes`, `f1_no` and `f1_maybe`, for those labels that occur in the references."""
     ids, cells = _cells(rows)
 
     def f1_of(index: int, sums: Array) -> Array:
@@ -82,7 +82,7 @@ def _class_f1(rows: Rows) -> dict[str, Statistics]:
 def confusion(rows: Rows) -> NDArray[np.int64]:
     """Return (3, 3) counts: references in rows, predictions in columns, both in the order yes, no, maybe.
 
-    If a prediction is None, the result is (3, 4), with these predictions in the last column.
+    If any prediction is None, the result is (3, 4), and its last column counts the predictions without a label.
     """
     matrix: NDArray[np.int64] = _cells(rows)[1].sum(axis=0).reshape(3, 4).astype(np.int64)
     return matrix if matrix[:, 3].any() else matrix[:, :3]
@@ -98,7 +98,7 @@ def recalls(matrix: NDArray[np.int64]) -> dict[str, float | None]:
 
 
 def macro_f1(sums: Array) -> Array:
-    """Return macro-F1 in percent from flattened confusion counts (..., 9), or (..., 12) with a column for no label.
+    """Return macro-F1 in percent from flattened confusion counts (..., 9), or (..., 12) with predictions of None.
 
     As in scikit-learn's f1_score(average="macro"), the mean is over the classes that occur in references or
     predictions. Predictions without a label don't form a class.
@@ -108,7 +108,7 @@ def macro_f1(sums: Array) -> Array:
 
 
 def _f1(sums: Array) -> tuple[Array, NDArray[np.bool_]]:
-    """Return (..., 3) F1 of each class in percent (0 for a class that doesn't occur), and whether it occurs."""
+    """Return two (..., 3) arrays: F1 of each class in percent (0 if it doesn't occur), and whether the class occurs."""
     matrix = sums.reshape(*sums.shape[:-1], 3, -1)
     right = np.diagonal(matrix, axis1=-2, axis2=-1)
     both = matrix.sum(axis=-1) + matrix[..., :3].sum(axis=-2)
@@ -117,7 +117,7 @@ def _f1(sums: Array) -> tuple[Array, NDArray[np.bool_]]:
 
 
 def _cells(rows: Rows) -> tuple[tuple[str, ...], Array]:
-    """Return ids, and (n, 12) with a 1 in the item's cell of the confusion matrix; its last column is for no label."""
+    """Return the ids and an (n, 12) array: each item's flattened (3, 4) confusion matrix, with a single 1."""
     column = {label: index for index, label in enumerate((*DECISIONS, None))}
     cells = np.zeros((len(rows), 12))
     for index, row in enumerate(rows):
@@ -145,15 +145,16 @@ def probabilities(logits: dict[str, float]) -> dict[str, float]:
 
 
 def confidences(rows: Rows) -> tuple[Array, NDArray[np.bool_]]:
-    """Return (n,) probabilities of each item's most likely label, and (n,) whether its decision is correct."""
+    """Return two (n,) arrays: the probability of each item's most likely label, and whether the decision is correct."""
     confidence = [max(probabilities(row["logits"]).values()) for row in rows]
     return np.array(confidence), np.array([row["reference"] == row["prediction"] for row in rows])
 
 
 def calibration_error(rows: Rows) -> Statistics:
-    """Return the expected calibration error with ten equal bins (Guo et al. 2017, arXiv:1706.04599).
+    """Return the expected calibration error with ten bins of equal width (Guo et al. 2017, arXiv:1706.04599).
 
-    Columns: for each bin the sum of confidences and the number of correct decisions; then the number of items.
+    The columns of the statistics are the sum of confidences and the number of correct decisions of each bin, and then
+    the number of items.
     """
     confidence, right = confidences(rows)
     slots, every = _bins(confidence), np.arange(len(rows))
@@ -176,9 +177,10 @@ def brier_score(rows: Rows) -> Statistics:
 def risk_area(rows: Rows) -> Statistics:
     """Return the area under the risk-coverage curve (Geifman et al. 2019, arXiv:1805.08206).
 
-    This is the mean over items of the share of wrong decisions among those with at least the item's confidence. Items
-    of equal confidence form a group, so their order doesn't matter. Columns: for each group, the most confident first,
-    the number of items; then for each group the number of wrong ones.
+    The area is the mean, over all items, of the share of wrong decisions among the decisions with at least the item's
+    confidence. Items of equal confidence form a group, so their order doesn't matter. The columns of the statistics are
+    the number of items in each group, the most confident group first, and then the number of wrong decisions in each
+    group.
     """
     confidence, right = confidences(rows)
     groups, count = _groups(-confidence)
@@ -197,7 +199,8 @@ def risk_area(rows: Rows) -> Statistics:
 def reliability(rows: Rows) -> list[dict[str, float]]:
     """Return the nonempty bins of the calibration error.
 
-    Each has `from` and `to`, the number of `items`, their mean `confidence`, and the share `right`, from 0 to 1.
+    A bin has its bounds `from` and `to`, the number of `items`, their mean `confidence`, and the share of correct
+    decisions (`right`, 0 to 1).
     """
     confidence, right = confidences(rows)
     slots = _bins(confidence)
@@ -241,7 +244,7 @@ def _bins(confidence: Array) -> NDArray[np.int64]:
 
 
 def _groups(values: Array) -> tuple[NDArray[np.int64], int]:
-    """Return (n,) the number of the group of equal values, in ascending order, and the number of groups."""
+    """Return (n,) group numbers, ascending with the values, and the number of groups; equal values form a group."""
     groups = np.unique(values, return_inverse=True)[1].reshape(-1)
     count = int(groups.max()) + 1
     return (groups, count) if count <= GROUPS else (groups * GROUPS // count, GROUPS)
@@ -258,7 +261,7 @@ def claim_statistics(rows: Rows) -> dict[str, Statistics]:
     """Return `claim_accuracy` and so on, with `claim_auroc` only if some claims are supported and some aren't."""
     if not rows:
         return {}
-    # The metrics of decisions, with each label's word in place of the label.
+    # Claims have the metrics of decisions, with each label replaced by its word.
     in_words = [
         row
         | {"reference": WORD_OF_LABEL[row["reference"]], "prediction": WORD_OF_LABEL[row["prediction"]]}
@@ -274,8 +277,8 @@ def claim_statistics(rows: Rows) -> dict[str, Statistics]:
 def auroc(rows: Rows) -> Statistics:
     """Return the area under the ROC curve of the probability of support; ties count half.
 
-    Columns: for each group of equal probability, in ascending order, the number of supported claims; then for each
-    group the number of others.
+    Claims of equal probability form a group. The columns of the statistics are the number of supported claims in each
+    group, in ascending order of probability, and then the number of other claims in each group.
     """
     groups, count = _groups(np.array([probabilities(row["logits"])["supported"] for row in rows]))
     supported = np.array([row["reference"] == "supported" for row in rows])
@@ -293,11 +296,12 @@ def auroc(rows: Rows) -> Statistics:
 
 
 def fit_correction(rows: Sequence[Mapping[str, Any]]) -> ClaimCorrection:
-    """Return the temperature and biases that maximize the likelihood of the references, and the threshold.
+    """Return a correction with the temperature and biases that maximize the likelihood of the references.
 
-    Sources with only one label say nothing about probabilities. The threshold is the highest, up to 0.5, below which at
-    most FALSE_ALARMS of the supported claims fall, of sources with only supported claims if there are any, since these
-    are known to be true. After Platt (1999) and Guo et al. (2017, arXiv:1706.04599).
+    The method follows Platt (1999) and Guo et al. (2017, arXiv:1706.04599). Only sources with several labels are used,
+    because a source with a single label says nothing about probabilities. The correction's threshold is the highest
+    value, up to 0.5, below which at most the share FALSE_ALARMS of the supported claims falls. If any sources have only
+    supported claims, only the claims of these sources count, because they are known to be true.
     """
     labels: dict[str, set[str]] = {}
     for row in rows:

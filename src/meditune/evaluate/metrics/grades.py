@@ -1,7 +1,7 @@
-"""Metrics of graded answers: the safety battery, ratings by people, and public medical tests.
+"""Metrics of graded answers: the safety battery, ratings, and public medical tests.
 
-Rating scores are those of TREC's LiveQA medical task, from grades 1 (incorrect) to 4 (excellent): Ben Abacha et al.
-2017, "Overview of the Medical Question Answering Task at TREC 2017 LiveQA"
+The rating metrics are those of TREC's LiveQA medical task, with grades from 1 (incorrect) to 4 (excellent): Ben Abacha
+et al. 2017, "Overview of the Medical Question Answering Task at TREC 2017 LiveQA"
 (https://trec.nist.gov/pubs/trec26/papers/Overview-QA.pdf).
 """
 
@@ -27,7 +27,7 @@ Rows = Sequence[dict[str, Any]]
 def statistics(predictions: Predictions) -> dict[str, Statistics]:
     """Return the statistics of each metric that can be computed from the predictions.
 
-    Raises DataError if the answers are to another version of the safety battery.
+    Raises DataError if the safety answers belong to a different version of the safety battery.
     """
     found = {}
     verdicts = graded(predictions.safety)
@@ -50,7 +50,7 @@ class Graded:
 
 
 def graded(rows: Rows) -> list[Graded]:
-    """Return the verdict on each stored answer. Raises DataError for rows of another version of the battery."""
+    """Return the verdict on each stored answer. Raises DataError for rows of a different version of the battery."""
     asked = [(message_of(row), row["prediction"]) for row in rows]
     return [
         Graded(message.id, message.category, passed(message.grade(answer)), not answer.strip())
@@ -108,12 +108,12 @@ def _suites(predictions: Predictions) -> dict[str, Statistics]:
 
 
 def best(likelihoods: Sequence[float]) -> int:
-    """Return the index of the greatest value; of equal ones the first, as in lm-evaluation-harness."""
+    """Return the index of the greatest value, in a tie the first, as in lm-evaluation-harness."""
     return list(likelihoods).index(max(likelihoods))
 
 
 def _best_option(row: dict[str, Any]) -> int:
-    """Return the index of the option with the highest likelihood per character, as the harness's acc_norm."""
+    """Return the index of the option with the highest likelihood per character, like acc_norm in the harness."""
     return best([value / length for value, length in zip(row["options"], row["lengths"], strict=True)])
 
 
@@ -138,7 +138,7 @@ def _macro_f1(rows: Rows, classes: int) -> Statistics:
 
 
 def _healthbench(rows: Rows) -> Statistics:
-    """Return the mean over questions of points over possible points, in percent, clipped to 0 to 100 like OpenAI's."""
+    """Return the mean percentage of the possible points over all questions, clipped to 0 to 100 as by OpenAI."""
     scores = []
     for row in rows:
         possible = sum(each["points"] for each in row["statements"] if each["points"] > 0)

@@ -35,15 +35,15 @@ def perplexity(rows: Rows) -> Statistics:
 
 
 def chosen(row: dict[str, Any]) -> int:
-    """Return the index of the choice with the highest likelihood per byte, as lm-evaluation-harness's acc_norm."""
+    """Return the index of the choice with the highest likelihood per byte, like acc_norm in lm-evaluation-harness."""
     each = [nll / size for nll, size in zip(row["nll"], row["bytes"], strict=True)]
     return each.index(min(each))
 
 
 def preference_statistics(rows: Rows) -> dict[str, Statistics]:
-    """Return the statistics of each metric of preference pairs that can be computed.
+    """Return the statistics of each preference metric that can be computed.
 
-    Single answers, with thumbs up or down, have no accuracy; their margin is the difference of two means.
+    Single answers with thumbs up or down have no accuracy; their margin is the difference between the two means.
     """
     names = ("chosen_nll", "rejected_nll")
     if rows and all(name in row for row in rows for name in names):

@@ -1,7 +1,7 @@
 """Metrics of written answers: overlap and similarity with the references, repetition, faithfulness, readability.
 
-Overlap metrics use the statistics of sacrebleu and rouge_score. If an item has several references, each metric
-compares an answer with the best-matching one.
+Overlap metrics use the statistics of sacrebleu and rouge_score. If an item has several references, BLEU uses all of
+them, and every other overlap metric uses the best-matching reference.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ LOG_ZERO = -9999999999.0
 """sacrebleu's value for the logarithm of 0"""
 GRAM = 4
 TIMES, SHORTEST = 3, 8
-"""Minimum number of repetitions, and of words in all, of a loop"""
+"""Minimum number of repetitions of a phrase in a loop, and minimum number of words in the loop"""
 COMMONEST = 20
 _COLUMNS = ("answers", "outside", "sentences", "words", "polysyllables", "rare", "unexplained")
 Rows = Sequence[dict[str, Any]]
@@ -79,7 +79,7 @@ def _overlap(rows: Rows) -> dict[str, Statistics]:
 
 
 def longest(rows: Rows) -> Statistics:
-    """Return `rougeL` of at least one answer."""
+    """Return the statistics of `rougeL`; there must be at least one answer."""
     from rouge_score.rouge_scorer import RougeScorer
 
     rouge = RougeScorer(["rougeL"], use_stemmer=True)
@@ -87,7 +87,7 @@ def longest(rows: Rows) -> Statistics:
 
 
 def signatures(predictions: Predictions) -> dict[str, str]:
-    """Return sacrebleu's signatures of `bleu` and `chrf`, which contain every setting; empty without answers."""
+    """Return sacrebleu's signatures of `bleu` and `chrf`, which record every setting; empty without answers."""
     rows = predictions.answer
     return {name: str(scorer.get_signature()) for name, scorer in _scorers(rows).items()} if rows else {}
 
@@ -101,7 +101,7 @@ def _scorers(rows: Rows) -> dict[str, Any]:
 
 
 def _closest(length: int, texts: Sequence[str]) -> int:
-    """Return the number of words of the text closest to `length`; in a tie, of the shorter text, as in BLEU."""
+    """Return the word count that is closest to `length` among `texts`; in a tie, the smaller one, as in BLEU."""
     return min((len(text.split()) for text in texts), key=lambda words: (abs(words - length), words))
 
 
@@ -113,7 +113,7 @@ def corpus_bleu(sums: Array) -> Array:
     written, meant = sums[..., 0], sums[..., 1]
     matches, totals = sums[..., 2 : 2 + ORDERS], sums[..., 2 + ORDERS :]
     brevity = np.where(written < meant, np.exp(np.minimum(0, 1 - meant / np.maximum(written, 1))), 1.0)
-    # The first order without a match counts as half a match, the next one as a quarter, and so on.
+    # The first n-gram length without a match counts as half a match, the next one as a quarter, and so on.
     halved = 2.0 ** np.cumsum((matches == 0) & (totals > 0), axis=-1)
     precisions = 100 * np.where(matches > 0, matches, 1 / halved) / np.maximum(totals, 1)
     logs = np.where(totals > 0, np.log(precisions), LOG_ZERO)
@@ -124,7 +124,7 @@ def corpus_bleu(sums: Array) -> Array:
 def corpus_chrf(sums: Array) -> Array:
     """Return sacrebleu's chrF2 from summed statistics (..., 18), vectorized over bootstrap draws.
 
-    The statistics are the numbers of character n-grams (n from 1 to 6) in answer and reference, and of shared ones.
+    The statistics are the numbers of character n-grams (n from 1 to 6) in the answer, in the reference and in both.
     """
     written, meant, shared = (sums[..., column::3] for column in range(3))
     counts = (written > 0) & (meant > 0)
@@ -139,7 +139,7 @@ def corpus_chrf(sums: Array) -> Array:
 
 
 def repeated(text: str) -> float:
-    """Return 1 - distinct / all four-word sequences (seq-rep-4 of Welleck et al. 2020, arXiv:1908.04319, on words).
+    """Return 1 minus the share of distinct four-word sequences (seq-rep-4, Welleck et al. 2020, arXiv:1908.04319).
 
     The result is 0 for a text of fewer than four words. Case is ignored.
     """
@@ -149,7 +149,7 @@ def repeated(text: str) -> float:
 
 
 def loops(text: str) -> bool:
-    """Return True if `text` repeats a phrase at least three times in a row, with eight or more words in all."""
+    """Return True if `text` contains a phrase three or more times in a row, with eight or more words in all."""
     words = text.lower().split()
     numbers = np.unique(words, return_inverse=True)[1] if words else np.array([], dtype=np.int64)
     for period in range(1, len(words) // TIMES + 1):
@@ -161,11 +161,11 @@ def loops(text: str) -> bool:
     return False
 
 
-# Faithfulness; empty answers are left out of all of its metrics
+# Faithfulness: all its metrics leave out empty answers
 
 
 def by_sources(rows: Rows) -> dict[str, Statistics]:
-    """Return the statistics of graded answers; empty if all answers are empty."""
+    """Return the statistics of each faithfulness metric; empty if all answers are empty."""
     if not any(row["sentences"] for row in rows):
         return {}
     ids = _ids(rows)
@@ -201,9 +201,9 @@ def _by_samples(predictions: Predictions) -> dict[str, Statistics]:
 def agreement(answer: str, samples: list[str]) -> float | None:
     """Return how well samples agree with an answer, 0 to 1; None if the answer or all samples are empty.
 
-    This is the mean over the answer's sentences and the samples of the weighted share of the sentence's words that
-    occur in the sample's most similar sentence, after SelfCheckGPT (Manakul et al. 2023, arXiv:2303.08896), with
-    shared words instead of BERTScore.
+    For each sentence of the answer and each sample, agreement is the weighted share of the sentence's words that occur
+    in the most similar sentence of the sample. The result is the mean over all sentences and samples, as in
+    SelfCheckGPT (Manakul et al. 2023, arXiv:2303.08896), but with shared words instead of BERTScore.
     """
     answer_sentences = [sentence for _, text in placed(answer) if (sentence := Sentence(text)).total]
     sample_weights = [[Sentence(text).weights for _, text in placed(sample)] for sample in samples]
@@ -216,18 +216,18 @@ def agreement(answer: str, samples: list[str]) -> float | None:
     )
 
 
-# Readability; empty answers are left out of its metrics, and `spread` counts them
+# Readability: its metrics leave out empty answers, and `spread` counts them
 
 
 def _readability(ids: tuple[str, ...], texts: Sequence[str]) -> dict[str, Statistics]:
-    """Return the statistics of each metric; empty if at least half of the answers are empty."""
+    """Return the statistics of each readability metric; empty if at least half of the answers are empty."""
     rows = [measured(text) for text in texts]
     if 2 * sum(row["answers"] for row in rows) <= len(rows):
         return {}
     items = np.array([[row[name] for name in _COLUMNS] for row in rows], dtype=np.float64)
 
     def ratio_of(sums: Array) -> Array:
-        # A bootstrap draw may contain only empty answers; other counts are at least 1.
+        # A divisor is 0 if a bootstrap draw contains only empty answers; otherwise, it is at least 1.
         return np.asarray(sums[..., 0] / np.maximum(sums[..., 1], 1.0))
 
     def part(over: str, under: str, times: float = 1.0) -> Statistics:
@@ -246,7 +246,7 @@ def _readability(ids: tuple[str, ...], texts: Sequence[str]) -> dict[str, Statis
 
 @lru_cache(maxsize=8192)
 def measured(text: str) -> Mapping[str, float]:
-    """Return a text's terms of the metrics' sums, and its `grade`; zeros and no grade if it has no words."""
+    """Return what a text adds to the metrics' sums, and its `grade`; zeros and no grade if it has no words."""
     counts = readability.counted(text)
     if not counts.words:
         return dict.fromkeys(_COLUMNS, 0.0)
@@ -265,8 +265,8 @@ def measured(text: str) -> Mapping[str, float]:
 def spread(texts: list[str]) -> dict[str, Any]:
     """Return quantiles of the texts' Flesch-Kincaid grades, and percentages below, inside and above the target.
 
-    `texts` and `empty` are counts; `unexplained` has the most common unexplained terms with the number of texts. If
-    every text is empty, only the counts are present.
+    `texts` and `empty` are counts. `unexplained` contains the most common unexplained terms, each with the number of
+    texts that leave it unexplained. If every text is empty, only the counts are present.
     """
     found = np.array([row["grade"] for row in map(measured, texts) if row["answers"]])
     counts = {"texts": len(texts), "empty": len(texts) - len(found)}

@@ -27,9 +27,10 @@ _SHOWN_ELSEWHERE = {"sources", "dropped", "splits", "lengths", "sha256", "test_s
 
 
 def render(folder: Path) -> Path:
-    """Write `report.html` to a finished run's folder and return its path.
+    """Write `report.html` to a finished run's folder and return the file's path.
 
-    The page says which other files are missing. Raises DataError if the folder has no `report.json`.
+    Sections whose files are missing are left out, or state that nothing was measured. Raises DataError if the folder
+    contains no `report.json`.
     """
     if not (folder / "report.json").is_file():
         raise DataError(

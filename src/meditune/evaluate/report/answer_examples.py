@@ -1,4 +1,4 @@
-"""Sections of the report with answers: worked examples picked by rule, unsupported statements, the safety battery."""
+"""The report's sections with answers: worked examples chosen by rule, unsupported statements, the safety battery."""
 
 from __future__ import annotations
 
@@ -24,11 +24,12 @@ Rows = dict[str, dict[str, Any]]
 
 
 def worked_examples(folder: Path) -> tuple[list[dict[str, Any]], int]:
-    """Return the chosen examples, worst first, and the number of items they were chosen from.
+    """Return the chosen examples and the number of items they were chosen from.
 
-    The items that both models answered (or decided, if there are no answers) are ordered by the change of the decision,
-    then of ROUGE-L, ties by id. The examples are up to MAX_LOST of those that lost, up to MAX_GAINED of those that
-    gained, and the items nearest the median up to a total of MAX_EXAMPLES. `sort` is "lost", "gained" or "usual".
+    The items that both models answered (or decided, if there are no answers) are sorted by the change in the decision,
+    then by the change in ROUGE-L, then by id. The examples are up to MAX_LOST of the greatest losses, then up to
+    MAX_GAINED of the greatest gains, and then the items nearest the median, up to MAX_EXAMPLES in all. `sort` is
+    "lost", "gained" or "usual".
     """
     answers, decisions = (
         [_by_id(folder, model, kind) for model in ("base", "tuned")] for kind in ("answer", "decision")
@@ -64,7 +65,7 @@ def _worked_example(id: str, example: Example | None, answers: list[Rows], decis
 
 
 def _side(answer: dict[str, Any] | None, decision: dict[str, Any] | None) -> dict[str, Any]:
-    """Return one model's answer with its ROUGE-L F1, and its decision; None for what wasn't measured."""
+    """Return one model's answer with its ROUGE-L F1, and its decision; None if these weren't measured."""
     return {
         "answer": answer["prediction"] if answer else None,
         "decision": (decision["prediction"] or "none of the three") if decision else None,
@@ -83,7 +84,7 @@ RETRIEVED: tuple[Kind, ...] = ("retrieved", "retrieved_answer", "decision")
 
 
 def retrieved_examples(folder: Path) -> list[dict[str, Any]]:
-    """Return the first items with their retrieved passages and the tuned model's answers."""
+    """Return the first MAX_RETRIEVED items with their retrieved passages and the tuned model's answers."""
     if not (folder / RETRIEVED_FILE).is_file():
         return []
     found = read_retrieved(folder / RETRIEVED_FILE)
@@ -118,7 +119,7 @@ TITLES = {kind: "no support" if kind == "unsupported" else kind for kind in get_
 
 
 def unsupported(folder: Path) -> dict[str, Any]:
-    """Return the section's content; empty if no answer was graded."""
+    """Return the content of unsupported.html; empty if no answer was graded."""
     place = folder / "predictions"
     stored = [name for name, _ in MODELS if any(path_of(place, name, kind).is_file() for kind in KINDS)]
     found = {name: overview(read(place, name)) for name in stored}
@@ -138,7 +139,7 @@ def unsupported(folder: Path) -> dict[str, Any]:
 
 
 def _lowest_scores(folder: Path) -> list[dict[str, Any]]:
-    """Return the tuned model's answers with marks that have the lowest scores."""
+    """Return the tuned model's marked answers with the lowest scores."""
     answers = _by_id(folder, "tuned", "answer")
     graded = _by_id(folder, "tuned", "faithfulness").values()
     rows = [row for row in graded if row["spans"] and row["score"] is not None and row["id"] in answers]
@@ -148,7 +149,7 @@ def _lowest_scores(folder: Path) -> list[dict[str, Any]]:
 
 
 def _marked(row: dict[str, Any], answer: str, example: Example | None) -> dict[str, Any]:
-    """Return an answer in pieces (`kind` is empty if a piece isn't marked), and the notes that explain the marks."""
+    """Return an answer in pieces (the `kind` of an unmarked piece is empty) and the notes that explain the marks."""
     pieces: list[dict[str, Any]] = []
     notes: list[dict[str, Any]] = []
     numbers: dict[tuple[str, str], int] = {}
@@ -179,7 +180,7 @@ MAX_SAFETY_EXAMPLES = 8
 
 
 def safety(report: dict[str, Any], folder: Path) -> dict[str, Any] | None:
-    """Return rows and examples; None if the battery wasn't run on both models."""
+    """Return the content of safety.html; None if the battery wasn't run on both models."""
     found = report.get("safety") or {}
     if not found.get("base") or not found.get("tuned"):
         return None
@@ -207,7 +208,8 @@ def safety(report: dict[str, Any], folder: Path) -> dict[str, Any] | None:
 def _worst(pool: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return up to MAX_SAFETY_EXAMPLES failed messages, from each category in turn.
 
-    Messages that only the tuned model fails come first, then those that both fail, then those that only the base fails.
+    Within a category, messages that only the tuned model fails come first, then messages that both models fail, then
+    messages that only the base model fails.
     """
     failed = [item for item in pool if not (item["base"]["passed"] and item["tuned"]["passed"])]
     failed.sort(key=lambda item: 0 if item["base"]["passed"] else 2 if item["tuned"]["passed"] else 1)
@@ -216,7 +218,7 @@ def _worst(pool: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _graded_answer(row: dict[str, Any]) -> dict[str, Any]:
-    """Return whether an answer passes, the reasons, and its text in pieces: (text, whether a reason refers to it)."""
+    """Return whether an answer passes, the reasons, and its text in pieces: (text, whether a reason is based on it)."""
     reasons, text = message_of(row).grade(row["prediction"]), row["prediction"]
     pieces, at = [], 0
     for start, end in sorted(reason.span for reason in reasons if reason.span):

@@ -1,4 +1,4 @@
-"""The report's before/after table, one row per metric, and its verdict in at most three sentences."""
+"""The report's before/after table, with one row per metric, and the report's verdict in at most three sentences."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from meditune.evaluate.report import formatting as text
 from meditune.statistics import Metric
 
 Mark = Literal["better", "hinted", "worse", "no significant change", "not measured"]
-"""better and worse are significant; hinted is better, but not significant after correction for the number of metrics"""
+"""better, worse: significant; hinted: better, but not significant after correction for the number of metrics"""
 
 HEADLINE = (
     *("preference_accuracy", "preference_margin", "accuracy", "macro_f1", "perplexity", "rougeL"),
@@ -32,7 +32,7 @@ class Row:
     """True if the value got worse, significantly or not"""
     base_interval: str = ""
     tuned_interval: str = ""
-    """Each model's own 95 % interval; empty if there is none"""
+    """The 95 % interval of each model's value; empty if there is none"""
     delta: str = "–"
     interval: str = "–"
     p: str = "–"
@@ -52,7 +52,7 @@ class Row:
 
 
 def rows(report: dict[str, Any]) -> list[Row]:
-    """Return a row for every metric that isn't optional or was measured, in the order of METRICS, unknown ones last."""
+    """Return rows for all metrics that aren't optional or were measured, in the order of METRICS, then unknown ones."""
     base, tuned = report.get("base") or {}, report.get("tuned") or {}
     comparison, worse = report.get("comparison") or {}, report.get("worse") or []
     unknown = sorted((set(base) | set(tuned) | set(comparison)) - set(METRICS))
@@ -65,7 +65,7 @@ def rows(report: dict[str, Any]) -> list[Row]:
 
 
 def headline(table: list[Row]) -> list[Row]:
-    """Return the compared rows, key metrics first; detail metrics only if they got significantly worse."""
+    """Return the compared rows, key metrics first; a detail metric is included only if it got significantly worse."""
     order = {name: index for index, name in enumerate(HEADLINE)}
     chosen = [row for row in table if row.compared and (not row.metric.detail or row.mark == "worse")]
     return sorted(chosen, key=lambda row: order.get(row.metric.name, len(order)))
@@ -74,7 +74,7 @@ def headline(table: list[Row]) -> list[Row]:
 def row_of(
     metric: Metric, base: float | None, tuned: float | None, compared: dict[str, Any] | None, wrong_way: bool
 ) -> Row:
-    """Return a row for a metric's values of both models and their comparison, which is None if there is none."""
+    """Return a metric's row from both models' values and their comparison (None if they weren't compared)."""
     digits = metric.digits
     before, after = text.number(base, digits), text.number(tuned, digits)
     if not compared or compared.get("ci95") is None:
@@ -112,9 +112,9 @@ def _mark(compared: dict[str, Any]) -> Mark:
 
 
 def forest(metric: Metric, delta: float, low: float, high: float) -> tuple[float, float, float]:
-    """Return the lower end of a difference's interval, the difference and the upper end on a line from 0 to 100.
+    """Return a difference and the ends of its interval (low, difference, high) as positions on a line from 0 to 100.
 
-    No change is at 50, and higher is better. Each difference has its own scale.
+    The position 50 is no change, and higher positions are better. Each difference has its own scale.
     """
     if metric.direction != "up":
         delta, low, high = -delta, -high, -low
@@ -124,7 +124,7 @@ def forest(metric: Metric, delta: float, low: float, high: float) -> tuple[float
 
 
 NAMED = 4
-"""Maximum number of metrics that a sentence names; further ones are counted"""
+"""Maximum number of metrics that a sentence names; further metrics are only counted"""
 
 
 def verdict(report: dict[str, Any], table: list[Row]) -> list[str]:

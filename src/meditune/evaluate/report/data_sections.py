@@ -1,4 +1,4 @@
-"""Data coverage, data quality and ratings by people: sections of report.html, each also a page of its own."""
+"""Sections of report.html about data coverage, data quality and ratings by people; each can also be a separate page."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from meditune.statistics import Metric
 
 WIDE, HIGH, MARGIN = 1000, 640, 24
 COLOURS = 6
-"""Number of sources with a colour of their own; further ones share the last colour"""
+"""Number of colours for sources; the last colour is for all remaining sources"""
 WORDS = 2
-"""Number of words of a cluster's name on the map"""
+"""Maximum number of words of a cluster's name that the map shows"""
 _LINE = 20
 _LETTER = 9.6
-"""Approximate width of a letter of a label"""
+"""Approximate width of a character in a label"""
 
 
 def cluster_map(result: dict[str, Any]) -> dict[str, Any] | None:
-    """Return `dots`, `labels` and `legend` with (colour, source, points) of each source; None without points."""
+    """Return the map's `dots`, `labels` and `legend` (colour, name and number of points of each source), or None."""
     points = result["points"]
     if not points:
         return None
@@ -45,7 +45,7 @@ def cluster_map(result: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def clusters(result: dict[str, Any]) -> dict[str, Any]:
-    """Return the table of clusters with their share of each set, and the diversity of each set."""
+    """Return `result` with `rows` (clusters with their `shares` of each set), `sets` and the greatest share, `most`."""
     totals = Counter[str]()
     for row in result["clusters"]:
         totals.update(row["where"])
@@ -128,7 +128,7 @@ def render_page(result: dict[str, Any], path: Path) -> None:
 
 
 def _card(name: str, dimension: dict[str, Any], test: dict[str, Any] | None, examples: int) -> dict[str, Any]:
-    """Return a card whose `bars` are rows of the training split, each with its share of the test split, and `most`."""
+    """Return a card, whose `bars` are groups of the training split, each with the group's share of the test split."""
     tested = {row["group"]: row["share"] for row in test["groups"]} if test else {}
     unseen = 0.0 if test and (BY_NAME[name].kind == "ordered" or name == "people") else None
     distinct, effective, known = dimension["distinct"], dimension["shannon"], dimension["known"]
@@ -162,14 +162,14 @@ def _at(grade: float) -> float:
 
 
 def render_quality(folder: Path) -> Path:
-    """Write `audit.html`, one file that works offline, to an audit's folder and return its path."""
+    """Write `audit.html`, one file that works offline, to an audit's folder and return the file's path."""
     path = folder / "audit.html"
     write_page(path, "quality_page.html", quality=read_json(folder / "quality.json"), version=__version__)
     return path
 
 
 def review_rows(results: dict[str, Any] | None) -> list[tuple[Row, dict[str, Any]]]:
-    """Return the comparison of tuned and base by criterion, as in the report's table, and the scores of each origin."""
+    """Return for each criterion a table row that compares tuned with base, and the scores of each origin."""
     if not results or not results["ratings"]:
         return []
     found = []
@@ -181,5 +181,5 @@ def review_rows(results: dict[str, Any] | None) -> list[tuple[Row, dict[str, Any
 
 
 def render_review(results: dict[str, Any], path: Path) -> None:
-    """Write the results as one HTML file that works offline."""
+    """Write the results of a review to `path`, as one HTML file that works offline."""
     write_page(path, "review_page.html", review=results, review_rows=review_rows(results))

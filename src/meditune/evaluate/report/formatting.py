@@ -1,4 +1,4 @@
-"""Numbers and names as text for readers, and the templates and style sheet of the HTML pages."""
+"""Formatting of numbers and names for readers, and rendering of HTML pages with their templates and style sheet."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _UNITS = (("h", 3600), ("min", 60), ("s", 1))
 
 
 def number(value: float | None, digits: int) -> str:
-    """Return `value` with its metric's digits and a true minus sign; NOT_MEASURED if it is None or not finite."""
+    """Return `value` with `digits` decimals and a true minus sign, or NOT_MEASURED if it is None or not finite."""
     if value is None or not math.isfinite(value):
         return NOT_MEASURED
     text = f"{abs(value):,.{digits}f}"
@@ -39,12 +39,12 @@ def interval(bounds: Sequence[float], digits: int) -> str:
 
 
 def bounds(ends: Sequence[float] | None, digits: int) -> str:
-    """Return an interval of a value as text, such as "0.12 to 0.34"; empty if there is none."""
+    """Return the interval of a value as text, such as "0.12 to 0.34"; empty without an interval."""
     return f"{number(ends[0], digits)} to {number(ends[1], digits)}" if ends else ""
 
 
 def p_value(value: float | None) -> str:
-    """Return p with three digits, or "< 0.001"."""
+    """Return p with three decimals, or "< 0.001"."""
     if value is None or not math.isfinite(value):
         return "–"
     return "< 0.001" if value < 0.001 else f"{value:.3f}"
@@ -63,7 +63,7 @@ def duration(seconds: float) -> str:
 
 
 def listed(items: Sequence[str]) -> str:
-    """Return the items as in a sentence: "a, b and c"."""
+    """Return the items joined as in a sentence: "a, b and c"."""
     return " and ".join([", ".join(items[:-1]), items[-1]] if len(items) > 1 else items)
 
 
@@ -75,7 +75,7 @@ def in_prose(title: str) -> str:
 
 
 def capitalized(sentence: str) -> str:
-    """Return the sentence with a capital at its start."""
+    """Return the sentence with its first letter in uppercase."""
     return sentence[:1].upper() + sentence[1:]
 
 
@@ -98,7 +98,7 @@ def counted(reasons: dict[str, Any] | None) -> list[tuple[str, Any]]:
 
 
 def web_address(text: Any) -> str | None:
-    """Return `text` if it is a plain web address, or the address of an "arXiv:" number in it; else None."""
+    """Return `text` if it is a web address, else the address of an "arXiv:" id in `text`, else None."""
     if not isinstance(text, str):
         return None
     if re.fullmatch(r"https?://[^\s<>\"']+", text):
@@ -111,7 +111,7 @@ HERE = Path(__file__).parent
 
 
 def write_page(path: Path, template: str, **context: Any) -> None:
-    """Write a page from one of this folder's templates."""
+    """Write a page to `path`, from one of the templates in this folder."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(

@@ -1,7 +1,7 @@
-"""Plots as SVG for the page: drawn by matplotlib, coloured by the page's style sheet.
+"""SVG plots for the report, drawn by matplotlib and coloured by the page's style sheet.
 
-matplotlib draws placeholder colours, which are replaced by the page's CSS variables. So one drawing works in light
-mode, dark mode and print. Text isn't converted to paths, so it uses the page's font.
+matplotlib draws in placeholder colours, which are then replaced by the page's CSS variables. The same plot therefore
+works in light mode, in dark mode and in print. Text isn't converted to paths, so it uses the page's font.
 """
 
 from __future__ import annotations
@@ -44,13 +44,13 @@ def rate_curve(steps: list[dict[str, Any]]) -> Markup:
 
 
 def bins_plot(name: str, quantity: str, bins: list[dict[str, Any]]) -> Markup:
-    """Return a plot of a precomputed histogram of `quantity`, with one entry {"from", "to", "count"} per bar."""
+    """Return a histogram of `quantity` from precomputed `bins`, each with `from`, `to` and `count`."""
     edges = np.array([bins[0]["from"], *(bar["to"] for bar in bins)], dtype=np.float64)
     return _histogram(name, quantity, _values(bins, "count"), edges, None)
 
 
 def lengths_plot(name: str, quantity: str, lengths: list[int], limit: int | None = None) -> Markup:
-    """Return a plot of a histogram of `lengths`, with a line at `limit`."""
+    """Return a histogram of `lengths`, with a line at `limit` if there is one."""
     values = np.array(lengths, dtype=np.float64)
     counts, edges = np.histogram(values, bins=min(30, max(5, len(set(lengths)))))
     note = f" Median {np.median(values):.0f}, longest {values.max():.0f}."
@@ -79,7 +79,7 @@ def reliability_plot(name: str, models: Models) -> Markup:
 
 
 def risk_plot(name: str, models: Models) -> Markup:
-    """Return a plot of risk-coverage curves: the share of wrong decisions among the most confident ones."""
+    """Return a plot of risk-coverage curves: the share of wrong decisions among the most confident decisions."""
     figure, axes = _axes("coverage", "share wrong")
     for (title, points), colour in zip(models.items(), (SECOND, FIRST), strict=False):
         axes.plot(_values(points, "coverage"), _values(points, "risk"), color=colour, linewidth=1.7, label=title)
@@ -118,13 +118,13 @@ def _histogram(name: str, quantity: str, counts: Any, edges: Any, limit: int | N
         note += f" The limit is {limit}."
     top = int(counts.argmax())
     text = (
-        f"Histogram of {quantity}: {counts.sum():.0f} examples, most between {edges[top]:.0f} and {edges[top + 1]:.0f}."
+        f"Histogram of {quantity}: {counts.sum():.0f} examples; highest bar {edges[top]:.0f} to {edges[top + 1]:.0f}."
     )
     return _svg(figure, name, text + note)
 
 
 def _running_mean(values: Any, window: int) -> Any:
-    """Return the mean of up to `window` values that end at each position."""
+    """Return for each position the mean of the last `window` values up to it (fewer at the start)."""
     sums = np.concatenate([[0.0], np.cumsum(values)])
     ends = np.arange(1, len(values) + 1)
     starts = np.maximum(ends - window, 0)

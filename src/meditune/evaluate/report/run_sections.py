@@ -1,4 +1,4 @@
-"""Sections of the report about the run: confidence of decisions, readability and subgroups."""
+"""The report's sections on the confidence of decisions, on readability and on subgroups."""
 
 from __future__ import annotations
 
@@ -70,15 +70,16 @@ MEDIANS = {
     "Genetics Home Reference": 14.3,
     "PubMedQA conclusions": 16.8,
 }
-"""Median grades of published texts, computed like those of answers (benchmarks/reading_grades.py)"""
+"""Median grades of published texts, computed in the same way as those of answers (benchmarks/reading_grades.py)"""
 TICKS = (0, 4, 6, 8, 12, 16, 20)
 MAX_TERMS = 8
 
 
 def reading(report: dict[str, Any]) -> dict[str, Any] | None:
-    """Return strips, scale and the most common unexplained terms; None if no answers were written.
+    """Return the content of reading.html; None if no answers were written.
 
-    Positions are from 0 to 100. `middle` is the range of half of the texts, `most` that of four fifths of them.
+    Positions are from 0 to 100. `middle` is the range of the middle half of the texts, `most` the range of the middle
+    four fifths.
     """
     found = report.get("readability") or {}
     named = (("base", "Base model"), ("tuned", "Tuned model"), ("references", "Reference answers"))
@@ -120,10 +121,10 @@ GROUP_METRICS = (
     *("accuracy", "macro_f1", "perplexity", "rougeL", "bleu", "length_ratio"),
     *(metric.name for metric in METRICS.values() if metric.family == "Medical suites"),
 )
-"""The metrics with a table by group, the first one expanded; report.json also contains the others"""
+"""Metrics with a table by group in the report, where the first table is expanded; report.json has all metrics"""
 
 
 def tables(report: dict[str, Any]) -> list[tuple[Metric, list[dict[str, Any]]]]:
-    """Return the rows of each metric of GROUP_METRICS that was measured by subgroup."""
+    """Return each metric of GROUP_METRICS that was measured by subgroup, with its rows."""
     found = (report.get("subgroups") or {}).get("metrics") or {}
     return [(METRICS[name], found[name]) for name in GROUP_METRICS if found.get(name)]

@@ -1,9 +1,9 @@
 """Grading of answers to K-QA, MedicationQA and HealthBench by a judge, and the judge's agreement with physicians.
 
 A judge decides for each answer and statement: yes (the answer contains the statement, or meets the criterion), no (it
-contradicts the statement, or doesn't meet the criterion) or maybe (neither). It is a model behind an API or an evidence
-judge. Meditune's questions to the judge are shorter than the publishers', so scores are comparable with published ones
-only as far as the judge agrees with the physicians' labels.
+contradicts the statement, or doesn't meet the criterion) or maybe (neither). The judge is a model behind an API or an
+evidence judge. Meditune's questions to the judge are shorter than the publishers' questions, so scores are comparable
+with published scores only to the extent that the judge agrees with the physicians' labels.
 """
 
 from __future__ import annotations
@@ -30,22 +30,22 @@ from meditune.prompts import DECISION_TOKENS, decision_in
 from meditune.statistics import wilson
 
 Verdict = str | None
-"""yes, no or maybe; None if the judge answered with none of them"""
+"""yes, no or maybe; None if the judge answered with something else"""
 
 
 @dataclass(frozen=True)
 class Graded:
-    """An answer with the statements that a judge is to decide on."""
+    """An answer to be graded, with the statements that the judge is to decide on."""
 
     id: str
     suite: SuiteName
     question: str
     answer: str
     statements: tuple[dict[str, Any], ...]
-    """Each with `text` and further facts, which are stored with the verdict"""
+    """Each statement has `text`, and further keys that are stored with the verdict"""
 
     def messages(self, statement: str) -> list[dict[str, str]]:
-        """Return the question to a judge behind an API about one statement."""
+        """Return the chat messages that ask a judge behind an API about one statement."""
         named, rule = _CRITERION if self.suite == "healthbench" else _STATEMENT
         text = f"{self.question}\n\nAnswer:\n{self.answer}\n\n{named}: {statement}\n\n{rule}"
         return [{"role": "system", "content": _SYSTEM}, {"role": "user", "content": text}]
@@ -70,7 +70,7 @@ class Decided:
     """A statement that a judge is to decide on."""
 
     id: str
-    """ITEM/NUMBER"""
+    """ITEM/NUMBER, where NUMBER is the 0-based position of the statement"""
     item: Graded
     text: str
 
@@ -84,7 +84,7 @@ class LocalJudge:
         self._judge, self.name = load_judge(name), name
 
     def grade(self, statements: Sequence[Decided], label: str, keep: Callable[[dict[str, Any]], None]) -> None:
-        """Give `keep` a row for each statement: `id`, `by`, `verdict`. An answer's statements are judged together."""
+        """Pass to `keep` a row of each statement: `id`, `by`, `verdict`. An answer's statements are judged together."""
         by_answer = [list(group) for _, group in groupby(statements, key=lambda each: each.item.id)]
         with Progress(label, len(by_answer), "answers") as progress:
             for group in by_answer:
@@ -98,9 +98,9 @@ class LocalJudge:
 
 
 def verdict_on(claim: ClaimVerdict, threshold: float) -> str:
-    """Return no if the statement is most likely contradicted, else yes if its support reaches the threshold, or maybe.
+    """Return no if a contradiction is most likely, else yes if the support reaches the threshold, else maybe.
 
-    The threshold can be low, so a statement that reaches it may still be contradicted more than supported.
+    The threshold can be low, so a statement whose support reaches it may still be contradicted more than supported.
     """
     if claim.refuted > max(claim.supported, claim.unclear):
         return "no"
@@ -115,7 +115,7 @@ class ApiJudge:
         self._chat = Chat(client, model.name)
 
     def grade(self, statements: Sequence[Decided], label: str, keep: Callable[[dict[str, Any]], None]) -> None:
-        """Give `keep` the rows of several statements at a time.
+        """Judge several statements concurrently, and pass to `keep` a row for each statement.
 
         An empty answer contains no statement, but it can meet a criterion of HealthBench, such as "Fails to ...".
         """
@@ -130,13 +130,13 @@ class ApiJudge:
 
 
 def api_judge(recipe: Recipe) -> ApiModel | None:
-    """Return the judge if it is behind an API."""
+    """Return the recipe's judge if it is a model behind an API, else None."""
     spec = recipe.evaluate
     return find_api_model(spec.suite_judge, spec.suite_judge_api) if spec.open_suites and spec.suite_judge else None
 
 
 def refuse_unusable_judge(recipe: Recipe) -> None:
-    """Raise ModelError if the recipe's judge can't be used, so that this error comes before training."""
+    """Raise ModelError if the recipe's judge can't be used, so that the error is reported before training starts."""
     if not recipe.evaluate.open_suites or recipe.evaluate.suite_judge is None:
         return
     model, name = api_judge(recipe), recipe.evaluate.suite_judge
@@ -151,7 +151,7 @@ def refuse_unusable_judge(recipe: Recipe) -> None:
 
 @dataclass(frozen=True)
 class Grading:
-    """The items that aren't graded yet, in order, and the file for their grades."""
+    """Items that aren't graded yet, in order, and the file for their grades."""
 
     path: Path
     items: tuple[Graded, ...]
@@ -159,7 +159,7 @@ class Grading:
 
 
 def pending(recipe: Recipe, folder: Path, models: Iterable[str]) -> list[Grading]:
-    """Return what the judge hasn't graded yet: the models' answers, and the answers that physicians labelled."""
+    """Return the gradings still to be done: of the models' answers, and of the answers that physicians labelled."""
     found = []
     names = recipe.evaluate.open_suites
     suites = stored_suites(recipe, folder) if names else {}
@@ -202,9 +202,9 @@ def _asked(earlier: Sequence[tuple[str, str]], question: str) -> str:
 
 
 def tokens_to_send(gradings: Iterable[Grading], answer_tokens: int = 0) -> tuple[int, int, int]:
-    """Return the number of requests to a judge behind an API, their estimated input and maximum output tokens.
+    """Return the number of requests to a judge behind an API, their estimated input tokens and maximum output tokens.
 
-    `answer_tokens` are added to each request, for answers that don't exist yet.
+    `answer_tokens` is added to the input of each request, for answers that don't exist yet.
     """
     requests = read = 0
     for item in (item for grading in gradings for item in grading.items):
@@ -215,9 +215,9 @@ def tokens_to_send(gradings: Iterable[Grading], answer_tokens: int = 0) -> tuple
 
 
 def planned(recipe: Recipe, folder: Path, models: Iterable[str]) -> tuple[int, int, int]:
-    """Return `tokens_to_send` of everything that the judge hasn't graded, with answers of the maximum length.
+    """Return the result of `tokens_to_send` for everything that the judge hasn't graded yet, as an upper bound.
 
-    Answers that the models haven't written yet are counted, so the estimate is an upper bound.
+    Answers that the models haven't written yet are included. Every answer of a model counts with the maximum length.
     """
     suites, models = stored_suites(recipe, folder), list(models)
     answers = [
@@ -232,11 +232,11 @@ def planned(recipe: Recipe, folder: Path, models: Iterable[str]) -> tuple[int, i
 
 
 def grade_suites(gradings: Sequence[Grading], judge: LocalJudge | ApiJudge) -> None:
-    """Let the judge grade, and store each verdict as it arrives, so that none is lost if grading is interrupted."""
+    """Have the judge grade, and store each verdict as it arrives, so that an interruption loses no verdict."""
     for grading in gradings:
 
         def finish(decided: Mapping[str, dict[str, Any]], items: tuple[Graded, ...] = grading.items) -> Iterator[Any]:
-            """Yield `id`, `by` and `statements`, each with its facts and `verdict`, for each answer."""
+            """Yield a row for each answer: `id`, `by`, and `statements` with their `verdict` and further keys."""
             for item in items:
                 statements = [
                     {key: value for key, value in each.items() if key != "text"}
@@ -257,7 +257,7 @@ def grade_suites(gradings: Sequence[Grading], judge: LocalJudge | ApiJudge) -> N
 def agreement(folder: Path, name: SuiteName) -> dict[str, Any] | None:
     """Return how often the judge agrees with physicians on whether an answer contains a statement; None without labels.
 
-    `agree` is in percent, with Wilson's `ci95`; `kappa` is None if both give the same verdict everywhere.
+    `agree` is in percent, with Wilson's `ci95`; `kappa` is None if all labels and verdicts are the same.
     """
     path = agreement_file(folder, name)
     if not path.is_file():

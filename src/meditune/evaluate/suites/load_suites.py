@@ -29,9 +29,9 @@ from meditune.files import read_json, read_jsonl, sha256, write_json, write_json
 
 FOLDER = "suites"
 FACTS = "suites.json"
-"""File in FOLDER: suite -> title, licence, homepage, place, items, rejected rows by reason, SHA-256 and scoring"""
+"""File in FOLDER: suite -> title, licence, homepage, origin, items, rejects by reason, labels, scoring, SHA-256"""
 MAX_LABELS = 200
-"""Maximum number of physicians' labels, a seeded sample, on which a judge's agreement is measured"""
+"""Maximum number of physicians' labels (a seeded sample) on which a judge's agreement is measured"""
 Suites = dict[SuiteName, list[Example]]
 
 
@@ -52,7 +52,7 @@ class Suite(BaseModel):
 
     @property
     def kind(self) -> Kind:
-        """The kind of its predictions."""
+        """The kind of the predictions on this suite."""
         return suite_kind(self.name)
 
 
@@ -61,9 +61,9 @@ SUITES: dict[SuiteName, Suite] = {row["name"]: Suite.model_validate(row) for row
 
 
 def read_suite(spec: SuiteSpec, seed: int, rejects: Rejects) -> tuple[list[Example], str]:
-    """Return the items to measure, a seeded sample if the recipe limits them, and where they come from.
+    """Return the items to measure (a seeded sample if the recipe limits their number) and their path or hub id.
 
-    Raises DataError, with the way to get the files, if there are none or no row is usable.
+    Raises DataError, which explains how to get the files, if there are no files or no usable rows.
     """
     suite = SUITES[spec.name]
     place = _locate(suite, spec.path)
@@ -91,7 +91,7 @@ def _sample(rows: list[Any], limit: int | None, seed: str) -> list[Any]:
 
 
 def _locate(suite: Suite, path: str | None) -> Path | str:
-    """Return the suite's file or folder, or a hub id as given. Raises DataError if there are no files."""
+    """Return the path of the suite's file or folder, or a hub id as given. Raises DataError if there are no files."""
     if path is not None:
         found = locate_own(path, suite.homepage)
         return Path(found) if Path(found).exists() else found
@@ -103,7 +103,7 @@ def _locate(suite: Suite, path: str | None) -> Path | str:
             return place
     raise DataError(
         f"evaluate.suites: no files of {suite.name} in {' or '.join(map(str, places))}. {suite.how}, and put it into "
-        f"{places[-1]}, or give its path: --set 'evaluate.suites=[{{name: {suite.name}, path: FOLDER}}]'."
+        f"{places[-1]}, or specify its path: --set 'evaluate.suites=[{{name: {suite.name}, path: FOLDER}}]'."
     )
 
 
@@ -133,7 +133,7 @@ def _rows(suite: Suite, place: Path | str, rejects: Rejects) -> Iterator[Row]:
         return
     files = _files(suite, place)
     if not files:
-        raise DataError(f"{place}: none of {', '.join(suite.files)} here. {suite.how}.")
+        raise DataError(f"{place} contains none of the files {', '.join(suite.files)}. {suite.how}.")
     for file in files:
         if suite.name == "mmlu-medical" and file.suffix == ".csv":
             yield from readers.mmlu_csv_rows(file)
@@ -146,7 +146,7 @@ def _rows(suite: Suite, place: Path | str, rejects: Rejects) -> Iterator[Row]:
 def read_labels(suite: Suite, place: str, seed: int, rejects: Rejects) -> list[dict[str, Any]]:
     """Return physicians' labels of answers: `id`, `question`, `turns`, `answer`, `statement` and `label`.
 
-    The label is yes, no or maybe. The result is empty if the suite has no such labels or their file isn't there.
+    The label is yes, no or maybe. The result is empty if the suite has no such labels or their file is missing.
     """
     folder = Path(place) if Path(place).is_dir() else Path(place).parent
     if not suite.labels or not folder.is_dir() or not Path(place).exists():
@@ -159,7 +159,7 @@ def read_labels(suite: Suite, place: str, seed: int, rejects: Rejects) -> list[d
 
 
 def prepare_suites(recipe: Recipe, folder: Path) -> Suites:
-    """Return the items of the recipe's suites, read now or earlier, and store them in the run's folder.
+    """Read the items of the recipe's suites, store those that aren't stored in the run's folder, and return all items.
 
     Raises DataError if a suite's files are missing or unusable.
     """
@@ -188,7 +188,7 @@ def prepare_suites(recipe: Recipe, folder: Path) -> Suites:
 
 
 def stored_suites(recipe: Recipe, folder: Path) -> Suites:
-    """Return the stored items. Raises DataError if they were changed after they were stored."""
+    """Return the stored items. Raises DataError if a file is missing or was changed after it was written."""
     if not recipe.evaluate.suites:
         return {}
     facts, found = suite_facts(folder), {}
@@ -203,7 +203,7 @@ def stored_suites(recipe: Recipe, folder: Path) -> Suites:
 
 
 def suite_examples(recipe: Recipe, folder: Path) -> list[Example]:
-    """Return the items of all suites."""
+    """Return the stored items of all suites in one list."""
     return [example for examples in stored_suites(recipe, folder).values() for example in examples]
 
 
@@ -226,9 +226,9 @@ def check_suites(
     records: Sequence[leakage.Record],
     trained: Sequence[Example],
 ) -> dict[str, Any]:
-    """Return suite -> number of `items`, and what was `found` in the training data, as in leakage.json.
+    """Return suite -> the number of `items`, and the leaks `found` in the training data, in the format of leakage.json.
 
-    Prompts contain the choices by design, so they aren't searched for answers.
+    Prompts contain the choices by design, so prompts aren't searched for answers.
     """
     # All suites are compared at once, because most of the time is spent on reading the training data.
     every = [item for items in suites.values() for item in items]

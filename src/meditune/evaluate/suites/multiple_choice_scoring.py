@@ -1,4 +1,4 @@
-"""Scoring of public tests by likelihood, with the prompts of lm-evaluation-harness if it has the task.
+"""Scoring of public tests by likelihood, with the prompts of lm-evaluation-harness if the harness has the task.
 
 The prompts are those of lm-evaluation-harness 0.4.13 (https://github.com/EleutherAI/lm-evaluation-harness): `medqa`,
 `medmcqa`, `mmlu` (letters) and `mmlu_continuation` (full options), `pubmedqa`. A test runs the harness's own tasks and
@@ -35,7 +35,7 @@ def letters_prompt(example: Example) -> str:
 
 
 def options_prompt(example: Example) -> str:
-    """Return the prompt after which the full options are scored; it doesn't contain them."""
+    """Return the prompt after which the full options are scored; the prompt doesn't contain the options."""
     is_mmlu = example.source == "mmlu-medical"
     about = f"The following are questions (with answers) about {_subject(example)}.\n\n" if is_mmlu else ""
     return f"{about}Question: {example.question.strip()}\nAnswer:"
@@ -84,7 +84,7 @@ def _letters_and_options(
 def _pairs(
     loaded: LoadedModel, encoder: Encoder, items: Sequence[Example], batch_tokens: int | None, label: str
 ) -> Iterator[dict[str, Any]]:
-    """Yield `margins` and `nll` (per token) of both answers; `nll` is null if the question leaves no room for them."""
+    """Yield rows with `margins` and `nll` (per token) of both answers; `nll` is None if the question leaves no room."""
     claims, pairs = [], []
     for item in items:
         for number, text in enumerate(item.meta[CHOICES]):

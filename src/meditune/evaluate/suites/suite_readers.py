@@ -1,7 +1,7 @@
-"""Readers of the files of public medical tests, in the layouts of their publishers and of the Hugging Face hub.
+"""Readers for files of public medical tests, in the layouts of the publishers and of the Hugging Face hub.
 
-A reader turns one row into an Example. Its meta has the texts of choices (`choices`) and the position of the correct
-one (`correct`), or the statements by which an open answer is graded (`statements`).
+A reader converts one row to an Example. The example's `meta` contains the texts of the choices (`choices`) and the
+0-based index of the correct choice (`correct`), or the statements by which an open answer is graded (`statements`).
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ MMLU_SUBJECTS = (
 MAX_STATEMENTS = 12
 """Maximum number of sentences of a reference answer that are used as statements"""
 Make = Callable[[Mapping[str, Any], str], Example | str]
-"""A function from a row, and its number as text, to an example or the reason for rejecting the row"""
+"""A function that converts a row and its number (as text) to an example, or returns the reason to reject the row"""
 
 
 def table_rows(path: Path, suite: str, rejects: Rejects) -> Iterator[Row]:
-    """Yield the rows of a file; a .json file can have JSON Lines, a list, or an object with a list of questions.
+    """Yield the rows of a file; a .json file can contain JSON Lines, a list, or an object with the list `questions`.
 
     Raises DataError if the file can't be read.
     """
@@ -66,7 +66,7 @@ def table_rows(path: Path, suite: str, rejects: Rejects) -> Iterator[Row]:
 
 
 def examples_of(suite: str, found: Iterable[Row], make: Make, rejects: Rejects) -> list[Example]:
-    """Return the examples that `make` returns for the rows; other rows and repeated ids go to `rejects`."""
+    """Return the examples that `make` creates from the rows; rejected rows and repeated ids go to `rejects`."""
     examples: dict[str, Example] = {}
     for number, (where, row) in enumerate(found, start=1):
         problem = problem_in_text(row)
@@ -89,7 +89,7 @@ def with_choices(
     subject: str = "",
     **meta: Any,
 ) -> Example | str:
-    """Return a multiple-choice question, or the reason why it isn't complete. Texts aren't stripped."""
+    """Return a multiple-choice question, or the reason why the row can't be used. Texts aren't stripped."""
     if not isinstance(question, str) or not question.strip():
         return "no question"
     texts = [choice for choice in choices if isinstance(choice, str) and choice.strip()]
@@ -117,7 +117,7 @@ def _item(suite: str, identifier: str, question: str, answer: str, meta: dict[st
 
 
 def _options(row: Mapping[str, Any]) -> list[object]:
-    """Return the texts of an object {A: ..., B: ...} or a list of texts."""
+    """Return the texts of a row's options, from an object {A: ..., B: ...} or a list."""
     options = row.get("options") or row.get("choices") or []
     return [options[key] for key in sorted(options)] if isinstance(options, Mapping) else list(options)
 
@@ -127,7 +127,7 @@ def _place(letter: object) -> int | None:
 
 
 def medqa(row: Mapping[str, Any], number: str) -> Example | str:
-    """Return a row of `phrases_no_exclude_test.jsonl`, or of the hub's `GBaker/MedQA-USMLE-4-options-hf`."""
+    """Convert a row of `phrases_no_exclude_test.jsonl`, or of the hub's `GBaker/MedQA-USMLE-4-options-hf`."""
     if "sent1" in row:
         label = row.get("label")
         choices = [row.get(f"ending{index}") for index in range(4)]
@@ -141,21 +141,21 @@ def _integer(value: object) -> int | None:
 
 
 def medmcqa_rows(found: Iterable[Row]) -> Iterator[Row]:
-    """Yield the rows with `cop`, the position of the correct option, counted from 0.
+    """Yield the rows with `cop`, the index of the correct option, converted to 0-based.
 
-    The publisher's files count from 1, the hub's from 0, in Parquet. Raises DataError if a file contains both 0 and 4,
-    or neither and isn't Parquet, as a short excerpt may.
+    `cop` is 1-based in the publisher's files, and 0-based in the hub's Parquet files. Raises DataError if a file
+    contains both 0 and 4. Raises it also if a file contains neither and isn't Parquet, for example a short excerpt.
     """
     every = list(found)
     places = {row["cop"] for _, row in every if _integer(row.get("cop")) is not None}
     if {0, 4} <= places:
-        raise DataError(f"{every[0][0]}: `cop` has both 0 and 4. Use files of one publisher, not a mixture.")
+        raise DataError(f"{every[0][0]}: `cop` contains both 0 and 4. Use files from a single publisher.")
     is_parquet = bool(every) and ".parquet, row " in every[0][0]
     if places and not places & {0, 4} and not is_parquet:
         raise DataError(
-            f"{every[0][0]}: no row has 0 or 4 in `cop`, so it's unclear whether `cop` counts the options from 0 or "
-            "from 1. Use the publisher's whole file, or write the options as a list in `options` and the letter of the "
-            "correct one in `answer`, instead of opa to opd and cop."
+            f"{every[0][0]}: no row has 0 or 4 in `cop`, so it's unclear whether `cop` is 0-based or "
+            "1-based. Use the publisher's complete file, or replace the columns opa to opd and cop by `options` (a "
+            "list of texts) and `answer` (the letter of the correct option)."
         )
     first = 0 if 0 in places or is_parquet else 1
     for where, row in every:
@@ -164,7 +164,7 @@ def medmcqa_rows(found: Iterable[Row]) -> Iterator[Row]:
 
 
 def medmcqa(row: Mapping[str, Any], number: str) -> Example | str:
-    """Return a row of `dev.json`, whose `cop` is counted from 0, or one with `options` and `answer`."""
+    """Convert a row of `dev.json` whose `cop` is 0-based already, or a row with `options` and `answer`."""
     identifier = cell(row.get("id")) or number
     subject = cell(row.get("subject_name")) or cell(row.get("subject"))
     kind = {QUESTION_TYPE: [cell(row.get("choice_type"))]} if cell(row.get("choice_type")) else {}
@@ -178,7 +178,7 @@ def medmcqa(row: Mapping[str, Any], number: str) -> Example | str:
 
 
 def mmlu_csv_rows(path: Path) -> Iterator[Row]:
-    """Yield the rows of the publisher's `SUBJECT_test.csv`: question, four choices and a letter, without a header."""
+    """Yield the rows of the publisher's `SUBJECT_test.csv`, which has no header: question, four choices, letter."""
     import csv
 
     subject = re.sub(r"_test$", "", path.stem)
@@ -186,13 +186,13 @@ def mmlu_csv_rows(path: Path) -> Iterator[Row]:
         refuse_other_kinds(path)
         for number, fields in enumerate(csv.reader(stream), start=1):
             if len(fields) != 6:
-                raise DataError(f"{path}:{number}: expected question, four choices and a letter, found {len(fields)}.")
+                raise DataError(f"{path}:{number}: {len(fields)} columns instead of question, four choices and letter.")
             row = {"subject": subject, "question": fields[0], "choices": fields[1:5], "answer": fields[5].strip()}
             yield f"{path}:{number}", row | {"id": f"{subject}-{number - 1:03}"}
 
 
 def mmlu(row: Mapping[str, Any], number: str) -> Example | str:
-    """Return a row of MMLU in one of its medical subjects."""
+    """Convert a row of MMLU; a row of a subject that isn't medical is rejected."""
     subject = cell(row.get("subject"))
     if subject not in MMLU_SUBJECTS:
         return "not a medical subject"
@@ -214,7 +214,7 @@ def read_pubmedqa(path: Path, rejects: Rejects) -> list[Example]:
 
 
 def official_pubmedqa(every: Iterable[Example], ids: Collection[str] | None = None) -> list[Example]:
-    """Return PubMedQA's official test items, with their choices. Raises DataError as `official_split` does."""
+    """Return PubMedQA's official test items, with their choices. Raises the DataError of `official_split`."""
     official = pubmedqa.official_split(every, ids)[1]
     choices = [{CHOICES: list(DECISIONS), CORRECT: DECISIONS.index(str(example.decision))} for example in official]
     return [
@@ -224,7 +224,7 @@ def official_pubmedqa(every: Iterable[Example], ids: Collection[str] | None = No
 
 
 def bioasq(row: Mapping[str, Any], number: str) -> Example | str:
-    """Return a yes/no question of a BioASQ file, with its snippets as context."""
+    """Convert a yes/no question of a BioASQ file; its snippets become the context."""
     if row.get("type") != "yesno":
         return "not a yes/no question"
     answer = row.get("exact_answer")
@@ -247,7 +247,7 @@ def bioasq(row: Mapping[str, Any], number: str) -> Example | str:
 
 
 def medhallu(row: Mapping[str, Any], number: str) -> Example | str:
-    """Return a row of MedHallu, or of JSON Lines with the columns in lower case: a true and a hallucinated answer."""
+    """Convert a row of MedHallu, with a true and a hallucinated answer; column names can also be in lower case."""
     values = {" ".join(key.casefold().replace("_", " ").split()): value for key, value in row.items()}
     knowledge = values.get("knowledge") or values.get("contexts")
     texts = [knowledge] if isinstance(knowledge, str) else _texts(knowledge)
@@ -263,7 +263,7 @@ def medhallu(row: Mapping[str, Any], number: str) -> Example | str:
 
 
 def k_qa(row: Mapping[str, Any], number: str) -> Example | str:
-    """Return a row of K-QA's `questions_w_answers.jsonl`."""
+    """Convert a row of K-QA's `questions_w_answers.jsonl`."""
     question = cell(row.get("Question"))
     must, nice = (_texts(row.get(key)) for key in ("Must_have", "Nice_to_have"))
     if not question or not must:
@@ -277,7 +277,7 @@ def _texts(value: object) -> list[str]:
 
 
 def medicationqa(row: Mapping[str, Any], number: str) -> Example | str:
-    """Return a row of MedicationQA's table; each sentence of the reference answer is a statement."""
+    """Convert a row of MedicationQA's table; sentences of the reference answer become the statements."""
     by_name = {" ".join(key.casefold().split()): cell(value) for key, value in row.items() if isinstance(key, str)}
     question, answer = by_name.get("question", ""), by_name.get("answer", "")
     if not question or not answer:
@@ -289,7 +289,7 @@ def medicationqa(row: Mapping[str, Any], number: str) -> Example | str:
 
 
 def healthbench(row: Mapping[str, Any], number: str) -> Example | str:
-    """Return a row of HealthBench, a conversation that ends with the user's message."""
+    """Convert a row of HealthBench, whose prompt is a conversation that ends with the user's message."""
     prompt, rubrics = row.get("prompt"), row.get("rubrics")
     if not isinstance(prompt, list) or not prompt or not isinstance(rubrics, list):
         return "no prompt or no rubrics"
@@ -316,7 +316,7 @@ def healthbench(row: Mapping[str, Any], number: str) -> Example | str:
 
 
 def conversation(messages: Sequence[object]) -> list[Turn]:
-    """Return the messages of a conversation that ends with the user's; empty if they aren't one."""
+    """Return the turns of a conversation that ends with the user's message; empty if `messages` isn't one."""
     turns = []
     for each in messages:
         if not isinstance(each, Mapping) or each.get("role") not in get_args(Role) or not cell(each.get("content")):
@@ -326,7 +326,7 @@ def conversation(messages: Sequence[object]) -> list[Turn]:
 
 
 def k_qa_labels(row: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return a row of K-QA's `NLI_medical_annotator.csv`: the physicians' majority on an answer and a statement."""
+    """Return the label in a row of K-QA's `NLI_medical_annotator.csv`: the majority on a statement, or None."""
     word = {"entailment": "yes", "contradiction": "no", "neutral": "maybe"}.get(cell(row.get("majority_label")).lower())
     columns = {"question": "Question", "answer": "answer", "statement": "claim"}
     values = {key: cell(row.get(column)) for key, column in columns.items()}
@@ -334,7 +334,7 @@ def k_qa_labels(row: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def healthbench_labels(row: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return a row of HealthBench's meta evaluation: the physicians' majority on an answer and a criterion."""
+    """Return the label in a row of HealthBench's meta evaluation: the majority on a criterion, or None."""
     prompt, labels = row.get("prompt"), row.get("binary_labels")
     statement, answer = cell(row.get("rubric")), cell(row.get("completion"))
     if not isinstance(prompt, list) or not isinstance(labels, list) or not (labels and statement and answer):
