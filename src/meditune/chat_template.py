@@ -1,9 +1,9 @@
-"""A tokenizer's chat template: conversations as tokens, and which of them are the assistant's.
+"""Render conversations as tokens with a tokenizer's chat template, and find the assistant's tokens.
 
-A conversation is rendered incrementally: its messages before an assistant turn with the header that the model continues
-(`add_generation_prompt`), and the same messages with that turn. If the first text is a prefix of the second, the rest
-up to the end-of-turn token is what the model has to write. A template may mark this part itself, with
-`{% generation %}`; then its marks decide what is trained on (as in TRL's assistant_only_loss).
+For an assistant turn, a conversation is rendered twice: up to the header that the model continues
+(`add_generation_prompt`), and with the turn. If the first text is a prefix of the second, the rest up to the
+end-of-turn token is what the model has to write. If the template marks this part itself, with `{% generation %}`, the
+marks decide what is trained on (as in TRL's assistant_only_loss).
 
     <|im_start|>user\\nIs it flu?<|im_end|>\\n<|im_start|>assistant\\n  Perhaps.<|im_end|>  \\n
     '------------------------- prompt ------------------------------'  '---- target ----'
@@ -23,11 +23,11 @@ Messages = Sequence[dict[str, str]]  # {role, content} of each message
 
 _MARKER = re.compile(r"\{%-?\s*generation\b")
 _THINKING = "enable_thinking"
-"""The template option of Qwen3 and others: if it is false, an empty thought comes before the answer"""
+"""The template option of Qwen3 and others. If it is false, an empty thought comes before the answer."""
 _THOUGHTS_OFF = "{%- if enable_thinking is not defined %}{%- set enable_thinking = false %}{%- endif %}\n"
 _TODAY = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")
 DATE = date(2024, 7, 26)
-"""The date that replaces today's date in templates; Llama 3.1's and 3.2's templates use it if no date is known"""
+"""The date that replaces today's date in templates. It is the default date in Llama 3.1's and 3.2's templates."""
 _MARK = re.compile(r"\[/?[A-Z][A-Z_]*\]|<{1,2}/?\|?[\w:-]+\|?>{1,2}|#{2,} ?[A-Z]\w+:")
 """Marks of turns in templates, such as [INST], <|user|>, <<SYS>> and ### Instruction:"""
 _THOUGHT_MARKS = {"<think>", "</think>"}
@@ -37,7 +37,7 @@ _TEXTS = ("SYSTEM-TEXT", "FIRST-QUESTION", "FIRST-REPLY", "SECOND-QUESTION")
 
 
 def _cut(text: str, at: Sequence[str]) -> list[str]:
-    """Return the pieces of a text before, between and after the given texts; a missing text leaves pieces empty."""
+    """Return the pieces of a text before, between and after the given texts. Pieces after a missing text are empty."""
     pieces = []
     for each in at:
         piece, _, text = text.partition(each)
@@ -58,13 +58,13 @@ def template_of(tokenizer: Any) -> str | None:
 
 
 def special_ids(tokenizer: Any) -> set[int]:
-    """Return the ids of all special tokens: those with a name (BOS, EOS) and the others, such as <|im_end|>."""
+    """Return the ids of all special tokens: those with a role (BOS, EOS ...) and others, such as <|im_end|>."""
     added = getattr(tokenizer, "added_tokens_decoder", {})
     return {*tokenizer.all_special_ids, *(number for number, token in added.items() if token.special)}
 
 
 def without_special_tokens(text: str, special: Sequence[str]) -> str:
-    """Return a message's text with everything that looks like a special token broken up, so that it stays text."""
+    """Return a message's text with all strings that look like special tokens broken up, so that they stay text."""
     marks = [token for token in special if len(token) > 2]
     while any(mark in text for mark in marks):
         for mark in marks:
@@ -76,7 +76,7 @@ class ChatTemplate:
     """The chat template of one tokenizer."""
 
     def __init__(self, tokenizer: Any, thinking: bool | None = None) -> None:
-        """Prepare the template; `thinking` says whether a thinking model's template leaves room for thoughts.
+        """Prepare the template. `thinking` says whether a thinking model's template leaves room for thoughts.
 
         With None, the template decides, and its text is unchanged. Raises ModelError if the tokenizer has no template.
         """
@@ -87,7 +87,7 @@ class ChatTemplate:
                 "choose an instruct model as model.base, or put a chat_template.jinja into the model's folder."
             )
         self.is_dated = bool(_TODAY.search(template))
-        """True if the template contains today's date; DATE replaces it, so that prompts are the same every day"""
+        """True if the template writes today's date. DATE replaces it, so that prompts are the same every day."""
         if self.is_dated:
             template = _TODAY.sub(lambda found: repr(DATE.strftime(found[2])), template)
             tokenizer.chat_template = template
@@ -99,7 +99,7 @@ class ChatTemplate:
         self.text = template
         """The template that is saved with the model; with `thinking=False`, it switches thoughts off by default"""
         if self._options:
-            # A base that was tuned without thoughts has the first line already.
+            # The template of a base model that was tuned without thoughts already begins with _THOUGHTS_OFF.
             self.text = f"{'' if thinking else _THOUGHTS_OFF}{template.removeprefix(_THOUGHTS_OFF)}"
         names = tokenizer.convert_ids_to_tokens(sorted(special_ids(tokenizer)))
         self.special: list[str] = sorted(names, key=len, reverse=True)
@@ -108,7 +108,7 @@ class ChatTemplate:
         self._marks = sorted({*self.special, *self._turn_marks()}, key=len, reverse=True)
 
     def prompt(self, messages: Messages) -> list[int]:
-        """Return the tokens of messages up to the header of the assistant's turn, which the model continues."""
+        """Return the tokens of the messages and of the header of the assistant's turn, which the model continues."""
         return self._ids(self._render(messages, header=True))
 
     def check(self, messages: Messages) -> None:
@@ -120,7 +120,7 @@ class ChatTemplate:
             self._render(messages, header=True)
 
     def answered(self, messages: Messages) -> tuple[list[int], list[int]]:
-        """Return the tokens before the last message, the assistant's, and the message's own up to the end of turn."""
+        """Return the tokens before the last message (the assistant's), and its tokens up to the end of the turn."""
         before, turn = self._split(messages)
         prompt, whole = self._ids(before), self._ids(before + turn)
         if whole[: len(prompt)] == prompt:
@@ -130,7 +130,7 @@ class ChatTemplate:
     def earlier_turns(self, messages: Messages) -> list[int] | None:
         """Return the indices, in the tokens of `prompt`, of assistant turns with their end-of-turn tokens.
 
-        None if the template renders an earlier turn differently from the last one, or if the tokenizer has no offsets.
+        Returns None if the template renders earlier turns differently, or if the tokenizer provides no offsets.
         """
         text = self._render(messages, header=True)
         spans = []
@@ -143,7 +143,7 @@ class ChatTemplate:
         return within(self.tokenizer, text, spans, add_special_tokens=False)
 
     def marked(self, messages: Messages) -> tuple[list[int], list[int]]:
-        """Return a conversation's tokens, and the indices of those between markers and of the end-of-turn tokens."""
+        """Return a conversation's tokens, and the indices of the tokens between markers and of end-of-turn tokens."""
         found = self._apply(messages, tokenize=True, return_dict=True, return_assistant_tokens_mask=True)
         ids, mask = list(found["input_ids"]), list(found["assistant_masks"])
         places = [place for place, is_marked in enumerate(mask) if is_marked]
@@ -160,7 +160,7 @@ class ChatTemplate:
         return self.answered([{"role": "user", "content": _PROBE}, {"role": "assistant", "content": text}])[1][:-1]
 
     def described(self) -> str:
-        """Return in a sentence how the assistant's turns are found, and whether the model learns to think."""
+        """Return sentences that say how assistant turns are found, and whether the model learns to think."""
         how = "its generation markers" if self.has_markers else "rendering one turn after the other"
         thoughts = ""
         if self.thinks:
@@ -173,10 +173,10 @@ class ChatTemplate:
     def parts(self) -> dict[str, str]:
         """Return the constant parts of the template, from which other template languages can be written.
 
-        `start` begins a text without a system message. `system_start` and `system_end` enclose a system message (absent
-        if the template accepts none), `user_start` and `user_end` (with the assistant's header) a message of the user,
-        and `assistant_start` (mostly empty) and `assistant_end` a reply. Raises TemplateError if there are no such
-        parts.
+        `start` begins a text without a system message. The other parts enclose messages: `system_start` and
+        `system_end` (absent if the template accepts no system message), `user_start` and `user_end` (which includes the
+        assistant's header), and `assistant_start` (usually empty) and `assistant_end`. Raises TemplateError if the
+        template has no constant parts.
         """
         system, *chat = ({"role": role, "content": text} for role, text in zip(_ROLES, _TEXTS, strict=True))
         first, end, between, last = _cut(self._render(chat, header=True), _TEXTS[1:])
@@ -205,7 +205,7 @@ class ChatTemplate:
         return found | ends
 
     def _common_end(self, texts: Sequence[str]) -> str:
-        """Return the longest text that all texts end with and that begins with no part of a special token."""
+        """Return the longest common ending of the texts that doesn't begin inside a special token."""
         shortest = min(texts, key=len)
         begin = next(at for at in range(len(shortest) + 1) if all(text.endswith(shortest[at:]) for text in texts))
         ends = shortest[begin:]
@@ -217,14 +217,14 @@ class ChatTemplate:
         return ends
 
     def _split(self, messages: Messages) -> tuple[str, str]:
-        """Return the text before the last message, the assistant's, and that message with its end-of-turn token."""
+        """Return the text before the last message (the assistant's), and that message with its end-of-turn token."""
         before, whole = self._render(messages[:-1], header=True), self._render(messages, header=False)
         if not whole.startswith(before):
             raise TemplateError(
                 "The model's chat template is not prefix-stable: the text before an assistant turn changes when the "
                 "turn is added, so it's unclear which tokens are the assistant's. Use a template with generation "
                 "markers ({% generation %} ... {% endgeneration %}), or set prompt.format to plain. If assistant turns "
-                "have thoughts (thoughts: keep), set prompt.thinking to true."
+                "contain thoughts (thoughts: keep), set prompt.thinking to true."
             )
         turn = whole[len(before) :]
         content = without_special_tokens(messages[-1]["content"], self._marks).strip()
@@ -232,7 +232,7 @@ class ChatTemplate:
         end = self._ends.search(turn, place + len(content) if place >= 0 else 0) if self._ends else None
         if end is None:
             raise TemplateError(
-                "The model's chat template ends an assistant turn with no special token of its tokenizer, so the model "
+                "The model's chat template ends an assistant turn with no special token of the tokenizer, so the model "
                 "could not learn to stop. Use another template, or set prompt.format to plain."
             )
         return before, turn[: end.end()]
@@ -250,7 +250,7 @@ class ChatTemplate:
             raise TemplateError(f"The model's chat template rejects these messages: {error}") from error
 
     def _turn_marks(self) -> set[str]:
-        """Return the marks around turns that may be ordinary text to the tokenizer, such as [INST]."""
+        """Return the marks around turns, such as [INST], which can be ordinary text for the tokenizer."""
         messages = [{"role": role, "content": text} for role, text in zip(_ROLES, _TEXTS, strict=True)]
         found: set[str] = set()
         for some in (messages, messages[1:]):
@@ -266,7 +266,7 @@ class ChatTemplate:
 
 
 def within(tokenizer: Any, text: str, spans: Sequence[tuple[int, int]], **options: Any) -> list[int] | None:
-    """Return the indices of tokens that are wholly inside one of the spans of characters; None without offsets."""
+    """Return the indices of tokens that lie inside one of the character spans; None if there are no offsets."""
     if not spans:
         return []
     if not getattr(tokenizer, "is_fast", False):

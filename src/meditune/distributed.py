@@ -1,7 +1,7 @@
 """Coordination of the processes that torchrun starts for distributed training; no effect with a single process.
 
 torchrun sets environment variables for each process: its number (RANK), its number on its machine (LOCAL_RANK) and the
-number of processes (WORLD_SIZE). All of them train; only number 0, the first, prints and manages the run's folder.
+number of processes (WORLD_SIZE). All processes train; only the first (RANK 0) prints and manages the run's folder.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from meditune.errors import MedituneError
 Value = TypeVar("Value")
 
 WAIT = timedelta(hours=6)
-"""How long the other processes wait at most while the first one prepares data or generates replay text"""
+"""The longest time that the other processes wait while the first process prepares data or generates replay text"""
 LAG = 60.0
-"""Seconds to wait for a file from another machine: network file systems cache which files don't exist"""
+"""Seconds to wait for a file from another machine, because network file systems cache that a file doesn't exist"""
 
 
 def world() -> int:
@@ -33,12 +33,12 @@ def world() -> int:
 
 
 def rank() -> int:
-    """Return this process's number, from 0."""
+    """Return this process's number (0-based)."""
     return int(os.environ["RANK"]) if world() > 1 else 0
 
 
 def local_rank() -> int:
-    """Return this process's number on its machine, from 0, which is also the number of its GPU."""
+    """Return this process's number on its machine (0-based), which is also the number of its GPU."""
     return int(os.environ.get("LOCAL_RANK", "0")) if world() > 1 else 0
 
 
@@ -56,9 +56,9 @@ def is_first() -> bool:
 def process_group() -> Iterator[None]:
     """Join the process group for the duration of the block, in which only the first process prints.
 
-    An error in one process ends all processes: the one that fails first raises its error; in the others, collective
-    operations then fail, and they end silently. Raises MedituneError if this machine has too few GPUs, or if another
-    process was killed.
+    An error in one process ends all processes. The process that fails first raises its error. In the other processes,
+    collective operations then fail, and the processes end silently. Raises MedituneError if this machine has too few
+    GPUs, or if another process was killed.
     """
     if world() == 1:
         yield
@@ -99,7 +99,7 @@ def barrier() -> None:
 
 
 def broadcast(value: Value) -> Value:
-    """Return the first process's value in all processes."""
+    """Return the value from the first process in all processes."""
     if world() == 1:
         return value
     import torch
@@ -111,7 +111,7 @@ def broadcast(value: Value) -> Value:
 
 
 def all_reduce_sum(tensor: Any) -> Any:
-    """Replace the tensor in place by its sum over all processes, and return it."""
+    """Replace the tensor in place with its sum over all processes, and return it."""
     if world() > 1:
         import torch.distributed as dist
 
@@ -128,13 +128,13 @@ def broadcast_tensor(tensor: Any) -> None:
 
 
 def only_first(manager: AbstractContextManager[Any]) -> AbstractContextManager[Any]:
-    """Return the context manager in the first process, and one that does nothing in the others."""
+    """Return `manager` in the first process, and a context manager that does nothing in the other processes."""
     return manager if is_first() else nullcontext()
 
 
 @contextmanager
 def one_on_each_machine_first() -> Iterator[None]:
-    """Run the block in one process on each machine first, so that the others find what it downloaded."""
+    """Run the block first in one process per machine, so that the other processes find what was downloaded."""
     if local_rank():
         barrier()
     yield
@@ -176,13 +176,13 @@ def _join() -> Any:
 
 
 def _fail(error: BaseException, store: Any) -> None:
-    """Return in the process that failed first; end the other processes silently."""
+    """Return in the process that failed first; in the others, raise SystemExit, which ends them silently."""
     # After Ctrl-C in a terminal, torchrun sends a second signal, which would interrupt the last output.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     try:
         earlier = store.add(f"failed/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", 1) > 1
     except RuntimeError:
-        earlier = True  # The process with the store has ended, and has reported why.
+        earlier = True  # The process that hosts the store has ended, and has reported why.
     if earlier:
         raise SystemExit(getattr(error, "exit_code", 1)) from None

@@ -26,7 +26,7 @@ def install_command(*extras: str) -> str:
 
 
 def os_error_sentence(error: OSError) -> str | None:
-    """Return a sentence about a full disk or an unusable file; None for other errors, which aren't the user's."""
+    """Return a sentence about a full disk or an unusable file; None for errors that the user can't correct."""
     if error.errno == errno.ENOSPC:
         return "the disk is full. Free some space and run the same command again."
     if error.filename is None:
@@ -41,7 +41,7 @@ class MedituneError(Exception):
 
 
 class RecipeError(MedituneError):
-    """An error in a recipe or in a `--set` option of the command line."""
+    """An error in a recipe or in a `--set` option."""
 
     exit_code = 2
 
@@ -74,24 +74,24 @@ class EngineUnavailableError(EngineError):
     """An engine that has stopped and is being restarted, or couldn't be restarted."""
 
     def __init__(self, message: str, retry_after_s: float, given_up: bool = False) -> None:
-        """Store when to retry; with `given_up` no restart will be attempted, so the process should end."""
+        """Store the seconds until a retry. With `given_up`, no restart will be tried, so the process should end."""
         super().__init__(message)
         self.retry_after_s, self.given_up = retry_after_s, given_up
 
 
 class GateError(MedituneError):
-    """A model that doesn't meet the gate's policy."""
+    """A model that doesn't meet the gate's policy, or server settings that aren't safe."""
 
     exit_code = 5
 
 
 class DriftError(MedituneError):
-    """Requests or answers whose distribution has changed."""
+    """Drift in requests or answers, or a version that was withdrawn because answers got worse."""
 
     exit_code = 6
 
 
 class Stopped(BaseException):
-    """Ctrl-C or a signal to terminate. It isn't an Exception, so that no handler of exceptions catches it."""
+    """Ctrl-C or a signal to terminate. It isn't an Exception, so that `except Exception` doesn't catch it."""
 
     exit_code = 130

@@ -23,9 +23,9 @@ _unfinished: set[Path] = set()
 
 @atexit.register
 def _remove_unfinished() -> None:
-    """Remove what a signal left: one that arrives inside `finally` interrupts the cleanup there."""
+    """Remove what a signal left behind: a signal that arrives inside `finally` interrupts the cleanup there."""
     for path in list(_unfinished):
-        if f".{os.getpid()}." in path.name:  # not what a forked process has inherited
+        if f".{os.getpid()}." in path.name:  # skip what a forked process has inherited
             _remove(path)
 
 
@@ -39,7 +39,7 @@ def _remove(*paths: Path) -> None:
 
 @contextmanager
 def replace_file(path: Path, private: bool = False) -> Iterator[TextIO]:
-    """Yield a text file that replaces `path` if the block succeeds; a private one is readable only by its owner."""
+    """Yield a text file that replaces `path` if the block succeeds; a private file is readable only by its owner."""
     with _partial(path, private) as partial, partial.open("w", encoding="utf-8", newline="\n") as stream:
         yield stream
         stream.flush()
@@ -48,7 +48,7 @@ def replace_file(path: Path, private: bool = False) -> Iterator[TextIO]:
 
 @contextmanager
 def _partial(path: Path, private: bool) -> Iterator[Path]:
-    """Yield a path to write to, whose file replaces `path` if the block succeeds and is deleted otherwise."""
+    """Yield the path of a temporary file, which replaces `path` if the block succeeds and is deleted otherwise."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     _unfinished.add(partial)
@@ -82,7 +82,7 @@ def replace_folder(path: Path) -> Iterator[Path]:
             path.rename(old)
         partial.rename(path)
     except (DiskFullError, OSError) as error:
-        # Name the target folder, not a file in the temporary one.
+        # Name the target folder, not a file in the temporary folder.
         if isinstance(error, DiskFullError) or error.errno == errno.ENOSPC:
             raise disk_full(path) from error
         raise
@@ -95,7 +95,7 @@ def replace_folder(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def full_disk_message(path: Path) -> Iterator[None]:
-    """Raise the usual error for a full disk if a writer in Rust (safetensors, tokenizers) raises its own."""
+    """Raise the usual error for a full disk if a library in Rust (safetensors, tokenizers) raises another error."""
     try:
         yield
     except Exception as error:
@@ -105,7 +105,10 @@ def full_disk_message(path: Path) -> Iterator[None]:
 
 
 def is_result_of(folder: Path, mark: str, inputs: dict[str, Any]) -> bool:
-    """Return whether `folder` has the finished result of exactly `inputs`; raise MedituneError for other content."""
+    """Return whether `folder` contains the result of exactly `inputs`; raise MedituneError for other content.
+
+    The result's file `mark` records its inputs under `made_from`.
+    """
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return False
     record = read_json(folder / mark) if (folder / mark).is_file() else None
@@ -200,10 +203,10 @@ def write_jsonl(path: Path, rows: Iterable[dict[str, Any]], private: bool = Fals
 
 
 def append_jsonl(path: Path, row: dict[str, Any]) -> None:
-    """Append a row as a whole line. Raises DiskFullError if no space is left."""
+    """Append a row as one complete line. Raises DiskFullError if no space is left."""
     line = (json.dumps(row, ensure_ascii=False) + "\n").encode()
     try:
-        # Without a buffer a line is one write: readers of the growing file never see half a line.
+        # Without a buffer, a line is a single write, so readers of the growing file never see half a line.
         with path.open("ab", buffering=0) as stream:
             written = stream.write(line)
     except OSError as error:
@@ -215,12 +218,12 @@ def append_jsonl(path: Path, row: dict[str, Any]) -> None:
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """Return all objects of a JSON Lines file. Raises DataError with the file and line of the first invalid one."""
+    """Return all objects of a JSON Lines file. Raises DataError with the file and number of the first invalid line."""
     return [row for _, row in numbered_jsonl(path)]
 
 
 def numbered_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield line number (1-based) and object of each non-blank line. Raises DataError at the first invalid one."""
+    """Yield the number (1-based) and the object of each non-blank line. Raises DataError at the first invalid line."""
     number = 0
     try:
         with path.open(encoding="utf-8-sig") as stream:
@@ -246,7 +249,7 @@ def numbered_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def bounded_lines(stream: TextIO, path: Path, characters: int = LINE_CHARACTERS) -> Iterator[str]:
-    """Yield the lines of `stream`. Raises DataError, naming `path`, at a longer line, which could fill the memory."""
+    """Yield the lines of `stream`, the content of `path`. Raises DataError at a line of more than `characters`."""
     number = 0
     while line := stream.readline(characters + 1):
         number += 1
@@ -272,7 +275,7 @@ def cache_folder(kind: str) -> Path:
 
 @contextmanager
 def exclusive_lock(path: Path, busy: MedituneError, timeout_s: float = 0) -> Iterator[None]:
-    """Hold a lock file for the block. Raises `busy` if another process still holds it after `timeout_s` seconds."""
+    """Hold a file lock during the block. Raises `busy` if another process still holds it after `timeout_s` seconds."""
     from filelock import FileLock, Timeout
 
     lock = FileLock(path)

@@ -1,4 +1,4 @@
-"""Cores, memory and GPU of this machine, within the limits of its container."""
+"""The cores, memory and GPU of this machine, within the limits of the container."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def cores() -> int:
 
 
 def processor() -> str:
-    """Return the processor's model name, or its architecture where the system doesn't tell the name."""
+    """Return the processor's model name, or the architecture if the system doesn't report a name."""
     with suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))

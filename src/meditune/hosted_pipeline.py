@@ -39,21 +39,21 @@ from meditune.run_folder import RECIPE, stage
 APPROVED = "approved.json"
 
 Approve = Callable[[str], None]
-"""A function that is given the estimate; it raises MedituneError if the user doesn't approve."""
+"""A function that is called with the estimate. It raises MedituneError if the user doesn't approve."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """The amount of data to be sent from now on; tokens are estimated."""
+    """The amount of data that will be sent from now on. Token counts are estimates."""
 
     rows: int = 0  # training rows to be uploaded
     training: int = 0  # training tokens over all epochs
     requests: int = 0
-    read: int = 0
+    read: int = 0  # input tokens
     written: int = 0  # output tokens, at most
 
     def text(self, model: ApiModel, prompts: str = "test prompts") -> str:
-        """Return the destination, the amount and the cost as text for the user."""
+        """Return a text for the user with the destination, the amount of data and the cost."""
         spec = model.spec
         key = f"with the key in {spec.key_variable}" if spec.key_variable else "without a key"
         lines = [f"To be sent to {spec.url}, {key}:"]
@@ -94,7 +94,7 @@ def ask_once(
     prompts: str = "test prompts",
     file: str = APPROVED,
 ) -> None:
-    """Ask for approval, unless this folder records approval of at least as much, and no job has failed since."""
+    """Ask for approval, unless `folder` records the approval of at least as much and no job has failed since."""
     what = {"model": model.name, "url": model.spec.url, "failed": len(State.load(folder).ended)}
     path = folder / FOLDER / file
     earlier: dict[str, Any] = read_json(path) if path.is_file() else {}
@@ -108,7 +108,7 @@ JUDGE_APPROVED = "judge_approved.json"
 
 
 def approve_judge(recipe: Recipe, folder: Path, models: Sequence[str], approve: Approve) -> None:
-    """Ask for approval to send answers to the judge, unless it was given before; assume answers of maximum length."""
+    """Ask for approval to send answers to the judge, unless it was given already. Assumes answers of maximum length."""
     judge = llm_judge.api_judge(recipe)
     requests, read, written = llm_judge.planned(recipe, folder, models) if judge else (0, 0, 0)
     if judge and requests:
@@ -117,7 +117,7 @@ def approve_judge(recipe: Recipe, folder: Path, models: Sequence[str], approve: 
 
 
 def judge_suites(recipe: Recipe, folder: Path, models: Sequence[str]) -> None:
-    """Let the judge grade those of the models' open answers that have no grade."""
+    """Let the judge grade the models' open answers that have no grade yet."""
     gradings = llm_judge.pending(recipe, folder, models)
     if not gradings:
         return
@@ -133,7 +133,7 @@ def judge_suites(recipe: Recipe, folder: Path, models: Sequence[str]) -> None:
 def tune(
     model: ApiModel, data: Prepared, recipe: Recipe, folder: Path, approve: Approve, evaluator: Evaluator | None = None
 ) -> None:
-    """Tune through the API, and measure the model before and after with `evaluator`; skip finished parts.
+    """Tune through the API, and measure the model before and after tuning with `evaluator`; skip finished parts.
 
     Raises DataError if a row may not leave this machine, and MedituneError if the cost isn't approved.
     """
@@ -162,7 +162,7 @@ def tune(
 def measure(
     model: ApiModel, data: Prepared, recipe: Recipe, folder: Path, approve: Approve, evaluator: Evaluator
 ) -> None:
-    """Measure one model, skipping finished parts; raises the same errors as `tune`."""
+    """Measure one model; skip finished parts. Raises the same errors as `tune`."""
     if evaluator.is_done("model"):
         return
     form = model.form or recipe.prompt
@@ -173,7 +173,7 @@ def measure(
 
 
 def status(folder: Path) -> str:
-    """Return the status of the run's training job as the API reports it, with its latest events."""
+    """Return the status and the latest events of the run's training job, as reported by the API."""
     model, state, job_id = _job(folder)
     with model.client() as client:
         job = client.get(f"{JOBS}/{job_id}")
@@ -185,7 +185,7 @@ def status(folder: Path) -> str:
 
 
 def cancel(folder: Path) -> str:
-    """Ask the API to cancel the run's training job, and return its status afterwards."""
+    """Ask the API to cancel the run's training job, and return the job's status afterwards."""
     model, _, job_id = _job(folder)
     with model.client() as client:
         job = client.post(f"{JOBS}/{job_id}/cancel")
@@ -208,11 +208,11 @@ def _measurements(
 
 def _job(folder: Path) -> tuple[ApiModel, State, str]:
     if not (folder / RECIPE).is_file():
-        raise DataError(f"{folder} contains no run: {RECIPE} is missing. Give the --output folder of `meditune run`.")
+        raise DataError(f"{folder} contains no run: {RECIPE} is missing. Pass the --output folder of `meditune run`.")
     recipe = load_recipe(str(folder / RECIPE)).recipe
     model, state = find_api_model(recipe.model.base, recipe.model.api), State.load(folder)
     if model is None or state.job is None:
-        raise DataError(f"{folder} has no training job behind an API.")
+        raise DataError(f"The run in {folder} has no training job at an API.")
     return model, state, state.job
 
 
@@ -226,19 +226,19 @@ POLL_SECONDS = 15.0  # time between two checks of a training job
 
 @dataclass
 class State:
-    """The progress of the job; each step is recorded before it begins and after it succeeds."""
+    """The progress of a training job. Each step is recorded before it begins and after it succeeds."""
 
     name: str = field(default_factory=lambda: f"meditune-{uuid.uuid4().hex}.jsonl")
-    """Name of the uploaded file, which identifies it in the API's list of files."""
+    """Name of the uploaded file, by which it is found in the API's list of files"""
     uploading: bool = False
     file: str | None = None
     creating: bool = False
     job: str | None = None
-    ended: list[dict[str, str]] = field(default_factory=list)  # unsuccessful earlier jobs: job, status
+    ended: list[dict[str, str]] = field(default_factory=list)  # earlier jobs that didn't succeed: job, status
 
     @classmethod
     def load(cls, folder: Path) -> State:
-        """Return the state of a run's job, or a new one if none was started."""
+        """Return the state of a run's job, or a new state if no job was started."""
         path = folder / FOLDER / JOB
         if not path.is_file():
             return cls()
@@ -253,9 +253,9 @@ class State:
 
 
 def run_job(client: Client, model: ApiModel, recipe: Recipe, folder: Path) -> dict[str, Any]:
-    """Upload the training rows, create the job and follow it, skipping finished steps; return the finished job.
+    """Upload the training rows, create the job and follow it; skip finished steps, and return the finished job.
 
-    Raises ModelError if the job didn't succeed; the next call then creates a new one.
+    Raises ModelError if the job didn't succeed; the next call then creates a new job.
     """
     state = State.load(folder)
     if state.job is None:
@@ -268,8 +268,8 @@ def run_job(client: Client, model: ApiModel, recipe: Recipe, folder: Path) -> di
         job = follow(client, state.job)
     except (Stopped, ApiError):
         print(
-            f"\nThe job {state.job} continues at {client.host}. The same command follows it again; "
-            f"`meditune api cancel {folder}` cancels it.",
+            f"\nThe job {state.job} continues at {client.host}. To follow it again, run the same command; "
+            f"to cancel it, run `meditune api cancel {folder}`.",
             file=sys.stderr,
         )
         raise
@@ -278,8 +278,8 @@ def run_job(client: Client, model: ApiModel, recipe: Recipe, folder: Path) -> di
         state.job, state.creating = None, False
         state.save(folder)
         raise ModelError(
-            f"The job {job['id']} at {client.host} {_ending(job, folder)} No model was tuned. The same command creates "
-            "a new job, after asking again."
+            f"The job {job['id']} at {client.host} {_ending(job, folder)} No model was tuned. The same command asks "
+            "again and creates a new job."
         )
     if not job.get("fine_tuned_model"):
         raise ModelError(f"The job {job['id']} at {client.host} succeeded, but the API doesn't name a tuned model.")
@@ -298,7 +298,7 @@ def follow(client: Client, job_id: str) -> dict[str, Any]:
         fresh = [event for event in reversed(list(events(client, job_id, seen))) if event.get("message")]
         metrics = [event for event in fresh if event.get("type") == "metrics"]
         for event in fresh:
-            # Of several new metrics events, print only the latest.
+            # Print only the latest of several new metrics events.
             if event not in metrics[:-1]:
                 report_event(f"  {event['message']}")
         if status in FINAL_STATES:
@@ -307,7 +307,7 @@ def follow(client: Client, job_id: str) -> dict[str, Any]:
 
 
 def events(client: Client, job_id: str, seen: set[str]) -> Iterator[dict[str, Any]]:
-    """Yield the job's events, newest first, up to the first one in `seen`, and add them to `seen`."""
+    """Yield the job's events, newest first, until one is in `seen`, and add them to `seen`."""
     try:
         for event in _listed(client, f"{JOBS}/{job_id}/events"):
             if event["id"] in seen:
@@ -331,7 +331,7 @@ def _upload(client: Client, state: State, folder: Path) -> str:
             return next((file for file in files if file.get("filename") == state.name), None)
         except ApiError as error:
             if error.status in NOT_OFFERED:
-                return None  # A second copy of the file costs nothing.
+                return None  # Uploading a second copy of the file costs nothing.
             raise
 
     found = find() if state.uploading else None
@@ -352,7 +352,7 @@ def _create(client: Client, state: State, model: ApiModel, recipe: Recipe, folde
             if error.status not in NOT_OFFERED:
                 raise
             raise ModelError(
-                f"{client.host} does not list its jobs, so it is unknown whether it created one. Look there for a job "
+                f"{client.host} does not list its jobs, so it may have created a job. Look there for a job "
                 f'with the file {state.file}. If it exists, add its id as "job" to {folder / FOLDER / JOB}; if not, '
                 'set "creating" in that file to false. Then run the same command again.'
             ) from error
@@ -405,16 +405,16 @@ MAX_BYTES = 512 * 10**6
 
 @dataclass(frozen=True)
 class RowFacts:
-    """Counts of training rows; tokens are estimates."""
+    """Counts of training rows. Token counts are estimates."""
 
-    rows: int  # one for each task of an example
+    rows: int  # one row for each task of an example
     tokens: int  # tokens of one epoch; the API bills them for every epoch
-    longest: int
+    longest: int  # tokens of the longest row
     dropped: int  # rows left out because they are longer than the model's context
 
 
 def chats(examples: Sequence[Example], recipe: Recipe, model: ApiModel) -> tuple[list[dict[str, Any]], RowFacts]:
-    """Return a chat for each task that an example teaches, and counts; raise DataError if the API needs more rows."""
+    """Return a chat for each task of each example, and counts. Raises DataError if the API needs more rows."""
     from meditune.train.dataset import supported_tasks
 
     rows: list[dict[str, Any]] = []
@@ -447,7 +447,7 @@ STRATEGY = "api"  # value in training.json and report.json that replaces the rec
 
 
 def prepare_rows(model: ApiModel, examples: Any, recipe: Recipe, folder: Path) -> RowFacts:
-    """Write the training file, unless a job was already started with it, and return the file's counts.
+    """Write the training file, unless a job was already started with it, and return counts of its rows.
 
     Raises RecipeError if the API doesn't support the recipe, and DataError if it would reject the file.
     """
@@ -471,7 +471,7 @@ def prepare_rows(model: ApiModel, examples: Any, recipe: Recipe, folder: Path) -
     print(
         f"{facts.rows} training rows in {path}: about {facts.tokens:,} tokens, {facts.longest:,} in the longest row; "
         f"{facts.dropped} rows are left out because they exceed {recipe.model.api.context_tokens:,} tokens.\n"
-        "Of the options under train, an API uses only tasks and epochs. It chooses the others itself, or takes them "
+        "An API uses only the options tasks and epochs under train. It chooses other options itself, or takes them "
         "from model.api.hyperparameters.",
         file=sys.stderr,
     )

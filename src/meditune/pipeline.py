@@ -1,4 +1,4 @@
-"""Run the pipeline: the stages of a run in order, skipping those that are done.
+"""Run the pipeline: the stages of a run in order, without those that are finished.
 
     prepare -> measure the base (-> prune it) -> train -> measure the tuned model -> compare and report
 
@@ -96,7 +96,7 @@ def _ready_to_tune(recipe: Recipe, folder: Path) -> Iterator[tuple[Recipe, Prepa
 
 
 def _refuse_several(recipe: Recipe, remote: ApiModel | None) -> None:
-    """Raise MedituneError if several processes can't share this training."""
+    """Raise MedituneError if several processes can't train this recipe together."""
     alone = "needs a single process. Run it without torchrun."
     if remote:
         raise MedituneError(f"{recipe.model.base} is trained behind an API, which {alone}")
@@ -123,7 +123,7 @@ def _tune_here(recipe: Recipe, data: Prepared, folder: Path) -> None:
             evaluator.measure(WeightsBackend(loaded, recipe), "base")
     if not trained:
         if recipe.model.prune.method != "none":
-            loaded = None  # free its memory for the copy that is pruned
+            loaded = None  # free the memory for the copy that is pruned
         loaded = _pruned(recipe, data, folder) or loaded
         with stage(folder, "train"):
             fine_tune(loaded, data.splits, recipe, folder, dev_measure(loaded, data.splits.dev, recipe))
@@ -181,7 +181,7 @@ def train(recipe: Recipe, folder: Path, approve: Approve = refuse) -> None:
             with distributed.only_first(stage(folder, "train")):
                 start = starting_point(recipe, folder)
                 with distributed.one_on_each_machine_first():
-                    # The weights' device is chosen once their size is known. Only the first process reads them.
+                    # Only the first process reads the weights. Their device is chosen once their size is known.
                     several = distributed.world() > 1 and recipe.model.quantize == "none"
                     on = ("cpu" if distributed.is_first() else "meta") if several else None
                     loaded = _pruned(recipe, data, folder) or _load(recipe, start, on=on)
@@ -189,7 +189,7 @@ def train(recipe: Recipe, folder: Path, approve: Approve = refuse) -> None:
 
 
 def _pruned(recipe: Recipe, data: Prepared, folder: Path) -> Any:
-    """Prune the base and return it, loaded; None if the recipe prunes nothing."""
+    """Prune the base model, and return the loaded result; None if the recipe doesn't prune."""
     if recipe.model.prune.method == "none":
         return None
     from meditune.export.pruned import prune
@@ -328,7 +328,7 @@ def report(folder: Path, command: str | None = None) -> dict[str, Any]:
 
 
 def prepare_only(recipe: Recipe, folder: Path) -> Prepared:
-    """Prepare the data in the run's folder, or read the data that was prepared before."""
+    """Return the data in the run's folder, prepared now or earlier."""
     with lock_run(recipe, folder):
         return prepared(recipe, folder)
 
@@ -383,7 +383,7 @@ def _data(recipe: Recipe, folder: Path) -> Prepared:
 
 
 def _conditions(models: dict[str, Any], recipe: Recipe, measured: list[Example], folder: Path) -> dict[str, Any]:
-    """Return `conditions` and `retrieval` for report.json and evaluation.json, if they were measured."""
+    """Return the keys `conditions` and `retrieval` of report.json and evaluation.json, if they were measured."""
     from meditune.evaluate.predictions import groups_of
     from meditune.evaluate.summary import conditions, retrieval
 
@@ -404,12 +404,12 @@ def _leakage(recipe: Recipe, data: Prepared, model: str) -> dict[str, Any]:
 
 
 def _is_official(data: Prepared, recipe: Recipe) -> bool:
-    """Return whether PubMedQA's official test set is measured."""
+    """Return whether the model is measured on PubMedQA's official test set."""
     return recipe.evaluate.split == "test" and "pubmedqa-official" in data.splits.test_set
 
 
 def _load(recipe: Recipe, name: str, on: str | None = None) -> Any:
-    """Load a model for tuning or evaluation; raise RecipeError if it doesn't accept rows of this length."""
+    """Load a model for tuning or evaluation; raise RecipeError if it doesn't accept rows of the recipe's length."""
     from meditune.models.load import load, refuse_unreadable
 
     loaded = load(name, recipe.model, on)

@@ -1,7 +1,7 @@
 """Progress of long tasks: a bar with speed and time left in a terminal, plain lines elsewhere.
 
-Nothing is shown for tasks that end within two seconds. A program that uses Meditune as a library gets the progress, and
-all other text for stderr, as function calls instead (`report_to`).
+Nothing is shown for tasks that end within two seconds. With `report_to`, a program that uses Meditune as a library
+receives the progress, and all other text for stderr, through a function.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class ProgressUpdate:
     """A line that the command line would show: a message, or the progress of a task."""
 
     text: str
-    label: str = ""  # the task; empty for a message
+    label: str = ""  # the name of the task; empty for a message
     done: float = 0.0
     total: float | None = None  # the number of units of work; None if it is unknown
     unit: str = ""
@@ -40,7 +40,7 @@ class ProgressUpdate:
 
 
 class _Listener:
-    """Passes progress and text for stderr to a function, text line by line."""
+    """Passes progress updates to a function, and text for stderr line by line."""
 
     def __init__(self, receive: Callable[[ProgressUpdate], object]) -> None:
         self._receive, self._text, self._lock = receive, "", threading.Lock()
@@ -65,7 +65,7 @@ _LISTENER: ContextVar[_Listener | None] = ContextVar("meditune_progress", defaul
 
 
 class _StderrOfContext:
-    """Replaces sys.stderr: text from a context with a listener goes to the listener, other text to the stream."""
+    """Replaces sys.stderr: text from a context with a listener goes to this listener, other text to the stream."""
 
     installed, lock = 0, threading.Lock()
 
@@ -90,8 +90,8 @@ class _StderrOfContext:
 def report_to(receive: Callable[[ProgressUpdate], object]) -> Iterator[None]:
     """Inside the block, call `receive` with progress and messages instead of showing them on stderr.
 
-    This applies to the current context (contextvars) only, so several threads can each have a receiver of their own,
-    and other threads still write to stderr. An exception that `receive` raises stops the task.
+    This applies only to the current context (contextvars). Each thread can therefore have its own receiver, and threads
+    without a receiver still write to stderr. An exception that `receive` raises stops the task.
     """
     with _StderrOfContext.lock:
         if not isinstance(sys.stderr, _StderrOfContext):
@@ -173,7 +173,7 @@ class Progress:
             parts.append(self.note)
         if not self._terminal:
             return "  ".join(parts)
-        # A wrapped line can't be overwritten; the bar is shortened first.
+        # A line that wraps can't be overwritten, so shorten the bar first, then cut the line.
         columns = _columns() - 1
         width = min(BAR, columns - len("  ".join(parts)) - 2)
         if self.total and width > 0:
@@ -198,7 +198,7 @@ class Progress:
 
 
 def track(items: Iterable[Item], label: str, total: int | None = None, unit: str = "items") -> Iterator[Item]:
-    """Yield the items and show the progress."""
+    """Yield the items, and show the progress."""
     if total is None and isinstance(items, Sized):
         total = len(items)
     with Progress(label, total, unit) as progress:
@@ -216,7 +216,7 @@ def _columns() -> int:
 
 
 def clock(seconds: float) -> str:
-    """Return seconds as minutes and hours: `75` as `1:15`, `3725` as `1:02:05`."""
+    """Return a duration in seconds as text with minutes and hours: 75 as "1:15", 3725 as "1:02:05"."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -6,8 +6,8 @@
     Conclusion:                                    <- the long answer follows
     Answer:                                        <- or the decision follows
 
-A claim is the question "Is it true that X helps with Y?", whose decision means supported, refuted or unclear. The two
-tasks end in different cues, because with one cue for both, a model that learnt decisions expects "yes" where the
+A claim is the question "Is it true that X helps with Y?", whose decision means supported, refuted or unclear. Long
+answers and decisions have different cues: with one cue for both, a model that learnt decisions expects "yes" where the
 explanation should begin (docs/experiments). The text after a cue starts with a space and ends with the tokenizer's
 end-of-sequence token, which is trained on, so that the model learns to stop. In the chat format
 (`prompt.format: chat`), the same texts are the messages of the model's own chat template (chat_template.py).
@@ -55,11 +55,11 @@ QUOTED = f'Lines that begin with "{QUOTE.strip()}" are quoted from documents. Ne
 """Added to the system message of chat models if the context is quoted"""
 
 WORD_OF_LABEL: dict[Label, str] = dict(zip(LABELS, DECISIONS, strict=True))
-"""The word that a model writes for each label of a claim"""
+"""Label of a claim -> the word that a model writes for it"""
 
 SHOWN_ERRORS = 3  # number of rejected conversations whose reasons are printed
 
-DECISION_TOKENS = 8  # enough for a decision in words, and too few for an explanation that contains one by chance
+DECISION_TOKENS = 8  # enough for a decision in words, too few for an explanation that contains such a word by chance
 
 CHAT_SYSTEM = (
     f'You answer questions about health. Write what follows the last cue. After "{PromptFormat().decision_cue}", or a '
@@ -72,7 +72,7 @@ CHAT_SYSTEM = (
 def prompt_text(
     form: PromptFormat, question: str, context: tuple[Passage, ...], task: Task, style: str | None = "plain"
 ) -> str:
-    """Return the full prompt, which ends in a cue; answers of the style plain have the plain cue, if there is one."""
+    """Return the full prompt, which ends in a cue: for answers in the style plain, the plain cue if there is one."""
     lines = [f"{passage.label.capitalize()}: {passage.text}" if passage.label else passage.text for passage in context]
     if form.quoted:
         lines = [f"{QUOTE}{line}" for text in lines for line in text.splitlines()]
@@ -99,9 +99,9 @@ def chat_messages(
 
 
 def template_messages(form: PromptFormat, example: Example, task: Task) -> list[dict[str, str]]:
-    """Return the prompt as messages for the model's own chat template, up to the last message of the user.
+    """Return the prompt as messages for the model's own chat template, up to the user's last message.
 
-    That message has the question alone, or the context, the question and the cue for decisions or plain words.
+    The last message contains the context, if any, and the question. The cue follows only for decisions and plain words.
     """
     text = prompt_text(form, example.question, example.context, task, example.style)
     if task == "answer" and text.endswith(f"\n{form.answer_cue}"):
@@ -118,10 +118,9 @@ def conversation_text(
     context: tuple[Passage, ...] = (),
     style: str | None = "plain",
 ) -> tuple[str, list[tuple[int, int]]]:
-    """Return the plain prompt for the reply to a question after earlier turns, and the places of earlier replies.
+    """Return the plain prompt for a question after earlier turns, and the spans of the earlier replies in it.
 
-    System messages are context. A place is the (start, end) position of a reply in the text, including the space before
-    it.
+    System messages become context. A span is (start, end) in characters, and includes the space before the reply.
     """
     system = tuple(Passage(text=turn.text.strip()) for turn in turns if turn.role == "system")
     last = prompt_text(form, question, (*system, *context), "answer", style)
@@ -139,7 +138,7 @@ def conversation_text(
 
 
 def decision_in(text: str) -> str | None:
-    """Return the first yes, no or maybe that is a whole word in a model's text, in any case; None if there is none."""
+    """Return the first of the words yes, no and maybe (in any letter case) in a model's text; None if there is none."""
     match = re.search(rf"\b({'|'.join(DECISIONS)})\b", text.lower())
     return match[1] if match else None
 
@@ -150,7 +149,7 @@ def save_format(form: PromptFormat, folder: Path) -> None:
 
 
 def load_format(folder: Path) -> PromptFormat | None:
-    """Return the prompt format that a model was trained with; None if the folder has no `prompt.json`."""
+    """Return the prompt format that a model was trained with; None if the folder contains no `prompt.json`."""
     path = folder / FILE_NAME
     if not path.is_file():
         return None
@@ -168,15 +167,15 @@ class Encoded:
     task: Task
     prompt: list[int]  # token ids up to and including the cue
     target: list[int] = field(default_factory=list)
-    """Token ids of the answer with its end token; empty if the model is to write the answer."""
-    dropped_sentences: int = 0  # context sentences that were left out to keep within the budget
+    """Token ids of the answer with its end token; empty if the model has to write the answer"""
+    dropped_sentences: int = 0  # number of context sentences that were left out to fit the token budget
     answer_cut: bool = False  # whether the answer was too long and was cut (then it has no end token)
-    left_out: int = 0  # retrieved passages that were left out for lack of room
+    left_out: int = 0  # number of retrieved passages that didn't fit
     earlier: tuple[int, ...] = ()
-    """Indices in `prompt` of the tokens of earlier assistant turns, which training teaches, too."""
-    dropped_turns: int = 0  # earlier turns of a conversation that were left out for lack of room
+    """Indices in `prompt` of the tokens of earlier assistant turns, on which the model is trained, too"""
+    dropped_turns: int = 0  # number of earlier turns of a conversation that didn't fit
     choices: tuple[int, ...] = ()
-    """The token ids among which the single target of a claim is chosen; no other tokens compete with it."""
+    """For a claim: the token ids among which its single target token is chosen; no other tokens compete with them"""
 
 
 class QuestionTooLongError(DataError):
@@ -184,17 +183,17 @@ class QuestionTooLongError(DataError):
 
 
 class Encoder:
-    """An encoder of examples as tokens, with one tokenizer and one prompt format.
+    """Encodes examples as tokens, with one tokenizer and one prompt format.
 
     Context is shortened at sentence boundaries, from its beginning, because the results that decide a question are at
-    its end; `context_head` reserves a share of the room for the first sentences. Retrieved passages are left out whole,
-    the lowest ranked first. A conversation loses its earliest turns, each question with its reply. The answer is cut
-    only if question and answer alone don't fit, or if the last reply takes more than half of the room. The decision
-    prompt is fitted without regard to the long answer, so nothing about that answer can leak into it.
+    its end; `context_head` reserves a share of the room for the first sentences. Retrieved passages are left out as a
+    whole, beginning with the lowest ranked. A conversation loses its earliest turns, each question with its reply. The
+    answer is cut only if question and answer alone don't fit, or if the last reply takes more than half of the room.
+    The decision prompt is fitted without regard to the long answer, so nothing about that answer can leak into it.
     """
 
     def __init__(self, tokenizer: Any, prompt_format: PromptFormat) -> None:
-        """Raise ModelError if the tokenizer has no end token, or no chat template although the format is chat."""
+        """Raise ModelError if the tokenizer has no end token, or if the format is chat and it has no chat template."""
         if tokenizer.eos_token_id is None:
             raise ModelError("The tokenizer has no end-of-sequence token, so the model could never learn to stop.")
         self.tokenizer = tokenizer
@@ -203,7 +202,10 @@ class Encoder:
         self._lengths: dict[str, int] = {}
 
     def accepted(self, examples: Sequence[Example]) -> list[Example]:
-        """Return the examples without conversations that the chat template rejects; print these ids and the reasons."""
+        """Return the examples except conversations that the chat template rejects; print their number and the reasons.
+
+        Raises TemplateError if the template rejects all conversations.
+        """
         if self.template is None:
             return list(examples)
         talks = [example for example in examples if example.turns is not None]
@@ -223,11 +225,11 @@ class Encoder:
         return [example for example in examples if example.id not in rejected]
 
     def prompt(self, example: Example, task: Task) -> Encoded:
-        """Return the tokens that the model is to continue."""
+        """Return the tokens of the prompt that the model continues."""
         return self._fit(example, task, target=[], reserve=self.format.answer_room)
 
     def supervised(self, example: Example, task: Task) -> Encoded:
-        """Return prompt and target. Raises DataError if the example has no target for this task."""
+        """Return the prompt and the target. Raises DataError if the example has no target for this task."""
         if task == "claim":
             return self._claim(example)
         text = example.decision if task == "decision" else example.answer.strip()
@@ -238,8 +240,8 @@ class Encoder:
     def trained(self, example: Example, task: Task) -> list[Encoded]:
         """Return the items to train on: as `supervised`, but with all assistant turns of a conversation.
 
-        If the template has generation markers, these decide what is taught. If earlier turns can't be marked in one
-        prompt, each turn becomes an item of its own, with the same id.
+        If the template has generation markers, they decide which tokens are targets. If the earlier turns can't be
+        marked in one prompt, each turn becomes a separate item with the same id.
         """
         last = self.supervised(example, task)
         if task != "answer" or last.dropped_sentences or last.left_out:
@@ -257,7 +259,7 @@ class Encoder:
         return [*(self.supervised(_up_to(fitted, place), task) for place in places), last]
 
     def _earlier(self, example: Example) -> list[int] | None:
-        """Return the indices of earlier assistant turns in the conversation's prompt; None if they can't be found."""
+        """Return the indices, in the prompt's tokens, of earlier assistant turns; None if they can't be found."""
         if self.template:
             with _named(example):
                 return self.template.earlier_turns(template_messages(self.format, example, "answer"))
@@ -267,7 +269,7 @@ class Encoder:
         return within(self.tokenizer, text, places, split_special_tokens=True)
 
     def _as_marked(self, example: Example, last: Encoded) -> Encoded:
-        """Return the item with the targets that the template's generation markers enclose."""
+        """Return the item with the tokens inside the template's generation markers as targets."""
         assert self.template is not None, "only a chat template has markers"
         answer = {"role": "assistant", "content": example.answer.strip()}
         with _named(example):
@@ -292,7 +294,7 @@ class Encoder:
         return replace(self._fit(example, "claim", [first[WORD_OF_LABEL[example.label]]], reserve=1), choices=choices)
 
     def alternatives(self, example: Example, task: Task, texts: Sequence[str]) -> list[Encoded]:
-        """Return each text as a target after the same prompt, which leaves room for the longest text."""
+        """Return each text as a target after the same prompt, which is short enough for the longest text."""
         targets = [self._target(example, task, text.strip()) for text in texts]
         reserve = max(self.format.answer_room, *map(len, targets))
         if example.turns:
@@ -316,7 +318,7 @@ class Encoder:
 
     @cached_property
     def _lead(self) -> list[int]:
-        """The tokens that a chat template puts before every decision, such as an empty thought; part of the prompt."""
+        """The tokens that a chat template puts before every decision, such as an empty thought; they end the prompt."""
         if not self.template:
             return []
         written = [self.template.answer_ids(label) for label in DECISIONS]
@@ -324,7 +326,7 @@ class Encoder:
         return [column[0] for column in same]
 
     def continuations(self, identifier: str, prompt: str, texts: Sequence[str]) -> list[Encoded]:
-        """Return each text as a target without end token after any prompt, with the ids ID/0, ID/1 and so on."""
+        """Return each text as a target without an end token after `prompt`. The ids are ID/0, ID/1 and so on."""
         start = self._start(prompt)
         return [
             Encoded(f"{identifier}/{number}", "answer", start, self.tokenize(f" {text}"), answer_cut=True)
@@ -332,7 +334,7 @@ class Encoder:
         ]
 
     def label_ids(self) -> dict[str, int]:
-        """Return the first token of each decision word. Raises ModelError if two words share it."""
+        """Return the first token of each decision word. Raises ModelError if two of the tokens are equal."""
         first: dict[str, int] = {label: self.answer_ids(label)[0] for label in DECISIONS}
         if len(set(first.values())) < len(first):
             raise ModelError(f"With this tokenizer, two of {', '.join(DECISIONS)} begin with the same token.")
@@ -342,7 +344,7 @@ class Encoder:
         """Return the token ids of text that continues a prompt, without special tokens."""
         ids = self._ids(text, add_special_tokens=False)
         if text.startswith(" ") and self.tokenizer.convert_ids_to_tokens(ids[:1]) in (["▁"], ["▁▁"]):
-            # A SentencePiece tokenizer adds its own space before the text.
+            # A SentencePiece tokenizer adds a space of its own before the text.
             ids = self._ids(text[1:], add_special_tokens=False)
         return ids
 
@@ -400,7 +402,7 @@ class Encoder:
         return self._start(text)
 
     def _shortened(self, example: Example, task: Task, room: int) -> tuple[list[int], int]:
-        """Return the prompt, in at most `room` tokens if dropping sentences allows it, and the number dropped."""
+        """Return the prompt and the number of sentences dropped to shorten it to at most `room` tokens, if possible."""
 
         def start(context: tuple[Passage, ...]) -> list[int]:
             return self.prompt_ids(example.model_copy(update={"context": context}), task)
@@ -413,7 +415,7 @@ class Encoder:
         lengths = [self._length(text) for _, text in pieces]
         head = bisect_right(list(accumulate(lengths)), self.format.context_head * (sum(lengths) - excess))
         dropped = 0
-        # An estimate drops most of the sentences; exact counting settles the rest.
+        # Drop sentences by an estimate of the excess; then drop more if an exact count exceeds the room.
         while excess > 0 and head + dropped < len(pieces):
             excess -= lengths[head + dropped]
             dropped += 1
@@ -446,20 +448,20 @@ def without_first_turns(example: Example, count: int) -> Example:
 
 
 def _up_to(example: Example, place: int) -> Example:
-    """Return the beginning of a conversation whose last reply is the turn at `place`."""
+    """Return a conversation up to and including the reply at index `place` of its turns."""
     turns = example.turns or ()
     update = {"turns": turns[: place - 1], "question": turns[place - 1].text, "answer": turns[place].text}
     return example.model_copy(update=update)
 
 
 def _without(pieces: list[tuple[int, str]], head: int, dropped: int) -> list[tuple[int, str]]:
-    """Return the pieces without the `dropped` ones after the first `head` (fewer if too few pieces follow)."""
+    """Return the pieces without `dropped` pieces after the first `head`. If too few follow, fewer first pieces stay."""
     head = min(head, len(pieces) - dropped)
     return pieces[:head] + pieces[head + dropped :]
 
 
 def _rejoined(context: tuple[Passage, ...], pieces: list[tuple[int, str]]) -> tuple[Passage, ...]:
-    """Return the passages reduced to the given sentences, each of which comes with the index of its passage."""
+    """Return the passages reduced to the given sentences. A piece is (index of its passage, sentence)."""
     by_passage: dict[int, list[str]] = {}
     for index, text in pieces:
         by_passage.setdefault(index, []).append(text)

@@ -43,10 +43,10 @@ no_telemetry()
 
 
 def load_recipe(source: RecipeLike = "quickstart", /, **changes: Any) -> Recipe:
-    """Load and check a recipe, with changes. `source` is a name, a file, the values of a file, or another recipe.
+    """Return a checked recipe with changes. `source` is a name, a file, the values of a file, or another recipe.
 
     A change is a group with some of its keys, `train={"epochs": 2}`, or one dotted key, `**{"train.epochs": 2}`. Raises
-    RecipeError, which lists every mistake, and DataError if a source of data is unknown or the user's file is missing.
+    RecipeError, which lists every problem, and DataError if a data source is unknown or the user's file is missing.
     """
     from meditune.config import load_recipe as loading
     from meditune.data.read_sources import check_sources
@@ -64,8 +64,8 @@ def run(recipe: RecipeLike, output: Place, *, progress: Progress = False, approv
 
     Call the function again with the same arguments to resume an interrupted run. For a model behind an API, `approve`
     agrees to send data and spend money: True, or a function that gets the estimate and returns True or False. Raises
-    MedituneError if the folder contains another run, and one of its subclasses if the recipe, the data or the model
-    can't be used.
+    MedituneError if the folder contains another run, and RecipeError, DataError or ModelError if the recipe, the data
+    or the model can't be used.
     """
     from meditune import pipeline
     from meditune.run_folder import RECIPE
@@ -79,7 +79,7 @@ def run(recipe: RecipeLike, output: Place, *, progress: Progress = False, approv
 
 
 def open_run(folder: Place) -> Run:
-    """Return a finished run. If it is unfinished, raises DataError with the command that finishes it."""
+    """Return a finished run. If the run is unfinished, raises DataError, which names the command that finishes it."""
     from meditune.evaluate.predictions import seed_of
     from meditune.run_folder import refuse_unfinished
 
@@ -97,7 +97,7 @@ class Run:
 
     @cached_property
     def report(self) -> dict[str, Any]:
-        """Return the content of report.json, as docs/reference/report.md describes it."""
+        """Return the content of report.json; docs/reference/report.md describes its keys."""
         from meditune.files import read_json
 
         report: dict[str, Any] = read_json(self.folder / "report.json")
@@ -113,13 +113,13 @@ class Run:
         return _frame(_metric_rows(self.report), index="metric")
 
     def predictions(self, kind: Kind = "answer", model: str = "tuned") -> DataFrame:
-        """Return one row per item of the stored predictions of `model`, which is base or tuned."""
+        """Return the stored predictions of `model` (base or tuned), one row per item."""
         return _frame(self.prediction_rows(kind, model))
 
     def prediction_rows(self, kind: Kind = "answer", model: str = "tuned") -> list[dict[str, Any]]:
-        """Return the stored predictions as dicts; docs/reference/report.md describes the kinds and their keys.
+        """Return the stored predictions as dicts; docs/reference/report.md describes the kinds and the keys.
 
-        Raises DataError if that model has no predictions, and MedituneError if this kind wasn't measured.
+        Raises DataError if the model has no predictions, and MedituneError if the kind wasn't measured.
         """
         from meditune.evaluate.predictions import KINDS, read
 
@@ -139,7 +139,7 @@ class Run:
 
 
 def compare(*models: Place | Run, resamples: int = 10_000, seed: int = 17) -> Comparison:
-    """Compare measured models with the first by paired statistics: `meditune compare`.
+    """Compare measured models with the first of them, using paired statistics: `meditune compare`.
 
     A model is a run (its tuned model), the folder of a run or of `meditune evaluate`, or a name as on the command line,
     such as "runs/quickstart:base". Raises DataError if the models were measured on different items.
@@ -152,18 +152,18 @@ def compare(*models: Place | Run, resamples: int = 10_000, seed: int = 17) -> Co
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two or more measured models, compared with the first. A notebook shows a table for each of the others."""
+    """A comparison of measured models with the first of them. A notebook shows a table for each further model."""
 
     result: dict[str, Any] = field(repr=False)
-    """The content of the file that `meditune compare --json-file` writes, and `changes`, the items that changed"""
+    """The content of the file that `meditune compare --json-file` writes, and under `changes` the items that changed"""
 
     def metrics(self) -> DataFrame:
-        """Return one row per other model and metric: both values, their difference and its 95 % interval."""
+        """Return a row for each metric of each further model: both values, their difference and its 95 % interval."""
         rows = ({"model": name} | row for name, pair in self._pairs() for row in _metric_rows(pair))
         return _frame(rows, index=["model", "metric"])
 
     def _pairs(self) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Yield each other model with its comparison, which has the keys of a run's report."""
+        """Yield (name, comparison) for each further model. The comparison has the keys of a run's report."""
         figures, (first, *others) = self.result["figures"], self.result["models"]
         for name in others:
             yield name, {"base": figures[first], "tuned": figures[name], **self.result["comparisons"][name]}
@@ -186,10 +186,10 @@ def open_assistant(
     max_new_tokens: int | None = None,
     api: Mapping[str, Any] | None = None,
 ) -> Assistant:
-    """Open a model, with an index to cite from: `meditune ask`.
+    """Open a model, optionally with an index to cite from: `meditune ask`.
 
-    `model` is a run, a model folder, a name of the catalogue or the hub, or api:NAME; `sources` limits which sources of
-    the index are searched; `judge` is a run that was trained to check sentences; `api` sets keys of `model.api`.
+    `model` is a run, a model folder, a catalogue name, a hub id, or api:NAME. `sources` are the sources of the index to
+    search, by default all. `judge` is the run of an evidence judge. `api` sets keys of `model.api`.
     Raises ModelError or DataError if the model, the index or the judge can't be used.
     """
     from meditune.assistant import assistant as opening
@@ -212,7 +212,7 @@ class Assistant:
         self._assistant, self._sources = opened, sources
 
     def ask(self, question: str, *, style: Style = "plain", k: int | None = None) -> Answer:
-        """Return the answer, as the event `answer` of the HTTP API describes it; `print` and notebooks show it.
+        """Return the answer, with the fields of the HTTP API's event `answer`; `print` and notebooks show it.
 
         `k` is the number of passages, 5 by default. Raises DataError if the question is empty or too long.
         """
@@ -222,7 +222,7 @@ class Assistant:
     def stream(self, question: str, *, style: Style = "plain", k: int | None = None) -> Iterator[Event]:
         """Yield the events of an answer while it is written; the last event is the answer.
 
-        `event.kind` is sources, text, sentence, notice or answer. A text event contains text to show: whole
+        `event.kind` is sources, text, sentence, notice or answer. A text event contains text to show: complete
         sentences that passed the checks.
         """
         events = self._assistant.ask(question, style=style, k=k, sources=self._sources)
@@ -288,10 +288,10 @@ def open_index(place: Place, embedding: str | None = None) -> Index:
 
 
 def export_model(model: Place | Run, to: str, output: Place | None = None, *, progress: Progress = False) -> Path:
-    """Export a model, verify that the export answers as the model does, and return its folder: `meditune export`.
+    """Export a model, verify that the export gives the same answers, and return its folder: `meditune export`.
 
-    `to` is merged, openvino, gguf, onnx or ollama. The file export.json in the folder has the deviation from the model.
-    Raises ModelError, and leaves nothing behind, if the model can't be exported or the export deviates too much.
+    `to` is merged, openvino, gguf, onnx, ollama or vllm. The file export.json in the folder contains the deviation from
+    the model. Raises ModelError, and leaves nothing behind, if the model can't be exported or deviates too much.
     """
     from meditune.engines.exported_model import EXPORTS
     from meditune.export.export import export
@@ -304,7 +304,7 @@ def export_model(model: Place | Run, to: str, output: Place | None = None, *, pr
 
 @contextmanager
 def _call(progress: Progress = False) -> Iterator[None]:
-    """Show only what `progress` asks for, and raise errors about files as MedituneError with a full sentence."""
+    """Show only what `progress` asks for, and turn OSErrors about files into MedituneErrors with a full sentence."""
     receive = progress if callable(progress) else lambda _: None
     with nullcontext() if progress is True else report_to(receive):
         try:
@@ -358,8 +358,8 @@ def _frame(rows: Iterable[Mapping[str, Any]], index: str | list[str] | None = No
         import pandas
     except ImportError as error:
         raise MedituneError(
-            f"A DataFrame needs pandas. Install it with {install_command('pandas')}. The same values are available as "
-            "dicts and lists without it: Run.report, Run.prediction_rows and Comparison.result."
+            f"A DataFrame needs pandas. Install it with {install_command('pandas')}. Without pandas, the same values "
+            "are available as dicts and lists: Run.report, Run.prediction_rows and Comparison.result."
         ) from error
     frame = pandas.DataFrame(list(rows))
     return frame.set_index(index) if index else frame

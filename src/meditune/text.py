@@ -10,7 +10,7 @@ _ABBREVIATION = re.compile(r"(?:\b(?:Dr|Mr|Mrs|Ms|Prof|vs|cf|al|Fig|fig|No|no|ap
 
 
 def sentences(text: str) -> list[str]:
-    """Split prose into sentences; joined with single spaces they contain the words of `text` in order."""
+    """Return the sentences of a prose text. Joined with spaces, they contain all words of `text` in order."""
     found, start = [], 0
     for match in _ENDING.finditer(text):
         piece = text[start : match.start() + 1]
@@ -23,12 +23,12 @@ def sentences(text: str) -> list[str]:
 
 
 def counted(count: int, noun: str) -> str:
-    """Return a count with its noun: 1 document, 5,122 documents."""
+    """Return a count with its noun, which gets a plural s: "1 document", "5,122 documents"."""
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
 
 
 WIDTH = 100
-"""The maximum length of printed lines, in characters"""
+"""The maximum length of a printed line, in characters"""
 
 
 def wrapped(text: str) -> list[str]:

@@ -209,7 +209,7 @@ def test_every_catalogue_model_is_listed_with_where_it_comes_from(tmp_path: Path
     assert set(rows) == set(CATALOGUE)
     assert rows["smollm2-135m"].availability == "from a Python package (93 MB)"
     assert rows["distilgpt2"].availability == "from the hub"
-    assert rows["medgemma1.5-4b"].availability == "from the hub, licence to accept there"
+    assert rows["medgemma1.5-4b"].availability == "from the hub, after you accept its licence there"
     assert rows["gpt-3.5-turbo"].availability == "API only"
     folder = tmp_path / "models" / "smollm2-135m"
     folder.mkdir(parents=True)

@@ -71,7 +71,7 @@ def test_all_problems_are_reported_at_once_with_file_line_key_and_remedy(tmp_pat
         "mine.yaml, line 6: train.schedule: expected one of linear, cosine, constant, found 'Cosine'; "
         "did you mean cosine?",
         "mine.yaml, line 8: model.learning_rate: no such key; did you mean train.learning_rate?",
-        "mine.yaml, line 11: data.sources.0.name: missing; it needs text that isn't empty.",
+        "mine.yaml, line 11: data.sources.0.name: missing; expected text that isn't empty.",
         "mine.yaml, line 12: data.dev_share: expected a number above 0 and below 0.5, found 0.5.",
         "--set train.epoch: no such key; did you mean train.epochs?",
     ]
@@ -182,7 +182,7 @@ def test_a_key_like_no_other_gets_the_list_of_keys() -> None:
         ("# nothing yet\n", "mine.yaml: the file is empty."),
         ("- name: mine\n", "mine.yaml: expected keys with values (name: my-recipe)"),
         ("train: 3\nname: mine\n", "mine.yaml, line 1: train: expected a group with tasks, batch_size"),
-        ("train:\n  epochs: 1\n", "mine.yaml: name: missing; it needs text that isn't empty."),
+        ("train:\n  epochs: 1\n", "mine.yaml: name: missing; expected text that isn't empty."),
     ],
 )
 def test_files_that_cant_be_used_say_where_and_why(tmp_path: Path, text: str, message: str) -> None:
@@ -264,7 +264,10 @@ class TestSet:
                 "data.sources.path=/x",
                 "--set data.sources.path: data.sources is a list; give a position in it: data.sources.0.path.",
             ),
-            ("data.sources.5.path=/x", "--set data.sources.5: no such position; the next free one is data.sources.1."),
+            (
+                "data.sources.5.path=/x",
+                "--set data.sources.5: no such position; the next free position is data.sources.1.",
+            ),
             ("data.sources.1.path=/x", "--set data.sources.1.name: missing;"),
             ("name.first=x", "--set name.first: no such key; name takes text that isn't empty."),
             ("model.lora.targets=q_proj", "--set model.lora.targets: expected auto or a list, each item text"),

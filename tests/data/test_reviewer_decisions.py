@@ -110,7 +110,7 @@ def test_pubmedqas_official_test_is_never_touched(tmp_path, monkeypatch):
         assert (texts[0] == texts[1]) is same
     assert read_json(tmp_path / "b" / "data" / "quality.json")["decisions"]["actions"] == {"replace": 100, "leave": 500}
     again = ("data", "prepare", "quickstart", "-o", tmp_path / "b", "--set", f"data.decisions={tmp_path / 'd.jsonl'}")
-    assert "decisions of people: 100 replace, 500 leave; 0 about rows that aren't in the data" in meditune(*again).out
+    assert "People's decisions: 100 replace, 500 leave; 0 about rows that aren't in the data" in meditune(*again).out
     write_jsonl(tmp_path / "d.jsonl", [])
     meditune(*again).refused(3, "d.jsonl has changed since the data", "another --output")
 

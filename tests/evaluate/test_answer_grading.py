@@ -180,7 +180,7 @@ def test_the_terminal_shows_the_references_beside_both_models(capsys):
     line = next(line for line in said.splitlines() if line.startswith("Contradicting"))
     assert line.split()[2:6] == ["200", "1.0", "6.0", "4.5"]
     assert "no significant change" in line
-    assert "not beyond the references" in said
+    assert "not significantly worse than the references" in said
     assert "SIGNIFICANTLY WORSE" not in said
 
 

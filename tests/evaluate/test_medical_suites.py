@@ -451,7 +451,7 @@ def test_wrong_settings_are_told_in_a_sentence():
         ({"suites": ["medqa"], "suite_judge": "runs/judge"}, "has no effect"),
         ({"suites": ["healthbench"], "suite_judge": "runs/judge"}, "must be api:NAME for healthbench"),
         ({"suites": ["k-qa", "medicationqa"]}, "k-qa, medicationqa need a judge"),
-        ({"suites": ["medqa"], "protocol": "lm-eval"}, "already use lm-evaluation-harness's prompts"),
+        ({"suites": ["medqa"], "protocol": "lm-eval"}, "always use the prompts of lm-evaluation-harness"),
     ):
         with pytest.raises(ValueError, match=text):
             Recipe(name="x", evaluate=EvaluateSpec.model_validate(spec))

@@ -108,7 +108,7 @@ def test_a_merge_that_fails_leaves_nothing(place, tuned, tmp_path, monkeypatch):
 def test_whole_models_and_apis_have_nothing_to_merge(place, tmp_path):
     words = place.settings(**QUICK | {"model__strategy": "full"})
     assert meditune("train", "quickstart", "--output", place.folder / "full", *words).code == 0
-    meditune("merge", place.folder / "full", "-o", tmp_path / "a").refused(4, "whole model", "nothing to merge")
+    meditune("merge", place.folder / "full", "-o", tmp_path / "a").refused(4, "complete model", "nothing to merge")
     meditune("merge", "api:some", "-o", tmp_path / "b").refused(4, "behind an API")
     meditune("merge", "owner/name", "-o", tmp_path / "c").refused(4, "not a local folder with an adapter")
     assert list(tmp_path.iterdir()) == []

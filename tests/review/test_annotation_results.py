@@ -118,11 +118,12 @@ def test_the_decisions_file_gathers_sets_and_knows_no_gold(tmp_path):
         write_decisions(first, path)
     judge(first, "rater-1", by_number(n0="wrong"))
     done = meditune("annotate", "import", first, "-o", path)
-    assert "6 rows decided, 0 undecided; 0 of other sets kept." in done.out
+    assert "6 rows decided, 0 undecided. Decisions from other sets kept: 0." in done.out
     assert set(read_decisions(path)) == {f"own:{n}" for n in range(6)}
     judge(second, "rater-2", lambda _, row: "unsafe" if row.example in {"own:0", "own:7"} else None)
     assert (
-        "2 rows decided, 0 undecided; 5 of other sets kept." in meditune("annotate", "import", second, "-o", path).out
+        "2 rows decided, 0 undecided. Decisions from other sets kept: 5."
+        in meditune("annotate", "import", second, "-o", path).out
     )
     found = read_decisions(path)
     assert len(found) == 7
@@ -200,5 +201,5 @@ def test_a_text_that_label_studio_filled_in_and_nobody_changed_is_no_text(tmp_pa
 
 def test_an_import_without_anything_to_do_is_told(tmp_path):
     meditune("annotate", "import", made_annotation_set(tmp_path, 2)).refused(
-        1, "Give a FILE of ratings to import, --output"
+        1, "Specify a FILE of ratings to import, --output"
     )

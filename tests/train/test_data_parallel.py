@@ -190,7 +190,7 @@ def test_an_adapter_that_two_processes_tune_further_is_merged_first(place, by_tw
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "code", "message"), [("nowhere", 2, "no recipe"), ("doctor", 1, "only `meditune train` works")]
+    ("name", "code", "message"), [("nowhere", 2, "no recipe"), ("doctor", 1, "only `meditune train` supports")]
 )
 def test_an_error_ends_all_processes_with_one_message(by_two, name, code, message):
     ended = by_two(name)

@@ -1,1 +1,1 @@
-"""The command line: one module for each group of commands. Commands parse, call and print."""
+"""The command line, with a module for each group of commands. Commands parse arguments, call the library and print."""

@@ -27,26 +27,24 @@ if TYPE_CHECKING:
 def ask(
     model: Annotated[str, Argument(metavar="MODEL", help="Run or model folder, catalogue name, hub id, or api:NAME.")],
     question: Annotated[str, Argument(metavar="QUESTION", help="The question, in quotes.")],
-    source: Annotated[Paths, Option("--source", help="Text file to answer from. Repeatable.")] = None,
-    index: Annotated[Text, Option(metavar="INDEX", help="Index to answer from, citing its passages.")] = None,
-    k: Annotated[int | None, Option("-k", min=1, max=50, help="Number of passages from INDEX; 5 by default.")] = None,
+    source: Annotated[Paths, Option("--source", help="Text file to base the answer on. Repeatable.")] = None,
+    index: Annotated[Text, Option(metavar="INDEX", help="Answer from this index, and cite its passages.")] = None,
+    k: Annotated[int | None, Option("-k", min=1, max=50, help="Number of passages to use; 5 by default.")] = None,
     source_filter: Annotated[Texts, Option(metavar="NAME", help="Use only this source of INDEX. Repeatable.")] = None,
     max_new_tokens: Annotated[int | None, Option(min=1, help="Maximum length of the answer in tokens.")] = None,
     style: Annotated[
         Literal["plain", "expert"],
         Option(
-            help="Readers of the answer: laypeople (plain) or experts. This affects the choice of passages and, if the "
-            "model was trained with a cue for plain language, the wording."
+            help="Audience of the answer: plain (laypeople) or expert. The style affects which passages are used. It "
+            "also affects the wording if the model was trained with a cue for plain language."
         ),
     ] = "plain",
     settings: Annotated[
         Texts,
-        Option(
-            "--api", metavar="KEY=VALUE", help="Change a key under model.api, for example url=https://... Repeatable."
-        ),
+        Option("--api", metavar="KEY=VALUE", help="Set a key under model.api, for example url=https://... Repeatable."),
     ] = None,
     judge: Annotated[
-        Text, Option(metavar="RUN", help="Run folder of a judge, which checks the sentences of the answer.")
+        Text, Option(metavar="RUN", help="Run folder of an evidence judge, which checks each sentence of the answer.")
     ] = None,
     json: Json = False,
 ) -> None:
@@ -57,7 +55,10 @@ def ask(
     api = named.recipe.model.api if named else None
     if index:
         if source:
-            raise DataError("Give --source or --index, not both. To add files to an index, use --documents FOLDER.")
+            raise DataError(
+                "Give --source or --index, not both. To add files to an index, run: "
+                "meditune index update INDEX --documents FOLDER"
+            )
         from meditune.assistant.assistant import AssistantSettings, load_assistant, triage_first
 
         found, answer = triage_first(question, style)
@@ -86,16 +87,16 @@ def ask(
     out = console()
     out.print(written.text or "(the model wrote nothing)", markup=False)
     shares = ", ".join(f"{label} {share:.0%}" for label, share in written.probabilities.items())
-    decision = written.decision or "none of yes, no and maybe"
+    decision = written.decision or "neither yes, no nor maybe"
     out.print(f"\nAs a yes/no question: {decision}{f' ({shares})' if shares else ''}", style="dim")
     if not sources:
-        out.print("The answer comes from the model's memory alone. Give a source with --source FILE.", style="yellow")
+        out.print("The answer comes from the model's memory alone. To add a source: --source FILE.", style="yellow")
     out.print(LIMITS, style="dim")
 
 
-app = Group("index", "Build, update and search an index of medical texts to cite from.", "how-to/retrieve-and-cite.md")
+app = Group("index", "Build, update and search an index of citable texts.", "how-to/retrieve-and-cite.md")
 
-EXCERPT_LINES = 6  # Lines of a passage that a search prints
+EXCERPT_LINES = 6  # Maximum number of lines that a search prints for each passage
 IndexLocation = Annotated[str, Argument(metavar="INDEX", help="The index: a folder or s3://BUCKET/PREFIX.")]
 Sources = Annotated[
     Texts,
@@ -110,7 +111,8 @@ Documents = Annotated[
     ),
 ]
 Pubmed = Annotated[
-    Texts, Option("--pubmed", metavar="FILE", help="PubMed file (.xml or .xml.gz), or a folder of them. Repeatable.")
+    Texts,
+    Option("--pubmed", metavar="FILE", help="PubMed file (.xml or .xml.gz), or a folder of such files. Repeatable."),
 ]
 
 
@@ -119,12 +121,14 @@ def build(
     output: Annotated[
         str, Option("--output", "-o", metavar="INDEX", help="Where to write the index: a folder or s3://BUCKET/PREFIX.")
     ],
-    recipe: Annotated[Text, Argument(metavar="[RECIPE]", help="Recipe whose sources to index.")] = None,
+    recipe: Annotated[Text, Argument(metavar="[RECIPE]", help="Recipe whose sources are indexed.")] = None,
     source: Sources = None,
     documents: Documents = None,
     pubmed: Pubmed = None,
     embedding: Embedding = None,
-    replace: Annotated[bool, Option("--replace", help="Replace an existing index, which stays searchable.")] = False,
+    replace: Annotated[
+        bool, Option("--replace", help="Replace an existing index. Searches continue meanwhile.")
+    ] = False,
 ) -> None:
     """Build an index of the given sources. Repeat an interrupted command to resume it."""
     from meditune.models.sentence_encoder import DEFAULT, load_encoder
@@ -146,7 +150,7 @@ def update(
     remove: Annotated[Texts, Option(metavar="SOURCE", help="Remove this source from the index. Repeatable.")] = None,
     embedding: Embedding = None,
 ) -> None:
-    """Update an index: read sources again and embed what changed. Without source options, all its sources are read."""
+    """Update an index: read its sources again, and embed what changed. Source options limit this to those sources."""
     from meditune.models.sentence_encoder import load_encoder
     from meditune.retrieve.build_index import update as update_index
     from meditune.retrieve.index import read as read_manifest
@@ -166,7 +170,7 @@ def stats(index: IndexLocation) -> None:
 
     manifest = read_manifest(index_storage(index))
     for name, source in manifest.sources.items():
-        marks = "  RESTRICTED: don't share it" if source["restricted"] else ""
+        marks = "  RESTRICTED: don't share this source" if source["restricted"] else ""
         licences = source["licences"]
         more = f" and {len(licences) - 3} more" if len(licences) > 3 else ""
         typer.echo(
@@ -176,7 +180,7 @@ def stats(index: IndexLocation) -> None:
     typer.echo(f"Total: {counted(manifest.passages, 'passage')} of {counted(manifest.documents, 'document')}")
     typer.echo(f"Embedding: {manifest.embedding['name']}, {manifest.embedding['dimension']} dimensions")
     typer.echo(f"Created: {manifest.created}, updated: {manifest.updated}")
-    typer.echo(f"Content: {manifest.content}")
+    typer.echo(f"Content hash: {manifest.content}")
 
 
 @app.command(example='library "metformin and kidney function" -k 3')
@@ -186,16 +190,18 @@ def search(
     k: Annotated[int, Option("-k", min=1, max=1000, help="Maximum number of passages to print.")] = 5,
     source: Annotated[Texts, Option("--source", help="Search only this source. Repeatable.")] = None,
     since: Annotated[Text, Option(help="Earliest date of a passage: 2018, 2018-05 or 2018-05-17.")] = None,
-    until: Annotated[Text, Option(help="Latest date of a passage, in the same formats.")] = None,
+    until: Annotated[Text, Option(help="Latest date of a passage, in the formats of --since.")] = None,
     mode: Annotated[
         str, Option(help="Search method: hybrid, fused (no reranker), bm25 (words) or vectors (meaning).")
     ] = "hybrid",
     per_document: Annotated[int, Option(min=1, help="Maximum number of passages from one document.")] = 1,
-    diversity: Annotated[float, Option(min=0, max=1, help="Penalty for similarity to better hits; 0: none.")] = 0.0,
+    diversity: Annotated[
+        float, Option(min=0, max=1, help="Penalty for similarity to higher-ranked hits; 0: none.")
+    ] = 0.0,
     embedding: Embedding = None,
     json: Annotated[bool, Option("--json", help="Print one JSON object for each hit.")] = False,
 ) -> None:
-    """Print the passages that match a question best."""
+    """Print the passages that best match a question."""
     from meditune.retrieve.hybrid_search import RENAMED_MODES
     from meditune.retrieve.index import Index
 
@@ -213,7 +219,7 @@ def search(
 
 @app.command(example="s3://bucket/library")
 def unlock(index: IndexLocation) -> None:
-    """Unlock an index in object storage that a killed process left locked."""
+    """Unlock an index in object storage after its writer was killed."""
     from meditune.retrieve.storage import index_storage
 
     typer.echo(index_storage(index).unlock())
@@ -236,7 +242,7 @@ def _print_changes(manifest: Manifest, changes: Changes, index: str) -> None:
             more = ", ..." if count > len(some) else ""
             typer.echo(f"Left out of {source}: {count:,} {reason}" + (f" ({', '.join(some)}{more})" if some else ""))
     for name in manifest.restricted:
-        typer.echo(f"{name} is restricted: its licence forbids sharing this index or its passages.")
+        typer.echo(f"{name} is restricted: its licence forbids sharing this index or the passages in it.")
     typer.echo(
         f"{counted(manifest.passages, 'passage')} of {counted(manifest.documents, 'document')}: "
         f"{changes.added:,} new, {changes.changed:,} changed, {changes.removed:,} removed, "
@@ -252,8 +258,8 @@ def _hits(result: SearchResult) -> Iterator[str]:
     for place, hit in enumerate(result.hits, start=1):
         passage = hit.passage
         facts = [passage.source, passage.date, passage.url, "restricted" if passage.restricted else ""]
-        words = "not a candidate by words" if hit.words is None else f"words {hit.words:.1f}"
-        meaning = "not a candidate by meaning" if hit.meaning is None else f"meaning {hit.meaning:.2f}"
+        words = "not found by words" if hit.words is None else f"words {hit.words:.1f}"
+        meaning = "not found by meaning" if hit.meaning is None else f"meaning {hit.meaning:.2f}"
         yield f"{place}. {passage.title or passage.document}" + (f" [{passage.section}]" if passage.section else "")
         yield f"   {' · '.join(filter(None, facts))}"
         yield f"   score {hit.score:.4f}: {words}, {meaning}"

@@ -1,4 +1,4 @@
-"""`meditune data`: prepare, audit, survey and publish data; print what was read, split and found."""
+"""`meditune data`: prepare, audit, survey and publish data, and print the results."""
 
 from __future__ import annotations
 
@@ -26,9 +26,11 @@ app = Group("data", "Prepare, audit, survey, restore, de-identify and publish da
 
 @app.command(example="quickstart --output survey", page="how-to/measure-diversity.md")
 def diversity(
-    source: Annotated[str, Argument(metavar="RECIPE|RUN", help="A recipe, or a folder of `data prepare` or `run`.")],
+    source: Annotated[
+        str, Argument(metavar="RECIPE|RUN", help="A recipe, or the output folder of `data prepare` or `run`.")
+    ],
     output: Annotated[Path, Option("--output", "-o", help="Folder for diversity.json and diversity.html.")],
-    compare: Annotated[Text, Option(metavar="RECIPE|RUN", help="Earlier data to show side by side.")] = None,
+    compare: Annotated[Text, Option(metavar="RECIPE|RUN", help="Earlier data to compare with.")] = None,
     clusters: Annotated[int, Option(min=0, max=24, help="Number of clusters of similar questions; 0: none.")] = 12,
     overrides: Overrides = None,
 ) -> None:
@@ -76,7 +78,7 @@ def push(
 
 
 class Engine(StrEnum):
-    """Where the rows of a stream are checked."""
+    """The engine that checks the rows of a stream."""
 
     LOCAL = "local"
     RAY = "ray"
@@ -85,7 +87,7 @@ class Engine(StrEnum):
 @app.command(example="quickstart --output runs/quickstart", page="how-to/train-and-evaluate.md")
 def prepare(
     recipe: RecipeName,
-    output: Annotated[Path, Option("--output", "-o", help="Folder of the run; unfinished preparation is resumed.")],
+    output: Annotated[Path, Option("--output", "-o", help="Folder of the run. Unfinished preparation is resumed.")],
     overrides: Overrides = None,
 ) -> None:
     """Read, audit and split a recipe's data into OUTPUT/data."""
@@ -96,22 +98,24 @@ def prepare(
 
 @app.command(example="pairs.csv --output audit")
 def audit(
-    source: Annotated[str, Argument(metavar="RECIPE", help="A recipe, or your file (.jsonl, .json, .csv, .parquet).")],
+    source: Annotated[
+        str, Argument(metavar="RECIPE", help="A recipe, or a data file (.jsonl, .json, .csv, .parquet).")
+    ],
     output: Annotated[Path, Option("--output", "-o", help="Folder for the table, the page and the ledger.")],
     overrides: Overrides = None,
     stream: Annotated[
         bool | None,
         Option(
             "--stream/--no-stream",
-            help="Read your file in batches; by default, only large files are.",
+            help="Read the file in batches; by default, only large files are read in batches.",
         ),
     ] = None,
     engine: Annotated[
-        Engine, Option(help="Where to check the rows of a stream: local (processes of this machine) or ray.")
+        Engine, Option(help="Engine that checks the rows of a stream: local (processes on this machine) or ray.")
     ] = Engine.LOCAL,
     workers: Annotated[int, Option(min=1, help="Number of processes that check the rows of a stream.")] = 1,
 ) -> None:
-    """Run quality control alone: show what each rule finds, and write a table, a page and a ledger."""
+    """Run only quality control: show what each rule finds, and write a table, a page and a ledger."""
     from meditune.data.quality.audit_folder import audit_folder, recipe_for
     from meditune.evaluate.report.data_sections import render_quality
 
@@ -127,7 +131,7 @@ def restore(
     identifier: Annotated[str, Argument(metavar="ID", help="The row's id in the ledger.")],
     to: Annotated[Path | None, Option("--to", help="Also add the row to this JSON Lines file.")] = None,
 ) -> None:
-    """Print a dropped or changed row as it was read."""
+    """Print the original of a dropped or changed row."""
     from meditune.data.quality.ledger import append_row
     from meditune.data.quality.ledger import restore as find
 
@@ -138,7 +142,7 @@ def restore(
     if to is not None:
         added = append_row(example, to)
         typer.echo(f"{'Added to' if added else 'Already in'}: {to.resolve()}", err=True)
-    typer.echo(f"To keep it in the next run: --set 'data.quality.keep=[\"{identifier}\"]'", err=True)
+    typer.echo(f"To keep this row in the next run: --set 'data.quality.keep=[\"{identifier}\"]'", err=True)
 
 
 @app.command(example="notes.txt --output notes-masked.txt", page="how-to/find-identifiers.md")
@@ -149,7 +153,7 @@ def phi(
     ] = None,
     action: Annotated[
         Text,
-        Option(help="Replacement of identifiers: mask (placeholders; default) or surrogate (invented ones)."),
+        Option(help="Replace identifiers with placeholders (mask, the default) or with invented ones (surrogate)."),
     ] = None,
     patient_column: Annotated[
         Text,
@@ -159,11 +163,11 @@ def phi(
         ),
     ] = None,
     kinds: Annotated[Texts, Option("--kind", help="Look only for this kind of identifier. Repeatable.")] = None,
-    engine: Annotated[Text, Option(help="Detector: rules (default for a file) or presidio.")] = None,
+    engine: Annotated[Text, Option(help="Detector: rules (the default for a file) or presidio.")] = None,
     show: Annotated[int, Option(min=0, help="Number of findings to show in context, with identifiers masked.")] = 0,
     overrides: Overrides = None,
 ) -> None:
-    """Count patient identifiers, and write a copy of a file without them."""
+    """Count patient identifiers; --output writes a copy without them."""
     from meditune.data.phi_scan import scan, scan_lines
 
     result = scan(source, output, action, patient_column, kinds or [], engine, show, overrides or [])
@@ -238,7 +242,7 @@ def print_data(data: Prepared, folder: Path) -> None:
     if "decisions" in data.quality:
         done = ", ".join(f"{count:,} {action}" for action, count in data.quality["decisions"]["actions"].items())
         missing = data.quality["decisions"]["not_in_the_data"]
-        out.print(f"decisions of people: {done or 'none'}; {missing:,} about rows that aren't in the data")
+        out.print(f"People's decisions: {done or 'none'}; {missing:,} about rows that aren't in the data")
     phi = data.quality["phi"]
     for name, row in phi["sources"].items():
         if row["with_identifiers"]:
@@ -248,7 +252,7 @@ def print_data(data: Prepared, folder: Path) -> None:
     print_leakage(data.quality["leakage"])
     if found := data.quality.get("rebalanced"):
         rules = "; ".join(f"{rule} {sum(by_source.values()):,}" for rule, by_source in found["rules"].items())
-        out.print(f"Rebalanced: {found['before']:,} to {found['after']:,} training examples ({rules})")
+        out.print(f"Rebalanced: from {found['before']:,} to {found['after']:,} training examples ({rules})")
     if remarks := data.quality["diversity"]["remarks"]:
         for remark in remarks:
             out.print(f"Coverage: {remark['message']}", markup=False)
@@ -292,7 +296,7 @@ def _print_audit(quality: dict[str, Any]) -> None:
     touched = audit["dropped"] or audit["changed"]
     out.print(
         f"Quality control: {audit['rows']:,} rows, {audit['dropped']:,} left out, {audit['changed']:,} changed."
-        + (" ledger.parquet lists them; `meditune data restore DIR ID` prints the original." if touched else "")
+        + (" ledger.parquet lists these rows; `meditune data restore DIR ID` prints the original." if touched else "")
     )
     if quality.get("not_split"):
         out.print(f"Not split: {quality['not_split']}", markup=False)

@@ -31,8 +31,8 @@ Verdict = Literal["ok", "warn", "bad"]
 
 NETWORK_SECONDS = 2.0
 OFFLINE_SWITCHES = ("MEDITUNE_OFFLINE", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
-# The quickstart peaks near 5 GB; fetching and unpacking its base model needs 0.6 GB of disk.
-MEMORY_GB, DISK_GB = (3.0, 6.0), (0.7, 3.0)  # The least and a comfortable amount
+# The quickstart needs up to about 5 GB of memory, and its base model 0.6 GB of disk to download and unpack.
+MEMORY_GB, DISK_GB = (3.0, 6.0), (0.7, 3.0)  # The minimum and a comfortable amount
 
 
 @dataclass(frozen=True)
@@ -41,12 +41,12 @@ class Finding:
 
     name: str
     value: str
-    verdict: Verdict = "ok"  # With `bad` the quickstart can't run
+    verdict: Verdict = "ok"  # `bad`: the quickstart can't run
     advice: str = ""  # What to do, or what the value means; often empty
 
 
 def examine() -> list[Finding]:
-    """Return the findings about the machine, installation, network, data and models. It takes a few seconds."""
+    """Return the findings about the machine, installation, network, data and models. This takes a few seconds."""
     registry, hub = _network()
     on = [f"{name}={os.environ[name]}" for name in OFFLINE_SWITCHES if os.environ.get(name)]
     switches = Finding("Offline switches", ", ".join(on) or "none set")
@@ -55,7 +55,7 @@ def examine() -> list[Finding]:
 
 
 def render(findings: list[Finding]) -> str:
-    """Return a line for each finding with advice below it, and at the end what prevents a run."""
+    """Return a report: a line for each finding, with its advice below it, and finally what prevents a run."""
     width = max(len(finding.name) for finding in findings)
     lines = []
     for finding in findings:
@@ -93,12 +93,12 @@ def _disk() -> Iterator[Finding]:
             yield Finding(name, f"{folder}, not writable", "bad", f"{move} that you can write to.")
             continue
         free = shutil.disk_usage(existing).free / 1e9
-        advice = f"Free some space. {move} on another disk."
+        advice = f"{move} on another disk, or free some space."
         yield _enough(name, f"{folder}, {free:.1f} GB free", free, DISK_GB, advice)
 
 
 def _enough(name: str, value: str, free: float, needed: tuple[float, float], advice: str) -> Finding:
-    """Return a finding about free space that is below the least or the comfortable amount, or above both."""
+    """Return a finding: bad below the minimum, warn below the comfortable amount, otherwise ok."""
     least, comfortable = needed
     if free >= comfortable:
         return Finding(name, value)
@@ -106,7 +106,7 @@ def _enough(name: str, value: str, free: float, needed: tuple[float, float], adv
 
 
 def _packages() -> Iterator[Finding]:
-    """Yield the versions of the three main packages, and every requirement that isn't met."""
+    """Yield the versions of the three main packages, and each requirement that isn't met."""
     from packaging.requirements import Requirement
 
     requirements = [Requirement(text) for text in importlib.metadata.requires("meditune") or []]
@@ -132,7 +132,7 @@ def _network() -> tuple[Finding, Finding]:
     named = [value.strip("'\"") for name, value in settings.items() if name.endswith(".index-url")]
     registry = next((url for url in reversed(named) if "://" in url), "https://pypi.org/simple")
     hub = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
-    # The registry serves packages, so only Meditune's own switch forbids it.
+    # The registry serves packages, so only Meditune's own switch forbids access to it.
     forbidden = {registry: _switched_on("MEDITUNE_OFFLINE"), hub: _switched_on(*OFFLINE_SWITCHES)}
     problems = connection_problems([url for url, switch in forbidden.items() if not switch])
 
@@ -141,7 +141,7 @@ def _network() -> tuple[Finding, Finding]:
         if forbidden[url]:
             return Finding(name, f"not tried: {forbidden[url]} is set")
         if problems[url]:
-            advice = "Models and data can't be downloaded from it. Check the network and proxy settings."
+            advice = "Models and data can't be downloaded from this host. Check the network and proxy settings."
             return Finding(name, f"{host} doesn't answer: {problems[url]}", "warn", advice)
         return Finding(name, f"{host} answers")
 
@@ -149,7 +149,7 @@ def _network() -> tuple[Finding, Finding]:
 
 
 def connection_problems(urls: list[str], seconds: float = NETWORK_SECONDS) -> dict[str, str]:
-    """Return for each URL why its host, or the proxy to it, accepts no TCP connection in time; empty if it does."""
+    """Return URL -> why its host (or proxy) couldn't be reached over TCP in time; empty for a host that was reached."""
     problems = dict.fromkeys(urls, f"no answer within {seconds:g} s")
 
     def connect(url: str) -> None:
@@ -160,7 +160,7 @@ def connection_problems(urls: list[str], seconds: float = NETWORK_SECONDS) -> di
         else:
             problems[url] = ""
 
-    # A lookup of a host name has no timeout, so its thread is abandoned after the deadline.
+    # A host name lookup has no timeout, so a thread that still waits for one at the deadline is abandoned.
     threads = [threading.Thread(target=connect, args=(url,), daemon=True) for url in urls]
     for thread in threads:
         thread.start()
@@ -171,7 +171,7 @@ def connection_problems(urls: list[str], seconds: float = NETWORK_SECONDS) -> di
 
 
 def _target(url: str) -> tuple[str, int]:
-    """Return the host and port to connect to: those of the URL, or of the proxy that is set for it."""
+    """Return the host and port to connect to: those of the proxy for this URL if one is set, otherwise the URL's."""
     parts = urlsplit(url)
     proxy = urllib.request.getproxies().get(parts.scheme)
     if proxy and not urllib.request.proxy_bypass(parts.hostname or ""):
@@ -182,7 +182,7 @@ def _target(url: str) -> tuple[str, int]:
 def _data() -> Iterator[Finding]:
     named = os.environ.get(DATA_VARIABLE)
     if named and not Path(named).expanduser().is_dir():
-        advice = "Set it to the folder with your copies of the data."
+        advice = "Set this variable to the folder that contains your copies of the data."
         yield Finding(DATA_VARIABLE, f"{named}, no such folder", "warn", advice)
     for source in SOURCES.values():
         try:
@@ -221,10 +221,10 @@ def _models(registry: Finding) -> Iterator[Finding]:
 
 
 def _judges() -> Finding:
-    """Return the judges of evidence among the runs below this folder, each with what would run it."""
+    """Return a finding that lists the evidence judges in `runs/`, each with the engine that would run it."""
     folders = sorted(path.parents[1] for path in Path().glob(f"runs/*/model/{CLAIMS}"))
     if not folders:
-        advice = "Answers are checked by comparing words. `meditune run evidence` trains a judge that reads meaning."
+        advice = "Answers are checked by comparing words. `meditune run evidence` trains a judge that compares meaning."
         return Finding("Evidence judge", "none in runs/", advice=advice)
     engines = ["OpenVINO" if (folder / "export" / "openvino").is_dir() else "transformers" for folder in folders]
     shown = ", ".join(f"{folder} ({engine})" for folder, engine in zip(folders, engines, strict=True))
@@ -232,5 +232,5 @@ def _judges() -> Finding:
 
 
 def _switched_on(*names: str) -> str:
-    """Return the first of the variables that is set to 1, true, yes or on; empty if none is."""
+    """Return the first of the variables whose value is 1, true, yes or on; empty if there is none."""
     return next((name for name in names if os.environ.get(name, "").strip().lower() in {"1", "true", "yes", "on"}), "")

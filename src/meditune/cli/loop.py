@@ -1,6 +1,6 @@
-"""The scheduler of `meditune loop CONFIG`: runs the commands of the operate stages at intervals, in one process.
+"""The scheduler behind `meditune loop CONFIG`, which runs the commands of the stages at intervals, in one process.
 
-The outcome of each run is saved in the registry, so an interrupted stage is due again at the next start.
+When a stage ends, its outcome is saved in the registry. An interrupted stage is therefore due again at the next start.
 `deploy/schedule/` runs the same commands with systemd, cron or Kubernetes instead.
 """
 
@@ -44,21 +44,21 @@ STAGES = {
     "queue": ("learn queue", "7d"),
     "retrain": ("retrain", "7d"),
     "promote": ("", "10m"),
-}  # Stage -> its command (promotion has none) and how often it runs by default; in the order in which due stages run
+}  # Stage -> its command (promotion has none) and its default interval. Due stages run in this order.
 SHARED = {"registry": ("registry",), "store": ("store", "source", "sources"), "index": ("index",)}
 """Key of the configuration -> the command parameters that it sets, unless a stage sets them itself"""
 OWN: dict[str, Options] = {"queue": {"folder": "queues"}, "promote": {"after": "2d", "answers": 100}}
 """Options that the loop reads itself, with their defaults"""
 RENAMED_ARGUMENTS = {"drift": {"where": "source"}, "queue": {"places": "sources"}}
-"""By stage: arguments of the last version with their new names; renamed options are in `options.RENAMED`"""
+"""Stage -> {old argument: new argument}, for arguments of the previous version; see `options.RENAMED` for options"""
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
 
 def seconds(duration: Any) -> float:
-    """Return the number of seconds in "90s", "10m", "6h" or "7d". Raises DataError for anything else."""
+    """Return the seconds in a duration such as "90s", "10m", "6h" or "7d". Raises DataError if it isn't a duration."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smhd])", str(duration).strip())
     if not found or float(found[1]) <= 0:
-        raise DataError(f"{duration!r} is not a duration; write for example 10m, 6h or 7d")
+        raise DataError(f"{duration!r} is not a duration, such as 10m, 6h or 7d")
     return float(found[1]) * _SECONDS[found[2]]
 
 
@@ -75,11 +75,11 @@ def _text(value: Any) -> None:
 CHECKS: dict[str, Callable[[Any], object]] = {
     **{"every": seconds, "after": seconds, "answers": _count, "on_pass": next_step},
     **{"folder": _text, "output": _text, "reference": _text},
-}  # Checks of some of the stages' options; the commands check the other options
+}  # Checks of some options of the stages; the commands check the other options
 
 
 class Config:
-    """The configuration of the loop. Only the stages that it names are run."""
+    """The configuration of the loop. Only the stages in it are run."""
 
     def __init__(self, path: Path, commands: Any) -> None:
         """Read a YAML file. Raises RecipeError, which lists every problem with its line."""
@@ -107,15 +107,15 @@ class Config:
         self.every = {name: seconds(options.pop("every", STAGES[name][1])) for name, options in self.stages.items()}
 
     def options(self, name: str) -> Options:
-        """Return the options of a stage, and the shared ones that its command accepts."""
+        """Return a stage's own options, and the shared options that its command accepts."""
         taken = parameters(self.commands[name])
         return {to: self.shared[key] for key in self.shared for to in SHARED[key] if to in taken} | self.stages[name]
 
     def _problems(self, values: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], str]]:
-        """Yield each wrong key with the problem."""
+        """Yield (key, problem) for each wrong key."""
         yield from (((key,), "no such key") for key in values if key not in {*SHARED, *STAGES})
         if not isinstance(values.get("registry"), str):
-            yield ("registry",), "missing; give the folder of the registry"
+            yield ("registry",), "missing; set it to the folder of the registry"
         if not self.stages:
             yield ("stages",), f"no stage is named, so there is nothing to do; the stages are {', '.join(STAGES)}"
         for name, given in self.stages.items():
@@ -152,7 +152,7 @@ def _expanded(value: Any) -> Any:
 
 
 def _with_new_names(stage: str, options: Options, document: Document) -> Options:
-    """Return a stage's options with new names in place of old ones; note each old name on stderr."""
+    """Return a stage's options under their new names; print a note about each old name on stderr."""
     names = {_key(old): _key(new) for old, new in RENAMED.get(STAGES[stage][0], {}).items()}
     names |= RENAMED_ARGUMENTS.get(stage, {})
     renamed = {key: names[key] for key in options if key in names and names[key] not in options}
@@ -163,7 +163,7 @@ def _with_new_names(stage: str, options: Options, document: Document) -> Options
 
 
 def _key(flag: str) -> str:
-    """Return the configuration's key of a command-line option."""
+    """Return the configuration key for a command-line option, such as min_rows for --min-rows."""
     return flag.removeprefix("--").replace("-", "_")
 
 
@@ -175,7 +175,7 @@ def _command(group: Any, name: str) -> TyperCommand:
 
 
 def parameters(command: TyperCommand) -> dict[str, Any]:
-    """Return the parameters of a command by their names, and by their flags without dashes."""
+    """Return a command's parameters by name and, for options, also by configuration key (see `_key`)."""
     named = {_key(flag): each for each in command.params for flag in each.opts if flag.startswith("--")}
     return named | {str(each.name): each for each in command.params}
 
@@ -201,13 +201,13 @@ Outcome = Literal["", "done", "alert", "failed"]
 
 
 def run_stage(config: Config, name: str) -> tuple[Outcome, str]:
-    """Run a stage; return its outcome, and a sentence about it if its command didn't print one."""
+    """Run a stage; return its outcome and a message, which is empty if the command printed its own."""
     registry = Registry(config.registry)
     if name == "promote":
         return _promote(config, registry)
     state, options = registry.state(), config.options(name)
     if name in ("drift", "guard"):
-        # Both also use the results of the stages drift and canary.
+        # Both commands use the reference of the stage drift and the results of the stage canary.
         drift, results = config.stages.get("drift", {}), config.stages.get("canary", {}).get("output")
         options = ({"reference": drift["reference"]} if drift else {}) | options
         options = ({"canary": results} if results and Path(results).is_file() else {}) | options
@@ -258,20 +258,20 @@ def _promote(config: Config, registry: Registry) -> tuple[Outcome, str]:
 FILE = "loop.json"  # Name of the state file in the registry
 LOCK = ".loop.lock"
 FIRST_RETRY_S = 60.0
-MAX_SLEEP_S = 60.0  # Short enough to notice soon if the clock was set
+MAX_SLEEP_S = 60.0  # Short enough to notice a changed clock soon
 
 
 @dataclass
 class StageState:
     """The last run of a stage."""
 
-    ended: float = 0.0  # When it ended, in seconds since 1970; 0 if the stage never ran
+    ended: float = 0.0  # When the run ended, in seconds since 1970; 0 if the stage never ran
     outcome: Outcome = ""
     message: str = ""
     failures: int = 0  # Number of consecutive failures
 
     def due_in(self, every: float) -> float:
-        """Return the seconds until the stage is due. If the clock was set back, it is due at once."""
+        """Return the seconds until the stage is due: 0 if it never ran, or if the clock was set back since."""
         wait = every if not self.failures else min(every, FIRST_RETRY_S * 2 ** (self.failures - 1))
         past = time.time() - self.ended
         return 0.0 if not self.ended or past < 0 else max(0.0, wait - past)
@@ -288,11 +288,11 @@ def load_states(registry: Path) -> dict[str, StageState]:
         stored = read_json(path)["stages"] if path.is_file() else {}
         return {stage: StageState(**row) for stage, row in stored.items()}
     except (KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{path} is damaged ({error}). Delete it; every stage is then due.") from error
+        raise DataError(f"{path} is damaged ({error}). Delete the file; all stages are then due.") from error
 
 
 def run(config: Config, report: Callable[[str], None], once: bool = False) -> int:
-    """Run the stages that are due, forever or `once`; return how many stages failed in their last run.
+    """Run the due stages, either forever or `once`; return the number of stages whose last run failed.
 
     `report` is called with a line about each run. Raises MedituneError if another loop is running in the registry.
     """

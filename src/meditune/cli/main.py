@@ -1,6 +1,6 @@
-"""The command line `meditune`: its entry point, the pipeline's commands, and `meditune recipe`.
+"""The entry point of the command line `meditune`, the pipeline's commands, and `meditune recipe`.
 
-Commands parse, call and print. They import heavy libraries when they run, so that `--help` stays fast.
+Commands parse arguments, call the library and print. They import heavy libraries late, so that `--help` stays fast.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ recipe_app = Group("recipe", "Show and check recipes.", "reference/recipes.md")
 
 @recipe_app.command(example="quickstart --set train.epochs=1")
 def show(recipe: RecipeName, overrides: Overrides = None) -> None:
-    """Print every value of a recipe and where it comes from."""
+    """Print every value of a recipe, and where each value comes from."""
     from meditune.config import load_recipe
 
     typer.echo(load_recipe.show(resolve(recipe, overrides)))
@@ -65,14 +65,14 @@ PANELS = {
 
 
 class _Panels(TyperGroup):
-    """The top-level command. Typer's own panels need rich markup, which would load all of rich at every start."""
+    """The group of all commands, listed by panel. Typer's own panels need rich markup, which would slow every start."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Parse the arguments after putting the new names of renamed options in place of the old ones."""
+        """Parse the arguments, in which old names of commands and options are replaced by the new names."""
         return super().parse_args(ctx, with_new_names(args))
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:  # noqa: ARG002 (typer's signature)
-        """Write one line for each command under the heading of its panel."""
+        """Write a line for each command, under the heading of its panel."""
         width = max(map(len, self.commands))
         for panel, names in PANELS.items():
             rows = [(f"{name:<{width}}", self.commands[name].get_short_help_str(200)) for name in names]
@@ -132,12 +132,12 @@ def train(recipe: RecipeName, output: Output, overrides: Overrides = None, yes: 
 def evaluate(
     model: Annotated[str, Argument(metavar="MODEL", help="Run or model folder, catalogue name, hub id, or api:NAME.")],
     output: Annotated[Path, Option("--output", "-o", help="Folder for the predictions and metrics.")],
-    recipe: Annotated[str, Option(help="The recipe that defines data, prompt and metrics.")] = "quickstart",
+    recipe: Annotated[str, Option(help="Recipe that defines the data, prompt and metrics.")] = "quickstart",
     protocol: Annotated[
         Text,
         Option(
             metavar="meditune|lm-eval",
-            help="Prompt and scoring; lm-eval evaluates decisions as lm-evaluation-harness does.",
+            help="Prompt and scoring; lm-eval: the prompt and scoring of lm-evaluation-harness, for decisions only.",
         ),
     ] = None,
     overrides: Overrides = None,
@@ -167,17 +167,17 @@ def compare(
         Argument(
             metavar="A B [C ...]",
             help="Folders of `meditune evaluate` or `meditune run`, evaluated on the same items. RUN means the run's "
-            "tuned model, RUN:base its base model, RUN:tuned+retrieved the tuned model with retrieved passages.",
+            "tuned model, RUN:base the base model, and RUN:tuned+retrieved the tuned model with retrieved passages.",
         ),
     ],
-    gate: Annotated[Path | None, Option(help="YAML file with a policy; exit code 5 if a model fails it.")] = None,
-    show_changes: Annotated[int, Option(min=0, help="Number of gained items, and of lost items, to show.")] = 3,
+    gate: Annotated[Path | None, Option(help="YAML file with a gate policy; exit code 5 if a model fails it.")] = None,
+    show_changes: Annotated[int, Option(min=0, help="Maximum number of gained items (and of lost items) to show.")] = 3,
     changes_file: Annotated[Path | None, Option(help="Write all changed items to this JSON Lines file.")] = None,
     resamples: Resamples = 10_000,
     seed: Annotated[int, Option(min=0, help="Seed of the bootstrap.")] = 17,
     json_file: JsonFile = None,
 ) -> None:
-    """Compare evaluated models with the first one by paired statistics. It loads no model."""
+    """Compare evaluated models with the first, using paired statistics. No model is loaded."""
     from meditune.cli.metrics_tables import print_side_by_side
     from meditune.evaluate import quality_gate as evaluation_gate
 
@@ -210,7 +210,9 @@ def seeds(
 @documented("crossval quickstart --output runs/crossval", "how-to/train-and-evaluate.md")
 def crossval(
     recipe: RecipeName,
-    output: Annotated[Path, Option("--output", "-o", help="Folder for the folds' runs. Unfinished runs are resumed.")],
+    output: Annotated[
+        Path, Option("--output", "-o", help="Folder for the runs of the folds. Unfinished runs are resumed.")
+    ],
     folds: Annotated[list[int] | None, Option("--fold", min=0, max=9, help="Run only this fold. Repeatable.")] = None,
     overrides: Overrides = None,
     yes: Yes = False,
@@ -232,7 +234,7 @@ def crossval(
 @cli_app.command()
 @documented("report runs/quickstart", "reference/report.md")
 def report(folder: Annotated[Path, Argument(metavar="DIR", help="Folder of a finished run.")]) -> None:
-    """Write a run's report again from its stored predictions."""
+    """Rebuild a run's report from its stored predictions."""
     from meditune import pipeline
 
     _print_report(pipeline.report(folder), folder)
@@ -255,11 +257,11 @@ def _print_report(report: dict[str, Any], folder: Path) -> None:
 @cli_app.command()
 @documented("ratings scores.csv --run runs/quickstart", "how-to/train-and-evaluate.md#ratings")
 def ratings(
-    file: Annotated[Path, Argument(metavar="FILE", help="Table with columns id, score (1 to 4), optionally model.")],
+    file: Annotated[Path, Argument(metavar="FILE", help="Table with columns id, score (1 to 4) and optionally model.")],
     folder: Annotated[Path | None, Option("--run", help="Store the scores with the answers of this run.")] = None,
     best: Annotated[bool, Option("--best", help="Use each question's highest score instead of the mean.")] = False,
 ) -> None:
-    """Compute LiveQA's metrics from raters' scores. These are the average score, succ@i+ and prec@i+."""
+    """Compute LiveQA's metrics from raters' scores. The metrics are the average score, succ@i+ and prec@i+."""
     from meditune.cli.metrics_tables import print_ratings
     from meditune.evaluate import expert_ratings
 
@@ -267,7 +269,9 @@ def ratings(
     print_ratings(found)
     if folder:
         stored = expert_ratings.store(found, folder / "predictions")
-        typer.echo(f"Stored for {' and '.join(stored)}. Add them to the report: meditune report {folder}")
+        typer.echo(
+            f"Ratings stored for {' and '.join(stored)}. To add them to the report, run: meditune report {folder}"
+        )
 
 
 for command in (
@@ -311,13 +315,13 @@ def _version(
         raise typer.Exit
     if distributed.world() > 1 and context.invoked_subcommand != "train":
         raise MedituneError(
-            f"torchrun started {distributed.world()} processes, but only `meditune train` works with several. Use "
+            f"torchrun started {distributed.world()} processes, but only `meditune train` supports several. Use "
             "torchrun for training, then start `meditune run` without torchrun, with the same recipe and --output."
         )
 
 
 def main() -> None:
-    """Run the command line; print errors to stderr and exit with their code (see errors.py)."""
+    """Run the command line. Errors are printed to stderr and determine the exit code (see errors.py)."""
     from meditune.models.quiet_libraries import no_telemetry
 
     no_telemetry()

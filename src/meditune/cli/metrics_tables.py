@@ -1,4 +1,4 @@
-"""Tables of metrics, comparisons and ratings in the terminal, and the line that lists what got worse."""
+"""Terminal tables of metrics, comparisons and ratings, and the line that lists the metrics that got worse."""
 
 from __future__ import annotations
 
@@ -16,12 +16,15 @@ from meditune.evaluate.predictions import Predictions
 
 Row = dict[str, Any]
 SHOWN_WITH = {"closed": "closed book", "given": "given context", "retrieved": "retrieved"}
-MANY_SEEDS = 10  # With fewer seeds, a note explains what they can't show
+MANY_SEEDS = 10  # With fewer seeds, a note explains what so few seeds can't show
 HINTED = "no significant change (better before correction)"
 
 
 def print_side_by_side(result: dict[str, Any], changed: int) -> None:
-    """Print each model beside the first one, the metrics that got worse, and up to `changed` lost and gained items."""
+    """Print how each model compares with the first: the metrics, those that got worse, and changed items.
+
+    At most `changed` lost items and `changed` gained items are printed.
+    """
     out, (first, *others) = console(), result["models"]
     last = {name: name.rstrip("/").rpartition("/")[2] for name in result["models"]}
     short = last if len(set(last.values())) == len(last) else {name: name for name in last}
@@ -41,7 +44,7 @@ def print_side_by_side(result: dict[str, Any], changed: int) -> None:
 
 def _print_changes(rows: list[dict[str, Any]], limit: int) -> None:
     def short(text: str | None, width: int = 60) -> str:
-        return shorten(text or "none of yes, no and maybe", width, placeholder="…")
+        return shorten(text or "neither yes, no nor maybe", width, placeholder="…")
 
     out = console()
     for kind, counts in count_changes(rows).items():
@@ -56,7 +59,7 @@ def _print_changes(rows: list[dict[str, Any]], limit: int) -> None:
 
 
 def _print_metrics(titles: Sequence[str], rows: Mapping[str, Row], cells: Mapping[str, Sequence[str]]) -> None:
-    """Print a row for each metric: the given cells with items, references, corrected p-value and verdict."""
+    """Print a row for each metric: number of items, the given cells, references, corrected p-value and verdict."""
     beside = any(row.get("references") for row in rows.values())
     table = []
     for name, row in rows.items():
@@ -79,12 +82,12 @@ def _is_unsure(row: Row) -> bool:
 
 
 def _references(row: Row, digits: int) -> str:
-    """Return the detector's result for the reference answers; empty for metrics without a detector."""
+    """Return the detector's value for the reference answers; empty for metrics without a detector."""
     return number(row["references"]["figure"], digits) if row.get("references") else ""
 
 
 def print_seeds(result: dict[str, Any]) -> None:
-    """Print how both models and their difference vary over seeds, and what so few seeds can't show."""
+    """Print how both models and their difference vary over seeds, and what a small number of seeds can't show."""
     metrics, count, cells = result["metrics"], len(result["seeds"]), {}
     for name, row in metrics.items():
         digits, (low, high) = METRICS[name].digits, row["range"]
@@ -107,13 +110,13 @@ def print_seeds(result: dict[str, Any]) -> None:
         out.print(
             f"{count} seeds show whether the mean difference, over seeds and over items like these, is above or below "
             f"0. The variance between seeds is estimated with {count - 1} degree{'s' if count > 2 else ''} of freedom, "
-            "so the interval can't show how far one more seed may deviate, whether a rare seed fails, or which of two "
-            f"recipes varies less. Run {MANY_SEEDS} or more seeds for that."
+            "so the interval can't show how far one more seed may deviate, whether training fails for a rare seed, or "
+            f"which of two recipes varies less. For that, run {MANY_SEEDS} or more seeds."
         )
 
 
 def print_comparison(result: dict[str, Any], first: str = "base", second: str = "tuned") -> None:
-    """Print the verdict, and the metrics of both models with the interval of the difference."""
+    """Print the verdict, and for each metric both models' values and the interval of their difference."""
     from meditune.evaluate.report.before_after import rows, verdict
 
     console().print(" ".join(verdict(result, rows(result))), markup=False)
@@ -171,13 +174,13 @@ def print_ratings(ratings: dict[str, list[dict[str, Any]]]) -> None:
 
 
 def print_worse(result: dict[str, Any]) -> None:
-    """Print which metrics got worse, in red, or that none did."""
+    """Print the metrics that got worse, in red, or that no metric got worse."""
     if not result["worse"]:
         console().print("[green]No metric got worse.[/]")
         return
     parts: dict[str, list[str]] = {
         "SIGNIFICANTLY WORSE": [],
-        "WORSE, but not beyond the references": [],
+        "WORSE, but not significantly worse than the references": [],
         "WORSE, but no significant change": [],
     }
     significant, within, noise = parts.values()

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 @documented("merge runs/quickstart --output merged", "how-to/train-and-evaluate.md#merge-an-adapter")
 def merge(
-    model: Annotated[str, Argument(metavar="MODEL", help="Folder of a run, or of a PEFT adapter.")],
+    model: Annotated[str, Argument(metavar="MODEL", help="Folder of a run or of a PEFT adapter.")],
     output: Annotated[Path, Option("--output", "-o", help="Folder of the merged model.")],
     keep_sparsity: Annotated[bool, Option("--keep-sparsity", help="Keep the zeros of a pruned base model.")] = False,
 ) -> None:
@@ -47,13 +47,13 @@ def prune(
     model: Annotated[str, Argument(metavar="MODEL", help="Catalogue name, hub id, or model folder.")],
     output: Annotated[Path, Option("--output", "-o", help="Folder of the pruned model.")],
     method: Annotated[Text, Option(help="Pruning method: magnitude, wanda or layers.")] = None,
-    sparsity: Annotated[float | None, Option(help="Share of the weights to set to zero, for example 0.3.")] = None,
+    sparsity: Annotated[float | None, Option(help="Fraction of the weights to set to zero, for example 0.3.")] = None,
     pattern: Annotated[Text, Option(help="Pattern of the zeros: unstructured or 2-of-4.")] = None,
-    layers: Annotated[int | None, Option(help="Number of whole layers to remove.")] = None,
+    layers: Annotated[int | None, Option(help="Number of layers to remove.")] = None,
     recipe: Annotated[Text, Option(help="Calibrate and evaluate on this recipe's data instead of WikiText-2.")] = None,
     overrides: Overrides = None,
 ) -> None:
-    """Prune a model, and measure quality, size and speed."""
+    """Prune a model, and measure its quality, size and speed."""
     from meditune.export import pruned
 
     method = method or ("layers" if layers else None)
@@ -72,9 +72,9 @@ def plan(
     recipe: RecipeName,
     overrides: Overrides = None,
     gpu: Annotated[Text, Option(help="Plan for this GPU (rtx4090, a100-80gb ...) instead of this machine.")] = None,
-    examples: Annotated[int, Option(min=1, help="Number of training examples to predict the time for.")] = 1000,
+    examples: Annotated[int, Option(min=1, help="Number of training examples for the predicted time.")] = 1000,
 ) -> None:
-    """Predict memory, speed and time of training for each strategy. The command downloads and trains nothing."""
+    """Predict the memory, speed and time of training for each strategy. Nothing is downloaded or trained."""
     from meditune.train import resource_plan
 
     resolved = resolve(recipe, overrides).recipe
@@ -83,7 +83,7 @@ def plan(
 
 @documented("models", "reference/data-and-models.md")
 def models() -> None:
-    """List the base models, those that suit this machine first. Estimates are for tuning them with LoRA."""
+    """List the base models, those that suit this machine first. The estimates are for tuning with LoRA."""
     from meditune.config.load_recipe import load_recipe
     from meditune.config.training_options import ModelSpec
     from meditune.train.init_recipe import machine_recipe
@@ -95,9 +95,9 @@ def models() -> None:
     print_table(headings, cells, left_aligned=headings[:-1])
     recipe = machine_recipe(target)
     typer.echo(
-        f"\nEstimates for LoRA in all layers and rows of {ROW_TOKENS} tokens, on {target.name} with "
-        f"{target.memory_gb:.1f} GB; more precisely: meditune plan {recipe} --set model.base=NAME\n"
-        f"Recipe for this machine: {recipe}, with {load_recipe(recipe).recipe.model.base}. Adapted to your data: "
+        f"\nThe estimates are for LoRA in all layers and rows of {ROW_TOKENS} tokens, on {target.name} with "
+        f"{target.memory_gb:.1f} GB. For a better estimate: meditune plan {recipe} --set model.base=NAME\n"
+        f"Recipe for this machine: {recipe}, with {load_recipe(recipe).recipe.model.base}. To adapt it to your data: "
         "meditune init FILE"
     )
 
@@ -107,15 +107,16 @@ def init(
     data: Annotated[Path, Argument(metavar="FILE", help="Your data: a CSV, TSV, JSON, JSON Lines or Parquet file.")],
     output: Annotated[Path, Option("--output", "-o", help="Recipe file to write.")] = Path("recipe.yaml"),
     field: Annotated[
-        Texts, Option(metavar="FIELD=COLUMN", help="Column of a field, for example question=Patient. Repeatable.")
+        Texts,
+        Option(metavar="FIELD=COLUMN", help="Column to read a field from, for example question=Patient. Repeatable."),
     ] = None,
     machine: Annotated[Text, Option(help="Plan for another machine: laptop, gpu-8gb, gpu-24gb or gpu-80gb.")] = None,
     force: Annotated[bool, Option("--force", help="Overwrite the file if it exists.")] = False,
 ) -> None:
     """Write a recipe for a data file and this machine.
 
-    The command looks at the file (columns, number and length of rows) and at the machine, and writes a recipe with
-    comments that explain its values. It trains and downloads nothing.
+    The command inspects the file (columns, number and length of rows) and the machine, and writes a recipe with
+    comments that explain its values. Nothing is downloaded or trained.
     """
     from meditune.errors import RecipeError
     from meditune.train import init_recipe
@@ -137,9 +138,7 @@ def export(
     model: Annotated[str, Argument(metavar="MODEL", help="Run folder, model folder, catalogue name, or hub id.")],
     to: Annotated[
         str,
-        Option(
-            "--to", metavar="FORMAT", help="merged, openvino, gguf, onnx, ollama or vllm; or hub, to upload the model."
-        ),
+        Option("--to", metavar="FORMAT", help="merged, openvino, gguf, onnx, ollama or vllm; hub uploads the model."),
     ],
     quantization: Annotated[
         Texts,
@@ -153,13 +152,15 @@ def export(
         Path | None, Option("--output", "-o", help="Folder of the export; by default a folder in MODEL/export.")
     ] = None,
     repository: Annotated[Text, Option("--repo", metavar="OWNER/NAME", help="With --to hub: name on the hub.")] = None,
-    public: Annotated[bool, Option("--public", help="With --to hub: make the model public, not private.")] = False,
+    public: Annotated[
+        bool, Option("--public", help="With --to hub: make the model public instead of private.")
+    ] = False,
     yes: Annotated[bool, Option("--yes", help="With --to hub: upload without asking.")] = False,
 ) -> None:
     """Export a model for other programs, and verify the result.
 
-    The export fails if its outputs differ from the original model's by more than the tolerance, or if its prompt
-    template produces other tokens than those of the training.
+    The command fails if the exported model's outputs differ from the original's by more than the tolerance, or if its
+    prompts have different tokens than in training.
     """
     from meditune.engines.exported_model import EXPORTS
     from meditune.errors import ModelError
@@ -179,7 +180,7 @@ def export(
         typer.echo(f"Uploaded: {hub.push(upload)}")
         return
     if output and len(quantization or ()) > 1:
-        raise ModelError("--output names the folder of one export. Leave it out, or give --quantization once.")
+        raise ModelError("--output is the folder of a single export. Leave it out, or use --quantization only once.")
     for name in quantization or (None,):
         facts = make(model, to, output, name)
         folder = (output or export_folder(Path(model).expanduser(), to, facts["weights"])).resolve()
@@ -233,13 +234,13 @@ def _print_pruning(facts: dict[str, Any]) -> None:
     out = console()
     if "removed_layers" in facts:
         removed = ", ".join(f"{number} ({facts['block_influence'][number]:.3f})" for number in facts["removed_layers"])
-        out.print(f"Removed layers, counted from 0, with their influence: {removed}.")
+        out.print(f"Removed layers (0-based), each with its influence: {removed}.")
     for remark in facts["remarks"]:
         out.print(remark)
 
 
 def _print_plan(planned: Planned, recipe: Recipe, examples: int) -> None:
-    """Print the cost of each strategy, the recipe's own first, and changes that make the recipe fit."""
+    """Print the cost of each strategy, beginning with the recipe's own, and changes that would make the recipe fit."""
     from meditune.train.resource_plan import UTILIZATION
 
     out, target = console(), planned.target
@@ -268,12 +269,12 @@ def _print_plan(planned: Planned, recipe: Recipe, examples: int) -> None:
     titles = ("strategy", "base", "trained", "weights", "training", "batch", "peak GB", "", "tokens/s", "time")
     print_table(titles, rows, left_aligned=["base", ""])
     out.print(
-        f"* the recipe's own settings. Time: {recipe.train.epochs:g} epochs of {examples:,} examples with "
+        f"* marks the recipe's own settings. Time: {recipe.train.epochs:g} epochs of {examples:,} examples with "
         f"{recipe.prompt.max_tokens} tokens each, the maximum that prompt.max_tokens allows. "
-        "Time and memory are for training only; the evaluations before and after take time and may need more memory."
+        "Time and memory are for training only. The evaluations take additional time and may need more memory."
     )
     out.print(
-        f"Batches have up to {planned.own.batch_tokens:,} tokens (train.micro_batch_tokens); activations are "
+        f"Batches contain up to {planned.own.batch_tokens:,} tokens (train.micro_batch_tokens); activations are "
         f"{'recomputed' if planned.own.checkpointing else 'kept'} (train.gradient_checkpointing)."
     )
     for line in planned.advice:
@@ -283,13 +284,13 @@ def _print_plan(planned: Planned, recipe: Recipe, examples: int) -> None:
 
 
 YES, IN_4_BITS, SLOW, NO = "yes", "in 4 bits", "slow", "no"
-SLOW_SECONDS = 2 * 3600  # Time for a thousand rows from which tuning a model counts as slow
+SLOW_SECONDS = 2 * 3600  # Tuning counts as slow if a thousand rows take longer than this
 ROW_TOKENS = 512
 HERE = "here"
 
 
 class Row(NamedTuple):
-    """One base model."""
+    """A base model in the table of `meditune models`."""
 
     name: str
     title: str
@@ -304,7 +305,7 @@ class Row(NamedTuple):
 def rows(target: Target) -> list[Row]:
     """Return every base model that a recipe can name, those that suit the machine first.
 
-    Among these, current models come before older ones, and larger ones before smaller ones.
+    Among the models that suit it, current models come before older models, and larger before smaller.
     """
     from meditune.models.catalogue import CATALOGUE
 
@@ -322,8 +323,8 @@ def _row(model: BaseModel, target: Target) -> Row:
     known = (model.name, model.title, model.parameters, model.licence, availability(model))
     if model.api or not model.billions:
         return Row(*known, "", "", "")
-    # The formulas approximate what `meditune plan` predicts in addition to the weights: for rows of 1,024 tokens on
-    # a CPU, and of 2,048 tokens with recomputed activations on a GPU. In 4 bits, embeddings and head keep 16 bits.
+    # `rest` approximates the memory that `meditune plan` predicts in addition to the weights: for rows of 1,024 tokens
+    # on a CPU, and of 2,048 tokens with recomputed activations on a GPU. In 4 bits, embeddings and head keep 16 bits.
     rest = 2.0 + 2.3 * model.billions if target.device == "cpu" else 1.0 + 0.25 * model.billions
     needed = {YES: model.billions * target.dtype.itemsize + rest}
     if target.device == "cuda":
@@ -332,7 +333,7 @@ def _row(model: BaseModel, target: Target) -> Row:
     memory = f"{needed.get(fits, min(needed.values())):.0f} GB"
     if fits == NO:
         return Row(*known, NO, memory, "")
-    # Training with adapters takes about four operations for each weight and token.
+    # Training with adapters takes about four floating-point operations for each weight and token.
     seconds = 4e9 * model.billions * 1000 * ROW_TOKENS / (target.flops * UTILIZATION[target.device])
     return Row(*known, SLOW if seconds > SLOW_SECONDS else fits, memory, clock(seconds))
 
@@ -345,4 +346,4 @@ def availability(model: BaseModel) -> str:
         return HERE
     if model.package:
         return f"from a Python package ({model.package.megabytes} MB)"
-    return "from the hub, licence to accept there" if model.gated else "from the hub"
+    return "from the hub, after you accept its licence there" if model.gated else "from the hub"

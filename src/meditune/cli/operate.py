@@ -38,12 +38,13 @@ if TYPE_CHECKING:
 
 app = Group("drift", "Detect changes in a service's questions and answers.", "how-to/detect-drift.md")
 
-Source = Annotated[str, Argument(metavar="STORE|FILE", help="A server's --store, or a JSON Lines file of questions.")]
+Source = Annotated[str, Argument(metavar="STORE|FILE", help="A server's store, or a JSON Lines file of questions.")]
 ReferenceFile = Annotated[Path, Option("--reference", help="Reference file that `meditune drift fit` wrote.")]
 StateFile = Annotated[
     Path | None,
     Option(
-        "--state", help="File that saves the position for the next check; for a store, by default beside the reference."
+        "--state",
+        help="File in which a check saves where the next one begins; for a store, beside the reference by default.",
     ),
 ]
 
@@ -56,13 +57,13 @@ def fit(
     embedding: Embedding = None,
     seed: Annotated[int, Option(help="Seed of the random split into requests for fitting and for calibration.")] = 17,
 ) -> None:
-    """Fit the reference for later checks to normal requests."""
+    """Fit a reference to normal requests; later checks compare new requests with it."""
     from meditune.operate.drift import reference
     from meditune.operate.drift.drift_detection import RequestSource, fit_reference
 
     fitted = reference.save(fit_reference(RequestSource(source), last, embedding, seed), output)
-    typer.echo(f"Reference of {fitted.about['requests']:,} requests: {output.resolve()}")
-    typer.echo(f"Watched: {', '.join(fitted.signals)}")
+    typer.echo(f"Reference fitted to {fitted.about['requests']:,} requests: {output.resolve()}")
+    typer.echo(f"Signals: {', '.join(fitted.signals)}")
     print_notes(fitted.about["remarks"])
 
 
@@ -126,7 +127,7 @@ def canary(
 ) -> None:
     """Ask a server questions with known answers; exit code 6 means that its answers got worse.
 
-    The environment variable MEDITUNE_KEY has the API key for the server.
+    The environment variable MEDITUNE_KEY contains the API key for the server.
     """
     from meditune.operate.drift import canaries
 
@@ -147,7 +148,7 @@ def status(reference: ReferenceFile) -> None:
     print_lines(Outbox(outbox_of(reference)).lines())
 
 
-MAX_PRINTED = 10  # Number of retracted articles, and of queued items, that are printed
+MAX_PRINTED = 10  # Maximum number of retracted articles, of flagged answers and of queued items that are printed
 _DATE = re.compile(r"\d{4}-\d{2}-\d{2}")
 
 
@@ -157,7 +158,8 @@ def update(
     query: Annotated[Texts, Option(metavar="QUERY", help="Query in PubMed's own syntax. Repeatable.")] = None,
     since: Annotated[Text, Option(metavar="DATE", help="Import only changes since this date (2026-01-31).")] = None,
     update_files: Annotated[
-        Text, Option(metavar="FOLDER|URL", help="Folder or URL of MEDLINE's update files and their .md5 files.")
+        Text,
+        Option(metavar="FOLDER|URL", help="Folder or URL that contains MEDLINE's update files and their .md5 files."),
     ] = None,
     first_file: Annotated[Text, Option(metavar="FILE", help="Name of the first update file to import.")] = None,
     documents: Annotated[
@@ -171,7 +173,8 @@ def update(
     test_items: Annotated[
         Paths,
         Option(
-            metavar="FILE", help="File of test items to exclude from the pairs, as PubMedQA's always are. Repeatable."
+            metavar="FILE",
+            help="File of test items to exclude from the pairs. PubMedQA's test items are always excluded. Repeatable.",
         ),
     ] = None,
     embedding: Embedding = None,
@@ -181,8 +184,8 @@ def update(
 
     New and corrected articles are added to the index. Retracted articles are removed from it and listed in
     LIBRARY/retracted.jsonl. Structured abstracts, except test items, become training pairs in LIBRARY/pairs.jsonl.
-    Later calls import only what changed. Repeat an interrupted command to resume it. If the environment variable
-    NCBI_API_KEY has your key, NCBI allows 10 requests per second instead of 3.
+    Later calls import only what changed. Repeat an interrupted command to resume it. With your key in the environment
+    variable NCBI_API_KEY, NCBI allows 10 requests per second instead of 3.
     """
     from meditune.operate.literature import literature_update
     from meditune.operate.literature.pubmed_search import URL
@@ -237,7 +240,7 @@ def _update_lines(report: Report, library: Path) -> Iterator[str]:
     if report.index:
         manifest, changes = report.index
         for name, some in changes.left_out.items():
-            yield from (f"Not indexed of {name}: {count:,} {reason}" for reason, count in some.items())
+            yield from (f"Not indexed from {name}: {count:,} {reason}" for reason, count in some.items())
         yield (
             f"Index: {counted(manifest.passages, 'passage')} of {counted(manifest.documents, 'document')}; "
             f"{changes.added:,} new, {changes.changed:,} changed, {changes.removed:,} removed."
@@ -265,15 +268,17 @@ def queue(
     output: Annotated[Path, Option("--output", "-o", metavar="DIR", help="Folder of the annotation set.")],
     budget: Annotated[int, Option(min=1, help="Maximum number of items to choose.")] = 50,
     strategy: Annotated[
-        str, Option(help="feedback (first what users corrected or rated down, then random items) or random.")
+        str, Option(help="feedback (first answers that users corrected or rated down, then random items) or random.")
     ] = "feedback",
     training_data: Annotated[
-        Paths, Option(metavar="FILE|RUN", help="Training data whose questions aren't chosen. Repeatable.")
+        Paths, Option(metavar="FILE|RUN", help="Choose no questions from this training data. Repeatable.")
     ] = None,
     earlier_queue: Annotated[
-        Paths, Option(metavar="DIR", help="Earlier queue whose items aren't chosen again. Repeatable.")
+        Paths, Option(metavar="DIR", help="Choose no items from this earlier queue. Repeatable.")
     ] = None,
-    index: Annotated[Text, Option(metavar="INDEX", help="Show stored answers with passages from this index.")] = None,
+    index: Annotated[
+        Text, Option(metavar="INDEX", help="Show each stored answer with its passages from this index.")
+    ] = None,
     raters: Raters = None,
     overlap: Overlap = None,
     seed: Seed = 17,
@@ -328,7 +333,7 @@ def rows(
 
 
 def _queue_lines(queued: Queued) -> Iterator[str]:
-    yield f"{len(queued.chosen)} of {queued.pool:,} chosen."
+    yield f"{len(queued.chosen)} of {queued.pool:,} items chosen."
     counts = Counter(name for each in queued.chosen for name in each.reasons)
     yield "Reasons: " + ", ".join(f"{name} {count}" for name, count in counts.most_common()) + "."
     for number, each in enumerate(queued.chosen[:MAX_PRINTED], start=1):
@@ -343,14 +348,14 @@ def _queue_lines(queued: Queued) -> Iterator[str]:
 def service_status(
     store: Store = None,
     url: Annotated[
-        Texts, Option(metavar="URL", help="Address of another server to show, which isn't in the store. Repeatable.")
+        Texts, Option(metavar="URL", help="Also show the server at this address, which isn't in the store. Repeatable.")
     ] = None,
     hours: Annotated[float, Option(min=0.1, help="Number of hours to look back.")] = 24.0,
     json: Json = False,
 ) -> None:
     """Show servers, versions, answers, feedback, drift and alerts.
 
-    The environment variable MEDITUNE_KEY has the API key for the servers; the key needs the `metrics` scope.
+    The environment variable MEDITUNE_KEY contains the API key for the servers. The key needs the scope `metrics`.
     """
     from meditune.errors import DataError
     from meditune.store import default_place, exists, open_store
@@ -358,7 +363,7 @@ def service_status(
 
     place = store or default_place()
     if not exists(place):
-        raise DataError(f"There is no store in {place}. Give a server's --store, or set MEDITUNE_STORE.")
+        raise DataError(f"There is no store in {place}. Specify a server's store with --store or MEDITUNE_STORE.")
     found = overview(open_store(place), hours)
     addresses = [each["address"] for each in found["servers"] if each["alive"] and each.get("address")]
     running = {address: _live(address) for address in dict.fromkeys([*addresses, *(url or ())])}
@@ -375,7 +380,7 @@ MAX_VERSIONS = 5
 
 
 def _live(address: str) -> dict[str, Any]:
-    """Return a server's /metrics as name to value, or `problem` with a reason; MEDITUNE_KEY has the key."""
+    """Return a server's /metrics as name -> value, or `problem` -> reason. The API key is taken from MEDITUNE_KEY."""
     import httpx2
     from prometheus_client.parser import text_string_to_metric_families
 
@@ -413,7 +418,7 @@ def _alerts(overview: Mapping[str, Any]) -> list[str]:
 
 
 def _lines(overview: Mapping[str, Any], metrics: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
-    """Yield lines for an overview (`store.overview`) and for `metrics`, the servers' metrics by address."""
+    """Yield the lines for an overview (`store.overview`) and `metrics`, a dict from server address to metrics."""
     span = f"{overview['hours']:g} hours" if overview["hours"] != 1 else "hour"
     yield f"Last {span}, until {_format_time(overview['time'])}"
     yield ""

@@ -1,4 +1,4 @@
-"""Shared parts of the commands: groups, arguments, options, renamed options, and the question before an upload."""
+"""What commands share: groups, arguments, options, new names of options, and the question before an upload."""
 
 from __future__ import annotations
 
@@ -30,10 +30,12 @@ Json = Annotated[bool, Option("--json", help="Print JSON instead of text.")]
 Resamples = Annotated[int, Option(min=100, help="Number of bootstrap resamples.")]
 JsonFile = Annotated[Path | None, Option(help="Also write the result to this JSON file.")]
 Seed = Annotated[int, Option(min=0, help="Seed of the random choices.")]
-Raters = Annotated[int | None, Option(min=1, help="Number of raters who share the items; by default, each rates all.")]
+Raters = Annotated[
+    int | None, Option(min=1, help="Number of raters who share the items; by default, every rater rates all items.")
+]
 Overlap = Annotated[
     int | None,
-    Option(min=1, help="With --raters: number of raters for each item; by default 2, or all in rating sets."),
+    Option(min=1, help="With --raters: number of raters for each item; by default 2, but in rating sets all raters."),
 ]
 Store = Annotated[
     Text,
@@ -49,7 +51,7 @@ Embedding = Annotated[
     Option(
         metavar="MODEL",
         help="Embedding model: all-minilm-l6-v2, all-minilm-l6-v2-int8 (no torch), or a sentence-transformers model. "
-        "By default, the one that built the existing index or reference, and all-minilm-l6-v2 for a new one.",
+        "By default, the model of the existing index or reference; for a new one, all-minilm-l6-v2.",
     ),
 ]
 ExcludeRater = Annotated[Texts, Option(metavar="RATER", help="Exclude this rater, by name or code. Repeatable.")]
@@ -70,7 +72,7 @@ def _reference(page: str) -> str:
 
 
 class Group(Typer):
-    """A group of commands. The help of each command has an example and names its page, by default the group's page."""
+    """A group of commands. Each command's help ends with an example and its page, by default the group's page."""
 
     def __init__(self, name: str, summary: str, page: str) -> None:
         self.page = page
@@ -79,7 +81,7 @@ class Group(Typer):
         )
 
     def command(self, *names: Any, example: str = "", page: str = "", **options: Any) -> Callable[[Any], Any]:
-        """Register a command, as Typer.command does. `example` has the arguments and options of the example."""
+        """Register a command like Typer.command. `example` contains the arguments and options of the help's example."""
 
         def add(function: Any) -> Any:
             words = f"{self.info.name} {names[0] if names else function.__name__} {example}".strip()
@@ -89,7 +91,7 @@ class Group(Typer):
 
 
 def resolve(name: str, overrides: list[str] | None) -> Resolved:
-    """Return the recipe with its overrides. Raises RecipeError, which lists every problem, if it is invalid."""
+    """Return the recipe with the overrides applied. Raises RecipeError, which lists every problem, if it is invalid."""
     from meditune.config import load_recipe
 
     return load_recipe.load_recipe(name, overrides or [])
@@ -101,7 +103,7 @@ def refuse_upload(text: str) -> None:
 
 
 def approval(yes: bool, refusal: Approve | None = None) -> Approve:
-    """Return the function that asks before an upload. With `yes`, it doesn't ask; without a terminal, it refuses."""
+    """Return a function that asks before an upload. With `yes`, it doesn't ask; otherwise, it needs a terminal."""
     from meditune.hosted_pipeline import refuse
 
     def approve(text: str) -> None:
@@ -141,20 +143,20 @@ compare: changed show-changes, changes changes-file, json json-file
 seeds: json json-file
 """
 RENAMED: dict[str, dict[str, str]] = {}
-"""For each command, the options of the last version with their new names. The next version refuses the old names."""
+"""Command -> {old option: new option}. The previous version used the old names, and the next version refuses them."""
 for _line in _RENAMED.strip().splitlines():
     _command, _, _pairs = _line.partition(": ")
     for _pair in _pairs.split(", "):
         _old, _new = _pair.split()
         RENAMED.setdefault(_command, {})[f"--{_old}"] = f"--{_new}"
-RENAMED_COMMANDS = {"registry try": "registry canary"}  # Names of the last version; the next one refuses them
+RENAMED_COMMANDS = {"registry try": "registry canary"}  # Old name -> new name; the next version refuses old names
 REMOVED = {
     "learn queue": dict.fromkeys(
         ("--ask", "--model", "--predictions", "--samples", "--embedding"),
-        "was removed with the strategies that asked models, because they saved no labels; --strategy feedback (users' "
-        "corrections and ratings, then a random choice) took their place",
+        "was removed, together with the strategies that queried models, because these saved no labels. Use --strategy "
+        "feedback, which chooses answers that users corrected or rated down, then random items",
     )
-}  # By command: options that earlier versions had, with what took their place
+}  # Command -> {removed option: the reason and what replaces it}
 
 
 def note_new_name(old: str, new: str) -> None:
@@ -163,7 +165,10 @@ def note_new_name(old: str, new: str) -> None:
 
 
 def with_new_names(arguments: list[str]) -> list[str]:
-    """Return a command line with the new names of renamed commands and options; note each old name on stderr."""
+    """Return command-line arguments with old names replaced by new names, and print a note about each on stderr.
+
+    Raises MedituneError for a removed option.
+    """
     if new := RENAMED_COMMANDS.get(old := " ".join(arguments[:2])):
         note_new_name(old, new)
         arguments = [*new.split(), *arguments[2:]]

@@ -41,7 +41,7 @@ def show(registry: RegistryFolder, version: Id) -> None:
 @registry_app.command(example="clinic runs/quickstart")
 def add(
     registry: RegistryFolder,
-    run: Annotated[Path, Argument(metavar="RUN", help="Folder of a finished run, which is copied into the registry.")],
+    run: Annotated[Path, Argument(metavar="RUN", help="Folder of a finished run. It is copied into the registry.")],
     parent: Annotated[
         Texts, Option("--parent", metavar="VERSION", help="Version that the run was trained from. Repeatable.")
     ] = None,
@@ -103,13 +103,13 @@ def guard(
     registry: RegistryFolder,
     store: Store = None,
     reference: Annotated[
-        Path | None, Option(metavar="REFERENCE", help="Drift reference, whose alerts are taken into account.")
+        Path | None, Option(metavar="REFERENCE", help="Also consider the alerts of this drift reference.")
     ] = None,
     canary: Annotated[
-        Path | None, Option(metavar="RESULTS", help="Results of `meditune drift canary`, to take into account.")
+        Path | None, Option(metavar="RESULTS", help="Also consider these results of `meditune drift canary`.")
     ] = None,
 ) -> None:
-    """Roll back or end the trial if answers got worse; the exit code is then 6."""
+    """Roll back, or end the trial, if answers got worse. The exit code is then 6."""
     from meditune.operate.retraining.rollback import guard as check_versions
 
     found = check_versions(registry, store, reference, canary)
@@ -125,17 +125,18 @@ def retrain(
     trust: Annotated[
         Texts,
         Option(
-            metavar="KEY|all", help="Also use corrections made with this key (its id), or all corrections. Repeatable."
+            metavar="KEY|all", help="Also use corrections made with the key of this id, or all corrections. Repeatable."
         ),
     ] = None,
     labels: Annotated[
         Paths, Option(metavar="FILE", help="File of questions with experts' answers or decisions. Repeatable.")
     ] = None,
     queue: Annotated[
-        Paths, Option(metavar="DIR", help="Queue of `meditune learn queue` that experts judged. Repeatable.")
+        Paths, Option(metavar="DIR", help="Folder of `meditune learn queue` with experts' judgements. Repeatable.")
     ] = None,
     literature: Annotated[
-        Paths, Option(metavar="LIBRARY|FILE", help="Library of `meditune update`, or its file of pairs. Repeatable.")
+        Paths,
+        Option(metavar="LIBRARY|FILE", help="Library of `meditune update`, or the file of pairs in it. Repeatable."),
     ] = None,
     decisions: Annotated[
         Path | None, Option(metavar="FILE", help="File of decisions that `meditune annotate import` wrote.")
@@ -144,25 +145,27 @@ def retrain(
     overrides: Overrides = None,
     replay: Annotated[float, Option(min=0, help="Number of old training rows to replay for each new row.")] = 1.0,
     held_out: Annotated[float, Option(min=0.05, max=0.9, help="Share of the new rows to hold out for testing.")] = 0.3,
-    dev_share: Annotated[float, Option(min=0.0, max=0.5, help="Share of the new rows for development.")] = 0.1,
-    min_rows: Annotated[int, Option(min=1, help="Minimum number of new rows; with fewer, nothing is trained.")] = 20,
+    dev_share: Annotated[float, Option(min=0.0, max=0.5, help="Share of the new rows to use as the dev split.")] = 0.1,
+    min_rows: Annotated[
+        int, Option(min=1, help="Minimum number of new rows; with fewer rows, nothing is trained.")
+    ] = 20,
     gate: Annotated[
         Path | None,
         Option(
             "--gate",
             metavar="FILE",
-            help="Policy (YAML) for the old test items, instead of the default.",
+            help="Gate policy (YAML) for the old test items, instead of the default policy.",
         ),
     ] = None,
     gate_new: Annotated[
         Path | None,
-        Option(metavar="FILE", help="Policy (YAML) for the new test items, instead of the default."),
+        Option(metavar="FILE", help="Gate policy (YAML) for the new test items, instead of the default policy."),
     ] = None,
     export: Annotated[
         Texts,
         Option(
             metavar="KIND",
-            help="Format to export to: openvino or gguf; by default those of the current version. Repeatable.",
+            help="Format to export to: openvino or gguf; by default, the current version's formats. Repeatable.",
         ),
     ] = None,
     on_pass: Annotated[
@@ -174,22 +177,22 @@ def retrain(
     restart: Annotated[bool, Option("--restart", help="Discard an unfinished retraining and start again.")] = False,
     restart_if_changed: Annotated[bool, Option("--restart-if-changed", hidden=True)] = False,
 ) -> None:
-    """Train the next version on new data and compare it.
+    """Train a version on new data, and compare it with the current one.
 
-    The new and the current version are evaluated on the old test items and on held-out new items. The registry stores
-    the new version; it is promoted only if it passes its gate. Exit code 5 means it didn't pass. Repeat an interrupted
-    command to resume it.
+    Both versions are evaluated on the old test items and on held-out new items. The registry stores the new version,
+    which is promoted only if it passes its gate. Exit code 5 means that it didn't pass. Repeat an interrupted command
+    to resume it.
     """
     from meditune.operate.retraining import retrain as retraining
     from meditune.operate.retraining.new_training_data import Shares, TrainingDataSources
 
-    # The empty name stands for callers without a key.
+    # An empty id would mean callers without a key, so it is dropped.
     trusted = tuple(key for key in trust or () if key)
     sources = TrainingDataSources(
         store, trusted, tuple(labels or ()), tuple(queue or ()), tuple(literature or ()), index
     )
     if sources.is_empty:
-        raise DataError("There are no new data. Give --store, --labels, --queue or --literature.")
+        raise DataError("There are no new data. Specify --store, --labels, --queue or --literature.")
     options = retraining.Options(
         sources,
         Shares(held_out, dev_share, replay),
@@ -214,7 +217,9 @@ def retrain(
 def loop(
     context: typer.Context,
     config: Annotated[Path, Argument(metavar="CONFIG", help="YAML file with the stages; the guide has an example.")],
-    once: Annotated[bool, Option("--once", help="Run the due stages, then exit; code 1 if one failed.")] = False,
+    once: Annotated[
+        bool, Option("--once", help="Run the due stages, then exit; exit code 1 if a stage failed.")
+    ] = False,
     status: Annotated[bool, Option("--status", help="Print the state of each stage and exit.")] = False,
 ) -> None:
     """Run updates, drift checks, rollback and retraining on a schedule. The loop runs in one process until ctrl-C."""
@@ -225,7 +230,7 @@ def loop(
         print_lines(state.line(name) for name, state in load_states(found.registry).items())
         return
     if failed := run(found, typer.echo, once):
-        raise MedituneError(f"{failed} of the stages failed; the next call tries them again.")
+        raise MedituneError(f"{failed} of the stages failed. The next call runs them again.")
 
 
 def _registry(folder: Path) -> Registry:
@@ -278,7 +283,7 @@ def _details(registry: Registry, id: str) -> Iterator[str]:
     if found.note:
         yield f"Note: {found.note}"
     if found.gate is None:
-        yield "Gate: none; it was compared with no other version."
+        yield "Gate: none; the version wasn't compared with another."
     else:
         yield f"Gate, against {found.gate['against']}: {'passed' if found.passed else 'NOT passed'}"
         for items, judged in found.gate["on"].items():

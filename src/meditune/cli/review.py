@@ -12,14 +12,14 @@ from meditune.cli.options import ExcludeRater, Group, Overlap, Overrides, Raters
 from meditune.cli.tables import VERDICTS, console, interval, number, p_value, print_lines, print_remarks, print_table
 from meditune.errors import MedituneError
 
-app = Group("review", "Let people rate answers blindly, and report the results.", "how-to/rate-answers.md")
+app = Group("review", "Let people rate blinded answers, and report the results.", "how-to/rate-answers.md")
 
 Set = Annotated[Path, Argument(metavar="DIR", help="Folder of the rating set.")]
 Host = Annotated[str, Option(help="Address to listen on. Other machines need the token that is printed.")]
 Port = Annotated[int, Option(min=0, max=65535, help="Port; 0 selects a free port.")]
 Adjudicate = Annotated[bool, Option("--adjudicate", help="Show only items on which raters disagree.")]
 To = Annotated[Path | None, Option("--to", help="Output file; DIR/ratings.csv or DIR/label-studio.json by default.")]
-Format = Annotated[Text, Option(help="Format: csv or label-studio; by default from the file's extension.")]
+Format = Annotated[Text, Option(help="Format: csv or label-studio; by default, the file's extension decides.")]
 
 
 @app.command(example="runs/quickstart --questions 30")
@@ -32,7 +32,7 @@ def create(
     overlap: Overlap = None,
     seed: Seed = 17,
 ) -> None:
-    """Make a blinded rating set from the answers of a run's base model, its tuned model and the reference."""
+    """Make a blinded rating set of a run's answers and references. The answers are those of base and tuned model."""
     from meditune.review.rating_set import create as make
 
     folder = output or run / "review"
@@ -40,7 +40,7 @@ def create(
     typer.echo(f"{counts['answers']} answers to {counts['questions']} questions, in random order, with hidden origin.")
     if counts["alike"]:
         typer.echo(
-            f"{counts['alike']} of them come from more than one of base, tuned and reference; each is rated once."
+            f"{counts['alike']} of these answers come from several of base, tuned and reference. Each is rated once."
         )
     typer.echo(f"Rating set: {folder.resolve()}. Start the page for raters: meditune review serve {folder}")
 
@@ -82,7 +82,7 @@ def import_set(
     folder: Set,
     file: Annotated[Path, Argument(metavar="FILE", help="Ratings: CSV file, or JSON export of Label Studio.")],
 ) -> None:
-    """Import ratings from a file. They replace earlier ratings by the same rater."""
+    """Import ratings from a file. Imported ratings replace earlier ratings by the same rater."""
     from meditune.review.import_export import import_ratings as take
 
     taken = take(folder, file)
@@ -94,7 +94,7 @@ def pairs(
     folder: Set,
     output: Annotated[Path, Option("--output", "-o", help="JSON Lines file to write, for train.preference.path.")],
     margin: Annotated[
-        float, Option(min=0.01, max=4, help="Minimum difference between the scores of a pair, which range from 1 to 5.")
+        float, Option(min=0.01, max=4, help="Minimum difference between the scores (1 to 5) of the two answers.")
     ] = 1.0,
     per_question: Annotated[int, Option(min=1, help="Maximum number of pairs per question.")] = 10,
 ) -> None:
@@ -105,14 +105,14 @@ def pairs(
     typer.echo(f"{summary.rated} pairs of rated answers, {summary.corrected} with an answer that a rater wrote.")
     for reason, count in summary.left_out.items():
         typer.echo(f"Left out: {count} {reason}")
-    typer.echo(f"Pairs: {output.resolve()}. A run doesn't train on pairs of questions that it tests on.")
+    typer.echo(f"Pairs: {output.resolve()}. A run doesn't train on pairs whose questions are test items.")
 
 
 def _print_results(results: dict[str, Any]) -> None:
     from meditune.statistics import LEVEL
 
     rows = []
-    axes = {"All lines": results["overall"]} | {axis["title"]: axis for axis in results["axes"].values()}
+    axes = {"All criteria": results["overall"]} | {axis["title"]: axis for axis in results["axes"].values()}
     for title, row in axes.items():
         cells = [number(row["origins"][name]["score"], 1) or "–" for name in ("base", "tuned", "reference")]
         if difference := row["difference"]:
@@ -124,11 +124,11 @@ def _print_results(results: dict[str, Any]) -> None:
             cells += [""] * 4
         alpha = number(row["agreement"]["alpha"]["value"], 2) or "–" if "agreement" in row else ""
         rows.append((title, *cells, alpha))
-    titles = ("line", "base", "tuned", "reference", "tuned - base", "95 % interval", "p, Holm", "verdict", "alpha")
+    titles = ("criterion", "base", "tuned", "reference", "tuned - base", "95 % interval", "p, Holm", "verdict", "alpha")
     print_table(titles, rows, left_aligned=["verdict"])
     out = console()
     out.print(
-        "Scores: 100 means always the best option. Alpha: Krippendorff's; 1 is full agreement, 0 agreement by chance."
+        "Score 100: the best option in every rating. Alpha (Krippendorff): 1 is full agreement, 0 agreement by chance."
     )
     out.print(
         f"{results['ratings']:,} ratings of {results['answers']:,} answers by {results['raters']} raters "
@@ -153,13 +153,17 @@ def create_annotation_set(
     rows: Annotated[int, Option(min=1, help="Number of rows to check.")] = 100,
     sample: Annotated[str, Option(help="random, or suspicious (the most suspicious rows first).")] = "random",
     stratify_by: Annotated[
-        str, Option(help="none, or choose equal numbers of rows by source, decision or question_type.")
+        str, Option(help="source, decision or question_type: choose equal numbers of rows per value; or none.")
     ] = "none",
     raters: Raters = None,
     overlap: Overlap = None,
     shared_rows: Annotated[int, Option(min=0, help="Number of rows that every rater judges.")] = 0,
-    gold: Annotated[Path | None, Option(help="Known items with a column verdict, to find careless raters.")] = None,
-    synthetic_gold: Annotated[int, Option(min=0, help="Number of known items to make, with another row's answer.")] = 0,
+    gold: Annotated[
+        Path | None, Option(help="File of known items with a column verdict, to find careless raters.")
+    ] = None,
+    synthetic_gold: Annotated[
+        int, Option(min=0, help="Number of known wrong items to make: rows with another row's answer.")
+    ] = 0,
     include_test: Annotated[
         bool, Option("--include-test", help="Include test items; decisions never change them.")
     ] = False,
@@ -176,7 +180,7 @@ def create_annotation_set(
     for count, what in (
         (counts.decided, "rows were checked before and aren't included again."),
         (counts.rejected, "rows of the table couldn't be read."),
-        (counts.restricted, "rows are restricted: only people who may read that data may check them."),
+        (counts.restricted, "rows are restricted: only people who may read the restricted data may check these rows."),
     ):
         if count:
             typer.echo(f"{count} {what}")
@@ -192,7 +196,7 @@ def serve_annotation_set(
     exclude_rater: ExcludeRater = None,
     exclude_careless: ExcludeCareless = False,
 ) -> None:
-    """Serve the page for checking rows until ctrl-C."""
+    """Serve the page on which people check rows, until ctrl-C."""
     from meditune.review.annotation_results import open_disputes
     from meditune.review.rating_set import VALIDATE
     from meditune.review.review_server import serve as run_server
@@ -217,7 +221,9 @@ def export_annotations(
     folder: AnnotationSetFolder,
     to: To = None,
     format: Format = None,
-    unblind: Annotated[bool, Option("--unblind", help="Also write each item's row, and whether it is known.")] = False,
+    unblind: Annotated[
+        bool, Option("--unblind", help="Also write the row of each item, and whether it is a known item.")
+    ] = False,
 ) -> None:
     """Export judgements with raters' names as CSV or Label Studio tasks."""
     from meditune.review.import_export import export as write
@@ -233,7 +239,7 @@ def import_annotations(
         Path | None, Argument(metavar="FILE", help="Ratings: CSV file, or JSON export of Label Studio.")
     ] = None,
     output: Annotated[
-        Path | None, Option("--output", "-o", help="File for the decisions, to use as data.decisions.")
+        Path | None, Option("--output", "-o", help="File for the decisions, to set as data.decisions.")
     ] = None,
     exclude_rater: ExcludeRater = None,
     exclude_careless: ExcludeCareless = False,
@@ -244,14 +250,15 @@ def import_annotations(
     from meditune.review.rating_set import VALIDATE
 
     if file is None and output is None:
-        raise MedituneError("Give a FILE of ratings to import, --output for the decisions, or both.")
+        raise MedituneError("Specify a FILE of ratings to import, --output for the decisions, or both.")
     if file is not None:
         taken = take(folder, file, VALIDATE)
         typer.echo(f"{taken.new} new ratings, {taken.changed} changed, {taken.unchanged} unchanged.")
     if output is not None:
         counts = write_decisions(folder, output, exclude_rater or (), exclude_careless)
         typer.echo(
-            f"{counts.decided} rows decided, {counts.undecided} undecided; {counts.from_other_sets} of other sets kept."
+            f"{counts.decided} rows decided, {counts.undecided} undecided. "
+            f"Decisions from other sets kept: {counts.from_other_sets}."
         )
         typer.echo(f"Decisions: {output.resolve()}. Use them: --set data.decisions={output}")
 
@@ -280,7 +287,7 @@ def _print_annotation_results(results: dict[str, Any]) -> None:
         out.print(f"Agreement: Krippendorff's alpha {alpha['value']:.2f} on {alpha['items']} rows.")
     for name, seen in results["suspicions"].items():
         if seen["decided"]:
-            out.print(f"Suspicion {name}: {seen['faulty']} of {seen['decided']} suspected rows aren't correct.")
+            out.print(f"Suspicion {name}: {seen['faulty']} of {seen['decided']} suspected rows are incorrect.")
     for rater in results["raters"]:
         known = f"{rater['known_right']} of {rater['known_judged']} known items judged correctly"
         out.print(f"{rater['code']} {rater['name']}: {known}.", markup=False)

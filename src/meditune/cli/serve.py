@@ -39,17 +39,19 @@ Quota = Annotated[int | None, Option(min=1, help="Maximum tokens per day; by def
 ServedModel = Annotated[
     str, Argument(metavar="RUN|REGISTRY", help="Folder of a run, registry or model, or a catalogue name or hub id.")
 ]
-IndexPlace = Annotated[Text, Option(metavar="INDEX", help="Index to answer from, citing its passages.")]
-JudgeRun = Annotated[Text, Option(metavar="RUN", help="Run folder of a judge, which checks the sentences of answers.")]
+IndexPlace = Annotated[Text, Option(metavar="INDEX", help="Answer from this index, and cite its passages.")]
+JudgeRun = Annotated[
+    Text, Option(metavar="RUN", help="Run folder of an evidence judge, which checks each sentence of answers.")
+]
 EngineName = Annotated[
     str,
-    Option(help="openvino, llamacpp, transformers, onnx, vllm, or auto: the run's fastest export, measured once."),
+    Option(help="openvino, llamacpp, transformers, onnx, vllm, or auto (the run's fastest export, measured once)."),
 ]
-EngineUrl = Annotated[Text, Option(help="With --engine vllm: address of the vLLM server, up to /v1.")]
+EngineUrl = Annotated[Text, Option(help="With --engine vllm: address of the vLLM server, including /v1.")]
 ModelName = Annotated[Text, Option(help="Name of the model for clients; the folder's name by default.")]
 Host = Annotated[str, Option(envvar="MEDITUNE_HOST", help="Address to listen on. Other machines need an API key.")]
 Port = Annotated[int, Option(min=0, max=65535, envvar="MEDITUNE_PORT", help="Port; 0 selects a free port.")]
-RequireKey = Annotated[bool, Option("--require-key", help="Require an API key also from callers on this machine.")]
+RequireKey = Annotated[bool, Option("--require-key", help="Require an API key from callers on this machine, too.")]
 AllowAnonymous = Annotated[
     bool,
     Option(
@@ -67,7 +69,7 @@ DailyTokens = Annotated[
 ]
 MaxNewTokens = Annotated[int, Option(min=1, help="Maximum answer length that a request may ask for, in tokens.")]
 MaxMessageCharacters = Annotated[
-    int, Option(min=1, max=4000, help="Maximum length of a user's message in characters; longer ones are refused.")
+    int, Option(min=1, max=4000, help="Maximum length of a user's message in characters; longer messages are refused.")
 ]
 Timeout = Annotated[float, Option(min=1, help="Maximum duration of an answer, in seconds.")]
 Certificate = Annotated[Path | None, Option(exists=True, dir_okay=False, help="PEM file of the TLS certificate chain.")]
@@ -103,7 +105,9 @@ def serve(
     per_minute: RatePerMinute = 0,
     daily_tokens: DailyTokens = 0,
     concurrency: Annotated[int, Option(min=1, help="Number of requests that are answered at the same time.")] = 16,
-    queue_size: Annotated[int, Option(min=0, help="Number of requests that may wait; more are refused with 429.")] = 64,
+    queue_size: Annotated[
+        int, Option(min=0, help="Maximum number of waiting requests; further requests get status 429.")
+    ] = 64,
     max_new_tokens: MaxNewTokens = 1024,
     max_message_characters: MaxMessageCharacters = 4000,
     max_context_characters: Annotated[
@@ -115,13 +119,17 @@ def serve(
     timeout: Timeout = 120.0,
     max_restarts: Annotated[
         int,
-        Option(min=0, envvar="MEDITUNE_RESTARTS", help="Maximum number of restarts in a row after crashes."),
+        Option(
+            min=0,
+            envvar="MEDITUNE_RESTARTS",
+            help="Maximum number of consecutive restarts of the engine after crashes.",
+        ),
     ] = 6,
     cors: Annotated[
         Texts,
         Option(
             metavar="ORIGIN",
-            help="Origin whose pages may call the server: https://example.org. Repeatable.",
+            help="Origin whose pages may call the server, such as https://example.org. Repeatable.",
         ),
     ] = None,
     certificate: Certificate = None,
@@ -139,7 +147,7 @@ def serve(
         Option(
             metavar="REFERENCE",
             envvar="MEDITUNE_DRIFT",
-            help="Check for drift from this reference of `meditune drift fit`, and send alerts.",
+            help="Check for drift from this reference (see `meditune drift fit`), and send alerts.",
         ),
     ] = None,
     drift_interval: Annotated[float, Option(min=1, help="Seconds between drift checks.")] = 60.0,
@@ -151,7 +159,7 @@ def serve(
         Option(
             metavar="INPUT,OUTPUT",
             envvar="MEDITUNE_PRICE",
-            help="Prices of a million input and output tokens: 0.15,0.60.",
+            help="Prices of a million input tokens and a million output tokens: 0.15,0.60.",
         ),
     ] = "",
     hourly_cost: Annotated[float, Option(min=0, envvar="MEDITUNE_HOURLY", help="Cost of the machine per hour.")] = 0.0,
@@ -225,7 +233,7 @@ def mcp(
         Option(metavar="DIR", help="Also offer the tool evaluate, which writes its results to this folder."),
     ] = None,
     recipe: Annotated[
-        Text, Option(help="With --evaluate: recipe of the evaluation; by default the run's, or else quickstart.")
+        Text, Option(help="With --evaluate: recipe of the evaluation; by default the run's recipe, or quickstart.")
     ] = None,
 ) -> None:
     """Serve a model to other programs as MCP tools: ask and search.
@@ -237,7 +245,7 @@ def mcp(
     from meditune.store import default_place
 
     if recipe and not evaluate:
-        raise DataError("--recipe chooses the recipe of the tool evaluate. Give --evaluate DIR too.")
+        raise DataError("--recipe chooses the recipe of the tool evaluate. Add --evaluate DIR.")
     http_server.refuse_uninstalled(mcp=True)
     store_place = store or default_place()
     settings = Settings(
@@ -334,14 +342,16 @@ def revoke(id: KeyId, store: Store = None) -> None:
 @answers_app.command(example="--key KEY")
 def delete(
     id: Annotated[Text, Argument(metavar="[ID]", help="Id of an answer: ask-... or chatcmpl-...")] = None,
-    key: Annotated[Text, Option(metavar="KEY", help="Id of a key: delete all answers to its questions.")] = None,
+    key: Annotated[
+        Text, Option(metavar="KEY", help="Id of a key: delete all answers to questions asked with this key.")
+    ] = None,
     store: Store = None,
 ) -> None:
-    """Delete an answer, or all answers to a key's questions, with their feedback."""
+    """Delete an answer, or all answers to questions asked with a key. Their feedback is also deleted."""
     if (id is None) == (key is None):
         raise DataError("Give either an answer's ID or a key: meditune answers delete --key KEY.")
     if key:
-        typer.echo(f"{_answers(store).delete_all_of(key)} answers to questions of {key} were deleted.")
+        typer.echo(f"{_answers(store).delete_all_of(key)} answers to questions asked with {key} were deleted.")
         return
     if not _answers(store).delete(id or ""):
         raise DataError(f"There is no answer {id!r}. It was never stored or is already deleted.")
@@ -360,7 +370,9 @@ def prune(
 def export(
     output: Annotated[Path, Option("--output", "-o", help="JSON Lines file to write.")],
     store: Store = None,
-    index: Annotated[Text, Option(metavar="INDEX", help="Add each answer's first 3 passages, from INDEX.")] = None,
+    index: Annotated[
+        Text, Option(metavar="INDEX", help="Add the first 3 passages of each answer, taken from INDEX.")
+    ] = None,
 ) -> None:
     """Export stored answers with feedback to a file that only you can read."""
     from meditune.files import write_jsonl
@@ -384,7 +396,7 @@ def _serve(
     watched: Callable[[Service, str], DriftWatcher] | None = None,
     extend: Extend | None = None,
 ) -> None:
-    """Run the server until it is stopped. `options` are the fields of ServerOptions."""
+    """Run the server until it is stopped. `options` are the values of the fields of ServerOptions."""
     from meditune import observability
     from meditune.hardware import limit_malloc_arenas, release_memory
     from meditune.serve import http_server
@@ -395,7 +407,7 @@ def _serve(
 
     known = _keys(store)
     settings = startup.safe(settings, place, known, allow_anonymous)
-    # Open the port first: if it is in use, no time is lost loading the model, which takes minutes.
+    # Open the port first: if it is in use, the error comes before the model is loaded, which takes minutes.
     sock = http_server.listening(place)
     observability.set_up_logging()
     traced = observability.set_up_tracing()
@@ -430,7 +442,7 @@ def _serve(
 def _watched(
     store: str, reference: Path, every_s: float, public_url: str, service: Service, address: str
 ) -> DriftWatcher:
-    """Start the drift watcher of the server."""
+    """Start the server's drift watcher, and return it."""
     from meditune.operate.drift.drift_watcher import WatcherOptions, watch
 
     link = f"{(public_url or address).rstrip('/')}/admin#drift"

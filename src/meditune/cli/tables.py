@@ -1,4 +1,4 @@
-"""Printing: every table, statistic and JSON object of the command line is printed here."""
+"""Functions that print and format the command line's tables, statistics and JSON objects."""
 
 from __future__ import annotations
 
@@ -40,19 +40,19 @@ def print_table(titles: Sequence[str], rows: Iterable[Sequence[str]], left_align
 
 
 def print_lines(lines: Iterable[str]) -> None:
-    """Print lines as they are."""
+    """Print lines on stdout unchanged."""
     for line in lines:
         echo(line)
 
 
 def print_notes(notes: Iterable[str]) -> None:
-    """Print remarks on stderr."""
+    """Print remarks on stderr, each after "Note: "."""
     for note in notes:
         echo(f"Note: {note}", err=True)
 
 
 def print_remarks(remarks: Iterable[str]) -> None:
-    """Print warnings in yellow."""
+    """Print remarks on stdout in yellow."""
     for remark in remarks:
         console().print(remark, style="yellow", markup=False)
 
@@ -68,11 +68,11 @@ def number(value: float | None, digits: int, sign: str = "") -> str:
 
 
 def interval(row: Mapping[str, Any], digits: int) -> str:
-    """Return the 95 % interval of a comparison's difference."""
+    """Return the 95 % interval of a difference as text, such as "-0.1 to +2.3"."""
     low, high = row["ci95"]
     return f"{low:+.{digits}f} to {high:+.{digits}f}"
 
 
 def p_value(value: float | None) -> str:
-    """Return a p-value, or "" for None."""
+    """Return a p-value with three decimals, "<0.001" below that, or "" for None."""
     return "" if value is None else "<0.001" if value < 0.001 else f"{value:.3f}"

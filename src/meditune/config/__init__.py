@@ -1,4 +1,4 @@
-"""Recipes: YAML files that describe a whole run. `load_recipe` reads, prints and saves them."""
+"""Recipes: YAML files that describe a complete run. The module `load_recipe` reads, prints and saves recipes."""
 
 from __future__ import annotations
 
@@ -8,5 +8,5 @@ FOLDER = Path(__file__).parent / "recipes"
 
 
 def shipped() -> dict[str, Path]:
-    """Return the files of the shipped recipes by name, sorted by name."""
+    """Return name -> file for the recipes that come with Meditune, sorted by name."""
     return {path.stem: path for path in sorted(FOLDER.glob("*.yaml"))}

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 
 class Spec(BaseModel):
-    """A group of options. The description of an option is in its Field or in the docstring after it."""
+    """A group of recipe options. Each option is described in its Field or in the docstring after it."""
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
@@ -22,7 +22,7 @@ _REPEATED = ("keep", "group", "merge", "off")
 
 
 class QualityRule(NamedTuple):
-    """A rule of quality control; its actions are those of `data.quality.rules`."""
+    """A rule of quality control: its default action, its allowed actions and its description."""
 
     default: str
     actions: tuple[str, ...]
@@ -31,20 +31,24 @@ class QualityRule(NamedTuple):
 
 QUALITY_RULES: dict[str, QualityRule] = {
     "encoding": QualityRule("mend", _MEND, "Wrongly decoded text (Ã© for é)."),
-    "layout": QualityRule("mend", _MEND, "Remains of a page's layout: broken lines, merged lists, stray spaces."),
+    "layout": QualityRule("mend", _MEND, "Leftovers of page layout: broken lines, merged lists, stray spaces."),
     "boilerplate": QualityRule("mend", _MEND, 'Web page text around the answer ("Key Points", "click here").'),
-    "language": QualityRule("drop", _DROP, "An answer that is in none of data.quality.languages."),
+    "language": QualityRule("drop", _DROP, "An answer in a language that isn't in data.quality.languages."),
     "not_a_question": QualityRule("flag", _DROP, "A question that asks nothing."),
     "not_medical": QualityRule("flag", _DROP, "A row without medical terms."),
     "too_short": QualityRule("flag", _DROP, "An answer of fewer than 3 words."),
     "too_long": QualityRule("flag", _DROP, "An answer of more than 2,000 words."),
-    "truncated": QualityRule("flag", _DROP, "An answer that ends in mid-sentence."),
+    "truncated": QualityRule("flag", _DROP, "An answer that ends mid-sentence."),
     "off_topic": QualityRule("flag", _DROP, "An answer that shares no content word with its question."),
-    "exact_duplicate": QualityRule("drop", _DROP, "A row that repeats another, apart from case and punctuation."),
-    "near_duplicate": QualityRule("drop", _DROP, "A row with the same question and nearly the same answer."),
+    "exact_duplicate": QualityRule("drop", _DROP, "A row that equals another row, apart from case and punctuation."),
+    "near_duplicate": QualityRule(
+        "drop", _DROP, "A row with the same question and nearly the same answer as another row."
+    ),
     "cross_source": QualityRule("drop", _DROP, "A row that (nearly) repeats a row of a source listed earlier."),
     "cross_split": QualityRule("drop", _DROP, "A training row that (nearly) repeats a test or development item."),
-    "repeated_question": QualityRule("keep", _REPEATED, "A question that another row repeats with a different answer."),
+    "repeated_question": QualityRule(
+        "keep", _REPEATED, "A question that occurs in several rows, with different answers."
+    ),
 }
 """Rules of quality control by name, in the order in which they are applied"""
 
@@ -53,8 +57,8 @@ class QualitySpec(Spec):
     """Quality control of the rows before they are split."""
 
     rules: dict[str, str] = Field(default_factory=dict)
-    """Rule -> action, for rules that don't use their default action. drop leaves the row out, mend corrects it, flag
-    keeps and counts it, off disables the rule (docs/explanation/data-preparation.md lists the rules)."""
+    """Rule -> action, to replace the rule's default action. drop leaves the row out, mend corrects it, flag keeps and
+    counts it, and off disables the rule (docs/explanation/data-preparation.md lists the rules)."""
     languages: list[str] = Field(default_factory=lambda: ["en"], min_length=1)
     """Allowed languages of answers, as ISO 639-1 codes."""
     keep: list[str] = Field(default_factory=list)
@@ -63,7 +67,7 @@ class QualitySpec(Spec):
     @field_validator("rules")
     @classmethod
     def _are_known(cls, rules: dict[str, str]) -> dict[str, str]:
-        """Return the actions that aren't the default, in the order of the rules."""
+        """Return the actions that differ from the default, in the order of QUALITY_RULES."""
         for name, action in rules.items():
             if name not in QUALITY_RULES:
                 near = difflib.get_close_matches(name, QUALITY_RULES, n=1, cutoff=0.5)
@@ -81,15 +85,15 @@ class QualitySpec(Spec):
         return self.rules.get(rule, QUALITY_RULES[rule].default)
 
 
-CONTEXTS = "contexts"  # the value of `index` that searches the contexts of the run's own examples
+CONTEXTS = "contexts"  # the value of `index` for searching the contexts of the run's own examples
 
 
 class SearchedSpec(Spec):
     """The collection to search."""
 
     index: str | None = Field(None, min_length=1)
-    """Index to search (built by `meditune index build`), or contexts: the contexts of the run's own examples, searched
-    by BM25 in memory."""
+    """Index to search (built by `meditune index build`). The value contexts means the contexts of the run's own
+    examples, which BM25 searches in memory."""
 
 
 class RetrieveSpec(SearchedSpec):
@@ -99,14 +103,14 @@ class RetrieveSpec(SearchedSpec):
 
 
 class TrainRetrieveSpec(SearchedSpec):
-    """Training with retrieved passages: the example's own passage among irrelevant ones.
+    """Training with retrieved passages: an example's own passage among irrelevant passages.
 
-    The method follows RAFT (Zhang et al. 2024, arXiv:2403.10131): the prompt of an example has three passages in random
-    order. In a fifth of these examples, the example's own passage is missing. If `index` is empty, the contexts are
-    searched. Passages of dev and test items are never used.
+    The method follows RAFT (Zhang et al. 2024, arXiv:2403.10131): the prompt of such an example contains three passages
+    in random order. In a fifth of the prompts, the example's own passage is missing. If `index` is empty, the contexts
+    of the run's examples are searched. Passages of dev and test items are never used.
     """
 
-    share: float = Field(0.0, ge=0, le=1, description="Share of training examples with retrieved passages; 0 is off.")
+    share: float = Field(0.0, ge=0, le=1, description="Share of training examples with retrieved passages; 0: off.")
 
 
 Kind = Literal[
@@ -114,7 +118,7 @@ Kind = Literal[
     "vehicle", "device", "address", "city", "zip", "hospital", "id", "bracket",
 ]  # fmt: skip
 KINDS: tuple[Kind, ...] = get_args(Kind)
-"""Textual identifiers of Safe Harbor (45 CFR 164.514(b)(2)), hospitals, and MIMIC's brackets"""
+"""The textual identifiers of Safe Harbor (45 CFR 164.514(b)(2)), names of hospitals, and MIMIC's brackets"""
 
 
 Task = Literal["answer", "decision", "claim"]
@@ -131,23 +135,23 @@ class SourceSpec(Spec):
     """One source of examples."""
 
     name: str = Field(min_length=1)
-    """Name of a known source, such as pubmedqa or scifact, or own. Several files of your own have names such as
-    own/trials."""
+    """Name of a known source, such as pubmedqa or scifact; or own, for your own file. If you have several files, name
+    them own/NAME, for example own/trials."""
     path: str | None = None
     """File or folder of the source; if empty, the source is taken from MEDITUNE_DATA or the cache, or downloaded."""
     fields: dict[str, str] = Field(default_factory=dict)
-    """For your own files: field of an example -> column (question: prompt)."""
+    """For your own files: field of an example -> column of the file, for example {question: prompt}."""
     labels: dict[str, Literal["supported", "refuted", "not_enough_information"]] = Field(default_factory=dict)
-    """For your own files of claims: word in the file -> supported, refuted or not_enough_information."""
+    """For your own files of claims: label in the file -> supported, refuted or not_enough_information."""
     split: Literal["train", "dev", "test"] | None = None
-    """The split that all rows of this source belong to; if empty, data.split decides."""
+    """Split for all rows of this source; if empty, data.split decides."""
     limit: int | None = Field(None, ge=1, description="Take a seeded sample of at most this many examples.")
     licence: str | None = None
-    """Licence of your own files (CC BY 4.0); a column named licence takes precedence."""
+    """Licence of your own files, for example CC BY 4.0; a column named licence takes precedence."""
     citation: str | None = Field(None, description="Citation or address of your own files.")
     style: Style = "expert"
-    """plain: evaluation asks for plain words with prompt.plain_cue. In training, this cue precedes answers up to
-    data.plain_grade; prompt.answer_cue precedes harder ones. expert: always prompt.answer_cue."""
+    """plain: the evaluation asks for plain words, with prompt.plain_cue. In training, prompt.plain_cue precedes answers
+    up to data.plain_grade, and prompt.answer_cue precedes harder answers. expert: prompt.answer_cue is always used."""
     thoughts: Thoughts = "strip"
     """For your own conversations: strip or keep the text between <think> and </think> in assistant turns."""
     restricted: bool = False
@@ -155,17 +159,19 @@ class SourceSpec(Spec):
 
     @property
     def is_own(self) -> bool:
-        """Return whether the source is the user's own file or hub data set."""
+        """Return whether the source is the user's own file or a data set on the hub."""
         return self.name == "own" or self.name.startswith("own/")
 
 
 class BalanceSpec(Spec):
     """Rebalancing of training examples: large groups are capped."""
 
-    by: BalanceBy | None = Field(None, description="Property that defines the groups; no rebalancing if empty.")
+    by: BalanceBy | None = Field(None, description="Property that defines the groups; if empty, nothing is rebalanced.")
     cap: int | None = Field(None, ge=1)
-    """Maximum number of training examples per group, sampled with the seed."""
-    sources: list[str] = Field(default_factory=list, description="Sources whose rows are grouped; all if empty.")
+    """Maximum number of training examples per group. Larger groups are sampled with the seed."""
+    sources: list[str] = Field(
+        default_factory=list, description="Sources whose rows are grouped; all sources if empty."
+    )
 
     @model_validator(mode="after")
     def _is_complete(self) -> BalanceSpec:
@@ -185,13 +191,15 @@ PhiAction = Literal["report", "mask", "surrogate", "refuse", "off"]
 class PhiSpec(Spec):
     """The handling of patients' identifiers (PHI) in the data.
 
-    docs/how-to/find-identifiers.md describes what is found and what isn't.
+    docs/how-to/find-identifiers.md describes which identifiers are found.
     """
 
     action: PhiAction = "report"
-    """report: count identifiers; mask: replace them by placeholders such as [NAME]; surrogate: replace them by invented
-    ones; refuse: stop with an error; off: don't search."""
-    kinds: list[Kind] = Field(default_factory=list, description="Kinds to search for; all if empty.")
+    """report: count identifiers; mask: replace them with placeholders such as [NAME]; surrogate: replace them with
+    invented identifiers; refuse: stop with an error; off: don't search for identifiers."""
+    kinds: list[Kind] = Field(
+        default_factory=list, description="Kinds of identifiers to search for; all kinds if empty."
+    )
     engine: Literal["rules", "presidio"] = "rules"
     """Detector; presidio needs the extra `phi` and is much slower."""
 
@@ -202,8 +210,8 @@ class DataSpec(Spec):
     sources: list[SourceSpec] = Field(default_factory=lambda: [SourceSpec(name="pubmedqa")], min_length=1)
     """Sources of examples."""
     split: Literal["official", "group", "newest"] = "official"
-    """official: the publisher's test set if there is one; group: split by group with the seed; newest: test on the most
-    recent publications, by year."""
+    """official: the publisher's test set if there is one, otherwise as with group; group: a random split that keeps
+    groups together; newest: test on the most recent publications, by year."""
     fold: int | None = Field(None, ge=0, lt=10)
     """Number of the PubMedQA fold (0 to 9) to use as dev; the other nine are for training."""
     dev_share: float = Field(0.1, gt=0, lt=0.5, description="Share of the non-test examples to use as dev.")
@@ -211,8 +219,8 @@ class DataSpec(Spec):
     """Share of examples to use for testing, if split is group or newest."""
     quality: QualitySpec = Field(default_factory=QualitySpec, description="Quality control.")
     max_reading_grade: float | None = Field(None, ge=0)
-    """Maximum Flesch-Kincaid grade of training answers. Harder rows keep only their decision, or are dropped if they
-    have none. Dev and test don't change."""
+    """Maximum Flesch-Kincaid grade of training answers. A row with a harder answer keeps only its decision, or is
+    dropped if it has no decision. Dev and test don't change."""
     plain_grade: float = Field(9.0, ge=0)
     """Maximum Flesch-Kincaid grade of plain answers, for sources whose style is plain."""
     balance: BalanceSpec = Field(default_factory=BalanceSpec, description="Rebalancing of the training examples.")
@@ -232,20 +240,20 @@ class PromptFormat(Spec):
     """Wording and token budget of the prompt, saved with every model as `prompt.json`."""
 
     format: Literal["chat", "plain"] | None = None
-    """chat: the base model's chat template, in which only assistant turns are trained on; plain: the cues below. If
-    empty, chat if the data contain conversations and the base has a chat template, else plain."""
+    """chat: the base model's chat template, with training on assistant turns only; plain: the cues below. If empty:
+    chat if the data contain conversations and the base model has a chat template, otherwise plain."""
     thinking: bool = False
-    """In the chat format of a thinking model, leave room for thoughts before the answer. Otherwise, the model
-    is trained and prompted to answer at once."""
+    """For thinking models in the chat format: leave room for thoughts before the answer. If false, the model is trained
+    and prompted to answer at once."""
     max_tokens: int = Field(512, ge=32, description="Maximum length of a row in tokens: prompt, answer and end token.")
     answer_tokens: int = Field(128, ge=8, description="Tokens reserved for the answer when the context is shortened.")
     context_head: float = Field(0.0, ge=0, lt=1)
-    """If the context is shortened, the share of its tokens for the first sentences; the last sentences get the rest."""
+    """Share of a shortened context's tokens that the first sentences get; the last sentences get the rest."""
     question_cue: str = Field("Question:", min_length=1, description="Text before the question.")
-    answer_cue: str = Field("Conclusion:", min_length=1, description="Text that asks for the long answer.")
+    answer_cue: str = Field("Conclusion:", min_length=1, description="Text that asks for a long answer.")
     plain_cue: str | None = Field(None, min_length=1)
     """Text that asks for a long answer in plain words, for sources whose style is plain."""
-    decision_cue: str = Field("Answer:", min_length=1, description="Text that asks for the decision.")
+    decision_cue: str = Field("Answer:", min_length=1, description="Text that asks for a decision.")
     quoted: bool = False
     """Begin every line of context with "> " so that no passage can imitate a part of the prompt. Tuned models use the
     value in their prompt.json; untuned models always get quoted passages from an index."""
@@ -257,5 +265,5 @@ class PromptFormat(Spec):
 
     @property
     def answer_room(self) -> int:
-        """Return the number of tokens that a prompt leaves for the answer, at most half of the row."""
+        """Return the number of tokens reserved for the answer: answer_tokens, but at most half of max_tokens."""
         return min(self.answer_tokens, self.max_tokens // 2)

@@ -1,4 +1,4 @@
-"""Load a recipe from a name, file or mapping, with all problems at once; print and save recipes."""
+"""Load a recipe from a name, file or mapping, and report all of its problems at once; print and save recipes."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ REMOVED: Mapping[str, tuple[Any, str]] = yaml.load(
     (Path(__file__).parent / "removed_keys.yaml").read_text(encoding="utf-8"),
     Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader),
 )
-"""Dotted key -> its last default, and what replaced the key; run folders of earlier versions have these keys"""
+"""Dotted key -> [last default, what replaced the key]. Run folders of earlier versions contain these keys."""
 REMOVED_KEY = "this key was removed; {}"
 
 
 @dataclass(frozen=True)
 class Resolved:
-    """A recipe with all of its values and the origin of each."""
+    """A recipe with all of its values, and the origin of each value."""
 
     recipe: Recipe
     origin: dict[str, str]
@@ -43,9 +43,9 @@ class Resolved:
 
 
 def load_recipe(source: str | Mapping[str, Any], overrides: Sequence[str] | Mapping[str, Any] = ()) -> Resolved:
-    """Return the recipe from a name, a file's path or values, changed by `KEY=VALUE` options or a mapping.
+    """Return a recipe with the overrides applied. `source` is its name, the path of its file, or its values.
 
-    The mapping is from dotted keys to values. Raises RecipeError, which lists every problem.
+    `overrides` are `KEY=VALUE` options, or dotted key -> value. Raises RecipeError, which lists every problem.
     """
     draft = _Draft(_find(source) if isinstance(source, str) else source)
     if isinstance(overrides, Mapping):
@@ -65,7 +65,7 @@ class _Draft:
         self.origin = SET  # origin of keys that have no line
         self.values: dict[str, Any] = {}
         self.lines: dict[Key, int | None] = {}
-        """The line of each key in the file; None for keys from --set or from Python"""
+        """Key -> its line in the file; None for keys from --set or from Python"""
         self.problems: dict[tuple[Key, str], int | None] = {}
         if isinstance(source, Path):
             self._read(source)
@@ -95,7 +95,7 @@ class _Draft:
         self.problems = {(key, text): line for key, line, text in document.problems}
 
     def override(self, option: str) -> None:
-        """Apply one `KEY=VALUE` to the file's values."""
+        """Apply a `KEY=VALUE` option to the file's values."""
         name, equals, text = option.partition("=")
         if not equals or not name.strip():
             self._refuse((option,), f"write it as {SET} KEY=VALUE, for example {SET} train.epochs=2")
@@ -105,7 +105,7 @@ class _Draft:
             return
         slot = recipe_keys.slot(key)
         if slot and slot.is_text and not text.lstrip().startswith(("'", '"')):
-            # Shells remove quotes, and YAML would read "Question:" or "2024" as something other than text.
+            # The shell has removed quotes, without which YAML doesn't read "Question:" or "2024" as text.
             value: Any = None if slot.may_be_null and text.strip() in {"", "~", "null"} else text
         else:
             try:
@@ -126,7 +126,7 @@ class _Draft:
             self._assign(key, _as_yaml(value))
 
     def resolve(self) -> Resolved:
-        """Return the finished recipe. Raise RecipeError with every problem."""
+        """Return the validated recipe. Raises RecipeError, which lists every problem."""
         for name, text in drop_removed_keys(self.values):
             self._problem(_split(name), text)
         _fill_empty_groups(self.values, recipe_keys.ROOT)
@@ -137,7 +137,7 @@ class _Draft:
         return Resolved(recipe, origin)
 
     def _key(self, name: str) -> Key | None:
-        """Return the key of a dotted name; if there is none, record the problem and return None."""
+        """Return the key for a dotted name; if there is no such key, record the problem and return None."""
         key: Key = ()
         slot = recipe_keys.ROOT
         for part in name.split("."):
@@ -185,7 +185,7 @@ class _Draft:
         self._mark(key, value)
 
     def _inside(self, container: Any, key: Key, part: str | int) -> Any:
-        """Return the group or list at `key`; if the file doesn't have it, create it from its default."""
+        """Return the group or list at `key`; if the file doesn't contain it, create it from its default."""
         if isinstance(container, list) and isinstance(part, int):
             if part == len(container):
                 container.append({})
@@ -212,7 +212,7 @@ class _Draft:
             return None if self.problems else recipe
         except ValidationError as error:
             refused = self._note(error)
-        # Rules between keys run only if each key alone is valid, so validate again without the invalid keys.
+        # Rules between keys are checked only if each key alone is valid, so validate again without the invalid keys.
         remaining = _without(self.values, {_above_lists(key) for key in refused})
         try:
             Recipe.model_validate({"name": "unnamed", **remaining})
@@ -237,16 +237,16 @@ class _Draft:
             elif each["type"] == "extra_forbidden":
                 self._problem(key, recipe_keys.unknown(key))
             elif each["type"] == "missing" and (slot := recipe_keys.slot(key)):
-                self._problem(key, f"missing; it needs {slot.words()}")
+                self._problem(key, f"missing; expected {slot.words()}")
             else:
                 self._problem(key, recipe_keys.mismatch(key, _at(self.values, key)))
         return concerned
 
     def _note_rule(self, key: Key, text: str) -> None:
-        """Record a violated rule between keys, at the first key in its text that the user has set."""
+        """Record a violated rule between keys, under the first key that the rule's text names and the user has set."""
         named = [name for name in re.findall(r"[a-z_]+(?:\.\w+)+", text) if recipe_keys.slot(_split(name))]
         places = [_split(name) for name in named if _split(name) in self.lines]
-        # Options of the command line come first; they are the more likely mistake.
+        # Command-line options come first, because they are more likely to be the mistake.
         places.sort(key=lambda place: self.lines[place] is not None)
         place = places[0] if places else key
         self._problem(place, text.removeprefix(f"{dotted(place)}: "))
@@ -255,11 +255,11 @@ class _Draft:
         self.problems.setdefault((key, text), self._line(key))
 
     def _refuse(self, key: Key, text: str) -> None:
-        """Record a problem of a --set option."""
+        """Record a problem with a --set option."""
         self.problems.setdefault((key, text), None)
 
     def _line(self, key: Key) -> int | None:
-        """Return the line of the key or of the nearest group around it; 0 if there is none."""
+        """Return the line of the key, or of the innermost group around it that has a line; 0 if there is no line."""
         for length in range(len(key), 0, -1):
             if key[:length] in self.lines:
                 return self.lines[key[:length]]
@@ -284,9 +284,9 @@ class _Draft:
 
 
 def drop_removed_keys(values: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """Drop removed keys in place; yield the key of each that had an effect, with an error message.
+    """Drop removed keys in place; yield (key, error message) for each key that had an effect.
 
-    A removed key at its last default has no effect; any other value is a problem, because the run would differ from
+    A removed key with its last default has no effect. Any other value is an error, because the run would differ from
     what the recipe asks for.
     """
     for key, (default, replacement) in REMOVED.items():
@@ -301,12 +301,12 @@ def drop_removed_keys(values: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _as_yaml(value: Any) -> Any:
-    """Return a value from Python as a YAML file would give it: paths as text, tuples as lists."""
+    """Return a Python value as the YAML loader would return it: paths as text, tuples as lists."""
     if isinstance(value, Mapping):
         return {str(key): _as_yaml(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
         return [_as_yaml(item) for item in value]
-    if hasattr(value, "item"):  # a number of numpy or torch
+    if hasattr(value, "item"):  # a NumPy or torch number
         return value.item()
     return value if value is None or isinstance(value, bool | int | float | str) else str(value)
 
@@ -319,7 +319,7 @@ def _find(name_or_path: str) -> Path:
     if path.is_file():
         return path
     if path.is_dir():
-        raise RecipeError(f"{path} is a folder. Give the recipe's YAML file.")
+        raise RecipeError(f"{path} is a folder. Specify the recipe's YAML file.")
     near = difflib.get_close_matches(path.stem.lower(), recipes, n=1, cutoff=0.5)
     hint = f" Did you mean {near[0]}?" if near else ""
     looks_like_a_file = path.suffix in {".yaml", ".yml"} or len(path.parts) > 1
@@ -328,7 +328,7 @@ def _find(name_or_path: str) -> Path:
 
 
 def _fill_empty_groups(value: Any, slot: recipe_keys.Slot) -> None:
-    """Replace null by an empty group, because an empty `train:` in a file means a group without keys."""
+    """Replace null with an empty group, because an empty `train:` in a file means a group without keys."""
     items = enumerate(value) if isinstance(value, list) else value.items() if isinstance(value, dict) else ()
     for part, inner in items:
         inside = slot.inside(part)
@@ -339,7 +339,7 @@ def _fill_empty_groups(value: Any, slot: recipe_keys.Slot) -> None:
 
 
 def _beginning(key: Key) -> Any:
-    """Return the initial content of a missing group or list to which an option is added."""
+    """Return the initial content of a missing group or list, to which an option will be added."""
     slot = recipe_keys.slot(key)
     if slot is None or not slot.is_list:
         return {}
@@ -352,7 +352,7 @@ def _beginning(key: Key) -> Any:
 
 
 def _real_key(location: tuple[str | int, ...]) -> Key:
-    """Return pydantic's location without its markers for the options of a union."""
+    """Return the key at pydantic's error location, which also contains markers for the members of a union."""
     key: Key = ()
     slot: recipe_keys.Slot | None = recipe_keys.ROOT
     for part in location:
@@ -373,12 +373,12 @@ def _without(value: Any, refused: set[Key], key: Key = ()) -> Any:
 
 
 def _above_lists(key: Key) -> Key:
-    """Return the part of the key before its first list index, or the whole key if it has none."""
+    """Return the part of a key before its first list index, or the whole key if it contains no index."""
     return tuple(takewhile(lambda part: isinstance(part, str), key))
 
 
 def _next_free(key: Key, length: int) -> str:
-    return f"no such position; the next free one is {dotted((*key[:-1], length))}"
+    return f"no such position; the next free position is {dotted((*key[:-1], length))}"
 
 
 def _at(value: Any, key: Key) -> Any:
@@ -395,15 +395,15 @@ COMMENT_COLUMN = 44
 
 
 def show(resolved: Resolved) -> str:
-    """Return every option as YAML with its origin as a comment; the text loads as the same recipe."""
+    """Return all options as YAML, each with its origin as a comment. The text loads as the same recipe."""
     return "\n".join(_lines(resolved.recipe, (), "", resolved.origin))
 
 
 def save(resolved: Resolved | Recipe, path: Path, provenance: Mapping[str, str] | None = None) -> None:
-    """Write every option to a YAML file that loads as the same recipe; `provenance` (versions, hashes) is commented."""
+    """Write all options to a YAML file that loads as this recipe, with `provenance` (versions, hashes) in comments."""
     recipe, origin = (resolved, {}) if isinstance(resolved, Recipe) else (resolved.recipe, resolved.origin)
     with replace_file(path) as stream:
-        stream.write("# Every option of this run. `meditune run` with this file repeats it.\n")
+        stream.write("# Every option of this run. `meditune run` with this file repeats the run.\n")
         stream.writelines(f"# {name}: {value}\n" for name, value in (provenance or {}).items())
         stream.writelines(f"{line}\n" for line in _lines(recipe, (), "", origin))
 

@@ -20,8 +20,8 @@ SuiteName = Literal[
 ]
 SUITE_NAMES: tuple[SuiteName, ...] = get_args(SuiteName)
 OPEN_SUITES: tuple[SuiteName, ...] = ("k-qa", "medicationqa", "healthbench")
-"""Suites in which the model writes answers and a judge grades them"""
-SUITE_TOKENS = 400  # maximum length in tokens of these answers
+"""Suites in which the model writes answers, and a judge grades these answers"""
+SUITE_TOKENS = 400  # maximum length of an answer in OPEN_SUITES, in tokens
 
 
 class SuiteSpec(Spec):
@@ -29,7 +29,7 @@ class SuiteSpec(Spec):
 
     name: SuiteName = Field(description="The suite (docs/how-to/medical-suites.md).")
     path: str | None = Field(None, min_length=1)
-    """The publisher's file or folder, or a hub id; if empty, the folder of that name in MEDITUNE_DATA or the cache."""
+    """The publisher's file or folder, or a hub id; if empty, the folder of this name in MEDITUNE_DATA or the cache."""
     limit: int | None = Field(None, ge=1, description="Measure a seeded sample of at most this many items.")
 
     @model_validator(mode="before")
@@ -48,27 +48,29 @@ class EvaluateSpec(Spec):
     """The evaluation before and after training."""
 
     split: Literal["test", "dev"] = "test"
-    """Items to evaluate on: dev to choose settings, test for the final result."""
+    """Items to evaluate on: use dev to choose settings, and test for the final result."""
     protocol: Literal["meditune", "lm-eval"] = "meditune"
     """lm-eval evaluates only decisions, with the prompt and scoring of lm-evaluation-harness."""
-    answers: int | None = Field(200, ge=1, description="Number of long answers to score, a fixed sample; all if empty.")
+    answers: int | None = Field(
+        200, ge=1, description="Number of long answers to score (a fixed sample); all if empty."
+    )
     max_new_tokens: int = Field(96, ge=1, description="Maximum length of a generated answer in tokens.")
     no_repeat: int | None = Field(None, ge=2)
-    """Length in tokens of sequences that a generated answer must not repeat; no limit if empty."""
+    """A generated answer never contains a sequence of this many tokens twice; no limit if empty."""
     general_tokens: int = Field(20_000, ge=0)
-    """Number of WikiText-2 tokens for measuring forgetting; 0 is off."""
+    """Number of WikiText-2 tokens for measuring forgetting; 0: off."""
     technical_tokens: int = Field(0, ge=0)
-    """Number of tokens of Python's language reference for measuring forgetting; 0 is off."""
+    """Number of tokens of Python's language reference for measuring forgetting; 0: off."""
     faithfulness_model: str = Field("none", min_length=1)
     """Model that judges whether sources support an answer: the run of an evidence judge, an NLI model's folder or hub
-    id, lettucedetect:NAME or hhem:NAME. none uses the detector that needs no model."""
+    id, lettucedetect:NAME or hhem:NAME. none: the lexical detector, which needs no model."""
     samples: int = Field(0, ge=0)
-    """Number of answers to sample for each of 50 questions, for self-consistency; 0 is off."""
+    """Number of answers to sample for each of 50 questions, to measure self-consistency; 0: off."""
     choices: int = Field(164, ge=0)
-    """Number of general knowledge questions (at most 164) for measuring forgetting; 0 is off."""
+    """Number of general knowledge questions (at most 164) for measuring forgetting; 0: off."""
     similarity: bool = True
-    """Measure semantic similarity of answers to references with a sentence model (84 MB download)."""
-    closed_book: bool = Field(False, description="Also evaluate without any context, from the model's memory.")
+    """Measure the semantic similarity of answers to references with a sentence model (84 MB download)."""
+    closed_book: bool = Field(False, description="Also evaluate without any context.")
     retrieve: RetrieveSpec = Field(default_factory=RetrieveSpec, description="Also evaluate with retrieved passages.")
     written_decisions: bool = False
     """Also generate decisions as text, and take the first yes, no or maybe in it."""
@@ -76,9 +78,9 @@ class EvaluateSpec(Spec):
     """Calibrate decisions on dev: temperature scales the confidence; batch removes the model's bias towards labels
     (Zhou et al. 2023, arXiv:2309.17249); prior also applies the labels' frequencies."""
     abstain_target: float | None = Field(None, gt=0, le=1)
-    """On dev, find the confidence above which this share of decisions is correct; apply it as a threshold on test."""
+    """On dev, find the confidence above which this share of decisions is correct; use it as the threshold on test."""
     safety_messages: int = Field(0, ge=0)
-    """Number of messages of the safety battery, sampled from all of its categories; 0 is off."""
+    """Number of messages of the safety battery, sampled from all of its categories; 0: off."""
     suites: list[SuiteSpec] = Field(default_factory=list)
     """Public medical tests to add, by name ([medqa, pubmedqa]) or as groups with name and path."""
     suite_judge: str | None = Field(None, min_length=1)
@@ -88,11 +90,11 @@ class EvaluateSpec(Spec):
     """Address and prices of a suite_judge behind an API."""
     resamples: int = Field(10_000, ge=100, description="Number of bootstrap resamples for each interval.")
     allow_leakage: bool | list[LeakKind] = False
-    """Continue despite leaked test items (all kinds, or these), and mark the report."""
+    """Continue despite leaked test items, and mark the report. true: all kinds of leakage; or a list of kinds."""
 
     @property
     def fits_on_dev(self) -> bool:
-        """Return whether the evaluation fits something to decisions on the dev split."""
+        """Return whether calibration or a threshold is fitted to decisions on the dev split."""
         return self.calibrate != "none" or self.abstain_target is not None
 
     @property
@@ -102,16 +104,16 @@ class EvaluateSpec(Spec):
 
     @property
     def longest_answer(self) -> int:
-        """Return the maximum number of tokens of a generated answer."""
+        """Return the maximum length of a generated answer in tokens, including the answers to suites."""
         return max(self.max_new_tokens, SUITE_TOKENS if self.open_suites else 0)
 
     def suite_conflicts(self) -> Iterator[str]:
-        """Yield one line for each conflict between the keys of the suites."""
+        """Yield a message for each conflict between the keys of the suites."""
         names, judge, open_suites = [suite.name for suite in self.suites], self.suite_judge, ", ".join(self.open_suites)
         if twice := sorted({name for name in names if names.count(name) > 1}):
             yield f"evaluate.suites names {', '.join(twice)} twice; name each suite once"
         if names and self.protocol == "lm-eval":
-            yield "evaluate.suites already use lm-evaluation-harness's prompts; set evaluate.protocol to meditune"
+            yield "evaluate.suites always use the prompts of lm-evaluation-harness; set evaluate.protocol to meditune"
         if open_suites and judge is None:
             yield (
                 f"evaluate.suite_judge is missing: {open_suites} need{'' if ',' in open_suites else 's'} a judge of "
@@ -129,7 +131,7 @@ class EvaluateSpec(Spec):
 
 
 class Recipe(Spec):
-    """A complete run."""
+    """All options of a run."""
 
     name: str = Field(min_length=1, description="Name in the report.")
     description: str = Field("", description="Purpose of the recipe in one sentence.")
@@ -162,7 +164,7 @@ class Recipe(Spec):
         return [key for key, given in asked.items() if given]
 
     def _conflicts(self) -> Iterator[str]:
-        """Yield one line for each conflict between keys."""
+        """Yield a message for each conflict between keys."""
         model, prompt, train, evaluate = self.model, self.prompt, self.train, self.evaluate
         yield from evaluate.suite_conflicts()
         if evaluate.samples and model.strategy in VIRTUAL:
@@ -177,7 +179,7 @@ class Recipe(Spec):
         if model.strategy in VIRTUAL and model.top_layers is not None:
             yield f"model.top_layers has no effect with model.strategy {model.strategy}; leave it empty (null)"
         if model.strategy == "prefix" and train.gradient_checkpointing:
-            yield "train.gradient_checkpointing drops the cache that model.strategy prefix trains; switch it off"
+            yield "train.gradient_checkpointing drops the cache that model.strategy prefix trains; set it to false"
         if train.parallel == "fsdp" and self.needs_full_weights:
             yield (
                 "train.parallel fsdp shards the weights, but each process needs all of them with "
@@ -187,7 +189,7 @@ class Recipe(Spec):
         if choosing and train.average_last:
             yield f"train.dev.{choosing[0]} can't be combined with train.average_last; set train.average_last to 0"
         if train.end_weight != 1 and "answer" not in train.tasks:
-            yield "train.end_weight applies to answers, but train.tasks doesn't contain answer; set it to 1"
+            yield "train.end_weight is for answers, but train.tasks doesn't contain answer; set train.end_weight to 1"
         if train.objective != "sft":
             without_effect = {
                 "train.dev": (train.dev.is_on, "leave it out"),
@@ -222,7 +224,7 @@ class Recipe(Spec):
                 "set evaluate.split to test, or leave them out"
             )
         if self.data.fold is not None and evaluate.split == "dev" and train.dev.is_on:
-            yield "train.dev would choose the weights on the data.fold that evaluate.split dev evaluates; leave it out"
+            yield "train.dev would choose weights on data.fold, which evaluate.split dev evaluates; leave train.dev out"
         if train.mix.weights and train.mix.weights.keys() != sources:
             yield f"train.mix.weights must have one weight for each of data.sources ({named})"
         if unknown := sorted(set(self.data.balance.sources) - sources):

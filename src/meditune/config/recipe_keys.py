@@ -1,4 +1,4 @@
-"""Recipe keys and their YAML: each key's allowed values, error messages with similar names, the line of every key.
+"""Recipe keys and their YAML: allowed values, the line of each key, and error messages that suggest similar names.
 
 Plain scalars follow the core rules of YAML 1.2, not PyYAML's YAML 1.1: `5e-5` is a number, and `yes`, `no` and `on` are
 text (here they are medical answers, not booleans).
@@ -49,7 +49,7 @@ class _Dumper(yaml.SafeDumper):
     """A dumper that quotes text that YAML 1.1 or 1.2 would read as another type."""
 
     def ignore_aliases(self, data: Any) -> bool:  # noqa: ARG002
-        """Return True, so that equal values are written in full."""
+        """Return True, so that repeated values are written in full instead of as aliases."""
         return True
 
 
@@ -65,7 +65,7 @@ _Dumper.add_representer(str, _text)
 
 
 class UnreadableError(ValueError):
-    """The text isn't YAML; `line` is the first faulty line (1-based), and `why` the reason."""
+    """A text that isn't YAML. `line` is the first faulty line (1-based), and `why` is the reason."""
 
     def __init__(self, line: int, reason: str) -> None:
         super().__init__(reason)
@@ -153,7 +153,7 @@ def _where_and_why(error: yaml.MarkedYAMLError) -> tuple[int, str]:
 
 
 class Slot:
-    """The type and limits (pydantic's Ge, Lt, MinLen ...) of one key's value."""
+    """The type and the limits (Ge, Lt, MinLen ...) of a key's value."""
 
     def __init__(self, annotation: Any, limits: Sequence[Any] = ()) -> None:
         types = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
@@ -167,7 +167,7 @@ class Slot:
         self.is_map = any(get_origin(option) is dict for option in self.options)  # the user chooses the names
 
     def inside(self, part: str | int) -> Slot | None:
-        """Return the slot of a key or list item in this one; None if there is none."""
+        """Return the slot of a key or list item inside this slot; None if there is no such key or item."""
         if self.group:
             info = self.group.model_fields.get(str(part))
             return Slot(info.annotation, info.metadata) if info else None
@@ -184,7 +184,7 @@ class Slot:
         return " or ".join([*words, "null"] if self.may_be_null else words)
 
     def choices(self) -> list[str]:
-        """Return the fixed words that are allowed."""
+        """Return the allowed words; empty unless the value is one of several fixed words."""
         return [word for option in self.options if get_origin(option) is Literal for word in get_args(option)]
 
     def _words(self, option: Any) -> str:
@@ -209,7 +209,7 @@ ROOT = Slot(Recipe)
 
 
 def slot(key: Key) -> Slot | None:
-    """Return the type and limits of the key's value; None if there is no such key."""
+    """Return the type and limits of a key's value; None if there is no such key."""
     found: Slot | None = ROOT
     for part in key:
         found = found.inside(part) if found else None
@@ -217,12 +217,12 @@ def slot(key: Key) -> Slot | None:
 
 
 def dotted(key: Key) -> str:
-    """Return a key with dots: `train.epochs`, `data.sources.0.path`."""
+    """Return a key as text with dots: `train.epochs`, `data.sources.0.path`."""
     return ".".join(str(part) for part in key)
 
 
 def declared(group: type[Spec] = Recipe, prefix: Key = ()) -> Iterator[Key]:
-    """Yield every key that isn't a group, in declared order; 0 stands for any position in a list."""
+    """Yield every key that isn't a group, in the order of declaration. 0 stands for any position in a list."""
     for name, info in group.model_fields.items():
         option = Slot(info.annotation)
         item = option.inside(0) if option.is_list else None
@@ -235,7 +235,7 @@ def declared(group: type[Spec] = Recipe, prefix: Key = ()) -> Iterator[Key]:
 
 
 def leaves(value: Any, key: Key = ()) -> Iterator[tuple[Key, Any]]:
-    """Yield every key of a recipe that isn't a group, with its value."""
+    """Yield (key, value) for every key of a recipe that isn't a group."""
     if isinstance(value, Spec):
         for name in type(value).model_fields:
             yield from leaves(getattr(value, name), (*key, name))
@@ -247,7 +247,7 @@ def leaves(value: Any, key: Key = ()) -> Iterator[tuple[Key, Any]]:
 
 
 def mismatch(key: Key, value: Any) -> str:
-    """Return the error message for a value that the key doesn't allow."""
+    """Return the error message for a value that isn't allowed for a key."""
     expected = slot(key)
     assert expected is not None, f"{dotted(key)} isn't a key"
     text = f"expected {expected.words()}, found {_found(value)}"
@@ -270,7 +270,7 @@ def mismatch(key: Key, value: Any) -> str:
 
 
 def unknown(key: Key) -> str:
-    """Return the error message for an unknown key, with the nearest keys or else the valid ones."""
+    """Return the error message for an unknown key. It suggests similar keys, or else lists the valid keys."""
     parent = slot(key[:-1])
     name = str(key[-1])
     if parent and parent.is_list:
@@ -296,7 +296,7 @@ def unknown(key: Key) -> str:
 
 
 def _near(name: str, known: list[str]) -> str | None:
-    """Return the known name that `name` resembles, contains (num_train_epochs) or abbreviates (lr)."""
+    """Return the known name that `name` resembles, contains (num_train_epochs) or abbreviates (lr), or None."""
     plain = name.lower().replace("-", "_")
     close = difflib.get_close_matches(plain, known, n=1, cutoff=0.7)
     contained = sorted((each for each in known if len(each) > 4 and each in plain), key=len, reverse=True)

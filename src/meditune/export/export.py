@@ -1,4 +1,4 @@
-"""Export a model to one format: write it, open it with its engine, verify it, and only then put it in place."""
+"""Export a model to a format. The export is written, opened with its engine and verified before it is put in place."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ TEXTS = (
 
 @dataclass(frozen=True)
 class ExportFormat:
-    """An export format: its engine, its default number format, and the others that users can choose."""
+    """An export format: its engine, its default number format, and the other number formats that users can choose."""
 
     engine: str
     weights: str
@@ -58,11 +58,11 @@ KINDS = {
     "vllm": ExportFormat("transformers", "bfloat16"),
 }
 PLAIN = "merged"
-"""The format from which the others are made: a transformers folder in BF16"""
+"""The format from which the other formats are made: a transformers folder in BF16, called a plain folder"""
 
 
 def _convert(source: Path, folder: Path, to: str, quantization: str, form: PromptFormat | None) -> dict[str, str]:
-    """Convert a plain folder, and return the versions of the packages used. `form` is None for an untuned model."""
+    """Convert a plain folder; return package -> version for the packages used. `form` is None for untuned models."""
     for file in TEXTS:
         if (source / file).is_file():
             shutil.copyfile(source / file, folder / file)
@@ -89,7 +89,7 @@ SAMPLING = ("do_sample", "temperature", "top_k", "top_p", "min_p", "typical_p", 
 
 
 def _write_vllm(source: Path, folder: Path, form: PromptFormat | None) -> dict[str, str]:
-    """Write the plain model with the chat template of training, and without sampling settings."""
+    """Write the model with a chat template for the prompts of training, and without sampling settings."""
     for path in source.glob("*.safetensors*"):
         shutil.copyfile(path, folder / path.name)
     settings = folder / "generation_config.json"
@@ -103,9 +103,9 @@ def export(name: str, to: str, output: Path | None = None, quantization: str | N
     """Export the model of a run, a folder or the catalogue, and return the content of export.json.
 
     The export is written to `output`, by default to `export_folder(...)`. An existing export of the same weights is
-    left unchanged. `quantization` is one of `gguf.QUANTIZATIONS`, or int8 or int4 for OpenVINO. Raises ModelError and
-    leaves nothing behind if the model can't be exported, or if the export's outputs or prompts differ from the
-    original's.
+    left unchanged. `quantization` is one of `gguf.QUANTIZATIONS`, or int8 or int4 for OpenVINO. Raises ModelError, and
+    leaves nothing behind, if the model can't be exported, if the export's outputs deviate too much from the original's,
+    or if its prompts have different tokens than in training.
     """
     if to not in KINDS:
         raise ModelError(f"Unknown export format {to!r}. Formats: {', '.join(KINDS)}, hub.")
@@ -114,7 +114,7 @@ def export(name: str, to: str, output: Path | None = None, quantization: str | N
     if kind.weights and weights not in (kind.weights, *kind.others):
         raise ModelError(
             f"--quantization {quantization}: exports to {to} have {' or '.join((kind.weights, *kind.others))} weights. "
-            f"Exports to gguf and ollama have {', '.join(gguf.QUANTIZATIONS)}."
+            f"Exports to gguf and ollama have {', '.join(gguf.QUANTIZATIONS)} weights."
         )
     if find_api_model(name, ApiSpec()):
         raise ModelError(f"{name} is behind an API, so there are no weights here to export.")
@@ -156,7 +156,7 @@ def export(name: str, to: str, output: Path | None = None, quantization: str | N
 
 
 def export_folder(home: Path, to: str, weights: str) -> Path:
-    """Return the folder for an export of the run or model in `home`; coarse formats have separate folders."""
+    """Return the folder for an export of the model in `home`. Weights other than the default have their own folder."""
     is_coarse = weights != (KINDS[to].weights or gguf.DEFAULT)
     return home / EXPORTS / (f"{to}-{weights}" if is_coarse else to)
 
@@ -171,7 +171,7 @@ def _model_type(place: str) -> str:
 
 
 def usage(folder: Path, facts: dict[str, Any]) -> str:
-    """Return the command that uses the export in `folder`."""
+    """Return the shell command that serves the export in `folder`; for Ollama, the command that imports it."""
     if facts["kind"] == "ollama":
         return f"ollama create NAME -f {shlex.quote(str(folder / templates.MODELFILE))}"
     if facts["kind"] == "vllm":
@@ -184,7 +184,7 @@ def usage(folder: Path, facts: dict[str, Any]) -> str:
 
 @contextmanager
 def _plain(name: str, place: str, home: Path | None, to: str) -> Iterator[Path]:
-    """Yield the plain BF16 folder from which other formats are made; for a run, it is kept as an export."""
+    """Yield the plain folder from which other formats are made. A local model's plain folder is stored as an export."""
     if to == PLAIN:
         yield Path()
     elif home:
@@ -201,7 +201,7 @@ def _facts(folder: Path, kind: ExportFormat, inputs: dict[str, Any], to: str, to
     import transformers
 
     config = read_json(folder / "config.json")
-    # GenAI's paged attention and llama.cpp ignore sliding windows that all layers have (Mistral's first version).
+    # GenAI's paged attention and llama.cpp ignore the sliding window if all layers have one (Mistral's first version).
     ignores_windows = kind.engine in {"openvino", "llamacpp"}
     return {
         "kind": to,

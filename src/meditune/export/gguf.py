@@ -1,9 +1,8 @@
 """GGUF files for llama.cpp and programs based on it.
 
-The layout is llama.cpp's (github.com/ggml-org/ggml, docs/gguf.md); its package `gguf-py` names the tensors. The
-function `ggml_quantize_chunk` in xllamacpp's wheel, which is llama.cpp's own code, writes the blocks of Q4_K, Q5_K and
-Q6_K. The wheel lacks `llama_model_quantize`, which chooses each matrix's type, so `matrix_type` implements the same
-rules.
+The layout is llama.cpp's (github.com/ggml-org/ggml, docs/gguf.md), and llama.cpp's package `gguf-py` names the tensors.
+The blocks of Q4_K, Q5_K and Q6_K are written by llama.cpp's own function `ggml_quantize_chunk`, which is in xllamacpp's
+wheel. The wheel lacks `llama_model_quantize`, which chooses each matrix's type, so `matrix_type` implements its rules.
 """
 
 from __future__ import annotations
@@ -32,11 +31,11 @@ NORMAL, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 3, 4, 5, 6
 
 _WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|@| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 PATTERNS = {_WORDS.replace("@", r"\p{N}"): "qwen2", _WORDS.replace("@", r"\p{N}{1,3}"): "llama-bpe"}
-"""Patterns with which the pre-tokenizers of Qwen2 and Llama 3 split texts -> llama.cpp's names for them"""
+"""Pattern of a pre-tokenizer (of Qwen2 and of Llama 3) -> llama.cpp's name for this pre-tokenizer"""
 
 
 def add_vocabulary(writer: Any, source: Path) -> None:
-    """Write the tokenizer of a plain folder; raise ModelError if llama.cpp would tokenize differently."""
+    """Write the tokenizer of a plain folder. Raises ModelError if llama.cpp would tokenize differently."""
     spec = read_json(source / "tokenizer.json")
     model = spec["model"]
     if model.get("type") != "BPE":
@@ -73,12 +72,12 @@ def add_vocabulary(writer: Any, source: Path) -> None:
 
 
 def _begins_with_space(spec: dict[str, Any]) -> bool:
-    """Return whether the tokenizer puts a space before every text, as Llama 2's does and Gemma's doesn't."""
+    """Return whether the tokenizer puts a space before every text (Llama 2's does, Gemma's doesn't)."""
     normalizer, splitter = spec.get("normalizer") or {}, spec.get("pre_tokenizer") or {}
     for step in [*normalizer.get("normalizers", [normalizer]), *splitter.get("pretokenizers", [splitter])]:
         if step.get("type") == "Prepend":
             return True
-        # Files of older versions of tokenizers have add_prefix_space instead.
+        # Files from older versions of the package tokenizers contain add_prefix_space instead.
         if step.get("type") == "Metaspace" and step.get("prepend_scheme") != "never":
             return bool(step.get("prepend_scheme") or step.get("add_prefix_space", True))
     return False
@@ -106,7 +105,7 @@ class Quantization:
     file_type: int
     matrices: str
     looseness: float
-    """Factor on the tolerances of the check (verify.py), which are meant for 8 bits"""
+    """Factor for the tolerances in verify.py, which are meant for 8-bit weights"""
 
 
 QUANTIZATIONS = {
@@ -124,11 +123,11 @@ ARCHITECTURES = {
     "qwen3": "qwen3",
     "gpt2": "gpt2",
 }
-"""transformers' model types -> llama.cpp's names"""
+"""Model types of transformers -> llama.cpp's names of architectures"""
 TRANSPOSED = ("c_attn.weight", "c_proj.weight", "c_fc.weight")
-"""GPT-2's matrices, which transformers stores with rows and columns exchanged"""
+"""GPT-2's matrices that transformers stores transposed"""
 NARROW = {"Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"}
-"""Types with blocks of 256 numbers -> llama.cpp's replacements if a matrix has rows of another length"""
+"""Types with blocks of 256 numbers -> llama.cpp's replacements if the row length isn't a multiple of 256"""
 
 
 def file_name(quantization: str) -> str:
@@ -137,7 +136,7 @@ def file_name(quantization: str) -> str:
 
 
 def quantization_named(name: str | None) -> str:
-    """Return a quantization's name as llama.cpp writes it, by default DEFAULT; raise ModelError if it is unknown."""
+    """Return the quantization's name as llama.cpp writes it; DEFAULT for None. Raises ModelError if it is unknown."""
     found = (name or DEFAULT).upper()
     if found not in QUANTIZATIONS:
         near = difflib.get_close_matches(found, QUANTIZATIONS, n=1)
@@ -156,7 +155,7 @@ def check_architecture(model_type: str) -> None:
 
 
 def write_gguf(source: Path, folder: Path, quantization: str = DEFAULT) -> dict[str, str]:
-    """Write the model in a plain folder as one GGUF file, and return the versions of the packages used.
+    """Write the model in a plain folder as one GGUF file, and return package -> version for the packages used.
 
     The file contains the chat template in `folder`, if there is one. Raises ModelError if llama.cpp uses a different
     layout for the architecture, or tokenizes differently.
@@ -193,7 +192,7 @@ def write_gguf(source: Path, folder: Path, quantization: str = DEFAULT) -> dict[
 
 
 def context_tokens(config: dict[str, Any], ignores_windows: bool = True) -> int:
-    """Return the context length for an engine; at most the window if every layer has one and the engine ignores it."""
+    """Return the context length in tokens; if the engine ignores a sliding window of all layers, at most the window."""
     config = config.get("text_config", config)
     most = int(config.get("max_position_embeddings") or config.get("n_positions") or 2048)
     window = config.get("sliding_window")
@@ -232,12 +231,12 @@ def _add_shape(writer: Any, config: dict[str, Any], kind: str, layers: int) -> N
         return
     kinds = config["layer_types"]
     if any(one != ("full_attention" if number % 6 == 5 else "sliding_attention") for number, one in enumerate(kinds)):
-        raise ModelError("llama.cpp expects full attention in every sixth layer of Gemma 3 models; this one differs.")
+        raise ModelError("llama.cpp expects full attention in every sixth layer of Gemma 3 models; this model differs.")
     writer.add_sliding_window(config["sliding_window"])
 
 
 def _llama3_factors(rope: dict[str, Any], size: int) -> Any:
-    """Return llama.cpp's divisors of rotary frequencies, as in transformers' modeling_rope_utils.py, in FP32."""
+    """Return the divisors of rotary frequencies for llama.cpp in FP32, as in transformers' modeling_rope_utils.py."""
     base, factor, trained = float(rope["rope_theta"]), rope["factor"], rope["original_max_position_embeddings"]
     low, high = rope["low_freq_factor"], rope["high_freq_factor"]
     turns = trained / (2 * math.pi * base ** (np.arange(0, size, 2) / size))
@@ -265,7 +264,7 @@ def _converted(name: str, tensor: Any, config: dict[str, Any], kind: str) -> Any
         return tensor
     if "q_proj." not in name and "k_proj." not in name:
         return tensor
-    # For rotary positions, transformers pairs the two halves of a head, llama.cpp adjacent rows.
+    # For rotary positions, transformers pairs the two halves of a head, and llama.cpp pairs adjacent rows.
     heads = config["num_attention_heads"]
     heads = heads if "q_proj." in name else config.get("num_key_value_heads") or heads
     return tensor.reshape(heads, 2, tensor.shape[0] // heads // 2, -1).swapaxes(1, 2).reshape(tensor.shape)
@@ -285,8 +284,8 @@ def _add(writer: Any, name: str, tensor: Any, quantization: str, layers: int, ti
 def matrix_type(name: str, columns: int, quantization: str, layers: int, tied: bool) -> str:
     """Return the type of a matrix in a file of this quantization, as llama.cpp's `llama_model_quantize` chooses it.
 
-    `tied` means that the token embeddings are also the output matrix. The K_M quantizations store the output matrix,
-    and two sensitive matrices in half of the layers, in Q6_K. Source: llama_tensor_get_type in src/llama-quant.cpp.
+    `tied` means that the token embeddings are also the output matrix. The K_M quantizations use Q6_K for the output
+    matrix, and for two sensitive matrices in half of the layers. Source: llama_tensor_get_type in src/llama-quant.cpp.
     """
     kind = QUANTIZATIONS[quantization].matrices
     if quantization.endswith("_M"):
@@ -303,7 +302,7 @@ def matrix_type(name: str, columns: int, quantization: str, layers: int, tied: b
 
 
 def _k_quantized(tensor: Any, kind: Any) -> Any:
-    """Return an FP32 matrix quantized by llama.cpp, as bytes with a row for each row of the matrix."""
+    """Return a matrix quantized by llama.cpp from FP32, as bytes (rows, bytes per row)."""
     import gguf
 
     library = ctypes.CDLL(import_package("llamacpp", "xllamacpp").xllamacpp.__file__)

@@ -1,7 +1,7 @@
 """Upload the merged model of a run to the Hugging Face hub.
 
-A model can reveal its training data, so the checks are those of `meditune data push`. The uploaded files contain no
-paths of this machine.
+A model can reveal its training data, so the checks of `meditune data push` also apply to the model. The uploaded files
+contain no paths on this machine.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ IDENTIFIERS = {"Apache-2.0": "apache-2.0", "MIT": "mit", "Gemma terms of use": "
 
 @dataclass(frozen=True)
 class ModelUpload:
-    """A planned upload: what is sent, and where; `report` is the run's report.json, if there is one."""
+    """A planned upload: what is sent, and where to. `report` is the content of report.json, if the run has one."""
 
     merged: Path
     data: Upload
@@ -42,7 +42,7 @@ class ModelUpload:
     report: dict[str, Any] | None
 
     def text(self) -> str:
-        """Return a description for people to approve."""
+        """Return a description of the upload, for people to approve."""
         who = "only you and your organization can see it" if self.data.private else "EVERYONE can see it"
         size = sum(path.stat().st_size for path in self.merged.iterdir())
         return "\n".join(
@@ -57,9 +57,10 @@ class ModelUpload:
 
 
 def plan_upload(run: Path, merged: Path, repository: str, private: bool) -> ModelUpload:
-    """Return the planned upload of a finished run, whose merged model must exist.
+    """Return the planned upload of a finished run, whose merged model must be in `merged`.
 
-    Raises DataError for restricted rows and personal identifiers in the text, and ModelError if the data is missing.
+    Raises DataError if the training data contain restricted rows or personal identifiers, and ModelError if the data
+    are missing.
     """
     refuse_without_data(run)
     data = hub_upload.plan_upload(run, repository, private)
@@ -73,8 +74,8 @@ def plan_upload(run: Path, merged: Path, repository: str, private: bool) -> Mode
     looked = read_json(facts).get("phi") if facts.is_file() else None
     if looked and (left := hub_upload.identifiers_left(looked)):
         raise DataError(
-            f"{run}: {' and '.join(left)}, on which the model was tuned, contain personal identifiers. Tune it again "
-            "with --set data.phi.action=mask, or remove these pairs. Nothing was sent."
+            f"{run}: {' and '.join(left)}, on which the model was tuned, contain personal identifiers. Tune the "
+            "model again with --set data.phi.action=mask, or remove these pairs. Nothing was sent."
         )
     recipe = yaml.safe_load(read_text(run / "recipe.yaml"))
     report = read_json(run / "report.json") if (run / "report.json").is_file() else None
@@ -82,7 +83,7 @@ def plan_upload(run: Path, merged: Path, repository: str, private: bool) -> Mode
 
 
 def refuse_without_data(run: Path) -> None:
-    """Raise ModelError if a folder isn't a run with its data, which must be checked before an upload."""
+    """Raise ModelError if a folder isn't a run with its data, because the data must be checked before an upload."""
     if not (run / "data" / "quality.json").is_file():
         raise ModelError(
             f"{run} isn't a run with its data, so Meditune can't check whether its model may be shared. Nothing was "
@@ -91,9 +92,9 @@ def refuse_without_data(run: Path) -> None:
 
 
 def push(upload: ModelUpload) -> str:
-    """Create the repository unless it exists, upload the files in one commit, and return its address.
+    """Create the repository unless it exists, upload the files in one commit, and return the repository's address.
 
-    If the model uses the plain format, its chat template is replaced by one that writes this format.
+    If the model uses the plain format, its chat template is replaced with a template that writes this format.
     """
     with TemporaryDirectory() as temporary:
         folder = Path(temporary)
@@ -133,12 +134,12 @@ def card(upload: ModelUpload, facts: dict[str, Any]) -> str:
             *warnings(upload.report),
             "## Use",
             f"    hf download {repository} --local-dir FOLDER\n    meditune serve FOLDER",
-            "It is a plain transformers model in BF16. Its chat template writes the prompts of training, so servers "
-            "such as vLLM send the prompts that it was trained on; `prompt.json` describes the format.",
+            "This is a plain transformers model in BF16. Its chat template writes the same prompts as in training, so "
+            "servers such as vLLM use the prompts that it was trained on. `prompt.json` describes the prompt format.",
             metrics,
             "## Training data",
             "\n".join(f"- {sentence}" for sentence in licence_requirements(upload.data.terms)),
-            "## Comparison of the merged model with the tuned one",
+            "## Comparison of the merged model with the tuned model",
             f"{facts['drift']['summary']}\n",
         ]
     )

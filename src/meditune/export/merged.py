@@ -1,4 +1,4 @@
-"""Merge a run's adapter into its base, in BF16 for the other exports, or in the base's format (`meditune merge`).
+"""Merge an adapter into its base: in BF16 for other exports, in the base's number format for `meditune merge`.
 
 The sum is computed in FP32 on the unquantized base: 4-bit weights would round the adapter's small changes away.
 """
@@ -27,22 +27,22 @@ from meditune.prompts import LIMITS, load_format, save_format
 
 
 def stored_dtype(folder: str) -> torch.dtype:
-    """Return the number format of stored weights; FP32 if it isn't recorded. Raises ModelError if it is quantized."""
+    """Return the number format of stored weights; FP32 if it isn't recorded. Raises ModelError if they're quantized."""
     from transformers import AutoConfig
 
     with loading(folder, folder):
         config = AutoConfig.from_pretrained(**source(folder))
     if getattr(config, "quantization_config", None) is not None:
         raise ModelError(
-            f"The weights of {folder} are stored quantized, but can only be changed in full precision. Name the "
-            "unquantized model."
+            f"The weights of {folder} are stored quantized, but can only be changed in full precision. Specify "
+            "the unquantized model."
         )
     found = config.dtype or config.get_text_config().dtype
     return found if isinstance(found, torch.dtype) else torch.float32
 
 
 def write_model(model: Any, tokenizer: Any, dtype: torch.dtype, folder: Path) -> None:
-    """Save the model and tokenizer in `folder`, with weights in this number format; `model` is converted in place."""
+    """Save the model and tokenizer in `folder`, with weights in `dtype`. The model is converted in place."""
     for weight in model.parameters():  # `model.to` would round rotary frequencies, too
         weight.data = weight.data.to(dtype)
     with full_disk_message(folder), quiet_transformers():
@@ -64,7 +64,7 @@ class Merged:
 
 
 def merge_adapter(adapter: Path, keep_sparsity: bool = False) -> Merged:
-    """Return the base model of the PEFT adapter in that folder with the adapter merged in.
+    """Return the base model of a PEFT adapter (a folder), with the adapter merged into it.
 
     With `keep_sparsity`, weights of linear layers that are zero in the base are set to zero again. Raises ModelError if
     the adapter consists of virtual tokens, the base is stored quantized or unavailable, or the sum isn't finite.
@@ -85,7 +85,7 @@ def merge_adapter(adapter: Path, keep_sparsity: bool = False) -> Merged:
         model = AutoModelForCausalLM.from_pretrained(**source(base), use_safetensors=True, dtype=torch.float32)
         zeros = sparsity(model)
         pruned = {name: layer.weight == 0 for name, layer in linears(model).items()} if keep_sparsity else {}
-        # Otherwise, the product of an adapter that was trained in BF16 would be computed in BF16.
+        # Without this, the product of an adapter that was trained in BF16 would be computed in BF16.
         joined = PeftModel.from_pretrained(model, str(adapter), autocast_adapter_dtype=False).float()
         if (adapter / "generation_config.json").is_file():
             model.generation_config = GenerationConfig.from_pretrained(adapter)
@@ -111,7 +111,7 @@ def stop_at_end(generation: Any, tokenizer: Any) -> None:
 
 
 def write_merged(place: str, folder: Path) -> None:
-    """Write the model in a folder or on the hub to `folder`, merged in FP32 and then rounded to BF16."""
+    """Write the model at `place` (a folder or hub id) to `folder`, merged in FP32 and then rounded to BF16."""
     if (Path(place) / ADAPTER_FILE).is_file():
         merged = merge_adapter(Path(place))
         model, tokenizer = merged.model, merged.tokenizer
@@ -135,11 +135,11 @@ def _whole(place: str) -> tuple[Any, Any]:
 
 
 MIN_PRUNED_SHARE = 0.01
-"""Share of zeros above which a base counts as pruned"""
+"""Share of zeros above which a base model counts as pruned"""
 
 
 def merge(name: str, folder: Path, keep_sparsity: bool = False) -> dict[str, Any]:
-    """Merge the adapter of a run or a folder into its base, write the model to `folder`, and return merged.json.
+    """Merge the adapter of a run or folder into its base; write the model to `folder` and return merged.json's content.
 
     With `keep_sparsity`, weights that are zero in a pruned base are also zero in the result. An existing result is
     reused. Raises ModelError if there is nothing to merge, and MedituneError if `folder` contains something else.
@@ -195,13 +195,13 @@ def remarks(facts: dict[str, Any]) -> list[str]:
     elif before > MIN_PRUNED_SHARE:
         sentences.append(
             f"In linear layers, {100 * before:.0f} % of the base's weights are zero, but only {100 * after:.0f} % of "
-            "the merged model's, because an adapter fills zeros. --keep-sparsity sets these weights to zero again."
+            "the merged model's, because merging fills zeros. --keep-sparsity sets these weights to zero again."
         )
     return sentences
 
 
 def _adapter(name: str) -> Path:
-    """Return the adapter's folder. Raises ModelError if the model of that name has no adapter here."""
+    """Return the adapter's folder. Raises ModelError if the model has no adapter on this machine."""
     if find_api_model(name, ApiSpec()):
         raise ModelError(f"{name} is behind an API, so there are no weights here to merge.")
     place = Path(locate(name))
@@ -209,10 +209,10 @@ def _adapter(name: str) -> Path:
         return place
     if (place / "config.json").is_file():
         raise ModelError(
-            f"{name} is a whole model (a base model, or one tuned with model.strategy full), so there is nothing to "
+            f"{name} is a complete model (a base model, or one tuned with model.strategy full), so there is nothing to "
             f"merge. Use it as it is ({place})."
         )
-    raise ModelError(f"{name} is not a local folder with an adapter. Give a run's folder or one with {ADAPTER_FILE}.")
+    raise ModelError(f"{name} is not a local folder with an adapter. Specify a folder with {ADAPTER_FILE}, or a run.")
 
 
 def _card(facts: dict[str, Any], form: PromptFormat, adapter: Path) -> str:

@@ -1,11 +1,11 @@
-"""Export a plain folder to OpenVINO or ONNX: torch traces the model, with Meditune's own cache and masks.
+"""Export a plain folder to OpenVINO or ONNX. torch traces the model, with Meditune's own cache and masks.
 
 optimum-intel and optimum-onnx require an older version of transformers, and onnxruntime-genai's builder produced worse
 text from the same weights. OpenVINO GenAI has few requirements: the inputs are tokens, a mask and positions, the output
 is logits, and keys and values are the model's own state, reordered by `beam_idx` (https://docs.openvino.ai, "Stateful
 models"; GenAI's docs, "How it works"). NNCF quantizes the weights to 8 bits per channel, or, with int4, the layers'
-matrices to 4 bits in groups of GROUP weights. For ONNX, onnxruntime's own tool quantizes the matrices in blocks
-of 32 numbers with a common scale, as in Q8_0. The inputs and outputs are named as in optimum's exports, so other
+matrices to 4 bits in groups of GROUP weights. For ONNX, onnxruntime's own tool quantizes the matrices to 8 bits in
+blocks of 32 numbers with a common scale, as in Q8_0. The inputs and outputs are named as in optimum's exports, so other
 programs can use them.
 """
 
@@ -30,7 +30,7 @@ from meditune.models.load import loading
 from meditune.models.quiet_libraries import quiet_transformers
 
 BATCH, BEFORE, NEW = 2, 3, 4
-"""Numbers of rows, earlier tokens and new tokens in the traced example; the exported model accepts any numbers"""
+"""Numbers of rows, earlier tokens and new tokens in the traced example. The exported model accepts other numbers."""
 INPUTS = ("input_ids", "attention_mask", "position_ids")
 
 
@@ -64,7 +64,7 @@ class Traced(torch.nn.Module):
         return (output.logits, *present)
 
     def _masks(self, mask: torch.Tensor, positions: torch.Tensor) -> Any:
-        """Return the masks of models/forward.py, built from operations with dynamic shapes."""
+        """Return the same masks as models/forward.py, built from operations with dynamic shapes."""
         keys = torch.arange(mask.shape[1])[None, None, None, :]
         queries = positions[:, None, :, None]
         sees = (keys <= queries) & (mask[:, None, None, :] > 0)
@@ -93,7 +93,7 @@ def _present(past: str) -> str:
 
 
 def _cache_shapes(model: Any) -> list[tuple[int, int]]:
-    """Return the number of heads and their size for each layer's keys, then values."""
+    """Return (number of heads, head size) for each layer's keys and then its values, in the order of the layers."""
     cache = forward.cache_of([])
     with torch.no_grad(), quiet_transformers():
         model(input_ids=torch.zeros(1, 1, dtype=torch.long), use_cache=True, **{forward.cache_name(model): cache})
@@ -125,7 +125,7 @@ BLOCK = 32
 
 
 def write_onnx(source: Path, folder: Path) -> dict[str, str]:
-    """Export a plain folder to ONNX in `folder`, and return the packages' versions. Raises ModelError if that fails."""
+    """Write a plain folder as ONNX to `folder`, and return package -> version. Raises ModelError if that fails."""
     onnx = import_package("onnx", "onnx")
     import_package("onnx", "onnxruntime")
     # onnxruntime's quantizer imports this package, but onnxruntime doesn't install it.
@@ -172,11 +172,11 @@ def _rounded(model: Any) -> Any:
 
 GROUP = 64
 TOLERANCE_FACTORS = {"int4": 2.0}
-"""Number formats -> a factor on the tolerances of the check (verify.py), which are meant for 8 bits"""
+"""Number format -> factor for the tolerances in verify.py, which are meant for 8-bit weights"""
 
 
 def write_openvino(source: Path, folder: Path, weights: str = "int8") -> dict[str, str]:
-    """Like `write_onnx`, but for OpenVINO, with weights in int8 or int4."""
+    """Like `write_onnx`, but for OpenVINO. `weights` is int8 or int4."""
     ov, nncf = import_package("openvino", "openvino"), import_package("openvino", "nncf")
     tokenizers = import_package("openvino", "openvino_tokenizers")
     from transformers import AutoTokenizer
@@ -206,7 +206,7 @@ def _options(nncf: Any, weights: str) -> dict[str, Any]:
 
 
 def _traced_openvino(model: Any) -> Any:
-    """Return an OpenVINO model with dynamic shapes, which gets and returns the cache as inputs and outputs."""
+    """Return an OpenVINO model with dynamic shapes. Its inputs include the old cache, and its outputs the new cache."""
     ov = import_package("openvino", "openvino")
     shapes = _cache_shapes(model)
     converted = ov.convert_model(Traced(model), example_input=_example(shapes))
@@ -225,7 +225,7 @@ def _traced_openvino(model: Any) -> Any:
 
 
 def _stateful(model: Any) -> Any:
-    """Turn keys and values into the model's state; `beam_idx` selects the last call's row that each row continues."""
+    """Turn keys and values into the model's state. `beam_idx` says which row of the last call each row continues."""
     ov, opset = import_package("openvino", "openvino"), import_package("openvino", "openvino.opset13")
     transformations = import_package("openvino", "openvino._offline_transformations")
     beam = opset.parameter(name="beam_idx", dtype=ov.Type.i32, shape=ov.PartialShape([-1]))
@@ -240,7 +240,7 @@ def _stateful(model: Any) -> Any:
             reader.replace_source_output(gathered.output(0))
     model.validate_nodes_and_infer_types()
     transformations.apply_make_stateful_transformation(model, names)
-    # The initial state has no tokens, and as many rows as the inputs.
+    # The initial state contains no tokens, and as many rows as the inputs.
     shape = opset.shape_of(model.input("input_ids"), output_type="i64")
     rows = opset.gather(shape, opset.constant([0]), opset.constant(0))
     for node in model.get_ops():

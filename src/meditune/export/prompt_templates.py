@@ -1,4 +1,4 @@
-"""The prompt format of training in other programs' template languages, and a check that their prompts are the same.
+"""The prompt format of training in other programs' template languages, and a check that the prompts are the same.
 
 Ollama uses Go's text/template in a Modelfile (github.com/ollama/ollama, docs/modelfile.md and template/template.go);
 vLLM, transformers and llama.cpp's server use Jinja in `chat_template.jinja`. In the plain format, a chat's system
@@ -25,7 +25,7 @@ _QUOTES = '"""'
 
 
 def modelfile(file: str, template: str, stops: Sequence[str], context: int) -> str:
-    """Return a Modelfile's text. The limits are in LICENSE, for people; in SYSTEM, the model would read them."""
+    """Return a Modelfile's text. LIMITS is in LICENSE, which people read, not in SYSTEM, which the model would read."""
     return "\n".join(
         [
             f"FROM ./{file}",
@@ -61,7 +61,7 @@ def ollama_template(tokenizer: Any, form: PromptFormat) -> str:
 
 
 def ollama_prompt(tokenizer: Any, form: PromptFormat) -> Callable[[Messages], str]:
-    """Return a function that writes prompts as Ollama does with the template of `ollama_template`."""
+    """Return a function that writes the same prompts as Ollama with the template of `ollama_template`."""
     part = _chat_parts(tokenizer, form)
 
     def write(messages: Messages) -> str:
@@ -110,7 +110,7 @@ def jinja_template(tokenizer: Any, form: PromptFormat, lead: str = "") -> str:
 
 
 def write_chat_template(folder: Path, form: PromptFormat) -> None:
-    """Give a folder a chat template that writes the plain prompt format. Raises ModelError if its tokens differ."""
+    """Write a chat template for the plain prompt format into a folder. Raises ModelError if the tokens differ."""
     path, tokenizer = folder / JINJA, PlainTokenizer(folder)
     # Some SentencePiece tokenizers put a space before a text, but not after BOS.
     for lead in ("", " "):
@@ -133,7 +133,7 @@ def check_chat_template(folder: Path, form: PromptFormat) -> int:
 
 
 def added_bos(tokenizer: Any) -> str:
-    """Return the BOS token if the tokenizer puts it before every text, else an empty string."""
+    """Return the BOS token if the tokenizer puts it before every text, otherwise an empty string."""
     is_added = tokenizer.bos_token is not None and tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id]
     return tokenizer.bos_token if is_added else ""
 

@@ -37,7 +37,7 @@ from meditune.train import replay
 from meditune.train.dataset import encode
 
 CALIBRATION_ROWS = 64
-"""Number of rows from which the methods wanda and layers determine which weights matter"""
+"""Number of rows from which the methods wanda and layers determine which weights or layers matter"""
 DENSE = (
     "The zeros are stored and multiplied like other numbers: on a CPU, a dense matrix product takes as long with zeros "
     "as without, so zeros alone make the model neither faster nor smaller."
@@ -50,7 +50,7 @@ FILLED = (
 
 @dataclass(frozen=True)
 class Texts:
-    """The rows for calibration (none for magnitude pruning) with their source, and the rows for measuring, by title."""
+    """The rows for calibration (none for magnitude pruning), their source, and title -> rows for measuring quality."""
 
     calibration: list[Row]
     source: str
@@ -62,11 +62,12 @@ class Texts:
 
 
 def prune(name: str, recipe: Recipe, folder: Path, data: Prepared | None) -> dict[str, Any]:
-    """Prune a model as in `recipe.model.prune`, write it to `folder` unless it exists, and return pruning.json.
+    """Prune a model as in `recipe.model.prune`, write it to `folder`, and return the content of pruning.json.
 
-    Calibration uses the training examples of `data` or, without `data`, WikiText-2's validation text. Quality is
-    measured on the development examples of `data`, if it is given, and on general text. Raises ModelError if the model
-    can't be pruned, DataError if there is no text, and MedituneError if `folder` contains something else.
+    An existing result is reused. Calibration uses the training examples of `data` or, without `data`, WikiText-2's
+    validation text. Quality is measured on general text, and on the development examples of `data` if it is given.
+    Raises ModelError if the model can't be pruned, DataError if there is no text, and MedituneError if `folder`
+    contains something else.
     """
     place, spec = _whole_model(name), recipe.model.prune
     if spec.method == "none":
@@ -126,7 +127,7 @@ def prune(name: str, recipe: Recipe, folder: Path, data: Prepared | None) -> dic
 
 
 def prune_with_text_of(recipe: Recipe, name: str, folder: Path) -> dict[str, Any]:
-    """Prune like `prune`, with the recipe's data, which is prepared in a temporary folder."""
+    """Call `prune` with the recipe's data, prepared in a temporary folder."""
     _whole_model(name)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".", dir=folder.parent) as place:
@@ -229,7 +230,7 @@ def _check_same(expected: Any, actual: Any, name: str) -> None:
 
 
 SECONDS, LEAST, MOST = 3.0, 5, 10
-"""Duration of a speed measurement in seconds, and its smallest and largest number of passes"""
+"""Duration of a speed measurement in seconds, and its minimum and maximum number of passes"""
 
 
 def _tokens_per_s(loaded: LoadedModel, rows: Sequence[Row], batch_tokens: int | None) -> float:

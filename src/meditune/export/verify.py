@@ -2,9 +2,9 @@
 
 Both models are called through the common engine interface. The check compares the likelihood of long answers, the most
 likely decisions, and generated text. The original also scores the text that the exported model generates, because
-scores of given texts can't reveal a wrong cache, mask or stop token. A judge of evidence is compared by the
-probabilities of its labels on claims, and on questions if it was also trained to answer them. All items come from
-training data.
+scores of given texts can't reveal a wrong cache, mask or stop token. For an evidence judge, the check compares the
+probabilities of labels on claims. If the judge was also trained to answer questions, both checks are made. All items
+come from training data.
 """
 
 from __future__ import annotations
@@ -35,11 +35,12 @@ PERPLEXITY = 0.02
 ACCURACY = 1.0
 """Allowed loss of decision accuracy, in percentage points; a larger loss is allowed if it isn't significant"""
 CHANCE = 0.05
-"""Significance level for that loss (McNemar's exact test, one-sided)"""
+"""Significance level for the loss of accuracy (McNemar's exact test, one-sided)"""
 AGREEMENT = 0.9
-"""Share of decisions that must be identical; those that differ are near ties"""
+"""Minimum share of identical decisions; decisions that differ are near ties"""
 MAX_PERPLEXITY_RISE = 0.25
-"""Largest relative increase in the original's perplexity from its own generated text to the exported model's"""
+"""Largest allowed relative increase in perplexity from the original's generated text to the exported model's generated
+text. The original model computes both perplexities."""
 ANSWERS = 20
 """Number of items whose long answers are scored; decisions are made for all items"""
 WRITTEN_ITEMS, WRITTEN_TOKENS = 8, 48
@@ -59,12 +60,12 @@ class Deviation:
     agreement: float
     """Share of identical decisions"""
     written: tuple[float, float]
-    """Perplexity of the original's generated text and of the exported model's, both under the original"""
+    """Perplexity under the original of its own generated text, and of the exported model's generated text"""
 
     def problems(self, looseness: float = 1.0) -> list[str]:
         """Return a description of each value outside its tolerance.
 
-        `looseness` is a factor on the tolerances of agreement and of the reference answers' perplexity.
+        `looseness` is a factor for the tolerances of agreement and of the reference answers' perplexity.
         """
         (before, after), (was, now), (own, its) = self.perplexity, self.accuracy, self.written
         least = 1 - looseness * (1 - AGREEMENT)
@@ -104,7 +105,7 @@ class Deviation:
 
 @dataclass(frozen=True)
 class ModelOutput:
-    """One model's outputs: the likelihood of answers, decisions, and prompts with the tokens that it generates."""
+    """A model's outputs: negative log-likelihood and number of answer tokens, decisions, prompts, generated tokens."""
 
     nll: float
     tokens: int
@@ -120,7 +121,7 @@ class Check:
 
     def __init__(self, examples: Sequence[Example], form: PromptFormat) -> None:
         self.form = form
-        # Every second question asks for plain words, if the format has a cue for them.
+        # Every second question asks for plain words, if the format has a cue for plain words.
         self.examples = [
             in_style(example, "plain") if form.plain_cue and number % 2 else example
             for number, example in enumerate(examples)
@@ -163,9 +164,9 @@ class Check:
 
 
 CLAIM_DIFFERENCE = 0.05
-"""Allowed mean difference between a judge's and its export's probabilities of support"""
+"""Largest allowed mean difference between the probabilities of support from a judge and from its export"""
 MAX_CLAIM_TOLERANCE_FACTOR = 2.0
-"""Upper limit of the factor on a judge's tolerances, even for coarse number formats"""
+"""Upper limit of the factor for a judge's tolerances, even for coarse number formats"""
 
 
 @dataclass(frozen=True)
@@ -181,7 +182,7 @@ class ClaimDeviation:
     """Largest difference between the two probabilities of any label"""
 
     def problems(self, looseness: float = 1.0) -> list[str]:
-        """Return a description of each value outside its tolerance. `looseness` is a factor on the tolerances."""
+        """Return a description of each value outside its tolerance. `looseness` is a factor for the tolerances."""
         found = []
         factor = min(looseness, MAX_CLAIM_TOLERANCE_FACTOR)
         difference, least = factor * CLAIM_DIFFERENCE, 1 - factor * (1 - AGREEMENT)
@@ -207,7 +208,7 @@ class ClaimDeviation:
 
 @dataclass(frozen=True)
 class ClaimOutput:
-    """One judge's prompts for the claims, and the log-probabilities of the labels' words in the order of LABELS."""
+    """A judge's prompts for the claims, and the log-probabilities of the labels' words in the order of LABELS."""
 
     prompts: list[list[int]]
     logprobs: list[list[float]]
@@ -224,7 +225,7 @@ class ClaimCheck:
         self.form, self.correction = form, correction
 
     def outputs(self, engine: Engine) -> ClaimOutput:
-        """Return a judge's outputs for the claims that fit into the prompt; training leaves out the others, too."""
+        """Return a judge's outputs for the claims that fit into the prompt. As in training, others are left out."""
         encoder = Encoder(engine.tokenizer, self.form)
         items = []
         for example in self.examples:
@@ -253,7 +254,7 @@ class ClaimCheck:
 
 
 def checks_of(place: Path, run: Path | None, form: PromptFormat) -> list[Check | ClaimCheck]:
-    """Return the checks of a model: on claims if it is a judge, and on questions unless it only judges."""
+    """Return the checks for a model: claims for a judge, questions for a model that answers them, or both."""
     correction = load_correction(place) if place.is_dir() else None
     claims = _stored(run, lambda example: bool(example.label)) if correction else []
     if not (correction and claims):
@@ -277,8 +278,8 @@ SEED = 17
 def items(run: Path | None) -> list[Example]:
     """Return up to fifty examples of a run's training data or, without a run, of PubMedQA's training half.
 
-    If neither is available, the examples come from the synthetic sample, and a message says so. Test items are never
-    used.
+    If neither is available, the examples come from the synthetic sample, and a message on stderr says so. Test items
+    are never used.
     """
     if found := _stored(run, _is_answered):
         return _some(found)

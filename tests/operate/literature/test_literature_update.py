@@ -215,7 +215,7 @@ def test_guidelines_come_from_a_folder(served: PubMed, tmp_path: Path) -> None:
     words = ("--documents", f"guidelines={tmp_path / 'guidelines'}", "--index", tmp_path / "index")
     result = update_by_query(served, tmp_path, *words)
     assert result.code == 0, result
-    assert "Not indexed of guidelines: 1" in result.out
+    assert "Not indexed from guidelines: 1" in result.out
     assert documents_found(tmp_path, "colchicine attack")[0] == "guidelines:gout.md"
     (tmp_path / "guidelines" / "gout.md").write_text("# Gout\n\nCold packs help.\n", encoding="utf-8")
     assert "1 changed" in update_by_query(served, tmp_path, *words).out
