@@ -1,8 +1,13 @@
-"""A real server on the loopback with a tiny model, in a thread of the test's process."""
+"""A real server on the loopback with a tiny model, in a thread of the test's process, and a browser for its pages.
+
+Chromium is found on the PATH or through MEDITUNE_BROWSER, never fetched.
+"""
 
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import socket
 import threading
 import time
@@ -12,6 +17,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+import pytest
 
 from meditune.config.data_options import PromptFormat
 from meditune.engines.transformers_engine import TransformersEngine
@@ -174,3 +181,28 @@ def started(made: Service, place: ListenConfig | None = None, extend: Extend | N
         thread.join(timeout=30)
         sock.close()
         assert not thread.is_alive(), "the server didn't end"
+
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+BROWSER_OPTIONS = (
+    *("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"),
+    "--disable-sync",
+)
+
+
+def browser_path() -> str | None:
+    """Where the browser is; None where there is none."""
+    return os.environ.get("MEDITUNE_BROWSER") or next(filter(None, map(shutil.which, BROWSERS)), None)
+
+
+@contextmanager
+def chromium() -> Iterator[Any]:
+    """A browser; the test is skipped where there is none."""
+    path = browser_path()
+    if not path:
+        pytest.skip(f"no browser: {', '.join(BROWSERS)} aren't on the PATH and MEDITUNE_BROWSER isn't set")
+    sync = pytest.importorskip("playwright.sync_api", reason="playwright isn't installed")
+    with sync.sync_playwright() as engine:
+        browser = engine.chromium.launch(executable_path=path, args=list(BROWSER_OPTIONS))
+        yield browser
+        browser.close()

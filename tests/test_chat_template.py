@@ -22,7 +22,7 @@ from meditune.serve.chat_prompts import ChatPrompts
 from meditune.train.dataset import TokenWeights, check_masks, encode, marked
 from meditune.train.losses import loss_of_rows
 from tests import tiny
-from tests.ollama_template import modelfile_prompt
+from tests.export.test_gguf import modelfile_prompt
 
 THINKING = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' }}"

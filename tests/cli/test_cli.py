@@ -18,9 +18,9 @@ from meditune.cli.options import RENAMED, with_new_names
 from meditune.serve.settings import Settings
 from meditune.store.api_keys import Keys
 from tests import tiny
-from tests.busy_store import fill_busy_store
 from tests.commands import bench, jsonl, meditune, read_rows, rows
 from tests.loopback_server import served
+from tests.serve.test_observability import fill_busy_store
 
 PROJECT = Path(__file__).parents[2]
 COMMANDS = (

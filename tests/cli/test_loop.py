@@ -22,7 +22,7 @@ from meditune.store.answers import Answer, Answers
 from meditune.store.database import SQLiteDatabase
 from tests.commands import Bench, bench, jsonl, meditune, rows
 from tests.operate.drift.test_alerts import listening
-from tests.registry_runs import bare, finished, with_versions
+from tests.test_model_registry import bare, finished, with_versions
 
 EASY = "within: {perplexity: 100000}\n"
 COMMANDS = typer.main.get_command(cli_app)

@@ -5,15 +5,21 @@ Text that comes token by token is the text of all tokens, and nothing that ends 
 A model is opened by its folder; what can't be opened is said.
 
 Packages that only some engines need.
+
+For the tests of each engine: jobs put to it as a server would, and their pieces.
 """
 
+from __future__ import annotations
+
+import queue
 import subprocess
 import sys
+from collections.abc import Sequence
 
 import pytest
 
 from meditune.config.data_options import PromptFormat
-from meditune.engines.engine import GenerationRequest
+from meditune.engines.engine import Engine, GenerationChunk, GenerationRequest
 from meditune.engines.exported_model import weights_digest, why_outdated
 from meditune.engines.open_engine import open_engine
 from meditune.engines.scheduler import ScheduledRequest
@@ -22,7 +28,41 @@ from meditune.errors import ModelError
 from meditune.files import write_json
 from meditune.prompts import save_format
 from tests import tiny
-from tests.engines.engine_jobs import ask, tokens
+
+PATIENCE = 120
+"""Seconds that one piece may take"""
+
+
+def collect(pieces: queue.Queue[GenerationChunk]) -> list[GenerationChunk]:
+    """All pieces up to the last one."""
+    found = []
+    while True:
+        found.append(pieces.get(timeout=PATIENCE))
+        if found[-1].finish or found[-1].error:
+            return found
+
+
+def together(engine: Engine, jobs: Sequence[GenerationRequest]) -> list[list[GenerationChunk]]:
+    """The pieces of jobs that are started at the same time."""
+    waiting: list[queue.Queue[GenerationChunk]] = [queue.Queue() for _ in jobs]
+    for job, pieces in zip(jobs, waiting, strict=True):
+        engine.start(job, pieces.put)
+    return [collect(pieces) for pieces in waiting]
+
+
+def ask(engine: Engine, job: GenerationRequest) -> list[GenerationChunk]:
+    """The pieces of one job."""
+    return together(engine, [job])[0]
+
+
+def text(pieces: Sequence[GenerationChunk]) -> str:
+    """What they say together."""
+    return "".join(piece.text for piece in pieces)
+
+
+def tokens(pieces: Sequence[GenerationChunk]) -> list[int]:
+    """Their tokens."""
+    return [token for piece in pieces for token in piece.tokens]
 
 
 def test_nothing_comes_after_the_last_piece():

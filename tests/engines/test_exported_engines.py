@@ -18,7 +18,7 @@ from meditune.export import verify
 from meditune.export.export import export
 from meditune.files import read_json, write_json
 from tests import tiny
-from tests.engines.engine_jobs import ask, collect, text, together, tokens
+from tests.engines.test_engines import ask, collect, text, together, tokens
 
 MORE = 24
 

@@ -19,7 +19,7 @@ from meditune.engines.openai_engine import OpenAIEngine
 from meditune.errors import ModelError
 from meditune.export.gguf import DEFAULT, file_name, write_gguf
 from tests import tiny
-from tests.engines.engine_jobs import ask, collect, text, tokens
+from tests.engines.test_engines import ask, collect, text, tokens
 
 llama = pytest.importorskip("xllamacpp")
 PROMPT = [20, 30, 40, 50, 60, 70]

@@ -16,7 +16,7 @@ from meditune.errors import EngineError, ModelError
 from meditune.export import verify
 from meditune.export.export import export
 from tests import tiny
-from tests.engines.engine_jobs import ask, collect, text, together, tokens
+from tests.engines.test_engines import ask, collect, text, together, tokens
 
 pytest.importorskip("openvino_genai")
 PROMPT = [20, 30, 40, 50, 60, 70]

@@ -18,7 +18,7 @@ from meditune.models.load import load
 from meditune.prompts import save_format
 from tests import tiny
 from tests.commands import jsonl, meditune, rows
-from tests.hub_server import TOKEN, hub
+from tests.data.test_hub_upload import TOKEN, hub
 
 
 @pytest.fixture(autouse=True)

@@ -20,8 +20,8 @@ from meditune.serve.settings import Settings
 from tests.commands import bench, jsonl, meditune
 from tests.loopback_server import Running
 from tests.operate.test_label_queue import judge
-from tests.registry_runs import finished
 from tests.serve.test_version_router import current, kept, serving, until
+from tests.test_model_registry import finished
 
 pytest.importorskip("lancedb")
 pytestmark = pytest.mark.slow

@@ -23,8 +23,8 @@ from meditune.review.ratings_store import Note, Rating, Store
 from meditune.store import StoreLocation, database, open_store
 from meditune.store.answers import Answer, Answers, Feedback
 from tests import layouts
-from tests.browser import chromium
 from tests.commands import jsonl, meditune
+from tests.loopback_server import chromium
 from tests.review.known_ratings import served
 from tests.review.test_page import opened, saved, sign_in
 

@@ -38,7 +38,7 @@ from meditune.operate.retraining.retrain import Options, Work, derive_recipe
 from meditune.store.answers import Answer, Answers, Feedback
 from meditune.store.database import SQLiteDatabase
 from tests.commands import Bench, bench, jsonl, meditune, rows, stopped_after
-from tests.registry_runs import finished
+from tests.test_model_registry import finished
 
 FEW = ("--min-rows", 5, "--set", "train.epochs=1")
 EASY = "not_worse: []\nwithin: {perplexity: 100000}\n"

@@ -13,7 +13,7 @@ from meditune.operate.retraining.rollback import is_rated_worse, on_drift
 from meditune.store.answers import Answer, Answers, Feedback, Rating
 from meditune.store.database import SQLiteDatabase
 from tests.commands import Result, jsonl, meditune
-from tests.registry_runs import bare
+from tests.test_model_registry import bare
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ import pytest
 from meditune.data.reviewer_decisions import VERDICTS
 from meditune.review.rating_set import create
 from meditune.review.ratings_store import ADJUDICATION, Store
-from tests.browser import chromium
 from tests.commands import meditune
+from tests.loopback_server import chromium
 from tests.review.known_ratings import (
     annotated_item,
     finished,

@@ -13,8 +13,7 @@ from meditune.serve.settings import Settings
 from meditune.store.api_keys import Keys
 from meditune.store.database import SQLiteDatabase
 from tests.assistants import ScriptedEngine, assistant_of, index_of
-from tests.browser import chromium
-from tests.loopback_server import served
+from tests.loopback_server import chromium, served
 
 pytest.importorskip("lancedb")
 pytestmark = pytest.mark.browser

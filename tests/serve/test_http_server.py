@@ -190,7 +190,7 @@ def test_drift_is_watched_beside_the_server_and_kept_at_its_end(model, tmp_path)
     from meditune.operate.drift import drift_detection, reference
     from meditune.operate.drift.drift_detection import RequestSource
     from meditune.store.overview import overview
-    from tests.operate.drift.request_streams import requests, write_facts
+    from tests.operate.drift.test_drift_detection import requests, write_facts
 
     good = write_facts(tmp_path / "good.jsonl", requests(300, 1))
     made = tmp_path / "reference"

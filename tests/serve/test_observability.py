@@ -2,13 +2,16 @@
 
 Figures for Prometheus that follow what was asked.
 
-Traces, as a real receiver on the loopback gets them.
+Traces, as a real receiver on the loopback gets them. A store of a service that has been asked a lot.
 """
 
+import json
 import threading
+import time
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import numpy as np
 import pytest
 
 from meditune import observability
@@ -17,11 +20,100 @@ from meditune.errors import ModelError
 from meditune.serve.settings import Settings
 from meditune.store import open_store
 from meditune.store.api_keys import Keys
+from meditune.store.overview import Notes
 from tests.assistants import ScriptedEngine, assistant_of, index_of
-from tests.browser import chromium
-from tests.busy_store import MARKUP, fill_busy_store
-from tests.loopback_server import served
+from tests.loopback_server import chromium, served
 from tests.serve.test_version_router import until
+
+MARKUP = "<img src=x onerror=\"document.title='hacked'\"><script>document.title='hacked'</script>"
+ALERT = {
+    "id": "abc-novelty-90",
+    "signal": "novelty",
+    "about": "inputs",
+    "title": "Distance to the nearest known questions",
+    "what": "",
+    "said": f"Distance: farther, median 0.2 before and 0.5 now {MARKUP}.",
+    "severity": "large",
+    "effect": 0.61,
+    "effect_name": "Cliff's delta",
+    "since": 12_040,
+    "since_id": "ask-1",
+    "opened": 12_090,
+    "evidence": {
+        "examples": [{"id": "ask-2", "question": f"What is {MARKUP} for?", "value": 0.7}],
+        "groups": [
+            {
+                "name": f"vaccine {MARKUP}",
+                "questions": 31,
+                "share": 0.2,
+                "distance": 0.6,
+                "examples": [{"id": "ask-3", "question": "Is the new vaccine safe?"}],
+            }
+        ],
+    },
+}
+SIGNALS = {
+    "novelty": {"title": ALERT["title"], "about": "inputs", "state": "open", "share": 1.0},
+    "length": {"title": "Words in a question", "about": "inputs", "state": "quiet", "share": 0.31},
+    "ratings": {"title": "Ratings up and down", "about": "outcomes", "state": "unknown", "share": 0.0},
+}
+
+
+def fill_busy_store(place, count=400, hours=23.5):
+    """Answers of the last hours with feedback, a lost server, a drift alert and an update."""
+    rng, now = np.random.default_rng(3), time.time()
+    base = open_store(place)
+    with base.changing() as connection:
+        for number in range(count):
+            outcome = str(rng.choice(["answered"] * 8 + ["abstained", "escalated"]))
+            sentences = int(rng.integers(2, 6))
+            total = float(rng.gamma(3, 0.6))
+            facts = {
+                "tokens": {"prompt": 400, "completion": int(rng.integers(40, 160))},
+                "timings": {"total": total, "first_token": total / 4},
+                "sentences": sentences,
+                "supported": sentences - int(rng.random() < 0.2),
+                "retrieval": float(rng.uniform(0.4, 0.9)),
+            }
+            version = "v1" if number < count // 2 else "v2"
+            row = (
+                f"a{number}",
+                now - 3600 * hours * (1 - number / count),
+                "ask",
+                f"quickstart {version}",
+                "c0ffee" * 6,
+            )
+            connection.execute(
+                "INSERT INTO answers (id, time, who, route, model, index_content, outcome, facts) "
+                "VALUES (?, ?, 'k', ?, ?, ?, ?, ?)",
+                (*row, outcome, json.dumps(facts)),
+            )
+            if number % 9 == 0:
+                values = (row[0], row[1], "up" if number % 27 else "down", "Better." if number % 2 else "", number % 2)
+                connection.execute(
+                    "INSERT INTO feedback (answer, who, time, rating, reasons, comment, correction, expert) "
+                    "VALUES (?, 'k', ?, ?, '[]', '', ?, ?)",
+                    values,
+                )
+    notes = Notes(base)
+    served = {"model": "quickstart", "version": "v1", "index": "", "engine": "openvino int8", "started": now - 9e4}
+    notes.put("server/gone", {"address": "http://10.0.0.9:8000/"} | served)
+    with base.opened() as connection:
+        connection.execute("UPDATE notes SET time = ? WHERE name = 'server/gone'", (now - 3000,))
+    drift = {
+        "reference": "/srv/drift/reference",
+        "problem": "",
+        "requests": 12_345,
+        "signals": SIGNALS,
+        "alerts": [ALERT],
+    }
+    notes.put(
+        "drift/a", drift | {"unsent": ["Drift: novelty (large): not sent by webhook (HTTP 503); tried again later."]}
+    )
+    update = {"folder": "/srv/literature", "library": {"there": 5122, "retracted": 3}, "retracted": 1, "flagged": 2}
+    notes.put("update/a", update | {"index": "beef" * 8, "failures": []})
+    return base
+
 
 RULES = {"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]}
 
@@ -45,8 +137,6 @@ def test_figures_need_a_key_with_the_scope_admin(store):
 
 
 def test_a_server_tells_of_itself_and_leaves_no_trace_at_its_end(tmp_path):
-    from meditune.store.overview import Notes
-
     notes = Notes(open_store(tmp_path))
     notes.put("server/killed", {"address": "http://127.0.0.1:8000/"})
     with served(tmp_path, address="http://127.0.0.1:8000/") as server:
@@ -135,7 +225,6 @@ def test_answers_with_sources_are_counted_whole(tmp_path):
         assert server.figure('meditune_answers_total{outcome="escalated"}') == 1
 
 
-pytest.importorskip("lancedb")
 SECRET = "unmistakable"
 PARENT = "0af7651916cd43dd8448eb211c80319c"
 
@@ -182,6 +271,7 @@ def attributes(span):
 
 
 def test_a_question_is_one_trace_of_its_parts_without_its_words(tmp_path, monkeypatch):
+    pytest.importorskip("lancedb")
     question = f"Do inhaled steroids help with {SECRET} asthma?"
     said = f"Inhaled steroids help most people. The {SECRET} zebra."
     assistant = assistant_of(ScriptedEngine(said), index_of(tmp_path), AssistantSettings(nearest=-1.0))

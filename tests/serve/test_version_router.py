@@ -25,7 +25,7 @@ from tests import loopback_server
 from tests.assistants import ModelAlone
 from tests.commands import Bench, bench
 from tests.loopback_server import Running, started
-from tests.registry_runs import PASSED, bare, finished, passed, with_versions
+from tests.test_model_registry import PASSED, bare, finished, passed, with_versions
 
 QUICK = Settings(follow_s=0.05, concurrency=8, keep_text=True)
 

@@ -1,19 +1,75 @@
-"""`meditune drift` over files and stores, as a user meets it."""
+"""`meditune drift` over files and stores, as a user meets it.
+
+The requests are invented: streams with vectors of a few topics.
+"""
 
 import json
 import sqlite3
 import sys
 
+import numpy as np
 import pytest
 
 from meditune.errors import DataError, ModelError
 from meditune.operate.drift import drift_detection, reference
 from meditune.operate.drift.drift_detection import RequestSource
 from meditune.operate.drift.monitor import Policy
+from meditune.operate.drift.signals import Request
 from meditune.store import database
-from meditune.store.answers import Feedback
+from meditune.store.answers import Answers, Feedback
+from meditune.store.database import SQLiteDatabase
 from tests.commands import meditune
-from tests.operate.drift.request_streams import fill_store, requests, write_facts
+
+VECTOR_SIZE = 24
+TOPICS = {"heart": 0, "skin": 1, "sleep": 2, "vaccine": 3}
+_WORDS = ("does", "my", "pain", "help", "with", "the", "daily", "often", "doctor", "when", "night", "cause")
+
+
+def requests(count, seed, topics=("heart", "skin", "sleep"), first=1, words=(5, 9), confidence=(8, 3), outcome=0.1):
+    """So many requests about these topics, their questions so many words long."""
+    rng = np.random.default_rng(seed)
+    middles = np.random.default_rng(0).normal(size=(len(TOPICS), VECTOR_SIZE))
+    found = []
+    for number in range(first, first + count):
+        topic = str(rng.choice(topics))
+        vector = (middles[TOPICS[topic]] + rng.normal(scale=0.6, size=VECTOR_SIZE)).astype(np.float32)
+        said = [topic, *rng.choice(_WORDS, int(rng.integers(*words)))]
+        facts = {"confidence": float(rng.beta(*confidence))}
+        found.append(
+            Request(
+                f"r{number}",
+                " ".join(said),
+                vector=vector / np.linalg.norm(vector),
+                outcome="abstained" if rng.random() < outcome else "answered",
+                facts=facts,
+                ratings=("up",) if rng.random() < 0.3 else (),
+                sequence=number,
+            )
+        )
+    return found
+
+
+def fill_store(folder, given, time=1.0):
+    """The requests' figures in a store, in one transaction: one for each would take a disk's time for each."""
+    answers = Answers(SQLiteDatabase(folder))
+    with answers.base.changing() as base:
+        for each in given:
+            base.execute(
+                "INSERT INTO answers (id, time, who, route, model, index_content, outcome, facts) "
+                "VALUES (?, ?, 'k', 'ask', 'm', '', ?, ?)",
+                (each.id, time, each.outcome, json.dumps(each.facts)),
+            )
+    return answers
+
+
+def write_facts(path, given):
+    """The requests without their questions, as `meditune answers export` writes them where texts aren't kept."""
+    rows = (
+        {"id": each.id, "question": None, "outcome": each.outcome, "facts": dict(each.facts), "feedback": []}
+        for each in given
+    )
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
 
 
 @pytest.fixture(scope="module")

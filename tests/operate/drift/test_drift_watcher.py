@@ -15,8 +15,8 @@ from meditune.store.answers import Answers
 from meditune.store.database import SQLiteDatabase
 from meditune.store.overview import overview
 from tests.commands import meditune
-from tests.operate.drift.request_streams import fill_store, requests
 from tests.operate.drift.test_alerts import listening
+from tests.operate.drift.test_drift_detection import fill_store, requests
 
 
 @pytest.fixture(autouse=True)

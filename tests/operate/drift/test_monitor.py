@@ -15,7 +15,7 @@ from meditune.operate.drift import drift_detection, e_detectors
 from meditune.operate.drift.e_detectors import BLOCK, block_test
 from meditune.operate.drift.monitor import Monitor
 from meditune.operate.drift.reference import fit, load, read, save, write
-from tests.operate.drift.request_streams import requests
+from tests.operate.drift.test_drift_detection import requests
 
 EMBEDDING = {"name": "invented", "dimension": 24, "space": "0"}
 
