@@ -1,16 +1,30 @@
 """What a comparison says beside figures and intervals: corrections, effects, groups, and each model's own interval.
 
 A policy says what a new model must be; whatever it names and isn't so, or isn't known, fails.
+
+Several seeds as a distribution of before and after: intervals hold the variance of seeds and of items.
+
+Figures by subgroup: the right items, honest intervals, and no group accused by chance.
 """
+
+import json
+import random
 
 import numpy as np
 import pytest
 
-from meditune.errors import RecipeError
-from meditune.evaluate.compare import caveats, changes, compare, count_changes, side_by_side
+from meditune.cli.metrics_tables import print_seeds
+from meditune.config import load_recipe as writing
+from meditune.config.load_recipe import load_recipe
+from meditune.data.example import DECISIONS, TRAITS, Example, Passage
+from meditune.errors import DataError, RecipeError
+from meditune.evaluate.compare import caveats, changes, compare, count_changes, over_seeds, side_by_side
+from meditune.evaluate.metrics import summarise
 from meditune.evaluate.predictions import MeasuredModel, Predictions
 from meditune.evaluate.quality_gate import check, load_policy
-from meditune.statistics import holm, permutation_p, wilson
+from meditune.evaluate.subgroups import MIN_GROUP_SIZE, subgroups
+from meditune.files import write_json, write_jsonl
+from meditune.statistics import holm, permutation_p, two_level, wilson
 
 
 def decided(*right):
@@ -183,3 +197,225 @@ def test_every_mistake_is_told_with_its_line(tmp_path):
     path.write_text("", encoding="utf-8")
     with pytest.raises(RecipeError, match="Use one or more of: not_worse, better"):
         load_policy(path)
+
+
+def finished(folder, seed, base, tuned, *settings):
+    """A run that decided item i rightly where base[i] and tuned[i] say so."""
+    recipe = load_recipe("quickstart", [f"seed={seed}", *settings])
+    (folder / "predictions").mkdir(parents=True)
+    (folder / "recipe.yaml").write_text(writing.show(recipe), encoding="utf-8")
+    write_json(folder / "report.json", {"seed": seed})
+    for name, rights in (("base", base), ("tuned", tuned)):
+        rows = [
+            {"id": str(n), "reference": "yes", "prediction": "yes" if right else "no"} for n, right in enumerate(rights)
+        ]
+        write_jsonl(folder / "predictions" / f"{name}-decision.jsonl", rows)
+    return folder
+
+
+def first(share, count=200):
+    return [n < share * count for n in range(count)]
+
+
+@pytest.fixture
+def three(tmp_path):
+    gains = {1: 0.5, 2: 0.54, 3: 0.52}
+    return [finished(tmp_path / str(seed), seed, first(0.4), first(gain)) for seed, gain in gains.items()]
+
+
+def test_the_spread_over_seeds_is_told(three):
+    found = over_seeds(three, 1000)
+    accuracy = found["metrics"]["accuracy"]
+    assert found["seeds"] == [1, 2, 3]
+    assert accuracy["delta"] == pytest.approx([10, 14, 12])
+    assert (accuracy["mean"], accuracy["sd"]) == pytest.approx((12, 2))
+    assert accuracy["range"] == pytest.approx([10, 14])
+    assert (accuracy["better"], accuracy["agree"], accuracy["items"]) == (True, 3, 200)
+
+
+def test_the_interval_holds_the_items_variance_too(three):
+    """All seeds answer the same questions: the same gain on 24 of 200 items has a standard error of 2.3 points."""
+    accuracy = over_seeds(three, 4000)["metrics"]["accuracy"]
+    of_items = 100 * (0.12 * 0.88 / 200) ** 0.5
+    assert accuracy["se"] == pytest.approx((of_items**2 + 2**2 / 3) ** 0.5, rel=0.1)
+    assert accuracy["seed_share"] == pytest.approx(2**2 / 3 / accuracy["se"] ** 2)
+    assert accuracy["ci95"][0] < 12 - 1.96 * of_items
+    assert 2 < accuracy["df"] < 199
+
+
+def test_p_is_corrected_for_the_number_of_metrics(three):
+    rows = over_seeds(three, 1000)["metrics"]
+    assert len(rows) > 2
+    least = min(row["p"] for row in rows.values())
+    assert min(row["p_holm"] for row in rows.values()) == pytest.approx(min(1, len(rows) * least))
+
+
+def test_the_terminal_says_what_few_seeds_cannot_tell(three, capsys):
+    print_seeds(over_seeds(three, 500))
+    said = " ".join(capsys.readouterr().out.split())
+    assert "two-level bootstrap" in said
+    assert "3 seeds show whether the mean difference" in said
+    assert "with 2 degrees of freedom" in said
+    assert "can't show how far one more seed may deviate" in said
+
+
+def test_detector_metrics_are_held_to_the_references(tmp_path, three):
+    def graded(marked):
+        span = {"start": 0, "end": 4, "kind": "direction", "why": "", "source": ""}
+        return [
+            {"id": str(n), "score": 0.9, "by": "words", "spans": [span] if n in marked else [],
+             "sentences": [{"start": 0, "end": 9, "score": 0.5, "supported": True}]}
+            for n in range(200)
+        ]  # fmt: skip
+
+    def metric(references):
+        for folder in three:
+            for name, marked in (("base", range(2)), ("tuned", range(24))):
+                place = folder / "predictions"
+                write_jsonl(place / f"{name}-faithfulness.jsonl", graded(marked))
+                write_jsonl(place / f"{name}-reference_faithfulness.jsonl", graded(references))
+        return over_seeds(three, 1000)["metrics"]["contradictions"]
+
+    within, beyond = metric(range(150, 168)), metric(range(150, 154))
+    assert (within["better"], within["difference"], within["references"]["figure"]) == (None, False, 9.0)
+    assert (beyond["better"], beyond["references"]["of"], beyond["references"]["figure"]) == (False, "tuned", 2.0)
+
+
+@pytest.mark.parametrize("seeds", [2, 3, 5])
+@pytest.mark.parametrize(
+    ("of_seeds", "of_items", "of_both"),
+    [(0.0, 1.0, 0.2), (0.07, 1.0, 0.5), (0.3, 1.0, 0.5), (1.0, 0.3, 0.3)],
+    ids=["items dominate", "alike", "seeds weigh more", "seeds dominate"],
+)
+def test_the_interval_covers_the_mean_as_often_as_it_says(seeds, of_seeds, of_items, of_both):
+    """400 simulated sets of runs on the same 150 items, with known variances of seeds, items and both together."""
+    source, sets, items = np.random.default_rng(5), 400, 150
+    weights = source.multinomial(items, np.full(items, 1 / items), size=300) / items
+    effects = of_seeds * source.normal(size=(sets, 1, seeds)) + of_items * source.normal(size=(sets, items, 1))
+    each = 0.4 + effects + of_both * source.normal(size=(sets, items, seeds))
+    drawn = np.einsum("bi,sir->sbr", weights, each, optimize=True)
+    estimates = [two_level(one.mean(axis=0), draws, items, 1) for one, draws in zip(each, drawn, strict=True)]
+    covered = np.mean([low <= 0.4 <= high for low, high in (found.ci95() for found in estimates)])
+    assert 0.85 <= covered <= 0.995
+
+
+def test_runs_that_differ_in_more_than_their_seed_are_refused(tmp_path):
+    one = finished(tmp_path / "1", 1, first(0.4), first(0.5))
+    with pytest.raises(DataError, match=r"differ in more than their seed: train\.epochs"):
+        over_seeds([one, finished(tmp_path / "2", 2, first(0.4), first(0.5), "train.epochs=1")])
+    with pytest.raises(DataError, match="same seed"):
+        over_seeds([one, finished(tmp_path / "3", 1, first(0.4), first(0.5))])
+    with pytest.raises(DataError, match="two or more"):
+        over_seeds([one])
+
+
+def example(number, source="own", **changes):
+    fields = {
+        "id": f"{source}:{number}",
+        "source": source,
+        "question": f"Does drug {number} help?",
+        "answer": "It helps.",
+        "decision": DECISIONS[number % 3],
+        "group": str(number),
+    }
+    return Example(**fields | changes)
+
+
+def decided_where(examples, right):
+    """Decisions that are right where `right(example)` says so."""
+    rows = []
+    for item in examples:
+        said = item.decision if right(item) else DECISIONS[(DECISIONS.index(item.decision) + 1) % 3]
+        row = {"id": item.id, "reference": item.decision, "prediction": said}
+        rows.append(row | {"logits": dict.fromkeys(DECISIONS, 0.0)})
+    return Predictions(decision=rows)
+
+
+def rows_of(result, metric="accuracy"):
+    return {(row["by"], row["group"]): row for row in result["metrics"][metric]}
+
+
+def test_a_groups_figures_are_those_of_its_items_alone():
+    examples = [example(n, source) for source in ("one", "two") for n in range(60)]
+    source = random.Random(1)
+    luck = {item.id: source.random() for item in examples}
+    base, tuned = (decided_where(examples, lambda item, bar=bar: luck[item.id] < bar) for bar in (0.3, 0.6))
+    row = rows_of(subgroups(examples, base, tuned, 1))["source", "two"]
+    assert row["items"] == 60
+    for name, predictions in (("base", base), ("tuned", tuned)):
+        alone = Predictions(decision=[each for each in predictions.decision if each["id"].startswith("two")])
+        assert row[name] == pytest.approx(summarise(alone)["accuracy"])
+        right = sum(each["reference"] == each["prediction"] for each in alone.decision)
+        assert row[f"{name}_ci95"] == pytest.approx(wilson(right, 60))
+    others = Predictions(decision=[each for each in tuned.decision if each["id"].startswith("one")])
+    assert row["others"] == pytest.approx(summarise(others)["accuracy"])
+    assert row["ci95"][0] <= row["delta"] <= row["ci95"][1]
+
+
+def test_the_worst_group_comes_first_and_is_flagged_and_small_ones_come_last():
+    sizes = {"poor": 40, "good": 40, "few": MIN_GROUP_SIZE - 1}
+    sizes = {"big": 60, "silent": 3, "worse": 40}
+    examples = [example(n, source) for source, size in sizes.items() for n in range(size)]
+    # Few of the big group's answers say something, so some draws of it say nothing.
+    loud = [each.source == "worse" or each.id in ("big:0", "big:1") for each in examples]
+    base, tuned = (
+        Predictions(
+            faithfulness=[
+                graded(each.id, int(says), unsupported=fallen and each.source == "worse")
+                for each, says in zip(examples, loud, strict=True)
+            ],
+            reference_faithfulness=[
+                graded(each.id, int(each.source != "silent"), unsupported=False) for each in examples
+            ],
+        )
+        for fallen in (False, True)
+    )
+    result = subgroups(examples, base, tuned, 1)
+    assert "NaN" not in json.dumps(result)
+    rows = rows_of(result, "unsupported_sentences")
+    assert ("source", "silent") not in rows
+    assert "got worse" in rows["source", "worse"]["flags"]
+
+
+def graded(id, sentences, unsupported):
+    """What the detector says of an answer."""
+    said = [{"start": 0, "end": 5, "supported": not unsupported}] * sentences
+    return {"id": id, "score": float(not unsupported) if sentences else None, "sentences": said, "spans": []}
+
+
+def test_chance_flags_hardly_any_run():
+    """Models that serve all groups alike: of 40 runs at most a few flag anything, though each looks at many groups."""
+    flagged = 0
+    for seed in range(40):
+        source = random.Random(seed)
+        examples = [
+            example(n, source.choice("abcdef"), meta={"year": source.randrange(1990, 2020)}, decision="yes")
+            for n in range(150)
+        ]
+        sides = [decided_where(examples, lambda _, source=source: source.random() < 0.6) for _ in range(2)]
+        found = subgroups(examples, *sides, seed)["metrics"]["accuracy"]
+        assert len(found) > 8
+        flagged += any(row.get("flags") for row in found)
+    assert flagged <= 6
+
+
+@pytest.mark.parametrize(
+    ("by", "changes", "groups"),
+    [
+        ("mention", {"question": "Do women over forty sleep worse?"}, {"women or girls"}),
+        ("mention", {"question": "Do pregnant girls gain?"}, {"women or girls", "pregnancy"}),
+        ("mention", {"context": (Passage(text="African-American men came."),)}, {"men or boys", "race or ethnicity"}),
+        ("mention", {"question": "Is the human genome stable?"}, {"none of these"}),
+        ("subject", {"meta": {"mesh": ["Breast Neoplasms", "Mastectomy"]}}, {"cancer"}),
+        ("subject", {"meta": {"mesh": ["Insulin", "Stroke"]}}, {"heart and vessels", "hormones and metabolism"}),
+        ("subject", {"meta": {}}, set()),
+        ("year", {"meta": {"year": 2004}}, {"2000 to 2004"}),
+        ("year", {"meta": {"year": None}}, set()),
+        ("question type", {"meta": {"question_type": ["treatment", "cause"]}}, {"treatment", "cause"}),
+        ("question type", {"meta": {"question_type": "symptoms"}}, {"symptoms"}),
+        ("question length", {"question": "word " * 9}, {"9 to 15 words"}),
+        ("reference decision", {"decision": None}, set()),
+    ],
+)
+def test_what_group_an_item_is_in(by, changes, groups):
+    assert TRAITS[by](example(1, **changes)) == groups

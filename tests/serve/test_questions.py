@@ -13,7 +13,7 @@ from meditune.store.api_keys import Keys
 from meditune.store.database import SQLiteDatabase
 from tests.assistants import ModelAlone
 from tests.loopback_server import served, slowed
-from tests.serve.test_streaming import request
+from tests.serve.test_admission import request
 
 QUESTION = {"question": "Does colchicine help John Miller, born 03/04/1956?"}
 
