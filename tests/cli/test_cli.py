@@ -510,7 +510,7 @@ def test_a_test_question_in_the_training_file_is_leakage(place, tmp_path):
     sources = f"[{pubmedqa}, {{name: own, path: '{path}'}}]"
     settings = place.settings(data__split="official", data__sources=sources, data__sources__0__limit=None)
     result = meditune("data", "prepare", "quickstart", "-o", tmp_path / "out", *settings)
-    result.refused(3, "Leakage", "own:", "pubmedqa:", "Remove them")
+    result.refused(3, "Leakage", "own:", "pubmedqa:", "Remove these items")
     assert not (tmp_path / "out" / "data").exists()
 
 
@@ -569,7 +569,7 @@ def test_changed_or_missing_prepared_data_is_noticed(place, tmp_path):
     train.write_text(train.read_text(encoding="utf-8").replace("treatment", "drug"), encoding="utf-8")
     meditune(*words).refused(3, "changed after they were written")
     train.unlink()
-    meditune(*words).refused(3, "train.jsonl is missing")
+    meditune(*words).refused(3, "missing files: train.jsonl")
 
 
 def test_errors_reach_the_shell(place):

@@ -131,7 +131,7 @@ def test_a_set_under_an_agreement_names_it(tmp_path):
     _, head, text = made(tmp_path, SourceSpec(name="mimic", path=str(path)))
     assert head["license"] == "other"
     assert head["license_name"].startswith("PhysioNet")
-    assert "trying to identify anyone is forbidden" in text
+    assert "Trying to identify anyone is forbidden" in text
 
 
 def test_invented_rows_are_said_to_be(tmp_path):

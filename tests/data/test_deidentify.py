@@ -234,8 +234,8 @@ def test_a_recipes_data(tmp_path, monkeypatch):
 
 
 def test_what_can_not_be_done_is_said(table, tmp_path):
-    meditune("data", "phi", table, "--kind", "nmae").refused(3, "--kind nmae: no such kind. Choose from name, date")
-    meditune("data", "phi", table, "--action", "mask").refused(3, "together with --output OUT")
+    meditune("data", "phi", table, "--kind", "nmae").refused(3, "--kind nmae: unknown kind. Choose from name, date")
+    meditune("data", "phi", table, "--action", "mask").refused(3, "needs --output OUT")
     meditune("data", "phi", table, "--output", tmp_path / "out.xml").refused(3, "must end in one of .jsonl, .csv, .tsv")
     meditune("data", "phi", table, "--patient-column", "patient").refused(
         3, "no column patient (--patient-column). The columns are patient_id"
@@ -256,5 +256,5 @@ def test_a_damaged_file_is_named_without_its_text(tmp_path):
 
 def test_no_file_that_is_there_is_overwritten(table):
     before = table.read_bytes()
-    meditune("data", "phi", table, "--output", table).refused(3, "isn't overwritten", "another name")
+    meditune("data", "phi", table, "--output", table).refused(3, "won't be overwritten", "another name")
     assert table.read_bytes() == before

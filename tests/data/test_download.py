@@ -78,7 +78,7 @@ def test_the_order_of_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 def test_a_path_of_the_recipe_is_the_only_place(tmp_path: Path) -> None:
     layouts.pubmedqa(tmp_path / "cache" / "data" / "pubmedqa", {"1": layouts.pubmedqa_item(1)})
     with pytest.raises(
-        DataError, match=r"nowhere: no such file or folder\. The recipe gives this path for 'pubmedqa'; get https"
+        DataError, match=r"nowhere: no such file or folder\. The recipe specifies this path for 'pubmedqa'.*: get https"
     ):
         locate_source("pubmedqa", tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
@@ -122,7 +122,7 @@ def test_a_bad_download_leaves_nothing_and_says_where_to_put_the_file(
         locate_source("pubmedqa")
     folder = tmp_path / "cache" / "data" / "pubmedqa"
     assert publisher + address in str(caught.value)
-    assert f"put it into {folder}" in str(caught.value)
+    assert f"put the files into {folder}" in str(caught.value)
     assert list(folder.iterdir()) == []
 
 

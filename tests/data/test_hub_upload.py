@@ -217,7 +217,7 @@ def test_a_restricted_set_is_refused_and_nothing_is_asked_of_the_hub(tmp_path, t
     refused = push(there, run, "--yes")
     assert refused.code == 3, refused
     assert "is restricted (" in refused.err
-    assert "may not be shared" in refused.err
+    assert "nor anything derived from it may be shared" in refused.err
     assert "Traceback" not in refused.err
     assert there.requests == []
 

@@ -154,10 +154,10 @@ def test_a_refusal_names_what_how_many_how_near_and_what_to_do(tmp_path):
     with pytest.raises(DataError) as raised:
         refuse(found, False, tmp_path)
     said = str(raised.value)
-    assert "3 of 3 test items: same question as a training item, or nearly the same, 1 exactly" in said
+    assert "3 of 3 test items: same or nearly the same question as a training item, 1 exactly" in said
     assert "own:0 = other:0" in said
     assert "own:1 ~ other:1 (0." in said
-    assert "Remove them from the training source" in said
+    assert "Remove these items from the training source" in said
     assert "evaluate.allow_leakage=[question]" in said
     stored = json.loads((tmp_path / "leakage.json").read_text(encoding="utf-8"))
     assert [leak["test"] for leak in stored["found"]["question"]["leaks"]] == ["own:0", "own:1", "own:2"]
@@ -259,7 +259,7 @@ def elsewhere(place, **changes):
 
 def test_leaked_items_stop_a_run_before_anything_is_measured(place, planted):
     result = place.run("refused", **planted)
-    result.refused(3, "Leakage: ", "of 500 test items: same question as a training item", "leakage.json")
+    result.refused(3, "Leakage: ", "of 500 test items: same or nearly the same question", "leakage.json")
     assert not (place.folder / "refused" / "predictions").exists()
     again = place.run("refused", **planted, evaluate__allow_leakage="[context]")
     again.refused(3, "evaluate.allow_leakage=[question]")
@@ -289,7 +289,7 @@ def test_a_clean_run_says_that_it_was_checked(place, tuned):
     assert checked["items"] == place.report("tuned")["data"]["test"]
     assert checked["model"] == {"name": str(place.base), "recorded": None, "run": 0}
     page = (tuned / "report.html").read_text(encoding="utf-8")
-    assert "it has no record of them. No leakage was found." in page
+    assert "the model has no record of them. No leakage was found." in page
     assert "Leakage" not in page
 
 

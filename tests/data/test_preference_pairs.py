@@ -449,7 +449,7 @@ def test_a_file_with_both_is_one_of_pairs(tmp_path):
 @pytest.mark.parametrize(
     ("rows", "fields", "message"),
     [
-        ([{"question": "Q?", "answer": "A."}], {}, r"ratings\.jsonl:1: these are neither pairs .*'question', 'answer'"),
+        ([{"question": "Q?", "answer": "A."}], {}, r"ratings\.jsonl:1: the rows are neither .*'question', 'answer'"),
         ([{"question": "Q?", "rating": 1}], {}, r"no column for the answer"),
         ([{"answer": "Q?", "rating": 1}], {}, r"no column for the question"),
         ([{"question": "Q?", "answer": "A.", "rank": 1}], {"rating": "rnak"}, r"Did you mean 'rank'"),

@@ -141,5 +141,5 @@ def test_changed_data_is_noticed(tmp_path):
     with pytest.raises(DataError, match="changed after they were written"):
         stored_data(tmp_path / "out")
     (tmp_path / "out" / "dev.jsonl").unlink()
-    with pytest.raises(DataError, match=r"dev.jsonl is missing"):
+    with pytest.raises(DataError, match=r"missing files: dev\.jsonl"):
         stored_data(tmp_path / "out")

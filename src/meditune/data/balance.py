@@ -35,13 +35,13 @@ def rebalanced(train: Sequence[Example], spec: DataSpec, seed: int) -> tuple[lis
         )
         raise DataError(
             f"{' and '.join(dict.fromkeys(entry.rule for entry in changes))} leave none of the {len(train):,} "
-            f"training examples. Loosen them{easiest}."
+            f"training examples. Loosen these limits{easiest}."
         )
     return remaining, changes
 
 
 def counted(before: int, after: int, entries: Sequence[Entry]) -> dict[str, Any]:
-    """Return the numbers of training examples before and after, and how many each rule affected, by source."""
+    """Return the numbers of training examples before and after, and of examples that each rule affected, by source."""
     rules: dict[str, dict[str, int]] = {}
     for entry in entries:
         by_source = rules.setdefault(f"{entry.rule}: {'answer removed' if entry.after else 'dropped'}", {})
@@ -52,7 +52,10 @@ def counted(before: int, after: int, entries: Sequence[Entry]) -> dict[str, Any]
 def _readable(
     train: Sequence[Example], max_grade: float | None, protected: Container[str]
 ) -> tuple[list[Example], list[Entry]]:
-    """Remove answers whose reading grade is above `max_grade`; an example with a decision keeps the decision."""
+    """Return the examples after removing answers with a reading grade above `max_grade`, and the ledger entries.
+
+    An example with a decision stays without its answer; other examples are dropped together with the answer.
+    """
     if max_grade is None:
         return list(train), []
     remaining, changes = [], []
@@ -71,7 +74,10 @@ def _readable(
 def _capped(
     train: Sequence[Example], spec: BalanceSpec, cap: int, seed: int, protected: Container[str]
 ) -> tuple[list[Example], list[Entry]]:
-    """Remove seeded random rows from groups above the cap; rows without a group stay."""
+    """Return the examples after dropping seeded random rows from groups above the cap, and the ledger entries.
+
+    Rows without a group stay.
+    """
     dimension = BY_NAME[str(spec.by)]
     groups = [
         sorted(dimension.groups(example)) if not spec.sources or example.source in spec.sources else []
@@ -99,7 +105,7 @@ def _capped(
 def mark_plain_style(splits: Splits, spec: DataSpec) -> Splits:
     """Return the splits with the style of each row in its meta, if the row is from a source with two styles.
 
-    Evaluation items from such sources always ask for plain words.
+    Evaluation items from such sources always have the style plain.
     """
     names = {source.name for source in spec.sources if source.style == "plain"}
     if not names:

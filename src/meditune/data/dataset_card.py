@@ -1,6 +1,6 @@
 """The dataset card of the prepared splits: https://huggingface.co/docs/hub/datasets-cards.
 
-With its YAML header, `datasets.load_dataset(FOLDER)` reads the three splits and no other files in the folder.
+The card's YAML header makes `datasets.load_dataset(FOLDER)` read the three splits and no other files in the folder.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from meditune.data.read_sources import Terms, restricted, warning
 from meditune.data.sources import NO_ADVICE, SOURCES, hub_names, licence_named, licence_requirements
 
 SPLITS = {"train": "train", "validation": "dev", "test": "test"}
-"""Name of a split on the hub -> name of its file"""
+"""Name of a split on the hub -> name of the split's file, without extension"""
 SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
 LARGEST_SIZE = "n>1M"
-SYNTHETIC = "Synthetic sample: every study is invented. Metrics measured on it say nothing about medicine."
+SYNTHETIC = "Synthetic sample: every study is invented. Metrics measured on this sample say nothing about medicine."
 
 IDENTIFIERS = {
     "report": "THEY WERE LEFT IN THE TEXT.",
-    "mask": "They were replaced by placeholders; the rules don't find all of them.",
-    "surrogate": "They were replaced by invented ones; the rules don't find all of them.",
+    "mask": "They were replaced by placeholders. The rules don't find all identifiers.",
+    "surrogate": "They were replaced by invented identifiers. The rules don't find all identifiers.",
     "refuse": "Data with identifiers are rejected.",
 }
 
@@ -88,7 +88,7 @@ def _head(recipe: Recipe, quality: dict[str, Any]) -> dict[str, Any]:
 
 
 def identifiers(quality: dict[str, Any]) -> str:
-    """Return sentences on the search for identifiers: engine, examples with identifiers, and the action taken."""
+    """Return sentences about the search for identifiers: engine, examples with identifiers, and the action taken."""
     phi = quality["phi"]
     if phi["action"] == "off":
         return "The data were not searched for identifiers of people (names, dates, numbers and so on)."
@@ -97,7 +97,7 @@ def identifiers(quality: dict[str, Any]) -> str:
         for name, row in phi["sources"].items()
         if row["with_identifiers"]
     )
-    done = IDENTIFIERS[phi["action"]] if found else "The rules don't find all of them."
+    done = IDENTIFIERS[phi["action"]] if found else "The rules don't find all identifiers."
     return (
         f"The engine {phi['engine']} searched for identifiers of people and found them in {found or 'no example'}. "
         f"{done}"

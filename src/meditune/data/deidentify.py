@@ -1,6 +1,7 @@
-"""Treatment of patient identifiers in the data: counting, masking, replacing, or rejecting the data.
+"""Treatment of patient identifiers in the data: count, mask or replace the identifiers, or reject the data.
 
-All fields of a row are searched together, because a name or a column heading in one field helps to recognize others.
+All fields of a row are searched together, because a name or a column heading in one field helps to recognize
+identifiers in other fields.
 """
 
 from __future__ import annotations
@@ -28,20 +29,20 @@ from meditune.progress import track
 _GAP = "\n\n"
 FILE = "phi.jsonl"
 _META = ("references",)
-"""Keys in a published source's meta that have text about people; in a user's own data, any key may have such text"""
+"""Keys of a published source's meta whose values may be about people; in a user's own data, any value may be"""
 _PUBLISHED = tuple(f"meta.{name}" for name in _META)
 
 
 def found_in(
     fields: Mapping[str, str], find: Engine, kinds: Collection[Kind] | None, headed: Collection[str] = ()
 ) -> dict[str, list[Span]]:
-    """Return the spans of each field, as positions in that field; a span across fields is split at the boundary.
+    """Return field -> spans of identifiers in the field's text; a span across fields is split at the boundary.
 
-    The last part of the name of a field in `headed` is put before its text, so that the name of a column such as
-    "patient_name" helps to recognize its values.
+    For each field in `headed`, the last part of the field's name is put before the text, so that a column name such as
+    "patient_name" helps to recognize the values of the column.
     """
     heads = {name: f"{name.rpartition('.')[2].replace('_', ' ')}: " if name in headed else "" for name in fields}
-    # Fields with headings come first: a column "patient_name" introduces the name in the other texts.
+    # Fields with headings come first: a value in "patient_name" helps to recognize the name in other texts.
     ordered = sorted(fields.items(), key=lambda field: field[0] not in headed)
     found = find(_GAP.join(heads[name] + text for name, text in ordered), kinds or None)
     result: dict[str, list[Span]] = {}
@@ -60,7 +61,7 @@ def found_in(
 
 @dataclass
 class IdentifierCounts:
-    """The number of examples with identifiers in a source, and of identifiers of each kind."""
+    """The numbers of examples, of examples with identifiers, and of identifiers by kind in a source."""
 
     examples: int = 0
     with_identifiers: int = 0
@@ -123,7 +124,7 @@ class Findings:
         return {"action": self._spec.action, "engine": self._spec.engine, "sources": sources}
 
     def write(self, folder: Path) -> None:
-        """Write each span's example, field, kind and position in the original text as JSON Lines."""
+        """Write each span's example, field, kind and original position to FILE, unless the action is off."""
         if self._spec.action != "off":
             write_jsonl(folder / FILE, self._rows)
 
@@ -137,9 +138,9 @@ class Findings:
 
 
 def deidentify(examples: Sequence[Example], spec: PhiSpec, findings: Findings, warn: bool = True) -> list[Example]:
-    """Return the examples of one source, treated according to `spec`; the findings are added to `findings`.
+    """Return one source's examples with identifiers treated according to `spec`; the spans are added to `findings`.
 
-    Raises DataError, or warns, as in `refuse_left_identifiers`.
+    Raises DataError or prints a warning in the same cases as `refuse_left_identifiers`.
     """
     if spec.action == "off" or not examples:
         return list(examples)
@@ -153,7 +154,7 @@ def deidentify(examples: Sequence[Example], spec: PhiSpec, findings: Findings, w
 def refuse_left_identifiers(source: str, spec: PhiSpec, findings: Findings, warn: bool = True) -> None:
     """Raise DataError if identifiers were found in a source and the action is refuse.
 
-    With `warn`, print a warning if they were left in a source that is restricted or the user's own.
+    With `warn`, print a warning if identifiers were left in a source that is restricted or is the user's own.
     """
     finding = findings.sentence(source)
     if finding and spec.action == "refuse":
@@ -171,7 +172,7 @@ def refuse_left_identifiers(source: str, spec: PhiSpec, findings: Findings, warn
 
 
 def deidentified(examples: Iterable[Example], spec: PhiSpec, findings: Findings) -> list[Example]:
-    """Return some examples of a source, treated according to `spec`, without raising or warning."""
+    """Return the examples with identifiers treated according to `spec`, like `deidentify`, but don't raise or warn."""
     if spec.action == "off":
         return list(examples)
     find = engine(spec.engine)
@@ -179,7 +180,7 @@ def deidentified(examples: Iterable[Example], spec: PhiSpec, findings: Findings)
 
 
 def cleaner(spec: PhiSpec) -> Callable[[str], str]:
-    """Return a function that masks identifiers in the texts of rejected rows, unless the data may keep them."""
+    """Return a function that masks identifiers in rejected rows, unless the action leaves identifiers in the data."""
     find = engine(spec.engine)
     if spec.action not in {"mask", "surrogate", "refuse"}:
         return str
@@ -214,7 +215,7 @@ def _treated(example: Example, spec: PhiSpec, find: Engine, findings: Findings) 
 
 
 def leaves(value: Any, path: str) -> Iterator[tuple[str, str]]:
-    """Yield the place and text of every text, number and date in a value; `path` is the value's own place."""
+    """Yield (path, text) for each text, number and date nested in `value`, whose own path is `path`."""
     if isinstance(value, str):
         yield path, value
     elif isinstance(value, date | Decimal | int | float) and not isinstance(value, bool):
@@ -228,7 +229,7 @@ def leaves(value: Any, path: str) -> Iterator[tuple[str, str]]:
 
 
 def with_leaves(value: Any, path: str, texts: dict[str, str]) -> Any:
-    """Return the value with the texts at these places (see `leaves`) replaced."""
+    """Return the value with the leaves whose paths are in `texts` (see `leaves`) replaced by these texts."""
     if isinstance(value, dict):
         return {key: with_leaves(inner, f"{path}.{key}", texts) for key, inner in value.items()}
     if isinstance(value, list):

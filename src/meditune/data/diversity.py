@@ -1,4 +1,4 @@
-"""Coverage and diversity of examples in several dimensions, and clusters of their questions, for diversity.json."""
+"""Coverage and diversity of examples in several dimensions, and clusters of the examples' questions."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from meditune.statistics import wilson
 
 Groups = Callable[[Example], Sequence[str] | set[str]]
 GRADES = ("below grade 6", "grade 6 to 8", "above 8, up to 12", "above 12, up to 16", "above grade 16")
-"""The second band is readability.TARGET, including both ends"""
+"""The second band is readability.TARGET, including both limits"""
 LENGTHS = ((25, "up to 24 words"), (75, "25 to 74 words"), (150, "75 to 149 words"), (300, "150 to 299 words"))
 LONGEST = "300 words and more"
 
@@ -34,7 +34,7 @@ class Dimension:
     title: str
     groups: Groups
     kind: Literal["one", "several", "ordered"] = "one"
-    """several: an example may be in more than one group; ordered: the groups have the order in `order`"""
+    """`several`: an example may be in more than one group; `ordered`: the groups are listed as in `order`"""
     order: tuple[str, ...] = ()
     compared: bool = True
     """True if training and test data should be similar in this dimension; foci and headings differ by design"""
@@ -89,14 +89,15 @@ DIMENSIONS = (
 BY_NAME = {dimension.name: dimension for dimension in DIMENSIONS}
 DRAWS = 20
 MAX_GROUPS = 12
-"""Number of groups listed for each dimension; the others are counted together"""
+"""Maximum number of groups listed for each dimension; the other groups are counted together"""
 MAX_COMPARED_GROUPS = 8
-"""Number of groups listed for each dimension in a comparison: those with the largest change of share"""
+"""Maximum number of groups listed for each dimension in a comparison: those whose share changes most"""
 
 
 def shannon(counts: Mapping[str, float]) -> float:
-    """Return the effective number of groups: exp of Shannon's entropy (Hill 1973, Ecology 54:427-432); 0 without
-    groups.
+    """Return the effective number of groups; 0 if there are no groups.
+
+    It is the exponential of the Shannon entropy (Hill 1973, Ecology 54:427-432).
     """
     total = sum(counts.values())
     shares = [count / total for count in counts.values() if count]
@@ -104,7 +105,7 @@ def shannon(counts: Mapping[str, float]) -> float:
 
 
 def rarefied(counts: Mapping[str, int], share: float, seed: int) -> float:
-    """Return the mean `shannon` of DRAWS seeded samples of this share of the counts, drawn without replacement."""
+    """Return the mean of `shannon` over DRAWS seeded samples, each a `share` of the examples without replacement."""
     values = np.array([count for count in counts.values() if count], dtype=np.int64)
     size = round(share * int(values.sum()))
     if not size or share >= 1:
@@ -114,7 +115,7 @@ def rarefied(counts: Mapping[str, int], share: float, seed: int) -> float:
 
 
 def distance(first: Mapping[str, float], second: Mapping[str, float]) -> float:
-    """Return the total variation distance of two mixtures (0 to 1): the share that must change to make them equal."""
+    """Return the total variation distance (0 to 1): the share of one set that must change to make both equal."""
     sums = sum(first.values()), sum(second.values())
     if not all(sums):
         return float(any(sums))
@@ -127,7 +128,7 @@ class Counted(NamedTuple):
 
     groups: Counter[str]
     known: int
-    """Number of examples that are in a group; number of all examples if being in no group is informative"""
+    """Number of examples in at least one group; for `people`, all examples, because being in no group is informative"""
 
 
 Counts = dict[str, Counted]
@@ -157,7 +158,7 @@ def counted_groups(examples: Sequence[Example]) -> Counts:
 
 
 def profile(examples: Sequence[Example], counts: Counts) -> dict[str, Any]:
-    """Return the number of `examples`, and the `dimensions` that are known for any example."""
+    """Return the number of `examples`, and the `dimensions` that are known for at least one example."""
     found = {
         dimension.name: _dimension(dimension, *counts[dimension.name])
         for dimension in DIMENSIONS
@@ -167,7 +168,7 @@ def profile(examples: Sequence[Example], counts: Counts) -> dict[str, Any]:
 
 
 def differences(first: Counts, second: Counts) -> dict[str, float]:
-    """Return the distance between two sets in each dimension that is known for both and should be similar."""
+    """Return the distance between two sets in each dimension that is known for both sets and should be similar."""
     return {
         name: round(distance(own.groups, second[name].groups), 4)
         for name, own in first.items()
@@ -176,7 +177,11 @@ def differences(first: Counts, second: Counts) -> dict[str, float]:
 
 
 def _dimension(dimension: Dimension, counts: Counter[str], known: int) -> dict[str, Any]:
-    """Return `known` examples, `distinct` groups, `shannon`, the listed `groups` (shares in percent), and `others`."""
+    """Return the profile of a dimension.
+
+    It contains the numbers of `known` examples and `distinct` groups, `shannon`, the listed `groups` (with shares in
+    percent), and `others`, the total count of the groups that aren't listed.
+    """
     ranked = [name for name, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0]))]
     names = list(dimension.order) or ranked[:MAX_GROUPS]
     return {
@@ -221,10 +226,11 @@ def _medians(examples: Sequence[Example]) -> dict[str, Any]:
 
 
 def compared(before: Sequence[Example], after: Sequence[Example], seed: int) -> dict[str, Any]:
-    """Return the numbers of `examples` in both sets and of `gone` and `new` ids, and the changes in each dimension.
+    """Return the sizes of two sets (`examples`), the numbers of `gone` and `new` ids, and the changes by dimension.
 
-    A dimension has `distance`, `effective` (the effective numbers of groups, rarefied to the size of the smaller
-    set, because more rows show more groups), and the `groups` with the largest changes of share, in percent.
+    Each of the `dimensions` has `distance`, the total variation distance; `effective`, the effective numbers of groups
+    in both sets; and `groups`, those whose shares (in percent) change most. The effective numbers are rarefied to the
+    size of the smaller set, because a larger set tends to contain more groups.
     """
     ids = {example.id for example in before}, {example.id for example in after}
     counts = counted_groups(before), counted_groups(after)
@@ -266,15 +272,16 @@ def compared(before: Sequence[Example], after: Sequence[Example], seed: int) -> 
 MIN_EXAMPLES = 30
 """With fewer examples, the only remark is that there are too few"""
 RARE_DECISION = 20.0
-"""A decision with a smaller share, in percent, is rare"""
+"""A decision is rare if its share, in percent, is smaller"""
 DOMINANT = 70.0
-"""A group with a larger share, in percent, is dominant if there are at least two groups"""
+"""A group is dominant if its share, in percent, is larger and there are at least two groups"""
 MIN_EVENNESS = 0.5
-"""A dimension with at least five groups is uneven below this ratio of effective number to distinct groups"""
+"""A dimension with at least five groups is uneven if the ratio of its effective number of groups to its
+number of groups is smaller"""
 HARD = 50.0
 """The data are hard to read if a larger share of the answers, in percent, is above grade 8"""
 MIN_MENTION_PERCENT = 2.0
-"""People in a smaller share of the examples, in percent, are hardly mentioned"""
+"""A group of people is hardly mentioned if a smaller share of the examples, in percent, mentions it"""
 MAX_MENTION_RATIO = 2.0
 """Ratio between mentions of women and of men (or the reverse) above which a remark is made"""
 MAX_SPLIT_DISTANCE = 0.3
@@ -314,15 +321,16 @@ def _decisions(dimension: Mapping[str, Any] | None) -> Iterator[Remark]:
     if missing:
         yield _remark(
             "missing decision",
-            f"No training decision is {' or '.join(missing)}.",
-            "A model can't learn this decision from the data. Add a source that has it.",
+            f"No training example has the decision {' or '.join(missing)}.",
+            "A model can't learn a decision that the data don't contain. Add a source that contains it.",
         )
     for label, row in shares.items():
         if row["share"] < RARE_DECISION:
             yield _remark(
                 "rare decision",
-                f"{label} is {_percent(row)} of {dimension['known']:,} decisions.",
-                "A model that never predicts it loses little. Weight decisions with train.class_balance=0.5.",
+                f"{label} makes up {_percent(row)} of {dimension['known']:,} decisions.",
+                "A model that never predicts this decision loses little. To give rare decisions more "
+                "weight, set train.class_balance=0.5.",
             )
 
 
@@ -334,14 +342,14 @@ def _dominant(dimensions: Mapping[str, Any]) -> Iterator[Remark]:
         top = max(dimension["groups"], key=lambda row: row["count"])
         if top["share"] > DOMINANT:
             rest = max(1, dimension["known"] - top["count"])
-            ways = [f"cap it with data.balance={{by: {name}, cap: {rest}}}", "add other data"]
+            ways = [f"cap this group with data.balance={{by: {name}, cap: {rest}}}", "add other data"]
             if name == "source":
                 ways.insert(1, "sample small sources more often with train.mix.weights")
             yield _remark(
                 "dominant group",
-                f"{_title(name)} {top['group']} is {_percent(top)} of the {dimension['known']:,} training "
-                "examples for which it is known.",
-                f"Metrics over all examples mostly describe this group: {', or '.join(ways)}.",
+                f"{_title(name)} {top['group']} makes up {_percent(top)} of the {dimension['known']:,} training "
+                "examples for which the value is known.",
+                f"Metrics over all examples mostly describe this group. To change that, {', or '.join(ways)}.",
             )
 
 
@@ -351,10 +359,11 @@ def _low_evenness(dimensions: Mapping[str, Any]) -> Iterator[Remark]:
         if dimension and dimension["distinct"] >= 5 and dimension["shannon"] / dimension["distinct"] < MIN_EVENNESS:
             yield _remark(
                 "uneven groups",
-                f"The {dimension['distinct']} groups by {_title(name).lower()} are as diverse as "
-                f"{dimension['shannon']:.1f} equal groups (effective number).",
-                "The small groups are hardly learned and hardly tested. See the metrics by subgroup in the "
-                f"report; data.balance={{by: {name}, cap: {max(1, dimension['known'] // 5)}}} caps the large ones.",
+                f"The {dimension['distinct']} groups by {_title(name).lower()} are only as diverse as "
+                f"{dimension['shannon']:.1f} groups of equal size (effective number).",
+                "A model hardly learns the small groups, and a test hardly covers them. See the metrics by subgroup in "
+                "the report. To cap the large groups, set "
+                f"data.balance={{by: {name}, cap: {max(1, dimension['known'] // 5)}}}.",
             )
 
 
@@ -364,7 +373,7 @@ def _reading_difficulty(dimension: Mapping[str, Any] | None) -> Iterator[Remark]
         yield _remark(
             "hard to read",
             f"{hard:.0f} % of the training answers are above reading grade 8.",
-            "A model learns the style of its training answers. For patients, keep the easy answers with "
+            "A model learns the style of its training answers. If it answers patients, keep only the easy answers with "
             "data.max_reading_grade (10, or 8 for everyone). MedQuAD has more easy answers than other sources.",
         )
 
@@ -380,15 +389,15 @@ def _people(dimension: Mapping[str, Any] | None) -> Iterator[Remark]:
             "women and men",
             f"{more['group']} are mentioned in {_percent(more)} of the examples, {fewer['group']} in "
             f"{_percent(fewer)}.",
-            "Compare the metrics of both subgroups in the report, and add data for the weaker one.",
+            "Compare the metrics of both subgroups in the report, and add data about the subgroup with worse metrics.",
         )
     scarce = [row["group"] for row in dimension["groups"] if row["share"] < MIN_MENTION_PERCENT]
     if scarce:
         yield _remark(
             "hardly mentioned",
             f"Mentioned in fewer than {MIN_MENTION_PERCENT:.0f} % of the examples: {', '.join(scarce)}.",
-            "The metrics don't apply to them. Add sources about them, or state this limit wherever the model "
-            "is offered.",
+            "The metrics don't apply to these people. Add sources about them, or state this limitation wherever "
+            "the model is offered.",
         )
 
 
@@ -398,11 +407,11 @@ def _split_distance(distances: Mapping[str, float]) -> Iterator[Remark]:
         listed = ", ".join(f"{_title(name).lower()} {100 * value:.0f} %" for name, value in far.items())
         yield _remark(
             "train and test differ",
-            "Train and test differ. Share of training examples that would have to change to match the test "
+            "The training and test sets differ. Share of training examples that would have to change to match the test "
             f"set: {listed}.",
             "The test metrics then describe questions or answers that differ from the training data. This may be "
-            "intended (a filter, a publisher's test set); if not, data.split=group tests on held-out parts of every "
-            "source.",
+            "intended (a filter, a publisher's test set). If it isn't, set data.split=group, which holds out a part of "
+            "every source for testing.",
         )
 
 
@@ -417,10 +426,10 @@ def _percent(row: Mapping[str, Any]) -> str:
 
 Vectors = NDArray[np.float32]
 Embed = Callable[[Sequence[str]], Vectors]
-"""A function that turns n texts into an array (n, size) of vectors with length 1"""
+"""A function that turns n texts into an array (n, size) of unit vectors"""
 
 MAX_QUESTIONS = 4000
-"""Maximum number of questions that are clustered: a seeded sample of each set"""
+"""Maximum number of questions that are clustered; if there are more, a seeded sample is clustered"""
 MAX_MAP_POINTS = 1500
 NAME_WORDS = 3
 _UNINFORMATIVE_WORDS = (
@@ -452,11 +461,13 @@ def chosen(sets: dict[str, Sequence[Example]], seed: int) -> list[SurveyQuestion
 
 
 def clusters(questions: Sequence[SurveyQuestion], embed: Embed, count: int, seed: int) -> dict[str, Any]:
-    """Return k-means `clusters`, `effective` (exp of the entropy of the clusters' sizes), `vendi` and `points`.
+    """Return k-means `clusters`, their `effective` number (the exponential of the entropy of their sizes), `vendi` and
+    `points`.
 
-    A cluster has `name`, sizes, and the `example` nearest to the centre. `vendi` is the Vendi score of each set, the
-    effective number of questions that differ in meaning (Friedman and Dieng 2022, arXiv:2210.02410). `points` are
-    positions of a sample of the questions on a t-SNE map, scaled to the range 0 to 1.
+    A cluster has a `name`, its size in total, by source and by set, and the question nearest to its centre (`example`).
+    `vendi` is the Vendi score of each set, which is the effective number of questions that differ in meaning (Friedman
+    and Dieng 2022, arXiv:2210.02410). `points` are the positions of a sample of the questions on a t-SNE map, scaled to
+    the range 0 to 1.
     """
     from sklearn.cluster import KMeans
 
@@ -494,7 +505,10 @@ def clusters(questions: Sequence[SurveyQuestion], embed: Embed, count: int, seed
 
 
 def vendi(vectors: Vectors) -> float:
-    """Return exp of the entropy of the eigenvalues of the vectors' mean outer product (those of the cosine matrix)."""
+    """Return the Vendi score: the exponential of the entropy of the eigenvalues of the vectors' mean outer product.
+
+    The nonzero eigenvalues are those of the matrix of cosine similarities, divided by the number of vectors.
+    """
     values = np.linalg.eigvalsh(vectors.astype(np.float64).T @ vectors / len(vectors))
     return shannon({str(index): float(value) for index, value in enumerate(values) if value > 1e-12})
 
@@ -511,7 +525,7 @@ def _names(texts: Sequence[str], labels: Sequence[int], count: int) -> list[str]
     try:
         table = vectorizer.fit_transform(texts)
     except ValueError:
-        # scikit-learn raises this if the texts contain only stop words.
+        # CountVectorizer raises ValueError if the texts contain only stop words.
         return [f"cluster {cluster + 1}" for cluster in range(count)]
     words = vectorizer.get_feature_names_out()
     held = np.array([np.asarray(table[np.array(labels) == cluster].sum(axis=0))[0] for cluster in range(count)])
@@ -559,7 +573,7 @@ def _map(
 
 
 def _shown(example: Example) -> str:
-    """Return the question, shortened; empty for restricted text, which must stay in the data's folder."""
+    """Return the question, shortened; empty if the text is restricted, because it must stay in the data's folder."""
     if is_restricted(example):
         return ""
     text = " ".join(example.question.split())

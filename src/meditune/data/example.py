@@ -18,7 +18,7 @@ DECISIONS: tuple[Decision, ...] = get_args(Decision)
 Label = Literal["supported", "refuted", "not_enough_information"]
 LABELS: tuple[Label, ...] = get_args(Label)
 LABEL, CLAIM_LABELS = "meditune_label", "meditune_labels"
-"""Keys in a claim's meta: the claim's label; and the labels that its source uses, if those are two of the LABELS"""
+"""Keys in a claim's meta: the claim's label; and the labels that the source uses, if it uses only two of LABELS"""
 ANSWERED_QUESTION = "answered_question"
 """Key in a claim's meta: the question that the claim answers; the leakage checks compare it with other questions"""
 CHOICES, EXAM_SUBJECT = "choices", "exam_subject"
@@ -56,8 +56,8 @@ class Example(BaseModel):
     """A question with its context, answer, decision and metadata; or a claim (`question`) with its evidence
     (`context`).
 
-    In a conversation, `question` is the user's last message, `answer` is the reply to it, and `turns` has all earlier
-    messages.
+    In a conversation, `question` is the user's last message, `answer` is the reply to it, and `turns` contains all
+    earlier messages.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -70,7 +70,7 @@ class Example(BaseModel):
     answer: str = ""
     decision: Decision | None = None
     group: str = Field(min_length=1)
-    """Examples with the same group stay in one split. Groups are for example PubMed ids or MIMIC's SUBJECT_IDs"""
+    """Examples with the same group, such as a PubMed id or MIMIC's SUBJECT_ID, stay in one split"""
     meta: dict[str, Any] = Field(default_factory=dict)
     """Further facts, such as URL, licence, question type, focus, year and further reference answers (`references`)"""
     turns: tuple[Turn, ...] | None = None
@@ -139,7 +139,7 @@ def read_examples(path: Path) -> list[Example]:
 
 
 CHARACTERS = 1_000_000
-"""Maximum number of characters in a row. No question with its answer is longer: a long novel has about this length"""
+"""Maximum number of characters in a row: about the length of a long novel, and more than any question and answer"""
 DEPTH = 50
 SURROGATES = "half a character (a lone surrogate), which can't be encoded as UTF-8"
 NUL_CHARACTER = "a NUL character, as in damaged files"
@@ -148,7 +148,7 @@ TOO_LONG = f"over {CHARACTERS:,} characters (an unclosed quote?)"
 
 
 def problem_in_text(row: object) -> str:
-    """Return why the texts in a row (a text, or nested lists and objects) can't be used; empty if they can."""
+    """Return the reason why texts in a row (a text, or nested lists and objects) are unusable; "" if there is none."""
     characters = 0
     waiting: list[tuple[object, int]] = [(row, 0)]
     while waiting:
@@ -172,7 +172,7 @@ def problem_in_text(row: object) -> str:
 
 
 def plain_text(value: Any) -> Any:
-    """Return the value in a form that JSON supports: NaN and Infinity become None; bytes become text or a length."""
+    """Return the value in a form that JSON supports: NaN and Infinity become None; bytes become text or "(N bytes)"."""
     if isinstance(value, Mapping):
         return {str(key): plain_text(each) for key, each in value.items()}
     if isinstance(value, list | tuple):
@@ -208,7 +208,7 @@ PEOPLE = tuple(_CHECK_TAGS)
 def people_mentioned(example: Example) -> set[str]:
     """Return the groups in PEOPLE that the texts mention or the MeSH headings name.
 
-    The trait "mention" uses no headings, and counts babies and teenagers as children.
+    By contrast, the trait "mention" ignores the headings, and counts babies and teenagers as children.
     """
     text = f"{example.question} {example.context_text} {example.answer}"
     headings = set(texts(example.meta.get("mesh")))
@@ -253,4 +253,4 @@ TRAITS: dict[str, Callable[[Example], set[str]]] = {
     "mention": _mention,
     "question length": _length,
 }
-"""Trait -> function that returns the groups to which an example belongs in this trait: none, one or several"""
+"""Trait -> function that returns an example's groups for this trait: none, one or several"""

@@ -22,7 +22,7 @@ FILES = (CARD, *(f"{name}.jsonl" for name in SPLITS.values()))
 
 @dataclass(frozen=True)
 class Upload:
-    """A planned upload: what is sent to which repository."""
+    """A planned upload: the files to send, and the repository to send them to."""
 
     folder: Path
     repository: str
@@ -32,7 +32,7 @@ class Upload:
     identifiers: str
 
     def text(self) -> str:
-        """Return the summary that people see before they confirm."""
+        """Return the summary that the user sees before confirming the upload."""
         size = sum((self.folder / name).stat().st_size for name in FILES)
         who = "only you and your organization can see it" if self.private else "EVERYONE can see it"
         rows = ", ".join(f"{count:,} {name}" for name, count in self.rows.items())
@@ -49,7 +49,7 @@ class Upload:
 
 
 def plan_upload(folder: Path, repository: str, private: bool) -> Upload:
-    """Return the planned upload of a prepared set, or of the run that contains it.
+    """Return the planned upload of a prepared set; `folder` is the set's folder, or that of the run with the set.
 
     Raises DataError for restricted rows, identifiers left in a user's own data, or synthetic rows that the card doesn't
     mention.
@@ -57,7 +57,7 @@ def plan_upload(folder: Path, repository: str, private: bool) -> Upload:
     place = folder / "data" if (folder / "data" / "quality.json").is_file() else folder
     if not (place / "quality.json").is_file():
         raise DataError(
-            f"{folder}: no prepared data here. Prepare some with: meditune data prepare RECIPE --output DIR."
+            f"{folder}: no prepared data here. Prepare data with: meditune data prepare RECIPE --output DIR."
         )
     data = stored_data(place)
     splits = data.splits.named()
@@ -65,8 +65,8 @@ def plan_upload(folder: Path, repository: str, private: bool) -> Upload:
     if held := restricted(terms):
         named = ", ".join(f"{count:,} rows of {name}" for name, count in held.items())
         raise DataError(
-            f"{place} is restricted ({named}), and so is anything derived from it. It may not be shared, not even in a "
-            "private repository on someone else's machine. Nothing was sent."
+            f"{place} is restricted ({named}). Neither this set nor anything derived from it may be shared, not even "
+            "in a private repository on someone else's machine. Nothing was sent."
         )
     if left := identifiers_left(data.quality["phi"]):
         raise DataError(
@@ -76,8 +76,8 @@ def plan_upload(folder: Path, repository: str, private: bool) -> Upload:
     card = read_text(place / CARD)
     if (data.synthetic or synthetic_rows(terms)) and "synthetic" not in card.casefold():
         raise DataError(
-            f"{place / CARD} doesn't say that {synthetic_rows(terms):,} of the rows are synthetic. Add to the card "
-            f'"{SYNTHETIC}", or remove these rows. Nothing was sent.'
+            f"{place / CARD} doesn't say that {synthetic_rows(terms):,} of the rows are synthetic. Remove these rows, "
+            f'or add this text to the card: "{SYNTHETIC}" Nothing was sent.'
         )
     counts = {name: len(rows) for name, rows in splits.items()}
     return Upload(place, repository, private, counts, terms, identifiers(data.quality))
@@ -93,9 +93,10 @@ def identifiers_left(phi: dict[str, Any]) -> list[str]:
 
 
 def send(repository: str, kind: str, folder: Path, files: Sequence[str], private: bool) -> str:
-    """Create a repository of a kind (dataset, model) if needed, send files in one commit, and return the commit's URL.
+    """Send files to a repository in one commit, and return the commit's URL.
 
-    The token comes from HF_TOKEN or `hf auth login`. Raises MedituneError if the hub rejects the upload.
+    A repository that doesn't exist is created; its `kind` is dataset or model. The token comes from HF_TOKEN or
+    `hf auth login`. Raises MedituneError if Meditune is offline, or if the upload is rejected or interrupted.
     """
     if offline():
         raise MedituneError(
@@ -121,10 +122,10 @@ def send(repository: str, kind: str, folder: Path, files: Sequence[str], private
             commit_message="Prepared by Meditune",
         )
     except HFValidationError as error:
-        raise MedituneError(f"{repository}: not a repository name ({error}). Use OWNER/NAME.") from error
+        raise MedituneError(f"{repository}: not a valid repository name ({error}). Use OWNER/NAME.") from error
     except HfHubHTTPError as error:
         status = error.response.status_code
-        advice = "Check the name and that the token has write access, then run the same command again to resume."
+        advice = "Check the repository's name and the token's write access, then run the same command again to resume."
         if status == 401:
             advice = "Set HF_TOKEN to a token with write access, or run hf auth login."
         message = f"{error.server_message or f'status {status}'}. {advice}"

@@ -1,9 +1,10 @@
-"""Leakage checks: test items in the training data of a run or model, and answers in prompts or documents.
+"""Leakage checks: find test items in the training data of a run or model, and answers in prompts or documents.
 
-The folder of a trained model has a record of its training data, `trained_on.json`: `version`, the number of `examples`,
-how many of them are `unlisted` because they are restricted, and hashes of the `questions` (and turns of conversations),
-`contexts`, `groups` and longest `sentences`. A hash is the first 16 hexadecimal digits of the SHA-256 of a text without
-case and punctuation; it identifies an item but doesn't reveal it.
+The folder of a trained model contains a record of its training data, `trained_on.json`, with these keys: `version`;
+`examples`, the number of training examples; `unlisted`, the number of restricted examples, which aren't hashed; and
+lists of hashes: `questions` (including turns of conversations), `contexts`, `groups`, and `sentences` (the longest
+sentences of each question). A hash is the first 16 hexadecimal digits of a SHA-256. Questions, contexts and sentences
+are hashed in lowercase and without punctuation. A hash identifies an item but doesn't reveal its text.
 """
 
 from __future__ import annotations
@@ -51,17 +52,17 @@ VERSION = 1
 PARTS = ("questions", "contexts", "groups")
 SENTENCES = "sentences"
 MAX_SENTENCES = 6
-"""Number of sentences that are recorded per question: the longest ones"""
+"""Maximum number of sentences that are recorded per question; the longest sentences are chosen"""
 DIGITS = 16
 Record = dict[str, Any]
 
 
 def record(examples: Sequence[Example], earlier: Iterable[Record] = ()) -> Record:
-    """Return the record of a model trained on `examples`, including the `earlier` records of its base model."""
+    """Return the record of a model trained on `examples`, merged with the `earlier` records of its base model."""
     listed = [example for example in examples if not is_restricted(example)]
     before = list(earlier)
     general, common = instructions(examples), backgrounds(examples)
-    # Records of earlier versions have no sentences.
+    # Records written by earlier versions of Meditune contain no sentences.
     hashes = {part: {key for each in before for key in each.get(part, ())} for part in (*PARTS, SENTENCES)}
     for example in _with_answered_questions(listed):
         own = keys(example)
@@ -84,7 +85,7 @@ def record(examples: Sequence[Example], earlier: Iterable[Record] = ()) -> Recor
 
 
 def keys(example: Example) -> dict[str, str]:
-    """Return an example's hash for each part of a record; an empty string if the example has no such text."""
+    """Return an example's hash for each of PARTS; the hash is an empty string if the example has no such text."""
     return {
         "questions": _hash(question_key(example.user_text)),
         "contexts": _hash(context_key(example)),
@@ -93,7 +94,7 @@ def keys(example: Example) -> dict[str, str]:
 
 
 def _longest_sentences(text: str, count: int) -> list[str]:
-    """Return the keys of the longest sentences with MIN_TURN_WORDS words or more; none if the text is one sentence."""
+    """Return the keys of the longest sentences of at least MIN_TURN_WORDS words; none if the text is one sentence."""
     found = (question_key(sentence) for line in text.splitlines() for sentence in split_sentences(line))
     pieces = list(filter(None, found))
     long = [piece for piece in pieces if piece.count(" ") >= MIN_TURN_WORDS - 1]
@@ -101,9 +102,10 @@ def _longest_sentences(text: str, count: int) -> list[str]:
 
 
 def _is_inside(question: str, listed: Container[str]) -> bool:
-    """Return True if the hashes of a question's two longest sentences are among those of a record.
+    """Return True if `listed`, the sentence hashes of a record, contains a question's two longest sentences.
 
-    They must be long or make up most of the question: "What is the most likely diagnosis?" alone proves nothing.
+    These sentences must be long or make up most of the question: "What is the most likely diagnosis?" alone proves
+    nothing.
     """
     whole = question_key(question)
     longest = _longest_sentences(question, 2) or [whole]
@@ -113,14 +115,14 @@ def _is_inside(question: str, listed: Container[str]) -> bool:
 
 
 def _with_answered_questions(examples: Iterable[Example]) -> list[Example]:
-    """Return the examples and, for each claim that answers a question, a copy with the question in its place."""
+    """Return the examples, plus a copy of each claim that answers a question, with this question as its text."""
     examples = list(examples)
     asked = ((example, example.meta.get(ANSWERED_QUESTION)) for example in examples)
     return [*examples, *(example.model_copy(update={"question": str(text)}) for example, text in asked if text)]
 
 
 def read_record(model: Path) -> Record | None:
-    """Return the record in a model's folder, or None. Raises DataError if the record can't be used."""
+    """Return the record in a model's folder, or None if there is none. Raises DataError for an unusable record."""
     path = model / FILE_NAME
     if not path.is_file():
         return None
@@ -147,25 +149,25 @@ LEAKAGE_FILE_NAME = "leakage.json"
 KINDS: tuple[LeakKind, ...] = get_args(LeakKind)
 WHAT: dict[str, str] = {
     "group": "same group (article, topic, patient) as a training item",
-    "question": "same question as a training item, or nearly the same",
-    "context": "same context as a training item, or most of it",
+    "question": "same or nearly the same question as a training item",
+    "context": "same or mostly the same context as a training item",
     "answer_in_prompt": "most of the reference answer is in the question or context, word for word",
     "decision_in_prompt": 'the question or context names the decision ("Answer: yes")',
     "answer_in_index": "most of a reference answer, word for word, is in a document of the search index",
     "trained_on": "in the training data of {model}",
 }
 REMEDY: dict[str, str] = {
-    **dict.fromkeys(("group", "question", "context"), "Remove them from the training source"),
+    **dict.fromkeys(("group", "question", "context"), "Remove these items from the training source"),
     **dict.fromkeys(("answer_in_prompt", "decision_in_prompt"), "Remove the answer from the question and context"),
     "answer_in_index": "Use an index without these documents",
     "trained_on": "Evaluate on other items, such as the test items of that model's own run (same data, split and seed)",
 }
 TRIPLE, COMMON = 3, 4
-"""Number of consecutive words that are compared; a run in more than COMMON test items identifies none of them"""
+"""Number of words in the runs that are compared; a run that occurs in more than COMMON test items is ignored"""
 RUN = 8
-"""Number of consecutive words that count as copied"""
+"""Number of consecutive words that count as copied if they occur in another text"""
 COPIED = 0.6
-"""Share of an answer's runs of RUN words that must be in a text for the answer to count as contained in it"""
+"""An answer counts as copied into a text that contains at least this share of the answer's runs of RUN words"""
 MIN_ANSWER_WORDS = 12
 """Answers with fewer words aren't checked: a name or a number may legitimately be in the source"""
 MAX_LISTED_LEAKS = 5
@@ -184,13 +186,13 @@ class Leak:
     kind: LeakKind
     test: str
     train: str
-    """Id of the training item, or another place where the test item was found"""
+    """Id of the training item or document, or a note on where else the test item was found"""
     alike: float
     """Similarity: 1 for identical items, less for near duplicates"""
 
 
 def check(splits: Splits, split: str, model: str) -> dict[str, Any]:
-    """Return the content of leakage.json before the model's own training data are checked (`with_known_test_items`)."""
+    """Return the content of leakage.json; `with_known_test_items` adds the check of the model's own training data."""
     measured, test = splits.measured(split), split == "test"
     training = [*splits.train, *splits.dev] if test else splits.train
     return {
@@ -205,7 +207,7 @@ def check(splits: Splits, split: str, model: str) -> dict[str, Any]:
 def with_known_test_items(
     checked: dict[str, Any], records: Sequence[Record], trained: Sequence[Example], measured: Sequence[Example]
 ) -> dict[str, Any]:
-    """Return `checked` with the findings from the model's records and from its run's training examples."""
+    """Return `checked` plus the test items found in the model's `records` or in `trained`, the run's examples."""
     recorded = max((record["examples"] for record in records), default=None)
     return checked | {
         "model": checked["model"] | {"recorded": recorded, "run": len(trained)},
@@ -214,9 +216,10 @@ def with_known_test_items(
 
 
 def find(train: Sequence[Example], measured: Sequence[Example], others: Sequence[Example] = ()) -> list[Leak]:
-    """Return all leaks between training and test items and within test items, at most one of each kind per test item.
+    """Return the leaks between training and test items, and those within test items: one per kind and test item.
 
-    `others` are the run's other examples; they help to tell rewrites from questions that fill in the same template.
+    `others` are the run's other examples; they help to distinguish rewrites of a question from questions that fill in
+    the same template.
     """
     groups = {(example.source, example.group): example.id for example in train}
     found = [
@@ -249,7 +252,7 @@ def find(train: Sequence[Example], measured: Sequence[Example], others: Sequence
 
 
 def _same_turns(train: Sequence[Example], measured: Sequence[Example], known: Container[str]) -> list[Leak]:
-    """Return leaks for test items whose last turn, the evaluated one, is also in a training conversation."""
+    """Return leaks for test items whose last turn, which is evaluated, also occurs in a training conversation."""
     telling = distinctive_turns([*train, *measured])
     if not telling:
         return []
@@ -268,7 +271,7 @@ def _same_turns(train: Sequence[Example], measured: Sequence[Example], known: Co
 def _in_other_fields(
     kind: LeakKind, train: Sequence[Example], measured: Sequence[Example], known: Container[str]
 ) -> list[Leak]:
-    """Return leaks for test items whose text is in another field of a training row: one for each item.
+    """Return one leak for each test item, except `known` ones, whose text is in another field of a training row.
 
     Word triples that more than COMMON test items share, such as those of an instruction, don't count.
     """
@@ -290,9 +293,10 @@ def _in_other_fields(
 
 
 def _exam_questions(train: Sequence[Example], measured: Sequence[Example], known: Container[str]) -> list[Leak]:
-    """Return leaks for multiple-choice questions that a training row contains word for word, with all their choices.
+    """Return leaks for multiple-choice questions that a training row contains word for word, including all choices.
 
-    Most of them are too short for `_in_other_fields`, or the letters between choices break up their word triples.
+    `_in_other_fields` misses most of these questions, because they are too short or because the letters between the
+    choices break up the word triples.
     """
     parts: dict[str, list[str]] = {}
     for example in measured:
@@ -317,7 +321,7 @@ def _exam_questions(train: Sequence[Example], measured: Sequence[Example], known
 
 
 def _part(kind: LeakKind, example: Example) -> str:
-    """Return the text of a test item that is searched for: the context, or the question with its choices."""
+    """Return the text to search for, according to `kind`: the example's context, or its question with the choices."""
     if kind == "context":
         return example.context_text
     choices = example.meta.get(CHOICES)
@@ -327,7 +331,7 @@ def _part(kind: LeakKind, example: Example) -> str:
 
 
 def _whole(kind: LeakKind, example: Example) -> str:
-    """Return the text of a training row that is searched.
+    """Return the text of a training row in which to search.
 
     A search for contexts leaves out the row's own context, because `find` compares contexts separately.
     """
@@ -350,7 +354,7 @@ def in_prompt(measured: Iterable[Example]) -> list[Leak]:
 
 
 def in_documents(measured: Sequence[Example], passages: Iterable[tuple[str, str]]) -> list[Leak]:
-    """Return leaks for test items whose reference answer is mostly contained, word for word, in a document.
+    """Return leaks for test items whose reference answer is mostly copied, word for word, in a document.
 
     `passages` are (document, text) pairs in any order.
     """
@@ -377,7 +381,7 @@ def in_documents(measured: Sequence[Example], passages: Iterable[tuple[str, str]
 
 
 def known_test_items(records: Iterable[Record], trained: Sequence[Example], measured: Sequence[Example]) -> list[Leak]:
-    """Return leaks for test items that are in a model's training records or its run's training examples."""
+    """Return leaks for test items that are in a model's training records or in its run's training examples."""
     seen: dict[str, Leak] = {}
     listed = [{part: frozenset(record.get(part, ())) for part in (*PARTS, SENTENCES)} for record in records]
     for example in _with_answered_questions(measured) if listed else ():
@@ -395,7 +399,11 @@ def known_test_items(records: Iterable[Record], trained: Sequence[Example], meas
 
 
 def facts(leaks: Sequence[Leak]) -> dict[str, Any]:
-    """Return kind -> numbers of all `items` and of `exact` ones, the lowest `alike`, and the most similar `leaks`."""
+    """Return kind -> facts about the leaks of that kind.
+
+    The facts are the number of leaked `items`, the number of `exact` matches, the lowest similarity (`alike`), and the
+    most similar `leaks`.
+    """
     found: dict[str, Any] = {}
     for kind in KINDS:
         of_kind = sorted((leak for leak in leaks if leak.kind == kind), key=lambda leak: -leak.alike)
@@ -413,9 +421,9 @@ def facts(leaks: Sequence[Leak]) -> dict[str, Any]:
 
 
 def refuse(checked: dict[str, Any], allowed: bool | Sequence[LeakKind], folder: Path) -> None:
-    """Raise DataError if leakage was found that isn't allowed, with a sentence for each kind of it.
+    """Raise DataError, with a sentence for each kind of leak, if leakage was found that isn't allowed.
 
-    If any leakage was found, `checked` (the content of leakage.json) is written to `folder`.
+    If any leakage was found, even if it is allowed, `checked` (the content of leakage.json) is written to `folder`.
     """
     found = list(_findings(checked))
     if found:
@@ -425,14 +433,15 @@ def refuse(checked: dict[str, Any], allowed: bool | Sequence[LeakKind], folder: 
         wrong = list(dict.fromkeys(kind for kind, _ in refused))
         remedies = dict.fromkeys(f"{REMEDY[kind]}." for kind in wrong)
         raise DataError(
-            f"Leakage: {' '.join([*(sentence for _, sentence in refused), *remedies])} The first {MAX_RECORDED_LEAKS} "
-            f"of each kind are in {folder / LEAKAGE_FILE_NAME}. Testing a model on data it has seen proves nothing. To "
-            f"continue anyway, with a warning in the report: --set 'evaluate.allow_leakage=[{', '.join(wrong)}]'."
+            f"Leakage: {' '.join([*(sentence for _, sentence in refused), *remedies])} Up to {MAX_RECORDED_LEAKS} "
+            f"items of each kind are listed in {folder / LEAKAGE_FILE_NAME}. Testing a model on data it has seen "
+            f"proves nothing. To continue anyway, with a warning in the report: "
+            f"--set 'evaluate.allow_leakage=[{', '.join(wrong)}]'."
         )
 
 
 def _findings(checked: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yield each kind of leak with a sentence, first for the run's own test items, then for the suites."""
+    """Yield (kind, sentence) for each kind of leak, first for the run's own test items, then for the suites."""
     model = checked.get("model", {}).get("name", "the model")
     parts = [(checked, "test items")]
     parts += [(suite, f"items of the suite {name}") for name, suite in checked.get("suites", {}).items()]
@@ -467,11 +476,11 @@ def _alike(
     find_near: Callable[[Sequence[str], Sequence[str]], Matches],
     min_words: int,
 ) -> list[Leak]:
-    """Return a leak for each test item of at least `min_words` words that is similar to a training item."""
+    """Return a leak for each test item whose text has at least `min_words` words and resembles a training item."""
     measured_by_text, train_by_text = (defaultdict[str, list[Example]](list) for _ in range(2))
     for examples, by_text in ((measured, measured_by_text), (train, train_by_text)):
         if examples is train and not measured_by_text:
-            return []  # reading the training data would take a long time
+            return []  # saves reading the training data, which would take a long time
         for example in examples:
             found = words(text_of(example))
             if len(found) >= min_words:

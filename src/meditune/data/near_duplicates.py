@@ -14,25 +14,26 @@ from numpy.typing import NDArray
 from meditune.data.example import WORDS
 
 MIN_QUESTION_SIMILARITY, MIN_LENIENT_SIMILARITY = 0.65, 0.62
-"""Minimum similarity of two questions' character trigrams (weighted Jaccard index) for their words to be compared.
+"""The words of two questions are compared if the similarity of their character trigrams (weighted Jaccard index) is at
+least this.
 
-Splitting uses the lenient threshold, so that it keeps together slightly more than the leakage check rejects later.
+Splitting uses the lenient threshold, so that it keeps slightly more questions together than the leakage check finds.
 """
 WORDS_PER_CHANGE = 8
 """Light rewrites may differ in one word per this number of words, in addition to word order and typing errors"""
 MIN_PASSAGE_OVERLAP = 0.6
-"""Share of the shorter passage's word triples that the other one must contain"""
+"""Minimum share of the shorter passage's word triples that the longer passage must contain"""
 MIN_CONTENT_WORDS = 3
 """If two questions share fewer content words, their function words are compared, too"""
 FILLINGS, LOOSE_FILLINGS = 4, 6
-"""If more questions than this contain the words that two questions share, these words are a template"""
+"""Words that two questions share are a template if more than FILLINGS (lenient: LOOSE_FILLINGS) questions have them"""
 MAX_INSERTED_WORDS = 4
 """An inserted number or negation changes the meaning of a text if at most this many words are inserted"""
 MIN_PASSAGE_WORDS = 20
-"""Passages with fewer words aren't compared: they may be a phrase that many rows share"""
+"""Passages with fewer words aren't compared, because a short passage may be a phrase that many rows share"""
 BLOCK = 200_000
 ROWS = 500
-"""Rows of a matrix multiplied at a time, which limits the memory"""
+"""Number of matrix rows that are multiplied at a time, to limit memory use"""
 
 Matches = list[tuple[int, int, float]]
 """Index in the first list, index in the second, similarity up to 1"""
@@ -54,9 +55,10 @@ def near_questions(
     """Return pairs of questions that are the same or light rewrites of each other.
 
     A light rewrite changes punctuation, case or order, has a typing error, or replaces, adds or omits one word in
-    eight. Questions that differ in numbers, single letters, numerals or negations are different, and so are questions
-    that fill in the same template. Templates are recognized from all questions, including `others`. Similarity is the
-    weighted Jaccard index of character trigrams. If both lists are the same object, each pair is returned once.
+    eight. Questions that differ in numbers, single letters, Roman numerals or negations are different, and so are
+    questions that fill in the same template. Templates are recognized from all questions, including `others`. The
+    similarity is the weighted Jaccard index of character trigrams. If `first` and `second` are the same object, each
+    pair is returned once.
     """
     from scipy.sparse import diags
 
@@ -116,7 +118,7 @@ def near_passages(first: Sequence[str], second: Sequence[str], min_similarity: f
     other = len(known)
     others = (np.array([known.get(word, other) for word in words(text)], dtype=np.int64) for text in second)
     two = _matrix([np.unique(_indices(_triples(each), everything)) for each in others], len(everything))
-    fewest = MIN_PASSAGE_WORDS - 4  # fewest distinct triples that are compared, because a few may be repeated
+    fewest = MIN_PASSAGE_WORDS - 4  # minimum number of distinct triples, because a few may be repeated
     sizes: dict[int, int] = {}
     found: Matches = []
     for start in range(0, one.shape[0], ROWS):
@@ -134,13 +136,14 @@ def near_passages(first: Sequence[str], second: Sequence[str], min_similarity: f
 class Questions:
     """A comparison of two questions that takes all questions of the data into account.
 
-    It is stricter than `near_questions`, because rows are dropped based on it: a different word makes a different
-    question, unless a context shows what is meant. If many questions contain the words that the two share, even a
-    different letter makes a different question, unless the row's own text uses the other spelling.
+    It is stricter than `near_questions`, because rows are dropped based on its result. A different word makes a
+    different question, unless both rows have a context, which shows what is meant. If many questions contain the words
+    that the two questions share, even a different letter makes a different question, unless the row's own context or
+    answer uses the other spelling.
     """
 
     def __init__(self, questions: Iterable[str], pairs: Iterable[tuple[str, str]]) -> None:
-        """`questions` are all questions, and are iterated twice; only `pairs` may be compared."""
+        """`questions` contains all questions and is iterated over twice; only questions in `pairs` may be compared."""
         self._fillings: Counter[frozenset[str]] = Counter()
         about: set[str] = set()
         for pair in pairs:
@@ -171,7 +174,7 @@ class Questions:
     ) -> bool:
         """Return True if the words that differ by a letter are misspellings.
 
-        With `strict`, the row's own text must be evidence of that.
+        With `strict`, the row's own texts must show this.
         """
         left, right = list(_unshared(first_words, second_words)), list(_unshared(second_words, first_words))
         known = [frozenset(_worded(text)) for text in texts]
@@ -185,12 +188,12 @@ class Questions:
         )
 
     def _is_odd(self, word: str, other: str) -> bool:
-        """Return True if only one question contains the word, and several contain the other."""
+        """Return True if only one question contains `word`, and several questions contain `other`."""
         return self._holders[word] == 1 < self._holders[other]
 
 
 def same_facts(first: str, second: str) -> bool:
-    """Return True if no number or negation was replaced ("50 mg" for "5 mg"), or inserted with few other words."""
+    """Return True if no number or negation was replaced ("50 mg" for "5 mg"), or inserted with at most a few words."""
     one, two = Counter(words(first)), Counter(words(second))
     sides = (list((one - two).elements()), list((two - one).elements()))
     left, right = sorted(sides, key=lambda side: bool(_marks(side)))
@@ -210,7 +213,7 @@ def word_runs(text: str, length: int) -> set[tuple[str, ...]]:
 
 
 def _trigrams(text: str, vocabulary: dict[str, int], of_word: dict[str, list[int]]) -> NDArray[np.int64]:
-    """Return the numbers of a text's trigrams, without repetitions; `of_word` caches the numbers for each word."""
+    """Return the sorted indices of a text's trigrams in `vocabulary`; `of_word` caches the indices for each word."""
     found: set[int] = set()
     for word in words(text):
         if word not in of_word:
@@ -237,7 +240,7 @@ def _indices(values: NDArray[np.int64], among: NDArray[np.int64]) -> NDArray[np.
 
 def _matrix(rows: Sequence[NDArray[np.int64]], width: int) -> Any:
     """Return a sparse matrix with ones at the given columns of each row."""
-    # Every run compares texts, so this does without scikit-learn, which takes a second and 100 MB to import.
+    # Every run compares texts, so this code avoids scikit-learn, which takes a second and 100 MB to import.
     from scipy.sparse import csr_matrix
 
     ends = np.cumsum([0, *map(len, rows)])
@@ -249,7 +252,8 @@ def _matrix(rows: Sequence[NDArray[np.int64]], width: int) -> Any:
 def _prefixes(matrix: Any, totals: NDArray[np.float64], min_share: float) -> Any:
     """Return each row's rarest features: enough of them that any two similar rows share at least one.
 
-    Columns are in order of rarity (prefix filtering, Chaudhuri et al. 2006, https://doi.org/10.1109/ICDE.2006.9).
+    The columns of `matrix` are ordered by rarity (prefix filtering, Chaudhuri et al. 2006,
+    https://doi.org/10.1109/ICDE.2006.9).
     """
     from scipy.sparse import csr_matrix
 
@@ -266,7 +270,7 @@ def _prefixes(matrix: Any, totals: NDArray[np.float64], min_share: float) -> Any
 
 
 def _candidates(first: Any, second: Any) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
-    """Yield pairs of rows of both matrices that share a feature, BLOCK pairs at a time."""
+    """Yield the indices of rows of the two matrices that share a feature, BLOCK pairs at a time."""
     for start in range(0, first.shape[0], ROWS):
         shared = (first[start : start + ROWS] @ second.T).tocoo()
         for at in range(0, shared.nnz, BLOCK):
@@ -303,7 +307,7 @@ def _change(first: Sequence[str], second: Sequence[str]) -> _Change | None:
 def _fillings(
     shared: Iterable[frozenset[str]], texts: Iterable[str], holders: Mapping[str, int], most: int
 ) -> Counter[frozenset[str]]:
-    """Return the number of texts that contain each set of words, up to just over `most`.
+    """Return the number of texts that contain each set of words; counting stops just above `most`.
 
     `holders` has the number of texts that contain each word.
     """
@@ -321,7 +325,7 @@ def _fillings(
 
 
 def _marks(tokens: Sequence[str]) -> Counter[str]:
-    """Return the words that distinguish questions with similar wording: numbers, letters, numerals, negations."""
+    """Return the words that distinguish similar questions: numbers, single letters, Roman numerals, negations."""
     return Counter(
         word
         for word in tokens

@@ -34,7 +34,7 @@ _SEARCHING = "Searching for identifiers"
 
 @dataclass
 class Scan:
-    """The result of scanning a file or source: numbers of rows and identifiers, and the places of some identifiers."""
+    """The result of scanning a file or source: counts of rows and identifiers, and the first locations found."""
 
     what: str
     counts: IdentifierCounts = field(default_factory=IdentifierCounts)
@@ -51,30 +51,31 @@ def scan(
     show: int,
     overrides: Sequence[str],
 ) -> list[Scan]:
-    """Return one result for a file, or one for each source of a recipe; write the changed file to `output` atomically.
+    """Return one result for a file, or one result for each source of a recipe.
 
-    Messages don't repeat the file's content. Raises DataError if an option doesn't fit or the file can't be read.
+    If `output` is given, write a copy of the file without identifiers to it atomically. Error messages don't repeat the
+    file's content. Raises DataError if an option is invalid or the file can't be read.
     """
     file = Path(what)
     for name in kinds:
         if name not in KINDS:
-            raise DataError(f"--kind {name}: no such kind. Choose from {', '.join(KINDS)}.")
+            raise DataError(f"--kind {name}: unknown kind. Choose from {', '.join(KINDS)}.")
     chosen = [kind for kind in KINDS if kind in kinds]
     if finder is not None and finder not in ENGINES:
-        raise DataError(f"--engine {finder}: no such engine. Choose from {' and '.join(ENGINES)}.")
+        raise DataError(f"--engine {finder}: unknown engine. Choose from {' and '.join(ENGINES)}.")
     if action is not None and (action not in ACTIONS or output is None):
-        raise DataError(f"--action {action}: must be {' or '.join(ACTIONS)}, together with --output OUT.")
+        raise DataError(f"--action {action}: the action must be {' or '.join(ACTIONS)}, and it needs --output OUT.")
     if output is not None and output.exists():
-        raise DataError(f"--output {output}: the file already exists and isn't overwritten. Choose another name.")
+        raise DataError(f"--output {output}: the file already exists and won't be overwritten. Choose another name.")
     if not file.is_file() and file.suffix not in {*tables.FORMATS, ".txt"}:
         if output or group:
             raise DataError(
-                "--output and --patient-column only work with a file. For a recipe's data: --set data.phi.action=mask."
+                "--output and --patient-column need a file. To mask the data of a recipe: --set data.phi.action=mask."
             )
         return _scan_recipe(what, overrides, chosen, finder)
     is_text = file.suffix.lower() in _TEXT
     if output is not None and not is_text and output.suffix.lower() not in WRITABLE:
-        raise DataError(f"--output {output}: the name must end in one of {', '.join(WRITABLE)}.")
+        raise DataError(f"--output {output}: the file name must end in one of {', '.join(WRITABLE)}.")
     result, rejects = Scan(str(file)), Rejects()
     rows = _changed_rows(file, is_text, engine(finder or "rules"), chosen, action, group, show, result, rejects)
     if output is None:
@@ -88,7 +89,7 @@ def scan(
 
 
 def scan_lines(scans: Sequence[Scan]) -> Iterator[str]:
-    """Yield the results as lines of text: for each scan a table of kinds, then the places."""
+    """Yield the results as lines of text: for each scan, a table of kinds, then the locations of identifiers."""
     for each in scans:
         counts = each.counts
         rows = f"{counts.with_identifiers:,} of {counts.examples:,} rows"
@@ -128,7 +129,7 @@ def _changed_rows(
     result: Scan,
     rejects: Rejects,
 ) -> Iterator[dict[str, Any]]:
-    """Yield the rows without identifiers, and record the identifiers in `result`; a text file is one row."""
+    """Yield the rows with identifiers replaced, and record the identifiers in `result`; a text file is one row."""
     secret = surrogate_secret() if action == "surrogate" else b""
     found_rows = tables.rows(file, "file", rejects)
     for place, row in [(str(file), {"": read_text(file)})] if is_text else track(found_rows, _SEARCHING, unit="rows"):
@@ -159,7 +160,7 @@ def _write(rows: Iterator[dict[str, Any]], stream: TextIO, kind: str) -> None:
 
 
 def _shown(place: str, text: str, spans: Sequence[Span], most: int) -> list[str]:
-    """Return lines with the first spans in their surrounding text, in which all identifiers found are masked."""
+    """Return a line for each of the first `most` spans, with the text around the span; all identifiers are masked."""
     lines = []
     for number, span in enumerate(spans[: max(most, 0)]):
         before = masked(text[: span.start], spans[:number])[-_AROUND:]

@@ -1,8 +1,8 @@
-"""The Pair record of preference tuning, and pairs from a user's file, from rated answers and from corrupted answers.
+"""The Pair record for preference tuning, and pairs from a user's file, from rated answers and from corrupted answers.
 
-If two answers to the same question are rated, the one with the higher rating is preferred; KTO learns from thumbs up
-and down instead. A corrupted answer is fluent but unfaithful in one controlled way, so that the two answers differ only
-in their support by the sources.
+If two answers to the same question are rated, the answer with the higher rating is preferred; KTO learns from thumbs up
+and down instead. A corrupted answer is fluent but unfaithful in one controlled way, so that the pair's answers differ
+only in whether the sources support them.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ UP, DOWN = "up", "down"
 
 
 class Pair(BaseModel):
-    """A question with a preferred and a rejected answer, or with a single answer that has thumbs up or thumbs down."""
+    """A question with a preferred and a rejected answer, or with a single answer that was rated thumbs up or down."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -63,7 +63,7 @@ class Pair(BaseModel):
 
     @property
     def answers(self) -> dict[str, str]:
-        """Return the answers that the pair has: `chosen`, then `rejected`."""
+        """Return name -> text for each answer that the pair has: `chosen`, then `rejected`."""
         return {name: text for name, text in (("chosen", self.chosen), ("rejected", self.rejected)) if text}
 
     def single_answers(self) -> list[Pair]:
@@ -74,7 +74,7 @@ class Pair(BaseModel):
         return [up, self.model_copy(update={"id": f"{self.id}/{DOWN}", "chosen": "", "kind": DOWN})]
 
     def example(self) -> Example:
-        """Return an Example with the question and the preferred answer, or the only answer if none is preferred."""
+        """Return an Example with the question and the chosen answer, or the rejected answer if no answer was chosen."""
         mark = {RESTRICTED: True} if self.restricted else {}
         return Example(
             id=self.id,
@@ -137,12 +137,12 @@ _ROUNDING = 1e-9
 
 @dataclass(frozen=True)
 class Rated:
-    """A rating of an answer."""
+    """An answer and one of its ratings."""
 
     id: str
     """Position in the file, which is unique"""
     name: str
-    """Id of the answer in the file; all ratings of an answer have the same one"""
+    """Id of the answer in the file, which is the same for all ratings of the answer"""
     question: str
     context: tuple[Passage, ...]
     answer: str
@@ -155,7 +155,7 @@ class Rated:
 
     @property
     def asked(self) -> tuple[Any, ...]:
-        """Return a key; answers may be compared if their keys are equal."""
+        """Return a key of the question; only answers with equal keys may be compared."""
         return question_key(self.question), self.context, self.turns, self.group
 
     def pair(self, id: str, kind: str, chosen: str, rejected: str, restricted: bool) -> Pair:
@@ -182,7 +182,7 @@ def rated_from_rows(
     no_rows: str,
     as_thumbs: bool = False,
 ) -> Iterator[Rated]:
-    """Yield ratings from rows with question, answer and rating (or thumb). Raises DataError like `records`."""
+    """Yield ratings from rows with columns for question, answer and rating. Raises DataError like `records`."""
     known: dict[str, tuple[Any, ...]] = {}
 
     def make(values: Mapping[str, Any], others: Mapping[str, Any], place: str) -> Rated | str:
@@ -200,7 +200,7 @@ def rated_from_rows(
 def paired(
     ratings: Iterable[Rated], seed: int, rejects: Rejects, margin: float = MARGIN, per_question: int = PER_QUESTION
 ) -> list[Pair]:
-    """Return up to `per_question` seeded random pairs per question, whose mean ratings differ by at least `margin`.
+    """Return up to `per_question` seeded random pairs of answers per question; mean ratings differ by `margin` or more.
 
     Only answers to the same question with the same context and group are paired. Answers that can't be paired are
     counted in `rejects`.
@@ -221,7 +221,7 @@ def paired(
 
 
 def _of_question(answers: Sequence[Rated], margin: float, per_question: int, seed: int, rejects: Rejects) -> list[Pair]:
-    """Return pairs of answers to one question; they are sampled by index, so that not all possible pairs are listed."""
+    """Return pairs of answers to one question; pairs are sampled by index, so that they needn't all be listed."""
     ranked = sorted(answers, key=lambda each: each.rating)
     ratings = [each.rating for each in ranked]
     below = [bisect_right(ratings, rating - margin + _ROUNDING) for rating in ratings]
@@ -291,7 +291,7 @@ def _finite(value: object) -> float | None:
 def corrupt(kind: Corruption, example: Example, others: Sequence[Example], rng: random.Random) -> str | None:
     """Return the answer with one random corruption of this kind, or None if it can't be corrupted in this way.
 
-    For the kind `other`, this is an answer from another group.
+    For the kind `other`, return the answer of a random example from another group.
     """
     if kind == "other":
         return _another(example, others, rng)
@@ -299,7 +299,7 @@ def corrupt(kind: Corruption, example: Example, others: Sequence[Example], rng: 
 
 
 def _number(example: Example, rng: random.Random) -> str | None:
-    """Replace one number with another one from the sources or the answer, or with a multiple of itself."""
+    """Return the answer with one number replaced by another from the sources or the answer, or by a multiple of it."""
     match = _any_match(NUMBER, example.answer, rng)
     if not match:
         return None
@@ -312,7 +312,7 @@ def _number(example: Example, rng: random.Random) -> str | None:
 
 
 def _negation(example: Example, rng: random.Random) -> str | None:
-    """Remove one negation; if there is none, insert "not" after an auxiliary verb."""
+    """Return the answer without one of its negations; if it has none, with "not" after an auxiliary verb."""
     if match := _any_match(NEGATED, example.answer, rng):
         plain = match["plain"] or ("can" if len(match[0]) > 2 else "some")
         return _replaced(match, _cased(plain, match[0]))
@@ -351,7 +351,7 @@ def _cased(word: str, template: str) -> str:
 def build(examples: Sequence[Example], spec: PreferenceSpec, seed: int) -> tuple[list[Pair], int]:
     """Return up to `spec.per_example` pairs for each example, and the number of answers without a pair.
 
-    The corruptions that are the rarest so far are tried first.
+    The kinds of corruption that have been used least so far are tried first.
     """
     answered = [example for example in examples if example.answer.strip()]
     counts: Counter[Corruption] = Counter()

@@ -29,7 +29,7 @@ from meditune.files import read_json, replace_file, replace_folder, sha256, writ
 
 @dataclass(frozen=True)
 class Prepared:
-    """The prepared data of a run, as stored in its `data/`."""
+    """The prepared data of a run, as stored in the run's folder `data`."""
 
     splits: Splits
     quality: dict[str, Any]
@@ -82,7 +82,7 @@ def prepare(recipe: Recipe, folder: Path) -> Prepared:
 
 @dataclass(frozen=True)
 class DataCheck:
-    """Results of reading and checking the rows."""
+    """The results of reading and checking the rows."""
 
     read: dict[str, dict[str, Any]]
     audit: Audit
@@ -99,9 +99,9 @@ def write_prepared(
     done: dict[str, Any],
     synthetic: bool,
 ) -> Prepared:
-    """Write the splits to `folder` atomically.
+    """Write the splits and their documentation to `folder` atomically, and return the prepared data.
 
-    `leakage` is the result of the leakage check, and `done` has further entries of quality.json.
+    `leakage` is the result of the leakage check, and `done` contains further entries of quality.json.
     """
     styles = styles_of(splits)
     quality = {
@@ -128,12 +128,12 @@ def write_prepared(
 
 
 def stored_data(folder: Path) -> Prepared:
-    """Return what `prepare` wrote to `folder`. Raises DataError if files are missing or have changed since then."""
+    """Return the data that `prepare` wrote to `folder`. Raises DataError if files are missing or have changed."""
     quality = read_json(folder / "quality.json")
     paths = {name: folder / f"{name}.jsonl" for name in ("train", "dev", "test")}
     missing = [path.name for path in paths.values() if not path.is_file()]
     if missing:
-        raise DataError(f"{folder}: {', '.join(missing)} is missing. Remove the run's folder and start again.")
+        raise DataError(f"{folder}: missing files: {', '.join(missing)}. Remove the run's folder and start again.")
     if _digest(list(paths.values())) != quality["sha256"]:
         raise DataError(
             f"{folder}: the prepared splits were changed after they were written (their SHA-256 differs from "
@@ -165,7 +165,7 @@ def checked_rows(spec: DataSpec, by_source: dict[str, list[Example]], hidden: Co
 def split_rows(
     spec: DataSpec, seed: int, by_source: dict[str, list[Example]], all_rows: dict[str, list[Example]]
 ) -> Splits:
-    """Return the splits that the recipe asks for; `all_rows` are the rows before quality control."""
+    """Return the splits that the recipe specifies; `all_rows` are the rows before quality control."""
     return split(
         by_source,
         spec.split == "official",

@@ -1,7 +1,7 @@
 """A run's preference pairs: read from a file or built, split into training and held-out pairs, and stored.
 
-`train.preference.path` is a file or a folder. A file has pairs, rated answers, or answers with feedback that were
-exported from a server. The folder has MedQuAD's answers to LiveQA's test questions, which experts judged from 1 to 4
+`train.preference.path` is a file or a folder. A file contains pairs, rated answers, or answers with feedback that were
+exported from a server. A folder contains MedQuAD's answers to LiveQA's test questions, which experts rated from 1 to 4
 (Ben Abacha and Demner-Fushman 2019, https://doi.org/10.1186/s12859-019-3119-4; https://github.com/abachaa/MedQuAD).
 """
 
@@ -47,28 +47,29 @@ from meditune.files import read_json, read_text, replace_folder, write_json
 FOLDER = "pairs"
 HELD_OUT_SHARE = 0.2
 SIDES: dict[str, Decision] = {UP: "yes", DOWN: "no"}
-"""Kind of a single answer -> the stratum it belongs to when a share of the answers is held out"""
+"""Kind of a single answer -> its stratum when a share of the answers is held out"""
 LEAKS = ("group", "question", "context")
-"""Kinds of overlap that a pair must not have with an evaluation item"""
+"""Kinds of overlap that a pair must not have with a development or test item"""
 
 
 @dataclass(frozen=True)
 class PairSets:
-    """A run's pairs, as stored in its `pairs/`; no question is in both sets."""
+    """A run's pairs, as stored in its folder `pairs`; no question is in both sets."""
 
     train: list[Pair]
     held_out: list[Pair]
     facts: dict[str, Any]
-    """`source`, `train` and `held_out` (kind -> pairs), `left_out` (reason -> rows), `settings`, and `phi` (identifiers
-    found in a file's pairs)"""
+    """`source`, `train` and `held_out` (kind -> number of pairs), `left_out` (reason -> number of rows), `settings`,
+    and `phi` (identifiers found in a file's pairs)"""
 
 
 def prepare_pairs(recipe: Recipe, splits: Splits, sha256: str, run: Path) -> PairSets:
-    """Return the pairs in `run/pairs`; build them first if there are none for the same settings and data.
+    """Return the pairs in `run/pairs`; if there are none for these settings and data, prepare them first.
 
     Pairs from a file that share a question, context, group or answer with the development or test set are left out, and
     a seeded share of the groups is held out. For the objective kto, the training pairs are single answers. Raises
-    DataError if no pairs are left for training or for evaluation, or if all answers left have the same thumb.
+    DataError if no pairs are left for training or for evaluation, or if the remaining answers don't include
+    both thumbs up and thumbs down.
     """
     spec, objective = recipe.train.preference, recipe.train.objective
     settings = spec.model_dump(mode="json", exclude={"beta"})
@@ -104,7 +105,7 @@ def prepare_pairs(recipe: Recipe, splits: Splits, sha256: str, run: Path) -> Pai
 
 
 def stored_pairs(run: Path) -> PairSets:
-    """Return what `prepare_pairs` wrote to `run/pairs`. Raises DataError if a file is missing."""
+    """Return the pairs that `prepare_pairs` wrote to `run/pairs`. Raises DataError if a file is missing."""
     folder = run / FOLDER
     train, held_out = (read_records(folder / f"{name}.jsonl", Pair) for name in ("train", "held_out"))
     return PairSets(train, held_out, read_json(folder / "facts.json"))
@@ -141,8 +142,8 @@ def _read(path: Path, recipe: Recipe, splits: Splits, rejects: Rejects, phi: Fin
     rest, held = by_group(sided, HELD_OUT_SHARE, recipe.seed)
     if not rest or not held:
         raise DataError(
-            f"{path}: {len(usable)} usable pairs give {len(rest)} for training and {len(held)} for evaluation. Add "
-            "pairs about other questions."
+            f"{path}: {len(usable)} usable pairs give {len(rest)} for training and {len(held)} for evaluation, but "
+            "both need pairs. Add pairs about other questions."
         )
     held_out = {example.id for example in held}
     parts = [pair for pair in usable if pair.id not in held_out], [pair for pair in usable if pair.id in held_out]
@@ -151,13 +152,13 @@ def _read(path: Path, recipe: Recipe, splits: Splits, rejects: Rejects, phi: Fin
         if set(counts) < set(SIDES):
             raise DataError(
                 f"{path}: {counts.get(UP, 0)} answers with thumbs up and {counts.get(DOWN, 0)} with thumbs down are "
-                f"left for {purpose}, which needs both. Add more rated answers, to other questions."
+                f"left for {purpose}, which needs both. Add rated answers to other questions."
             )
     return parts
 
 
 def _without_identifiers(pairs: Sequence[Pair], spec: PhiSpec, findings: Findings) -> list[Pair]:
-    """Return the pairs, treated according to `spec`. Raises DataError for identifiers if the action is refuse."""
+    """Return the pairs with identifiers treated according to `spec`. Raises DataError if `refuse` finds any."""
     examples = [
         pair.example().model_copy(update={"source": SOURCE, "answer": pair.chosen, "meta": {"rejected": pair.rejected}})
         for pair in pairs
@@ -199,7 +200,7 @@ def read_given_pairs(path: Path, recipe: Recipe, rejects: Rejects) -> list[Pair]
     else:
         found, first = _beginning(rows(path, SOURCE, rejects))
         fields = spec.fields or None
-        no_rows = f"{path}: no rows. Provide a file with at least one pair, or two rated answers to one question."
+        no_rows = f"{path}: no rows. Provide a file with at least one pair, or two rated answers to the same question."
         if as_thumbs and first and isinstance(first[0][1].get("feedback"), list):
             found, first = _beginning(_exported(found, rejects))
             no_rows = _nothing_usable(path, rejects, as_thumbs)
@@ -216,7 +217,7 @@ def read_given_pairs(path: Path, recipe: Recipe, rejects: Rejects) -> list[Pair]
 
 
 def _beginning(found: Iterable[Row]) -> tuple[Iterator[Row], list[Row]]:
-    """Return an iterator over all rows, and a list of the first ones."""
+    """Return an iterator over all rows, and a list of the first LOOK_AHEAD rows."""
     stream = iter(found)
     first = list(islice(stream, LOOK_AHEAD))
     return chain(first, stream), first
@@ -243,10 +244,10 @@ def _holds_ratings(columns: Collection[str], fields: Mapping[str, str], location
     if chosen or rejected:
         return False
     raise DataError(
-        f"{location}: these are neither pairs (question, chosen, rejected) nor rated answers "
-        "(question, answer, rating). "
-        f"The columns are {list_columns(columns)}. Name them in train.preference.fields, for example "
-        "fields: {rating: COLUMN}. For a file from `meditune answers export`, set train.objective to kto."
+        f"{location}: the rows are neither pairs (question, chosen, rejected) nor rated answers "
+        f"(question, answer, rating). The columns are {list_columns(columns)}. Assign columns to the fields in "
+        "train.preference.fields, for example fields: {rating: COLUMN}. For a file from `meditune answers export`, set "
+        "train.objective to kto."
     )
 
 
@@ -285,7 +286,7 @@ _ANSWER = re.compile(r"Question:.*?\nURL:.*?\nAnswer:(.*)\)", re.DOTALL)
 
 
 def read_judged(folder: Path, questions: Path, rejects: Rejects) -> Iterator[Rated]:
-    """Yield the judged answers in the publisher's folder; `questions` is the path of LiveQA.
+    """Yield the judged answers in the publisher's folder; `questions` is the path of the LiveQA data.
 
     Raises DataError if files are missing.
     """

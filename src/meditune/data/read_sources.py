@@ -1,4 +1,4 @@
-"""Reading of a recipe's sources, and each row's terms: licence, citation, and whether it is restricted or synthetic."""
+"""Read a recipe's sources, and record each row's terms: licence, citation, and marks (restricted, synthetic)."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ RESTRICTED = "restricted"
 def is_restricted(example: Example) -> bool:
     """Return True if the example is marked as restricted or comes from a restricted source.
 
-    If it was read from a prepared file, its original source counts.
+    For an example that was read from a prepared file, the original source counts, too.
     """
     if is_marked(example.meta.get(RESTRICTED)):
         return True
@@ -35,12 +35,12 @@ def is_restricted(example: Example) -> bool:
 
 
 def is_marked(mark: object) -> bool:
-    """Return True if this cell value marks its row as restricted."""
+    """Return True if a value of the key or column RESTRICTED marks a row as restricted."""
     return bool(mark) and str(mark).strip().lower() not in {"false", "no", "0"}
 
 
 def refuse_restricted_sources_for_api(specs: Iterable[SourceSpec], model_name: str) -> None:
-    """Raise DataError if a source is restricted as a whole, by its licence or by the recipe. Reads no data."""
+    """Raise DataError if a source is entirely restricted, by its licence or by the recipe. No data are read."""
     restricted: dict[str, str] = {}
     for spec in specs:
         source = SOURCES.get(spec.name)
@@ -71,14 +71,14 @@ def _forbidden(kind: str, licences: dict[str, str], model_name: str) -> DataErro
 
 
 YOURS = "yours"
-"""The licence of a user's own rows if neither the rows nor the recipe name one"""
+"""The licence recorded for a user's own rows if neither the rows nor the recipe name a licence"""
 
 Terms = dict[str, dict[str, Any]]
-"""Source -> numbers of `rows`, `restricted` and `synthetic` rows; `licences` (text -> number of rows); `citations`"""
+"""Source -> `rows`, `restricted` and `synthetic` (numbers of rows); `licences` (text -> number of rows); `citations`"""
 
 
 def marked(examples: Iterable[Example], spec: SourceSpec) -> Iterator[Example]:
-    """Yield the examples with the recipe's terms for their source; the licence of a user's own row takes precedence."""
+    """Yield the examples with the recipe's terms for the source; a licence in a user's own row takes precedence."""
     homepage = SOURCES[spec.name].homepage if spec.name in SOURCES else ""
     for example in examples:
         terms: dict[str, Any] = {}
@@ -112,7 +112,7 @@ def terms_of(examples: Iterable[Example]) -> Terms:
 
 
 def restricted(terms: Terms) -> dict[str, int]:
-    """Return source -> number of restricted rows, for the sources that have any."""
+    """Return source -> number of restricted rows, for the sources that have restricted rows."""
     return {name: row["restricted"] for name, row in terms.items() if row["restricted"]}
 
 
@@ -123,8 +123,9 @@ def warning(terms: Terms) -> str:
         return ""
     named = ", ".join(f"{rows:,} rows of {name} ({', '.join(terms[name]['licences'])})" for name, rows in found.items())
     return (
-        f"RESTRICTED: {named}. The whole set, anything derived from it and models tuned on it can reveal these rows. "
-        "Don't share any of this or send it to an online service. Meditune won't upload the set or send it to an API."
+        f"RESTRICTED: {named}. The entire set, anything derived from it and models tuned on it can reveal these rows. "
+        "Don't share any of these or send them to an online service. Meditune won't upload the set "
+        "or send it to an API."
     )
 
 
@@ -141,7 +142,7 @@ def check_sources(spec: DataSpec) -> None:
     if spec.fold is not None and (spec.split != "official" or all(each.name != "pubmedqa" for each in spec.sources)):
         raise DataError(
             "data.fold selects one of the folds into which PubMedQA's publisher divided the training items. It needs "
-            "pubmedqa in data.sources, and data.split: official."
+            "the source pubmedqa in data.sources, and data.split: official."
         )
     splits: dict[str, str | None] = {}
     for source in spec.sources:
@@ -152,7 +153,7 @@ def check_sources(spec: DataSpec) -> None:
             )
         if source.is_own:
             if source.path is None:
-                raise DataError("data.sources: name: own needs a path: a file, or the id of a Hugging Face data set.")
+                raise DataError("data.sources: own needs a path: a file, or the id of a Hugging Face data set.")
             locate_own(source.path, source.citation)
             continue
         if source.labels:
@@ -161,13 +162,13 @@ def check_sources(spec: DataSpec) -> None:
             raise DataError(f"data.sources: {source.name} is plain text, not questions and answers.")
         if source.limit is not None and spec.split == "official" and source.name in OFFICIAL and not source.split:
             raise DataError(
-                f"data.sources: {source.name} has an official split (data.split: official), which needs all of its "
-                "rows, so it can't have a limit. To use a sample of the rows: --set data.split=group."
+                f"data.sources: {source.name} has an official split (data.split: official), which needs all rows of "
+                "the source, so `limit` can't be used. To use a sample of the rows: --set data.split=group."
             )
 
 
 def available(spec: DataSpec) -> tuple[DataSpec, bool]:
-    """Return the data options with sources that are available, and True if one of them is the synthetic sample.
+    """Return the data options with available sources, and True if one of these is the synthetic sample.
 
     If a source is unavailable, the sample replaces all sources. Raises DataError if the options don't allow that.
     """
@@ -193,7 +194,7 @@ def available(spec: DataSpec) -> tuple[DataSpec, bool]:
 def read_sources(
     spec: DataSpec, seed: int, rejects: Rejects, phi: Findings
 ) -> tuple[dict[str, list[Example]], dict[str, dict[str, Any]]]:
-    """Return the examples by source; and for each source the licence and the numbers of rows read and rejected.
+    """Return the examples by source, and, for each source, the licence and the numbers of rows read and rejected.
 
     Identifiers of people are treated according to `data.phi` and recorded in `phi`. Raises DataError for a repeated id.
     """
@@ -210,8 +211,8 @@ def read_sources(
     for identifier, count in ids.most_common(1):
         if count > 1:
             raise DataError(
-                f"data.sources: the id {identifier} occurs twice. Name each source once, and give your own files "
-                "different names, such as own/clinic and own/ward; in one file, ids must be unique."
+                f"data.sources: the id {identifier} occurs twice. List each source only once, and give your own files "
+                "different names, such as own/clinic and own/ward. Within a file, ids must be unique."
             )
     for name, row in read.items():
         row["rejected"] = rejects.counts().get(name, {})
@@ -228,17 +229,17 @@ CHANGES = {
 def read_source(source: SourceSpec, seed: int, rejects: Rejects, changes: Counter[str] | None = None) -> list[Example]:
     """Return the examples of one source, or a seeded sample if it has a limit. Raises DataError if there are none.
 
-    `changes` counts the changes made to conversations (CHANGES); they are also printed.
+    `changes` counts the changes made to conversations (CHANGES); the counts are also printed.
     """
     changes = Counter() if changes is None else changes
     if source.is_own:
-        assert source.path is not None, "check_sources has looked"
+        assert source.path is not None, "check_sources checks this"
         options: dict[str, Any] = {"fields": source.fields or None, "labels": source.labels, "source": source.name}
         options |= {"thoughts": source.thoughts, "changes": changes}
         examples = list(user_files.read(locate_own(source.path, source.citation), rejects, **options))
     else:
         reader = known_source(source.name).reader
-        assert reader is not None, "check_sources has looked"
+        assert reader is not None, "check_sources checks this"
         if source.name == "mimic":
             print(mimic.NOTICE, file=sys.stderr)
         examples = list(reader(locate_source(source.name, source.path), rejects))

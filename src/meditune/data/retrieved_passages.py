@@ -1,7 +1,8 @@
 """Passages retrieved for examples, stored in a run's folder so that every model sees the same passages.
 
-A passage has `id`, `document`, `source`, `title`, `sections` (each a heading, which may be empty, and a text), `score`
-and `rank`. If a prompt is too long, passages are removed from it, and the passage with rank 0 is removed last.
+A passage has `id`, `document`, `source`, `title`, `sections` (a list of headings, which may be empty, with texts),
+`score` and `rank`. If a prompt is too long, the passages with the highest ranks are removed from it first, and the
+passage with rank 0 last.
 """
 
 from __future__ import annotations
@@ -19,25 +20,26 @@ RETRIEVED_FILE = "retrieved.jsonl"
 RETRIEVED_FACTS = "retrieved.json"
 TRAINING = "retrieved_train.jsonl"
 RANKS = "ranks"
-"""Key in the meta of an example with retrieved passages: for each part of the context, the rank of its passage"""
+"""Key in the meta of an example with retrieved passages; the value is the rank of the passage for each context part"""
 
 Row = dict[str, Any]
 
 
 def read(path: Path) -> dict[str, Row]:
-    """Return the rows by id. Raises DataError if a row lacks its id or passages."""
+    """Return example id -> row with the retrieved passages. Raises DataError if a row lacks its id or passages."""
     found = {}
     for number, row in enumerate(read_jsonl(path), start=1):
         if not isinstance(row.get("id"), str) or not isinstance(row.get("passages"), list):
             raise DataError(
-                f"{path}, line {number}: the id or the passages are missing. Remove the file; Meditune writes it again."
+                f"{path}, line {number}: the id or the passages are missing. Remove the file, and "
+                "Meditune will create it again."
             )
         found[row["id"]] = row
     return found
 
 
 def shown_passages(example: Example, passages: Sequence[Mapping[str, Any]]) -> Example:
-    """Return the example with these passages as its context; a title that equals the question isn't repeated."""
+    """Return the example with these passages as its context; a title that equals the question is left out."""
     context: list[Passage] = []
     ranks = []
     for passage in passages:
@@ -56,7 +58,7 @@ def count(example: Example) -> int:
 
 
 def in_training(examples: Iterable[Example], folder: Path) -> list[Example]:
-    """Return the training examples as the run in that folder uses them: some of them with retrieved passages."""
+    """Return the training examples as the run in `folder` uses them: some have retrieved passages as context."""
     rows = read(folder / TRAINING) if (folder / TRAINING).is_file() else {}
     return [
         shown_passages(example, rows[example.id]["passages"]) if example.id in rows else example for example in examples

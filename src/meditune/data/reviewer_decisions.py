@@ -1,4 +1,4 @@
-"""People's decisions about rows of the data, and their application when the data are prepared."""
+"""Reviewers' decisions about rows of the data, which are applied when the data are prepared."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from meditune.files import sha256
 Verdict = Literal["correct", "incomplete", "wrong", "unsafe", "off-topic"]
 VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
 KEPT_VERDICTS: frozenset[Verdict] = frozenset(("correct", "incomplete"))
-"""A row with any other verdict is dropped, unless a rater corrected its answer"""
+"""Verdicts with which a row stays; with any other verdict, it is dropped unless a rater corrected its answer"""
 RULE = "decisions"
 MAX_LISTED_IDS = 3
 
@@ -35,7 +35,7 @@ class RowDecision(BaseModel):
     verdict: Verdict
     answer: str = ""
     raters: tuple[str, ...] = ()
-    """Codes of the raters in the set"""
+    """Codes of the raters in the annotation set"""
     settled: bool = False
     """True if an adjudicator made the final decision"""
     when: str = ""
@@ -73,7 +73,7 @@ def read_decisions(path: Path) -> dict[str, RowDecision]:
 
 
 def apply(path: str | None, splits: Splits) -> tuple[Splits, AppliedDecisions]:
-    """Return the splits with people's decisions applied, and the changes made; test items are never changed.
+    """Return the splits with the reviewers' decisions applied, and the changes made; test items are never changed.
 
     Raises DataError if a row has changed since it was judged, or a split has no rows left.
     """
@@ -87,8 +87,8 @@ def apply(path: str | None, splits: Splits) -> tuple[Splits, AppliedDecisions]:
         more = f" and {len(stale) - MAX_LISTED_IDS} more" if len(stale) > MAX_LISTED_IDS else ""
         raise DataError(
             f"{file}: the question, context, answer or decision of {', '.join(stale[:MAX_LISTED_IDS])}{more} has "
-            "changed since it was judged, so the decision may no longer apply. Have these rows judged again (meditune "
-            "annotate create), or remove their lines from the file."
+            "changed since reviewers judged the row, so their verdict may no longer apply. Have these rows judged "
+            "again (meditune annotate create), or remove the lines with these ids from the file."
         )
     applied = AppliedDecisions()
     changed = {
@@ -114,13 +114,13 @@ def apply(path: str | None, splits: Splits) -> tuple[Splits, AppliedDecisions]:
 
 
 def refuse_other(path: str | None, quality: Mapping[str, Any], folder: Path) -> None:
-    """Raise DataError if the decisions have changed since the data in `folder` were prepared with them."""
+    """Raise DataError if the decisions file has changed since the data in `folder` were prepared with it."""
     if path is None or not Path(path).is_file():
         return
     if quality.get("decisions", {}).get("sha256") != sha256(Path(path)):
         raise DataError(
             f"{path} has changed since the data in {folder} were prepared with it. Choose another --output for the new "
-            "decisions, or restore the earlier file."
+            "decisions, or restore the earlier version of the file."
         )
 
 
@@ -139,8 +139,8 @@ def _decided(
 def _outcome(example: Example, row_decision: RowDecision) -> tuple[str, Example | None]:
     """Return the action and the resulting row; None if the row is dropped.
 
-    A row with a corrected answer is kept, whatever the verdict. If the original answer was faulty, the row's yes, no
-    or maybe is removed, because it was judged with that answer and can't be edited on the page.
+    A row with a corrected answer stays, whatever the verdict. If the verdict isn't in KEPT_VERDICTS, the row's decision
+    (yes, no or maybe) is removed, because it was judged with the original answer and raters can't edit it on the page.
     """
     mark = {"validated": {"verdict": row_decision.verdict, "was": fingerprint(example)}}
     if row_decision.answer and row_decision.answer != example.answer:

@@ -35,7 +35,7 @@ class Download:
     sha256: str | None = None
     """SHA-256 of the file's bytes; if neither this nor `contents_sha256` is given, only the length is checked"""
     contents_sha256: str | None = None
-    """SHA-256 of the XML files in a zip (`medquad.contents_sha256`), because GitHub may compress them differently"""
+    """SHA-256 of the XML files in a zip (`medquad.contents_sha256`), because GitHub may change the compression"""
 
 
 @dataclass(frozen=True)
@@ -45,13 +45,13 @@ class Source:
     name: str
     title: str
     files: tuple[str, ...]
-    """Names or patterns of files in the source's folder; one existing file is enough"""
+    """Names or patterns of files in the source's folder; the source is available if one of these files exists"""
     licence: str
     reader: Reader | None
     """Turns the files into Examples; None for plain text"""
     homepage: str = ""
     download: tuple[Download, ...] = ()
-    """Files to download. All are checked before the first one is renamed, so a partial download is never used"""
+    """Files to download. All files are checked before the first is renamed, so a partial download is never used"""
     how: str = ""
     """How to get the files if they can't be downloaded automatically"""
     citation: str = ""
@@ -78,7 +78,7 @@ READERS: dict[str, tuple[Reader | None, str]] = {
     "wikitext-2": (None, "CC BY-SA 4.0"),
     "sample": (pubmedqa.read_synthetic, pubmedqa.SYNTHETIC_LICENCE),
 }
-"""Source -> its reader and licence; sources.yaml has the other fields"""
+"""Source -> (reader, licence); sources.yaml contains the other fields"""
 
 
 _TABLE = package_table(Path(__file__).with_name("sources.yaml"))
@@ -96,7 +96,7 @@ class Licence:
     """A licence and its requirements for sharing data."""
 
     hub: str
-    """Name on the Hugging Face hub; `other` if it has none"""
+    """Name on the Hugging Face hub; `other` if the hub has no name for the licence"""
     link: str
     attribution: bool = False
     notice: bool = False
@@ -132,13 +132,13 @@ def licence_named(text: str) -> Licence | None:
 
 
 def hub_names(texts: Iterable[str]) -> list[str]:
-    """Return the hub's names of the licences, each once; `unknown` for an unknown licence."""
+    """Return the hub's names for the licences, without repetitions; `unknown` for an unknown licence."""
     found = map(licence_named, texts)
     return list(dict.fromkeys(licence.hub if licence else "unknown" for licence in found))
 
 
 def licence_requirements(terms: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Return sentences that say what the `licences` in `terms` require of anyone who shares the sources together."""
+    """Return sentences on what the `licences` in `terms` require of anyone who shares a set made from these sources."""
     named = [(source, text, licence_named(text)) for source, row in terms.items() for text in row["licences"]]
     lines = []
     for trait, sentence in (
@@ -156,7 +156,7 @@ def licence_requirements(terms: Mapping[str, Mapping[str, Any]]) -> list[str]:
     if len(share_alike) > 1 or (share_alike and non_commercial):
         both = " and ".join([*sorted(share_alike), *sorted(non_commercial)])
         lines.append(
-            f"No single licence covers the mixed set: {both} require different ones, so keep their rows apart."
+            f"No single licence covers the mixed set: {both} require different licences, so keep the rows apart."
         )
     unknown = ", ".join(f"{source} ({text})" for source, text, licence in named if licence is None)
     if unknown:
@@ -173,8 +173,9 @@ _CHUNK = 2**18
 def locate_source(source_name: str, path: Path | str | None = None, download: bool = True) -> Path:
     """Return the folder (or file) of a source, and download it if necessary.
 
-    If `path` is given, no other place is searched. Otherwise, the order is `$MEDITUNE_DATA/NAME`, `NAME` in the cache,
-    and the publisher's site. Raises DataError that says where to get the files and where to put them.
+    If `path` is given, nothing else is searched. Otherwise, the order is `$MEDITUNE_DATA/NAME`, `NAME` in the cache,
+    and the publisher's site. If no files are found, raises DataError that says where to get the files and where to put
+    them.
     """
     source = known_source(source_name)
     if path is not None:
@@ -182,7 +183,9 @@ def locate_source(source_name: str, path: Path | str | None = None, download: bo
         if (given.exists() and not given.is_dir()) or has_files(source, given):
             return given
         state = f"contains none of {', '.join(source.files)}" if given.is_dir() else "no such file or folder"
-        raise DataError(f"{given}: {state}. The recipe gives this path for {source.name!r}; {_how(source)}.")
+        raise DataError(
+            f"{given}: {state}. The recipe specifies this path for {source.name!r}. To get the files: {_how(source)}."
+        )
     if source.packaged is not None:
         if not source.packaged.is_file():
             raise DataError(f"{source.packaged} is missing from this installation. Reinstall Meditune.")
@@ -192,7 +195,7 @@ def locate_source(source_name: str, path: Path | str | None = None, download: bo
         if has_files(source, place):
             return place
     if not source.download:
-        raise DataError(_not_found(source, places, "it has no public download"))
+        raise DataError(_not_found(source, places, "the source has no public download"))
     if not download or offline():
         by = " or ".join(name for name in OFFLINE_VARIABLES if os.environ.get(name)) if download else ""
         raise DataError(_not_found(source, places, f"downloads are turned off{f' by {by}' if by else ''}"))
@@ -243,7 +246,7 @@ def _fetch(source: Source, places: list[Path]) -> None:
 
 
 def _receive(download: Download, partial: Path) -> str:
-    """Download the file to `partial`. Return the problem with it, or an empty string."""
+    """Download a file to `partial`; return the problem with the download, or an empty string."""
     digest = hashlib.sha256()
     received = 0
     request = urllib.request.Request(download.url, headers={"User-Agent": "meditune"})
@@ -299,6 +302,6 @@ def _not_found(source: Source, places: list[Path], reason: str) -> str:
     how = _how(source)
     return (
         f"No data for {source.name!r} in {' or '.join(str(place) for place in places)}, and {reason}. "
-        f"{how[0].upper()}{how[1:]} and put it into {places[-1]}, or point at your copy with {DATA_VARIABLE} or the "
-        "recipe."
+        f"{how[0].upper()}{how[1:]} and put the files into {places[-1]}, or specify the path of your copy in "
+        f"{DATA_VARIABLE} or the recipe."
     )

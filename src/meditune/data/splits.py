@@ -26,9 +26,10 @@ OFFICIAL: dict[str, Callable[[list[Example]], tuple[list[Example], list[Example]
     **{name: partial(claims.official_split, test_splits=splits) for name, splits in claims.TEST_SPLITS.items()},
 }
 FEW = 3
-"""A text in more groups than this doesn't identify an example; a question with more contexts is an instruction"""
+"""A text in more groups than this doesn't identify an example; a question with more groups and contexts is an
+instruction"""
 MIN_TURN_WORDS = 8
-"""A later message of a conversation with fewer words ("And for children?") is compared together with its reply"""
+"""A later message of a conversation is compared together with its reply if it has fewer words ("And for children?")"""
 MAX_CONTEXT_SHARE = 0.2
 """A context in more than this share of the examples counts as background"""
 
@@ -48,7 +49,7 @@ class Splits:
         return self.named()[split]
 
     def measured_name(self, split: str) -> str:
-        """Return the name of that split in reports."""
+        """Return the name of `split` in reports, such as "dev-100"."""
         return self.test_set if split == "test" else f"dev-{len(self.dev)}"
 
     def named(self) -> dict[str, list[Example]]:
@@ -70,10 +71,10 @@ def split(
 ) -> Splits:
     """Split each source by its official test set if there is one and `official` is set, otherwise by group.
 
-    With `newest`, the test set has the newest publications. `fixed` maps sources to the split of all their rows.
-    `all_rows` are the rows before quality control, on which official test sets are defined. Rows that share a question
-    or context with an official set go to training, where the leakage check finds them. Raises DataError if a split is
-    empty.
+    With `newest`, the test set has the newest publications. `fixed` maps a source to the split for all its rows.
+    `all_rows` are the rows before quality control, on which official test sets are defined. Other rows that share a
+    question, context or turn with a row of an official or fixed split go to train or dev, where the leakage check finds
+    those that a test item repeats. Raises DataError if a split is empty.
     """
     rest: list[Example] = []
     test: list[Example] = []
@@ -124,9 +125,10 @@ def split(
 def by_group(
     examples: Sequence[Example], share: float, seed: int, same_question: Mapping[str, str] | None = None
 ) -> tuple[list[Example], list[Example]]:
-    """Return (rest, held) with about `share` of the examples held out: whole groups, stratified by source and decision.
+    """Return (rest, held) with about `share` of the examples held out in complete groups.
 
-    The examples of a group share their `group`, context, a turn, or (according to `same_questions`) their question.
+    The groups are stratified by source and decision. Examples of a group share their `group`, their context, a turn or
+    (according to `same_questions`) their question.
     """
     strata: dict[str, list[list[int]]] = defaultdict(list)
     for members in _components(examples, same_questions(examples) if same_question is None else same_question):
@@ -150,13 +152,14 @@ def by_year(
 ) -> tuple[list[Example], list[Example]]:
     """Return (rest, held) with the newest groups held out: about `share` of the examples that have a year.
 
-    The year of a group is that of its oldest example. Raises DataError if no example has a year.
+    The year of a group is that of its oldest example; a group in which an example has no year isn't held out. Raises
+    DataError if no example has a year.
     """
     dated = sum(isinstance(example.meta.get("year"), int) for example in examples)
     if examples and not dated:
         raise DataError(
-            "data.split: newest needs the year of publication, and none of the examples has one. PubMedQA has years; "
-            "add a column `year` to your own rows, or use data.split: group."
+            "data.split: newest needs the year of publication, but none of the examples has a year. PubMedQA contains "
+            "years. Add a column `year` to your own rows, or use data.split: group."
         )
     groups = []
     for members in _components(examples, same_questions(examples) if same_question is None else same_question):
@@ -173,7 +176,7 @@ def by_year(
 
 
 def official_tests(by_source: Mapping[str, list[Example]], fixed: Container[str] = ()) -> set[str]:
-    """Return the ids of the official test items of sources that aren't `fixed`. Raises DataError if any is missing."""
+    """Return the ids of the official test items of sources that aren't `fixed`. Raises DataError if any are missing."""
     return {
         example.id
         for source, examples in by_source.items()
@@ -200,7 +203,7 @@ def context_key(example: Example) -> str:
 
 
 def instructions(examples: Iterable[Example]) -> set[str]:
-    """Return the keys of questions that are asked about more than FEW groups and contexts (such as patients)."""
+    """Return the keys of questions that are asked about more than FEW groups (such as patients) and contexts."""
     asked: dict[str, list[set[Any]]] = defaultdict(lambda: [set(), set()])
     alone = set()
     for example in examples:
@@ -213,13 +216,13 @@ def instructions(examples: Iterable[Example]) -> set[str]:
 
 
 def backgrounds(examples: Sequence[Example]) -> set[str]:
-    """Return the keys of contexts that are so common that two examples with the same one may be unrelated."""
+    """Return the keys of contexts that are so common that examples with the same context may be unrelated."""
     counts = Counter(context_key(example) for example in examples)
     return {key for key, count in counts.items() if count > max(FEW, MAX_CONTEXT_SHARE * len(examples))}
 
 
 def same_questions(examples: Sequence[Example]) -> dict[str, str]:
-    """Return key of a question -> key that represents it and its light rewrites; empty for an instruction."""
+    """Return question key -> key that represents the question and its light rewrites, or "" for an instruction."""
     general = instructions(examples)
     keys = list(dict.fromkeys(question_key(example.user_text) for example in examples))
     asked = [key for key in keys if key not in general]
@@ -233,7 +236,7 @@ def same_questions(examples: Sequence[Example]) -> dict[str, str]:
 def turn_keys(example: Example, last_only: bool = False) -> list[str]:
     """Return the keys by which the turns of a conversation are recognized elsewhere.
 
-    The key of the first message, or of a long one, is the message; a short message is joined with its reply.
+    The key of the first message, or of a long message, is the message itself. A short message is joined with its reply.
     """
     said = [(turn.role, turn.text) for turn in example.turns or ()]
     asked = [*(text for role, text in said if role == "user"), example.question]
@@ -255,7 +258,7 @@ def turn_keys(example: Example, last_only: bool = False) -> list[str]:
 
 
 def distinctive_turns(examples: Sequence[Example]) -> set[str]:
-    """Return the `turn_keys` that at most FEW groups have; none if no example has earlier turns."""
+    """Return the `turn_keys` that occur in at most FEW groups; none if no example has earlier turns."""
     groups: dict[str, set[tuple[str, str]]] = defaultdict(set)
     for example in examples if any(example.turns for example in examples) else ():
         for key in turn_keys(example):

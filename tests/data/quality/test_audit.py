@@ -213,7 +213,7 @@ def test_the_command_gives_a_row_back(tmp_path):
     made_of(tmp_path, [*rows, rows[0] | {"id": "again"}])
     found = meditune("data", "restore", tmp_path / "out", "own:again", "--to", tmp_path / "back.jsonl")
     assert json.loads(found.out)["question"] == rows[0]["question"]
-    assert "exact_duplicate: drop (says the same as own:0)" in found.err
+    assert "exact_duplicate: drop (same text as own:0)" in found.err
     assert [row["id"] for row in read_rows(tmp_path / "back.jsonl")] == ["own:again"]
     meditune("data", "restore", tmp_path / "out", "own:agin").refused(3, "Did you mean own:again?")
 

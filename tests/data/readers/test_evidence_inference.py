@@ -147,14 +147,14 @@ def test_wrong_offsets_are_not_used() -> None:
 
 
 def test_missing_files_and_columns(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"none of prompts\.jsonl, prompts_merged\.csv here\. Unpack v2\.0\.tar\.gz"):
+    with pytest.raises(DataError, match=r"found no prompts\.jsonl or prompts_merged\.csv\. Unpack .* v2\.0\.tar\.gz"):
         list(evidence_inference.read(tmp_path, Rejects()))
     root = published(tmp_path, [[1, 77, "sleep", "tea", "water"]], [judged(1, 1, SLEEP)]) / "annotations"
     table(root / "annotations_merged.csv", ["PromptID", "PMCID"], [[1, 77]])
     with pytest.raises(DataError, match=r"annotations_merged\.csv:2: no column 'Valid Label'"):
         list(evidence_inference.read(tmp_path, Rejects()))
     (root / "annotations_merged.csv").unlink()
-    with pytest.raises(DataError, match=r"annotations_merged\.csv: no such file\. It contains the judgements"):
+    with pytest.raises(DataError, match=r"annotations_merged\.csv: no such file\. This file contains the annotators'"):
         list(evidence_inference.read(tmp_path, Rejects()))
 
 
@@ -166,7 +166,7 @@ def test_without_articles_and_splits_the_quotation_is_the_evidence(tmp_path: Pat
     (claim,) = evidence_inference.read(tmp_path, Rejects())
     assert claim.context_text == SLEEP
     assert "split" not in claim.meta
-    with pytest.raises(DataError, match="no rows of its published test split"):
+    with pytest.raises(DataError, match="no rows of the published test split"):
         OFFICIAL["evidence-inference"]([claim])
 
 

@@ -106,7 +106,7 @@ def test_a_cut_file_is_named_with_its_line(tmp_path: Path) -> None:
     path.write_text(path.read_text(encoding="utf-8")[:300], encoding="utf-8")
     with pytest.raises(DataError, match=r"ori_pqal\.json, line \d+"):
         list(pubmedqa.read(path, Rejects()))
-    with pytest.raises(DataError, match=r"no ori_pqaa\.json here"):
+    with pytest.raises(DataError, match=r"no ori_pqaa\.json in this folder"):
         list(pubmedqa.read(tmp_path, Rejects(), subsets=["PQA-A"]))
     (tmp_path / "x.parquet").write_bytes(b"PAR1 but cut")
     with pytest.raises(DataError, match="not a readable Parquet file"):
@@ -123,7 +123,7 @@ def test_the_split_needs_every_item_or_the_ids(tmp_path: Path) -> None:
     train, test = pubmedqa.official_split(examples, ["4", "1"])
     assert [e.group for e in train] == ["0", "2", "3", "5"]
     assert [e.group for e in test] == ["4", "1"]
-    with pytest.raises(DataError, match=r"1,000 items of PQA-L with a decision, but this data has 6"):
+    with pytest.raises(DataError, match=r"1,000 items of PQA-L with a decision, but these data contain 6"):
         pubmedqa.official_split(examples)
     with pytest.raises(DataError, match=r"1 of 2 official test items are missing from the data \(first: 99\)"):
         pubmedqa.official_split(examples, ["1", "99"])

@@ -1,1 +1,1 @@
-"""Quality control: rules that check rows, the ledger of their changes, and the summary in quality.json."""
+"""Quality control: rules that check rows, the ledger of the changes, and the summary in quality.json."""

@@ -1,4 +1,4 @@
-"""Quality control: apply all rules in order, record their changes in the ledger, and collect facts about the data."""
+"""Quality control: apply all rules in order, record the changes in the ledger, and collect facts about the data."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from meditune.data.splits import Splits, backgrounds, context_key, instructions,
 from meditune.progress import track
 
 NEAR_DUPLICATE_SIMILARITY = 0.7
-"""Minimum share of common words and word pairs for near duplicates"""
+"""Minimum Jaccard index of words and word pairs for near duplicates"""
 EXAMPLES = 5
 CHARACTERS = 240
 SPLITS = ("train", "dev", "test")
@@ -37,7 +37,7 @@ class Audit:
     read: int = 0
     remaining: dict[str, list[Example]] = field(default_factory=dict)
     pairs: list[tuple[str, str, Pair]] = field(default_factory=list)
-    """Ids of two (nearly) identical rows, and the result of comparing them"""
+    """(first id, second id, result of the comparison) of rows that are (nearly) identical"""
     thresholds: list[dict[str, Any]] = field(default_factory=list)
     hidden: Container[str] | None = ()
     """Ids of rows whose text is never shown as an example; None means all rows"""
@@ -46,7 +46,10 @@ class Audit:
     _changed: set[str] = field(default_factory=set)
 
     def rows(self, by_source: Mapping[str, list[Example]]) -> None:
-        """Apply the rules to the rows of all sources; the order of the sources decides which duplicate is kept."""
+        """Apply the rules to the rows of all sources, and set `remaining`.
+
+        If rows are duplicates, the row from the earliest source normally stays.
+        """
         source_of = {example.id: name for name, examples in by_source.items() for example in examples}
         rows = [example for examples in by_source.values() for example in examples]
         self.read = len(rows)
@@ -68,7 +71,10 @@ class Audit:
                 self.remaining[source_of[example.id]].append(changed.get(at, example))
 
     def between(self, splits: Splits) -> Splits:
-        """Return the splits without training rows that are (nearly) identical to a test or development item."""
+        """Return the splits after the rule cross_split, which drops or flags (near) duplicates of held-out rows.
+
+        A training row is compared with development and test items, and a development item with test items.
+        """
         action = self.spec.action("cross_split")
         if action == "off":
             return splits
@@ -89,14 +95,14 @@ class Audit:
         return replace(splits, **left)
 
     def note_row(self, row: dict[str, str | None], example: dict[str, str] | None) -> None:
-        """Record a ledger row, and an example to show. The caller counts dropped and changed rows itself."""
+        """Record a ledger row, and an example to show. The caller must count the dropped and changed rows."""
         self.ledger.add_row(row)
         examples = self._shown[str(row["rule"])]
         if example is not None and len(examples) < EXAMPLES:
             examples.append(example)
 
     def note(self, entries: Iterable[Entry]) -> None:
-        """Record entries."""
+        """Record entries, and count the rows that they drop or change."""
         for entry in entries:
             self.ledger.add_row(entry.row())
             if entry.after is None:
@@ -108,7 +114,7 @@ class Audit:
                 examples.append(excerpt(entry, self.hidden is None or entry.before.id in self.hidden))
 
     def facts(self, dropped: int | None = None, changed: int | None = None) -> dict[str, Any]:
-        """Return the entry of quality.json; the arguments replace the counts if not all entries were recorded here."""
+        """Return the entry `audit` of quality.json; the arguments, if given, replace the counts that `note` made."""
         found: dict[str, Counter[str]] = defaultdict(Counter)
         for (rule, action), count in self.ledger.counts.items():
             found[rule][action] = count
@@ -132,7 +138,7 @@ class Audit:
         }
 
     def dropped(self) -> dict[str, int]:
-        """Return the number of rows dropped by each rule."""
+        """Return the number of rows that each rule dropped or merged."""
         return {rule: count for (rule, action), count in self.ledger.counts.items() if action in ("drop", "merge")}
 
     def _duplicates(self, examples: list[Example]) -> list[Example]:
@@ -147,7 +153,7 @@ class Audit:
         return [pair for pair in pairs if pair.alike >= NEAR_DUPLICATE_SIMILARITY]
 
     def repeats(self, ranked: Sequence[Example], duplicates: Sequence[Pair]) -> set[int]:
-        """Return the indices of duplicates of earlier rows; in `ranked`, rows that always stay come first."""
+        """Return the indices of the duplicates that are dropped; in `ranked`, rows that always stay come first."""
         self.thresholds = deduplication.by_threshold(duplicates)
         gone: dict[int, Pair] = {}
         for again, pairs in groupby(self._similar(duplicates), key=lambda pair: pair.repeat):
@@ -161,9 +167,10 @@ class Audit:
     def _chosen(
         self, pairs: Sequence[Pair], dropped: Mapping[int, Pair], ranked: Sequence[Example]
     ) -> tuple[Pair, str] | None:
-        """Return the pair that decides whether a row is dropped, and its rule; rules that drop rows take precedence.
+        """Return the pair that decides whether a row is dropped, and the pair's rule; None if no rule applies.
 
-        A row that is only similar to a dropped row stays; an identical one is dropped.
+        Rules that drop rows take precedence. A row that is only similar to a dropped row stays; a row that is identical
+        to a dropped row is dropped, too.
         """
         staying = []
         for pair in pairs:
@@ -180,7 +187,7 @@ class Audit:
     def asked_again(
         self, examples: Sequence[Example], repeated: Iterable[tuple[int, int]]
     ) -> tuple[dict[int, Example], set[int]]:
-        """Return the changed rows (by index) and the indices of dropped rows, among those with a repeated question."""
+        """Apply the rule repeated_question; return the changed rows by index, and the indices of the dropped rows."""
         action = self.spec.action("repeated_question")
         changed: dict[int, Example] = {}
         gone: set[int] = set()
@@ -197,7 +204,7 @@ class Audit:
                 changed[first] = earlier.model_copy(update={"meta": earlier.meta | {"references": references}})
                 gone.add(again)
             elif members[later.source, later.group] == 1:
-                # Otherwise, the row already belongs to a group; the splits keep repeated questions together anyway.
+                # A row that shares its group with others keeps it; the splits keep repeated questions together anyway.
                 if later.group == earlier.group:
                     continue
                 changed[again] = after = later.model_copy(update={"group": earlier.group})
@@ -225,11 +232,11 @@ class Audit:
 
 
 def _similarity(pair: Pair) -> str:
-    return "says the same" if pair.exact else f"says nearly the same ({pair.alike:.2f})"
+    return "same text" if pair.exact else f"nearly the same text ({pair.alike:.2f})"
 
 
 def excerpt(entry: Entry, hidden: bool = False) -> dict[str, str]:
-    """Return a row for display, without its text if the row is restricted or `hidden`."""
+    """Return an entry's row for display, without its text if the row is restricted or `hidden`."""
     before, after = entry.before, entry.after
     if hidden or is_restricted(before):
         return {"id": before.id, "action": entry.action, "detail": "", "question": "", "answer": ""}
@@ -283,12 +290,12 @@ class Lengths:
             yield example
 
     def facts(self) -> dict[str, Any]:
-        """Return the entry of quality.json."""
+        """Return the entry `lengths` of quality.json."""
         return {part: {"words": histogram(counts)} for part, counts in self._counts.items()}
 
 
 def shared(splits: Splits) -> dict[str, dict[str, int]]:
-    """Return, for each pair of splits, how many ids, groups, and distinctive questions and contexts both contain."""
+    """Return, for each pair of splits, how many ids, groups, distinctive questions and contexts are in both splits."""
     everything = [*splits.train, *splits.dev, *splits.test]
     asked, common = instructions(everything), backgrounds(everything)
     found: dict[str, dict[str, set[Any]]] = {}

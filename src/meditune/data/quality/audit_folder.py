@@ -1,8 +1,8 @@
-"""A stand-alone audit: the findings of quality control on a recipe's data or a file, written to a folder.
+"""Stand-alone audits: run quality control on a recipe's data or a file, and write the findings to a folder.
 
-A user's own file can have more rows than fit into memory; it is then streamed in batches. The single-row rules check
-each row once (on request, in several processes or on a Ray cluster), and the row is written to disk; about a hundred
-bytes per row stay in memory. Similar rows are read again for comparison.
+A user's own file that doesn't fit into memory is streamed in batches. The single-row rules check each row once, on
+request in several processes or on a Ray cluster. The checked rows are written to disk, and only about a hundred bytes
+per row stay in memory. Rows that may be similar are read again for comparison.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ from meditune.progress import Progress, track
 
 
 class Spool:
-    """Rows as JSON, with their shingles, in an unnamed file; each row takes 66 bytes of memory."""
+    """Rows stored as JSON, with their shingles, in an unnamed temporary file; each row takes 66 bytes of memory."""
 
     def __init__(self, folder: Path) -> None:
         self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 (lives as long as this object)
@@ -62,7 +62,7 @@ class Spool:
         """For each row, 1 if a rule changed the row"""
 
     def add(self, text: bytes, marks: Marks, fixed: bool, changed: bool) -> None:
-        """Add a row as JSON."""
+        """Add a row: its JSON text, its marks, and its entries in `fixed` and `changed`."""
         shingles = marks.shingles.tobytes()
         self._file.write(text)
         self._file.write(shingles)
@@ -73,17 +73,17 @@ class Spool:
         self.changed.append(changed)
 
     def example(self, row: int) -> Example:
-        """Return a row."""
+        """Return the row with this index."""
         return Example.model_validate_json(os.pread(self._file.fileno(), self._texts[row], self._ends[row]))
 
     def keys(self) -> tuple[Keys, Keys, Keys]:
-        """Return Marks.content, Marks.asked and Marks.wording of all rows."""
+        """Return Marks.content, Marks.asked and Marks.wording of all rows as arrays (rows, 2)."""
         self._file.flush()
         rows = np.frombuffer(self._keys, np.uint64).reshape(-1, 6)
         return rows[:, :2], rows[:, 2:4], rows[:, 4:]
 
     def rows(self, order: NDArray[np.int64]) -> Rows:
-        """Return these rows for comparison; each row is read when it is accessed."""
+        """Return the rows with the indices `order` for comparison; each row is read from disk when it is accessed."""
         contents, _, wordings = self.keys()
         examples, shingles = (LazySelection(fetch, order) for fetch in (self.example, self._shingles))
         return Rows(contents[order], wordings[order], shingles, examples)
@@ -94,7 +94,7 @@ class Spool:
 
 
 def write_parquet(path: Path, rows: Iterator[dict[str, Any]]) -> None:
-    """Write rows as Parquet, with `meta` as JSON because each row may have different keys."""
+    """Write rows as Parquet, with `meta` as JSON text, because its keys may differ from row to row."""
     import pyarrow
     import pyarrow.parquet
 
@@ -110,7 +110,7 @@ def write_parquet(path: Path, rows: Iterator[dict[str, Any]]) -> None:
 
 
 BATCH = 500
-NOT_SPLIT = "read as a stream, which checks and compares rows but makes no splits"
+NOT_SPLIT = "the file was read as a stream, which checks and compares rows but makes no splits"
 
 
 @dataclass
@@ -120,13 +120,13 @@ class BatchAudit:
     read: int
     phi: Findings
     rows: list[tuple[bytes, Marks, bool, bool]] = field(default_factory=list)
-    """Remaining rows: JSON; marks for comparison; True if the row always stays; True if a rule changed the row"""
+    """Remaining rows: (JSON, marks for comparison, True if the row always stays, True if a rule changed the row)"""
     entries: list[tuple[dict[str, str | None], dict[str, str] | None]] = field(default_factory=list)
-    """Ledger rows, with an example to show for the first ones of each rule"""
+    """(ledger row, example to show); only the first EXAMPLES entries of each rule have an example"""
 
 
 def audit_batch(examples: list[Example], spec: QualitySpec, phi: PhiSpec) -> BatchAudit:
-    """Apply the single-row rules to a batch."""
+    """Return the findings of the single-row rules in a batch, after treating identifiers according to `phi`."""
     result = BatchAudit(len(examples), Findings(phi))
     found: Counter[str] = Counter()
     for example in deidentified(examples, phi, result.phi):
@@ -144,7 +144,10 @@ def audit_batch(examples: list[Example], spec: QualitySpec, phi: PhiSpec) -> Bat
 
 
 def stream_folder(recipe: Recipe, folder: Path, name: Engine = "local", workers: int = 1) -> dict[str, Any]:
-    """Audit the recipe's one source, a file, write `folder` atomically, and return the content of quality.json."""
+    """Audit the file that is the recipe's only source as a stream.
+
+    The findings are written to `folder` atomically. Return the content of quality.json.
+    """
     source, spec = source_of(recipe), recipe.data
     assert source.path is not None, "checked by source_of"
     rejects = Rejects(cleaner(spec.phi))
@@ -195,15 +198,15 @@ def stream_folder(recipe: Recipe, folder: Path, name: Engine = "local", workers:
 
 
 def source_of(recipe: Recipe) -> SourceSpec:
-    """Return the recipe's only source, a file. Raises MedituneError if the recipe can't be streamed."""
+    """Return the recipe's only source, which is a file. Raises MedituneError if the recipe can't be streamed."""
     sources = recipe.data.sources
     if len(sources) != 1 or sources[0].name != user_files.SOURCE or not Path(sources[0].path or "").suffix:
         raise MedituneError(
-            "Streaming reads one file of your own (.parquet, .jsonl, .csv), but this recipe has other sources. Omit "
-            "--stream and --engine, or give a file."
+            "Only one file of your own (.parquet, .jsonl, .csv) can be streamed, but this recipe has other sources. "
+            "Omit --stream and --engine, or specify a file instead of the recipe."
         )
     if sources[0].limit is not None:
-        raise MedituneError("Streaming reads all rows: omit data.sources.limit, or --stream and --engine.")
+        raise MedituneError("Streaming always reads all rows. Omit data.sources.limit, or --stream and --engine.")
     return sources[0]
 
 
@@ -225,7 +228,7 @@ def _check_rows(
 
 
 def _without_duplicates(audit: Audit, spool: Spool, mapped: Map, folder: Path) -> NDArray[np.int64]:
-    """Return the spool's rows without duplicates of earlier rows."""
+    """Return the sorted indices of the spool's rows, without duplicates of earlier rows."""
     order = np.argsort(1 - np.frombuffer(bytes(spool.fixed), np.uint8), kind="stable")
     ranked = spool.rows(order)
     gone = audit.repeats(ranked.examples, deduplication.pairs_among(ranked, mapped, folder))
@@ -247,14 +250,15 @@ Engine = Literal["local", "ray"]
 Map = Callable[[Callable[[Any], Any], Iterable[Any]], Iterator[Any]]
 """A function that applies another function to each item, in order, like `map`"""
 BATCHES_PER_WORKER = 2
-"""Number of batches per worker that are in progress or queued; more batches would only use memory"""
+"""Number of batches per worker that are in progress or queued; more batches would only take up memory"""
 
 
 @contextmanager
 def engine_map(name: Engine, workers: int) -> Iterator[Map]:
-    """Yield a map that applies a picklable function to batches, in order; with one local worker, in this process.
+    """Yield a function like `map`, which applies a picklable function to batches and yields the results in order.
 
-    Ray connects to the cluster in RAY_ADDRESS or starts a local one. Raises MedituneError if Ray isn't installed.
+    With one local worker, the work is done in this process. Ray connects to the cluster at RAY_ADDRESS or starts one on
+    this machine. Raises MedituneError if Ray isn't installed.
     """
     if name == "ray":
         with _ray(workers) as found:
@@ -315,7 +319,7 @@ def _in_order(pending: Iterable[Any], result: Callable[[Any], Any], max_pending:
 
 
 def _end_with_parent() -> None:
-    """End this worker when its parent process is killed; otherwise it would wait for work forever."""
+    """Exit this worker process when its parent process ends; otherwise, the worker would wait for work forever."""
     parent = multiprocessing.parent_process()
     assert parent is not None, "only workers call this"
 
@@ -328,11 +332,11 @@ def _end_with_parent() -> None:
 
 PAGE = "audit.html"
 STREAM_BYTES = 100_000_000
-"""Files with at least this much text are read as a stream, because in memory they take about twenty times as much"""
+"""Files with at least this much text are read as a stream, because their rows take about twenty times as much memory"""
 
 
 def recipe_for(recipe_or_table: str, overrides: Sequence[str]) -> Recipe:
-    """Return the recipe of that name or file; for a user's own table, a recipe that reads it and splits by group."""
+    """Return the recipe with this name or path; for a user's table, a recipe that reads it and splits by group."""
     if Path(recipe_or_table).suffix.lower() not in FORMATS:
         return load_recipe(recipe_or_table, overrides).recipe
     source = {"name": "own", "path": recipe_or_table}
@@ -350,20 +354,22 @@ def audit_folder(
 ) -> dict[str, Any]:
     """Write quality.json, ledger.parquet and rejected.jsonl to `folder` atomically; return the content of quality.json.
 
-    With `stream` or the engine ray, the rows needn't fit into memory. If `stream` is None, the file's size decides.
-    Raises MedituneError if the folder contains something else, and DataError if nothing can be read.
+    With `stream` or the engine ray, the rows needn't fit into memory. If `stream` is None, the engine and the file's
+    size decide. Raises MedituneError if the folder contains something other than an audit, and DataError if no rows can
+    be read.
     """
     is_audit = (folder / PAGE).is_file() or ((folder / LEDGER).is_file() and not (folder / "train.jsonl").is_file())
     if folder.exists() and any(folder.iterdir()) and not is_audit:
         raise MedituneError(
-            f"{folder} already exists and contains something else. Choose another --output, or remove the folder."
+            f"{folder} already exists and contains something other than an audit. Choose another --output, or remove "
+            "the folder."
         )
     if stream is None:
         stream = engine != "local" or _is_large(recipe)
     if stream:
         return stream_folder(recipe, folder, engine, workers)
     if engine != "local":
-        raise MedituneError("--engine ray reads the rows as a stream: omit --no-stream.")
+        raise MedituneError("--engine ray always reads the rows as a stream. Omit --no-stream.")
     spec, synthetic = available(recipe.data)
     rejects, phi = Rejects(cleaner(spec.phi)), Findings(spec.phi)
     by_source, read = read_sources(spec, recipe.seed, rejects, phi)

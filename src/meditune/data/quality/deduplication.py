@@ -1,8 +1,8 @@
 """Exact and near duplicates of rows, and repeated questions.
 
 Near duplicates are found with MinHash signatures (Broder 1997, "On the resemblance and containment of documents") and
-banding (Leskovec, Rajaraman & Ullman, "Mining of Massive Datasets", chapter 3). Signatures don't depend on the process
-or on other texts. Time and memory grow linearly with the number of rows, whatever their content.
+banding (Leskovec, Rajaraman & Ullman, "Mining of Massive Datasets", chapter 3). The hash functions are fixed, so all
+processes compute the same signatures. Time and memory grow linearly with the number of rows, whatever the rows contain.
 """
 
 from __future__ import annotations
@@ -25,37 +25,39 @@ from meditune.data.splits import context_key, question_key
 from meditune.progress import track
 
 THRESHOLDS = (0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)
-"""Thresholds at which near duplicates are counted, to show the effect of other choices"""
+"""Similarity thresholds at which near duplicates are counted, to show the effect of other thresholds"""
 MIN_ANSWER_SIMILARITY = 0.5
-"""Minimum Jaccard index of the answers alone: a long question or context must not hide different answers"""
+"""Minimum Jaccard index of the answers alone, because a long question or context could hide different answers"""
 
 PERMUTATIONS = 126
 ROWS = 3
-"""Values in a band. With 42 bands, two texts with a Jaccard index of 0.7 share no band in 2 of 100 million cases, and
-with 0.5 in 4 of 1,000"""
+"""Number of values in a band. With 42 bands, the probability that two texts share no band is 2 in 100 million for a
+Jaccard index of 0.7, and 4 in 1,000 for a Jaccard index of 0.5"""
 BANDS = PERMUTATIONS // ROWS
 MIN_RARE_SHINGLES, ENOUGH_RARE_SHINGLES = 3, 8
-"""A row with at least the first number of rare shingles is compared by them; with the second, by nothing else"""
+"""A row with at least MIN_RARE_SHINGLES rare shingles is compared by its rare shingles. A row with fewer than
+ENOUGH_RARE_SHINGLES is compared by all its shingles. A row between these limits is compared in both ways"""
 COMMON, MOST_COMMON = 50, 250
-"""A shingle is rare if at most one row in 400 has it, where the limit is at least COMMON and at most MOST_COMMON rows.
-Other shingles belong to forms that many rows fill in; comparing rows by them would make far too many pairs"""
+"""A shingle is rare if at most one row in 400 contains it; this limit is clamped to the range COMMON to MOST_COMMON.
+Other shingles come from templates that many rows fill in; comparing rows by these would give far too many pairs"""
 TABLE_BITS = 22
-"""Bits of the index of the table that counts shingles"""
+"""Number of bits of an index into the table that counts shingles"""
 TEXTS = 256
 
 _GENERATOR = np.random.Generator(np.random.PCG64(20_171))
 _FACTORS = _GENERATOR.integers(1, 2**63, PERMUTATIONS, dtype=np.uint64) | np.uint64(1)
 _OFFSETS = _GENERATOR.integers(0, 2**63, PERMUTATIONS, dtype=np.uint64)
 SLACK = 0.14
-"""Three standard errors of an estimate from 126 values; pairs further below the threshold aren't compared exactly"""
+"""Three standard errors of a similarity estimated from 126 values. A pair is compared exactly unless its estimate is
+further below the threshold than this"""
 WINDOW = 50
-"""In a larger bucket, each row is paired only with the first row and with this number of following rows; otherwise, the
-number of pairs would grow with the square of the number of rows. Similar rows also share many other buckets"""
+"""In a bucket with more rows than this, each row is paired only with the bucket's first row and with this number of
+following rows, because the number of all pairs grows quadratically. Similar rows also share many other buckets"""
 BLOCK = 50_000
 
 Hashes = NDArray[np.uint64]
 Key = tuple[int, int]
-"""A digest of 128 bits, so that collisions are practically impossible"""
+"""A 128-bit digest, for which collisions are practically impossible"""
 Keys = NDArray[np.uint64]
 Sign = Callable[[Callable[["Texts"], "SignedTexts"], Iterable["Texts"]], Iterable["SignedTexts"]]
 """Applies the function to each item in order, like `map`, possibly in other processes"""
@@ -72,7 +74,7 @@ class Marks(NamedTuple):
 
 
 class Rows(NamedTuple):
-    """Rows to compare, in memory or on disk: the marks of all rows, and single rows on access."""
+    """Rows to compare: all digests, and shingles and examples that can be loaded on access."""
 
     contents: Keys
     wordings: Keys
@@ -82,17 +84,17 @@ class Rows(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """The indices of two rows, of which the second (nearly) duplicates the first."""
+    """The indices of two rows; the second row exactly or nearly duplicates the first."""
 
     first: int
     repeat: int
     alike: float
-    """Jaccard index of their words and word pairs; 1 if they differ only in letter case and punctuation"""
+    """Jaccard index of the rows' words and word pairs; 1 if the rows differ only in letter case and punctuation"""
     exact: bool = False
 
 
 def pairs(examples: Sequence[Example]) -> list[Pair]:
-    """Return all pairs of exact or near duplicates, the earlier row first.
+    """Return all pairs of exact or near duplicates, with the earlier row first in each pair.
 
     In near duplicates, the questions are light rewrites of each other; decisions, numbers and negations agree; and the
     similarity of words and word pairs is at least the lowest of THRESHOLDS. An exact duplicate is only paired with its
@@ -104,7 +106,7 @@ def pairs(examples: Sequence[Example]) -> list[Pair]:
 
 
 def pairs_among(rows: Rows, sign: Sign = map, folder: Path | None = None) -> list[Pair]:
-    """Return the same as `pairs`, for rows that needn't be in memory; unnamed files are created in `folder`."""
+    """Return the same pairs as `pairs`, but for rows that needn't be in memory; temporary files are in `folder`."""
     examples, first = rows.examples, first_occurrences(rows.contents)
     is_first = first == np.arange(len(first))
     unique = np.flatnonzero(is_first)
@@ -127,13 +129,13 @@ def pairs_among(rows: Rows, sign: Sign = map, folder: Path | None = None) -> lis
 
 
 def by_threshold(pairs: Sequence[Pair]) -> list[dict[str, Any]]:
-    """Return the number of near-duplicate pairs at each of THRESHOLDS, {"alike", "pairs"}, without exact duplicates."""
+    """Return {"alike": threshold, "pairs": number of near-duplicate pairs} for each of THRESHOLDS."""
     alike: NDArray[np.float64] = np.array([pair.alike for pair in pairs if not pair.exact])
     return [{"alike": each, "pairs": int((alike >= each).sum())} for each in THRESHOLDS]
 
 
 def repeated_questions(question_keys: Keys) -> list[tuple[int, int]]:
-    """Return (first row, later row) of each repeated question about the same context, from the rows' `asked_key`."""
+    """Return (first row, later row) for each repeated question about the same context; the keys are `asked_key`s."""
     first = first_occurrences(question_keys)
     return [(int(first[at]), int(at)) for at in np.flatnonzero(first != np.arange(len(first)))]
 
@@ -155,12 +157,12 @@ def asked_key(example: Example) -> Key:
 
 
 def keys(digests: Iterable[Key]) -> Keys:
-    """Return digests as an array."""
+    """Return n digests as an array (n, 2)."""
     return np.array(list(digests), np.uint64).reshape(-1, 2)
 
 
 def first_occurrences(keys: Keys) -> NDArray[np.int64]:
-    """Return, for each row, the first row with the same key: itself or an earlier one."""
+    """Return, for each row, the index of the first row with the same key, which can be the row itself."""
     order = np.lexsort((keys[:, 1], keys[:, 0]))
     ordered = keys[order]
     begins = np.ones(len(ordered), bool)
@@ -171,7 +173,7 @@ def first_occurrences(keys: Keys) -> NDArray[np.int64]:
 
 
 class LazySelection(Sequence[Any]):
-    """The results of a function for some rows in a given order, each computed on access."""
+    """A sequence of a function's results for the given row indices, each computed on access."""
 
     def __init__(self, fetch: Callable[[int], Any], rows: NDArray[np.int64]) -> None:
         self._fetch, self._rows = fetch, rows
@@ -198,7 +200,7 @@ def _digest(*texts: str) -> Key:
 
 
 def _same(first: Example, second: Example, questions: Questions) -> bool:
-    """Return True if questions and answers are the same except for wording."""
+    """Return True if the questions and the answers of two examples differ only slightly in wording."""
     if (first.decision, first.label) != (second.decision, second.label) or bool(first.answer) != bool(second.answer):
         return False
     if _others(first) != _others(second):
@@ -224,7 +226,7 @@ def jaccard(first: Hashes, second: Hashes) -> float:
 
 
 class Texts(NamedTuple):
-    """The concatenated shingles of some rows, which can be sent to other processes as a few arrays."""
+    """The shingles of several rows, concatenated so that they can be sent to another process as a few arrays."""
 
     kind: str
     members: NDArray[np.int64]
@@ -233,18 +235,18 @@ class Texts(NamedTuple):
 
 
 class SignedTexts(NamedTuple):
-    """Shortened signatures of some rows."""
+    """Shortened signatures of several rows."""
 
     kind: str
     members: NDArray[np.int64]
     keys: Hashes
     """(rows, BANDS): a key for each band"""
     low_bits: NDArray[np.uint8]
-    """(rows, PERMUTATIONS): the last eight bits of each value; unrelated values agree in one of 256 cases"""
+    """(rows, PERMUTATIONS): the lowest eight bits of each value; unrelated values agree with a probability of 1/256"""
 
 
 def compute_signatures(texts: Texts) -> SignedTexts:
-    """Return the shortened signatures; the share of equal values in two of them estimates the texts' Jaccard index."""
+    """Return shortened signatures; the fraction of values that two of them share estimates the texts' Jaccard index."""
     signatures = np.full((len(texts.lengths), PERMUTATIONS), np.iinfo(np.uint32).max, dtype=np.uint32)
     filled = np.flatnonzero(texts.lengths)
     starts = np.cumsum([0, *texts.lengths[filled]])[:-1]
@@ -257,14 +259,14 @@ def compute_signatures(texts: Texts) -> SignedTexts:
 
 
 def texts_to_sign(rows: Sequence[Hashes]) -> Iterator[Texts]:
-    """Yield the shingles to compare, TEXTS rows at a time: only the rare ones ("own"), or all shingles ("all").
+    """Yield the shingles to compare, TEXTS rows at a time: only rare shingles ("own"), or all shingles ("all").
 
-    Only rows with few rare shingles are compared by all of them. Otherwise, thousands of answers from one form would be
-    compared with each other.
+    Only rows with few rare shingles are compared by all their shingles. Otherwise, thousands of answers that fill in
+    the same form would be compared with each other.
     """
     counts = np.zeros(1 << TABLE_BITS, np.int32)
     for row in rows:
-        counts[_table_indices(row)] += 1  # shingles of a row are unique; two in one slot count as one
+        counts[_table_indices(row)] += 1  # a row's shingles are unique, but those that share a slot count once
     most = max(COMMON, min(MOST_COMMON, len(rows) // 400))
     waiting: dict[str, list[tuple[int, Hashes]]] = {"own": [], "all": []}
 
@@ -304,7 +306,7 @@ def _mixed(values: Hashes) -> Hashes:
 def near_duplicate_pairs(
     signed: Iterable[SignedTexts], rows: int, min_similarity: float, folder: Path | None = None
 ) -> NDArray[np.int64]:
-    """Return an array (pairs, 2), sorted, of rows that may be near duplicates; bands are stored in `folder`."""
+    """Return a sorted array (pairs, 2) of rows that may be near duplicates; temporary files are in `folder`."""
     tables: dict[str, _Table] = {}
     for some in signed:
         if some.kind not in tables:
@@ -317,7 +319,7 @@ def near_duplicate_pairs(
 
 
 class _Table:
-    """Signatures of one kind: bands in files, the rest in memory (134 bytes per row)."""
+    """The signatures of one kind: the bands are in files, the rest is in memory (134 bytes per row)."""
 
     def __init__(self, rows: int, folder: Path | None) -> None:
         self._size = 0
@@ -326,7 +328,7 @@ class _Table:
         self._bands = [tempfile.TemporaryFile(dir=folder) for _ in range(BANDS)]  # noqa: SIM115 (closed in `candidates`)
 
     def add(self, texts: SignedTexts) -> None:
-        """Add rows in order."""
+        """Add signatures, in the order of the rows."""
         place = slice(self._size, self._size + len(texts.members))
         self._members[place], self._low[place] = texts.members, texts.low_bits
         self._size = place.stop
@@ -354,7 +356,7 @@ class _Table:
 
 
 def _within(keys: Hashes) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
-    """Yield pairs of indices with the same key, the smaller index first, up to BLOCK at a time."""
+    """Yield arrays with up to BLOCK pairs of indices of equal keys; the smaller index comes first."""
     order = np.argsort(keys, kind="stable")
     keys = keys[order]
     starts = np.flatnonzero(np.append(True, keys[1:] != keys[:-1]))

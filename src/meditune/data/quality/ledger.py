@@ -1,4 +1,4 @@
-"""The ledger of all rows that were dropped, changed or flagged, with reasons; any of them can be restored."""
+"""The ledger of rows that were dropped, changed or flagged, with reasons. Dropped or changed rows can be restored."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ NEAR = 5
 
 @dataclass(frozen=True)
 class Entry:
-    """The action of a rule on a row."""
+    """A rule's action on a row."""
 
     rule: str
     action: str
-    """drop, mend, flag, group or merge; for people's decisions also replace, validate or leave"""
+    """drop, mend, flag, group or merge; for reviewers' decisions, also replace, validate or leave"""
     before: Example
     after: Example | None
     detail: str
 
     def row(self) -> dict[str, str | None]:
-        """Return the ledger's columns; `before` and `after` are None if the row is unchanged."""
+        """Return the entry as a row of the ledger; `before` and `after` are None if the example is unchanged."""
         changed = self.after is not self.before
         return {
             "id": self.before.id,
@@ -50,14 +50,14 @@ class Ledger:
     """A collection of entries, stored in an unnamed temporary file in batches to save memory."""
 
     def __init__(self, folder: Path | None = None) -> None:
-        """Create the file in `folder`, by default the folder for temporary files."""
+        """Create the file in `folder`, by default in the system's folder for temporary files."""
         self.counts: Counter[tuple[str, str]] = Counter()
         self._waiting: list[dict[str, str | None]] = []
         self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 (lives as long as this object)
         self._writer: Any = None
 
     def add_row(self, row: dict[str, str | None]) -> None:
-        """Add an entry that is already a ledger row."""
+        """Add an entry in the form that `Entry.row` returns."""
         self.counts[str(row["rule"]), str(row["action"])] += 1
         self._waiting.append(row)
         if len(self._waiting) >= BATCH_ENTRIES:
@@ -85,13 +85,14 @@ class Ledger:
 
 
 def entries(folder: Path) -> Iterator[dict[str, Any]]:
-    """Yield the rows of the ledger in `folder` or in its `data/`, in order. Raises DataError if there is no ledger."""
+    """Yield the rows of the ledger in `folder` or `folder/data`, in order. Raises DataError if there is no ledger."""
     import pyarrow.parquet
 
     found = [place for place in (folder / FILE_NAME, folder / "data" / FILE_NAME) if place.is_file()]
     if not found:
         raise DataError(
-            f"{folder}: no {FILE_NAME} here or in data/. Give the folder of a run or of `meditune data audit`."
+            f"{folder}: no {FILE_NAME} in this folder or its data/. Specify the folder of a run or of "
+            "`meditune data audit`."
         )
     try:
         with pyarrow.parquet.ParquetFile(found[0]) as table:
@@ -102,7 +103,10 @@ def entries(folder: Path) -> Iterator[dict[str, Any]]:
 
 
 def restore(folder: Path, identifier: str) -> tuple[Example, list[dict[str, Any]]]:
-    """Return the row before any change, and its ledger entries. Raises DataError, with similar ids, if it has none."""
+    """Return a row as it was before any change, and its ledger entries.
+
+    Raises DataError if the row was only flagged, or if the ledger has no entry for it (and suggests similar ids).
+    """
     known, matching = [], []
     for row in entries(folder):
         if identifier in (row["id"], row["id"].partition(":")[2]):
@@ -114,7 +118,7 @@ def restore(folder: Path, identifier: str) -> tuple[Example, list[dict[str, Any]
         return Example.model_validate_json(first), matching
     if matching:
         raise DataError(
-            f"{identifier}: the row was only flagged, not dropped or changed. It is in the splits as it was read."
+            f"{identifier}: the row was only flagged, not dropped or changed. The splits contain it as it was read."
         )
     near = difflib.get_close_matches(identifier, known, n=NEAR, cutoff=0.6)
     raise DataError(
@@ -124,7 +128,7 @@ def restore(folder: Path, identifier: str) -> tuple[Example, list[dict[str, Any]
 
 
 def append_row(example: Example, path: Path) -> bool:
-    """Add the row to a JSON Lines file of Examples atomically; return False if the file already has that id."""
+    """Add an example to a JSON Lines file atomically; return False if the file already contains the example's id."""
     rows = read_jsonl(path) if path.is_file() else []
     if any(row.get("id") == example.id for row in rows):
         return False

@@ -1,4 +1,4 @@
-"""Quality filters and text corrections: the rules that need only one row, as pure functions."""
+"""Quality filters and text corrections: pure functions for the rules that check one row at a time."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from meditune.text import sentences
 
 MIN_ANSWER_WORDS, MAX_ANSWER_WORDS = 3, 2000
 FEW_HEALTH_WORDS = 0.02
-"""A text with at most this share of words about health and medicine isn't medical"""
+"""A text isn't medical if at most this share of its words is about health and medicine"""
 MIN_WORDS, MIN_CHARACTERS = 8, 40
-"""Minimum length of an answer for a check of its topic (words) or its language (characters)"""
+"""Minimum length of an answer, in words for the check of its topic and in characters for the check of its language"""
 CONTENT_WEIGHT = 0.3
 PREFIX = 6
-"""Number of initial letters that words with the same stem share"""
+"""Two words count as related if at least this number of initial characters is the same"""
 OPENING = 120
-"""Initial characters of an answer in which "this condition" counts as a mention of the topic"""
+"""Number of characters at the beginning of an answer in which "this condition" counts as a mention of the topic"""
 MIN_SHARED_WORDS = 0.25
-"""Minimum share of an answer's content words that must be in the context for the answer to be about the context"""
+"""An answer uses its context if at least this share of the answer's content words is in the context"""
 ENGLISH = 0.12
-"""A text with at least this share of function words is English; 18,000 real prose answers all have more"""
+"""A text is English if at least this share of its words are function words; 18,000 real prose answers all have more"""
 MIN_LANGUAGE_PROBABILITY = 0.9
-"""A text is rejected if it is in none of the allowed languages with a higher probability than this"""
+"""A text is rejected if the probability that it is in none of the allowed languages exceeds this"""
 
 _ASKS = re.compile(
     r"\?|^\W*(?:is|are|was|were|do|does|did|can|could|should|would|will|may|might|has|have|had|when|which|whose|whom|"
@@ -63,12 +63,12 @@ _STANDS_FOR = re.compile(
 
 
 def is_question(question: str) -> bool:
-    """Return True if a text has a question mark or a question word."""
+    """Return True if a text has a question mark or a word that is typical of questions and requests."""
     return bool(_ASKS.search(question))
 
 
 def is_medical(example: Example) -> bool:
-    """Return True if the question, or enough of the context and answer, has words about health and medicine."""
+    """Return True if the question has a word about health and medicine, or context and answer have enough of them."""
     if any(map(is_health_word, words(example.question))):
         return True
     text = words(f"{example.context_text} {example.answer}")
@@ -77,7 +77,7 @@ def is_medical(example: Example) -> bool:
 
 @lru_cache(maxsize=65536)
 def is_health_word(word: str) -> bool:
-    """Return True if a lowercase word is in health_words.txt, or has a beginning or ending listed there."""
+    """Return True if a lowercase word is in health_words.txt, or has a prefix or suffix listed there."""
     full_words, prefixes, suffixes = _health_words()
     return (
         word in full_words
@@ -119,7 +119,7 @@ def is_off_topic(example: Example) -> bool:
     values = (example.meta.get(key) or [] for key in ("focus", "synonyms"))
     given = [each for value in values for each in (value if isinstance(value, list) else [value])]
     names = [str(each) for each in given if len(str(each)) > 1]
-    # Short names must match in case.
+    # Short names are matched case-sensitively.
     cases = ((name, 0 if len(name) < PREFIX else re.IGNORECASE) for name in names)
     if any(re.search(rf"\b{re.escape(name)}\b", example.answer, case) for name, case in cases):
         return False
@@ -138,13 +138,13 @@ def _content_words(text: Sequence[str]) -> list[str]:
 
 
 def _share_prefix(first: set[str], second: set[str]) -> bool:
-    """Return True if words of both sets have the same beginning: "cystoscopy", "cystoscopist"."""
+    """Return True if words of both sets have the same beginning, such as "cystoscopy" and "cystoscopist"."""
     one, two = ({word[:PREFIX] for word in each if len(word) >= PREFIX} for each in (first, second))
     return not one.isdisjoint(two)
 
 
 def _abbreviates(answer: str, names: Sequence[str]) -> bool:
-    """Return True if the answer has the initials of a topic name: "LCH" for Langerhans Cell Histiocytosis."""
+    """Return True if the answer has the initials of a topic name, such as "LCH" for Langerhans Cell Histiocytosis."""
     short = {match.upper() for match in re.findall(r"\b[A-Z][A-Za-z]*[A-Z][A-Za-z0-9]*\b", answer)}
     initials = {"".join(word[0] for word in each.split() if word[0].isalpha()).upper() for each in names}
     return any(a[:3] in {b[:3], b[-3:]} for a in short for b in initials if len(a) > 1 and len(b) > 1)
@@ -157,7 +157,7 @@ def is_english(text: str) -> bool:
 
 
 def foreign_language(text: str, languages: Sequence[str]) -> str:
-    """Return the ISO 639-1 code of a text's language (by py3langid) if it is surely not one of `languages`; else ""."""
+    """Return the ISO 639-1 code that py3langid finds, or "" if a text is short or may be in one of `languages`."""
     prose = _NO_WORDS.sub(" ", text)[:2000]
     if len(prose.strip()) < MIN_CHARACTERS:
         return ""
@@ -175,7 +175,7 @@ def _language_identifier():  # type: ignore[no-untyped-def]
 
 @cache
 def _health_words() -> tuple[frozenset[str], frozenset[str], frozenset[str]]:
-    """Return (words, prefixes, suffixes), such as "heart", "cardio-", "-itis"."""
+    """Return the words ("heart"), prefixes ("cardio") and suffixes ("itis") in health_words.txt, without hyphens."""
     lines = (Path(__file__).parent / "health_words.txt").read_text(encoding="utf-8").splitlines()
     listed = [word for line in lines if not line.startswith("#") for word in line.split()]
     return (
@@ -209,7 +209,7 @@ def fix_encoding(text: str) -> str:
 
 
 def fix_layout(text: str) -> str:
-    """Return `text` as paragraphs and lists of "- " items, with all its words in order."""
+    """Return `text` as paragraphs and lists of "- " items; the words and their order don't change."""
     lines = (re.sub(r"[ \t\xa0\u2000-\u200a\u3000]+", " ", line).strip() for line in text.splitlines())
     text = "\n".join(lines).strip()
     text = _LONE_BULLET.sub("- ", text)
@@ -224,12 +224,12 @@ def fix_layout(text: str) -> str:
 
 
 def question_text(question: str) -> str:
-    """Return a question with a single question mark and no space before the mark."""
+    """Return a question with a clean layout, without repeated question marks and without spaces before them."""
     return _MARKS.sub("", fix_layout(question))
 
 
 def without_boilerplate(text: str) -> tuple[str, list[str]]:
-    """Return `text` without web-page boilerplate (unchanged if nothing else would remain), and the boilerplate."""
+    """Return `text` without web-page boilerplate (unchanged if nothing would remain), and the boilerplate found."""
     gone = [match[0].strip() for pattern in (_LINES, _SENTENCES) for match in pattern.finditer(text)]
     if not gone:
         return text, []
@@ -242,18 +242,21 @@ MAX_LISTED_PASSAGES = 5
 
 @dataclass(frozen=True)
 class Finding:
-    """The finding of a rule about a row."""
+    """What a rule found in a row: a description (`detail`), and the corrected row if the rule can correct it."""
 
     detail: str
     corrected: Example | None = None
 
 
 Rule = Callable[[Example, QualitySpec], Finding | str]
-"""Returns the finding, or only its detail if the row can't be corrected; empty if the rule finds nothing"""
+"""Returns a Finding, or only its detail if the rule corrects no rows; an empty string if the rule finds nothing"""
 
 
 def apply_rules(example: Example, spec: QualitySpec, flag_only: bool = False) -> tuple[Example | None, list[Entry]]:
-    """Return the row after all single-row rules (None if a rule dropped it) and the ledger entries."""
+    """Return the row after all single-row rules (None if a rule dropped the row), and the ledger entries.
+
+    With `flag_only`, the rules neither drop nor change the row.
+    """
     entries: list[Entry] = []
     for name, rule in RULES.items():
         action = spec.action(name)
@@ -285,7 +288,7 @@ def _encoding(example: Example, _: QualitySpec) -> Finding | str:
     mended = example.model_copy(update=update)
     if any("\ufffd" in text for text in texts):
         return Finding("characters were lost and can't be restored", None if mended == example else mended)
-    return "" if mended == example else Finding("decoding fixed", mended)
+    return "" if mended == example else Finding("decoding errors fixed", mended)
 
 
 def _layout(example: Example, _: QualitySpec) -> Finding | str:
@@ -321,7 +324,7 @@ RULES: dict[str, Rule] = {
     "boilerplate": _boilerplate,
     "language": _language,
     "not_a_question": lambda row, _: "" if is_question(row.question) else "no question mark and no question word",
-    "not_medical": lambda row, _: "" if is_medical(row) else "no or hardly any words about health and medicine",
+    "not_medical": lambda row, _: "" if is_medical(row) else "few or no words about health and medicine",
     "too_short": lambda row, _: _length(row, lambda count: 0 < count < MIN_ANSWER_WORDS),
     "too_long": lambda row, _: _length(row, lambda count: count > MAX_ANSWER_WORDS),
     "truncated": lambda row, _: is_truncated(row.answer),

@@ -1,1 +1,1 @@
-"""Readers of the known data sets, one module each, and of a user's own files."""
+"""Readers for the known data sets and for a user's own files."""

@@ -3,8 +3,8 @@
 The claim is the `question` of an Example, and the evidence is its `context`. The readers support the layouts of the
 files in the repositories that sources.yaml names. For SciFact, `doc/data.md` describes the layout. For
 Citation-Integrity, the layouts are those of `Data/multivers-format` (nine classes) and of the training files to which
-the README links. For NLI4CT, the layout is that of `Complete_dataset.zip`, read as by the systems of SemEval-2023 task
-7.
+the README links. For NLI4CT, the layout is that of `Complete_dataset.zip`, which is read in the same way as by the
+systems of SemEval-2023 task 7.
 """
 
 from __future__ import annotations
@@ -35,19 +35,19 @@ TEST_SPLITS = {SCIFACT: ("dev",), HEALTHVER: ("test",), CITATION_INTEGRITY: ("te
 """Source -> the published splits that can be its test set; the first one with rows is used. The labels of SciFact's
 test split are not published; NLI4CT's test labels are only in the later, complete archive."""
 LEVELS = ("", "*/", "*/*/")
-"""Folders in which files are searched for, because publishers use subfolders such as `data`"""
+"""Prefixes for file patterns: subfolders are searched, too, because publishers use folders such as `data`"""
 Maker = Callable[[Mapping[str, Any]], Sequence[Example] | str]
 
 
 def labelled(source: str, found: Iterable[Row], make: Maker, rejects: Rejects) -> list[Example]:
-    """Return the claims that `make` returns for each row, marked by `with_labels`."""
+    """Return the claims that `make` creates from the rows, with the marks that `with_labels` adds."""
     return with_labels(list(accepted(source, found, make, rejects)))
 
 
 def claim_of(
     source: str, identifier: str, claim: str, evidence: Sequence[Passage], label: Label, group: str, **meta: Any
 ) -> Example:
-    """Return a claim. Its licence is by default that of the source; values of `meta` that are None are left out."""
+    """Return a claim. By default, its licence is that of the source; values of `meta` that are None are left out."""
     known = {"licence": LICENCES.get(source), LABEL: label} | meta
     return Example(
         id=f"{source}:{identifier}",
@@ -62,9 +62,9 @@ def claim_of(
 def official_split(
     examples: Iterable[Example], test_splits: Sequence[str] = ("test",)
 ) -> tuple[list[Example], list[Example]]:
-    """Return the rows of the other splits, and those of the first of `test_splits` that has rows.
+    """Return (rest, test): `test` is the first of `test_splits` that has rows, and `rest` is all other splits.
 
-    Rows of other splits that share a document with a test row are left out. Raises DataError if there are no test rows.
+    Rows that share a document with a test row are left out of `rest`. Raises DataError if there are no test rows.
     """
     examples = list(examples)
     stated = {example.meta.get("split") for example in examples}
@@ -72,7 +72,7 @@ def official_split(
     if name is None:
         source = examples[0].source if examples else "this source"
         raise DataError(
-            f"{source}: no rows of its published {' or '.join(test_splits)} split, which is the official test set. Add "
+            f"{source}: no rows of the published {' or '.join(test_splits)} split, which is the official test set. Add "
             "the publisher's file, or split the rows that you have: --set data.split=group."
         )
     test = [example for example in examples if example.meta.get("split") == name]
@@ -86,7 +86,7 @@ def _documents(example: Example) -> set[str]:
 
 
 def find_files(path: Path, names: Iterable[str], what: str) -> list[Path]:
-    """Return the files that match the first usable name or pattern, in a folder or up to two levels below it.
+    """Return the files that match the first name or pattern with a match, in a folder or up to two levels below it.
 
     `path` can also be the file itself. Raises DataError, with the advice `what`, if no file matches.
     """
@@ -96,7 +96,7 @@ def find_files(path: Path, names: Iterable[str], what: str) -> list[Path]:
         for level in LEVELS:
             if found := sorted(path.glob(level + name)):
                 return found
-    raise DataError(f"{path}: none of {', '.join(names)} here. {what}")
+    raise DataError(f"{path}: found no {' or '.join(names)}. {what}")
 
 
 def _split_files(path: Path, patterns: Mapping[str, str], what: str) -> dict[str, Path]:
@@ -115,8 +115,8 @@ def _corpus(folder: Path, source: str, rejects: Rejects) -> dict[str, str]:
     file = folder / "corpus.jsonl"
     if not file.is_file():
         raise DataError(
-            f"{file}: no such file. It contains the documents that the claims cite: copy the publisher's corpus.jsonl "
-            "into the folder of the claims."
+            f"{file}: no such file. This file contains the documents that the claims cite: "
+            "copy the publisher's corpus.jsonl into the folder of the claims."
         )
     documents = {}
     for where, row in rows(file, source, rejects):
@@ -131,7 +131,7 @@ def _corpus(folder: Path, source: str, rejects: Rejects) -> dict[str, str]:
 
 
 def _rationales(row: Mapping[str, Any]) -> dict[str, set[str]] | None:
-    """Return document id -> labels of its rationales, in SciFact's layout; None for another layout."""
+    """Return document id -> labels of its rationales; None if the row isn't in SciFact's layout."""
     evidence = row.get("evidence")
     if not isinstance(evidence, Mapping):
         return None
@@ -154,13 +154,13 @@ NOT_IN_CORPUS = "a document of the evidence is missing from corpus.jsonl, or emp
 
 
 def read_scifact(path: Path, rejects: Rejects) -> Iterator[Example]:
-    """Yield one claim for each document with evidence: the document's abstract (without its title) and its label.
+    """Yield one claim for each document with evidence, with the document's abstract (without title) and label.
 
-    A claim without evidence yields its first cited abstract with the label not_enough_information. `path` is the folder
+    A claim without evidence gets its first cited abstract and the label not_enough_information. `path` is the folder
     of `claims_train.jsonl`, `claims_dev.jsonl` and `corpus.jsonl`. The group is the document.
     """
     patterns = {"train": "claims_train.jsonl", "dev": "claims_dev.jsonl"}
-    files = _split_files(path, patterns, "Unpack data.tar.gz of SciFact there.")
+    files = _split_files(path, patterns, "Unpack SciFact's data.tar.gz there.")
     corpus = _corpus(next(iter(files.values())).parent, SCIFACT, rejects)
 
     def make(row: Mapping[str, Any]) -> list[Example] | str:
@@ -188,7 +188,7 @@ def read_scifact(path: Path, rejects: Rejects) -> Iterator[Example]:
 def _labelled_splits(
     source: str, files: Mapping[str, Path], columns: Sequence[str], make: Maker, rejects: Rejects
 ) -> list[Example]:
-    """Return the claims in the files of the published splits; `make` gets rows with the name of their `split`."""
+    """Return the claims in the files of the published splits; `make` gets rows to which `split` has been added."""
     found = (
         (where, row | {"split": split})
         for split, file in files.items()
@@ -206,12 +206,12 @@ def _one_label(stated: Iterable[str], known: Mapping[str, Label]) -> Label | Non
 def read_healthver(path: Path, rejects: Rejects) -> Iterator[Example]:
     """Yield the claims of `healthver_train.csv`, `healthver_dev.csv` and `healthver_test.csv` with their evidence.
 
-    The group is the claim, not the evidence, because the same evidence occurs in several published splits: a run with
-    the official split needs `evaluate.allow_leakage: [context]`, while data.split: group keeps each piece of
-    evidence in one split.
+    The group is the claim, not the evidence, because the same evidence occurs in several published splits. Therefore,
+    a run with the official split needs `evaluate.allow_leakage: [context]`. With `data.split: group`, each piece of
+    evidence stays in one split.
     """
     patterns = {split: f"healthver_{split}.csv" for split in ("train", "dev", "test")}
-    files = _split_files(path, patterns, "Copy the CSV files of HealthVer's folder data there.")
+    files = _split_files(path, patterns, "Copy the CSV files in HealthVer's data folder there.")
 
     def make(row: Mapping[str, Any]) -> list[Example] | str:
         claim, evidence, split = cell(row.get("claim")), cell(row.get("evidence")), str(row["split"])
@@ -245,17 +245,17 @@ CITATION_LABELS: dict[str, Label] = {
     **dict.fromkeys(_INACCURATE, "refuted"),
     "IRRELEVANT": "not_enough_information",
 }
-"""Citation-Integrity's label -> label. The nine classes are mapped as in the publisher's own files with three classes,
-where indirect citations count as accurate"""
+"""Citation-Integrity's class -> label. The publisher's own files with three classes map the nine classes like this
+and count indirect citations as accurate"""
 
 
 def read_citation_integrity(path: Path, rejects: Rejects) -> Iterator[Example]:
     """Yield the citing sentences of Citation-Integrity with the evidence sentences of the cited article.
 
     `claims_train.jsonl` (also dev, test) has the labels ACCURATE and NOT_ACCURATE, and no evidence for irrelevant
-    citations. `claims-train.jsonl` has nine classes, and no label for claims without evidence. Both need
-    `corpus.jsonl`. The claims keep the publisher's marker of the judged citation, <|cit|> or <|multi_cit|>. The group
-    is the cited article: the evidence of article 31 has the numbers 31000, 31001 and so on.
+    citations. `claims-train.jsonl` has nine classes, and no label for claims without evidence. Both layouts
+    need `corpus.jsonl`. The claims keep the publisher's marker of the judged citation, <|cit|> or <|multi_cit|>. The
+    group is the cited article: the evidence of article 31 has the numbers 31000, 31001 and so on.
     """
     patterns = {split: f"claims[-_]{split}.jsonl" for split in ("train", "dev", "test")}
     files = _split_files(path, patterns, "Copy claims_train.jsonl (also dev, test) and corpus.jsonl there.")
@@ -288,11 +288,11 @@ def read_nli4ct(path: Path, rejects: Rejects) -> Iterator[Example]:
     """Yield the statements of `train.json`, `dev.json` and `Gold_test.json`, each with a section of its trials.
 
     The trials are the files NCT*.json in the same folder or below it (`CT json` in the publisher's archive). The
-    evidence says which trial is primary and which is secondary, because statements refer to this. The group is the
-    primary trial.
+    evidence says which trial is primary and which is secondary, because the statements use these words. The group is
+    the primary trial.
     """
     patterns = {"train": "train.json", "dev": "dev.json", "test": "[Gg]old_test.json"}
-    files = _split_files(path, patterns, "Unpack Complete_dataset.zip of NLI4CT there.")
+    files = _split_files(path, patterns, "Unpack NLI4CT's Complete_dataset.zip there.")
     folder = next(iter(files.values())).parent
     reports = {file.stem: file for file in sorted(folder.rglob("NCT*.json"))}
     if not reports:
@@ -302,7 +302,7 @@ def read_nli4ct(path: Path, rejects: Rejects) -> Iterator[Example]:
     def section(trial: str, name: str) -> str:
         report = read_json(reports[trial]) if trial in reports else {}
         if not isinstance(report, dict):
-            raise DataError(f"{reports[trial]}: expected an object with the sections of a trial. Copy it again.")
+            raise DataError(f"{reports[trial]}: expected an object with the sections of a trial. Copy the file again.")
         lines = next((report[key] for key in report if key.casefold() == name.casefold()), None)
         if not isinstance(lines, list) or problem_in_text(lines):
             return ""
@@ -352,8 +352,8 @@ def read_medhallu(path: Path, rejects: Rejects) -> Iterator[Example]:
     """Yield two claims for each item: the ground truth (supported) and the hallucinated answer (refuted).
 
     The evidence is a PubMed abstract. `meta` has the published configuration as `split`, and the question that the
-    claims answer. `pqa_labeled` has PubMedQA's 1,000 labelled items, including its 500 official test items; the leakage
-    check finds these by their abstracts or questions. Claims that answer the same question share a group.
+    claims answer. `pqa_labeled` contains PubMedQA's 1,000 labelled items, including the 500 official test items. The
+    leakage check finds the test items by abstract or question. Claims that answer the same question share a group.
     """
     names = ("pqa_*/*.parquet", "pqa_*.parquet", "pqa_*.jsonl")
     files = find_files(path, names, "Copy the files of UTAustin-AIHealth/MedHallu there.")

@@ -6,7 +6,7 @@
 
 A conversation may begin with one system message; after it, the user and the assistant take turns, and the user begins.
 The layouts are those of OpenAI's fine-tuning files (platform.openai.com/docs/guides/supervised-fine-tuning) and of
-LLaMA-Factory's data/README.md (github.com/hiyouga/LLaMA-Factory), including its columns `system` and `history`.
+LLaMA-Factory's data/README.md (github.com/hiyouga/LLaMA-Factory), including the columns `system` and `history`.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ def is_greeting(text: str) -> bool:
 
 
 def opening(asked: Sequence[str]) -> str:
-    """Return the user's first message without greetings, by which related conversations are recognized.
+    """Return the user's first message that isn't a greeting; it identifies related conversations.
 
-    A very short message ("Fever") is joined with the messages after it.
+    A very short message ("Fever") is joined with the user's next messages.
     """
     text = ""
     for message in asked:
@@ -54,8 +54,9 @@ def holds_conversations(
 ) -> bool:
     """Return True if the columns and first rows of a file show that it contains conversations.
 
-    If the columns also fit questions and answers (`is_plain`), a column such as `conversation` may have numbers or ids,
-    so it must have lists of messages. A file with the columns `question` and `answer` contains no conversations.
+    If the columns also fit questions and answers (`is_plain`), a column such as `conversation` may contain only numbers
+    or ids, so its first rows must contain lists of messages. A file with the columns `question` and `answer` contains
+    no conversations.
     """
     found = {column.lower() for column in columns}
     if "messages" in fields or fields.keys() - COLUMNS.keys() or not found & set(COLUMNS["messages"]):
@@ -69,7 +70,7 @@ def holds_conversations(
 
 
 def is_alpaca(columns: Collection[str], fields: Mapping[str, str], rows: Iterable[Mapping[str, Any]]) -> bool:
-    """Return True if the columns and first rows have an instruction, an output, and an input or a history."""
+    """Return True if a file is in Alpaca's layout: it has an instruction, an output, and an input or a history."""
     if "instruction" in fields or fields.keys() - ALPACA_COLUMNS.keys():
         return "instruction" in fields
     found = {column.lower() for column in columns} | fields.keys()
@@ -93,7 +94,7 @@ def alpaca_messages(values: Mapping[str, Any]) -> list[Any] | str:
     """Return the messages of a row in Alpaca's layout, or the reason for rejecting it."""
     history = _parsed(values.get("history")) or []
     if not isinstance(history, list | tuple) or any(not _is_pair(pair) for pair in history):
-        return "history is not a list of pairs of a message and its reply"
+        return "history is not a list of (message, reply) pairs"
     asked = [text for text in (values.get("instruction"), values.get("input")) if text]
     if not all(isinstance(text, str) for text in asked):
         return "instruction or input is not text"
@@ -104,7 +105,7 @@ def alpaca_messages(values: Mapping[str, Any]) -> list[Any] | str:
 
 
 def read_turns(messages: object, system: object, thoughts: Thoughts, changes: Counter[str]) -> list[Turn] | str:
-    """Return the turns of a conversation up to the assistant's last one, or the reason for rejecting it."""
+    """Return the turns of a conversation up to the assistant's last turn, or the reason for rejecting it."""
     messages = _parsed(messages)
     if not isinstance(messages, list | tuple) or not messages:
         return "messages is not a list of {role, content} or {from, value}"
@@ -135,7 +136,7 @@ def read_turns(messages: object, system: object, thoughts: Thoughts, changes: Co
 
 
 def _parsed(value: object) -> object:
-    """Return the value of a cell; if it is text with a JSON list, as in CSV files, the list is parsed."""
+    """Return the value of a cell; a JSON list that is stored as text, as in CSV files, is parsed."""
     if isinstance(value, str) and value.lstrip().startswith("["):
         try:
             return json.loads(value)
@@ -155,7 +156,7 @@ def _turn(message: object) -> Turn | str:
     if message.get("tool_calls"):
         return "tool calls are not supported"
     if role == "assistant" and message.get("weight") == 0:
-        return "an assistant turn with weight 0 (all assistant turns are trained on; remove weight to allow it)"
+        return "an assistant turn with weight 0 (all assistant turns are trained on; remove the weight to allow this)"
     content = message.get("value") if message.get("content") is None else message["content"]
     if isinstance(content, Sequence) and not isinstance(content, str):
         parts = [part.get("text") if isinstance(part, Mapping) else None for part in content]
@@ -169,7 +170,7 @@ def _turn(message: object) -> Turn | str:
 
 
 def _without_thoughts(text: str) -> tuple[str, str]:
-    """Return an assistant's text without thoughts, and the problem with it, which is empty if there is none."""
+    """Return an assistant's text without thoughts, and the reason for rejecting the text, or "" if it is usable."""
     left = THOUGHTS.sub("", text)
     if "</think>" in left and "<think>" not in left:
         # In some templates, the opening tag is part of the prompt.
@@ -181,10 +182,10 @@ def _without_thoughts(text: str) -> tuple[str, str]:
 
 
 def _out_of_order(turn: Turn, before: Sequence[Turn]) -> str:
-    """Return why a turn can't follow the turns before it; empty if it can."""
+    """Return the reason why a turn can't follow the turns before it, or "" if it can."""
     last = before[-1].role if before else ""
     if turn.role == "system":
-        return "a system message that is not the first one" if before else ""
+        return "a system message that is not the first message" if before else ""
     if turn.role == "assistant" and last in ("", "system"):
         return "starts with the assistant, not the user"
     return f"two {turn.role} turns in a row" if turn.role == last else ""

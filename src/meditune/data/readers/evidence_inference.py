@@ -40,7 +40,8 @@ PARAGRAPH_CHARACTERS = 1200
 MAX_CHARACTERS = 2 * PARAGRAPH_CHARACTERS
 """Maximum length of evidence from one paragraph; a table without full stops can have thousands of characters"""
 SAME_WORDS = 0.5
-"""Share of a quotation's words that must be found at its offsets; some offsets are imprecise, and a few are wrong"""
+"""Minimum share of a quotation's words that the article must contain at the published offsets, because some offsets are
+imprecise or wrong"""
 
 _PROMPT_COLUMNS = ("PromptID", "PMCID", "Outcome", "Intervention", "Comparator")
 _ANNOTATION_COLUMNS = (
@@ -54,31 +55,31 @@ _INCORRECT = (
     "6666 6667 6668 6669 7040 7042 7944 8590 8605 8606 8639 8640 8745 8747 8749 8877 8878 8593 8631 8635 8884 8886 "
     "8773 10032 10035 8876 8875 8885 8917 8921 8118 10885 10886 10887 10888 10889 10890"
 )
-"""Prompts that the publisher's README lists as incorrect"""
+"""Ids of the prompts that the publisher's README lists as incorrect"""
 
 
 def read(path: Path, rejects: Rejects) -> Iterator[Example]:
     """Yield one claim for each prompt, such as "Drug A significantly increased weight compared with placebo.".
 
-    A hash of the prompt's id decides whether the claim states the annotators' result (supported) or another one
-    (refuted), so that half of the claims are true. The evidence is the annotators' quotation with the rest of its
-    paragraph, or with the sentences around it. In `prompts.jsonl`, it is the quotation, or the abstract with it.
-    The group is the article. Raises DataError if files or columns are missing.
+    A hash of the prompt's id decides whether the claim states the annotators' result (supported) or another result
+    (refuted), so that about half of the claims are true. The evidence is the annotators' quotation with the rest of its
+    paragraph, or with the sentences around it. With `prompts.jsonl`, the evidence is only the quotation, or the
+    abstract if that contains the quotation. The group is the article. Raises DataError if files or columns are missing.
     """
-    needed = "Unpack v2.0.tar.gz of Evidence Inference there."
+    needed = "Unpack Evidence Inference's v2.0.tar.gz there."
     file = find_files(path, ("prompts.jsonl", "prompts_merged.csv"), needed)[0]
     yield from _read_json_lines(file, rejects) if file.suffix == ".jsonl" else _read_published(file, rejects)
 
 
 def stated_result(prompt_id: str, result: str) -> str:
-    """Return the result that the claim states: `result` for half of the ids, and one of the other two for the rest."""
+    """Return the result that the claim states: `result` for half of the ids, another result for the rest."""
     digest = int.from_bytes(hashlib.sha256(f"{SOURCE}:{prompt_id}".encode()).digest())
     others = [each for each in DIRECTIONS if each != result]
     return result if digest % 2 == 0 else others[digest // 2 % 2]
 
 
 def claim_text(result: str, outcome: str, intervention: str, comparator: str) -> str:
-    """Return the sentence that states the result."""
+    """Return the sentence that states `result`, one of DIRECTIONS."""
     if result == NO_DIFFERENCE:
         return f"There was no significant difference between {intervention} and {comparator} in {outcome}."
     first, _, rest = intervention.partition(" ")
@@ -107,8 +108,8 @@ def _read_published(file: Path, rejects: Rejects) -> list[Example]:
     annotations: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
     if not (folder / "annotations_merged.csv").is_file():
         raise DataError(
-            f"{folder / 'annotations_merged.csv'}: no such file. It contains the judgements of the prompts: unpack "
-            "v2.0.tar.gz again."
+            f"{folder / 'annotations_merged.csv'}: no such file. This file contains the annotators' judgements: "
+            "unpack v2.0.tar.gz again."
         )
     for _, row in with_columns(folder / "annotations_merged.csv", SOURCE, _ANNOTATION_COLUMNS, rejects):
         if _is_valid(row):
@@ -153,7 +154,7 @@ def _is_valid(row: Mapping[str, Any]) -> bool:
 
 
 def _quoted(article: str, judged: Sequence[Mapping[str, Any]]) -> list[Passage]:
-    """Return the widened quotations, without those that another one contains."""
+    """Return the quotations with their surroundings, without those that another of these passages contains."""
     found: list[str] = []
     for row in judged:
         quotation = str(row["Annotations"]).strip()

@@ -2,7 +2,7 @@
 
 Ben Abacha et al., "Overview of the Medical Question Answering Task at TREC 2017 LiveQA"
 (https://trec.nist.gov/pubs/trec26/papers/Overview-QA.pdf), https://github.com/abachaa/LiveQA_MedicalTask_TREC2017. The
-reader supports both training layouts and both versions of the test file.
+reader supports both layouts of the training files and both versions of the test file.
 """
 
 from __future__ import annotations
@@ -21,11 +21,12 @@ from meditune.errors import DataError
 SOURCE = "liveqa"
 LICENCE = "not stated; cite Ben Abacha et al. 2017"
 MAX_QUESTIONS = 5000
-"""Limit for one file. Each question is compared with all earlier ones, which would take hours for a larger file"""
+"""Maximum number of questions in a file. All pairs are compared, which would take hours for a larger file"""
 SAME_WORDS = 0.6
-"""Two questions that share this part of all their words count as one (in these files, retyped questions share 0.69)"""
+"""Two questions count as the same if they share at least this part of their distinct words; retyped questions in these
+files share 0.69"""
 
-_ROLES = (  # the version with summaries comes first, because it replaces the plain test file
+_ROLES = (  # the version with summaries comes first, because it takes precedence over the plain test file
     ("test", "test-questions-w-summaries.xml"),
     ("test", "medical-test.xml"),
     ("train-1", "train-1.xml"),
@@ -37,13 +38,13 @@ def read(path: Path, rejects: Rejects) -> Iterator[Example]:
     """Yield the test questions, then the training pairs, from the publisher's folder or zip (or one of the files).
 
     The question is SUBJECT and MESSAGE on separate lines, or MESSAGE alone if SUBJECT is empty or MESSAGE begins with
-    it. A test question is one Example with all references; a training Example has one answer. Questions that are
-    (nearly) the same share a `group`. If the question of a training pair is also a test question, the id of the test
-    question is in `meta["test_question"]`. Raises DataError if there are no LiveQA files.
+    SUBJECT. A test question is one Example with all references; a training Example has one answer. Questions that are
+    (nearly) the same share a `group`. If a training pair repeats a test question, the id of the test question is in
+    `meta["test_question"]`. Raises DataError if there are no LiveQA files.
     """
     files = _by_role(xml_files(path))
     if not files:
-        raise DataError(f"{path}: no TREC-2017-LiveQA-Medical XML files here. Give the publisher's folder or zip.")
+        raise DataError(f"{path}: no TREC-2017-LiveQA-Medical XML files here. Specify the publisher's folder or zip.")
     known: list[tuple[frozenset[str], str]] = []
     seen: set[str] = set()
     for role, (name, data) in files.items():
@@ -75,7 +76,7 @@ def read(path: Path, rejects: Rejects) -> Iterator[Example]:
 
 
 def official_split(examples: Iterable[Example]) -> tuple[list[Example], list[Example]]:
-    """Return the training pairs without the 16 questions that repeat test questions, and the test questions."""
+    """Return the training pairs, except those for 16 questions that repeat test questions, and the test questions."""
     examples = list(examples)
     test = [example for example in examples if example.meta.get("split_hint") == "test"]
     others = (example for example in examples if example.meta.get("split_hint") != "test")
@@ -101,14 +102,14 @@ def _questions(data: bytes, file: str) -> list[ET.Element]:
         raise DataError(f"{file}: no questions in this file. It isn't the publisher's file; download it again.")
     if len(questions) > MAX_QUESTIONS:
         raise DataError(
-            f"{file}: {len(questions):,} questions, but the publisher's files have a few hundred. Use the source own "
-            "for files of your own."
+            f"{file}: {len(questions):,} questions, but the publisher's files contain a few hundred. For your own "
+            "files, use the source own."
         )
     return questions
 
 
 def _group_of(text: str, known: list[tuple[frozenset[str], str]], new_group: str) -> str:
-    """Return the group of the known question with nearly the same words, or the new group; add the question."""
+    """Return the group of a known question with nearly the same words, or `new_group`; add the question to `known`."""
     words = frozenset(re.findall(r"\w+", text.casefold()))
     overlaps = [len(words & other) / max(1, len(words | other)) for other, _ in known]
     if max(overlaps, default=0) >= SAME_WORDS:
@@ -141,7 +142,7 @@ def _trained(question: ET.Element, prefix: str, identifier: str) -> Answered:
 
 
 def _unwrapped(element: ET.Element) -> str:
-    """Return the text with wrapped lines joined (the test file wraps anywhere); paragraphs and list items stay."""
+    """Return the text without line wraps, which the test file has anywhere; paragraphs and list items stay separate."""
     return tidy(re.sub(r"(?<=\S)[ \t]*\n[ \t]*(?=\S)", " ", "".join(element.itertext())))
 
 

@@ -1,8 +1,8 @@
-"""MedQuAD: question-answer pairs from twelve sites of the US National Institutes of Health, and reading of XML files.
+"""MedQuAD: question-answer pairs from twelve sites of the US National Institutes of Health; reading of XML.
 
 Ben Abacha & Demner-Fushman, "A Question-Entailment Approach to Question Answering", BMC Bioinformatics 20:511, 2019
-(https://doi.org/10.1186/s12859-019-3119-4), https://github.com/abachaa/MedQuAD. The answers of three MedlinePlus
-collections were removed by the publisher for copyright reasons; those pairs are counted and left out.
+(https://doi.org/10.1186/s12859-019-3119-4), https://github.com/abachaa/MedQuAD. For copyright reasons, the publisher
+removed the answers of three MedlinePlus collections; the pairs without an answer are counted and left out.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from meditune.errors import DataError
 from meditune.progress import track
 
 FILE_BYTES = 2**24
-"""Limit for one XML file; the largest published file has about two million bytes. In memory, it is much larger"""
+"""Maximum size of an XML file; parsing takes much more memory. The largest published file has about two megabytes"""
 ALL_BYTES = 2**29
 XML_DEPTH = 100
 _TOO_LARGE = "more than {} MB, larger than any of the publisher's files. Download it again."
 
 
 def xml_files(path: Path) -> Iterator[tuple[PurePosixPath, bytes]]:
-    """Yield name (with folders) and bytes of every XML file under a folder or in its zips, in order of name."""
+    """Yield the relative path and the bytes of each XML file in a folder or zip, in order of path."""
     if path.is_dir():
         names = sorted(file for file in path.rglob("*.xml") if not file.is_dir())
         archives = [] if names else sorted(path.glob("*.zip"))
         if not names and not archives:
-            raise DataError(f"{path}: no XML files and no zip here. Give the publisher's folder or zip.")
+            raise DataError(f"{path}: no XML files and no zip here. Specify the publisher's folder or zip.")
         for name in names:
             yield PurePosixPath(name.relative_to(path).as_posix()), _bytes(name)
         for archive in archives:
@@ -49,9 +49,9 @@ def xml_files(path: Path) -> Iterator[tuple[PurePosixPath, bytes]]:
 
 
 def contents_sha256(path: Path) -> str:
-    """Return the SHA-256 of the names and contents of the XML files in a folder or a publisher's zip, in order of name.
+    """Return one SHA-256 for the names and contents of all XML files in a folder or in the publisher's zip.
 
-    The zip's outermost folder, which GitHub names after the commit, and its compression don't matter.
+    It doesn't depend on the compression, or on the zip's outermost folder, which GitHub names after the commit.
     """
     outer = 0 if path.is_dir() else 1
     lines = (
@@ -69,7 +69,7 @@ def _bytes(file: Path) -> bytes:
 
 
 def _zipped(archive: Path) -> Iterator[tuple[PurePosixPath, bytes]]:
-    """Yield the XML files of a zip. They are read in memory, so that unsafe names (../) and links have no effect."""
+    """Yield the XML files of a zip. They are read into memory, so that unsafe names (../) and links have no effect."""
     with open_unchanging(archive):
         if not zipfile.is_zipfile(archive):
             raise DataError(f"{archive}: neither a folder nor a complete zip file. Download it again.")
@@ -78,7 +78,7 @@ def _zipped(archive: Path) -> Iterator[tuple[PurePosixPath, bytes]]:
                 found = (each for each in opened.infolist() if each.filename.endswith(".xml"))
                 members = [each for each in found if "__MACOSX" not in each.filename]
                 if not members:
-                    raise DataError(f"{archive}: no XML files in this zip. Give the publisher's zip.")
+                    raise DataError(f"{archive}: no XML files in this zip. Specify the publisher's zip.")
                 largest = max(members, key=lambda each: each.file_size)
                 if largest.file_size > FILE_BYTES:
                     raise DataError(f"{archive}, {largest.filename}: {_TOO_LARGE.format(FILE_BYTES // 2**20)}")
@@ -110,13 +110,13 @@ def parse_xml(data: bytes) -> ET.Element:
 
 
 def children(element: ET.Element, *names: str) -> Iterator[ET.Element]:
-    """Return all descendants with one of the `names`, in any letter case."""
+    """Return an iterator over all descendants whose tag is one of `names`, ignoring case."""
     tags = {name.lower() for name in names}
     return (each for each in element.iter() if isinstance(each.tag, str) and each.tag.lower() in tags)
 
 
 def texts(element: ET.Element, *names: str) -> list[str]:
-    """Return the non-empty texts of those descendants, each on one line."""
+    """Return the non-empty texts of the descendants that `children` finds, each as a single line."""
     found = (" ".join("".join(each.itertext()).split()) for each in children(element, *names))
     return [text for text in found if text]
 
@@ -134,11 +134,10 @@ NO_ANSWER = "no answer in the published file"
 
 
 def read(path: Path, rejects: Rejects) -> Iterator[Example]:
-    """Yield the answered pairs of a folder of collections, or of a zip of it, in order of file name.
+    """Yield the pairs with an answer from a folder of collections, or from its zip, in order of file name.
 
     Ids are `medquad:COLLECTION/DOCUMENT-PAIR`, since MedQuAD's own numbers restart in each collection. Pairs without an
-    answer are counted in `rejects`; a file that isn't well-formed XML is listed there. Raises DataError if there are no
-    files.
+    answer are counted in `rejects`; a malformed XML file is listed there. Raises DataError if there are no files.
     """
     seen: set[str] = set()
     unanswered = 0

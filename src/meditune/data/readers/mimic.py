@@ -28,9 +28,9 @@ SOURCE = "mimic"
 LICENCE = "PhysioNet Credentialed Health Data Use Agreement 1.5.0"
 NOTICE = (
     "MIMIC-III is restricted: you may use it only under your own PhysioNet Credentialed Health Data Use Agreement "
-    "1.5.0. Don't share rows, or anything from which they can be reconstructed, with people who haven't signed it; "
-    "don't send rows to an online service or API; don't try to identify anyone. A model tuned on the data can repeat "
-    "parts of it: treat the model, its predictions and the run's folder as restricted too."
+    "1.5.0. Don't share rows, or anything from which they can be reconstructed, with people who haven't signed "
+    "the agreement; don't send rows to an online service or API; don't try to identify anyone. A model tuned on "
+    "the rows can repeat parts of them: treat the model, its predictions and the run's folder as restricted too."
 )
 
 _COLUMNS = ("ROW_ID", "SUBJECT_ID", "HADM_ID", "CATEGORY", "ISERROR", "TEXT")
@@ -42,11 +42,11 @@ _HEADING = re.compile(rf"^[ \t]*(?:{_ANY_HEADING})[ \t]*:[ \t]*", re.IGNORECASE 
 
 
 def read(path: Path, rejects: Rejects) -> Iterator[Example]:
-    """Yield one example for each section in mimic_sections.yaml that a discharge summary has, in the file's order.
+    """Yield one example for each section of a discharge summary that answers a question, in the file's order.
 
-    `path` is NOTEEVENTS.csv, NOTEEVENTS.csv.gz or the folder with one of them. The id is `mimic:ROW_ID-section`, and
-    the group is the SUBJECT_ID. Notes that aren't used are counted in `rejects`. Raises DataError if the file is
-    missing, truncated, or not NOTEEVENTS.
+    The questions and sections are in mimic_sections.yaml. `path` is NOTEEVENTS.csv, NOTEEVENTS.csv.gz or the folder
+    that contains one of these files. The id is `mimic:ROW_ID-section`, and the group is the SUBJECT_ID. Unused notes
+    are counted in `rejects`. Raises DataError if the file is missing, truncated, or not NOTEEVENTS.
     """
     file = _file(path)
     seen: set[int] = set()
@@ -76,7 +76,7 @@ def _problem(row: dict[str, str], row_id: str, seen: set[int]) -> str:
 
 
 def sections(note: str) -> dict[str, str]:
-    """Return the named sections of a discharge summary; for a repeated section, the first one that has text."""
+    """Return section name -> text for a discharge summary; if a section is repeated, the first with text is used."""
     found: dict[str, str] = {}
     headings = list(_HEADING.finditer(note))
     for heading, following in zip_longest(headings, headings[1:]):
@@ -116,7 +116,7 @@ def _examples(row: dict[str, str], row_id: str) -> Iterator[Example]:
 
 
 def _rows(file: Path, rejects: Rejects) -> Iterator[tuple[int, dict[str, str]]]:
-    """Yield the last line number of each record and its required columns."""
+    """Yield the number of each record's last line, and the record's required columns."""
     csv.field_size_limit(FIELD_CHARACTERS)
     line = 0
     try:
@@ -132,7 +132,8 @@ def _rows(file: Path, rejects: Rejects) -> Iterator[tuple[int, dict[str, str]]]:
             missing = [name for name in _COLUMNS if name not in header]
             if missing:
                 raise DataError(
-                    f"{file}, line 1: the columns {', '.join(missing)} are missing. Give MIMIC-III's NOTEEVENTS file."
+                    f"{file}, line 1: the columns {', '.join(missing)} are missing. "
+                    "Specify MIMIC-III's NOTEEVENTS file."
                 )
             for record in reader:
                 line = reader.line_num
@@ -156,12 +157,12 @@ def _file(path: Path) -> Path:
         if (path / name).is_file():
             return path / name
     raise DataError(
-        f"{path}: no NOTEEVENTS.csv or NOTEEVENTS.csv.gz here. Get the file from PhysioNet and give its path."
+        f"{path}: no NOTEEVENTS.csv or NOTEEVENTS.csv.gz here. Get the file from PhysioNet and specify its path."
     )
 
 
 def _number(field: str) -> str:
-    """Return the digits of an id; empty for anything else, because in a damaged row it may be text of a note."""
+    """Return the digits of an id, or "" for any other text, because a damaged row may have text of a note there."""
     text = field.strip().removesuffix(".0")
     return text if text.isdecimal() and len(text) < 16 else ""
 

@@ -52,7 +52,7 @@ def read(path: Path, rejects: Rejects, *, subsets: Sequence[str] = (LABELED,)) -
 def from_rows(rows: Iterable[tuple[str, Mapping[str, Any], str]], rejects: Rejects) -> Iterator[Example]:
     """Yield examples from rows in memory, such as those of `datasets.load_dataset("qiaojin/PubMedQA")`.
 
-    Each item is (place, row, subset). The row has the hub's format (`pubid`, `question`, `context`, ...) or the
+    Each item is (location, row, subset). The row has the hub's format (`pubid`, `question`, `context`, ...) or the
     publisher's format with the PubMed id added as `pubid`.
     """
     seen: set[str] = set()
@@ -69,7 +69,7 @@ def from_rows(rows: Iterable[tuple[str, Mapping[str, Any], str]], rejects: Rejec
 
 
 def ground_truth(path: Path) -> dict[str, Decision]:
-    """Return the official test set, PubMed id -> decision, from `test_ground_truth.json` or its folder."""
+    """Return the official test set as PubMed id -> decision, from `test_ground_truth.json` or its folder."""
     file = path / GROUND_TRUTH if path.is_dir() else path
     value = read_json(file)
     if not isinstance(value, dict) or not value or not set(value.values()) <= set(DECISIONS):
@@ -83,8 +83,8 @@ def official_split(
     """Return the 500 training and 500 official test items of PQA-L.
 
     If `test_ids` (PubMed ids) are given, they are the test set. Otherwise, the publisher's seeded procedure is
-    repeated; it needs all 1,000 items in the file's order and returns exactly the ids of `test_ground_truth.json`.
-    Raises DataError if ids are missing.
+    repeated. The procedure needs all 1,000 items in the file's order, and selects exactly the ids that are in
+    `test_ground_truth.json`. Raises DataError if ids are missing.
     """
     by_pmid = _labeled(examples)
     if test_ids is None:
@@ -116,15 +116,15 @@ def _labeled(examples: Iterable[Example]) -> dict[str, Example]:
 
 
 def _reproduced(by_pmid: Mapping[str, Example]) -> tuple[list[list[str]], list[str]]:
-    """Return ten folds and the test ids, drawn from one seeded stream: first the test set, then the folds.
+    """Return ten folds and the test ids, drawn from one seeded random stream: first the test set, then the folds.
 
     The procedure is that of `preprocess/split_dataset.py` in https://github.com/pubmedqa/pubmedqa (seed 0).
     """
     decided = {pmid: str(example.decision) for pmid, example in by_pmid.items() if example.decision}
     if len(decided) != 1000:
         raise DataError(
-            "PubMedQA: the official split is drawn from the 1,000 items of PQA-L with a decision, but this data has "
-            f"{len(decided)}. Use the publisher's complete ori_pqal.json, or give the ids of {GROUND_TRUTH}."
+            "PubMedQA: the official split is drawn from the 1,000 items of PQA-L with a decision, but these data "
+            f"contain {len(decided)}. Use the publisher's complete ori_pqal.json, or provide the ids in {GROUND_TRUTH}."
         )
     random_stream = random.Random(0)
     development, test = _stratified(decided, 2, random_stream)
@@ -158,19 +158,19 @@ def _chosen(path: Path, subsets: Sequence[str]) -> list[tuple[str, Path]]:
         return [(named[0] if named else LABELED, path)]
     if not path.is_dir():
         raise DataError(
-            f"{path}: no such file or folder. Give PubMedQA's ori_pqal.json or the folder that contains it."
+            f"{path}: no such file or folder. Specify PubMedQA's ori_pqal.json or the folder that contains it."
         )
     found: list[tuple[str, Path]] = []
     for subset in subsets:
         files = next((sorted(path.glob(pattern)) for pattern in _FILES[subset] if any(path.glob(pattern))), [])
         if not files:
-            raise DataError(f"{path}: no {_FILES[subset][0]} here. Put the publisher's file for {subset} there.")
+            raise DataError(f"{path}: no {_FILES[subset][0]} in this folder. Add the publisher's file for {subset}.")
         found += [(subset, file) for file in files]
     return found
 
 
 def _rows(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield the place of each row, and the row with the PubMed id as `pubid`."""
+    """Yield the location of each row, and the row with the PubMed id as `pubid`."""
     with open_unchanging(file):
         if file.suffix == ".parquet":
             yield from parquet_rows(file)
@@ -258,7 +258,7 @@ FILE = Path(__file__).parent / "sample" / "synthetic_pqal.json"
 
 
 def read_synthetic(path: Path, rejects: Rejects) -> Iterator[Example]:
-    """Yield the invented examples. They are marked `synthetic` and have no URL, so none can pass for a study."""
+    """Yield the invented examples. They are marked `synthetic` and have no URL, so none is mistaken for a study."""
     for example in read(path, rejects):
         meta = {key: value for key, value in example.meta.items() if key not in {"url", "subset"}}
         yield example.model_copy(

@@ -57,7 +57,7 @@ def refuse_other_kinds(path: Path) -> None:
             raise DataError(f"{path}: this is {what}.")
     zeros = begin.count(0)
     if zeros and zeros == len(begin):
-        raise DataError(f"{path}: only zero bytes, as after a broken copy. Copy or download it again.")
+        raise DataError(f"{path}: the file has only zero bytes, as after a broken copy. Copy or download it again.")
     if zeros * 4 >= len(begin) > 0:
         name = "UTF-16LE" if begin[1::2].count(0) * 2 > zeros else "UTF-16BE"
         raise DataError(
@@ -76,7 +76,7 @@ def _identity(path: Path) -> tuple[int, ...]:
     except OSError as error:
         raise DataError(f"{path}: can't be opened ({error.strerror}). Change its permissions, or copy it.") from error
     if stat.S_ISDIR(found.st_mode):
-        raise DataError(f"{path}: this is a folder, but a file is needed. Give the file inside it.")
+        raise DataError(f"{path}: this is a folder, but a file is needed. Specify the file in the folder.")
     if not stat.S_ISREG(found.st_mode):
         raise DataError(f"{path}: a pipe or a device, not a file. Save its output to a file first.")
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
@@ -87,7 +87,7 @@ MEMORY_BYTES = 1_000_000
 
 
 class Rejects:
-    """A collection of rejected rows. Above one megabyte they are stored in an unnamed temporary file to save memory."""
+    """A collection of rejected rows. Above one megabyte, the rows are moved to a temporary file to save memory."""
 
     def __init__(self, clean: Callable[[str], str] = str) -> None:
         """`clean` returns the text of a row without the parts that may not be stored."""
@@ -108,7 +108,7 @@ class Rejects:
         except RecursionError:
             text = "(nested too deep to show)"
         self._counts[source, reason] += 1
-        # A longer text is cleaned first, so that the cut doesn't split an identifier.
+        # More text than is stored is cleaned first, so that the cut doesn't split an identifier.
         excerpt = self._clean(text[: 2 * ROW_CHARACTERS])[:ROW_CHARACTERS]
         line = {"source": source, "where": where, "reason": reason, "row": excerpt}
         line = {key: value.encode(errors="backslashreplace").decode() for key, value in line.items()}
@@ -116,7 +116,7 @@ class Rejects:
         self._spool.write(json.dumps(line) + "\n")
 
     def count_only(self, source: str, reason: str, count: int = 1) -> None:
-        """Count rows that are expected to be left out, such as those without a published answer; they aren't stored."""
+        """Count rows without storing them; they are expected to be left out, such as rows without an answer."""
         if count:
             self._counts[source, reason] += count
 
@@ -134,7 +134,7 @@ class Rejects:
             yield json.loads(line)
 
     def places(self, most: int = 3) -> dict[tuple[str, str], list[str]]:
-        """Return (source, reason) -> places of the first rows rejected for that reason."""
+        """Return (source, reason) -> locations of the first `most` rows rejected for that reason."""
         found: dict[tuple[str, str], list[str]] = {}
         for row in self.rows():
             some = found.setdefault((row["source"], row["reason"]), [])
@@ -171,7 +171,7 @@ def accepted(
 ) -> Iterator[Made]:
     """Yield the records that `make` returns for each row.
 
-    Rows for which it returns a reason instead, and rows with a repeated id, go to `rejects`.
+    Rows for which `make` returns a reason for rejection, and rows with a repeated id, go to `rejects`.
     """
     seen: set[str] = set()
     for where, row in found:
@@ -188,7 +188,7 @@ def accepted(
 
 
 class Layout(NamedTuple):
-    """Possible column names of each field, and groups of fields; in each group, one or more must have a column."""
+    """Possible column names by field (`guesses`), and groups of fields of which one must have a column (`needed`)."""
 
     guesses: Mapping[str, Sequence[str]]
     needed: Sequence[Sequence[str]]
@@ -203,7 +203,7 @@ _BATCH = 100
 
 
 def rows(path: Path, source: str, rejects: Rejects) -> Iterator[Row]:
-    """Yield the place ("file:line" or "file, row n") and columns of each row of a file in one of FORMATS.
+    """Yield the location ("file:line" or "file, row n") and columns of each row of a file in one of FORMATS.
 
     CSV rows with too few or too many fields go to `rejects` under the name `source`. Raises DataError if the file can't
     be read.
@@ -255,7 +255,7 @@ def parquet_rows(path: Path) -> Iterator[Row]:
 
 
 def text_bytes(path: Path) -> int:
-    """Return the approximate number of bytes of text in a file; for Parquet, the uncompressed size in the footer."""
+    """Return the approximate number of bytes of text in a file; for Parquet, the uncompressed size in its footer."""
     import pyarrow.parquet
 
     if path.suffix.lower() != ".parquet":
@@ -292,6 +292,6 @@ def _csv_rows(path: Path, delimiter: str, source: str, rejects: Rejects) -> Iter
                     rejects.add(source, f"{path}:{line}", reason, delimiter.join(record))
                 line = reader.line_num + 1
     except csv.Error as error:
-        raise DataError(f"{path}, line {line}: {error}. Check the quotes around this row.") from error
+        raise DataError(f"{path}, line {line}: {error}. Check the quotation marks around this row.") from error
     except UnicodeDecodeError as error:
         raise not_utf8(path, error, line) from error

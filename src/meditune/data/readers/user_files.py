@@ -22,15 +22,16 @@ from meditune.data.readers.tables import LAYOUTS, NAMES, Layout, Made, Rejects, 
 from meditune.errors import DataError, install_command
 
 LABEL_WORDS: dict[str, Label] = {word: label for label, words in NAMES["label_words"].items() for word in words}
-"""Word that publishers use, in lowercase -> label"""
+"""Word that publishers use (in lowercase) -> label"""
 
 
 def columns_for(
     available: Collection[str], fields: Mapping[str, str] | None, where: str, layout: Layout = LAYOUTS["questions"]
 ) -> dict[str, str]:
-    """Return field -> column: the column given in `fields`, or otherwise a guess that ignores case.
+    """Return field -> column: the column given in `fields`, or else a guess that ignores case.
 
-    Raises DataError, starting with `where`, for an unknown field or column, or a required field without a column.
+    Raises DataError, whose message starts with `where`, for an unknown field or column, or a required field without a
+    column.
     """
     given = dict(fields or {})
     for field, column in given.items():
@@ -66,7 +67,7 @@ def columns_for(
 def has_column(
     field: str, available: Collection[str], fields: Mapping[str, str], guesses: Mapping[str, Sequence[str]]
 ) -> bool:
-    """Return True if the field has a column, which is given in `fields` or guessed."""
+    """Return True if the field has a column, which is either given in `fields` or guessed."""
     return field in fields or bool({column.lower() for column in available} & set(guesses[field]))
 
 
@@ -81,7 +82,7 @@ def column_names(rows: Iterable[Mapping[str, Any]]) -> list[str]:
 
 
 LOOK_AHEAD = 1000
-"""Number of rows searched for column names, because rows of JSON Lines may lack some columns"""
+"""Number of rows in which column names are collected, because rows of JSON Lines may lack some columns"""
 Values = dict[str, Any]
 """Field or column -> the row's value"""
 
@@ -96,11 +97,11 @@ def records(
     fields: Mapping[str, str] | None,
     layout: Layout = LAYOUTS["questions"],
 ) -> Iterator[Made]:
-    """Yield the records of a table; rejected rows and repeated ids go to `rejects`.
+    """Yield the records of a table; rejected rows and rows with a repeated id go to `rejects`.
 
-    `make` gets a row's values by field, the other columns, and an id that begins with `name` for a row without one. It
-    returns the record, or the reason for rejecting the row. `fields` and `layout` are passed to `columns_for`. Raises
-    DataError, with the message `no_rows`, if there are no rows; and if a required column is missing.
+    `make` gets a row's values by field, the other columns, and a fallback id, which begins with `name`. It returns the
+    record, or the reason for rejecting the row. `fields` and `layout` are passed to `columns_for`. Raises DataError if
+    there are no rows (with the message `no_rows`) or if a required column is missing.
     """
     stream = iter(found)
     first = list(itertools.islice(stream, LOOK_AHEAD))
@@ -145,7 +146,7 @@ def is_empty(value: object) -> bool:
 
 
 def group_of(stated: str, question: str) -> str:
-    """Return the stated group; without one, rows with the same question share a group."""
+    """Return the stated group, or else a group derived from the question, which equal questions share."""
     digest = hashlib.sha256(" ".join(question.casefold().split()).encode()).hexdigest()
     return stated or f"question-{digest[:16]}"
 
@@ -179,12 +180,12 @@ SOURCE = "own"
 def read(path: Path | str, rejects: Rejects, *, source: str = SOURCE, **options: Any) -> Iterator[Example]:
     """Yield examples from a file, or from the Hugging Face data set "owner/name" if no such file exists.
 
-    The `options` are those of `from_rows`: `fields` maps fields of an Example to columns; the others are guessed from
-    common names (LAYOUTS), and other columns are kept in `meta`. A row without an id gets its number in the file; rows
-    without a group share one if they have the same question. The columns decide whether the file contains questions,
-    claims (with the labels in LABEL_WORDS or `labels`) or conversations (`thoughts` says whether text between <think>
-    and </think> is kept; `changes` counts the changes). Unusable rows go to `rejects`. Raises DataError if the file or
-    a required column is missing.
+    The `options` are those of `from_rows`. `fields` maps fields of an Example to columns; the columns of other fields
+    are guessed from common names (LAYOUTS), and the remaining columns go to `meta`. A row without an id gets its number
+    in the file as the id. Rows without a group share a group if they have the same question. The columns decide whether
+    the file contains questions, claims (with the labels in LABEL_WORDS or `labels`) or conversations (`thoughts` says
+    whether text between <think> and </think> is kept; `changes` counts the changes). Unusable rows go to `rejects`.
+    Raises DataError if the file or a required column is missing.
     """
     file = Path(path)
     if file.is_file() or file.suffix or str(path).count("/") != 1:
@@ -206,7 +207,7 @@ def from_rows(
     thoughts: Thoughts = "strip",
     changes: Counter[str] | None = None,
 ) -> Iterator[Example]:
-    """Yield examples from (place, columns) pairs, like `read`.
+    """Yield examples from (location, columns) pairs, like `read`.
 
     `name` is the prefix of generated ids, and `place` names the file or data set in error messages.
     """
@@ -258,7 +259,7 @@ def _holds_claims(row: Mapping[str, Any], fields: Mapping[str, str]) -> bool:
 
 
 def with_labels(claims: Sequence[Example]) -> list[Example]:
-    """Return the claims of one source; if the source uses only two of the LABELS, each claim's meta lists them."""
+    """Return the claims of one source; if the source uses only two of the LABELS, each claim's meta lists these two."""
     used = {claim.label for claim in claims}
     if len(used) in (1, len(LABELS)):
         return list(claims)
@@ -347,7 +348,7 @@ def _meta(others: Values) -> Values:
 
 
 def hub_rows(dataset: str, split: str, config: str | None) -> Iterator[Row]:
-    """Yield the place and columns of each row of a Hugging Face data set. Raises DataError if it can't be read."""
+    """Yield the location and columns of each row of a Hugging Face data set. Raises DataError if it can't be read."""
     try:
         from datasets import load_dataset
     except ImportError as error:
@@ -361,5 +362,5 @@ def hub_rows(dataset: str, split: str, config: str | None) -> Iterator[Row]:
     except (OSError, ValueError, RuntimeError) as error:
         raise DataError(
             f"{dataset}: no such file, and the split {split!r} can't be read from the hub: {error}. Check the name, "
-            "the split, the config and the connection, or give a file."
+            "the split, the config and the connection, or specify a file."
         ) from error
