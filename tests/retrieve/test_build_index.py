@@ -470,7 +470,7 @@ def test_build_search_update_and_lock(bucket: str, tmp_path: Path) -> None:
 
 
 def test_a_store_that_refuses_is_said_in_a_sentence(bucket: str) -> None:
-    with pytest.raises(DataError, match=r"s3://none/index: there is no bucket 'none'"):
+    with pytest.raises(DataError, match=r"s3://none/index: the bucket 'none' doesn't exist"):
         build(index_storage("s3://none/index"), [collections.collection_named("pubmedqa")], corpus.TINY)
     with pytest.raises(DataError, match=r"s3://BUCKET/PREFIX"):
         index_storage("ftp://texts/index")

@@ -64,7 +64,7 @@ def test_what_gives_no_text_is_named_and_the_rest_is_read(tmp_path: Path) -> Non
     assert reasons(rejects) == {
         "binary.txt": "not text: contains zero bytes",
         "blank.md": "contains no text",
-        "latin.txt": "not UTF-8 text (byte 3); convert it",
+        "latin.txt": "not UTF-8 text (at byte 3); convert it",
     }
     assert rejects.counts()["documents"][".png: unsupported file type"] == 1
     with pytest.raises(DataError, match=r"no file that ends in \.txt"):

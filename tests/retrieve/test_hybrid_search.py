@@ -313,7 +313,7 @@ def test_what_is_stored_finds_the_same() -> None:
     assert again.best("gout and painful joints", 5) == mine.best("gout and painful joints", 5)
     with pytest.raises(DataError, match=r"words-1.npz: the BM25 postings are missing or damaged.*--replace"):
         bm25.read(bm25.as_bytes(mine)[:-200], "words-1.npz", len(TEXTS))
-    with pytest.raises(DataError, match="it is for 6 passages"):
+    with pytest.raises(DataError, match="postings for 6 passages"):
         bm25.read(bm25.as_bytes(mine), "x", 7)
 
 

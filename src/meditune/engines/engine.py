@@ -22,7 +22,7 @@ class GenerationRequest:
     """Token ids, including the special tokens that begin a text"""
     max_new_tokens: int
     temperature: float = 0.0
-    """0: always the most likely token"""
+    """At 0, the most likely token is always chosen"""
     top_p: float = 1.0
     seed: int | None = None
     stop: tuple[str, ...] = ()
@@ -46,17 +46,17 @@ class TokenLogprob:
 
 @dataclass(frozen=True)
 class GenerationChunk:
-    """The next chunk of an answer, in whole characters. The last chunk has `finish` or `error`."""
+    """The next chunk of an answer, with only complete characters. The last chunk has `finish` or `error`."""
 
     text: str
     tokens: tuple[int, ...] = ()
     likely: tuple[TokenLogprob, ...] = ()
-    """One for each token if log-probabilities were requested"""
+    """One entry for each token, if log-probabilities were requested"""
     finish: Finish | None = None
     error: Exception | None = None
-    """The error that ended the request; this is then its last chunk"""
+    """The error that ended the request, if any; this chunk is then the last one"""
     cached: int = 0
-    """Number of prompt tokens that were cached, if the engine knows; reported once"""
+    """Number of prompt tokens that came from the cache, if the engine knows it; only one chunk reports it"""
 
     @property
     def is_last(self) -> bool:
@@ -73,7 +73,7 @@ class EngineLoad:
 
     @classmethod
     def of(cls, requests: int, concurrency: int) -> EngineLoad:
-        """Return the load of this many requests, of which `concurrency` run at a time."""
+        """Return the load with this many requests, at most `concurrency` of which run at a time."""
         return cls(min(requests, concurrency), max(0, requests - concurrency))
 
 
@@ -112,7 +112,7 @@ class Engine(Protocol):
     def failure(self) -> EngineError | None:
         """Return why the engine has permanently stopped accepting requests, or None while it is alive.
 
-        The call may take seconds if the model runs on a server, so don't call it in an event loop.
+        The call may take seconds if the model runs on a server, so don't call this method in an event loop.
         """
 
     def close(self) -> None:
@@ -136,7 +136,7 @@ def check_request(request: GenerationRequest, context_tokens: int) -> None:
     if excess > 0:
         raise ModelError(
             f"The prompt has {len(request.prompt):,} tokens and the answer may have {request.max_new_tokens:,}; "
-            f"together these are {excess:,} more than the {context_tokens:,} that this model can read. Shorten one of "
+            f"together, that is {excess:,} more than the {context_tokens:,} that this model can read. Shorten one of "
             "them."
         )
 
@@ -163,7 +163,7 @@ class GenerationResult:
 
 
 def generate_all(engine: Engine, requests: Sequence[GenerationRequest]) -> Iterator[tuple[int, GenerationResult]]:
-    """Run all requests at once, and yield each request's number and answer. The first error cancels the others."""
+    """Run all requests at once, and yield each request's index and answer when it ends. An error cancels the others."""
     chunks: queue.SimpleQueue[tuple[int, GenerationChunk]] = queue.SimpleQueue()
     running: dict[int, RunningGeneration] = {}
     begun: list[tuple[list[str], list[int]]] = [([], []) for _ in requests]

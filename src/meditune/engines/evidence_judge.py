@@ -1,13 +1,14 @@
-"""A judge of evidence: a causal language model, tuned on claims, that decides whether passages support a statement.
+"""The evidence judge: a causal language model, tuned on claims, that decides whether passages support a statement.
 
-The probabilities of its answers yes, no and maybe to "Is it true that ...?" are those of supported, refuted and
-unclear, after a correction that was fitted on development claims (stored in `CLAIMS`). Statements about the same
-passages share one pass over them. The model runs with torch, or as an OpenVINO export without torch.
+The model is asked "Is it true that ...?". The probabilities of its answers yes, no and maybe are taken as those of
+supported, refuted and unclear, after a correction that was fitted to development claims and is stored in `CLAIMS`.
+Statements about the same passages share one pass over these passages. The model runs with torch, or as an OpenVINO
+export without torch.
 
-Evidence that doesn't fit into the prompt is read in several windows. Each window gets scores for supporting and for
-refuting the statement, relative to the score of unclear (differences of logits); the highest scores of all windows are
-combined. A long statement is judged in parts. Its support is that of the least supported part, and its refutation that
-of the most refuted part.
+Evidence that doesn't fit into the prompt is read in several windows. For each window, the labels supported and refuted
+get a score relative to unclear (a difference of logits). The highest score of each label, over all windows, counts. A
+long statement is judged in parts. Its support is that of the least supported part, and its refutation that of the most
+refuted part.
 """
 
 from __future__ import annotations
@@ -50,12 +51,12 @@ Evidence = tuple[str, ...]
 
 
 class LabelModel(Protocol):
-    """A model that reads claims."""
+    """A model that computes logits for the labels of claims."""
 
     encoder: Encoder
 
     def logits(self, claims: Sequence[tuple[Encoded, Evidence]]) -> Iterator[tuple[Encoded, list[float]]]:
-        """Yield each claim with the logits of its choices, in any order. It may be called from several threads."""
+        """Yield each claim with the logits of its choices, in any order. Several threads may call this method."""
 
 
 class EvidenceJudge:
@@ -69,7 +70,7 @@ class EvidenceJudge:
         self.threshold = correction.threshold
 
     def supports(self, statements: Sequence[str], passages: Sequence[str]) -> list[ClaimVerdict]:
-        """Return a verdict for each statement, in order. The module's docstring describes how long texts are read."""
+        """Return a verdict for each statement, in order. For texts longer than the prompt, see the module docstring."""
         found = self.probabilities([(statement, tuple(passages)) for statement in statements])
         sources = Sources(passages)
         closest = [evidence(Sentence(statement), sources).closest_source for statement in statements]
@@ -99,7 +100,7 @@ class EvidenceJudge:
         for item, logits in self.model.logits(claims):
             if not all(map(math.isfinite, logits)):
                 raise ModelError(
-                    f"The judge {self.name} computes numbers that aren't finite; its weights may be damaged."
+                    f"The judge {self.name} computes logits that aren't finite; its weights may be damaged."
                 )
             found = dict(zip(LABELS, logits, strict=True))
             relative: dict[str, float] = {label: value - found[UNCLEAR] for label, value in found.items()}
@@ -114,18 +115,18 @@ class EvidenceJudge:
 
 
 class TorchLabelModel:
-    """A judge's weights, read by torch in batches of many claims."""
+    """A judge that runs with torch, in batches of many claims."""
 
     def __init__(self, loaded: Any) -> None:
         """Use a loaded model (`models.load.LoadedModel`). Raises ModelError if it has no prompt format."""
         if loaded.form is None:
             raise ModelError(f"{loaded.name} has no prompt.json, so it wasn't trained on claims by Meditune.")
         self.loaded, self.encoder = loaded, loaded.encoder(loaded.form)
-        # Faster products replace the layers' own while a batch runs, so batches can't overlap.
+        # While a batch runs, the layers use faster matrix products, so only one batch may run at a time.
         self._lock = threading.Lock()
 
     def logits(self, claims: Sequence[tuple[Encoded, Evidence]]) -> Iterator[tuple[Encoded, list[float]]]:
-        """See `LabelModel`. Adjacent claims with the same evidence share the pass over it."""
+        """See `LabelModel`. Adjacent claims with the same evidence share one pass over the evidence."""
         from meditune.models.forward import label_logits
         from meditune.models.inference import inference, tokens_per_pass
         from meditune.models.shared_prefix_batch import by_length, join
@@ -142,7 +143,7 @@ class TorchLabelModel:
 
 
 class OpenvinoLabelModel:
-    """A judge's OpenVINO export, which reads one claim at a time and remembers the last passages."""
+    """A judge that runs as an OpenVINO export. It reads one claim at a time, and caches the last passages."""
 
     def __init__(self, folder: Path) -> None:
         """Open the export. Raises ModelError if it can't be used."""
@@ -164,7 +165,9 @@ class OpenvinoLabelModel:
 
 
 def load_judge(name: str) -> EvidenceJudge:
-    """Return the judge in the folder of a run, a model or an OpenVINO export; a run's up-to-date export is preferred.
+    """Return the judge in the folder of a run, a model or an OpenVINO export.
+
+    If a run has an up-to-date OpenVINO export, the export is used.
 
     Raises ModelError if the folder contains no judge, or if the judge can't be used.
     """
@@ -172,8 +175,8 @@ def load_judge(name: str) -> EvidenceJudge:
     correction = load_correction(folder)
     if correction is None:
         raise ModelError(
-            f"{name} contains no judge: {folder / CLAIMS} is missing. Train one with `meditune run evidence`, and name "
-            "its run. If the run was stopped, the same command finishes it."
+            f"{name} contains no judge: {folder / CLAIMS} is missing. Train one with `meditune run evidence`, and "
+            "specify its run. If the run was interrupted, the same command continues it."
         )
     exported = exported_at(Path(name).expanduser(), "auto", ("openvino",))
     if exported is None:
@@ -184,7 +187,7 @@ def load_judge(name: str) -> EvidenceJudge:
     found = read_exported_model(exported)
     if found.engine != "openvino":
         raise ModelError(
-            f"{exported} is an export for the {found.engine} engine; a judge runs from its own weights or from an "
+            f"{exported} is an export for the {found.engine} engine; a judge runs only from its own weights or from an "
             "OpenVINO export: meditune export RUN --to openvino"
         )
     correction = load_correction(exported) or correction
@@ -212,12 +215,12 @@ def _claim(id: str, statement: str, passages: Sequence[str]) -> Example:
 
 
 def _length(encoder: Encoder, statement: str, passages: Sequence[str] = ()) -> int:
-    """Return the number of tokens of the whole prompt, however long it is."""
+    """Return the number of tokens in the complete prompt, even if it is too long for the model."""
     return len(encoder.prompt_ids(_claim("0", statement, passages), "claim"))
 
 
 def _parts(encoder: Encoder, statement: str) -> list[str]:
-    """Split a statement into parts that leave half of the prompt for the evidence; usually one part is enough."""
+    """Return a statement in parts that leave half of the prompt for the evidence; usually, there is only one part."""
     most = (_length(encoder, ".") + encoder.format.max_tokens) / 2
 
     def fits(texts: Sequence[str]) -> bool:
@@ -229,7 +232,7 @@ def _parts(encoder: Encoder, statement: str) -> list[str]:
 
 
 def _windows(encoder: Encoder, statement: str, passages: tuple[str, ...]) -> list[tuple[str, ...]]:
-    """Split passages into windows that fit into the prompt; usually one window contains all of them."""
+    """Return the passages in windows that fit into the prompt; usually, one window contains all passages."""
 
     def fits(texts: Sequence[str]) -> bool:
         return _length(encoder, statement, texts) < encoder.format.max_tokens
@@ -249,7 +252,10 @@ def _windows(encoder: Encoder, statement: str, passages: tuple[str, ...]) -> lis
 
 
 def _pieces(text: str, fits: Callable[[Sequence[str]], bool]) -> Iterator[str]:
-    """Yield pieces of a text that fit; halve it, at a comma near the middle or else between words, until they do."""
+    """Yield pieces of a text that fit.
+
+    The text is halved, at a comma near the middle or else between words, until its pieces fit.
+    """
     if len(text) < 2 or fits([text]):
         yield text
         return

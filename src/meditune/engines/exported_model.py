@@ -1,4 +1,4 @@
-"""Read an exported model's folder (export.json), and import the packages that only some engines need."""
+"""Reading the folder of an exported model (export.json), and importing packages that only some engines need."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from meditune.models.quiet_libraries import no_telemetry
 from meditune.prompts import load_format
 
 EXPORT = "export.json"
-"""File in the folder of an exported model"""
+"""Name of the file that describes an exported model, in its folder"""
 EXPORTS = "export"
-"""Folder in a run's folder with its exported models, each in a folder named after its kind"""
+"""Name of the folder with a run's exported models; each model has a folder in it, named after the export's kind"""
 
 WEIGHTS = ("*.safetensors", "*.bin", "*.gguf")
 READ_BYTES = 2_000_000_000
-"""Weights up to this size are always hashed to check an export; larger ones only if they are newer than the export"""
+"""Weights up to this total size are always hashed to check an export; larger weights only if newer than the export"""
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class ExportedModel:
 
 
 def is_exported(model: str) -> bool:
-    """Return whether the name is the folder of an exported model."""
+    """Return whether this is the folder of an exported model."""
     return (Path(model).expanduser() / EXPORT).is_file()
 
 
@@ -64,14 +64,14 @@ def read_exported_model(folder: Path) -> ExportedModel:
 
 
 def stop_tokens(folder: Path) -> list[int]:
-    """Return the tokens that end an answer of the plain model in a folder. Raises ModelError if there are none."""
+    """Return the tokens that end an answer of the transformers model in a folder. Raises ModelError if it has none."""
     settings = folder / "generation_config.json"
     configured = read_json(settings).get("eos_token_id") if settings.is_file() else None
     return end_tokens(PlainTokenizer(folder).eos_token_id, configured, str(folder))
 
 
 def end_tokens(eos_token: int | None, configured: Any, name: str) -> list[int]:
-    """Return the tokenizer's end token and those of the generation config. Raises ModelError if there are none."""
+    """Return the end tokens of the tokenizer and the generation config. Raises ModelError if there are none."""
     known = [eos_token, *(configured if isinstance(configured, list) else [configured])]
     found = list(dict.fromkeys(token for token in known if token is not None))
     if not found:
@@ -85,7 +85,7 @@ def weights_digest(place: Path) -> dict[str, str]:
 
 
 def weights_state(model: str) -> dict[str, str]:
-    """Return what identifies a folder's weights: each file's SHA-256, or size and time if large; empty for a hub id."""
+    """Return each weights file's SHA-256, or its size and modification time if large; empty for a hub id."""
     place = Path(model).expanduser()
     place = place / "model" if (place / "model").is_dir() else place
     files = [place / name for name in read_exported_model(place).files] if is_exported(model) else _weights(place)
@@ -96,7 +96,7 @@ def weights_state(model: str) -> dict[str, str]:
 
 
 def why_outdated(export: Path, model: Path) -> str:
-    """Return a phrase for how an export differs from the model in a folder; empty if it is up to date."""
+    """Return what an outdated export was made with, such as "other weights"; "" if the export is up to date."""
     if (load_format(model) or PromptFormat()) != (load_format(export) or PromptFormat()):
         return "another prompt format"
     files = _weights(model)
@@ -113,7 +113,7 @@ def _weights(place: Path) -> list[Path]:
 
 
 EXTRAS = {"openvino": ("openvino", "openvino_genai"), "llamacpp": ("xllamacpp",), "onnx": ("onnxruntime",)}
-"""The packages that each engine's extra installs"""
+"""Engine -> packages that its extra installs"""
 
 
 def is_installed(engine: str) -> bool:
@@ -122,7 +122,7 @@ def is_installed(engine: str) -> bool:
 
 
 def import_package(extra: str, name: str, subject: str = "") -> Any:
-    """Import and return a package that an engine or `subject` needs. Raises ModelError if it isn't installed."""
+    """Import and return a module that an engine or `subject` needs. Raises ModelError if it isn't installed."""
     no_telemetry()
     try:
         return importlib.import_module(name)

@@ -31,11 +31,11 @@ from meditune.errors import EngineError, ModelError
 from meditune.hardware import cores
 
 SCORING_THREADS = 3
-"""Number of texts scored at once; more would displace the cached prompts of answers"""
+"""Number of texts scored at once; more texts would displace the cached prompts of answers"""
 CACHE_TOKENS = 16_384
 """Number of tokens in the cache for all prompts and answers together"""
 CERTAIN = 1000.0
-"""Logit bias that makes llama.cpp generate a token; it still reports the token's probability without the bias"""
+"""Logit bias that makes llama.cpp generate a token; the reported probability of the token doesn't include the bias"""
 
 
 class LlamacppEngine(ThreadPoolEngine[ScheduledRequest]):
@@ -62,7 +62,10 @@ class LlamacppEngine(ThreadPoolEngine[ScheduledRequest]):
         return self._submit(answer, lambda: self._run(answer))
 
     def score(self, prompt: Sequence[int], texts: Sequence[Sequence[int]]) -> list[list[TokenLogprob]]:
-        """See engine.py. The five most likely tokens of each position are returned, too; each token needs a request."""
+        """See engine.py. The five most likely tokens of each position are returned, too.
+
+        Scoring each token requires a request of its own.
+        """
         check_scorable(prompt, texts, self.context_tokens)
 
         def scored(text: Sequence[int]) -> list[TokenLogprob]:
@@ -72,7 +75,7 @@ class LlamacppEngine(ThreadPoolEngine[ScheduledRequest]):
         return list(self._scoring.map(scored, texts))
 
     def tokenize(self, text: str) -> list[int]:
-        """Return llama.cpp's own tokens of a prompt, with BOS and special tokens, as Ollama tokenizes it."""
+        """Return a prompt's tokens by llama.cpp's own tokenizer, with BOS and special tokens, as in Ollama."""
         import httpx2
 
         body = {"content": text, "add_special": True, "parse_special": True}
@@ -87,7 +90,7 @@ class LlamacppEngine(ThreadPoolEngine[ScheduledRequest]):
         super().close()
         self._scoring.shutdown()
         if self._server is not None:
-            # A server that is released before its loop runs waits for the loop forever.
+            # A server that is released before its loop runs would wait for the loop forever, so send a request first.
             self._server.handle_completions(_request(GenerationRequest([0], 1)), lambda _: True)
         self._server = None
 
@@ -99,7 +102,7 @@ class LlamacppEngine(ThreadPoolEngine[ScheduledRequest]):
                 answer.choose(self.score, min(self._ends))
             else:
                 self._write(answer)
-        except Exception as error:  # noqa: BLE001 - the request's last chunk contains it
+        except Exception as error:  # noqa: BLE001 - the request's last chunk contains the error
             answer.fail(error)
         except BaseException as error:
             answer.fail(EngineError(f"An answer was interrupted ({type(error).__name__})."))
@@ -141,7 +144,7 @@ class LlamacppEngine(ThreadPoolEngine[ScheduledRequest]):
                 self._room.notify_all()
 
     def _tokens(self, text: str, last: int) -> list[int]:
-        """Return the tokens of a text; llama.cpp reports only the last token of a character that has several."""
+        """Return the tokens of a text; llama.cpp reports only the last token of a multi-token character."""
         if not text or text.isascii() or self.tokenizer.decode([last]) == text:
             return [last]
         ids: list[int] = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
@@ -189,7 +192,7 @@ def _request(request: GenerationRequest) -> dict[str, Any]:
         # Without these values, llama.cpp would restrict the distribution.
         "top_k": 0,
         "min_p": 0.0,
-        # llama.cpp only reports tokens together with their log-probabilities.
+        # llama.cpp reports tokens only together with their log-probabilities.
         "logprobs": max(request.logprobs, 1),
     }
     if request.seed is not None:
@@ -206,7 +209,7 @@ def _token_logprob(reported: dict[str, Any]) -> TokenLogprob:
 
 
 def server(file: Path, tokens: int, concurrency: int, key: str) -> Any:
-    """Return llama.cpp's server for a GGUF file, whose HTTP port requires `key`. Raises ModelError if that fails."""
+    """Return llama.cpp's server for a GGUF file. Its HTTP port requires `key`. Raises ModelError on failure."""
     llama = import_package("llamacpp", "xllamacpp")
     settings = llama.CommonParams()
     settings.model.path = str(file)
@@ -214,7 +217,7 @@ def server(file: Path, tokens: int, concurrency: int, key: str) -> Any:
     settings.n_parallel = concurrency
     # All texts share the cache.
     settings.kv_unified = True
-    # Without this, Gemma 3 drops tokens outside its windows, and with them the shared prefixes.
+    # Without this setting, Gemma 3 drops tokens outside its attention windows, and shared prefixes with them.
     settings.swa_full = True
     settings.warmup = False
     settings.verbosity = 0

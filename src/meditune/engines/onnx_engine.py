@@ -21,12 +21,12 @@ from meditune.errors import ModelError
 from meditune.hardware import cores
 
 READ_TOKENS = 128
-"""Maximum number of tokens that are read in one pass, because each has logits for the whole vocabulary"""
+"""Maximum number of tokens that are read in one pass; each needs memory for the logits of the whole vocabulary"""
 Past = dict[str, NDArray[np.float32]]
 
 
 class OnnxModel:
-    """An onnxruntime session that reads tokens."""
+    """An onnxruntime session that computes logits."""
 
     def __init__(self, file: Path) -> None:
         """Open the file. Raises ModelError if onnxruntime isn't installed or can't open it."""
@@ -42,7 +42,7 @@ class OnnxModel:
         """Keys and values before the first token"""
 
     def read(self, tokens: Sequence[int], past: Past) -> tuple[torch.Tensor, Past]:
-        """Return (tokens, vocabulary) logits, and the keys and values of all tokens so far."""
+        """Return the (tokens, vocabulary) logits after these tokens, and the keys and values of all tokens so far."""
         parts = []
         for start in range(0, len(tokens), READ_TOKENS):
             ids = np.array([tokens[start : start + READ_TOKENS]], dtype=np.int64)
@@ -59,7 +59,7 @@ class OnnxModel:
 
 
 class OnnxEngine(BatchingEngine):
-    """An exported ONNX model; running answers take turns to use it."""
+    """An exported ONNX model. Running answers take turns in using it."""
 
     def __init__(self, folder: Path, concurrency: int = 32) -> None:
         """Open the model. Raises ModelError if onnxruntime isn't installed or can't open it."""

@@ -1,8 +1,8 @@
 """Choosing and opening the engine for a model.
 
-An exported model's folder names its engine. For a run with several exports, `auto` opens the fastest one: a server
-measures them once on each machine. Without an export, transformers opens the run's own model. Outdated exports aren't
-opened.
+The folder of an exported model names its engine. If a run has several exports, `auto` opens the fastest one; a server
+measures their speeds once on each machine. If a run has no export, transformers opens the run's own model. Outdated
+exports aren't opened.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ from meditune.hardware import cores, processor
 log = logging.getLogger(__name__)
 NAMES = ("auto", "openvino", "llamacpp", "transformers", "onnx", "vllm")
 KEY_VARIABLE = "MEDITUNE_ENGINE_KEY"
-"""Environment variable with the key of a server that runs the model"""
+"""Environment variable with the API key for a server that runs the model"""
 EXPORTED = {"openvino": "openvino", "llamacpp": "gguf", "onnx": "onnx"}
-"""Engines, each with the kind of export that it opens"""
+"""Engine -> kind of export that it opens"""
 AUTO = ("openvino", "llamacpp")
-"""Engines that auto considers. Until a server has measured them, it prefers the first (benchmarks/engines.py)."""
+"""Engines that `auto` considers. It prefers the first until a server has measured speeds (benchmarks/engines.py)."""
 MEASURED_REQUESTS, MEASURED_TOKENS = 8, 32
 MAX_PERPLEXITY_RISE = 0.02
-"""Largest relative rise of perplexity, in the check of the export, with which `auto` considers a quantization"""
+"""Maximum relative increase in perplexity, measured at export, for `auto` to consider a quantized export"""
 
 
 def open_engine(
@@ -55,13 +55,17 @@ def open_engine(
     in_subprocess: bool = False,
     scores: bool = False,
 ) -> Engine:
-    """Open a model by catalogue name, hub id, or folder of a run, a model or an exported model.
+    """Open a model, given by its catalogue name, its hub id, or the folder of a run, a model or an exported model.
 
-    `engine` is one of `NAMES`; auto chooses the fastest engine for the folder's content. `concurrency` limits the
-    number of answers that are generated together. With vllm, the model runs on the server at `url` (up to /v1), with
-    the `key` or that in MEDITUNE_ENGINE_KEY, and `model` is a local folder of the same model, for its tokenizer.
-    `in_subprocess`, for servers, starts a separate process for an engine that would block its process
-    (subprocess_engine.py); `scores` prepares that process for scoring texts while it opens.
+    `engine` is one of `NAMES`; "auto" chooses the fastest engine for the content of the folder. `concurrency` is the
+    maximum number of answers that are generated at the same time.
+
+    With "vllm", the model runs on the server at `url` (up to and including /v1), with the API key `key` or, by default,
+    the value of MEDITUNE_ENGINE_KEY. `model` is then a local folder with the same model, from which the tokenizer is
+    loaded.
+
+    With `in_subprocess`, which is for servers, an engine that would block the server's process runs in a separate one
+    (subprocess_engine.py). `scores` makes this separate process prepare for scoring texts when it starts.
 
     Raises ModelError if the model is unavailable or the engine can't open it.
     """
@@ -77,7 +81,7 @@ def open_engine(
     if place is None:
         if engine in EXPORTED:
             raise ModelError(
-                f"{model} holds no model for the {engine} engine. Export one: meditune export {model} --to "
+                f"{model} contains no model for the {engine} engine. Export one: meditune export {model} --to "
                 f"{EXPORTED[engine]}"
             )
         return _with_transformers(model, concurrency)
@@ -131,8 +135,9 @@ def _with_transformers(model: str, concurrency: int) -> Engine:
 def exported_at(place: Path, engine: str, automatic: Sequence[str] = AUTO) -> Path | None:
     """Return the folder of the exported model to open; None if the transformers engine opens the model itself.
 
-    `automatic` holds the engines among which `auto` chooses: it prefers the export that was fastest when a server
-    measured, and otherwise the first of these engines. Raises ModelError if the export that `engine` names is outdated.
+    `automatic` contains the engines among which `auto` chooses. If a server has measured speeds, `auto` prefers the
+    fastest export, and otherwise the export for the first of these engines. Raises ModelError if `engine` isn't `auto`
+    and its export is outdated.
     """
     if (place / EXPORT).is_file():
         return place
@@ -144,7 +149,7 @@ def exported_at(place: Path, engine: str, automatic: Sequence[str] = AUTO) -> Pa
 def _exports(place: Path, engine: str, automatic: Sequence[str]) -> list[Path]:
     """Return the folders of the exports that are up to date, in the order of EXPORTED.
 
-    With `auto`, folders of other quantizations are included if they are as exact as 8 bits.
+    With `auto`, exports with other quantizations are included if their perplexity is about that of the original model.
     """
     if engine == "auto":
         kinds = [kind for name, kind in EXPORTED.items() if name in automatic and is_installed(name)]
@@ -168,12 +173,12 @@ def _exports(place: Path, engine: str, automatic: Sequence[str]) -> list[Path]:
         )
         if engine != "auto":
             raise ModelError(outdated)
-        log.warning("%s; until then another engine answers", outdated)
+        log.warning("%s; until then, another engine is used", outdated)
     return found
 
 
 def _is_exact(folder: Path) -> bool:
-    """Return whether an export's check found about the perplexity of the original model."""
+    """Return whether an export's perplexity, measured at export, is about that of the original model."""
     if not (folder / EXPORT).is_file():
         return False
     before, after = (read_json(folder / EXPORT).get("drift") or {}).get("perplexity") or (1.0, math.inf)
@@ -181,10 +186,10 @@ def _is_exact(folder: Path) -> bool:
 
 
 def measure_exports(place: Path, concurrency: int) -> None:
-    """Measure the exports of a run among which `auto` chooses, unless this machine has measured such exports before.
+    """Measure the speeds of a run's exports for `auto`, unless this machine has already measured exports like these.
 
     Does nothing for a run with fewer than two exports. The speeds are stored in Meditune's cache folder. They are
-    measured with MEASURED_REQUESTS requests at once, or with `concurrency` requests if that is less.
+    measured with MEASURED_REQUESTS requests at once, or with `concurrency` requests if these are fewer.
     """
     found = [] if (place / EXPORT).is_file() else _exports(place, "auto", AUTO)
     if len(found) < 2:
@@ -211,29 +216,29 @@ def _measured(found: Sequence[Path]) -> dict[str, float] | None:
 
 
 def _speeds_file(found: Sequence[Path]) -> Path:
-    """Return where the speeds of exports like these are stored."""
+    """Return the path of the file with the speeds of exports like these."""
     conditions = json.dumps(_conditions(found), sort_keys=True)
     return cache_folder("engines") / f"{hashlib.sha256(conditions.encode()).hexdigest()[:16]}.json"
 
 
 def _conditions(found: Sequence[Path]) -> dict[str, Any]:
-    """Return what the speeds depend on: the machine, the packages of the engines, and the exports."""
+    """Return the conditions on which speeds depend: the machine, the engines' packages, and the exports' sizes."""
     engines = {folder: read_exported_model(folder).engine for folder in found}
     return {
         "machine": f"{processor()}, {cores()} cores",
         "packages": {package: version(package) for engine in engines.values() for package in EXTRAS[engine]},
-        # A retrained model has the same sizes, and the same speeds.
+        # A retrained model has files of the same sizes, and therefore the same speed.
         "bytes": {folder.name: max(path.stat().st_size for path in folder.iterdir()) for folder in found},
     }
 
 
 def _tokens_per_s(folder: Path, requests: int) -> float:
-    """Return the tokens per second, read and written, of so many requests at once; the faster of two attempts."""
+    """Return the tokens read and written per second, with concurrent requests; the faster of two attempts."""
     text = "Regular exercise lowers blood pressure and improves sleep in most adults. "
     speeds = []
     with closing(_opened(folder, requests, False)) as engine:
         for attempt in range(2):
-            # Each prompt begins differently, so no engine finds it in its cache.
+            # Each prompt begins differently, so that no engine can reuse a cached prompt.
             prompts = [engine.tokenizer.encode(f"{number + 10 * attempt}. {text * 12}") for number in range(requests)]
             jobs = [GenerationRequest(prompt[: engine.context_tokens // 2], MEASURED_TOKENS) for prompt in prompts]
             begun = time.perf_counter()

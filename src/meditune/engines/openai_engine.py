@@ -1,8 +1,8 @@
-"""The engine that forwards requests to a server with OpenAI's API, such as vLLM, which runs the model.
+"""The engine for a model that runs on a server with OpenAI's API, such as vLLM.
 
-Prompts are sent as tokens, so the prompt format and the special tokens are Meditune's; the server must serve the same
-model. Constraints on answers use vLLM's parameters. Servers ignore parameters that they don't know, so answers are
-checked.
+Prompts are sent as token ids, with Meditune's prompt format and special tokens, so the server must serve the same
+model. Constraints on answers are sent in vLLM's parameters. Since servers ignore parameters that they don't know, each
+answer is checked against its constraint.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ PROBE_AGAIN_S = 0.5
 UNKNOWN_CONTEXT = 2048
 """Assumed context length in tokens if the server doesn't report it"""
 MODEL_VARIABLE = "MEDITUNE_ENGINE_MODEL"
-"""Environment variable with the id of the model on a server that has several"""
+"""Environment variable with the id of the model to use on a server that serves several models"""
 CANCELLED = GenerationChunk("", finish="cancelled")
 MARK = "token_id:"
-"""Prefix of the number with which vLLM identifies a token"""
+"""Prefix of a token's id in vLLM's responses, as in token_id:123"""
 
 
 class ForwardedRequest:
@@ -57,7 +57,7 @@ class ForwardedRequest:
         self._cut()
 
     def answered_by(self, response: Any) -> None:
-        """Make `cancel` close this response's connection, even while a thread is reading from it."""
+        """Make `cancel` close this response's connection, even while a thread is reading from the connection."""
         self._socket = response.extensions["network_stream"].get_extra_info("socket")
         if self.cancelled:
             self._cut()
@@ -69,12 +69,12 @@ class ForwardedRequest:
 
 
 class OpenAIEngine(ThreadPoolEngine[ForwardedRequest]):
-    """A model on a server."""
+    """An engine that forwards requests to a server."""
 
     def __init__(
         self, url: str, tokenizer: Any, key: str | None = None, concurrency: int = 32, served_as: str | None = None
     ) -> None:
-        """Connect to the server. Raises EngineError if it doesn't answer, or if its model is unclear."""
+        """Connect to the server. Raises EngineError if it doesn't answer, or if it is unclear which model to use."""
         import httpx2
 
         self.url = url.rstrip("/")
@@ -85,7 +85,7 @@ class OpenAIEngine(ThreadPoolEngine[ForwardedRequest]):
         served = self._json("GET", "/models")["data"]
         meant = _meant(served, served_as, self.url)
         self._model = meant["id"]
-        # vLLM lists an adapter's context length only with its base model.
+        # vLLM lists a context length only for the base model, not for its adapters.
         entries = [meant, *(one for one in served if one["id"] == meant.get("parent"))]
         lengths = [one["max_model_len"] for one in entries if one.get("max_model_len")]
         context_tokens = int(lengths[0]) if lengths else UNKNOWN_CONTEXT
@@ -95,7 +95,7 @@ class OpenAIEngine(ThreadPoolEngine[ForwardedRequest]):
         self._gone: EngineError | None = None
 
     def start(self, request: GenerationRequest, deliver: Callable[[GenerationChunk], None]) -> RunningGeneration:
-        """See engine.py. If the server ignores an answer's constraint, the last chunk is an error."""
+        """See engine.py. If the server ignores an answer's constraint, the last chunk has an error."""
         check_request(request, self.context_tokens)
         forwarded = ForwardedRequest()
         return self._submit(forwarded, lambda: self._run(request, deliver, forwarded))
@@ -106,9 +106,9 @@ class OpenAIEngine(ThreadPoolEngine[ForwardedRequest]):
         return [self._scored(prompt, text) if text else [] for text in texts]
 
     def failure(self) -> EngineError | None:
-        """See engine.py. The server's models are requested every `PROBE_S` seconds and after a failed request.
+        """See engine.py. The server is asked for its models every `PROBE_S` seconds, and after a failed request.
 
-        The server counts as gone when two successive probes fail, so that one lost packet doesn't end answers.
+        The server counts as gone when two successive attempts fail, so that one lost packet doesn't end answers.
         """
         if closed := super().failure():
             return closed
@@ -123,7 +123,7 @@ class OpenAIEngine(ThreadPoolEngine[ForwardedRequest]):
             return self._gone
 
     def _answers(self) -> bool:
-        """Return whether the server lists its models and this one is among them."""
+        """Return whether the server lists its models and this model is among them."""
         try:
             response = self._http.request("GET", f"{self.url}/models", timeout=PROBE_TIMEOUT_S)
             return response.status_code < 400 and self._model in {one["id"] for one in response.json()["data"]}
@@ -145,7 +145,7 @@ class OpenAIEngine(ThreadPoolEngine[ForwardedRequest]):
                 return
             for chunk in self._chunks(request, forwarded):
                 deliver(chunk)
-        except Exception as error:  # noqa: BLE001 - the request's last chunk contains it
+        except Exception as error:  # noqa: BLE001 - the request's last chunk contains the error
             if forwarded.cancelled:
                 deliver(CANCELLED)
                 return
@@ -178,7 +178,10 @@ class OpenAIEngine(ThreadPoolEngine[ForwardedRequest]):
         yield GenerationChunk("", finish=finish)
 
     def _tokens(self, choice: dict[str, Any], text: str) -> tuple[tuple[int, ...], tuple[TokenLogprob, ...]]:
-        """Return the tokens of a chunk of text, from the server's response or else from Meditune's tokenizer."""
+        """Return the tokens and log-probabilities of a chunk of text.
+
+        If the response contains no token ids, Meditune's tokenizer provides them, without log-probabilities.
+        """
         tokens = (choice.get("logprobs") or {}).get("tokens") or []
         numbers = [_number(token) for token in tokens]
         if tokens and None not in numbers:
@@ -194,7 +197,7 @@ class OpenAIEngine(ThreadPoolEngine[ForwardedRequest]):
             "max_tokens": request.max_new_tokens,
             "temperature": request.temperature,
             "top_p": request.top_p,
-            # Without these values, servers and the model's own settings would change the distribution.
+            # Without these values, defaults of the server or the model would change the distribution.
             "top_k": -1,
             "min_p": 0.0,
             "repetition_penalty": 1.0,
@@ -230,8 +233,8 @@ class OpenAIEngine(ThreadPoolEngine[ForwardedRequest]):
             response = self._http.request(method, f"{self.url}{path}", json=body)
         except (TransientError, DataError) as error:
             raise EngineError(
-                f"No server answers at {self.url} ({error}). Start one, for example with `vllm serve FOLDER`, and give "
-                "its address up to and including /v1."
+                f"No server answers at {self.url} ({error}). Start one, for example with `vllm serve FOLDER`, and "
+                "specify its address up to and including /v1."
             ) from error
         if response.status_code >= 400:
             raise self._refused(response)
@@ -243,7 +246,7 @@ class OpenAIEngine(ThreadPoolEngine[ForwardedRequest]):
 
 
 def _meant(served: list[dict[str, Any]], served_as: str | None, url: str) -> dict[str, Any]:
-    """Return the server's entry of the requested model. Raises EngineError if it is unclear which model to use."""
+    """Return the server's entry for the requested model. Raises EngineError if there is none, or several."""
     ids = ", ".join(one["id"] for one in served) or "none"
     if served_as is None and len(served) > 1:
         raise EngineError(
@@ -256,7 +259,7 @@ def _meant(served: list[dict[str, Any]], served_as: str | None, url: str) -> dic
 
 
 def _choices(lines: Iterator[str]) -> Iterator[dict[str, Any]]:
-    """Yield the choices in a stream of server-sent events; the end mark becomes a choice with only a finish reason."""
+    """Yield the choices in a stream of server-sent events; [DONE] becomes a choice with only a finish reason."""
     for line in lines:
         if line.startswith("data:") and line[5:].strip() == "[DONE]":
             yield {"finish_reason": "stop"}
@@ -282,7 +285,7 @@ def _logprobs(returned: dict[str, Any], places: range) -> list[TokenLogprob]:
 
 
 def _check_constraint(request: GenerationRequest, written: str, finish: Finish, url: str) -> None:
-    """Raise EngineError if a complete answer violates its constraint."""
+    """Raise EngineError if a complete answer isn't one of the given texts, or isn't JSON although it should be."""
     if request.choices and written not in request.choices:
         raise EngineError(f"{url} doesn't restrict answers to given texts, as vLLM does.")
     if request.json_schema is not None and finish == "stop":

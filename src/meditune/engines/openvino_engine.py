@@ -1,7 +1,8 @@
-"""The engine for models exported with `meditune export --to openvino`: OpenVINO GenAI, fastest on CPUs, without torch.
+"""The engine for models exported with `meditune export --to openvino`: OpenVINO GenAI, the fastest engine on CPUs.
 
-OpenVINO GenAI's pipeline batches continuously, with paged keys and values and prefixes shared between prompts. Texts
-are scored by a second copy of the model, because the pipeline returns log-probabilities only for generated text.
+The engine doesn't need torch. OpenVINO GenAI's pipeline batches continuously; keys and values are paged, and prompts
+share the pages of common prefixes. Texts are scored by a second copy of the model, because the pipeline returns
+log-probabilities only for generated text.
 """
 
 from __future__ import annotations
@@ -31,19 +32,19 @@ ROW_TOKENS = 1024
 END = 2**31 - 1
 KERNELS = "CPU_RUNTIME_CACHE_CAPACITY"
 MAX_KERNELS = 64
-"""Number of compiled kernels that OpenVINO caches, each for one shape; the default of 5,000 grows to hundreds of
-megabytes in a server"""
+"""Number of compiled kernels that OpenVINO caches, each for one shape. With the default of 5,000, the cache grows
+to hundreds of megabytes in a server."""
 
 
 MAX_CACHED_PROMPTS = 8
-"""Number of prompts whose states are remembered, for later prompts that begin in the same way"""
+"""Number of prompts whose states are cached, for later prompts that begin with the same tokens"""
 
 
 class Scorer:
     """An exported model, compiled for scoring texts.
 
-    The texts of a batch share one pass over the prompt, whose state is copied to a row for each text. The output head
-    computes only the requested positions.
+    The texts of a batch share one pass over the prompt; its state is then copied to one row for each text. The output
+    head computes logits only for the requested positions.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -52,7 +53,7 @@ class Scorer:
         model = core.read_model(folder / "openvino_model.xml")
         _head_reads_last(model)
         self._tensor = ov.Tensor
-        # By default, keys and values have 8 bits; scores would then depend on how much of a prompt is remembered.
+        # By default, keys and values have 8 bits; scores would then depend on how much of a prompt is cached.
         options = {KERNELS: MAX_KERNELS, "KV_CACHE_PRECISION": "f32"}
         self._request = core.compile_model(model, "CPU", options).create_infer_request()
         self._remembered: deque[tuple[Sequence[int], dict[str, Any]]] = deque(maxlen=MAX_CACHED_PROMPTS)
@@ -73,9 +74,9 @@ class Scorer:
         return scored
 
     def next_logits(self, prompt: Sequence[int], tokens: Sequence[int]) -> list[float]:
-        """Return the logits of these tokens as the next token after the prompt.
+        """Return the logit of each of these tokens as the next token after the prompt.
 
-        The states of the last prompts are remembered, so only tokens after the longest common prefix are read.
+        The states of the last prompts are cached, so only the tokens after the longest common prefix are read.
         """
         lengths = [_common_length(earlier, prompt[:-1]) for earlier, _ in self._remembered]
         shared = max(lengths, default=0)
@@ -99,7 +100,7 @@ class Scorer:
         return self._logits(np.array([prompt], dtype=np.int64), 0, 1)[0, -1]
 
     def _read_texts(self, start: int, texts: Sequence[Sequence[int]]) -> Any:
-        """Return the (N, longest - 1, vocabulary) logits after each token of the texts except the last."""
+        """Return the (N, longest - 1, vocabulary) logits after each token of each text except its last."""
         fed = np.zeros((len(texts), max(map(len, texts)) - 1), dtype=np.int64)
         for row, text in enumerate(texts):
             fed[row, : len(text) - 1] = text[:-1]
@@ -121,7 +122,7 @@ class Scorer:
 
 
 def _head_reads_last(model: Any) -> None:
-    """Give the model an input `last`, the number of final positions to compute logits for."""
+    """Add an input `last` to the model: the number of final positions for which to compute logits."""
     opset = import_package("openvino", "openvino.opset13")
     node = model.output("logits").get_node().input_value(0).get_node()
     while node.get_type_name() != "MatMul":
@@ -150,7 +151,7 @@ def _likely(logits: Any, token: int) -> TokenLogprob:
 
 
 CACHE_BYTES = 256_000_000
-"""Memory for the keys and values of all prompts and answers; more if a single one of full length needs more"""
+"""Memory for the keys and values of all prompts and answers; more is reserved if a single full context needs it"""
 BLOCK = 32
 """Number of tokens in a memory block, on a CPU"""
 READ_TOKENS = 512
@@ -161,7 +162,7 @@ class OpenvinoEngine(BatchingEngine):
     """An exported model, in 8 or 4 bits, that continues up to `concurrency` prompts together."""
 
     def __init__(self, folder: Path, concurrency: int = 32, scores: bool = False) -> None:
-        """Open the model, and with `scores` its copy for scoring. Raises ModelError if OpenVINO can't open it."""
+        """Open the model and, if `scores`, its copy for scoring. Raises ModelError if OpenVINO can't open them."""
         self._genai = import_package("openvino", "openvino_genai")
         self._tensor = import_package("openvino", "openvino").Tensor
         self.model = model = read_exported_model(folder)
@@ -208,7 +209,7 @@ class OpenvinoEngine(BatchingEngine):
         return self._scorer.score(prompt, texts)
 
     def _join(self, answers: list[ScheduledRequest]) -> None:
-        """Add prompts to the pipeline; if a request chooses among given texts, score them instead."""
+        """Add prompts to the pipeline; if a request chooses among given texts, score these instead."""
         for answer in answers:
             if answer.request.choices:
                 answer.choose(self._score, self.model.stop_tokens[0])
@@ -279,16 +280,16 @@ def _blocks(model: ExportedModel) -> int:
     config = config.get("text_config", config)
     heads = config.get("num_key_value_heads") or config["num_attention_heads"]
     size = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
-    # Each head's row of numbers has a scale and a zero point, 4 bytes each.
+    # Each head's quantized vector also has a scale and a zero point, 4 bytes each.
     token: int = 2 * config["num_hidden_layers"] * heads * (size + 8)
     return max(CACHE_BYTES // (token * BLOCK), math.ceil(model.context_tokens / BLOCK) + 1)
 
 
 def check_supported(request: GenerationRequest, tokenizer: Any) -> None:
-    """Raise ModelError if choices are invalid, or if alternatives are requested, which OpenVINO doesn't return."""
+    """Raise ModelError if choices are invalid, or if alternative tokens are requested: OpenVINO returns none."""
     if request.logprobs > 1:
         raise ModelError(
-            "OpenVINO returns the log-probability of each token that it writes, but no alternatives. Request 1 "
+            "OpenVINO returns the log-probability of each generated token, but not of alternatives. Request 1 "
             "log-probability per token, or serve the model with --engine transformers."
         )
     if request.choices:

@@ -1,7 +1,7 @@
-"""Choose each token: its constraint (JSON that follows a schema, or one of the given texts), and sampling.
+"""The choice of each token: constraints (JSON that follows a schema, or one of the given texts), and sampling.
 
-llguidance computes the tokens that a JSON schema allows. Only the separators of `json.dumps` are allowed: if any white
-space were, a small model might write nothing else. Source: github.com/guidance-ai/llguidance, docs/json_schema.md.
+llguidance computes which tokens a JSON schema allows (github.com/guidance-ai/llguidance, docs/json_schema.md). White
+space is allowed only in the separators that `json.dumps` writes; otherwise, a small model might write only white space.
 Torch is imported only where tokens are sampled, because engines with their own sampling don't need it.
 """
 
@@ -32,14 +32,17 @@ FORMATTING = {"whitespace_flexible": False, "item_separator": ", ", "key_separat
 
 
 class ConstraintCompiler:
-    """A compiler of requests' constraints for one tokenizer."""
+    """Compiles the constraints of requests for one tokenizer."""
 
     def __init__(self, tokenizer: Any, ends: Sequence[int], folder: Path | None = None) -> None:
-        """`ends` are the end tokens. `folder` contains tokenizer.json, and is needed for a PlainTokenizer."""
+        """`ends` are the end tokens. `folder`, which contains tokenizer.json, is required for a PlainTokenizer."""
         self._tokenizer, self._ends, self._folder = tokenizer, list(ends), folder
 
     def compile(self, request: GenerationRequest) -> JsonConstraint | ChoiceConstraint | None:
-        """Return the constraint for an answer, or None. Raises ModelError if it is invalid or llguidance is missing."""
+        """Return the constraint for an answer, or None if the request has none.
+
+        Raises ModelError if the constraint is invalid or llguidance is missing.
+        """
         if request.choices:
             return ChoiceConstraint(self._tokenizer, request.choices, min(self._ends))
         if request.json_schema is None:
@@ -83,7 +86,7 @@ class JsonConstraint:
 
     @property
     def complete(self) -> bool:
-        """Return whether the answer can only end now."""
+        """Return whether the answer is complete, so that only an end token may follow."""
         return bool(self._matcher.is_stopped())
 
 
@@ -96,14 +99,14 @@ def _first_line(message: str) -> str:
 
 
 class ChoiceConstraint:
-    """The texts that an answer may be, as token sequences, and the answer's progress through them."""
+    """The texts from which an answer is chosen, as token sequences, and the answer's progress through them."""
 
     def __init__(self, tokenizer: Any, texts: Sequence[str], end: int) -> None:
         """Tokenize the texts. Raises ModelError if a text has no tokens."""
         encoder = Encoder(tokenizer, PromptFormat())
         self.end = end
         self.texts = [encoder.tokenize(text) for text in texts]
-        """Each text's tokens"""
+        """The token ids of each text"""
         self._left = self.texts
         if not all(self._left):
             raise ModelError("One of the texts to choose from is empty.")
@@ -118,15 +121,15 @@ class ChoiceConstraint:
 
     @property
     def complete(self) -> bool:
-        """Return whether the answer can only end now."""
+        """Return whether the answer is complete, so that only an end token may follow."""
         return not any(self._left)
 
 
 def choose(scored: Sequence[Sequence[TokenLogprob]], temperature: float, seed: int | None) -> list[TokenLogprob]:
-    """Return one of several scored texts, chosen as if an engine had generated it and could generate only these.
+    """Return one of several scored texts, chosen as if an engine could generate only these texts.
 
-    At each position, the most likely of the texts' next tokens is chosen or, if `temperature` isn't 0, one is sampled.
-    Each text is scored with its end token and returned without it.
+    At each position, one of the texts' next tokens is chosen: the most likely token if `temperature` is 0, and a
+    sampled token otherwise. Each scored text includes its end token, but the returned text doesn't.
     """
     left, generator = list(scored), random.Random(seed)
     written: list[TokenLogprob] = []
@@ -146,7 +149,7 @@ def choose(scored: Sequence[Sequence[TokenLogprob]], temperature: float, seed: i
 
 
 class TokenSampler:
-    """The choice of one answer's tokens, within its constraint."""
+    """Chooses the tokens of one answer, within the answer's constraint."""
 
     def __init__(self, request: GenerationRequest, constraint: ChoiceConstraint | JsonConstraint | None) -> None:
         import torch
@@ -161,7 +164,7 @@ class TokenSampler:
                 self._generator.manual_seed(request.seed % 2**63)
 
     def next_token(self, logits: torch.Tensor, best: int) -> int:
-        """Return a token chosen by the (vocabulary,) logits; `best` is the token with the highest logit."""
+        """Return the next token, chosen by (vocabulary,) logits; `best` is the token with the highest logit."""
         import torch
 
         if self.constraint is None:
@@ -171,20 +174,23 @@ class TokenSampler:
         return int(allowed[int(logits.argmax()) if self._generator is None else self._sample(logits)])
 
     def _sample(self, logits: torch.Tensor) -> int:
-        """Sample one of the most likely tokens that have at least `top_p` together (Holtzman et al. 2020)."""
+        """Return a token sampled from the smallest set whose probability reaches `top_p` (Holtzman et al. 2020)."""
         import torch
 
         probabilities = (logits.cpu() / max(self.request.temperature, 1e-4)).softmax(dim=-1)
         if self.request.top_p >= 1:
             return int(torch.multinomial(probabilities, 1, generator=self._generator))
         ordered, tokens = probabilities.sort(descending=True)
-        # A token is kept if all more likely tokens have less than top_p together.
+        # A token is kept if the total probability of all more likely tokens is less than top_p.
         nucleus = ordered.cumsum(dim=0) - ordered < self.request.top_p
         return int(tokens[int(torch.multinomial(ordered * nucleus, 1, generator=self._generator))])
 
 
 def add_tokens(logits: torch.Tensor, answers: Sequence[ScheduledRequest], ends: Collection[int]) -> None:
-    """Add the next token to each answer, from (N, vocabulary) logits. A token in `ends`, or NaN, ends an answer."""
+    """Add the next token to each answer, from (N, vocabulary) logits.
+
+    A token in `ends` ends an answer. Logits that aren't finite end it with an error.
+    """
     highest, best = logits.max(dim=-1)
     for row, is_finite, first, answer in zip(logits, highest.isfinite().tolist(), best.tolist(), answers, strict=True):
         if not is_finite:

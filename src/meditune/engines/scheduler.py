@@ -1,7 +1,7 @@
 """The common parts of engines: an answer in progress, batching in one thread, and one thread for each request.
 
 In a batching engine, one thread uses the model: it generates step by step, and reads prompts, scores texts and cancels
-requests between two steps.
+requests between steps.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class ScheduledRequest:
         self.cached = 0
         """Number of cached prompt tokens, or 0 once it has been reported"""
         self.sampler: Any = None
-        """The choice of the next token (sampling.py), in engines that choose it themselves"""
+        """The answer's TokenSampler (sampling.py), in engines that choose each token themselves"""
         self.state: Any = None
         """The engine's own state for a running answer"""
 
@@ -71,17 +71,20 @@ class ScheduledRequest:
             self._send(text)
 
     def end(self, finish: Finish = "stop") -> None:
-        """End the answer, unless it has ended."""
+        """End the answer, unless it has already ended."""
         self._send("" if self.ended else self._detokenizer.rest(), finish)
 
     def fail(self, error: Exception) -> None:
-        """End the answer with an error, unless it has ended."""
+        """End the answer with an error, unless it has already ended."""
         self._send("", None, error)
 
     def choose(
         self, score: Callable[[Sequence[int], list[list[int]]], Sequence[Sequence[TokenLogprob]]], end: int
     ) -> None:
-        """Answer with one of the request's choices, based on scores; each is scored with the token `end` after it."""
+        """Answer with one of the request's choices, based on their scores.
+
+        A choice is scored together with the token `end`, which follows it.
+        """
         request = self.request
         texts = ChoiceConstraint(self._tokenizer, request.choices, end).texts
         scored = score(request.prompt, [[*text, end] for text in texts])
@@ -151,7 +154,7 @@ class BatchingEngine:
         """See engine.py. The model is already open."""
 
     def failure(self) -> EngineError | None:
-        """See engine.py. The engine fails if its thread fails."""
+        """See engine.py. The engine has failed if its thread has failed."""
         return self._broken or (EngineError(CLOSED) if self._closing else None)
 
     def close(self) -> None:
@@ -164,7 +167,7 @@ class BatchingEngine:
 
     @contextmanager
     def _inside(self) -> Iterator[None]:
-        """Surround all use of the model, in its thread."""
+        """Surround all use of the model, in the thread that uses it."""
         yield
 
     def _check(self, request: GenerationRequest) -> None:
@@ -177,7 +180,7 @@ class BatchingEngine:
         return [self._waiting.popleft() for _ in range(room)]
 
     def _join(self, answers: list[ScheduledRequest]) -> None:
-        """Read the requests' prompts, and add the requests to the running ones."""
+        """Read the requests' prompts, and add the requests to `running`."""
         raise NotImplementedError
 
     def _step(self) -> None:
@@ -237,8 +240,8 @@ class BatchingEngine:
             self._break_down(error)
 
     def _break_down(self, error: BaseException) -> None:
-        """End all requests with an error and reject later ones, because this thread ends."""
-        broken = EngineError(f"The engine failed ({type(error).__name__}); the log says where. Open it again.")
+        """End all requests with an error, and reject later requests, because this thread is about to end."""
+        broken = EngineError(f"The engine failed ({type(error).__name__}); see the log. Open the engine again.")
         broken.__cause__ = error
         left, calls = self._emptied(broken)
         self.running, self._joining = [], []
@@ -248,7 +251,7 @@ class BatchingEngine:
             future.set_exception(broken)
 
     def _emptied(self, broken: EngineError | None = None) -> tuple[list[ScheduledRequest], list[Any]]:
-        """Record why the engine stops, empty the queues, and return all requests and calls."""
+        """Record why the engine stops, empty the queues, and return all unfinished requests and calls."""
         with self._wake:
             self._broken = broken
             left, calls = [*self.running, *self._joining, *self._waiting], [*self._calls]

@@ -5,9 +5,9 @@ prompts. In the server's process, nothing else could run during that time, not e
 rejection of a request. In a separate process, the engine can also open while the server opens its index, and the server
 can report that the engine has died.
 
-Messages are sent over a pipe as a length and a pickled tuple. Both ends are Meditune in processes of the same user, and
-nothing else writes into the pipe. The engine's process runs this module, reads requests from its standard input, writes
-chunks to its standard output, and ends when the input does:
+A message is sent over a pipe as its length and a pickled tuple. Unpickling is safe: both ends are Meditune processes of
+the same user, and nothing else writes to the pipe. The engine's process runs this module, reads requests from its
+standard input, writes chunks to its standard output, and ends when its input ends:
 
     python -m meditune.engines.subprocess_engine FOLDER CONCURRENCY [scores]
 """
@@ -49,7 +49,7 @@ LENGTH_PREFIX = struct.Struct("<I")
 READ_BYTES = 1 << 20
 CLOSE_S = 1.0
 END_S = 10.0
-"""Seconds that a process may take to end"""
+"""Maximum time in seconds for the process to end"""
 SCORING_THREADS = 2
 PARENT_CHECK_S = 0.5
 
@@ -62,9 +62,9 @@ class MessageReader:
         self._buffer = b""
 
     def read(self) -> list[Any]:
-        """Wait for messages, and return all complete ones; return none if the other end was closed.
+        """Wait for messages, and return all complete ones; return an empty list if the other end was closed.
 
-        They are returned together, because every return from a system call waits for the GIL for as long as a step.
+        Messages are returned together, because each return from a system call may wait for the GIL for a whole step.
         """
         while more := os.read(self._file, READ_BYTES):
             self._buffer += more
@@ -97,7 +97,7 @@ class MessageWriter:
                 left = left[os.write(self._file, left) :]
 
     def close(self) -> None:
-        """Stop writing, because the file descriptor may soon be reused. Wait one second for a write in progress."""
+        """Stop writing, because the file descriptor may soon be reused. Wait up to 1 second for a write in progress."""
         held = self._lock.acquire(timeout=CLOSE_S)
         self._file = -1
         if held:
@@ -105,7 +105,7 @@ class MessageWriter:
 
 
 class SubprocessEngine:
-    """An engine that runs in another process and opens in the background (`opened` waits for it)."""
+    """An engine that runs in another process. It opens in the background; `opened` waits until it is open."""
 
     def __init__(self, folder: Path, concurrency: int = 32, scores: bool = False) -> None:
         """Start the process. For `scores`, see open_engine in open_engine.py."""
@@ -114,7 +114,7 @@ class SubprocessEngine:
         self.context_tokens = model.context_tokens
         self.concurrency = concurrency
         more = ["scores"] if scores else []
-        # Ctrl-C in a terminal reaches both processes; the server ends the engine when the running answers are complete.
+        # Ctrl-C in a terminal reaches both processes. The engine ignores it; the server ends the engine later.
         self._process = subprocess.Popen(
             [sys.executable, "-m", "meditune.engines.subprocess_engine", str(folder), str(concurrency), *more],
             stdin=subprocess.PIPE,
@@ -140,7 +140,7 @@ class SubprocessEngine:
         self._ready.result()
 
     def failure(self) -> EngineError | None:
-        """See engine.py. The engine fails if its process ends."""
+        """See engine.py. The engine has failed if its process has ended."""
         if self._closing:
             return EngineError(CLOSED)
         return self._exit_error() if self._gone else None
@@ -187,7 +187,7 @@ class SubprocessEngine:
             self._thread.join()
 
     def cancel(self, number: int) -> None:
-        """Cancel a request."""
+        """Cancel the request with this number."""
         self._send("cancel", number)
 
     def _new(self) -> int:
@@ -249,7 +249,7 @@ class SubprocessEngine:
 
     def _exit_error(self) -> EngineError:
         return EngineError(
-            f"The engine's process ended unexpectedly (code {self._process.returncode}); the log may say why."
+            f"The engine's process ended unexpectedly (exit code {self._process.returncode}); see the log."
         )
 
 
@@ -274,7 +274,7 @@ class EngineWorker:
         self._scoring = ThreadPoolExecutor(SCORING_THREADS)
 
     def handle(self, kind: str, values: list[Any]) -> None:
-        """Process one message."""
+        """Process one message: start or cancel a request, or score texts."""
         if kind == "start":
             self._start(*values)
         elif kind == "cancel":
@@ -287,7 +287,7 @@ class EngineWorker:
         def deliver(chunk: GenerationChunk) -> None:
             if chunk.error is not None:
                 chunk = replace(chunk, error=_reported(chunk.error))
-            # If the server is gone, the input ends as well, and then this process.
+            # If the server is gone, the input ends, and so does this process.
             with suppress(OSError):
                 self._out.write("chunk", number, chunk)
             if chunk.is_last:
@@ -307,7 +307,7 @@ class EngineWorker:
 
 
 def _reported(error: Exception) -> MedituneError:
-    """Return an error to send to the server: errors of libraries may quote a question, or can't be pickled."""
+    """Return an error to send to the server. Other libraries' errors may quote a question, or can't be pickled."""
     return error if isinstance(error, MedituneError) else EngineError(f"OpenVINO failed ({type(error).__name__}).")
 
 
@@ -326,12 +326,12 @@ class _LogForwarder(logging.Handler):
 
 def main(folder: Path, concurrency: int, scores: bool) -> None:
     """Serve an engine in this process until the input ends."""
-    # The server ends this process when the running answers are complete.
+    # Ignore signals, because the server ends this process when the running answers are complete.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     limit_malloc_arenas()
     out, incoming = MessageWriter(os.dup(1)), MessageReader(0)
-    # Redirect what libraries print to the log.
+    # Redirect what libraries print from standard output, which is the pipe, to standard error.
     os.dup2(2, 1)
     logging.basicConfig(handlers=[_LogForwarder(out)], level=logging.WARNING)
     try:
@@ -351,7 +351,7 @@ def main(folder: Path, concurrency: int, scores: bool) -> None:
 
 
 def _end_with(engine: OpenvinoEngine, closing: threading.Event) -> None:
-    """End this process when its engine fails, so that the server starts another one."""
+    """End this process when its engine fails, so that the server starts another process."""
     while not closing.wait(PARENT_CHECK_S):
         failure = engine.failure()
         if failure is not None and not closing.is_set():
@@ -361,5 +361,5 @@ def _end_with(engine: OpenvinoEngine, closing: threading.Event) -> None:
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]), int(sys.argv[2]), "scores" in sys.argv[3:])
-    # Threads of libraries may still be running, and there is nothing to save.
+    # Exit at once: threads of libraries may still be running, and there is nothing to save.
     os._exit(0)

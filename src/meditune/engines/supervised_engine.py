@@ -1,8 +1,8 @@
-"""A wrapper for a server's engine that restarts it when it dies, with exponential back-off.
+"""A wrapper that restarts a server's engine when the engine dies, with exponential back-off.
 
-The dead engine's requests end with an error. Until the next engine is open, requests fail with the time after which to
-retry. If the engine can't be restarted, `failure` returns the reason, and the process should end, so that its
-supervisor (systemd, Docker, Kubernetes) starts another one.
+The dead engine's requests end with an error. Until the next engine is open, new requests fail with an error that says
+when to retry. If the engine can't be restarted, `failure` returns the reason. The server's process should then end, so
+that its supervisor (systemd, Docker, Kubernetes) starts a new process.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ CHECK_S = 0.25
 RESTARTS = 6
 """Number of restart attempts before the server gives up"""
 STABLE_S = 60.0
-"""Seconds after which an engine counts as stable; its next failure starts the count of restart attempts again"""
+"""Seconds after which an engine counts as stable; the count of restart attempts then starts again from 0"""
 FIRST_PAUSE_S, MAX_PAUSE_S = 1.0, 30.0
 """Shortest and longest pause in seconds between restart attempts; each pause is twice as long as the one before"""
 STALL_TIMEOUT_S = 360.0
@@ -40,7 +40,7 @@ STALL_TIMEOUT_S = 360.0
 CLOSE_S = 20.0
 """Seconds that a dead engine may take to free its memory"""
 FAILED_RETRY_S = 30.0
-"""Seconds after which callers should retry if this process ends: another one must open the model first"""
+"""Seconds after which callers should retry if this process ends: a new process must open the model first"""
 
 
 class SupervisedEngine:
@@ -53,12 +53,13 @@ class SupervisedEngine:
         stalled_s: float = STALL_TIMEOUT_S,
         on_restart: Callable[[], None] = lambda: None,
     ) -> None:
-        """Open the engine; `opened` waits for it and starts to watch it.
+        """Open the engine. `opened` waits until it is open, and starts to watch it.
 
-        `restarts` limits the successive attempts; None means no limit, which suits a model on another server, because
-        ending this process wouldn't help. `on_restart` is called after each restart.
+        `restarts` is the maximum number of successive attempts to restart the engine. None means no limit; this suits a
+        model on another server, because ending this process wouldn't help there. `on_restart` is called after each
+        restart.
 
-        Raises what `open_engine` raises.
+        Raises the errors of `open_engine`.
         """
         self._open, self._restarts, self._stalled_s, self._on_restart = open_engine, restarts, stalled_s, on_restart
         began = time.monotonic()
@@ -77,8 +78,8 @@ class SupervisedEngine:
         self._watcher: threading.Thread | None = None
 
     def opened(self) -> None:
-        """See engine.py. From now on the engine is watched."""
-        assert self._engine is not None, "it is opened before anything can end it"
+        """See engine.py. From now on, the engine is watched."""
+        assert self._engine is not None, "the engine is opened before anything can end it"
         self._engine.opened()
         self._since = time.monotonic()
         self._opening_s = self._since - self._progress
@@ -145,7 +146,7 @@ class SupervisedEngine:
         return True
 
     def ended(self, request: SupervisedGeneration) -> None:
-        """Forget a request."""
+        """Stop tracking a request that has ended."""
         with self._lock:
             self._generations.discard(request)
 
@@ -210,13 +211,13 @@ class SupervisedEngine:
         if closing.is_alive():
             self._give_up("The engine is stuck; only ending this process can end it.")
             return False
-        # The dead engine's weights are freed before they are loaded again.
+        # Free the dead engine's weights before the weights are loaded again.
         del dead, closing
         gc.collect()
         return self._retried()
 
     def _retried(self) -> bool:
-        problem = "it ended each time"
+        problem = "it stopped each time"
         while self._restarts is None or self._crashes < self._restarts:
             while not self._closing and (left := self._restart_at - time.monotonic()) > 0:
                 self._wake.wait(left)
@@ -299,7 +300,7 @@ class SupervisedGeneration:
         self._deliver(chunk)
 
     def end(self, error: EngineError) -> None:
-        """End the request with an error that its engine can't deliver."""
+        """End the request with an error, because its engine can no longer end it."""
         with self._lock:
             if self._over:
                 return

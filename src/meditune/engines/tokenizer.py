@@ -1,4 +1,7 @@
-"""A tokenizer like those of transformers, which takes seconds to import, and streaming detokenization."""
+"""A tokenizer with the interface of transformers' tokenizers, and streaming detokenization.
+
+Many engines don't need transformers, which takes seconds to import.
+"""
 
 from __future__ import annotations
 
@@ -21,14 +24,14 @@ class PlainTokenizer:
     """The tokenizer in a model's folder: tokenizer.json, its settings and its chat template."""
 
     def __init__(self, folder: Path) -> None:
-        """Load the tokenizer. Raises ModelError if the folder has no readable tokenizer.json."""
+        """Load the tokenizer. Raises ModelError if the folder contains no readable tokenizer.json."""
         from tokenizers import Tokenizer
 
         path = folder / FILE_NAME
         if not path.is_file():
-            raise ModelError(f"{folder} has no {FILE_NAME}. Export the model again.")
+            raise ModelError(f"{folder} contains no {FILE_NAME}. Export the model again.")
         try:
-            # `_special` reads text that looks like a special token as that token, `_plain` as ordinary text.
+            # `_special` encodes text that looks like a special token as that token; `_plain` as ordinary text.
             self._special, self._plain = (Tokenizer.from_file(str(path)) for _ in range(2))
         except Exception as error:
             raise ModelError(f"{path} can't be read: {error}. Export the model again.") from error
@@ -100,7 +103,10 @@ class PlainTokenizer:
         add_generation_prompt: bool = False,
         **more: Any,
     ) -> Any:
-        """Return a conversation in the model's chat format, as text or ids. Raises ValueError without a template."""
+        """Return a conversation in the model's chat format: as token ids, or as text if `tokenize` is False.
+
+        Raises ValueError if there is no chat template.
+        """
         if not self.chat_template:
             raise ValueError("This tokenizer has no chat template.")
         named = {name: getattr(self, name) for name in NAMED if getattr(self, name) is not None}
@@ -124,21 +130,21 @@ class PlainTokenizer:
             "strftime_now": lambda form: datetime.now().strftime(form),
         }
         environment.filters["tojson"] = lambda value, indent=None: json.dumps(value, ensure_ascii=False, indent=indent)
-        # `generation` marks the assistant's parts, which is needed only in training.
+        # The `generation` tag marks the assistant's parts, which matters only in training.
         text = re.sub(r"(\{%[-+]?\s*)generation\b", r"\1if true", self.chat_template or "")
         return environment.from_string(re.sub(r"(\{%[-+]?\s*)endgeneration\b", r"\1endif", text))
 
 
 TAIL = 6
-"""Number of prompt tokens that are decoded with the answer, because its leading space depends on what precedes it"""
+"""Number of prompt tokens that are decoded with the answer, because the answer's leading space depends on them"""
 MAX_CHARACTER_TOKENS = 4
-"""Maximum number of tokens for one character, if each token is a byte"""
+"""Maximum number of tokens in one character, if each token is a byte"""
 HALF = "\ufffd"
 """The character with which a tokenizer replaces an incomplete character"""
 
 
 class Detokenizer:
-    """A streaming decoder of one answer. It omits special tokens, and holds back what may begin a stop text."""
+    """A streaming decoder for one answer. It omits special tokens, and holds back possible beginnings of stop texts."""
 
     def __init__(self, tokenizer: Any, prompt: Sequence[int], stop: Sequence[str] = ()) -> None:
         self.tokenizer = tokenizer
@@ -150,7 +156,7 @@ class Detokenizer:
         self._held = ""
 
     def add(self, token: int) -> str:
-        """Add a token, and return the new text in whole characters, which may be empty."""
+        """Add a token, and return the new text, which has only complete characters and may be empty."""
         self._ids.append(token)
         new, read = self._new(), len(self._ids)
         if new.endswith(HALF):
@@ -188,6 +194,6 @@ class Detokenizer:
 
 
 def _overlap(text: str, stop: str) -> int:
-    """Return the number of characters at the end of `text` that begin `stop`."""
+    """Return the length of the longest end of `text` that is an incomplete beginning of `stop`."""
     most = min(len(text), len(stop) - 1)
     return next((length for length in range(most, 0, -1) if text.endswith(stop[:length])), 0)

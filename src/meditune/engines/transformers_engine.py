@@ -1,6 +1,7 @@
 """The engine for any model that transformers loads, base or tuned, including adapters and virtual tokens.
 
-It batches continuously with Meditune's own decoder: prompts join and answers leave between any two steps.
+It batches continuously with Meditune's own decoder: between any two steps, new prompts join the batch and finished
+answers leave it.
 """
 
 from __future__ import annotations
@@ -26,14 +27,14 @@ from meditune.prompts import Encoded
 SCORED_TOKENS = 1024
 """Maximum number of tokens that are scored in one pass, between two steps"""
 UNKNOWN_CONTEXT = 2048
-"""Assumed context length in tokens if the model's config doesn't give it"""
+"""Assumed context length in tokens if the model's config doesn't specify it"""
 
 
 class TransformersEngine(BatchingEngine):
     """A loaded model that continues many prompts together."""
 
     def __init__(self, loaded: LoadedModel, concurrency: int = 32) -> None:
-        """Create the engine for at most `concurrency` answers at a time. Raises ModelError without an end token."""
+        """Create the engine for at most `concurrency` answers at a time. Raises ModelError if it has no end token."""
         self.loaded = loaded
         configured = getattr(loaded.model.generation_config, "eos_token_id", None)
         ends = end_tokens(loaded.tokenizer.eos_token_id, configured, loaded.name)
@@ -61,9 +62,10 @@ class TransformersEngine(BatchingEngine):
             yield
 
     def _chosen(self) -> list[ScheduledRequest]:
-        """Take the requests that have waited longest, as many as one pass can read and memory allows.
+        """Take the requests that have waited longest from the queue: as many as one pass can read and memory allows.
 
-        A request that shares a prefix with one of them waits for the next pass, which doesn't read that prefix again.
+        A request that shares a prefix with one of these waits for the next pass, which won't need to read the prefix
+        again.
         """
         taken: list[ScheduledRequest] = []
         longest = max((_most(answer.request) for answer in self.running), default=0)
@@ -117,7 +119,7 @@ class TransformersEngine(BatchingEngine):
     def _logprob(self, hidden: torch.Tensor, logits: torch.Tensor, token: int) -> TokenLogprob:
         if logits.dtype == torch.float32 or getattr(self.loaded.model.config, "final_logit_softcapping", None):
             return top_logprobs(logits, token, ALTERNATIVES)
-        # In BF16, different tokens often have equal logits, so the returned ones are computed again in FP32.
+        # In BF16, different tokens often have equal logits, so logits that are returned are computed again in FP32.
         values = logits.float()
         tokens = list(dict.fromkeys([token, *values.topk(ALTERNATIVES).indices.tolist()]))
         exact = label_logits(self.loaded.model.get_output_embeddings(), hidden, tokens)
@@ -148,13 +150,16 @@ def _most(request: GenerationRequest) -> int:
 
 
 def _shared_prefix_length(request: GenerationRequest, others: Sequence[ScheduledRequest]) -> int:
-    """Return the length of the longest prefix that this prompt shares with one of the others."""
+    """Return the length of the longest prefix that a request's prompt shares with another prompt."""
     ids = np.asarray(request.prompt)
     return max(shared_prefix(ids, np.asarray(other.request.prompt)) for other in others)
 
 
 def _grouped(prompt: int, texts: Sequence[Sequence[int]], most: int) -> list[list[int]]:
-    """Return the numbers of the texts in groups; each becomes a row of at most `most` tokens or of a single text."""
+    """Return the indices of the texts in groups. Each group becomes one row.
+
+    A row has at most `most` tokens, unless it contains a single text. `prompt` is the length of the prompt.
+    """
     groups: list[list[int]] = []
     room = 0
     for number, text in enumerate(texts):

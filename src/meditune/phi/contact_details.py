@@ -50,7 +50,7 @@ _CLOSING = ".,;:!?"
 
 
 def find(view: View) -> Iterator[Span]:
-    """Yield the contact details of people."""
+    """Yield the spans of people's contact details."""
     yield from _phones(view)
     if view.has("@", "(at)", "[at]"):
         yield from view.spans(_EMAIL, "email")

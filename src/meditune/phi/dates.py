@@ -113,7 +113,7 @@ _AGE_WORDED = re.compile(
 
 
 def find(view: View) -> Iterator[Span]:
-    """Yield dates and ages."""
+    """Yield the spans of dates and ages."""
     yield from _with_digits(view)
     for month in _PERHAPS_MONTH.finditer(view.low):
         start = month.start()

@@ -64,9 +64,9 @@ def _analyzer() -> Any:
         from presidio_analyzer.nlp_engine import NlpEngineProvider
     except ImportError as error:
         raise DataError(
-            f"data.phi.engine: presidio isn't installed. Run {install_command('phi')}, or use the engine rules."
+            f"data.phi.engine: presidio isn't installed. Run {install_command('phi')}, or set the engine to rules."
         ) from error
-    # Otherwise, the first e-mail address triggers a download of the public suffix list.
+    # Otherwise, the first e-mail address would trigger a download of the public suffix list.
     tldextract.tldextract.TLD_EXTRACTOR = tldextract.TLDExtract(suffix_list_urls=(), cache_dir=None)
     models = {"nlp_engine_name": "spacy", "models": [{"lang_code": "en", "model_name": _MODEL}]}
     engine = NlpEngineProvider(nlp_configuration=models).create_engine()
@@ -106,7 +106,7 @@ _PAPER = re.compile(
     r"(?<![a-z])(?:study|data|analys[ei]s|results?|conclusions?|rates?|months?|weeks?|95 ?%|p ?[<=>]|compared|"
     r"(?:january|february|march|april|may|june|july|august|september|october|november|december) (?:19|20)\d\d (?:to|"
     r"and|through|until|-|–) )"
-)  # Signs of a paper that notes also have, so they only count if the text has no sign of one person
+)  # Signs of a paper that occur in notes, too, so they count only if the text has no sign of one person
 _BREAK = re.compile(r"(?<=[a-z0-9)\]][.!?])\s+(?=[A-Z0-9(])|\n")
 _MANY_PEOPLE = re.compile(
     r"(?<![a-z])(?:patients|participants|subjects|women(?!['’]s)|men|adults|individuals|cases|controls|persons|people)"
@@ -130,11 +130,11 @@ _SHORT = (
     600  # If a text with at most this many characters (such as a search query) names a person, it is about one person
 )
 _AROUND = 250
-_ENOUGH = 3  # A text with this number of words about studies, and no sign of one person, is a paper
+_ENOUGH = 3  # A text with at least this many words about studies, and no sign of one person, is a paper
 
 
 class Passages:
-    """The passages of a text, classified on demand; `is_record` means that the text is about one person."""
+    """Classifies the passages of a text on demand. `is_record` means that the text is about one person."""
 
     def __init__(self, view: View, is_record: bool = False, people: Iterable[int] = ()) -> None:
         self.view, self._is_record = view, is_record
@@ -230,7 +230,7 @@ def _truecased(text: str) -> str:
 
 
 def _length_of_site(words: str) -> int:
-    """Return the length of a place of care: up to a word such as "clinic", or two words that aren't both English."""
+    """Return the length of the name: up to a word such as "clinic", or up to the last unusual word of two; or 0."""
     if house := _FACILITY.search(words):
         return house.end()
     pair = " ".join(words.split()[:2])
@@ -280,7 +280,7 @@ _ONE_PERSONS = frozenset({"name", "age", "id", *_NUMBERS})  # Kinds that show th
 
 
 def find(text: str, kinds: Collection[Kind] | None = None) -> list[Span]:
-    """Return the identifiers in `text` of these kinds (or all), in order, in time proportional to its length."""
+    """Return the identifiers in `text` of these kinds (or all), in order. Takes time proportional to the length."""
     view = View(text)
     if len(text) > _SHORT:
         return _found(view, kinds)
@@ -316,7 +316,7 @@ def _found(view: View, kinds: Collection[Kind] | None) -> list[Span]:
 
 
 def _is_a_record(found: list[Span], passages: Passages) -> bool:
-    """Return True if this is a note about one person, whom a name, number or contact detail in it identifies."""
+    """Return True if the text is a note about one person, whom a name, number or contact detail in it identifies."""
     own = sum(span.kind in _ONE_PERSONS or _is_visit(passages.view, span) for span in found)
     contacts = sum(span.kind in {"email", "phone"} and not passages.of_organization(span.start) for span in found)
     if passages.is_query and (own > 0 or (contacts > 0 and passages.has_one)):
@@ -339,7 +339,7 @@ ENGINES = ("rules", "presidio")
 
 
 def engine(name: str) -> Engine:
-    """Return the function that finds spans of given kinds (or all) in a text."""
+    """Return the function with which an engine in `ENGINES` finds spans of given kinds (or all) in a text."""
     return find_with_presidio if name == "presidio" else find
 
 

@@ -1,7 +1,7 @@
-"""Numbers that identify a person: social security numbers, and those of records, insurance, accounts and devices.
+"""Numbers that identify a person: social security numbers, and numbers of records, insurance, accounts and devices.
 
-A number is recognized by the words before it. Without such words, only numbers with a distinctive format are found:
-social security, vehicle identification, DEA and card numbers, and hardware addresses.
+A number is recognized by the words before it. Without such words, only numbers with a distinctive format are found,
+such as social security, vehicle identification, DEA and card numbers, and hardware addresses.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from meditune.phi.spans import Span, View, word_list
 _BEFORE = 56  # Number of characters before a number that are searched for its label
 _MIN_LENGTH = 4
 _LONG = 6
-# Kinds whose number is often directly after the label
+# Kinds whose numbers often follow the label directly
 _OFTEN_BARE = frozenset({"health_plan", "mrn", "account", "licence", "device", "vehicle"})
 _LABELS: tuple[tuple[Kind, str], ...] = (
     ("ssn", r"ssn|ss|social security|soc\.? sec\.?"),
@@ -95,7 +95,7 @@ _PUBLIC = re.compile(r"genbank|\bgeo\b|database|protein data|uniprot|clinicaltri
 
 
 def find(view: View) -> Iterator[Span]:
-    """Yield the numbers that identify a person."""
+    """Yield the spans of numbers that identify a person."""
     yield from _by_shape(view)
     yield from _by_label(view)
     if view.has("plate", " tag", "registered", "registration"):
@@ -162,12 +162,12 @@ def _by_label(view: View) -> Iterator[Span]:
 
 
 def _continues(text: str, place: int) -> bool:
-    """Return True if a letter, digit or hyphen is directly before `place`."""
+    """Return True if a letter, digit, hyphen or underscore is directly before `place`."""
     return bool(place) and (text[place - 1].isalnum() or text[place - 1] in "-_")
 
 
 def _is_vin(value: str) -> bool:
-    """Return True if the ninth character is the correct check digit (49 CFR 565.15)."""
+    """Return True if the ninth character is the correct check digit of a VIN (49 CFR 565.15)."""
     total = sum(
         weight * (int(sign) if sign.isdecimal() else _VIN_VALUES[sign])
         for weight, sign in zip(_VIN_WEIGHTS, value, strict=True)

@@ -43,7 +43,7 @@ def is_name(low: str) -> bool:
 
 @lru_cache(maxsize=65536)
 def is_ordinary(low: str) -> bool:
-    """Return True if a word on its own doesn't count as a name."""
+    """Return True if a word alone doesn't count as a name: it is on a list of other words, or common in English."""
     if low in _OTHERS or low in EPONYMOUS:
         return True
     return not is_name(low) and rarity(low) < 1
@@ -68,12 +68,12 @@ _ALSO_OF_NAMES = re.compile(r"(?:ings?|ed|ly|ary|ory|ity|ate|ment|ac|ella|ine|al
 
 
 def is_medical(low: str) -> bool:
-    """Return True if a word has a typical form of diseases, drugs, findings or procedures."""
+    """Return True if a word has a form that is typical of diseases, drugs, findings or procedures."""
     return bool(_MEDICAL.fullmatch(low))
 
 
 def is_surely_medical(low: str) -> bool:
-    """Return True if a word is medical, and either is English or has no ending that names also have ("Ling")."""
+    """Return True if a word has a medical form, and is ordinary English or has no ending of names (as in "Ling")."""
     if not is_medical(low) or low.endswith(("side", "springs")):
         return False
     return is_ordinary(low) or not _ALSO_OF_NAMES.search(low)
@@ -116,7 +116,7 @@ def stem(word: str) -> str:
 
 @lru_cache(1 << 14)
 def plain(word: str) -> str:
-    """Return the word as in the lists: in lowercase, without possessive ending or full stop."""
+    """Return the word in the form of the lists: in lowercase, without possessive ending or full stop."""
     return stem(word).lower().strip(".")
 
 
@@ -201,7 +201,7 @@ _ET_AL = re.compile(r",?\s{1,3}et al|\s{1,2}(?:\((?:19|20)\d\d|and colleagues)")
 
 
 def name_at(view: View, place: int, cue: Cue) -> Span | None:
-    """Return the name that begins at `place`, or None if the cue isn't strong enough for this text to be a name."""
+    """Return the span of the name that begins at `place`, or None if the text isn't a name after this cue."""
     pieces: list[str] = []
     end = place
     piece = FIRST.match(view.text, place)
@@ -221,7 +221,7 @@ def name_at(view: View, place: int, cue: Cue) -> Span | None:
 
 
 def _continues_name(view: View, pieces: list[str], written: str, piece: re.Match[str], cue: Cue) -> bool:
-    """Return True if the next word belongs to the name that so far consists of the words in `pieces`."""
+    """Return True if the next word belongs to the name whose words so far are in `pieces`."""
     low = plain(written)
     end = piece.start(1) + len(stem(written))
     following = view.text[end : end + 1]
@@ -252,7 +252,7 @@ def _continues_name(view: View, pieces: list[str], written: str, piece: re.Match
 
 
 def _is_name_by_context(view: View, written: str, end: int, cue: Cue) -> bool:
-    """Return True if a capitalized English word is a name, judged by what follows: a name, or no other capital."""
+    """Return True if a capitalized English word is a name, judged by what follows: a name, or no capitalized word."""
     if NEXT.match(view.text, end):
         return _name_follows(view, end)
     if cue is Cue.FIELD:
@@ -269,7 +269,7 @@ def _name_follows(view: View, place: int) -> bool:
 
 
 def _is_enough(written: str, pieces: list[str], cue: Cue) -> bool:
-    """Return True unless this may be an abbreviation or, after a doubtful cue, an unlisted word."""
+    """Return True unless the text may be only an abbreviation or, after a doubtful cue, an unlisted word."""
     if cue >= Cue.SURE:
         return True
     listed = any(map(is_name, pieces))
@@ -281,7 +281,7 @@ def _is_enough(written: str, pieces: list[str], cue: Cue) -> bool:
 
 
 def is_eponym(view: View, end: int) -> bool:
-    """Return True if the name that ends here is an eponym (a disease, test or device follows) or a paper's author."""
+    """Return True if the name up to `end` is an eponym (a disease, test or device follows) or a paper's author."""
     place = end
     for _ in range(_MAX_WORDS):
         following = _FOLLOWING.match(view.text, place)

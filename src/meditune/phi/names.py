@@ -1,6 +1,6 @@
 """Names of people, recognized by context (titles, degrees, labels, relatives, ages) and by lists of names.
 
-A name with such evidence is then found in the rest of the text, too. Eponyms ("Parkinson's disease", "Foley catheter")
+All other occurrences of such a name in the text are found, too. Eponyms ("Parkinson's disease", "Foley catheter")
 don't count as people unless they have a title.
 """
 
@@ -24,7 +24,7 @@ _PROOF = re.compile(
     r"female)(?![a-zA-Z])|[ ,]{1,2}\(?(?:DOB|D\.O\.B|MRN|Mrn|SSN)(?![a-z])|(?:,| -| \() ?(?:(?:his|her|the|"
     r"patient['’]s|pt['’]s) )?(?:wife|husband|daughter|son|mother|father|sister|brother|niece|nephew|spouse|partner|"
     r"friend|neighbor|proxy|HCP|POA|guardian|granddaughter|grandson|caregiver)(?![a-z])"
-)  # Evidence that a name is directly before: an age, a date of birth, a relationship
+)  # Evidence that the words directly before are a name: an age, a date of birth, a relationship
 _SIGNED_LINE = re.compile(r"^[ \t]{0,40}(?:--?|—|/s/|~|x_{2,9})?[ \t]{0,3}(?=[^\W\d_])", re.MULTILINE)
 _LINE_END = re.compile(r"[ \t]{0,20}(?:,[^\n]{0,30})?(?:\n|$)")
 _SPEAKS = re.compile(
@@ -40,7 +40,7 @@ _VERBS = word_list("verbs")
 
 
 def find(view: View) -> Iterator[Span]:
-    """Yield names of people."""
+    """Yield the spans of people's names."""
     found = [*_capitalized_names(view), *_signatures(view), *_lowercase_names(view)]
     found += _initials(view)
     yield from found
@@ -96,7 +96,7 @@ def _before_proof(view: View, token: re.Match[str]) -> Span | None:
 
 
 def _last_words(view: View, token: re.Match[str]) -> Span | None:
-    """Return the words up to and including `token` that can be a name."""
+    """Return the span of the words up to and including `token` that can be a name, or None."""
     pieces: list[re.Match[str]] = []
     begin = view.text.rfind("\n", max(0, token.start() - 60), token.start()) + 1 or max(0, token.start() - 60)
     for piece in reversed(list(PIECE.finditer(view.text, begin, token.end()))):
@@ -129,7 +129,7 @@ def _with_first(view: View, last: Span) -> Span:
 
 
 def _further(view: View, end: int) -> Iterator[Span]:
-    """Yield further names that follow a name: "and Jones", "/Jones"."""
+    """Yield the names that directly follow a name, as in "and Jones" and "/Jones"."""
     while joint := _JOINT.match(view.text, end):
         name = None if DEGREE.match(view.text, end) else name_at(view, joint.end(), Cue.LIKELY)
         if not name:
@@ -139,7 +139,7 @@ def _further(view: View, end: int) -> Iterator[Span]:
 
 
 def _listed(view: View, token: re.Match[str]) -> Span | None:
-    """Return a listed given name with its surname (also as in "DOE, JANE"), or a listed name before a verb."""
+    """Return the span of a listed given name with its surname ("DOE, JANE", too), or of a listed name before a verb."""
     low = plain(token[0])
     sure = low in name_words.GIVEN
     text, end = view.text, token.end()
@@ -186,7 +186,10 @@ def _heads_line(view: View, token: re.Match[str], first: re.Match[str]) -> bool:
 
 
 def _end_of_surname(view: View, place: int, sure: bool) -> int | None:
-    """Return the end of the surname after a given name (`sure` or not) that ends at `place`, or None."""
+    """Return the end of the surname after a given name that ends at `place`, or None.
+
+    If the given name is `sure`, unlisted words can be the surname, too.
+    """
     end = None
     for _ in range(3):
         piece = name_words.NEXT.match(view.text, place)
@@ -236,7 +239,7 @@ def _lowercase_names(view: View) -> Iterator[Span]:
 
 
 def repeated_names(view: View, found: list[Span]) -> Iterator[Span]:
-    """Yield all occurrences of the words of the names found."""
+    """Yield all occurrences of words of the names that were found."""
     known = {
         stem(piece[0])
         for name in {view.text[span.start : span.end] for span in found}
@@ -259,7 +262,7 @@ def repeated_names(view: View, found: list[Span]) -> Iterator[Span]:
 
 
 def _is_capitalized_as_name(view: View, token: re.Match[str], known: set[str]) -> bool:
-    """Return True if this known word is capitalized as a name: inside a sentence, or next to a name or a verb."""
+    """Return True if a known word is capitalized as a name: inside a sentence, or next to a name or a verb."""
     if _INSIDE.search(view.text, max(0, token.start() - 3), token.start()):
         return True
     spoken_of = _SPOKEN_OF.match(view.text, token.end())
@@ -341,7 +344,7 @@ def _initials(view: View) -> Iterator[Span]:
 def _with_initial(view: View, token: re.Match[str], name: Span | None) -> Span | None:
     """Return a name that ends with the initial of a surname; `name` is the name that ends with `token`, if known.
 
-    Words must introduce a name that isn't on the list of given names, as in "a patient named Xiomar K.".
+    A given name that isn't listed counts only after words that introduce a name, as in "a patient named Xiomar K.".
     """
     text, low = view.text, plain(token[0])
     initial = _INITIAL.match(text, token.end())
@@ -410,5 +413,5 @@ def _is_pair_of_person(view: View, start: int, before: str, rest: re.Match[str])
 
 
 def _is_aged(view: View, place: int) -> bool:
-    """Return True if an age is mentioned before, in the same sentence, and a comma is directly before `place`."""
+    """Return True if a comma is directly before `place`, and an age is mentioned earlier in the same sentence."""
     return view.text[place - 2 : place] == ", " and bool(_AGED.search(view.low, max(0, place - 240), place))

@@ -1,7 +1,7 @@
 """Street addresses, towns, ZIP and postal codes, and the names of hospitals.
 
-Safe Harbor permits states and countries, so they are ignored. Its list of identifiers doesn't include hospitals; they
-are detected because a small hospital reveals the town.
+Safe Harbor permits states and countries, so they are ignored. Hospitals aren't on Safe Harbor's list of identifiers,
+either, but they are detected, because the name of a small hospital reveals the town.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ _NAME_BEFORE = re.compile(rf"(?<![^\W_])(?:{_NAME}(?: (?:of|the|and|&|for|de|la)
 
 
 def find(view: View) -> Iterator[Span]:
-    """Yield places."""
+    """Yield the spans of places."""
     yield from _addresses(view)
     yield from _towns(view)
     for house in _HOUSE_AT.finditer(view.text):
@@ -183,7 +183,7 @@ def _town_before(view: View, end: int, sure: bool) -> Iterator[Span]:
 
 
 def _is_residence(before: list[str]) -> bool:
-    """Return True if the preceding words end in "lives in", "came here from" or similar."""
+    """Return True if the preceding words end in a phrase such as "lives in" or "came here from"."""
     if before[-1] == "near":
         return True
     if before[-1] == "of":
@@ -192,7 +192,7 @@ def _is_residence(before: list[str]) -> bool:
 
 
 def is_town(low: str, sure: bool) -> bool:
-    """Return True if this may be a town; an English word counts only if the context surely (`sure`) names a place."""
+    """Return True if this may be a town. An English word counts only if the context is `sure` to name a place."""
     if low in name_words.CITIES:
         return True
     each = low.split()
@@ -253,7 +253,7 @@ _TO = re.compile(
     + r"|(?<![a-z])(?:(?:records?|notes?|letter|referral|report|results|transfer|admission|specialist|doctor|physician|"
     r"provider|team|surgeon|staff|discharged?) from)" + _ARTICLE
 )
-_INTRODUCING = word_list("introducing")  # The last word before a place of care
+_INTRODUCING = word_list("introducing")  # Words that can be directly before a place of care
 _BARE_AT = re.compile(r"(?:(?<![a-z])at|@)" + _ARTICLE)
 _IN = re.compile(r"(?<![a-z])(?:in|from|to|at|near|into|@)" + _ARTICLE)
 _OUR = re.compile(r"(?<![a-z])our ?$")
@@ -276,7 +276,7 @@ _TOWN_AFTER_SITE = re.compile(
 
 
 def find_care_sites(view: View, is_record: bool) -> Iterator[Span]:
-    """Yield places of care; in a record of one person, "at" alone introduces one. Texts in capitals aren't searched."""
+    """Yield places of care. In a record of one person, "at" is enough as a cue. Texts in capitals aren't searched."""
     done = 0
     if view.text.isupper():
         return

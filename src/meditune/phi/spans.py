@@ -26,7 +26,7 @@ _KINDS: dict[str, tuple[Kind, ...]] = {
     "OTHER": ("bracket",),
 }
 PLACEHOLDERS = {kind: placeholder for placeholder, kinds in _KINDS.items() for kind in kinds}
-"""Kind of identifier -> placeholder in a masked text; the types of placeholders are those of MIMIC's brackets"""
+"""Kind of identifier -> placeholder in a masked text; MIMIC's brackets get the same types of placeholders"""
 
 
 @dataclass(frozen=True, order=True)
@@ -58,7 +58,7 @@ def joined(spans: Iterable[Span]) -> list[Span]:
 
 
 def replaced(text: str, spans: Iterable[Span], replacement: Callable[[str, Kind], str]) -> str:
-    """Return `text` with each of the spans, which are in order and don't overlap, replaced."""
+    """Return `text` with each span replaced by `replacement(written, kind)`. Spans are in order and don't overlap."""
     parts, done = [], 0
     for span in spans:
         parts += [text[done : span.start], replacement(text[span.start : span.end], span.kind)]
@@ -86,13 +86,13 @@ _DIGITS = re.compile(r"\d+")
 
 @dataclass(frozen=True)
 class View:
-    """A text to search. To be fast, the finders start at digits or capitals, and then check the surrounding text."""
+    """A text to search. For speed, the finders start at digits or capitals, and then check the surrounding text."""
 
     text: str
 
     @cached_property
     def low(self) -> str:
-        """Return the text in lowercase with unchanged positions: letters that would become two stay uppercase."""
+        """Return the text in lowercase with unchanged positions: a letter that would become two stays uppercase."""
         low = self.text.lower()
         if len(low) == len(self.text):
             return low
@@ -104,7 +104,7 @@ class View:
         return [found.span() for found in _DIGITS.finditer(self.text)]
 
     def spans(self, pattern: re.Pattern[str], kind: Kind, group: int | str = 0, *, low: bool = False) -> Iterator[Span]:
-        """Yield the span of a group in each match in the text; with `low`, the lowercase text is searched."""
+        """Yield the span of a group of each match in the text; with `low`, the lowercase text is searched."""
         for found in pattern.finditer(self.low if low else self.text):
             yield Span(*found.span(group), kind)
 
@@ -117,14 +117,14 @@ class View:
         return any(part in self.low for part in parts)
 
     def word_start(self, place: int, most: int = 12) -> int:
-        """Return the start of the letters, digits and hyphens directly before `place`, at most `most` characters."""
+        """Return the start of the letters, digits and hyphens directly before `place`, at most `most` of them."""
         text, start = self.text, place
         while start and place - start < most and (text[start - 1].isalnum() or text[start - 1] == "-"):
             start -= 1
         return start
 
 
-# No real bracket is as long as this limit, which stops an unclosed bracket from including the rest of the note.
+# No real bracket is longer than this limit, which stops an unclosed bracket from including the rest of the note.
 _BRACKET = re.compile(r"\[\*\*([^\[\]]{0,120}?)\*\*\]")
 
 # The first matching pattern decides: "Hospital Unit Name" is a hospital, not a name.

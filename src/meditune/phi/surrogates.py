@@ -1,8 +1,9 @@
 """Surrogates: invented identifiers that replace the real ones consistently in all texts of a patient.
 
-They are derived from the original text by HMAC-SHA-256, keyed by a secret and the patient's group, so that none has to
-be stored. All dates of a patient are shifted by the same number of weeks, which preserves intervals and weekdays. The
-secret stays on this machine and is never stored with the data, because anyone who has it can test guesses.
+Surrogates are derived from the original text by HMAC-SHA-256, keyed by a secret and the patient's group, so that none
+has to be stored. All dates of a patient are shifted by the same number of weeks, which preserves intervals and
+weekdays. The secret stays on this machine and is never stored with the data, because anyone who has the secret can test
+guesses.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ _MONTHS = (
     *("January", "February", "March", "April", "May", "June"),
     *("July", "August", "September", "October", "November", "December"),
 )
-_MIDDLE = 15  # Day used for a date that has only a month
+_MIDDLE = 15  # Day used for a date without a day
 _ANY_YEAR = 2000  # Year used for a date without one; a leap year, so that February 29 is valid
 _WORD = re.compile(r"[A-Za-z]{3,}")
 _NUMBERS = re.compile(r"\d+")
@@ -115,7 +116,7 @@ def _written_like(written: str, values: list[str]) -> str:
 
 
 def _padded(value: int, like: str) -> str:
-    """Return the value with as many digits as `like` has, if `like` has a leading zero or the value is a year."""
+    """Return the value with as many digits as `like`, if `like` has a leading zero or the value is a year."""
     if value > 99:
         return str(value) if len(like) == 4 else f"{value % 100:02}"
     return f"{value:02}" if like.startswith("0") else str(value)
@@ -190,7 +191,10 @@ class Surrogates:
         return self._shaped(written, kind)
 
     def _name(self, written: str) -> str:
-        """Replace each word with one of the same kind and case; equal words stay equal ("Mr. Doe" and "Jane Doe")."""
+        """Return the name with each word replaced by a word of the same kind and case.
+
+        Equal words get equal surrogates ("Mr. Doe" and "Jane Doe").
+        """
         parts, done = [], 0
         for piece in (_SMALL_WORD if written.islower() else PIECE).finditer(written):
             word = piece[0]
@@ -205,7 +209,10 @@ class Surrogates:
         return "".join([*parts, written[done:]])
 
     def _shaped(self, written: str, kind: Kind) -> str:
-        """Replace digits with other digits, and letters with other letters."""
+        """Return the text with pseudorandom digits and letters in place of its digits and letters.
+
+        In phone and fax numbers and in addresses, only digits are replaced.
+        """
         # Pseudorandom numbers: HMAC in counter mode
         value = "".join(sign for sign in written.lower() if sign.isalnum())
         stream = (self._number(kind, f"{value}\0{count}") for count in itertools.count(1))

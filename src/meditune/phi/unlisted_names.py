@@ -1,8 +1,8 @@
-"""Additional detection, by exclusion, of identifiers without explicit context in notes about one person.
+"""Additional detection of identifiers that lack explicit context, in notes about one person. It works by exclusion.
 
-Two capitalized words that are neither ordinary English nor have the form of a disease or drug count as a name. So does
-a listed name, or an unlisted word next to a word for a person ("phlebotomist") or a verb for people's actions. The
-detector applies these rules only if it has already found an identifier of one person.
+Two capitalized words count as a name if they are neither ordinary English nor formed like a disease or drug. A listed
+name counts, too, and so does an unlisted word next to a word for a person ("phlebotomist") or before a verb for a
+person's action. The detector applies these rules only if it has already found an identifier of one person.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ _PERSONS = re.compile(
     r"aunt(?:ie)?|uncle|examiner|employee|agent|sister|brother|carer|tenant|parent|foster|master|mister|lady|boss|"
     r"clerk|aide|medic|tech|scribe|coach|judge|officer|sergeant|lieutenant|captain|colonel|bishop|imam|sister-in-law|"
     r"brother-in-law|attorney|solicitor|registrar|warden|in-law|named|signed|by|per|yours(?: \w+)?)[ \t\n,:(]{1,4}$"
-)  # Words for a person, most of them recognized by their endings, directly before a name
+)  # Words for a person directly before a name; most of these words are recognized by their endings
 _SENTENCE = re.compile(r"(?:\A|[.!?:\n]|[-*•#|\t])[ \t\"“(]*$")
 _DOSED = re.compile(r" ?\(?\d|['’]s? (?:sign|test|disease|syndrome)|-\w|\d")
 _ACTING = re.compile(
     r"(?:['’]s)?,? (?:(?:is|was|has|had|will|did|can|could|would|who|and I|kindly|also|then)(?!\w)|"
     r"[a-z]{3,}(?:ed|es|ts|ks|ns|ys)(?!\w))"
 )
-# Beginnings of names, after which a second capital follows
+# Beginnings of names before a second capital, as in "McDonald"
 _WRITTEN = re.compile(r"^(?:Ma?c|D[eiu]|L[ae]|Van|Fitz|[ODL]['’])(?=[A-Z])")
 _ENDS = re.compile(r"[ \t]*(?:[,;.(\n]|$)|[ \t]{2,}")
 _MONTHS = frozenset({"april", "may", "june"})
@@ -41,7 +41,7 @@ _HEADS = word_list("heads")  # Words in names of places and institutions
 
 
 def find(view: View) -> Iterator[Span]:
-    """Yield names."""
+    """Yield the spans of names."""
     done = 0
     for token in TOKEN.finditer(view.text):
         if token.start() < done:
@@ -54,7 +54,7 @@ def find(view: View) -> Iterator[Span]:
 
 @lru_cache(1 << 14)
 def is_unlisted(word: str) -> bool:
-    """Return True if a word has the form of a name, but isn't English, medical, or on a list of other words."""
+    """Return True if a word is written like a name, and is neither English nor medical nor on another list."""
     low = plain(word)
     return (
         len(low) > 2
@@ -68,12 +68,12 @@ def is_unlisted(word: str) -> bool:
     )
 
 
-# Words that aren't the name of a town, although other English words can be
+# Words that never count as a town, although other English words can
 _NO_TOWNS = name_words.GENERIC | name_words.EPONYMS | name_words.EPONYMOUS | _HEADS
 
 
 def _pair(view: View, token: re.Match[str]) -> Span | None:
-    """Return a given name and surname if at least one of them is a known name or an unlisted word."""
+    """Return the span of a given name and surname if at least one of the two is a known name or an unlisted word."""
     low, end = plain(token[0]), token.end()
     first_known = low in name_words.GIVEN or low in name_words.WORD_NAMES
     if (name_words.is_other(low) and low not in _MONTHS) or (not first_known and _PERSONS.fullmatch(f"{low} ")):
@@ -112,7 +112,7 @@ def _pair(view: View, token: re.Match[str]) -> Span | None:
 
 
 def _is_enclosed(view: View, token: re.Match[str]) -> bool:
-    """Return True for an English word and a listed surname before punctuation or a gap ("by Woody Hughes,")."""
+    """Return True if a listed surname and then punctuation or a gap follow the word ("by Woody Hughes,")."""
     following = NEXT.match(view.text, token.end())
     if following is None or not token[0].istitle() or plain(token[0]) in _HEADS:
         return False
@@ -120,7 +120,7 @@ def _is_enclosed(view: View, token: re.Match[str]) -> bool:
 
 
 def _is_called(view: View, end: int) -> bool:
-    """Return True if a word such as "Street" or "Hospital" follows, so that this is part of a place's name."""
+    """Return True if a word such as "Street" or "Hospital" follows, so that the words before it name a place."""
     following = NEXT.match(view.text, end)
     return bool(following and "\n" not in following[0] and plain(following[1]) in _HEADS)
 
@@ -215,7 +215,7 @@ _UNIT_OF = re.compile(r"\b([A-Z][a-z]{3,20}(?: [A-Z][a-z]{3,20})?|[A-Z]{3,5})(?:
 
 
 def find_in_single_person_note(view: View, careful: list[Span]) -> Iterator[Span]:
-    """Yield further identifiers; `careful` are the spans that the other, more careful finders found."""
+    """Yield further identifiers. `careful` contains the spans that the other, more careful finders found."""
     yield from find(view)
     yield from _numbers(view)
     yield from _dates(view)
@@ -230,7 +230,7 @@ def find_in_single_person_note(view: View, careful: list[Span]) -> Iterator[Span
 
 
 def _numbers(view: View) -> Iterator[Span]:
-    """Yield long numbers, and shorter ones after "#" or "no.", except counts, doses and public numbers."""
+    """Yield long numbers, and shorter numbers after "#" or "no."; counts, doses and public numbers are skipped."""
     done = 0
     for place, _ in view.digits:
         start = view.word_start(place)
@@ -301,7 +301,7 @@ def _start_of_site_name(house: re.Match[str]) -> int | None:
 
 
 def _shortened(view: View, houses: list[Span]) -> Iterator[Span]:
-    """Yield the initials of hospitals that were found, and the names of hospitals before a word such as "ICU"."""
+    """Yield occurrences of the initials of known hospitals, and hospitals' names before a word such as "ICU"."""
     initials = set()
     for house in houses:
         large = [word[0] for word in view.text[house.start : house.end].split() if word[0].isupper()]

@@ -1,1 +1,1 @@
-"""Retrieval: passages of sources, an index of them, and hybrid search."""
+"""Retrieval: splitting sources into passages, indexing the passages, and hybrid search."""

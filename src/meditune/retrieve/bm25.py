@@ -1,11 +1,15 @@
 """In-memory BM25 over all passages of an index: for each word, the passages that contain it and their scores.
 
-Robertson and Zaragoza 2009 (https://doi.org/10.1561/1500000019), with scores computed when the index is built (Lù 2024,
-"BM25S", arXiv:2407.03618), so that a search only adds them up. LanceDB's full-text index, which is used for large
-indexes, takes ten times as long. As in LanceDB, words are lowercased and stemmed in English, accents and stop words are
-removed. The postings are one numpy archive beside the table: `words` (stems), `starts` (stems + 1,), where each word's
-postings start, `places` (numbers of the table's rows in order of their ids) with `scores`, and `count`, the number of
-passages.
+BM25 is described by Robertson and Zaragoza 2009 (https://doi.org/10.1561/1500000019). The scores are computed when the
+index is built, so a search only adds them up (Lù 2024, "BM25S", arXiv:2407.03618). LanceDB's full-text index, which
+large indexes use instead, takes ten times as long. As in LanceDB, words are lowercased and reduced to their English
+stems, and accents and stop words are removed. The postings are stored in one numpy archive beside the table:
+
+words     the stems
+starts    for each stem, the position of its first posting (and, as the last entry, the number of postings)
+places    for each posting, the position of the row (0-based, in order of the rows' ids)
+scores    for each posting, the score
+count     the number of passages
 """
 
 from __future__ import annotations
@@ -29,7 +33,7 @@ SATURATION, LENGTH = 1.2, 0.75  # BM25's k1 and b, as in LanceDB
 _WORD = re.compile(r"[^\W_]+")
 STOP_WORDS = frozenset(
     Path(__file__).with_name("stop_words.txt").read_text(encoding="utf-8").split()
-)  # NLTK's, as in LanceDB; the part after an apostrophe is a separate word
+)  # NLTK's stop words, as in LanceDB; the part after an apostrophe is a separate word
 
 
 Numbers = TypeVar("Numbers", float, NDArray[Any])
@@ -38,15 +42,15 @@ Numbers = TypeVar("Numbers", float, NDArray[Any])
 def term_score(rarity: Numbers, count: Numbers, length: Numbers, average_length: float, b: float = LENGTH) -> Numbers:
     """Return the BM25 score of a word that occurs `count` times in a text of `length` words.
 
-    `rarity` is the word's weight, `average_length` the usual length of a text, and `b` how much the length counts. The
-    first three arguments may also be arrays.
+    `rarity` is the word's weight, `average_length` the average length of a text, and `b` how strongly long texts are
+    penalized. The first three arguments may also be arrays.
     """
     score: Numbers = rarity * count * (SATURATION + 1) / (count + SATURATION * (1 - b + b * length / average_length))
     return score
 
 
 class BM25Index:
-    """The postings of all words."""
+    """The postings of all words, with precomputed scores."""
 
     def __init__(
         self,
@@ -61,10 +65,10 @@ class BM25Index:
         self._number = {word: number for number, word in enumerate(self.words)}
 
     def best(self, text: str, k: int, allowed: NDArray[np.bool_] | None = None) -> dict[int, float]:
-        """Return positions and BM25 scores of the best passages that match a text, at most `k`, the best first.
+        """Return the positions and BM25 scores of the at most `k` passages that match a text best, the best first.
 
-        A word counts as often as it occurs in the text, because a message repeats its topic. `allowed` (count,) marks
-        the passages that may be returned.
+        If a word occurs several times in the text, it counts several times, because messages repeat their topic.
+        `allowed` (count,) marks the passages that may be returned.
         """
         totals = np.zeros(self.count, dtype=np.float32)
         for word, often in Counter(_stems(text)).items():
@@ -82,7 +86,7 @@ class BM25Index:
 
 
 def build_postings(texts: Iterable[str]) -> BM25Index:
-    """Return the postings of the passages' texts, which are given in the order of the rows."""
+    """Return the postings for the passages' texts, which must be in the order of the table's rows."""
     number: dict[str, int] = {}
     numbers, lengths = array("q"), array("q")
     for text in texts:
@@ -102,16 +106,16 @@ def build_postings(texts: Iterable[str]) -> BM25Index:
 
 
 def as_bytes(postings: BM25Index) -> bytes:
-    """Return the archive as bytes."""
+    """Return the postings as a numpy archive."""
     arrays = {name: getattr(postings, name) for name in ("starts", "places", "scores")}
     return archive(words=postings.words, count=np.array(postings.count), **arrays)
 
 
 def read(data: bytes | None, name: str, count: int) -> BM25Index:
-    """Return the postings of `count` passages in the archive `name`. Raises DataError if they can't be used."""
+    """Return the postings in an archive. Raises DataError if it is damaged or not for `count` passages."""
     found = read_archive(data, name, "the BM25 postings are")
     if found["count"] != count:
-        raise DataError(f"{name}: it is for {found['count']:,} passages, but the index has {count:,}. {REBUILD}")
+        raise DataError(f"{name}: postings for {found['count']:,} passages, but the index has {count:,}. {REBUILD}")
     return BM25Index(**found | {"count": count})
 
 
@@ -123,7 +127,7 @@ def _stems(text: str) -> list[str]:
 
 @cache
 def _stemmer() -> Any:
-    """Return the function from a word to its stem, or to "" for a stop word."""
+    """Return a function that maps a word to its stem, or to "" if it is a stop word."""
     try:
         from Stemmer import Stemmer
     except ImportError as error:

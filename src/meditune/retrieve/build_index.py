@@ -1,8 +1,8 @@
 """Building and updating an index; readers see the old version until the new one is complete and checked.
 
-Passages are embedded and added in batches, so that an interrupted build or update resumes. The manifest (`index.json`)
-names a table and one of its versions; readers see a new version when the manifest is replaced, atomically. The next
-build or update continues or undoes the unfinished work of an interrupted process.
+Passages are embedded and added in batches, so that an interrupted build or update can resume. The manifest
+(`index.json`) names the table and the version of it that readers use. Replacing the manifest, which is atomic, makes a
+new version visible. If a process is interrupted, the next build or update continues or undoes its unfinished work.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from meditune.retrieve.documents.document import Document, IndexedPassage
 from meditune.retrieve.index import Manifest
 from meditune.retrieve.storage import MANIFEST, IndexStorage
 
-BATCH = 512  # Number of passages embedded and saved at once: the most that a killed build loses
+BATCH = 512  # Number of passages embedded and saved at once; a killed build loses at most one batch
 APPROXIMATE_FROM = 50_000  # Minimum number of passages for an approximate index of the vectors
 KEEP_VERSIONS = timedelta(days=1)  # How long readers can keep using the version that they opened
 UPDATING = "updating.json"
@@ -32,20 +32,22 @@ UPDATING = "updating.json"
 
 @dataclass
 class Changes:
-    """The changes made by a build or an update."""
+    """The number of passages that a build or an update changed, and what was left out."""
 
     added: int = 0
     changed: int = 0
     removed: int = 0
     unchanged: int = 0
     left_out: dict[str, dict[str, int]] = field(default_factory=dict)
-    locations: dict[tuple[str, str], list[str]] = field(default_factory=dict)  # The first ones, by source and reason
+    locations: dict[tuple[str, str], list[str]] = field(default_factory=dict)  # Examples of left_out
 
 
 def build(
     store: IndexStorage, collections: Sequence[Collection], encoder: SentenceEncoder, replace: bool = False
 ) -> tuple[Manifest, Changes]:
-    """Build a new index of the collections; `replace` allows replacing an existing one.
+    """Build an index of the collections, and return its manifest and the changes.
+
+    `replace` allows an existing index to be replaced.
 
     Raises DataError if an index exists, there is nothing to index, or another process is writing.
     """
@@ -58,7 +60,7 @@ def build(
             )
         database = storage.connect(store)
         old, name = index.tables_of(store, list(database.list_tables().tables))
-        # Resume filling the table of an interrupted build if it has the same embedding model.
+        # If an interrupted build used the same embedding model, continue to fill its table.
         schema = storage.schema(encoder.identity.dimension).with_metadata({"embedding": encoder.identity.space})
         table = database.open_table(name) if name in database.list_tables().tables else None
         if table is not None and not table.schema.equals(schema, check_metadata=True):
@@ -82,12 +84,13 @@ def update(
     remove: Sequence[str] = (),
     since: int = 0,
 ) -> tuple[Manifest, Changes]:
-    """Update the index: embed changed and new passages, and remove those that no longer exist.
+    """Update the index: embed changed and new passages, and remove passages that no longer exist.
 
-    Collections of the index that aren't given stay unchanged; if none is given, all are read again. Those in `remove`
-    are removed; for libraries, only changes after `since` are read. Documents that a library of the index has
-    withdrawn, such as retracted articles, are not added from other sources. Raises DataError if there is no index, and
-    ModelError if it was built with another embedding model.
+    Only `collections` are read again, or all collections of the index if `collections` is empty. Collections named in
+    `remove` are removed. From a library, only changes after the change number `since` are read. If a library of the
+    index has withdrawn a document, such as a retracted article, the document isn't added from other sources, either.
+
+    Raises DataError if there is no index, and ModelError if the index was built with another embedding model.
     """
     with store.writing():
         before = index.read(store)
@@ -117,16 +120,16 @@ def update(
 
 def _check(collections: Sequence[Collection], may_be_empty: bool = False) -> None:
     if not collections and not may_be_empty:
-        raise DataError("Nothing to index. Give --source, --documents or --pubmed.")
+        raise DataError("Nothing to index. Specify --source, --documents or --pubmed.")
     twice = [name for name, count in Counter(c.source for c in collections if not c.adds_only).items() if count > 1]
     if twice:
-        raise DataError(f"Two collections have the name {twice[0]!r}. Give each a name: --documents NAME=FOLDER.")
+        raise DataError(f"Two collections have the name {twice[0]!r}. Give each its own name: --documents NAME=FOLDER.")
 
 
 def _settle(
     store: IndexStorage, table: Any, before: Manifest, chosen: Sequence[Collection], remove: Sequence[str]
 ) -> None:
-    """Keep the rows that an interrupted run of this update added; undo those of any other interrupted update."""
+    """Keep rows that an interrupted run of the same update added; undo any other interrupted update."""
     task = {"version": before.version, "collections": [asdict(each) for each in chosen], "remove": list(remove)}
     if table.version != before.version and store.read(UPDATING) != task:
         table.restore(before.version)
@@ -136,7 +139,7 @@ def _settle(
 def _fill(
     table: Any, reading: Reading, encoder: SentenceEncoder, replace_all: bool, remove: Sequence[str] = ()
 ) -> Changes:
-    """Update the table with the documents being read; `replace_all` removes all passages that aren't read."""
+    """Update the table with the documents being read. `replace_all` removes every passage that isn't read again."""
     changes = Changes()
     known: dict[str, bytes] = {}
     for rows in storage.scan(table, ["id", storage.DIGEST]):
@@ -177,9 +180,10 @@ def _fill(
 def _batches(
     documents: Iterable[Document], lengths: dict[str, int]
 ) -> Iterator[tuple[list[IndexedPassage], list[str], set[str]]]:
-    """Yield batches: passages with unique ids, obsolete ids, and ids that a repeated document replaces.
+    """Yield batches: passages with unique ids, the ids of obsolete passages, and ids that a repeated document replaces.
 
-    Of documents with the same id, the last one counts. `lengths` receives each document's number of passages.
+    If several documents have the same id, the last one counts. `lengths` receives the number of passages of each
+    document.
     """
     batch: dict[str, IndexedPassage] = {}
     dropped: list[str] = []
@@ -216,7 +220,10 @@ def _finish(
     before: Manifest | None,
     old: str | None = None,
 ) -> Manifest:
-    """Index the table's columns, check the table and switch to it. Raises DataError if there is nothing to index."""
+    """Index the table's columns, check the table, and make it visible to readers; return the new manifest.
+
+    Raises DataError if there is nothing to index.
+    """
     if table.count_rows() == 0:
         raise DataError(
             f"{store.name}: no passages found, so there is nothing to index. "

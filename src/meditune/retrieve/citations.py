@@ -1,7 +1,8 @@
 """Citations: which passages support each sentence of an answer.
 
-The detector of meditune.evidence compares words; a judge (engines/evidence_judge.py) also reads their meaning. If there
-is a judge, it checks an answer's sentences until the time for judging is used up; the detector checks the rest.
+The lexical detector in meditune.evidence compares words. A judge, which is a language model
+(engines/evidence_judge.py), also compares meaning. If there is a judge, it checks an answer's sentences until its time
+is used up, and the detector checks the rest.
 """
 
 from __future__ import annotations
@@ -19,17 +20,18 @@ from meditune.evidence.support_model import ClaimVerdict
 from meditune.observability import LOGGER
 from meditune.retrieve.context_packing import PackedPassage
 
-MAX_CITATIONS = 2  # Maximum number of passages cited for a sentence, the best ones
-SUPPORT = 0.437  # Minimum probability by the detector for a passage to support a sentence
-SHARE = 0.8  # Minimum weighted share of the sentence's words that the passage must have, too
+MAX_CITATIONS = 2  # Maximum number of passages cited for a sentence; the best ones are chosen
+SUPPORT = 0.437  # Minimum probability from the detector for a passage to support a sentence
+SHARE = 0.8  # Minimum weighted fraction of the sentence's words that the passage must contain
 JUDGED_SUPPORT = 0.65
-"""Minimum probability by a judge for a passage to support a sentence. The judge's own threshold is lower, because it
-limits false alarms on true conclusions; at that threshold, more than half of the sentences shown were unsupported
-(docs/experiments/faithfulness.md)."""
+"""Minimum probability from a judge for a passage to support a sentence. The judge's own threshold is lower, because
+it was chosen to limit false alarms on true conclusions. With that threshold, more than half of the sentences shown were
+unsupported (docs/experiments/faithfulness.md)."""
 MAX_JUDGED_PASSAGES = 3  # Maximum number of passages that a judge reads for a sentence
 JUDGE_SECONDS = 20.0  # Maximum time for judging the sentences of one answer
 MISSING: frozenset[SpanKind] = frozenset(("name", "number", "unit"))
-"""Kinds of spans that rule out a passage whatever a judge says, because it lacks a name or number of the sentence"""
+"""Kinds of unsupported spans that rule out a passage, whatever a judge decides: the passage lacks a name, number or
+unit of the sentence"""
 
 
 class Judge(Protocol):
@@ -47,19 +49,18 @@ class SupportEvidence:
     """The support for a sentence: which passages back it, and how strongly."""
 
     places: tuple[int, ...]  # Indices (0-based) of the passages that support the sentence, the most certain first
-    words: tuple[str, ...]  # For each of these passages, the sentence in it that is closest
+    words: tuple[str, ...]  # For each of these passages, its sentence that is closest to the checked one
     score: float  # The highest probability that a passage supports the sentence
 
 
 class Citer:
     """The passages of an answer, prepared for checking sentences one by one.
 
-    Every sentence is compared with each passage alone, more strictly than whole answers with their context. A passage
-    may be about something other than the question; the critical error is a sentence in the same words about another
-    drug or disease. So a name or number that the passage doesn't have rules the passage out. Without a judge, a
-    different negation or direction and too many unknown words rule it out, too. The words of the passage's title count
-    as known, but those of the question don't: otherwise, a passage about another disease would support a sentence about
-    the disease in the question.
+    Every sentence is compared with each passage separately, and more strictly than a whole answer with its context. The
+    critical error is to cite a passage that says the same about another drug or disease. Therefore, a passage is ruled
+    out if it lacks a name or number of the sentence. Without a judge, it is also ruled out by a different negation or
+    direction, or by too many unknown words. The words of the passage's title count as known. The words of the question
+    don't, because a passage about another disease would otherwise support a sentence about the question's disease.
     """
 
     def __init__(
@@ -71,13 +72,13 @@ class Citer:
     ) -> None:
         """Prepare the passages. `judge` checks the sentences, for up to `seconds` in total.
 
-        A passage supports a sentence if the judge gives it a probability of at least `threshold`.
+        With a judge, a passage supports a sentence if the probability of support is at least `threshold`.
         """
         self._passages, self._threshold = passages, threshold
         self._known = [lexical_detector.Sources([passage.text], passage.title) for passage in passages]
         self._judge, self._left = judge, seconds
         self.unjudged = 0
-        """The number of sentences that the detector checked although there is a judge"""
+        """Number of sentences that the detector checked in place of the judge"""
 
     def judge(self, text: str) -> SupportEvidence:
         """Return which passages support a sentence."""
@@ -92,10 +93,10 @@ class Citer:
         return SupportEvidence(tuple(ranked), tuple(judged[n].evidence.closest_source for n in ranked), top)
 
     def _read(self, judge: Judge, text: str, judged: Sequence[_Compared]) -> list[_Compared]:
-        """Return the judge's findings, or the detector's if no time is left or the judge fails.
+        """Return the judge's findings, or the detector's findings if no time is left or the judge fails.
 
-        The judge reads the passages that share the most words with the sentence; no other passage can be cited. It
-        doesn't read passages without the sentence's names and numbers.
+        The judge reads only the passages that share the most words with the sentence and contain all of its names and
+        numbers. Other passages can't be cited.
         """
         if self._left <= 0:
             self.unjudged += 1
@@ -116,7 +117,7 @@ class Citer:
 
 
 def support(sentence: lexical_detector.Sentence, passage: lexical_detector.Sources) -> tuple[float, bool]:
-    """Return the probability that a passage supports a sentence, and whether the passage may be cited for it."""
+    """Return the probability that a passage supports a sentence, and whether the sentence may cite the passage."""
     found = _compared(sentence, passage)
     return found.score, found.bears
 
@@ -135,11 +136,11 @@ def _compared(sentence: lexical_detector.Sentence, passage: lexical_detector.Sou
 
 
 def stated_sentences(answer: str) -> list[str]:
-    """Return the sentences of an answer that state something, without repetitions or an unfinished last one."""
+    """Return an answer's sentences that state something, without repetitions or an unfinished last sentence."""
     found = [text for _, text in placed(answer)]
     if len(found) > 1 and found[-1][-1].isalnum():
         found.pop()
     found = [text for text in found if not text.endswith("?")]  # a question makes no claim
     while found and found[-1].endswith(":"):
-        found.pop()  # it introduces text that the model never wrote
+        found.pop()  # the colon introduces text that the model never wrote
     return list(dict.fromkeys(found))

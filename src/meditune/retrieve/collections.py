@@ -1,6 +1,7 @@
-"""Collections: the sources that an index is built from, as the command line or a recipe names them.
+"""Collections: the sources from which an index is built, as named on the command line or in a recipe.
 
-`meditune update` (operate/literature) maintains a library of articles; an index reads all of it, or only what changed.
+`meditune update` (operate/literature) maintains a library of articles. An index reads the whole library, or only the
+articles that changed.
 """
 
 from __future__ import annotations
@@ -28,15 +29,16 @@ from meditune.retrieve.documents.document import Document, Section
 SOURCE = medquad.SOURCE
 JUDGED = "medquad-judged"
 JUDGED_FILES = "*Answers*.csv"
-# Every published answer ends with an extra bracket.
+# Every published answer ends with a superfluous closing bracket.
 _JUDGED_ANSWER = re.compile(r"Question:(.*?)\nURL:(.*?)\nAnswer:(.*?)\)?", re.DOTALL)
 
 
 def read_examples(reader: Any, path: Path, rejects: Rejects) -> Iterator[Document]:
-    """Yield one document for each example of a module in data/readers.
+    """Yield one document for each example that `reader`, a module in data/readers, finds in `path`.
 
-    A document contains the example's answer, under the type of the question or the section of a discharge summary.
-    PubMedQA's documents contain the abstract without its conclusions, which are the answers.
+    A document contains the example's answer, under a heading: the type of the question or, for MIMIC, the section of
+    the discharge summary. PubMedQA's documents contain the abstract instead, without the conclusions, because these are
+    the answers.
     """
     for example in reader.read(path, rejects):
         meta, is_mimic = example.meta, reader is mimic
@@ -59,10 +61,13 @@ def read_examples(reader: Any, path: Path, rejects: Rejects) -> Iterator[Documen
 
 
 def read_judged(folder: Path, rejects: Rejects) -> Iterator[Document]:
-    """Yield one document for each answer, with its AnswerID in the id. Raises DataError if there is no file."""
+    """Yield one document for each of MedQuAD's judged answers. Raises DataError if the folder has no such file.
+
+    A document's id contains the AnswerID.
+    """
     files = sorted(folder.glob(JUDGED_FILES))
     if not files:
-        raise DataError(f"{folder}: contains no {JUDGED_FILES}. Give the folder of MedQuAD's judged answers.")
+        raise DataError(f"{folder}: contains no {JUDGED_FILES}. Specify the folder with MedQuAD's judged answers.")
     for file in files:
         for where, row in rows(file, JUDGED, rejects):
             found = _JUDGED_ANSWER.fullmatch(str(row.get("Answer", "")).strip())
@@ -96,14 +101,16 @@ CREATE INDEX articles_change ON articles (change);
 CREATE INDEX articles_said ON articles (said);
 """
 CURRENT, RETRACTED, EXCLUDED = "there", "retracted", "out"
-"""States: current; retracted; left out for another reason (deleted, replaced, refused, no abstract)"""
+"""States of an article: current; retracted; left out for another reason (deleted, replaced, refused, no abstract)"""
 
 
 def read_library(folder: Path, withdrawn: set[str], since: int = 0) -> Iterator[Document]:
-    """Yield the current articles among those that changed after `since`.
+    """Yield a document for each current article that changed after the library's change number `since`.
 
-    Ids of documents that must no longer be found are added to `withdrawn`, and ids of current ones are removed from it.
-    If an article is retracted, PubMedQA's document of it is withdrawn, too. Raises DataError if there is no library.
+    Ids of documents that must no longer be found are added to `withdrawn`, and ids of current documents are removed
+    from it. If an article is retracted, PubMedQA's document about the article is withdrawn, too.
+
+    Raises DataError if the folder contains no library.
     """
     with closing(opened(folder)) as base:
         rows = base.execute("SELECT pmid, record, state FROM articles WHERE change > ? ORDER BY pmid", (since,))
@@ -119,16 +126,16 @@ def read_library(folder: Path, withdrawn: set[str], since: int = 0) -> Iterator[
 
 
 def opened(folder: Path) -> sqlite3.Connection:
-    """Open the library's database for reading. Raises DataError if there is none that this version can read."""
+    """Open a library's database for reading. Raises DataError if it is missing, or this version can't read it."""
     file = folder / FILE
     if not file.is_file():
-        raise DataError(f"{folder}: contains no {FILE}. Give a folder that `meditune update` maintains.")
+        raise DataError(f"{folder}: contains no {FILE}. Specify a folder that `meditune update` maintains.")
     try:
         base = sqlite3.connect(f"{file.resolve().as_uri()}?mode=ro", uri=True, timeout=30)
         found = base.execute("PRAGMA user_version").fetchone()[0]
     except sqlite3.DatabaseError as error:
         raise DataError(
-            f"{file}: not a readable library ({error}). Restore it from a backup, or start a new one."
+            f"{file}: not a readable library ({error}). Restore it from a backup, or start a new library."
         ) from error
     if found != FORMAT:
         base.close()
@@ -150,34 +157,37 @@ class Collection:
     """A source of documents."""
 
     kind: str  # A name in `NAMED`, "documents", "pubmed" or "library"
-    path: str = ""  # Empty if `find_library` finds the path
-    name: str = ""  # The name that narrows searches; the kind by default
+    path: str = ""  # Empty if `find_library` is to find the path
+    name: str = ""  # The name by which searches are narrowed; by default, the kind
 
     @property
     def source(self) -> str:
-        """The `source` of its passages."""
+        """The value of `source` in the collection's passages."""
         return self.name or self.kind
 
     @property
     def adds_only(self) -> bool:
-        """True if it is only a part (a PubMed file, library changes): the index keeps its source's other documents."""
+        """True if the collection is only a part of its source, so that an update keeps the source's other documents.
+
+        PubMed files and libraries are such collections.
+        """
         return self.kind in (pubmed_articles.SOURCE, KIND)
 
 
 @dataclass
 class Reading:
-    """The documents being read, with what was left out or withdrawn."""
+    """Reads the documents of collections, and records what was left out or withdrawn."""
 
     collections: Sequence[Collection]
     rejects: Rejects = field(default_factory=Rejects)
     withdrawn: set[str] = field(default_factory=set)  # Ids of documents that PubMed's files or a library withdraw
     since: int = 0  # Number of a library change; only later changes are read
-    asked: Sequence[Collection] = ()  # Libraries that are read only for what they withdraw
+    asked: Sequence[Collection] = ()  # Libraries that are read only to learn which documents they withdraw
 
     def documents(self) -> Iterator[Document]:
-        """Yield the documents of all collections in turn. Raises DataError if one is missing.
+        """Yield the documents of all collections in turn. Raises DataError if a collection is missing.
 
-        Libraries come last, because what they say about an article, for example that it is retracted, is the newest.
+        Libraries come last, because they have the latest information about an article, such as its retraction.
         """
         for collection in sorted(self.collections, key=lambda each: each.kind == KIND):
             yield from self._documents(collection)
@@ -195,61 +205,64 @@ class Reading:
 
 
 def collection_named(text: str) -> Collection:
-    """Return the collection of `NAME` or `NAME=PATH` in `--source`. Raises DataError if the name is unknown."""
+    """Return the collection for `--source NAME` or `--source NAME=PATH`. Raises DataError if the name is unknown."""
     kind, _, path = text.partition("=")
     if kind not in NAMED:
         raise DataError(
-            f"Unknown index source {kind!r}. Choose from {', '.join(NAMED)}; for your own files use --documents "
-            "FOLDER, for PubMed's XML --pubmed FILE."
+            f"Unknown index source {kind!r}. Choose from {', '.join(NAMED)}; for your own files, use --documents "
+            "FOLDER; for PubMed's XML, use --pubmed FILE."
         )
     return Collection(kind, str(Path(path).expanduser().resolve()) if path else "")
 
 
 def of_recipe(name_or_path: str) -> list[Collection]:
-    """Return the sources of a recipe that can be indexed. Raises DataError if there are none."""
+    """Return the collections for those sources of a recipe that can be indexed. Raises DataError if none can."""
     from meditune.config.load_recipe import load_recipe
 
     sources = load_recipe(name_or_path).recipe.data.sources
     chosen = [collection_named(f"{source.name}={source.path or ''}") for source in sources if source.name in NAMED]
     if not chosen:
         raise DataError(
-            f"{name_or_path}: none of its sources ({', '.join(source.name for source in sources)}) can be indexed; "
-            f"the sources that can be are {', '.join(NAMED)}."
+            f"{name_or_path}: none of its sources ({', '.join(source.name for source in sources)}) can be indexed. "
+            f"Sources that can be indexed: {', '.join(NAMED)}."
         )
     return chosen
 
 
 def documents(text: str) -> Collection:
-    """Return the collection of `FOLDER` or `NAME=FOLDER` in `--documents`. Raises DataError if the name is invalid."""
+    """Return the collection for `--documents FOLDER` or `--documents NAME=FOLDER`.
+
+    Raises DataError if the name is invalid.
+    """
     name, separator, path = text.partition("=")
     if separator and not Path(text).exists():
         if not _NAME.fullmatch(name) or name in (*NAMED, pubmed_articles.SOURCE):
             raise DataError(
                 f"--documents {text}: {name!r} is not a valid collection name. Use up to 64 letters, digits, dots, "
-                f"dashes and underscores, and none of {', '.join((*NAMED, pubmed_articles.SOURCE))}."
+                f"dashes and underscores. These names are reserved: {', '.join((*NAMED, pubmed_articles.SOURCE))}."
             )
         return Collection(text_files.SOURCE, str(Path(path).expanduser().resolve()), name)
     return Collection(text_files.SOURCE, str(Path(text).expanduser().resolve()))
 
 
 def pubmed_files(text: str) -> Collection:
-    """Return the collection of the file or folder in `--pubmed`."""
+    """Return the collection for `--pubmed FILE` or `--pubmed FOLDER`."""
     return Collection(pubmed_articles.SOURCE, str(Path(text).expanduser().resolve()))
 
 
 def library_in(folder: Path) -> Collection:
-    """Return the library that `meditune update` maintains in a folder; the source of its passages is PubMed."""
+    """Return the collection for the library in a folder that `meditune update` maintains; its source is PubMed."""
     return Collection(KIND, str(folder.expanduser().resolve()), pubmed_articles.SOURCE)
 
 
 def find_library(collection: Collection) -> Path:
-    """Return the path of a collection in `NAMED`. Raises DataError if it is missing."""
+    """Return the path of a collection whose kind is in `NAMED`. Raises DataError if its data is missing."""
     if collection.kind != JUDGED:
         return sources.locate_source(collection.kind, collection.path or None)
     data = os.environ.get(sources.DATA_VARIABLE)
     if collection.path or data:
         return Path(collection.path or Path(str(data)).expanduser() / JUDGED)
     raise DataError(
-        f"No data for {JUDGED!r}: give the folder with --source {JUDGED}=FOLDER, or put it into the folder that "
+        f"No data for {JUDGED!r}: specify the folder with --source {JUDGED}=FOLDER, or put it into the folder that "
         f"{sources.DATA_VARIABLE} names."
     )

@@ -1,8 +1,8 @@
-"""Packing of passages into the prompt: the choice by style, neighbours in the document, and whole sentences that fit.
+"""Packing passages into the prompt: choosing them by style, adding their neighbours, and cutting them after a sentence.
 
-Searches find short passages best, but these may need their neighbours: the results of a study answer the question that
-its background asks. Since the source text determines how an answer reads, the style decides among passages of about the
-same relevance: easier or more technical ones.
+Search works best with short passages, but a short passage may need its neighbours: for example, the background of a
+study asks a question, and the results answer it. Since an answer reads like the passages it is based on, the style
+decides between passages of about the same relevance: the plain style prefers easier ones, the expert style research.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ class PackedPassage:
 
     hit: Hit
     title: str  # Cleaned, like the text
-    text: str  # The whole sentences of the passage that fit
+    text: str  # The passage's first sentences, as many as fit
     left_out: int = 0  # Number of sentences that didn't fit
 
     @property
     def shown(self) -> str:
-        """The text in the prompt: under its title, without which its subject may be unclear."""
+        """The text in the prompt, under the passage's title, because the subject may be unclear without the title."""
         return f"{self.title}\n{self.text}" if self.title else self.text
 
 
 @dataclass(frozen=True)
 class PackedContext:
-    """The hits that are in the prompt."""
+    """The passages that are in the prompt."""
 
     passages: tuple[PackedPassage, ...]
     remarks: tuple[str, ...] = ()  # What was left out, and why
@@ -49,10 +49,10 @@ def pack(
     count: Callable[[Sequence[str]], int],
     max_tokens: int,
 ) -> PackedContext:
-    """Return as many of the hits as fit, in their order.
+    """Return as many of the hits as fit into `max_tokens`, in their order.
 
-    `count` returns the number of tokens of a prompt with the given texts. The first hit that doesn't fit completely is
-    cut after a sentence; later ones are left out.
+    `count` returns the number of tokens in a prompt with the given texts. The first hit that doesn't fit completely is
+    cut after a sentence, and later hits are left out.
     """
     packed: list[PackedPassage] = []
     remarks: list[str] = []
@@ -89,7 +89,7 @@ def _fits(count: Callable[[Sequence[str]], int], max_tokens: int, before: Sequen
 
 
 def _fitting(hit: Hit, title: str, texts: Sequence[str], fits: Callable[[str], bool]) -> PackedPassage | None:
-    """Return the passage with as many of its first sentences as fit (by bisection); None if not even one fits."""
+    """Return the passage with as many of its first sentences as fit (by bisection); None if none fits."""
     low, high = 0, len(texts)
     if fits(PackedPassage(hit, title, " ".join(texts)).shown):
         low = high
@@ -103,13 +103,13 @@ def _fitting(hit: Hit, title: str, texts: Sequence[str], fits: Callable[[str], b
 
 
 Part = Mapping[str, Any]  # The columns of a passage
-Section = tuple[str, str]  # A heading, which may be empty, and a text
+Section = tuple[str, str]  # (heading, text); the heading may be empty
 
 
 def with_neighbors(passages: Sequence[Part], id: str, words: int) -> list[Part]:
     """Return the passage with the id `id` and its neighbours, up to `words` words in total.
 
-    `passages` are all passages of its document, in order. At equal distance, later neighbours come before earlier ones.
+    `passages` are all passages of its document, in order. Following passages are added before preceding ones.
     """
     place = next(number for number, each in enumerate(passages) if each["id"] == id)
     first = last = place
@@ -127,18 +127,21 @@ def with_neighbors(passages: Sequence[Part], id: str, words: int) -> list[Part]:
 
 
 def in_sections(parts: Sequence[Part], form: PromptFormat) -> list[Section]:
-    """Return the passages as sections, without instructions to the model and without the prompt's cues."""
+    """Return the passages merged into sections by heading, without instructions to the model or prompt cues."""
     sections: list[tuple[str, list[str]]] = []
     for part in parts:
         if not sections or sections[-1][0] != part["section"]:
             sections.append((part["section"], []))
         sections[-1][1].append(part["text"])
-    several = len(sections) > 1  # the heading of a single section repeats the title
+    several = len(sections) > 1  # the heading of a single section only repeats the title
     return clean_text([(heading if several else "", " ".join(texts)) for heading, texts in sections], form)
 
 
 def clean_text(sections: Sequence[Section], form: PromptFormat) -> list[Section]:
-    """Return the sections as they may appear in a prompt, without headings that look like the prompt's cues."""
+    """Return the sections cleaned for a prompt. A heading that looks like a prompt cue becomes "".
+
+    Sections without text after cleaning are dropped.
+    """
     cleaned = []
     for heading, text in sections:
         body = clean_passage(text, form).text
@@ -149,24 +152,24 @@ def clean_text(sections: Sequence[Section], form: PromptFormat) -> list[Section]
 
 
 MAX_COSINE_GAP = 0.15
-"""Maximum difference to the best cosine for a passage to be used. Small models write about whatever the prompt
-contains, so a passage about another disease leads to an answer about that disease: supported, but irrelevant
+"""Maximum difference between the best cosine and that of a passage that is used. Small models write about whatever the
+prompt contains, so a passage about another disease leads to an answer that is supported but irrelevant.
 """
-READABLE = 9.0  # In the plain style, school grades above this one lower a passage's weight
+READABLE = 9.0  # School grade (Flesch-Kincaid) above which the plain style lowers a passage's weight
 PER_GRADE = 0.06  # How much each further grade adds to the divisor of the weight
-RESEARCH = ("pubmed",)  # Names, or prefixes of names, of sources for experts
+RESEARCH = ("pubmed",)  # Prefixes of the names of sources for experts
 AUDIENCE_BONUS = 0.5  # Addition to the weight for sources that suit the audience
 
-Chooser = Callable[[Sequence[Hit], int], Sequence[Hit]]  # Chooses a number of hits for a style
+Chooser = Callable[[Sequence[Hit], int], Sequence[Hit]]  # Called with hits and k; returns at most k of the hits
 
 
 def chooser(style: Style) -> Chooser:
-    """Return the function that chooses hits in this style."""
+    """Return the function that chooses hits for this style."""
     return partial(chosen, style)
 
 
 def chosen(style: Style, hits: Sequence[Hit], k: int) -> Sequence[Hit]:
-    """Return up to k hits that are about as relevant as the nearest one, those that suit the style best first."""
+    """Return up to k hits that are about as relevant as the most relevant one; the best for the style come first."""
     nearest = max((hit.meaning for hit in hits if hit.meaning is not None), default=None)
     if nearest is None:
         return hits[:k]
@@ -177,7 +180,7 @@ def chosen(style: Style, hits: Sequence[Hit], k: int) -> Sequence[Hit]:
 
 @lru_cache(maxsize=4096)
 def grade(text: str) -> float:
-    """Return the school grade of a text (Flesch-Kincaid); 0 without words."""
+    """Return a text's school grade (Flesch-Kincaid), or 0 if the text has no words."""
     found = readability.counted(text)
     return readability.flesch_kincaid(found.words, found.sentences, found.syllables) if found.words else 0.0
 

@@ -1,13 +1,15 @@
-"""Hybrid search in one version of an index: from a message to ranked hits.
+"""Hybrid search in one version of an index: from a message to ranked hits. The modes are:
 
-hybrid          candidates by BM25, for the message and for its question with other names of its topics, and by vectors:
-                the titles and the passages nearest to the message and to its question; all are fused, then reranked
-fused           BM25 and vectors, combined by reciprocal rank fusion only
-bm25, vectors   one of these only
+hybrid    BM25 finds candidates for the message, and for its question with other names of its topics. Vectors find the
+          titles and passages that are nearest to the message and to its question. All these rankings are fused, and
+          the best candidates are reranked.
+fused     One ranking by BM25 and one by vectors are combined by reciprocal rank fusion, without reranking.
+bm25      The ranking is by BM25 only.
+vectors   The ranking is by vectors only.
 
-For each row, its document and title are kept in memory as numbers (16 bytes per passage), so that hits of the same
-document are found without reading the table. If the index is small enough for exact comparison, passages, vectors and
-words are also kept in memory.
+For each row, numbers for its document and its title are kept in memory (16 bytes per passage), so that hits from the
+same document are found without reading the table. If the index is small enough for exact search, its passages, vectors
+and postings are kept in memory, too.
 """
 
 from __future__ import annotations
@@ -32,22 +34,25 @@ from meditune.retrieve.reranker import Passage, Reranker, RerankQuery, nearest
 from meditune.retrieve.storage import IndexStorage
 
 Mode = Literal["hybrid", "fused", "bm25", "vectors"]
-RENAMED_MODES: dict[str, Mode] = {"words": "bm25", "meaning": "vectors"}  # Names in the last version
+RENAMED_MODES: dict[str, Mode] = {"words": "bm25", "meaning": "vectors"}  # Names in the previous version -> names now
 Ranking = Mapping[int, float]  # Row ids with scores, the best first
-Places = NDArray[np.int64]  # Row numbers, from 0 in order of the rows' ids
+Places = NDArray[np.int64]  # Positions of rows (0-based) in the order of their ids
 
 CONSTANT = 60
 """k in 1 / (k + rank): Cormack, Clarke and Büttcher 2009, "Reciprocal rank fusion outperforms Condorcet" (SIGIR)"""
 FILTERS = 8  # Number of conditions whose matching rows are cached
-CANDIDATES = 100  # Number of passages, or titles, from each ranking
-RERANKED = 100  # Number of candidates that are reranked, the best by fusion; the others keep their order
+CANDIDATES = 100  # Number of passages, or titles, taken from each ranking
+RERANKED = 100  # Number of candidates that are reranked: the best by fusion; the others keep their order
 MAX_HITS = 10_000
 PROBES = 32  # Number of partitions of an approximate vector index to search
-REFINE = 4  # Factor of extra candidates that are then ordered by their full vectors
+REFINE = 4  # Factor by which more candidates are fetched, to be ordered by their full vectors
 
 
 def reciprocal_rank(rankings: Iterable[Iterable[Sequence[int]]]) -> dict[int, float]:
-    """Return each item's sum over rankings of 1 / (60 + rank from 1), the best first; items may share a rank."""
+    """Return each item's sum of 1 / (60 + rank) over the rankings, the best item first.
+
+    Ranks are 1-based. Items may share a rank.
+    """
     scores: dict[int, float] = {}
     for ranking in rankings:
         for rank, items in enumerate(ranking, start=1):
@@ -57,10 +62,10 @@ def reciprocal_rank(rankings: Iterable[Iterable[Sequence[int]]]) -> dict[int, fl
 
 
 def marginal_relevance(scores: Sequence[float], vectors: NDArray[Any], k: int, diversity: float) -> list[int]:
-    """Return the indices of k items, in the order of choice: by score minus similarity to those chosen before.
+    """Return the indices of k items in the order in which they are chosen: for a high score, and for diversity.
 
-    Carbonell and Goldstein 1998, "The use of MMR" (SIGIR): (1 - diversity) * score - diversity * highest cosine. Scores
-    are scaled to 0..1; vectors have length 1.
+    Each choice maximizes (1 - diversity) * score - diversity * highest cosine with an item chosen before (Carbonell and
+    Goldstein 1998, "The use of MMR", SIGIR). Scores are scaled to 0..1; `vectors` must have length 1.
     """
     given = np.asarray(scores, dtype=np.float64)
     spread = np.ptp(given) if len(given) else 0.0
@@ -83,7 +88,10 @@ class Rows:
     def __init__(
         self, table: Any, titles: Sequence[str], keep_passages: bool, postings: BM25Index | None = None
     ) -> None:
-        """Read the rows. `titles` get numbers, by position; `keep_passages` keeps passages and vectors in memory."""
+        """Read the rows. A title's number is its position in `titles`.
+
+        `keep_passages` keeps passages and vectors in memory.
+        """
         columns = [*storage.COLUMNS, storage.VECTOR] if keep_passages else ["document", *(["title"] if titles else [])]
         found = table.search().select(columns).with_row_id(True).limit(max(table.count_rows(), 1)).to_arrow()
         ids = found["_rowid"].to_numpy()
@@ -108,13 +116,13 @@ class Rows:
         return np.searchsorted(self.ids, np.asarray(ids, dtype=self.ids.dtype))
 
     def of_titles(self, numbers: Iterable[int], condition: str | None) -> list[list[int]]:
-        """Return the ids of the rows of each title that meet a condition."""
+        """Return, for each title number, the ids of the rows with this title that meet the condition."""
         allowed = self._allowed(condition) if condition else None
         rows = (self._by_title[self._starts[number] : self._starts[number + 1]] for number in numbers)
         return [self.ids[some if allowed is None else some[allowed[some]]].tolist() for some in rows]
 
     def by_words(self, text: str, k: int, condition: str | None) -> dict[int, float]:
-        """Return ids and BM25 scores of the `k` best rows, the best first."""
+        """Return the ids and BM25 scores of the `k` rows that match a text best, the best first."""
         if self._postings is not None:
             found = self._postings.best(text, k, self._allowed(condition) if condition else None)
             return dict(zip(self.ids[list(found)].tolist(), found.values(), strict=True)) if found else {}
@@ -123,7 +131,7 @@ class Rows:
         return _ranked(hits["_rowid"].to_pylist(), hits["_score"].to_pylist())
 
     def by_meaning(self, vector: Vectors, k: int, condition: str | None) -> dict[int, float]:
-        """Return ids and cosines of the rows nearest to a vector, the nearest first."""
+        """Return the ids and cosines of the `k` rows nearest to a vector, the nearest first."""
         if self._vectors is not None:
             places, cosines = nearest(self._vectors, vector, k, self._allowed(condition) if condition else None)
             return dict(zip(self.ids[places].tolist(), cosines.tolist(), strict=True))
@@ -132,7 +140,7 @@ class Rows:
         return _ranked(hits["_rowid"].to_pylist(), [1.0 - distance for distance in hits["_distance"].to_pylist()])
 
     def run_parallel(self, searches: Sequence[Callable[[], Ranking]]) -> list[Ranking]:
-        """Return the result of each search. Searches by LanceDB run in parallel, because it releases the GIL."""
+        """Return the result of each search. LanceDB's searches run in parallel, because LanceDB releases the GIL."""
         if self._vectors is not None:
             return [search() for search in searches]
         with ThreadPoolExecutor(len(searches)) as pool:
@@ -143,7 +151,7 @@ class Rows:
         return [IndexedPassage(**row) for row in self._columns(ids, storage.COLUMNS).to_pylist()] if ids else []
 
     def titles_and_vectors(self, ids: Sequence[int]) -> tuple[list[Passage], Vectors]:
-        """Return titles and texts of these rows' passages, and their vectors (n, size)."""
+        """Return the titles and texts of the passages in these rows, and the passages' vectors (n, size)."""
         if not ids:
             return [], np.zeros((0, self.table.schema.field(storage.VECTOR).type.list_size), dtype=np.float32)
         names = ["title", "text"] if self._vectors is not None else ["title", "text", storage.VECTOR]
@@ -172,7 +180,7 @@ class Rows:
 
 
 def _numbers(column: Any, titles: Sequence[str]) -> NDArray[np.int32]:
-    """Return each text's position among the titles, -1 if it isn't one of them."""
+    """Return the position of each text among the titles, or -1 for a text that isn't a title."""
     place = {title: number for number, title in enumerate(titles)}
     coded = _chunk(column.combine_chunks().dictionary_encode())
     once = np.array([place.get(text, -1) for text in coded.dictionary.to_pylist()], dtype=np.int32)
@@ -196,11 +204,11 @@ class Hit:
     """A passage that was found."""
 
     passage: IndexedPassage
-    score: float  # From reranker, fusion or a single method; higher is better; comparable only within one search
-    words: float | None  # BM25; None if the passage wasn't among the candidates by words
+    score: float  # From the reranker, fusion or a single method. Higher is better. Comparable only within one search
+    words: float | None  # BM25 score; None if BM25 didn't find the passage as a candidate
     meaning: float | None
-    """The higher cosine with the message or its question; None if only words were searched, or the passage wasn't a
-    candidate and nothing was reranked
+    """The passage's cosine with the message or with its question, whichever is higher. None if the passage wasn't
+    reranked (mode hybrid) or wasn't found by vectors (other modes).
     """
 
 
@@ -214,7 +222,7 @@ class SearchResult:
 
 @dataclass(frozen=True)
 class OpenedIndex:
-    """One version of an index's table."""
+    """One version of an index, opened for searching."""
 
     store: IndexStorage
     rows: Rows
@@ -237,9 +245,9 @@ def search(
 ) -> SearchResult:
     """Return the best k passages.
 
-    `mode` skips the reranker ("fused") or uses one method only ("bm25", "vectors"); `sources`, `since` and `until`
-    (dates) narrow the search; `per_document` limits the passages of one document (None: all); `diversity`, from 0 to 1,
-    is how much similarity to better hits lowers a hit's rank.
+    The module docstring describes each `mode`. `sources` and the dates `since` and `until` narrow the search.
+    `per_document` is the maximum number of passages from one document (None: no limit). `diversity`, from 0 to 1, sets
+    how strongly similarity to better hits lowers a hit's rank.
 
     Raises DataError if the question is empty or an option is invalid.
     """
@@ -284,12 +292,12 @@ class _Ranked:
 
 @dataclass(frozen=True)
 class ComparedPassages:
-    """A message with the candidates that the reranker compares."""
+    """A message and its candidate passages, read for the reranker."""
 
     message: RerankQuery
     words: Ranking  # BM25 scores for the message
-    ids: list[int]  # Ids of the compared candidates, the best by fusion first
-    others: list[int]  # Candidates that aren't compared
+    ids: list[int]  # Ids of the candidates to rerank, the best by fusion first
+    others: list[int]  # Ids of the candidates that aren't reranked
     passages: list[Passage]  # The passages of `ids`, in their order
     vectors: Vectors  # (ids, dimension)
 
@@ -297,10 +305,10 @@ class ComparedPassages:
 def compare(
     opened: OpenedIndex, query: Query, k: int = 10, condition: str | None = None, per_document: int | None = 1
 ) -> ComparedPassages:
-    """Return the candidates. All texts of the message are embedded at once, and all candidates are read at once."""
+    """Return the candidates for a message. Its texts are embedded in one batch, and the candidates are read at once."""
     message = opened.reranker.prepare(query.message)
     rows, most = opened.rows, max(CANDIDATES, k)
-    # The whole message, and its question.
+    # The vector of the whole message and, if it differs, that of its question
     vectors = message.vectors[: 1 if message.focused.query == message.corrected else 2]
     texts = dict.fromkeys([message.corrected, message.expanded])
     with storage.readable(opened.store):
@@ -321,7 +329,7 @@ def compare(
 def _reranked(opened: OpenedIndex, compared: ComparedPassages) -> _Ranked:
     scores = opened.reranker.score(compared.message, compared.passages, compared.vectors)
     lowest = float(scores.min()) if len(scores) else 0.0
-    # A long message is far from every passage; its question is not.
+    # A long message is far from every passage, but its question isn't, so the higher cosine counts.
     cosines = (compared.vectors @ compared.message.vectors[:2].T).max(axis=1).tolist()
     return _Ranked(
         [*(compared.ids[place] for place in np.argsort(-scores, kind="stable")), *compared.others],
@@ -355,7 +363,7 @@ def _fused(
 
 
 def _limited(ids: list[int], rows: Rows, per_document: int | None) -> list[int]:
-    """Return the ids with at most `per_document` rows of each document, the first ones."""
+    """Return the ids in order, but only those of the first `per_document` rows of each document."""
     if per_document is None:
         return ids
     count: Counter[int] = Counter()

@@ -1,7 +1,7 @@
 """An open index: its manifest (`index.json`), the files beside its table, and searching.
 
-The manifest names the table and its version, and describes the content and how it was made. The files beside a table
-contain the reranker's knowledge and the postings for BM25.
+The manifest names the table and its version, and describes what the index contains and how it was built. The files
+beside a table contain the reranker's knowledge and the BM25 postings.
 """
 
 from __future__ import annotations
@@ -39,33 +39,33 @@ class Manifest:
     documents: int
     content: str  # SHA-256 over the ids and digests of all passages, in order of id
     embedding: dict[str, Any]  # `name`, `dimension`, `space` (a hash of the weights)
-    sources: dict[str, dict[str, Any]]  # For each: `passages`, `documents`, `licences`, `restricted`
+    sources: dict[str, dict[str, Any]]  # For each source: `passages`, `documents`, `licences`, `restricted`
     collections: list[dict[str, str]]  # The collections that an update without arguments reads again
     created: str
     updated: str
     versions: dict[str, str]
-    knowledge: str  # The file of the reranker's knowledge
-    words: str = ""  # The file of the BM25 postings; empty in large indexes, which LanceDB searches
+    knowledge: str  # Name of the file with the reranker's knowledge
+    words: str = ""  # Name of the file with the BM25 postings; empty if the index is large and LanceDB searches it
 
     @property
     def restricted(self) -> list[str]:
-        """Sources whose licence forbids sharing them."""
+        """The sources whose licence forbids sharing them."""
         return [name for name, source in self.sources.items() if source["restricted"]]
 
     def check_encoder(self, identity: EncoderIdentity, store: IndexStorage) -> None:
-        """Raise ModelError if `identity` isn't the embedding model that built the index."""
+        """Raise ModelError if the index was built with another embedding model than that of `identity`."""
         own = (self.embedding["space"], self.embedding["dimension"])
         if own != (identity.space, identity.dimension):
             raise ModelError(
                 f"{store.name} was built with the embedding model {self.embedding['name']} "
-                f"({self.embedding['dimension']} numbers per vector). The vectors of {identity.name} "
-                f"({identity.dimension}) cannot be compared with its vectors. Use the index's model (--embedding), or "
-                "rebuild the index with this one (--replace)."
+                f"({self.embedding['dimension']} dimensions). Vectors of "
+                f"{identity.name} ({identity.dimension} dimensions) cannot be compared with those in it. Use the "
+                "index's model (--embedding), or rebuild the index with the other model (--replace)."
             )
 
 
 def read(store: IndexStorage) -> Manifest:
-    """Return the manifest of an index. Raises DataError if there is none, or this version cannot read it."""
+    """Return the manifest of an index. Raises DataError if there is no index, or this version can't read it."""
     value = store.read(MANIFEST)
     if value is None:
         raise DataError(f"{store.name}: contains no index. Build one with `meditune index build -o {store.name}`.")
@@ -83,9 +83,10 @@ def read(store: IndexStorage) -> Manifest:
 
 
 def tables_of(store: IndexStorage, existing: Sequence[str]) -> tuple[str | None, str]:
-    """Return the table in use, or None, and the table that a build fills: the next one, which may already exist.
+    """Return the name of the table in use (or None), and the name of the table that a build fills.
 
-    If the manifest cannot be read, the build fills a new table, since any of the `existing` ones may be damaged.
+    The table to fill may already exist, from an interrupted build. If the manifest can't be read, it is a new table,
+    because any of the `existing` tables may be damaged.
     """
     try:
         value = store.read(MANIFEST)
@@ -124,7 +125,7 @@ def describe(
             )
     for source, entry in sources.items():
         entry["documents"] = len(documents[source])
-        # PubMed's publishers word their claims differently; the first ones are enough as examples.
+        # PubMed's publishers word their copyright notices differently; the first ones are enough as examples.
         entry["licences"] = sorted(entry["licences"])[:20]
     return Manifest(
         format=storage.FORMAT,
@@ -143,7 +144,7 @@ def describe(
     )
 
 
-KNOWLEDGE, WORDS = "knowledge-", "words-"  # Prefixes of the file names, followed by table and version
+KNOWLEDGE, WORDS = "knowledge-", "words-"  # Prefixes of file names, followed by the table and its version
 
 
 def learn(
@@ -154,10 +155,10 @@ def learn(
     encoder: SentenceEncoder,
     before: Manifest | None,
 ) -> dict[str, Any]:
-    """Write the reranker's knowledge of the table's titles, and the BM25 postings; return the files for the manifest.
+    """Write the reranker's knowledge and the BM25 postings to files, and return the files' names for the manifest.
 
-    `read` are the collections that were just read, `all_collections` all collections of the index. Titles that are
-    already in the index `before` aren't embedded again. A large table has no postings, because LanceDB searches it.
+    `read` contains the collections that were just read, and `all_collections` all collections of the index. Titles that
+    the index had `before` aren't embedded again. A large table has no postings, because LanceDB searches it.
     """
     space, version = encoder.identity.space, f"{table.name}-{table.version}.npz"
     known = load(store, before, space) if before else None
@@ -178,12 +179,12 @@ def learn(
 
 
 def load(store: IndexStorage, manifest: Manifest, space: str) -> Knowledge:
-    """Return the reranker's knowledge of an index. Raises DataError if the file is missing or damaged."""
+    """Return the reranker's knowledge about an index. Raises DataError if the file is missing or damaged."""
     return reranker.read(store.get(manifest.knowledge), f"{store.name}/{manifest.knowledge}", space)
 
 
 def remove_unused(store: IndexStorage, new: Manifest, old: str | None) -> None:
-    """Delete files that belong neither to this version nor to the `old` table, which readers may just be opening."""
+    """Delete files that belong neither to this version nor to the `old` table, which readers may still be opening."""
     for kind in (KNOWLEDGE, WORDS):
         for name in store.files(kind):
             if name not in (new.knowledge, new.words) and not (old and name.startswith(f"{kind}{old}-")):
@@ -191,7 +192,7 @@ def remove_unused(store: IndexStorage, new: Manifest, old: str | None) -> None:
 
 
 class Index:
-    """One version of an index, which stays the same until `refresh`. Several threads can search it."""
+    """An open index. Its version stays the same until `refresh` is called. Several threads can search it."""
 
     def __init__(self, store: IndexStorage, embedding: SentenceEncoder | None = None) -> None:
         self.store = store
@@ -204,8 +205,8 @@ class Index:
     def open(cls, location: Path | str, embedding: str | SentenceEncoder | None = None) -> Index:
         """Open the index in a folder or in object storage, by default with the embedding model that built it.
 
-        Raises DataError if there is no index or it is damaged, and ModelError if the embedding model is unavailable or
-        isn't the index's own.
+        Raises DataError if there is no index or the index is damaged, and ModelError if the embedding model is
+        unavailable or isn't the one that built the index.
         """
         return cls(index_storage(location), load_encoder(embedding) if isinstance(embedding, str) else embedding)
 
@@ -224,18 +225,21 @@ class Index:
         return True
 
     def search(self, question: str, k: int = 10, **options: Any) -> SearchResult:
-        """Return the most relevant passages; `options` are those of `hybrid_search.search`."""
+        """Return the `k` most relevant passages; `options` are those of `hybrid_search.search`."""
         return hybrid_search.search(self.opened, self.encoder, question, k, **options)
 
     def passages(self, document: str) -> Sequence[dict[str, Any]]:
-        """Return all passages of a document in order, as their columns."""
+        """Return all passages of a document, in order, each as a dict of its columns."""
         with storage.readable(self.store):
             query = self.opened.rows.table.search().where(f"document = {storage.quoted(document)}")
             rows: list[dict[str, Any]] = query.select(list(storage.COLUMNS)).limit(100_000).to_list()
         return sorted(rows, key=lambda row: int(row["id"].rpartition("#")[2]))
 
     def texts(self, sources: Sequence[str] | None = None) -> Iterator[tuple[str, str]]:
-        """Yield document id and text of all passages, or those of some sources, without loading all into memory."""
+        """Yield the document id and text of each passage, without loading all passages into memory.
+
+        If `sources` is given, only passages of these sources are read.
+        """
         where = row_filter(tuple(self.manifest.sources), sources, None, None)
         with storage.readable(self.store):
             query = self.opened.rows.table.search().select(["document", "text"]).limit(self.manifest.passages)

@@ -1,10 +1,10 @@
-"""Prompt injection: detects and removes sentences that give orders to the model that reads them.
+"""Prompt injection: detecting and removing sentences that give orders to the model that reads them.
 
 Medical texts are full of instructions to patients ("Do not take ..."), so a verb form or a word alone isn't enough.
-Each rule combines a verb form (an imperative at the start of a clause, "you must") with something that messages to a
-model are about: its instructions, answer, user, prompt, tools or role. Disguised letters (look-alikes, digits, spaces
-between letters, base64, ROT13) are decoded, too. Text hidden from readers and markup used in prompts are also removed.
-See `benchmarks/injections.py`.
+Each rule combines a verb form (an imperative at the start of a clause, "you must") with a subject that is typical of
+messages to a model: the model's instructions, answer, user, prompt, tools or role. Disguised text (look-alike letters,
+digits for letters, spaces between letters, base64, ROT13) is decoded and checked, too. Text that is hidden from readers
+and markup that is used in prompts are removed as well. `benchmarks/injections.py` measures the rules.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from meditune.text import sentences
 RULES = Path(__file__).with_name("prompt_injection.yaml")
 _DISGUISED = re.compile(
     r"ignor|disregard|instruct|prompt|rules|answer|guideline|system|yourtask|newtask|output|assistant|forget|overrid|respond"
-)  # Parts of orders whose letters are separated by spaces, after joining
+)  # Words of orders, searched for in text whose letters were separated by spaces and have been joined
 _STRONG = re.compile(
     r"\b(?:prompts?|overrid\w+|unrestricted|verbatim|directives?|instructions?|compl(?:y|iance)|jailbreak\w*|assistant"
     r"|chat ?bots?|AI|LLMs?|GPT\w*|language models?|plaintext|uncensored|exfiltrat\w+)\b",
@@ -47,9 +47,9 @@ _WEAK = re.compile(
     re.IGNORECASE,
 )
 _ADDRESSES = re.compile(r"\byour?\b|\bAI\b|\bassistant\b", re.IGNORECASE)
-DENSITY = 4  # A sentence without health words is an order from this many points: 2 per strong word, 1 per weak one
-MAX_ADJACENT_WORDS = 12  # Maximum number of words of a sentence that is removed together with an order beside it
-MAX_ADJACENT_READER_WORDS = 30  # As above, for a sentence to the reader without health words
+DENSITY = 4  # Minimum points of an order without health words: 2 for each strong word, 1 for each weak word
+MAX_ADJACENT_WORDS = 12  # Maximum number of words in a sentence that is removed because an order is next to it
+MAX_ADJACENT_READER_WORDS = 30  # The same for a sentence that addresses the reader and has no health words
 _ADJACENT = re.compile(
     r"\b(?:you|your|i|i'm|it's me|we|us|me|my|do so|say|speak|answer|reply|respond|assistant|user|secret|mistake"
     r"|first|second|third|important|attention|urgent|hello|one more thing|them"
@@ -67,7 +67,7 @@ def is_instruction(sentence: str) -> bool:
 
 
 def is_override(sentence: str) -> bool:
-    """Return whether a sentence wants the model to ignore or reveal its instructions, or to change its role.
+    """Return whether a sentence tells the model to ignore or reveal its instructions, or to change its role.
 
     A request about the form of the answer, such as "please only answer in short sentences", doesn't count.
     """
@@ -75,7 +75,7 @@ def is_override(sentence: str) -> bool:
 
 
 def is_part_of_instruction(sentence: str) -> bool:
-    """Return whether a sentence beside an order belongs to it: it is short, and addressed to the model or about it."""
+    """Return whether a sentence next to an order is part of it: short, and addressed to the model or about it."""
     plain = _visible_text(sentence)
     words = re.findall(r"[^\W\d_]+", plain)
     if len(words) <= MAX_ADJACENT_WORDS and _ADJACENT.search(plain):
@@ -87,7 +87,7 @@ def is_part_of_instruction(sentence: str) -> bool:
 
 
 def _is_dense(text: str) -> bool:
-    """Return whether a sentence to the reader has many prompt words and no health words."""
+    """Return whether a sentence addresses the reader and contains many prompt words but no health words."""
     strong = {match[0].lower() for match in _STRONG.finditer(text)}
     if not strong or 2 * len(strong) + len({match[0].lower() for match in _WEAK.finditer(text)} - strong) < DENSITY:
         return False
@@ -101,7 +101,7 @@ def _spelled_out(text: str) -> bool:
 
 
 def _matches(text: str, *names: str) -> bool:
-    """Return whether a text matches one of these rules. Some rules apply only at the start of a clause."""
+    """Return whether a text matches a rule in these groups. Some rules apply only at the start of a clause."""
     anywhere, starting = _rules(*names)
     if any(rule.search(text) for rule in anywhere):
         return True
@@ -111,7 +111,7 @@ def _matches(text: str, *names: str) -> bool:
 
 @cache
 def _rules(*names: str) -> tuple[list[re.Pattern[str]], list[re.Pattern[str]]]:
-    """Return the rules of prompt_injection.yaml with these names; the second list has those that begin with @start."""
+    """Return the rules in these groups of prompt_injection.yaml: without @start, and with @start."""
     words: dict[str, str] = _texts()["words"]
     found: tuple[list[re.Pattern[str]], list[re.Pattern[str]]] = ([], [])
     for source in (rule for name in names for rule in _texts()[name]):
@@ -134,11 +134,11 @@ def _texts() -> dict[str, Any]:
 
 
 def decodings(sentence: str) -> Iterator[str]:
-    """Yield the sentence as it looks and, if letters are disguised, its decoded forms, each once."""
+    """Yield the sentence as a reader sees it and, if letters are disguised, each decoded form once."""
     plain = _visible_text(sentence)
     seen = {plain}
     yield plain
-    # Replace digits by letters if several words have digits, and correct misspelled words of orders.
+    # Replace digits with letters if several words mix both, and correct misspelled words of orders.
     several = sum(bool(_LEET.search(word)) for word in plain.split()) > 1
     letters = plain.translate(_DIGITS) if several else ""
     corrected = re.sub(r"[^\W\d_]{5,}", lambda match: _nearest(match[0].lower()) or match[0], plain)
@@ -149,7 +149,7 @@ def decodings(sentence: str) -> Iterator[str]:
 
 
 def _visible_text(text: str) -> str:
-    """Return the text as a reader sees it: letters normalised, escapes decoded, invisible characters removed."""
+    """Return the text as a reader sees it: letters normalized, escapes decoded, invisible characters removed."""
     text = html.unescape(text)
     if re.search(r"(?:%[0-9a-fA-F]{2}\w*){2}", text):
         text = unquote(text)
@@ -163,7 +163,7 @@ def _visible_text(text: str) -> str:
 
 
 def _joined(text: str) -> str:
-    """Return the text with spaced-out and hyphenated words joined."""
+    """Return the text with spaced-out and hyphenated words joined, or "" if there are none."""
     together = _SPELLED.sub(lambda match: re.sub(r"[\s.\-*]", "", re.sub(r"\s{2,}", "\0", match[0])), text)
     together = re.sub(r"(?<=[^\W\d_])-(?=[^\W\d_])", "", together).replace("\0", " ")
     return together if together != text else ""
@@ -241,13 +241,13 @@ _UNSEEN = re.compile(
     r"|color\s*:\s*(?:white|transparent|#fff))[^<>]*>.*?(?:</\1\s*>|$)"
     r"|\[//\]:\s*#\s*\([^)\n]*\)|!\[[^\]\n]*\]\([^)\n]*\)|\{\s*\"(?:role|instruction|system)\"\s*:[^{}]*\}",
     re.IGNORECASE | re.DOTALL | re.MULTILINE,
-)  # Content that a reader of the page doesn't see: HTML comments, hidden elements, image links, messages as JSON
+)  # Content that a reader of the page doesn't see: HTML comments, hidden elements, image links, chat messages in JSON
 _ELEMENT = re.compile(
     r"<\s*(system|instructions?|important|prompt|admin|developer|assistant|user|order|command|note|secret|override)\b"
     r"[^<>]*>.*?(?:<\s*/\s*\1\s*>|$)",
     re.IGNORECASE | re.DOTALL,
 )
-_PART = re.compile(r"(?<=[.!?])\s+|(?<=[。！？])")  # Between sentences, also if the next one begins in lowercase
+_PART = re.compile(r"(?<=[.!?])\s+|(?<=[。！？])")  # Between sentences, even if the next one begins in lowercase
 _TAG = re.compile(r"</?[a-zA-Z][\w-]*(?:\s[^<>]*)?/?>")
 
 
@@ -255,14 +255,14 @@ _TAG = re.compile(r"</?[a-zA-Z][\w-]*(?:\s[^<>]*)?/?>")
 class CleanedText:
     """A passage's text as it may appear in a prompt and be quoted."""
 
-    text: str  # Whole sentences; empty if nothing is left
-    orders: tuple[str, ...] = ()  # Sentences with orders to the model, which are left out
+    text: str  # Complete sentences; empty if nothing is left
+    orders: tuple[str, ...] = ()  # What was removed: orders to the model, and hidden text
 
 
 def clean_passage(text: str, form: PromptFormat, special_tokens: Sequence[str] = ()) -> CleanedText:
-    """Return the text without orders to the model, special tokens, chat markup and the prompt's cues.
+    """Return the text without orders to the model, special tokens, chat markup or prompt cues.
 
-    `special_tokens` are those of the model's tokenizer. The lines are joined to one paragraph.
+    `special_tokens` are those of the model's tokenizer. The lines are joined into one paragraph.
     """
     orders: list[str] = []
     text = text.replace("\r", "\n")
@@ -273,7 +273,7 @@ def clean_passage(text: str, form: PromptFormat, special_tokens: Sequence[str] =
     found = [part for line in plain.splitlines() for sentence in sentences(line) for part in _PART.split(sentence)]
     is_one = [is_instruction(sentence) for sentence in found]
     if any(is_one):
-        # A sentence beside an order may belong to it, such as "I am the administrator."
+        # A sentence next to an order may belong to the order, such as "I am the administrator."
         for places, step in ((range(1, len(found)), -1), (range(len(found) - 2, -1, -1), 1)):
             for place in places:
                 is_one[place] = is_one[place] or (is_one[place + step] and is_part_of_instruction(found[place]))
@@ -303,7 +303,7 @@ def _without_markup(text: str, special_tokens: Sequence[str]) -> str:
 
 
 def _without_cues(sentence: str, form: PromptFormat) -> str:
-    """Return the sentence with dashes for the colons of cues, so that it contains no cue."""
+    """Return the sentence with dashes in place of the colons of cues, so that it contains no prompt cue."""
     for cue in (form.question_cue, form.answer_cue, form.decision_cue, *([form.plain_cue] if form.plain_cue else [])):
         word = cue.rstrip(":： ")
         sentence = re.sub(rf"{re.escape(word)}\s*[:：﹕]", f"{word} -", sentence, flags=re.IGNORECASE)

@@ -1,4 +1,4 @@
-"""Query understanding: rules that turn a message into a search query with filters.
+"""Query understanding: rules that turn a message into a search query, and filters into an SQL condition.
 
 Patients describe their history, begin with a greeting, and misspell names. The rules extract the topic, the kind of
 question, and the words to search for.
@@ -15,7 +15,7 @@ from meditune.retrieve import storage
 from meditune.retrieve.topics import QUESTION_KINDS, Mention, Synonyms
 from meditune.text import sentences
 
-MAX_CHARACTERS = 2_000  # Longer than any LiveQA question; more would be noise for BM25, and MiniLM wouldn't read it
+MAX_CHARACTERS = 2_000  # Longer than any LiveQA question. Further text is noise for BM25, and MiniLM doesn't read it
 _DATE = re.compile(r"\d{4}(-\d{2}(-\d{2})?)?")
 
 
@@ -24,16 +24,16 @@ class Query:
     """A search query."""
 
     text: str  # The question in one line
-    message: str  # The text with its line breaks for the reranker, since the first line may be a subject
-    remarks: tuple[str, ...] = ()  # Remarks for the user about how the question was read
+    message: str  # The question with line breaks, for the reranker: the first line may be a subject
+    remarks: tuple[str, ...] = ()  # Remarks for the user, for example that the question was truncated
 
 
 def build_query(question: str) -> Query:
-    """Return the query of a question. Raises DataError if it is empty."""
+    """Return the search query for a question. Raises DataError if the question has no letters or digits."""
     lines = [" ".join(line.split()) for line in question.splitlines()]
     text = " ".join(question.split())
     if not re.search(r"\w", text):
-        raise DataError("The question is empty: it has no letters and no digits. Enter a question in words.")
+        raise DataError("The question is empty: it contains no letters or digits. Enter a question in words.")
     remarks: tuple[str, ...] = ()
     if len(text) > MAX_CHARACTERS:
         remarks = (
@@ -45,9 +45,9 @@ def build_query(question: str) -> Query:
 def row_filter(
     index_sources: Sequence[str], sources: Sequence[str] | None, since: str | None, until: str | None
 ) -> str | None:
-    """Return a condition on the table's rows, or None without filters.
+    """Return an SQL condition on the table's rows, or None if there are no filters.
 
-    Passages without a date never match a condition on dates. Raises DataError if a source isn't one of `index_sources`,
+    Passages without a date never match a date filter. Raises DataError if a source isn't one of `index_sources`,
     or a date doesn't have the form 2018, 2018-05 or 2018-05-17.
     """
     parts: list[str] = []
@@ -75,10 +75,10 @@ ASKS = _any(*QUESTION_KINDS["messages"]["asks"], start="", end="")
 GREETING = _any(*QUESTION_KINDS["messages"]["greeting"], start=r"^\W*", end="")
 UNINFORMATIVE = _any(*QUESTION_KINDS["messages"]["uninformative"], start=r"^\W*", end=r"\W*$")
 KINDS = {kind: _any(*cues, end="" if kind == "information" else r"\b") for kind, cues in QUESTION_KINDS["cues"].items()}
-"""Patterns of the cues for each of `topics.KINDS`, the more specific kinds first"""
+"""For each of `topics.KINDS`, a pattern of its cues in messages. More specific kinds come first."""
 
 
-SUBJECT_WORDS = 12  # Maximum number of words of a first line that counts as a subject
+SUBJECT_WORDS = 12  # Maximum number of words in a first line that counts as a subject
 
 
 @dataclass(frozen=True)
@@ -86,10 +86,10 @@ class QueryFocus:
     """A message reduced to what it asks."""
 
     query: str  # The text to search for: subject and questions, without greetings and history
-    focus: str  # The topic of the message, in the index's spelling; empty if it names no known topic
-    question_type: str  # The most likely of `topics.KINDS`; "information" if nothing indicates another
+    focus: str  # The topic of the message, in the index's spelling; empty if no known topic is named
+    question_type: str  # The most likely of `topics.KINDS`; "information" if there are no cues
     mentions: tuple[Mention, ...] = ()  # All topics that the message names, the most informative first
-    kinds: tuple[str, ...] = ()  # All kinds of question for which it has cues, `question_type` first
+    kinds: tuple[str, ...] = ()  # All kinds of question for which there are cues, `question_type` first
 
 
 def query_focus(question: str, synonyms: Synonyms) -> QueryFocus:
@@ -120,7 +120,7 @@ def _parts(question: str) -> tuple[str, list[str]]:
 
 
 def _mentions(subject: str, questions: Sequence[str], question: str, synonyms: Synonyms) -> list[Mention]:
-    """Return the named topics, the most informative first; those in the subject or the questions count more."""
+    """Return the topics mentioned, the most informative first. Those in the subject or questions weigh more."""
     found: dict[str, Mention] = {}
     weight: dict[str, float] = {}
     for text, share in ((subject, 1.0), (" ".join(questions), 0.9), (question, 0.5)):

@@ -1,10 +1,11 @@
-"""The reranker: orders candidate passages by similarity in meaning and in words, with a few weights.
+"""The reranker: scores candidate passages by a weighted sum of a few features of meaning and words.
 
-The vectors of the whole message, its question (`QueryFocus.query`) and each of its sentences are compared with that of
-a passage's title. The words of message and passage are also compared, after misspelled topics were corrected and other
-names of topics were added (`topics.Synonyms`). The word score is BM25 (Robertson and Zaragoza 2009,
-https://doi.org/10.1561/1500000019) with a word's rarity in English instead of in the index. The knowledge of an index
-(its titles, their vectors and a thesaurus of topics) is one numpy archive beside the table.
+The whole message, its question (`QueryFocus.query`) and each of its sentences are embedded, and these vectors are
+compared with the vector of a passage's title. The words of the message and the passage are compared, too, after
+misspelled topics have been corrected and other names of the topics have been added (`topics.Synonyms`). The word score
+is BM25 (Robertson and Zaragoza 2009, https://doi.org/10.1561/1500000019), but a word's weight is its rarity in English,
+not its rarity in the index. What the reranker knows about an index (the titles, the titles' vectors and a thesaurus of
+topics) is stored in one numpy archive beside the table.
 """
 
 from __future__ import annotations
@@ -37,23 +38,23 @@ FITTED: dict[str, float] = {
     "whole_near_passage": 5.992,
 }  # Weights of features, fitted by `python benchmarks/retrieval.py --fit` on questions that are in no test set
 CHOSEN: dict[str, float] = {"topic_named": 1.0, "kind_asked": 0.3}
-"""Weights chosen by hand: if fitted, on questions labelled by topic and kind, they are too high for other questions"""
+"""Weights chosen by hand: fitted to questions labelled by topic and kind, they would be too high for other questions"""
 WEIGHTS = FITTED | CHOSEN
-SIBLINGS = 0.3  # Weight of the mean of a topic's best passages in each passage's score; chosen from 0, 0.3 and 1
+SIBLINGS = 0.3  # Weight, in a passage's score, of the mean score of its topic's best passages; chosen from 0, 0.3, 1
 LENGTH = 0.6  # BM25's b
-USUAL_LENGTH = 150.0  # Length in words of a passage whose score isn't changed for its length
-LETTERS = 1500  # Number of characters of a passage's text that are used
+USUAL_LENGTH = 150.0  # Length of a passage, in words, at which the length normalization has no effect
+LETTERS = 1500  # Maximum number of characters of a passage's text that are used
 _BETWEEN = str.maketrans({sign: " " for sign in (*map(chr, range(128)), *"’‘“”–—•…") if not sign.isalnum()})
 
 
 def split(text: str) -> list[str]:
-    """Return the text's words in lowercase; the part after an apostrophe is a separate word."""
+    """Return the lowercase words of the text's first `LETTERS` characters; apostrophes separate words, too."""
     return text[:LETTERS].casefold().translate(_BETWEEN).split()
 
 
 def count_words(query: Iterable[str], texts: Iterable[str]) -> list[tuple[Counter[str], int]]:
-    """Return for each text the counts of the query's words (without plural endings) and the text's length in words."""
-    # Only the query's words are counted: reducing all words of 100 passages to the singular takes 10 ms.
+    """Return, for each text, the counts of the query's words (singular or plural) and its length in words."""
+    # Only the query's words are counted: reducing all words of 100 passages to the singular would take 10 ms.
     singular = {f"{word}{ending}": word for word in query for ending in ("s", "")}
     divided = map(split, texts)
     return [(Counter([singular[word] for word in text if word in singular]), len(text)) for text in divided]
@@ -62,7 +63,7 @@ def count_words(query: Iterable[str], texts: Iterable[str]) -> list[tuple[Counte
 def overlap(
     query: str, texts: Sequence[tuple[Counter[str], int]], average_length: float = USUAL_LENGTH
 ) -> NDArray[np.float64]:
-    """Return the texts' BM25 scores (n,) for the query's words, divided by the highest; zeros if no word matches."""
+    """Return the texts' BM25 scores (n,) for the query's words, divided by the highest; all 0 if no word matches."""
     rarity = {word: says(word) for word in words(query)}
     scores = np.array(
         [
@@ -80,14 +81,14 @@ def overlap(
 
 MIN_WORDS = 3  # Minimum number of words in a sentence that is compared separately
 MAX_SENTENCES = 12
-TITLE_LENGTH = 8.0  # Number of words in a usual title
-HEADLINE = 200  # Number of characters used in place of a missing title
-BEST = 3  # Number of passages that represent a topic
+TITLE_LENGTH = 8.0  # Length of a typical title, in words
+HEADLINE = 200  # Number of characters of the text that are used if the title is missing
+BEST = 3  # Maximum number of passages whose mean score represents a topic
 
 Scores = NDArray[np.float64]
 
 
-Encode = Callable[[Sequence[str]], Vectors]  # Maps texts to vectors of length 1, (n, size)
+Encode = Callable[[Sequence[str]], Vectors]  # Maps n texts to vectors of length 1, with shape (n, size)
 
 
 def nearest(
@@ -109,8 +110,8 @@ def nearest(
 class TitleVectors:
     """Titles with their vectors.
 
-    Ben Abacha and Demner-Fushman 2019 (https://doi.org/10.1186/s12859-019-3119-4) found answers to consumers' questions
-    by comparing them with the questions that the passages answer, which are the titles.
+    Ben Abacha and Demner-Fushman 2019 (https://doi.org/10.1186/s12859-019-3119-4) found answers by comparing consumers'
+    questions with questions that have been answered. MedQuAD's titles are such questions.
     """
 
     def __init__(self, titles: Sequence[str], vectors: Vectors) -> None:
@@ -123,19 +124,19 @@ class TitleVectors:
         return self._place.get(title)
 
     def vectors_of(self, titles: Sequence[str], encode: Encode) -> Vectors:
-        """Return the vectors of titles (n, size); unknown titles are embedded now."""
+        """Return the vectors of the titles (n, size); `encode` embeds unknown titles."""
         unknown = [title for title in dict.fromkeys(titles) if title not in self._place]
         fresh: dict[str, Any] = dict(zip(unknown, encode(unknown), strict=True)) if unknown else {}
         return np.array([fresh[t] if t in fresh else self.vectors[self._place[t]] for t in titles], dtype=np.float32)
 
     def nearest(self, vectors: Vectors, count: int) -> list[list[int]]:
-        """Return for each of the vectors (n, size) the positions of the nearest titles, the nearest first."""
+        """Return, for each of the vectors (n, size), the positions of the `count` nearest titles, the nearest first."""
         return [nearest(self.vectors, vector, count)[0].tolist() if self.titles else [] for vector in vectors]
 
 
 @dataclass(frozen=True, slots=True)
 class Passage:
-    """The parts of a passage that are compared."""
+    """The parts of a passage that the reranker compares with the message."""
 
     title: str  # The passage's subject; may be empty
     text: str
@@ -147,12 +148,12 @@ class RerankQuery:
 
     corrected: str
     focused: QueryFocus
-    expanded: str  # The question, and other names of its topics
-    vectors: Vectors  # Vectors of the whole message, of its question, and of each sentence
+    expanded: str  # The question, followed by other names of its topics
+    vectors: Vectors  # Vectors (n, size) of the whole message, of its question, and of its sentences
 
 
 class Reranker:
-    """Scores passages for messages."""
+    """A reranker that scores how well passages answer a message."""
 
     def __init__(
         self,
@@ -169,7 +170,7 @@ class Reranker:
         self.siblings = sibling_weight
 
     def prepare(self, question: str) -> RerankQuery:
-        """Return the message prepared for comparison. Nearly all of the time is spent on its vectors."""
+        """Return the message prepared for comparison. Computing its vectors takes nearly all of the time."""
         corrected = self.synonyms.corrected(question)
         focused = query_focus(corrected, self.synonyms)
         parts = [part for part in sentences(" ".join(corrected.split())) if len(part.split()) >= MIN_WORDS]
@@ -182,9 +183,9 @@ class Reranker:
     def score(
         self, question: str | RerankQuery, passages: Sequence[Passage], vectors: Vectors | None = None
     ) -> NDArray[np.float64]:
-        """Return the passages' scores (n,): higher is better. They are comparable only within one call.
+        """Return the passages' scores (n,), higher is better. Scores are comparable only within one call.
 
-        `vectors` (n, size) are the passages' own vectors of length 1, from the same model, if the index has them.
+        `vectors` (n, size), if given, are the passages' own vectors, of length 1 and from the same embedding model.
         """
         if not passages:
             return np.zeros(0)
@@ -193,7 +194,7 @@ class Reranker:
         same: dict[str, list[int]] = defaultdict(list)
         for index, passage in enumerate(passages):
             same[key(topics.read(passage.title).topic) or f"#{index}"].append(index)
-        # A topic with several good passages is more likely to be the intended one than a topic with one passage.
+        # A topic with several good passages is more likely to be the intended topic than a topic with one passage.
         mean = total.copy()
         for indices in same.values():
             if len(indices) > 1:
@@ -203,7 +204,7 @@ class Reranker:
     def features(
         self, question: str | RerankQuery, passages: Sequence[Passage], vectors: Vectors | None = None
     ) -> dict[str, Scores]:
-        """Return the features of the score, (n,) each, by the names of their weights."""
+        """Return the features on which the score is based, each with shape (n,), by the names of their weights."""
         query = self.prepare(question) if isinstance(question, str) else question
         texts = [f"{passage.title}\n{passage.text}" for passage in passages]
         read = [topics.read(passage.title) for passage in passages]
@@ -213,7 +214,7 @@ class Reranker:
         if vectors is None:
             compared = self.title_vectors.vectors_of(headlines, self.encode)
         else:
-            # Unknown titles use their passage's vector, so that only the question is embedded.
+            # An unknown title gets its passage's vector, so that no title has to be embedded.
             compared = np.array(vectors)
             for index, each in enumerate(headlines):
                 if (place := self.title_vectors.place(each)) is not None:
@@ -244,7 +245,7 @@ class Reranker:
 
 
 def _share(message_words: set[str], text: str) -> float:
-    """Return the share of a text's words that occur in `message_words`, weighted by how informative they are."""
+    """Return the fraction of a text's words that occur in `message_words`; informative words weigh more."""
     weights = _weights(text)
     total = sum(weights.values())
     return sum(weight for word, weight in weights.items() if word in message_words) / total if total else 0.0
@@ -255,22 +256,22 @@ def _weights(topic: str) -> dict[str, float]:
     return {word: says(word) for word in words(topic)}
 
 
-MAX_TITLES = 100_000  # With more distinct titles, none are stored; passages are compared by their own vectors only
+MAX_TITLES = 100_000  # If there are more distinct titles, none is stored, and only passages' own vectors are compared
 
 Names = tuple[tuple[str, ...], ...]
 
 
 @dataclass(frozen=True)
 class Knowledge:
-    """The stored knowledge of an index's titles."""
+    """What the reranker knows about an index: titles, the titles' vectors, and a thesaurus of topics."""
 
     model: str
     titles: tuple[str, ...]
-    vectors: Vectors  # (titles, size), of length 1
+    vectors: Vectors  # Shape (titles, size); each vector has length 1
     thesaurus: Names = ()
 
     def reranker(self, encode: Encode) -> Reranker:
-        """Return a reranker with this knowledge; `encode` must belong to the same model."""
+        """Return a reranker with this knowledge; `encode` must use the same embedding model."""
         groups = [*(topics.read(title).names for title in self.titles), *self.thesaurus]
         return Reranker(Synonyms(groups), TitleVectors(self.titles, self.vectors), encode)
 
@@ -282,9 +283,9 @@ def make(
     thesaurus: Iterable[Sequence[str]] = (),
     before: Knowledge | None = None,
 ) -> Knowledge:
-    """Return the knowledge of passages with these titles; only titles that `before` doesn't contain are embedded.
+    """Return the knowledge for these titles; titles that `before` already contains aren't embedded again.
 
-    `thesaurus` has topics with their other names (`topics.of_medquad`). Empty titles are ignored.
+    Each group in `thesaurus` contains a topic and its other names (`topics.of_medquad`). Empty titles are ignored.
     """
     distinct = tuple(title for title in dict.fromkeys(titles) if title)
     names = tuple(tuple(group) for group in thesaurus)
@@ -297,17 +298,20 @@ def make(
 
 
 def as_bytes(known: Knowledge) -> bytes:
-    """Return the archive as bytes."""
+    """Return the knowledge as a numpy archive, with vectors in float16."""
     vectors = known.vectors.astype(np.float16)
     return archive(model=known.model, titles=known.titles, thesaurus=known.thesaurus, vectors=vectors)
 
 
 def read(data: bytes | None, name: str, model: str) -> Knowledge:
-    """Return the knowledge in an archive. Raises DataError if it is damaged, ModelError if it is for another model."""
+    """Return the knowledge in an archive.
+
+    Raises DataError if the archive is damaged, and ModelError if it was made with another embedding model.
+    """
     found = read_archive(data, name, "the reranker's data is")
     if found["model"] != model:
         raise ModelError(
-            f"{name} was made with the embedding model {found['model']}, but {model} gives different vectors. {REBUILD}"
+            f"{name} was made with the embedding model {found['model']}, but {model} has different vectors. {REBUILD}"
         )
     titles, vectors = found["titles"], found["vectors"].astype(np.float32)
     if len(vectors) != len(titles):

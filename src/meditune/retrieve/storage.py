@@ -1,8 +1,8 @@
-"""Storage of an index: a folder or object storage (s3://), with small atomic files, the LanceDB table and a lock.
+"""Storage of an index in a folder or in object storage (s3://): small files, LanceDB's tables, and a lock.
 
-One process at a time can write. In object storage, the lock is a table that can be created only once. Environment
-variables set the keys, the region and an endpoint other than Amazon's: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY,
-AWS_REGION, AWS_ENDPOINT_URL.
+Files are written atomically. Only one process can write at a time. In object storage, the lock is a table that only one
+process can create. The environment variables AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_REGION set the access
+keys and the region. AWS_ENDPOINT_URL sets the endpoint of a provider other than Amazon.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ REBUILD = "Build the index again with `meditune index build --replace`."
 
 
 def archive(**parts: Any) -> bytes:
-    """Return a numpy archive of the parts; those that aren't arrays are stored as JSON."""
+    """Return the named parts as a numpy archive (.npz); parts that aren't arrays are stored as JSON."""
     arrays = {
         name: part if isinstance(part, np.ndarray) else np.frombuffer(json.dumps(part).encode(), dtype=np.uint8)
         for name, part in parts.items()
@@ -45,7 +45,11 @@ def archive(**parts: Any) -> bytes:
 
 
 def read_archive(data: bytes | None, name: str, what: str) -> dict[str, Any]:
-    """Return the parts of an archive. Raises DataError if it can't be read; `name` and `what` describe it there."""
+    """Return an archive's parts by name.
+
+    Raises DataError if the archive can't be read. The message is "`name`: `what` missing or damaged", where `what` is,
+    for example, "the reranker's data is".
+    """
     try:
         if data is None:
             raise ValueError("the file is missing")
@@ -57,14 +61,14 @@ def read_archive(data: bytes | None, name: str, what: str) -> dict[str, Any]:
 
 
 class IndexStorage(ABC):
-    """The interface of both kinds of storage."""
+    """The common interface of storage in a folder and in object storage."""
 
-    name: str  # The name, as given by the user
+    name: str  # The location as shown in messages
     tables: str  # The location of LanceDB's tables
     options: dict[str, str] | None = None  # LanceDB's storage options
 
     def read(self, file: str) -> dict[str, Any] | None:
-        """Return the JSON object in a file, or None if there is none. Raises DataError if it is damaged."""
+        """Return the JSON object in a file, or None if there is no such file. Raises DataError if it is damaged."""
         data = self.get(file)
         if data is None:
             return None
@@ -78,12 +82,12 @@ class IndexStorage(ABC):
         return value
 
     def write(self, file: str, value: dict[str, Any]) -> None:
-        """Write a JSON object to a file atomically: readers see the old content or the new one."""
+        """Write a JSON object to a file atomically: readers see either the old or the new content."""
         self.put(file, json.dumps(value, indent=2, ensure_ascii=False).encode())
 
     @abstractmethod
     def get(self, file: str) -> bytes | None:
-        """Return a file's bytes, or None if there is none."""
+        """Return a file's bytes, or None if the file doesn't exist."""
 
     @abstractmethod
     def put(self, file: str, data: bytes) -> None:
@@ -95,26 +99,26 @@ class IndexStorage(ABC):
 
     @abstractmethod
     def files(self, start: str) -> list[str]:
-        """Return the names of files with this prefix."""
+        """Return the sorted names of the files that begin with `start`."""
 
     @abstractmethod
     def writing(self) -> AbstractContextManager[None]:
-        """Lock the index for writing during a block. Raises DataError if another process has the lock."""
+        """Lock the index for writing inside a `with` block. Raises DataError if another process holds the lock."""
 
     @abstractmethod
     def unlock(self) -> str:
-        """Release the lock that a killed process left; return what was done."""
+        """Release the lock left by a killed process, and return a message about what was done."""
 
 
 def index_storage(location: str | Path) -> IndexStorage:
-    """Return the storage at a location."""
+    """Return the storage for a folder or an s3:// location. Raises DataError for any other URI."""
     if "://" in str(location):
         return _ObjectStore(str(location).rstrip("/"))
     return _Folder(Path(location))
 
 
 class _Folder(IndexStorage):
-    """A folder on this machine. The system releases its lock when the process ends."""
+    """A folder on this machine. The operating system releases the lock when the process that holds it ends."""
 
     def __init__(self, path: Path) -> None:
         self.path, self.name, self.tables = path, str(path), str(path / TABLES)
@@ -135,29 +139,29 @@ class _Folder(IndexStorage):
     @contextmanager
     def writing(self) -> Iterator[None]:
         if self.path.is_file():
-            raise DataError(f"{self.path} is a file. Give a folder for the index.")
+            raise DataError(f"{self.path} is a file. Specify a folder for the index.")
         self.path.mkdir(parents=True, exist_ok=True)
         busy = DataError(
-            f"{self.path}: another process is changing this index. Wait until it ends; searches continue meanwhile."
+            f"{self.path}: another process is changing this index. Wait until it has finished; searches still work."
         )
         with exclusive_lock(self.path / ".writing.lock", busy):
-            for left in self.path.glob(".*.partial"):  # from a killed process, because this one has the lock
+            for left in self.path.glob(".*.partial"):  # must be from a killed process, because this one holds the lock
                 left.unlink()
             yield
 
     def unlock(self) -> str:
-        return "An index in a folder is unlocked as soon as the process that changes it ends."
+        return "An index in a folder needs no unlocking: the lock is released as soon as its process ends."
 
 
-FORMAT = 1  # Format of table and manifest; an index in another format must be built again
+FORMAT = 1  # Format of the table and the manifest; an index in another format must be rebuilt
 COLUMNS = tuple(field.name for field in fields(IndexedPassage))
 SEARCHED, VECTOR, DIGEST = "searched", "vector", "digest"
 IDS_PER_QUERY = 500
-APPROXIMATE = "IVFPQ"  # The kind of index for many vectors
+APPROXIMATE = "IVFPQ"  # LanceDB's type of index for approximate search in many vectors
 
 
 def connect(store: IndexStorage) -> Any:
-    """Return LanceDB's connection. Raises ModelError if LanceDB isn't installed."""
+    """Return a LanceDB connection to the index's tables. Raises ModelError if LanceDB isn't installed."""
     try:
         import lancedb
     except ImportError as error:
@@ -168,14 +172,17 @@ def connect(store: IndexStorage) -> Any:
 
 @contextmanager
 def readable(store: IndexStorage) -> Iterator[None]:
-    """Convert LanceDB's errors about missing or damaged files to DataError."""
+    """Convert LanceDB's errors about missing or damaged files in a `with` block to DataError."""
     with _data_error(f"{store.name}: cannot read the index; one of its files is missing or damaged", REBUILD):
         yield
 
 
 @contextmanager
 def _data_error(problem: str, advice: str, passed: tuple[type[Exception], ...] = ()) -> Iterator[None]:
-    """Convert errors in the block to DataError with their first line; errors of the types `passed` stay as they are."""
+    """Convert errors in a `with` block to DataError; errors of the types in `passed` are re-raised unchanged.
+
+    The message consists of `problem`, the first line of the original error, and `advice`.
+    """
     try:
         yield
     except passed:
@@ -186,7 +193,7 @@ def _data_error(problem: str, advice: str, passed: tuple[type[Exception], ...] =
 
 
 def schema(dimension: int) -> Any:
-    """Return the columns of the table."""
+    """Return the table's Arrow schema, for vectors with `dimension` numbers."""
     import pyarrow as pa
 
     texts = [pa.field(name, pa.bool_() if name == "restricted" else pa.string()) for name in COLUMNS]
@@ -195,7 +202,7 @@ def schema(dimension: int) -> Any:
 
 
 def rows(passages: Sequence[IndexedPassage], vectors: np.ndarray[Any, np.dtype[np.float32]]) -> Any:
-    """Return passages and their vectors as an Arrow table."""
+    """Return passages and their vectors (n, dimension) as an Arrow table."""
     import pyarrow as pa
 
     columns: list[Any] = [pa.array([getattr(passage, name) for passage in passages]) for name in COLUMNS]
@@ -206,24 +213,28 @@ def rows(passages: Sequence[IndexedPassage], vectors: np.ndarray[Any, np.dtype[n
 
 
 def scan(table: Any, columns: Sequence[str]) -> Iterator[Any]:
-    """Yield Arrow batches of some columns of all rows."""
+    """Yield all rows in Arrow batches that contain only these columns."""
     yield from table.search().select(list(columns)).limit(max(table.count_rows(), 1)).to_batches(10_000)
 
 
 def delete(table: Any, ids: Iterable[str]) -> None:
-    """Delete the passages with these ids."""
+    """Delete the passages with these ids from the table."""
     waiting = list(ids)
     for start in range(0, len(waiting), IDS_PER_QUERY):
         table.delete(f"id IN ({', '.join(map(quoted, waiting[start : start + IDS_PER_QUERY]))})")
 
 
 def quoted(text: str) -> str:
-    """Return the text quoted for a condition."""
+    """Return the text as a quoted string for an SQL condition."""
     return "'" + text.replace("'", "''") + "'"
 
 
 def make_searchable(table: Any, approximate: bool, keep: timedelta) -> None:
-    """Compact the table and index its columns. New rows are added to existing indices."""
+    """Compact the table, create missing column indices, and add new rows to existing ones.
+
+    If `approximate` is True, the vectors get an approximate index; otherwise, an existing index of the vectors is
+    dropped. Versions of the table that are older than `keep` are deleted.
+    """
     from lancedb.index import FTS, Bitmap, IvfPq
 
     indices = {tuple(index.columns): _kind(index) for index in table.list_indices()}
@@ -233,7 +244,7 @@ def make_searchable(table: Any, approximate: bool, keep: timedelta) -> None:
     if ("source",) not in indices:
         table.create_index("source", config=Bitmap())
     if approximate and indices.get((VECTOR,)) != APPROXIMATE:
-        # A quarter of LanceDB's training vectors and iterations is enough, because full vectors order the candidates.
+        # Fewer training vectors and iterations than LanceDB's defaults are enough: full vectors rank the candidates.
         near = IvfPq(distance_type="dot", sample_rate=64, max_iterations=20)
         table.create_index(VECTOR, config=near, replace=True)
     if not approximate:
@@ -244,24 +255,24 @@ def make_searchable(table: Any, approximate: bool, keep: timedelta) -> None:
 
 
 def is_approximate(table: Any) -> bool:
-    """Return whether the vector index is approximate, so that searches may miss some of the nearest vectors."""
+    """Return whether the vectors have an approximate index, with which searches may miss some near vectors."""
     return any(_kind(index) == APPROXIMATE for index in table.list_indices())
 
 
 def _kind(index: Any) -> str:
-    """Return the kind of an index, such as IVFPQ or FTS, spelled in one way."""
+    """Return the type of an index, such as IVFPQ or FTS, in uppercase and without underscores."""
     return str(index.index_type).replace("_", "").upper()
 
 
 def verify(table: Any, passages: int) -> None:
-    """Raise DataError if the table cannot be searched."""
+    """Raise DataError if the table has another number of passages, or if a column index lacks some of them."""
     if table.count_rows() != passages:
         raise DataError(f"The index has {table.count_rows():,} passages instead of {passages:,}; build it again.")
     for index in table.list_indices():
         if index.num_unindexed_rows:
             raise DataError(
-                f"{index.num_unindexed_rows:,} passages are missing from the index {index.name}; build it again with "
-                "--replace."
+                f"{index.num_unindexed_rows:,} passages are missing from the column index {index.name}; build the "
+                "index again with --replace."
             )
 
 
@@ -271,11 +282,11 @@ SETTLING_SECONDS = 1.0
 
 
 class _ObjectStore(IndexStorage):
-    """A location under s3://BUCKET/."""
+    """Object storage in a bucket, or under a prefix in a bucket (s3://BUCKET/PREFIX)."""
 
     def __init__(self, uri: str) -> None:
         if not uri.startswith("s3://") or not uri.removeprefix("s3://").strip("/"):
-            raise DataError(f"{uri} is not a location for an index; give a folder or s3://BUCKET/PREFIX.")
+            raise DataError(f"{uri} is not a valid location for an index. Specify a folder or s3://BUCKET/PREFIX.")
         self.name = uri
         self.tables = f"{uri}/{TABLES}"
         self._path = uri.removeprefix("s3://")
@@ -293,7 +304,7 @@ class _ObjectStore(IndexStorage):
         return data
 
     def put(self, file: str, data: bytes) -> None:
-        # Object storage shows an object only when it is complete.
+        # In object storage, an object becomes visible only when its upload is complete.
         with _storage_errors(self.name), self._files().open_output_stream(f"{self._path}/{file}") as stream:
             stream.write(data)
 
@@ -318,14 +329,14 @@ class _ObjectStore(IndexStorage):
             bucket = self._path.partition("/")[0]
             if self._files().get_file_info(bucket).type == FileType.NotFound:
                 raise DataError(
-                    f"{self.name}: there is no bucket {bucket!r}, or these keys have no access to it. Create it first."
+                    f"{self.name}: the bucket {bucket!r} doesn't exist, or your keys can't access it. Create it first."
                 )
             database = connect(self)
             own_mark = self._take(database)
         try:
             yield
         finally:
-            # Another process may have the lock now, if `unlock` released this one.
+            # If `unlock` has released this process's lock, another process may hold the lock now.
             if LOCK in database.list_tables().tables and _mark(database) == own_mark:
                 database.drop_table(LOCK)
 
@@ -349,7 +360,7 @@ class _ObjectStore(IndexStorage):
             if LOCK not in database.list_tables().tables:
                 raise
             raise self._locked_error(_mark(database)) from error
-        # Without conditional writes, two processes can create the lock at the same moment; the later entry remains.
+        # Without conditional writes, two processes can create the lock at the same moment; the later write remains.
         time.sleep(SETTLING_SECONDS)
         stored_mark = _mark(database)
         if stored_mark != own_mark:
@@ -366,7 +377,7 @@ class _ObjectStore(IndexStorage):
         from pyarrow.fs import S3FileSystem
 
         scheme, _, host = os.environ.get(ENDPOINT, "").rpartition("://")
-        # Delayed opening writes a small file in one request instead of a multipart upload.
+        # With delayed opening, a small file is written in one request instead of a multipart upload.
         return S3FileSystem(
             region=_region(), endpoint_override=host or None, scheme=scheme or "https", allow_delayed_open=True
         )
@@ -384,6 +395,6 @@ def _region() -> str:
 
 
 def _mark(database: Any) -> str:
-    """Return the entry of the process that has the lock: a unique id, a space and a description."""
+    """Return the entry of the process that holds the lock: a unique id, a space and a description."""
     rows = database.open_table(LOCK).search().limit(1).to_list()
     return str(rows[0]["who"]) if rows else "- another process"

@@ -1,10 +1,10 @@
-"""Topics: the topic of a passage's title, and the topics that a text names by any of their names.
+"""Topics: the topic of a passage's title, and the topics that a text mentions under any of their names.
 
-MedQuAD's titles follow templates ("What are the symptoms of Diabetes ? (Also called: Sugar disease)"; Ben Abacha and
-Demner-Fushman 2019, https://doi.org/10.1186/s12859-019-3119-4); any other title is a topic. Titles, and MedQuAD's
-synonyms and UMLS concepts, form a thesaurus. Names are matched word by word, the longest first, so that "type 2
-diabetes" doesn't also match diabetes. A word that is neither in the topics nor English is replaced by the most similar
-word of the topics.
+MedQuAD's titles follow templates, such as "What are the symptoms of Diabetes ? (Also called: Sugar disease)" (Ben
+Abacha and Demner-Fushman 2019, https://doi.org/10.1186/s12859-019-3119-4). Any other title is itself a topic. The
+titles, MedQuAD's synonyms and its UMLS concepts form a thesaurus. Names are matched word by word, the longest names
+first, so that "type 2 diabetes" doesn't also match "diabetes". A word that is neither part of a topic's name nor common
+in English is replaced with the most similar word of the names.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Title:
 
 @lru_cache(maxsize=65536)
 def read(title: str) -> Title:
-    """Return the title's topic, its names and the kind of question that the passage answers."""
+    """Return the title's topic, the topic's names, and the kind of question that the passage answers."""
     also = _ALSO.search(title)
     plain = " ".join((title[: also.start()] if also else title).split())
     others = [name.strip() for name in also["names"].split(";")] if also else []
@@ -53,37 +53,37 @@ def read(title: str) -> Title:
 
 
 MAX_NAME_WORDS = 8  # Maximum number of words in a name
-KNOWN = 3.0  # Minimum Zipf frequency (log10 of occurrences in 10^9 words) of a word that isn't a misspelling
+KNOWN = 3.0  # Zipf frequency (log10 of occurrences in 10^9 words) from which a word isn't a misspelling
 MIN_TYPO_LETTERS = 5  # Minimum length of a word in which one letter may be wrong
 TWO_TYPO_LETTERS = 8  # Minimum length of a word in which two letters may be wrong
-RARER = 1.0  # Zipf difference by which the intended word may be rarer, as misspellings occur in the counts, too
-MIN_ACRONYM_WORDS, MAX_ACRONYM_TOPICS = 3, 4  # Minimum words of a name with an acronym; maximum topics that share it
+RARER = 1.0  # Zipf difference by which the intended word may be rarer, since the counts include misspellings
+MIN_ACRONYM_WORDS, MAX_ACRONYM_TOPICS = 3, 4  # Minimum words of a name for an acronym; maximum topics per acronym
 _WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)?")
 _BRACKETS = re.compile(r"\(([^()]*)\)")
-TOO_COMMON = 4.8  # Zipf frequency at which a single word ("doctor", "health") is too common for a name
+TOO_COMMON = 4.8  # Zipf frequency from which a single word ("doctor", "health") is too common to be a name
 
 
 @dataclass(frozen=True)
 class Mention:
-    """A name in a text."""
+    """A topic's name that occurs in a text."""
 
     name: str  # In the index's spelling, in lowercase
-    topics: frozenset[str]  # All topics with that name
-    start: int  # Its position in words of the text
-    weight: float  # How informative the name is: more for rare words and for more words
+    topics: frozenset[str]  # All topics with this name
+    start: int  # Position (0-based) of the name's first word among the words of the text
+    weight: float  # How informative the name is; higher for rare words and for many words
 
     @property
     def topic(self) -> str:
-        """The topic whose name is most similar to this name; of several, the shortest."""
+        """The topic that has the most words in common with this name; if there are several, the shortest one."""
         own_words = set(self.name.split())
         return min(self.topics, key=lambda name: (-len(own_words & set(words(name))), len(name), name))
 
 
 class Synonyms:
-    """Topics by their names."""
+    """A thesaurus, which finds topics by any of their names."""
 
     def __init__(self, groups: Iterable[Sequence[str]]) -> None:
-        """Each of the `groups` has the names of one topic, the topic itself first. A topic may occur several times."""
+        """Each group contains the names of one topic, the topic itself first. A topic may have several groups."""
         self._topics: dict[tuple[str, ...], set[str]] = defaultdict(set)
         self._names: dict[str, set[str]] = defaultdict(set)
         initials: dict[str, set[str]] = defaultdict(set)
@@ -92,7 +92,7 @@ class Synonyms:
             for written in group:
                 for name in _variants(written):
                     parts = tuple(words(name))
-                    # A single letter, a number or a very common word is not informative.
+                    # A name that is a single letter, a number or a very common word is not informative.
                     says_nothing = len(parts) == 1 and (
                         len(parts[0]) == 1 or parts[0].isdigit() or _frequency(parts[0]) >= TOO_COMMON
                     )
@@ -106,11 +106,11 @@ class Synonyms:
                 self._topics[(letters,)] |= topics
 
     def names(self, topic: str) -> frozenset[str]:
-        """Return all names of a topic in lowercase; none if it is unknown."""
+        """Return all names of a topic in lowercase; an empty set if the topic is unknown."""
         return frozenset(self._names.get(key(topic), ()))
 
     def find(self, text: str) -> list[Mention]:
-        """Return the names in a text, in order. A name within a longer name doesn't count."""
+        """Return the topics' names in a text, in order. A name inside a longer name doesn't count."""
         meant = [self._corrected(word) for word in words(text)]
         found: list[Mention] = []
         taken = [False] * len(meant)
@@ -134,7 +134,10 @@ class Synonyms:
         return _WORD.sub(right, text)
 
     def expand(self, text: str, max_synonyms: int = 8) -> str:
-        """Return the text with misspellings corrected, followed by at most `max_synonyms` other names of its topics."""
+        """Return the text, followed by at most `max_synonyms` names of its topics that aren't in it, one per line.
+
+        The correct spelling of a misspelled name is one of these names.
+        """
         text_words = set(words(text))
         more: list[str] = []
         for mention in sorted(self.find(text), key=lambda mention: -mention.weight):
@@ -161,12 +164,12 @@ class Synonyms:
 
 
 def key(topic: str) -> str:
-    """Return a topic's name as it is in `Mention.topics`."""
+    """Return a topic's name in the normalized form that `Mention.topics` contains."""
     return " ".join(topic.casefold().strip(" ?").split())
 
 
 def _variants(name: str) -> list[str]:
-    """Return the variants of a name: as written, or without and within brackets; and "A - B" as "B A", too."""
+    """Return a name's variants: without brackets, the text in each bracket and, for "A - B", also "B A"."""
     variants = [name]
     inner = _BRACKETS.findall(name)
     if inner:
@@ -178,7 +181,7 @@ def _variants(name: str) -> list[str]:
 
 
 def words(text: str) -> list[str]:
-    """Return the words in lowercase, without possessive and plural endings."""
+    """Return the text's words in lowercase, without possessive and plural endings."""
     found = _WORD.findall(text.casefold())
     if "'" in text or "’" in text:
         found = [word.replace("’", "'").removesuffix("'s").replace("'", "") for word in found]
@@ -201,12 +204,12 @@ def _frequency(word: str) -> float:
 
 
 def says(word: str) -> float:
-    """Return how informative a word is, from 0 for the most common to 7 for unknown ones."""
+    """Return how informative a word is, from 0 for the most common words to 7 for unknown words."""
     return max(0.0, 7.0 - _frequency(word))
 
 
 def _nearest(word: str, candidates: Sequence[str]) -> str | None:
-    """Return the candidate at the smallest edit distance (letters missing, added, changed, swapped), if near enough."""
+    """Return the candidate with the smallest edit distance (OSA), or None if none is close and common enough."""
     from rapidfuzz.distance import OSA
     from rapidfuzz.process import extract
 
@@ -217,14 +220,15 @@ def _nearest(word: str, candidates: Sequence[str]) -> str | None:
 
 
 MAX_CONCEPT_TOPICS = 4
-"""Topics of a concept that has more topics than this are its aspects ("Heart failure - tests"), not its names."""
+"""Maximum number of topics of one UMLS concept that count as its names. If a concept has more topics, these are aspects
+of the concept ("Heart failure - tests")."""
 
 
 def of_medquad(path: Path) -> Iterator[tuple[str, ...]]:
-    """Yield for each document its topic with all its names, the topic first. Unreadable files are skipped.
+    """Yield each topic's names, the topic itself first. Unreadable files are skipped.
 
-    All 11,274 documents count, also those without answers. Documents with the same single concept are about the same
-    topic. Raises DataError if there are no XML files.
+    All 11,274 documents count, including those without answers. Documents whose only UMLS concept is the same are about
+    the same topic. Raises DataError if there are no XML files.
     """
     names: dict[str, dict[str, None]] = {}
     same: dict[str, list[str]] = defaultdict(list)

@@ -1,1 +1,1 @@
-"""Readers that turn sources into passages."""
+"""Readers that turn sources into documents and passages."""

@@ -1,7 +1,7 @@
-"""Documents and passages: the records that are indexed, and how text is split.
+"""Documents and passages: the records in an index, and the splitting of text into passages.
 
-Text is split into passages that can be searched and cited: between paragraphs if possible, else between sentences, else
-between words.
+Text is split into passages that can be searched and cited. It is split between sentences; a sentence that
+is longer than a passage is split between words.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from dataclasses import asdict, dataclass
 
 from meditune.text import sentences
 
-MOST_WORDS = 160  # Together with a title, about the 256 tokens of medical English that all-MiniLM-L6-v2 reads
+MOST_WORDS = 160  # With a title, about 256 tokens of medical English, the most that all-MiniLM-L6-v2 reads
 FEWEST_WORDS = 25  # A last passage with fewer words is joined to the previous one
-MOST_CHARACTERS = 1600  # For texts in which words are no measure: codes, tables, scripts without spaces
+MOST_CHARACTERS = 1600  # Limit for text that isn't measurable in words: codes, tables, scripts without spaces
 
 
 def split_text(text: str) -> Iterator[str]:
-    """Yield the text in order, in passages of about `MOST_WORDS` words; each word of the text occurs in exactly one."""
+    """Yield passages of about `MOST_WORDS` words, in order; each word of the text is in exactly one passage."""
     waiting: list[str] = []
     words = 0
     last = ""
@@ -40,7 +40,7 @@ def split_text(text: str) -> Iterator[str]:
 
 
 def _units(text: str) -> Iterator[tuple[str, bool]]:
-    """Yield sentences, or parts of those longer than a passage, and whether each starts a line."""
+    """Yield each sentence, or the parts of a sentence longer than a passage, and whether it starts a line."""
     for line in text.splitlines():
         starts = True
         for sentence in sentences(" ".join(line.split())):
@@ -61,10 +61,10 @@ def _parts(sentence: str) -> Iterator[str]:
 
 @dataclass(frozen=True)
 class IndexedPassage:
-    """A part of a document that can be found and cited by itself."""
+    """A part of a document that can be found and cited on its own."""
 
-    id: str  # `DOCUMENT#NUMBER`: by position, so it stays the same when another part of the document changes
-    document: str  # The id of its document: `medquad:COLLECTION/FILE-PAIR`, `pubmed:PMID`, `documents:FOLDER/FILE`
+    id: str  # `DOCUMENT#NUMBER`; the number is the position (0-based) of the passage in the document
+    document: str  # The id of the document: `medquad:COLLECTION/FILE-PAIR`, `pubmed:PMID`, `documents:FOLDER/FILE`
     source: str  # The collection, used to narrow searches
     text: str
     title: str = ""
@@ -72,17 +72,17 @@ class IndexedPassage:
     url: str = ""
     licence: str = ""
     date: str = ""  # ISO 8601, as precise as known (2018, 2018-05, 2018-05-17), or empty
-    group: str = ""  # Must not be in several splits (`Example.group`)
-    restricted: bool = False  # True if its licence forbids sharing it (`data/read_sources.py`)
+    group: str = ""  # Passages of one group must be in the same split (`Example.group`)
+    restricted: bool = False  # True if the licence forbids sharing the passage (`data/read_sources.py`)
 
     @property
     def searched(self) -> str:
-        """The text that is searched, under its headings."""
+        """The text that is searched: the title, the section's heading and the text."""
         return "\n".join(part for part in (self.title, self.section, self.text) if part)
 
     @property
     def digest(self) -> str:
-        """A hash of the whole content, which changes whenever the passage does."""
+        """A hash of all fields, which changes whenever the passage changes."""
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:32]
 
 
@@ -96,7 +96,7 @@ class Section:
 
 @dataclass(frozen=True)
 class Document:
-    """The output of a reader: a whole text in sections, not yet split."""
+    """The output of a reader: a complete text in sections, not yet split into passages."""
 
     id: str
     source: str
@@ -109,7 +109,7 @@ class Document:
     restricted: bool = False
 
     def passages(self) -> Iterator[IndexedPassage]:
-        """Yield the text as passages that fit the embedding model. Each belongs to one heading only."""
+        """Yield the text in passages that fit the embedding model. Each passage belongs to a single section."""
         parts = [(section.heading, text) for section in self.sections for text in split_text(section.text)]
         for number, (heading, text) in enumerate(parts):
             yield IndexedPassage(

@@ -1,7 +1,9 @@
-"""Program that prints the text of one PDF or Word file. text_files.py starts it as a process with limited memory.
+"""Program that prints the text of one PDF or Word file. text_files.py runs it in a process with limited memory.
 
-python pdf_docx_text.py FILE PAGES GB CHARACTERS   prints {"title", "sections", "unread"}, {"problem"} or {"missing"} as
-JSON. A section is [heading, text].
+    python pdf_docx_text.py FILE PAGES GB CHARACTERS
+
+PAGES, GB (of memory) and CHARACTERS are limits. The program prints a JSON object with the keys "title", "sections" and
+"unread", or with the key "problem" or "missing". Each section is a list [heading, text].
 """
 
 from __future__ import annotations
@@ -13,11 +15,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-FEWEST_CHARACTERS_A_PAGE = 20  # A page with an image and fewer characters counts as an image of text, such as a scan
+FEWEST_CHARACTERS_A_PAGE = 20  # A page with an image and fewer characters than this counts as a scan
 
 
 def pdf(path: str, max_pages: int, max_characters: int) -> dict[str, Any]:
-    """Return the title, a section for each page with text, and a note on scanned pages. Raises pypdf's errors."""
+    """Return the title, a section for each page with text, and a note on scanned pages; or only the problem.
+
+    Raises pypdf's errors.
+    """
     import pypdf
 
     reader = pypdf.PdfReader(path)
@@ -38,22 +43,23 @@ def pdf(path: str, max_pages: int, max_characters: int) -> dict[str, Any]:
         if text.strip():
             sections.append((f"Page {number}", text))
     if characters < FEWEST_CHARACTERS_A_PAGE * max(1, len(reader.pages)):
-        return {"problem": "images of pages without text; run text recognition (OCR) on it first"}
+        return {"problem": "only images of pages, without text; run text recognition (OCR) on it first"}
     ocr = "run text recognition (OCR) on them. The other pages were read"
     unread = f"with pages that are images of text ({', '.join(images)}); {ocr}" if images else ""
     title = str((reader.metadata and reader.metadata.title) or "").strip()
     return {"title": title, "sections": sections, "unread": unread}
 
 
-OLD_WORD = b"\xd0\xcf\x11\xe0"  # First bytes of an encrypted file, and of one in the format before .docx
-HIDDEN = {"del", "moveFrom", "Fallback", "instrText"}  # Deleted text, and the second copy of a text box
+OLD_WORD = b"\xd0\xcf\x11\xe0"  # First bytes of an encrypted file, and of a file in the format before .docx
+HIDDEN = {"del", "moveFrom", "Fallback", "instrText"}  # Deleted or moved text, second copies of text boxes, field codes
 WHITESPACE = {"tab": " ", "br": "\n", "cr": "\n", "noBreakHyphen": "-"}
 
 
 def docx(path: str, max_characters: int) -> dict[str, Any]:
-    """Return the title, the text under each heading, and the notes. Raises python-docx's errors for a damaged file.
+    """Return the title, the text under each heading, and the footnotes and endnotes; or only the problem.
 
-    The text comes from the XML: python-docx's own paragraphs lack tracked insertions, content controls and text boxes.
+    The text is read from the XML, because python-docx's own paragraphs lack tracked insertions, content controls and
+    text boxes. Raises python-docx's errors for a damaged file.
     """
     with Path(path).open("rb") as stream:
         if stream.read(4) == OLD_WORD:
@@ -80,12 +86,12 @@ def docx(path: str, max_characters: int) -> dict[str, Any]:
     if sum(len(text) for _, text in texts) > max_characters:
         return {"problem": f"more than {max_characters:,} characters; split it"}
     if not texts and opened.element.body.xpath(".//w:drawing | .//w:pict"):
-        return {"problem": "images without text; run text recognition (OCR) on it first"}
+        return {"problem": "only images, without text; run text recognition (OCR) on it first"}
     return {"title": title or str(opened.core_properties.title or "").strip(), "sections": texts, "unread": ""}
 
 
 def _headings(styles: Any) -> dict[str, str]:
-    """Return Word's styles for title and headings, and those based on them: id -> name of Word's style."""
+    """Return the styles of titles and headings, and styles based on these: id -> name of Word's own style."""
     found = {}
     for style in styles:
         base = style
@@ -97,9 +103,9 @@ def _headings(styles: Any) -> dict[str, str]:
 
 
 def _blocks(element: Any, headings: dict[str, str]) -> Iterator[tuple[str, str]]:
-    """Yield each paragraph and table row with text, with the name of its heading style or "".
+    """Yield (heading style, text) for each paragraph and table row with text; the style is "" if there is none.
 
-    The cells of a row are separated by bars. A cell that is merged across rows has its text in the first row only.
+    A row's cells are separated by vertical bars. The text of a cell merged across rows is in the first row only.
     """
     for child in element:
         kind = _tag(child)
@@ -147,7 +153,7 @@ def main(path: str, max_pages: str, max_gb: str, max_characters: str) -> dict[st
         import resource
 
         resource.setrlimit(resource.RLIMIT_AS, (int(float(max_gb) * 2**30),) * 2)
-    except ImportError:  # on Windows only the time limit applies
+    except ImportError:  # on Windows, only the time limit applies
         pass
     kind = "Word file" if path.lower().endswith(".docx") else "PDF"
     try:

@@ -1,8 +1,9 @@
 """PubMed abstracts: articles in the XML of MEDLINE and efetch.
 
-NLM's terms allow indexing and showing abstracts with their source, under their publishers' copyright
-(https://www.nlm.nih.gov/databases/download/terms_and_conditions.html). The elements and the notices are described in
-https://www.nlm.nih.gov/bsd/licensee/elements_descriptions.html and https://www.nlm.nih.gov/bsd/policy/errata.html.
+NLM's terms allow abstracts to be indexed and shown with their source; the publishers keep their copyright
+(https://www.nlm.nih.gov/databases/download/terms_and_conditions.html). NLM describes the XML elements in
+https://www.nlm.nih.gov/bsd/licensee/elements_descriptions.html and notices, such as retractions, in
+https://www.nlm.nih.gov/bsd/policy/errata.html.
 Each record is found by its tags and parsed separately, so that a malformed record doesn't affect others, and entities
 that a file declares are never expanded.
 """
@@ -27,8 +28,8 @@ from meditune.retrieve.documents.document import Document, Section, UnreadableEr
 
 SOURCE = "pubmed"
 LICENCE = "PubMed abstract; its publisher's copyright may apply"
-RETRACTED_IN = ("RetractionIn", "RetractedandRepublishedIn")  # Notices (RefType) that retract an article
-REPLACED_IN = ("CorrectedandRepublishedIn",)  # Notices that replace an article by a corrected one
+RETRACTED_IN = ("RetractionIn", "RetractedandRepublishedIn")  # RefTypes of notices that retract an article
+REPLACED_IN = ("CorrectedandRepublishedIn",)  # RefTypes of notices that replace an article with a corrected one
 CONCERN_IN = "ExpressionOfConcernIn"
 UPDATED_IN = "UpdateIn"
 NOTICE_OF = {
@@ -38,18 +39,18 @@ NOTICE_OF = {
     "ErratumFor": "ErratumIn",
     "ExpressionOfConcernFor": "ExpressionOfConcernIn",
     "UpdateOf": "UpdateIn",
-}  # RefType in a notice -> RefType in the record of the article that it is about
+}  # RefType in the record of a notice -> RefType in the record of the article that the notice is about
 NO_RESEARCH = frozenset(
     ("retraction of publication", "retraction notice", "published erratum", "expression of concern", "duplicate notice")
-)  # Kinds of publications (PublicationType) that are only about another publication
-CONCERN = "[Expression of concern] "  # Prefix of an article's title if its journal has published one
+)  # PublicationTypes of notices that are only about another publication
+CONCERN = "[Expression of concern] "  # Prefix of an article's title if its journal has published such a notice
 _NO_TITLE = {"", "[not available]", "[not available]."}
 _MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
 
 
 @dataclass(frozen=True)
 class Part:
-    """A part of an abstract; a single part has no label."""
+    """A part of an abstract. If the abstract has only one part, the part has no label."""
 
     text: str
     label: str = ""  # As given by the journal, for example "MAIN OUTCOME MEASURES"
@@ -58,7 +59,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Link:
-    """A link to a publication that corrects, retracts, updates or discusses this one, or that this one is about."""
+    """A link to a publication that corrects, retracts, updates or discusses this one, or is the subject of this one."""
 
     kind: str  # RefType, such as RetractionIn
     pmid: str
@@ -84,34 +85,37 @@ class Article:
 
     @property
     def id(self) -> str:
-        """The id as a document."""
+        """The id of the article's document in an index."""
         return f"{SOURCE}:{self.pmid}"
 
     @property
     def url(self) -> str:
-        """The URL of its page."""
+        """The URL of the article's page in PubMed."""
         return f"https://pubmed.ncbi.nlm.nih.gov/{self.pmid}/"
 
     @property
     def is_notice(self) -> bool:
-        """True if it is only about another publication."""
+        """True if the record is a notice that is only about another publication."""
         return any(each.casefold() in NO_RESEARCH for each in self.types)
 
     @property
     def retraction(self) -> Link | None:
-        """The notice that retracts it; its id and reference are empty if only the kind of publication shows this."""
+        """A link to the notice that retracts the article, or None if there is no retraction.
+
+        The link's PubMed id and reference are empty if only the publication type shows the retraction.
+        """
         found = [link for link in self.links if link.kind in RETRACTED_IN]
         marked = any(each.casefold() == "retracted publication" for each in self.types)
         return found[0] if found else Link(RETRACTED_IN[0], "", "") if marked else None
 
     @property
     def has_concern(self) -> bool:
-        """True if its journal has published an expression of concern."""
+        """True if the article's journal has published an expression of concern."""
         return any(link.kind == CONCERN_IN for link in self.links)
 
     @property
     def text(self) -> str:
-        """The whole abstract."""
+        """The complete abstract."""
         return " ".join(part.text for part in self.parts)
 
     def document(self) -> Document:
@@ -136,12 +140,12 @@ _ARTICLE = TypeAdapter(Article)
 
 
 def from_dict(value: dict[str, Any]) -> Article:
-    """Return the article that `as_dict` describes."""
+    """Return the article from a dict that `as_dict` returned."""
     return _ARTICLE.validate_python(value)
 
 
 def _article(element: ET.Element) -> Article:
-    """Return the article in a PubmedArticle element. Raises UnreadableError with the reason if there is none."""
+    """Return the article in a PubmedArticle element. Raises UnreadableError with the reason if it has none."""
     citation, version = element.find("./MedlineCitation"), element.find("./MedlineCitation/PMID")
     pmid = _text(version)
     if citation is None or not pmid:
@@ -170,7 +174,7 @@ def _article(element: ET.Element) -> Article:
         ),
         mesh=tuple(map(_text, citation.findall("./MeshHeadingList/MeshHeading/DescriptorName"))),
         journal=_text(article.find("./Journal/Title")),
-        # The date of the journal's issue, or else of the electronic publication
+        # The date of the journal's issue, or else the date of electronic publication
         date=_day(article.find("./Journal/JournalIssue/PubDate")) or _day(article.find("./ArticleDate")),
         licence=_text(article.find("./Abstract/CopyrightInformation")) or LICENCE,
     )
@@ -186,7 +190,7 @@ def _title(article: ET.Element) -> str:
 
 
 def _day(date: ET.Element | None) -> str:
-    """Return year, month and day in ISO 8601, as precise as known."""
+    """Return a date in ISO 8601, as precise as known, or "" if the year is unknown."""
     if date is None:
         return ""
     year = _text(date.find("Year")) or _text(date.find("MedlineDate"))[:4]
@@ -213,22 +217,22 @@ _TRUNCATED = "the file is truncated"
 
 @dataclass(frozen=True)
 class Record:
-    """A record as it is written in a file."""
+    """The XML of a record in a file."""
 
     kind: str
-    line: int  # The line where it begins, from 1
+    line: int  # The line (1-based) where the record begins
     xml: bytes
-    problem: str = ""  # Why it can't be parsed; empty if it can
+    problem: str = ""  # Why the record is incomplete; empty if it is complete
 
     @property
     def pmid(self) -> str:
-        """The first PubMed id in the record, even if it is malformed; empty without one."""
+        """The first PubMed id in the record, even if the record is malformed; empty if there is no id."""
         found = _PMID.search(self.xml)
         return found[1].decode() if found else ""
 
 
 def of_file(file: Path, progress: Progress | None = None) -> Iterator[Record]:
-    """Yield the records of a file, which may be a gzip file; `progress` is advanced by the megabytes read."""
+    """Yield the records of a file, which may be compressed with gzip; `progress` counts the megabytes read."""
     try:
         data = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
     except DAMAGED as error:
@@ -264,10 +268,11 @@ RETRACTED = "retracted"
 
 
 def read(path: Path, rejects: Rejects, withdrawn: set[str] | None = None) -> Iterator[Document]:
-    """Yield the articles with an abstract in a file, or in all files under a folder.
+    """Yield a document for each article with an abstract, from a file or from all files under a folder.
 
     Ids of articles that a file deletes (DeleteCitation) or that are retracted are added to `withdrawn`. Malformed
-    records and truncated files are listed in `rejects`, and reading continues. Raises DataError if there are no files.
+    records, truncated files, and articles that are retracted or have no abstract are listed in `rejects`, and reading
+    continues. Raises DataError if there are no files.
     """
     withdrawn = set() if withdrawn is None else withdrawn
     for file in files_of(path):
@@ -285,7 +290,7 @@ def read(path: Path, rejects: Rejects, withdrawn: set[str] | None = None) -> Ite
 
 
 def pubmed_of_file(file: Path, rejects: Rejects, progress: Progress | None = None) -> Iterator[Article | str]:
-    """Yield each article of a file, and the PubMed id of each deleted one, in order. Other records go to `rejects`."""
+    """Yield each article of a file and the PubMed id of each deleted article, in order; list the rest in `rejects`."""
     for record in of_file(file, progress):
         yield from of_record(record, str(file), rejects)
 
@@ -318,5 +323,5 @@ def files_of(path: Path) -> list[Path]:
         return [path]
     found = sorted(each for each in path.rglob("*.xml*") if each.name.endswith(ENDINGS)) if path.is_dir() else []
     if not found:
-        raise DataError(f"{path}: no .xml or .xml.gz file. Give files from PubMed's efetch or its yearly baseline.")
+        raise DataError(f"{path}: no .xml or .xml.gz file. Specify files from PubMed's efetch or its annual baseline.")
     return found

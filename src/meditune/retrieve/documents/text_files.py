@@ -1,4 +1,4 @@
-"""The user's own documents: text, Markdown, HTML, PDF and Word files of a folder. Unreadable files are reported.
+"""The user's own documents: text, Markdown, HTML, PDF and Word files in a folder. Unreadable files are reported.
 
 Python's HTML parser never fetches, runs or expands anything. PDF and Word files are read in a separate process, so that
 a malicious file can't exhaust memory or time.
@@ -29,23 +29,23 @@ _EMPHASIS = re.compile(r"(\*\*|__|`)(?=\S)|(?<=\S)(\*\*|__|`)")
 
 
 def decoded(path: Path) -> str:
-    """Return the text of a file in UTF-8, or UTF-16 with a byte order mark. Raises UnreadableError for other files."""
+    """Return the text of a file in UTF-8, or in UTF-16 with a byte order mark. Raises UnreadableError otherwise."""
     data = path.read_bytes()
     wide = data.startswith((b"\xff\xfe", b"\xfe\xff"))
     try:
         text = data.decode("utf-16" if wide else "utf-8-sig")
     except UnicodeDecodeError as error:
-        raise UnreadableError(f"not UTF-8 text (byte {error.start}); convert it") from error
+        raise UnreadableError(f"not UTF-8 text (at byte {error.start}); convert it") from error
     if "\0" in text:
         raise UnreadableError("not text: contains zero bytes")
     return text
 
 
 def read(path: Path) -> tuple[str, list[Section]]:
-    """Return the first heading of a Markdown file as the title, and the text under each heading without markup."""
+    """Return a Markdown file's title (its first heading), and the text under each heading without markup."""
     lines = decoded(path).splitlines()
     if lines[:1] == ["---"] and "---" in lines[1:]:
-        lines = lines[lines.index("---", 1) + 1 :]  # metadata of static site generators
+        lines = lines[lines.index("---", 1) + 1 :]  # skip the metadata (front matter) of static site generators
     title, heading, fenced = "", "", False
     sections: list[Section] = []
     body: list[str] = []
@@ -79,7 +79,7 @@ _CHARSET = re.compile(rb"""<meta[^>]{0,200}?charset\s*=\s*["']?([\w-]{1,40})""",
 
 
 def read_html(path: Path) -> tuple[str, list[Section]]:
-    """Return the title and the text under each heading. Raises UnreadableError if the file is too large."""
+    """Return an HTML file's title and the text under each heading. Raises UnreadableError if the file is too large."""
     if path.stat().st_size > MOST_BYTES:
         raise UnreadableError(f"larger than {MOST_BYTES // 10**6} MB, too large for a page")
     reader = _Reader()
@@ -102,7 +102,10 @@ def _decoded(data: bytes) -> str:
 
 
 def _closed(markup: str) -> str:
-    """Return the markup without comments and unclosed tags, whose end the parser would search in the whole rest."""
+    """Return the markup without comments and unclosed tags.
+
+    For each of these, the parser would search the whole rest of the markup for the end.
+    """
     parts: list[str] = []
     at = 0
     while (start := markup.find("<!--", at)) >= 0:
@@ -163,7 +166,7 @@ class _Reader(HTMLParser):
     def found(self) -> tuple[str, list[Section]]:
         """Return the title, or else the first heading, and the sections in order."""
         if self._heading:
-            self._sections.append(("", self._heading))  # a heading that is never closed is text
+            self._sections.append(("", self._heading))  # an unclosed heading counts as text
         title = " ".join("".join(self._title).split())
         named = title or next((name for name, _ in self._sections if name), "")
         return named, [Section("".join(text), "" if name == named else name) for name, text in self._sections]
@@ -177,10 +180,10 @@ EXTRACTED = (".pdf", ".docx")
 
 
 def read_extracted(path: Path) -> tuple[str, list[Section], str]:
-    """Return the title, the sections (PDF: pages; Word file: headings), and a note on unread pages, or "".
+    """Return the title, a section for each page (PDF) or heading (Word), and a note on unread pages, or "".
 
     Raises UnreadableError if the file is encrypted, damaged, contains only images of text, or takes too much time or
-    memory; DataError if pypdf or python-docx isn't installed.
+    memory. Raises DataError if pypdf or python-docx isn't installed.
     """
     program = pdf_docx_text.__file__
     try:
@@ -195,7 +198,7 @@ def read_extracted(path: Path) -> tuple[str, list[Section], str]:
     try:
         result = json.loads(done.stdout)
     except ValueError as error:
-        raise UnreadableError(f"reading it failed or took more than {MOST_GB:.0f} GB of memory") from error
+        raise UnreadableError(f"reading the file failed or took more than {MOST_GB:.0f} GB of memory") from error
     if result.get("missing"):
         raise DataError(f"{path}: pypdf or python-docx is missing. Install both with: {install_command('retrieve')}")
     if result.get("problem"):
@@ -205,7 +208,7 @@ def read_extracted(path: Path) -> tuple[str, list[Section], str]:
 
 
 def _flowing(page: str) -> str:
-    """Return the lines joined to paragraphs. Words that were hyphenated at the end of a line are joined, too."""
+    """Return a page's lines joined into paragraphs. Words that are hyphenated at the end of a line are joined, too."""
     text = ""
     for line in (each.strip() for each in page.splitlines()):
         if text.endswith("-") and line[:1].islower():
@@ -220,7 +223,7 @@ LICENCE = "your own document"
 FILES_MOST_BYTES = 100_000_000  # A larger file is rejected, because it is unlikely to be one document
 
 Reader = Callable[[Path], tuple[str, list[Section]]]
-"""Returns the title and sections of a file; raises UnreadableError with the reason if the file has none"""
+"""Returns the title and sections of a file; raises UnreadableError with the reason if the file can't be read"""
 
 
 READERS: dict[str, Reader] = {
@@ -235,15 +238,16 @@ READERS: dict[str, Reader] = {
 def read_files(path: Path, rejects: Rejects, name: str = SOURCE) -> Iterator[Document]:
     """Yield one document for each file under a folder (or for a single file), ordered by name.
 
-    Ids are `NAME:PATH IN THE FOLDER`; the date is that of the file's last change. Files without text go to `rejects`
-    with the reason, and other kinds of files are counted there. Hidden files and folders are skipped, and links that
-    lead out of the folder aren't followed. Raises DataError if there is no such path or no readable file.
+    A document's id is `NAME:PATH IN THE FOLDER`, and its date is that of the file's last change. Files that can't be
+    read or have no text are listed in `rejects` with the reason; files of unsupported types are only counted there.
+    Hidden files and folders are skipped, and links that lead out of the folder aren't followed. Raises DataError if the
+    path doesn't exist or has no file of a supported type.
     """
     files = _files(path)
     kinds = (*READERS, *EXTRACTED)
     readable = [file for file in files if file.suffix.lower() in kinds]
     if not readable:
-        raise DataError(f"{path}: no file that ends in {', '.join(kinds)}. Give a folder with your documents.")
+        raise DataError(f"{path}: no file that ends in {', '.join(kinds)}. Specify a folder with your documents.")
     for file in set(files) - set(readable):
         rejects.count_only(name, f"{file.suffix.lower() or 'no extension'}: unsupported file type")
     for file in track(sorted(readable), "Reading documents", unit="files"):
