@@ -131,7 +131,7 @@ def test_medmcqa_counts_options_from_1_in_the_publisher_s_file_and_from_0_on_the
 
 
 def test_an_excerpt_of_medmcqa_that_doesn_t_show_how_it_counts_is_refused_unless_it_is_parquet(tmp_path):
-    with pytest.raises(DataError, match=r"no row has 0 or 4 in `cop`.*whole file"):
+    with pytest.raises(DataError, match=r"no row has 0 or 4 in `cop`.*complete file"):
         read("medmcqa", jsonl(tmp_path / "dev.json", medmcqa(3)))
     import pyarrow
     import pyarrow.parquet

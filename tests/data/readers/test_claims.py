@@ -300,6 +300,26 @@ def test_medhallu_gives_two_claims_on_the_same_evidence(tmp_path: Path) -> None:
     assert only == "pqa_artificial"
 
 
+def test_medhallu_is_also_read_from_json_lines_with_lowercase_columns(tmp_path: Path) -> None:
+    published = list(claims.read_medhallu(medhallu(tmp_path / "published", [hallucinated(1)]), Rejects()))
+    names = {"Knowledge": "contexts", "Difficulty Level": "difficulty", "Category of Hallucination": "category"}
+    row = {names.get(key, key.lower().replace(" ", "_")): value for key, value in hallucinated(1).items()}
+    json_lines(tmp_path / "half.jsonl", [row])
+    rejects = Rejects()
+    converted = list(claims.read_medhallu(tmp_path / "half.jsonl", rejects))
+    assert not reasons(rejects)
+    for one, other in zip(converted, published, strict=True):
+        assert (one.question, one.context, one.label, one.group) == (
+            other.question,
+            other.context,
+            other.label,
+            other.group,
+        )
+        assert {key: one.meta[key] for key in ("difficulty", "category")} == {
+            key: other.meta[key] for key in ("difficulty", "category")
+        }
+
+
 def planted(tmp_path: Path) -> tuple[list[Example], list[Example]]:
     """MedHallu's claims, and PubMedQA items of which 1 has their abstract, 2 only their question, 3 neither."""
     row = hallucinated(1)

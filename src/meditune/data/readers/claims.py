@@ -348,6 +348,18 @@ def read_nli4ct(path: Path, rejects: Rejects) -> Iterator[Example]:
     yield from labelled(NLI4CT, items(), make, rejects)
 
 
+def medhallu_item(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return MedHallu's values by lowercase column name: as published, or converted (`ground_truth`, `contexts`)."""
+    item = {" ".join(key.casefold().replace("_", " ").split()): value for key, value in row.items()}
+    for name, other in (
+        ("knowledge", "contexts"),
+        ("difficulty", "difficulty level"),
+        ("category", "category of hallucination"),
+    ):
+        item[name] = item.get(name) or item.get(other)
+    return item
+
+
 def read_medhallu(path: Path, rejects: Rejects) -> Iterator[Example]:
     """Yield two claims for each item: the ground truth (supported) and the hallucinated answer (refuted).
 
@@ -355,24 +367,25 @@ def read_medhallu(path: Path, rejects: Rejects) -> Iterator[Example]:
     claims answer. `pqa_labeled` contains PubMedQA's 1,000 labelled items, including the 500 official test items. The
     leakage check finds the test items by abstract or question. Claims that answer the same question share a group.
     """
-    names = ("pqa_*/*.parquet", "pqa_*.parquet", "pqa_*.jsonl")
+    names = ("pqa_*/*.parquet", "pqa_*.parquet", "pqa_*.jsonl", "*.jsonl")
     files = find_files(path, names, "Copy the files of UTAustin-AIHealth/MedHallu there.")
 
     def make(row: Mapping[str, Any]) -> list[Example] | str:
-        question, evidence = cell(row.get("Question")), passages(row.get("Knowledge"))
+        item = medhallu_item(row)
+        question, evidence = cell(item.get("question")), passages(item.get("knowledge"))
         if not question or not evidence:
             return "no question" if not question else NO_EVIDENCE
         claims: dict[Label, str] = {
-            "supported": cell(row.get("Ground Truth")),
-            "refuted": cell(row.get("Hallucinated Answer")),
+            "supported": cell(item.get("ground truth")),
+            "refuted": cell(item.get("hallucinated answer")),
         }
         if not all(claims.values()):
             return "no ground truth or no hallucinated answer"
         meta = {
             "split": row["split"],
             ANSWERED_QUESTION: question,
-            "difficulty": cell(row.get("Difficulty Level")) or None,
-            "category": cell(row.get("Category of Hallucination")) or None,
+            "difficulty": cell(item.get("difficulty")) or None,
+            "category": cell(item.get("category")) or None,
         }
         return [
             claim_of(MEDHALLU, f"{row['number']}-{label}", claim, evidence, label, group_of("", question), **meta)

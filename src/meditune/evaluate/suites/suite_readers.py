@@ -23,6 +23,7 @@ from meditune.data.example import (
     problem_in_text,
 )
 from meditune.data.readers import pubmedqa
+from meditune.data.readers.claims import medhallu_item
 from meditune.data.readers.tables import Rejects, Row, open_unchanging, refuse_other_kinds, rows
 from meditune.data.readers.user_files import cell
 from meditune.errors import DataError
@@ -248,12 +249,11 @@ def bioasq(row: Mapping[str, Any], number: str) -> Example | str:
 
 def medhallu(row: Mapping[str, Any], number: str) -> Example | str:
     """Convert a row of MedHallu, with a true and a hallucinated answer; column names can also be in lower case."""
-    values = {" ".join(key.casefold().replace("_", " ").split()): value for key, value in row.items()}
-    knowledge = values.get("knowledge") or values.get("contexts")
+    values = medhallu_item(row)
+    knowledge = values["knowledge"]
     texts = [knowledge] if isinstance(knowledge, str) else _texts(knowledge)
     pmid = cell(values.get("pmid"))
-    kinds = {"difficulty": cell(values.get("difficulty level")) or cell(values.get("difficulty"))}
-    kinds["category"] = cell(values.get("category of hallucination")) or cell(values.get("category"))
+    kinds = {"difficulty": cell(values["difficulty"]), "category": cell(values["category"])}
     meta: dict[str, Any] = {QUESTION_TYPE: [f"{key}: {value}" for key, value in kinds.items() if value], "pmid": pmid}
     answers = [cell(values.get("ground truth")), cell(values.get("hallucinated answer"))]
     found = with_choices("medhallu", pmid or number, values.get("question"), answers, 0, **meta)
