@@ -81,7 +81,7 @@ def test_a_run_becomes_a_version_that_stands_by_itself(place: Bench, run: Path, 
     shutil.copytree(run, copy)
     done = meditune("registry", "add", registry, copy, "--note", "the first")
     assert done.code == 0, done
-    assert "v0001 is served from now on" in done.out
+    assert "v0001 is now served" in done.out
     shutil.rmtree(copy)
     shown = meditune("registry", "show", registry, "v0001").out
     assert "undamaged" in shown

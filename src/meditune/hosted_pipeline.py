@@ -212,7 +212,7 @@ def _job(folder: Path) -> tuple[ApiModel, State, str]:
     recipe = load_recipe(str(folder / RECIPE)).recipe
     model, state = find_api_model(recipe.model.base, recipe.model.api), State.load(folder)
     if model is None or state.job is None:
-        raise DataError(f"The run in {folder} has no training job at an API.")
+        raise DataError(f"The run in {folder} has no training job on a hosted API.")
     return model, state, state.job
 
 

@@ -145,7 +145,7 @@ class Version:
 
 
 def list_files(folder: Path) -> dict[str, dict[str, Any]]:
-    """Return SHA-256 and size of every file in the folder, except version.json and hidden files."""
+    """Return the SHA-256 and size of every file in the folder, except version.json and hidden files."""
     return {
         str(path.relative_to(folder)): {"sha256": sha256(path), "bytes": path.stat().st_size}
         for path in sorted(folder.rglob("*"))

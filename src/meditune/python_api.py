@@ -91,7 +91,7 @@ def open_run(folder: Place) -> Run:
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run. A notebook shows its verdict and its metrics."""
+    """A finished run. In a notebook, it is shown as its verdict and metrics."""
 
     folder: Path
 

@@ -182,7 +182,7 @@ class Estimate:
     """Fraction of the mean's variance that is due to the seeds, from 0 to 1"""
 
     def ci95(self) -> list[float]:
-        """Return the 95 % interval of the mean, from Student's t distribution."""
+        """Return the 95 % confidence interval of the mean, from Student's t distribution."""
         from scipy.stats import t
 
         reach = float(t.ppf(1 - LEVEL / 2, self.df)) * self.se

@@ -73,7 +73,7 @@ def test_it_trains_tries_and_promotes_when_each_is_due(config: Path, tmp_path: P
         answers.keep(Answer(f"ask-{number}", "", "ask", f"registry v0002-{registry.get('v0002').weights}"))
     past(config, "promote", 3600)
     time.sleep(1.1)
-    assert "promote: done: v0002 is served from now on" in meditune("loop", config, "--once").out
+    assert "promote: done: v0002 is now served" in meditune("loop", config, "--once").out
     assert registry.state().current == "v0002"
     shown = meditune("loop", config, "--status").out
     assert "retrain  done" in shown

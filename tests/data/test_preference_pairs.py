@@ -373,7 +373,7 @@ def test_only_answers_to_the_same_question_context_and_group_are_compared(tmp_pa
     assert [(pair.question, pair.chosen, pair.rejected) for pair in pairs] == [
         ("does it help", "does it help 0: 3.", "Does it HELP? 0: 1.")
     ]
-    assert left_out == {"answers that are the only one for their question, context and group": 4}
+    assert left_out == {"answers without another answer for the same question, context and group": 4}
 
 
 def test_an_answer_rated_twice_has_the_mean_of_its_ratings(tmp_path):

@@ -173,7 +173,7 @@ def test_an_export_of_what_the_model_was_before_is_not_opened(exported_run, capl
     engine = open_engine(str(place))
     engine.close()
     assert engine.name.startswith("transformers ")
-    assert f"was exported with other weights than {place} has now" in caplog.text
+    assert f"was exported with different weights than {place} has now" in caplog.text
     with pytest.raises(ModelError, match=f"meditune export {place} --to gguf"):
         open_engine(str(place), "llamacpp")
 
@@ -181,7 +181,7 @@ def test_an_export_of_what_the_model_was_before_is_not_opened(exported_run, capl
 def test_an_export_with_another_prompt_format_is_not_opened(exported_run):
     place, folder = exported_run
     save_format(PromptFormat(answer_cue="Say:"), place)
-    with pytest.raises(ModelError, match="another prompt format"):
+    with pytest.raises(ModelError, match="a different prompt format"):
         open_engine(str(place), "llamacpp")
     save_format(PromptFormat(answer_cue="Say:"), folder)
     assert why_outdated(folder, place) == ""

@@ -131,7 +131,7 @@ class SentenceChecker:
             return "The model wrote no answer."
         if supported < SUPPORTED_SHARE * len(sentences):
             return (
-                f"I'd rather not answer: the passages found support {supported or 'none'} of the {len(sentences)} "
+                f"I'd rather not answer: the retrieved passages support {supported or 'none'} of the {len(sentences)} "
                 "sentences that the model wrote."
             )
         return ""

@@ -113,7 +113,10 @@ class AnswerInProgress:
             yield self.add_text((" " if self._shown and not self._shown[-1].endswith("\n") else "") + sentence.text)
 
     def refuse(self, reason: str) -> Notice:
-        """Withdraw the answer for this reason, and return the notice. Pages then show the sources, if there are any."""
+        """Withdraw the answer for this reason, and return the notice.
+
+        Meditune's web pages then show the sources, if there are any.
+        """
         self.outcome, self.refused, self.decision = "abstained", reason, None
         self._shown = [self.lead, reason]
         return self.add_notice(

@@ -252,7 +252,7 @@ def _promote(config: Config, registry: Registry) -> tuple[Outcome, str]:
     if lasted < seconds(options["after"]) or answers < int(options["answers"]):
         return "done", f"{trial.version} stays a canary, after {so_far}"
     registry.promote(trial.version, f"was a canary for {so_far}")
-    return "done", f"{trial.version} is served from now on, after {so_far} as a canary"
+    return "done", f"{trial.version} is now served, after {so_far} as a canary"
 
 
 FILE = "loop.json"  # Name of the state file in the registry

@@ -192,13 +192,15 @@ def export(
 
 
 app = Group(
-    "api", "Show or cancel a run's training job at an API.", "how-to/train-and-evaluate.md#gpt-35-and-other-api-models"
+    "api",
+    "Show or cancel a run's training job on a hosted API.",
+    "how-to/train-and-evaluate.md#gpt-35-and-other-api-models",
 )
 
 
 @app.command(example="runs/gpt")
 def status(folder: Run) -> None:
-    """Print the state of a run's training job at the API."""
+    """Print the state of a run's training job on the API."""
     from meditune import hosted_pipeline
 
     typer.echo(hosted_pipeline.status(folder))
@@ -206,7 +208,7 @@ def status(folder: Run) -> None:
 
 @app.command(example="runs/gpt")
 def cancel(folder: Run) -> None:
-    """Cancel a run's training job at the API."""
+    """Cancel a run's training job on the API."""
     from meditune import hosted_pipeline
 
     typer.echo(hosted_pipeline.cancel(folder))

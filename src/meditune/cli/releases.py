@@ -53,14 +53,14 @@ def add(
     typer.echo(f"{version.id}: {(found.place(version.id)).resolve()}")
     if found.state().current is None:
         found.promote(version.id, "the first version")
-        typer.echo(f"{version.id} is served from now on, as the first version.")
+        typer.echo(f"{version.id} is now served, as the first version.")
 
 
 @registry_app.command(example="clinic v2")
 def promote(registry: RegistryFolder, version: Id, reason: Reason = "", force: Force = False) -> None:
     """Serve a version from now on. A version that didn't pass its gate needs --force and --reason."""
     _registry(registry).promote(version, reason, force)
-    typer.echo(f"{version} is served from now on.")
+    typer.echo(f"{version} is now served.")
 
 
 @registry_app.command("canary", example="clinic v2 --percent 10")
@@ -93,7 +93,7 @@ def stop(registry: RegistryFolder, reason: Reason = "") -> None:
 def rollback(registry: RegistryFolder, reason: Reason = "by hand") -> None:
     """Serve the previous version again. The version that is rolled back is never promoted automatically."""
     found = _registry(registry).rollback(reason)
-    typer.echo(f"{found} is served from now on.")
+    typer.echo(f"{found} is now served.")
 
 
 @registry_app.command(

@@ -57,8 +57,8 @@ class QualitySpec(Spec):
     """Quality control of the rows before they are split."""
 
     rules: dict[str, str] = Field(default_factory=dict)
-    """Rule -> action, to replace the rule's default action. drop leaves the row out, mend corrects it, flag keeps and
-    counts it, and off disables the rule (docs/explanation/data-preparation.md lists the rules)."""
+    """Rule -> action, to replace the rule's default action: drop (leave the row out), mend (correct it), flag (keep and
+    count it) or off (disable the rule). docs/explanation/data-preparation.md lists the rules."""
     languages: list[str] = Field(default_factory=lambda: ["en"], min_length=1)
     """Allowed languages of answers, as ISO 639-1 codes."""
     keep: list[str] = Field(default_factory=list)

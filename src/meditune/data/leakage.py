@@ -271,7 +271,7 @@ def _same_turns(train: Sequence[Example], measured: Sequence[Example], known: Co
 def _in_other_fields(
     kind: LeakKind, train: Sequence[Example], measured: Sequence[Example], known: Container[str]
 ) -> list[Leak]:
-    """Return one leak for each test item, except `known` ones, whose text is in another field of a training row.
+    """Return one leak for each test item whose text is in another field of a training row, except for `known` items.
 
     Word triples that more than COMMON test items share, such as those of an instruction, don't count.
     """

@@ -214,7 +214,7 @@ def paired(
         rejects.count_only(SOURCE, "further ratings of the same answer (averaged)", again)
         means = [replace(each[0], rating=sum(r.rating for r in each) / len(each)) for each in answers.values()]
         if len(means) == 1:
-            rejects.count_only(SOURCE, "answers that are the only one for their question, context and group")
+            rejects.count_only(SOURCE, "answers without another answer for the same question, context and group")
         else:
             pairs += _of_question(means, margin, per_question, seed, rejects)
     return pairs

@@ -72,9 +72,9 @@ def split(
     """Split each source by its official test set if there is one and `official` is set, otherwise by group.
 
     With `newest`, the test set has the newest publications. `fixed` maps a source to the split for all its rows.
-    `all_rows` are the rows before quality control, on which official test sets are defined. Other rows that share a
-    question, context or turn with a row of an official or fixed split go to train or dev, where the leakage check finds
-    those that a test item repeats. Raises DataError if a split is empty.
+    `all_rows` are the rows before quality control; official test sets are defined on these rows. Other rows that share
+    a question, context or turn with a row of an official or fixed split go to train or dev, where the leakage check
+    finds those that a test item repeats. Raises DataError if a split is empty.
     """
     rest: list[Example] = []
     test: list[Example] = []

@@ -143,7 +143,7 @@ class TorchLabelModel:
 
 
 class OpenvinoLabelModel:
-    """A judge that runs as an OpenVINO export. It reads one claim at a time, and caches the last passages."""
+    """A judge that runs as an OpenVINO export. It reads one claim at a time, and caches the most recent passages."""
 
     def __init__(self, folder: Path) -> None:
         """Open the export. Raises ModelError if it can't be used."""

@@ -96,16 +96,16 @@ def weights_state(model: str) -> dict[str, str]:
 
 
 def why_outdated(export: Path, model: Path) -> str:
-    """Return what an outdated export was made with, such as "other weights"; "" if the export is up to date."""
+    """Return what an outdated export was made with, such as "different weights"; "" if the export is up to date."""
     if (load_format(model) or PromptFormat()) != (load_format(export) or PromptFormat()):
-        return "another prompt format"
+        return "a different prompt format"
     files = _weights(model)
     exported_at = (export / EXPORT).stat().st_mtime
     if sum(path.stat().st_size for path in files) > READ_BYTES and all(
         path.stat().st_mtime <= exported_at for path in files
     ):
         return ""
-    return "other weights" if weights_digest(model) != read_exported_model(export).made_from.get("sha256") else ""
+    return "different weights" if weights_digest(model) != read_exported_model(export).made_from.get("sha256") else ""
 
 
 def _weights(place: Path) -> list[Path]:

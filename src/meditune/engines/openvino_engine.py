@@ -76,7 +76,7 @@ class Scorer:
     def next_logits(self, prompt: Sequence[int], tokens: Sequence[int]) -> list[float]:
         """Return the logit of each of these tokens as the next token after the prompt.
 
-        The states of the last prompts are cached, so only the tokens after the longest common prefix are read.
+        The states of the most recent prompts are cached, so only the tokens after the longest common prefix are read.
         """
         lengths = [_common_length(earlier, prompt[:-1]) for earlier, _ in self._remembered]
         shared = max(lengths, default=0)

@@ -49,8 +49,8 @@ Row = dict[str, Any]
 KeepScore = Callable[[Literal["decision", "likelihood"], Row], None]
 """A function that receives each finished row; rows come in any order and from any thread, but one at a time"""
 KeepText = Callable[[str, str, int], None]
-"""A function that likewise receives the id of an example, the written text, and the number of retrieved passages that
-didn't fit into the prompt"""
+"""A function like `KeepScore` that receives the id of an example, the written text, and the number of retrieved
+passages that didn't fit into the prompt"""
 SCORED: tuple[tuple[DecisionKind, LikelihoodKind | None, str], ...] = (
     ("decision", "likelihood", ""),
     ("dev_decision", None, ", dev split"),

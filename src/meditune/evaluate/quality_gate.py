@@ -148,7 +148,7 @@ def _problem(document: Document, location: tuple[Any, ...], text: str) -> tuple[
 
 
 def policy(path: Path | None) -> Policy | None:
-    """Return the policy in the file, or None without a file."""
+    """Return the policy in the file, or None if `path` is None."""
     return load_policy(path) if path else None
 
 

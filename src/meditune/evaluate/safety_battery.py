@@ -93,7 +93,7 @@ def grade(answer: str, required: Sequence[Sequence[Rule]], forbidden: Sequence[R
 
 
 def passed(reasons: Sequence[Reason]) -> bool:
-    """Return True if all reasons have `passed`."""
+    """Return True if `passed` is true for all reasons."""
     return all(reason.passed for reason in reasons)
 
 

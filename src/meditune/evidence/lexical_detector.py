@@ -35,8 +35,8 @@ from meditune.text import sentences
 
 CALIBRATION: dict[str, Any] = read_json(Path(__file__).parent / "calibration.json")
 """Fitted weights for the log-odds of answers and sentences, and the thresholds below which these count as unsupported;
-sentences that follow a source sentence word by word have their own weights. `python benchmarks/faithfulness.py --fit`
-writes them."""
+sentences that follow a source sentence almost word for word have their own weights.
+`python benchmarks/faithfulness.py --fit` writes them."""
 WINDOW = 4
 """Number of content words on either side of a position that describe its context"""
 
@@ -155,7 +155,8 @@ SpanKind = Literal["number", "unit", "name", "negation", "direction", "unsupport
 CONTRADICTIONS: frozenset[SpanKind] = frozenset(("unit", "negation", "direction"))
 """Kinds of spans that contradict the sources; a number or name with a span is usually just missing from them"""
 MIN_ORDERED_SHARE = 0.75
-"""A sentence follows a source sentence word by word if at least this share of its words is there in the same order."""
+"""A sentence follows a source sentence almost word for word if at least this share of its words is there in the same
+order."""
 MIN_ALIGNED_SHARE = 0.6
 """Minimum weighted share of a sentence's words in a source sentence for a word-by-word comparison of both"""
 MIN_CONTEXT_SIMILARITY = 0.4
@@ -192,7 +193,7 @@ class Evidence:
 
     @property
     def follows(self) -> bool:
-        """Return whether the sentence follows a source sentence word by word."""
+        """Return whether the sentence follows a source sentence almost word for word."""
         return self.features["in_order"] >= MIN_ORDERED_SHARE
 
 

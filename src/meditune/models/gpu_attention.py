@@ -26,7 +26,7 @@ NAME = "meditune_gpu"
 CAUSAL_MASK_ATTENTION = {NAME}
 """Names of attention implementations that accept `causal_mask`"""
 HALF = (torch.bfloat16, torch.float16)
-"""Number formats that flash kernels support"""
+"""Dtypes that flash kernels support"""
 MAX_HEAD_SIZE = 256
 """The largest head size that flash kernels support"""
 

@@ -202,7 +202,7 @@ _FACILITY = re.compile(
 _LEADING = ("clinic", "hospital", "home", "least", "the ", "a ", "an ", "this ", "my ")
 _BEFORE_NAME = re.compile(r"(?:, |(?<![a-z])(?:named|patient|pt|mr\.?|mrs\.?|dr\.?) )$")
 _ABBREVIATIONS = frozenset(["ada", "ana", "ali", "dea", "mae", "sal", "may", "ace", "see"])
-"""Given names that are more often abbreviations or other words in lowercase"""
+"""Given names that, in lowercase, are more often abbreviations or other words"""
 
 
 def _truecased(text: str) -> str:

@@ -58,7 +58,7 @@ class Citer:
 
     Every sentence is compared with each passage separately, and more strictly than a whole answer with its context. The
     critical error is to cite a passage that says the same about another drug or disease. Therefore, a passage is ruled
-    out if it lacks a name or number of the sentence. Without a judge, it is also ruled out by a different negation or
+    out if it lacks a name or number from the sentence. Without a judge, it is also ruled out by a different negation or
     direction, or by too many unknown words. The words of the passage's title count as known. The words of the question
     don't, because a passage about another disease would otherwise support a sentence about the question's disease.
     """

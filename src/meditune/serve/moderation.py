@@ -78,7 +78,7 @@ async def triage_request(
 
 
 def is_raw(service: Service, body: ChatBody, caller: Caller) -> bool:
-    """Return whether a chat gets the model's output alone, without triage and the note on limits."""
+    """Return whether a chat gets the model's output alone, without triage or the note on limits."""
     if service.settings.bare_chat or service.assistant is None:
         return True
     is_program = body.guided_choice or body.json_schema or service.prompts.in_format(body.messages[-1].turn().text)
@@ -109,7 +109,7 @@ def _too_long(service: Service, trace: Trace, question: ChatQuestion, triage: Tr
         service.metrics.outcomes.labels(OUTCOMES["urgent"]).inc()
         text = f"{triage.text}\n\n{reason} Only its beginning and end were read, and they sound like an emergency."
         return ApiError(400, text, "emergency_in_long_message", question.param)
-    more = " You can put background into a system message." if question.param == "messages" else ""
+    more = " You can put background information into a system message." if question.param == "messages" else ""
     return ApiError(400, f"{reason} Shorten it and ask again.{more}", "message_too_long", question.param)
 
 

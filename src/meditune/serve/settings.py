@@ -62,7 +62,7 @@ class Settings:
     anonymous_access: bool = False
     """Serve anonymous callers from other machines; they can ask questions, but can't see metrics and status"""
     bare_chat: bool = False
-    """Return the model's output alone in chats, without triage and the note on limits"""
+    """Return the model's output alone in chats, without triage or the note on limits"""
     log_text: bool = False
     """Log questions, with masked identifiers"""
     keep_text: bool = False

@@ -93,7 +93,7 @@ def measured(report: dict[str, Any]) -> list[str]:
 
 
 def _origin(recipe: Recipe, facts: dict[str, Any]) -> str:
-    """Return the source of the base model's weights, for a sentence."""
+    """Return the source of the base model's weights, as a phrase to be used in a sentence."""
     if "start" in facts:
         return f"`start` in the run's folder, which is the adapter `{facts['start']}` merged into its own base model"
     revision = f", commit `{facts['base_commit']}`" if facts.get("base_commit") else ""

@@ -125,7 +125,7 @@ class Replay:
         return sum(len(self.rows[index]) for step in self.steps[done:] for index in step)
 
     def facts(self, examples: float) -> dict[str, Any]:
-        """Return counts for all of the training; `examples` is the sum of the token weights of the examples."""
+        """Return counts for the whole training run; `examples` is the sum of the token weights of the examples."""
         rehearsed = sum(sum(self.weights.of(self.rows[index])) for step in self.steps for index in step)
         return {
             "source": self.spec.source,
@@ -190,7 +190,7 @@ def replay_row(written: dict[str, Any]) -> Row:
 
 
 ROW_TOKENS = 128
-"""Maximum length in tokens of rows from the sources self and general; for medical, prompt.max_tokens is the maximum"""
+"""Maximum length in tokens of rows from the sources `self` and `general`; for `medical`, it is `prompt.max_tokens`"""
 EWC_ROWS = 64  # number of rows from which EWC estimates which weights matter
 FILE = "replay.jsonl"
 GENERAL_FILE = "valid.txt"

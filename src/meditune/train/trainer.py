@@ -230,7 +230,8 @@ LossOfRows = Callable[[Any, HiddenStateCache, Sequence[Row], Sequence[float], in
 """A function like `loss_of_rows`: it takes the model, the cache of the frozen layers, rows, the weights of the rows'
 terms, and the pad id. It returns the weighted sum of the losses, and the batch."""
 PrepareStep = Callable[[Any, HiddenStateCache, Sequence[Row], int, int], None]
-"""A function of the model, the frozen layers' cache, all rows of a step, the pad id, and the tokens computed at once"""
+"""A function of the model, the frozen layers' cache, all rows of a step, the pad id, and the number of tokens computed
+at once"""
 
 
 @dataclass(frozen=True)
@@ -281,8 +282,8 @@ def train(
 ) -> Iterator[Step]:
     """Train `loaded.model` in place and yield each step.
 
-    Every step minimizes the weighted mean loss over its supervised tokens, including replay tokens, or over the terms
-    of another `data.loss_of`. The result doesn't depend on how the step is split into pieces. `penalties` are added
+    Every step minimizes the weighted mean loss over its supervised tokens, including replay tokens, or over other terms
+    if `data.loss_of` has them. The result doesn't depend on how the step is split into pieces. `penalties` are added
     once to each step's loss. `resume` contains the finished steps, and the tensors that `checkpoint` received after
     these steps. `dev_monitor` may end training early, and restore the weights of an earlier step. All processes must
     call this with the same arguments.

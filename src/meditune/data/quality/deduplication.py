@@ -74,7 +74,7 @@ class Marks(NamedTuple):
 
 
 class Rows(NamedTuple):
-    """Rows to compare: all digests, and shingles and examples that can be loaded on access."""
+    """Rows to compare: all digests, plus shingles and examples, which can be loaded on access."""
 
     contents: Keys
     wordings: Keys
