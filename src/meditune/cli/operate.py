@@ -333,7 +333,7 @@ def rows(
 
 
 def _queue_lines(queued: Queued) -> Iterator[str]:
-    yield f"{len(queued.chosen)} of {queued.pool:,} items chosen."
+    yield f"Items chosen: {len(queued.chosen)} of {queued.pool:,}."
     counts = Counter(name for each in queued.chosen for name in each.reasons)
     yield "Reasons: " + ", ".join(f"{name} {count}" for name, count in counts.most_common()) + "."
     for number, each in enumerate(queued.chosen[:MAX_PRINTED], start=1):

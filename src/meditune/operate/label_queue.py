@@ -308,9 +308,7 @@ def queue(sources: Sequence[StoreLocation], folder: Path, options: QueueOptions)
     pool, remarks = candidate_pool(sources, known, done, options.index)
     chosen = choose(pool, options.budget, options.strategy, options.seed)
     if len(chosen) < options.budget:
-        remarks.append(
-            f"The budget is {options.budget:,}, but there are only {len(pool):,} candidates; all are in the queue."
-        )
+        remarks.append(f"All candidates ({len(pool):,}) are in the queue, fewer than the budget of {options.budget:,}.")
     made_from = {"places": list(map(named, sources)), "strategy": options.strategy, "budget": options.budget}
     _write_set(chosen, folder, made_from, options.raters, options.overlap)
     return Queued(chosen, len(pool), remarks)
