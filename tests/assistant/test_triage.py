@@ -469,3 +469,28 @@ def test_weights_for_another_sentence_model_are_refused(tmp_path: Path) -> None:
         np.savez(tmp_path / "other.npz", **{**stored, "base": "0" * 64})
     with pytest.raises(ModelError, match=r"triage_fit\.py --write"):
         classifier.load(tmp_path / "other.npz")
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "Ich habe starke Schmerzen in der Brust und mein linker Arm ist taub",
+        "J'ai une douleur très forte dans la poitrine",
+        "Me duele mucho el pecho y no puedo respirar",
+        "Mam silny ból w klatce piersiowej",
+        "У меня сильная боль в груди",
+        "胸が痛くて息ができません",
+        "عندي ألم شديد في صدري",
+    ],
+)
+def test_a_message_in_another_language_gets_the_emergency_number(message):
+    found = judged(message)
+    assert any("only in English" in remark and ANYWHERE.emergency in remark for remark in found.remarks)
+
+
+@pytest.mark.parametrize(
+    "message",
+    ["gout symptoms", "Is β-blocker therapy safe?", "metformin side effects"],
+)
+def test_an_english_message_does_not(message):
+    assert not judged(message).remarks

@@ -10,6 +10,7 @@ and doesn't need torch.
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -29,6 +30,7 @@ from meditune.assistant.emergencies import (
     signs_in,
 )
 from meditune.assistant.message_clauses import LAST_CHARACTERS, MAX_CHARACTERS, is_shortened, texts_of
+from meditune.data.quality.quality_filters import is_english, language_probability
 from meditune.errors import ModelError
 from meditune.models import package_download, sentence_encoder
 from meditune.models.catalogue import SENTENCE_MODEL, SENTENCE_MODEL_INT8
@@ -187,6 +189,13 @@ CUT = (
 )
 IF_NOW = "If this is happening right now, call {emergency} at once."
 
+OTHER_LANGUAGE = (
+    "Emergencies are recognized only in English, and this message seems to be in another language. If someone may be "
+    "in danger, call {emergency} at once."
+)
+MIN_LANGUAGE_WORDS, MAX_ENGLISH_PROBABILITY = 4, 0.02
+"""The language of shorter messages isn't judged, and above this probability a message counts as English"""
+
 
 class Classifier(Protocol):
     """A classifier of messages, such as TriageClassifier."""
@@ -292,4 +301,17 @@ def _remarks(message: str, orders: int, numbers: Numbers) -> tuple[str, ...]:
         found.append(CUT)
     if mentions_emergency(message):
         found.append(IF_NOW.format(emergency=numbers.emergency))
+    elif is_in_other_language(message):
+        found.append(OTHER_LANGUAGE.format(emergency=numbers.emergency))
     return tuple(found)
+
+
+def is_in_other_language(message: str) -> bool:
+    """Return True if a message is most likely not in English: by its script, or by its words if there are enough."""
+    letters = [character for character in message if character.isalpha()]
+    latin = sum("LATIN" in unicodedata.name(character, "LATIN") for character in letters)
+    if 2 * latin < len(letters):
+        return True
+    if len(message.split()) < MIN_LANGUAGE_WORDS or is_english(message):
+        return False
+    return language_probability(message, ("en",)) < MAX_ENGLISH_PROBABILITY

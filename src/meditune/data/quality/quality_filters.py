@@ -166,6 +166,12 @@ def foreign_language(text: str, languages: Sequence[str]) -> str:
     return str(ranked[0][0]) if allowed < 1 - MIN_LANGUAGE_PROBABILITY else ""
 
 
+def language_probability(text: str, languages: Sequence[str]) -> float:
+    """Return the probability, by py3langid, that a text is in one of `languages` (ISO 639-1 codes)."""
+    ranked = _language_identifier().rank(_NO_WORDS.sub(" ", text)[:2000])
+    return sum(float(sure) for code, sure in ranked if code in languages)
+
+
 @cache
 def _language_identifier():  # type: ignore[no-untyped-def]
     from py3langid.langid import MODEL_FILE, LanguageIdentifier
