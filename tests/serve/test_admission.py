@@ -384,7 +384,7 @@ def test_an_answer_that_takes_too_long_is_broken_off(tmp_path):
         assert reply.status == 504
         assert reply.error()["code"] == "timeout"
         stream = server.ask("/v1/chat/completions", endless(True))
-        assert stream.status == 200
+        assert stream.status in (200, 504), "504 if the time is over before the first token"
         last = stream.text.strip().splitlines()[-1]
         assert json.loads(last.removeprefix("data: "))["error"]["code"] == "timeout"
         assert server.idle()
