@@ -256,8 +256,9 @@ def build_index(
 ) -> Index:
     """Build an index of documents to cite from, and open it: `meditune index build`.
 
-    `documents` are folders of text, Markdown, HTML, PDF and DOCX files, `sources` are names of known sources, and
-    `pubmed` are PubMed files. Raises DataError if an index already exists and `replace` isn't set.
+    `documents` are folders of text, Markdown, HTML, PDF and DOCX files, or files of questions and answers (CSV, JSON
+    Lines); `sources` are names of known sources, and `pubmed` are PubMed files. Raises DataError if an index already
+    exists and `replace` isn't set.
     """
     from meditune.models.sentence_encoder import DEFAULT, load_encoder
     from meditune.retrieve import collections

@@ -97,6 +97,17 @@ def test_no_source_tells_where_on_this_machine_a_file_lies(
     assert not any(path in said for path in ("file:", str(tmp_path_factory.getbasetemp())))
 
 
+def test_a_source_that_is_a_row_names_the_file_and_the_row(tmp_path: Path) -> None:
+    table = tmp_path / "my answers.csv"
+    table.write_text("question,answer\nWhat removes lice?,A fine comb.\nWhat calms gout?,Colchicine calms an attack.\n")
+    build(index_storage(tmp_path / "index"), [collections.documents(f"clinic={table}")], corpus.TINY)
+    rows = Index.open(tmp_path / "index", corpus.TINY)
+    _, answer = asked(assistant_of(ScriptedEngine("Colchicine calms an attack."), rows, ANY), GOUT)
+    (cited,) = [each for each in answer.sources if each.number == answer.sentences[0].citations[0].number]
+    assert (cited.title, cited.section, cited.url) == ("What calms gout?", "my answers.csv, row 2", "")
+    assert "[1] What calms gout? [my answers.csv, row 2]" in str(answer)
+
+
 def test_too_little_borne_out_gives_the_sources_instead(index: Index) -> None:
     engine = ScriptedEngine("Colchicine calms an attack. Zebras eat cheese. Moons sing loudly.")
     _, answer = asked(assistant_of(engine, index, ANY), GOUT)

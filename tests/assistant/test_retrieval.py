@@ -502,6 +502,11 @@ def test_a_long_source_loses_its_beginning_not_the_question(folder):
     assert answer.probabilities != other.probabilities
 
 
+def test_a_single_sentence_is_not_counted(index: Index) -> None:
+    refused = answer_of(index, "Zebras eat green cheese.", "gout").refused
+    assert refused == "I'd rather not answer: the retrieved passages don't support the sentence that the model wrote."
+
+
 @pytest.mark.parametrize(("question", "text"), [("", "no question"), ("  ", "no question"), ("why " * 900, "too long")])
 def test_no_question_or_one_too_long(folder, question, text):
     with pytest.raises(DataError, match=text):
@@ -509,5 +514,7 @@ def test_no_question_or_one_too_long(folder, question, text):
 
 
 def test_a_model_that_is_not_there():
-    with pytest.raises(ModelError, match="three ways"):
+    with pytest.raises(ModelError, match="/no/model: no such folder"):
         ask_model("/no/model", "Does it help?", [])
+    with pytest.raises(ModelError, match="three ways"):
+        ask_model("no-model", "Does it help?", [])

@@ -397,7 +397,7 @@ def test_a_recipe_that_is_not_there(place):
 def test_a_model_that_is_not_there(place, command):
     words = {"run": ["quickstart"], "evaluate": ["/no/model"]}[command]
     result = meditune(command, *words, "-o", place.folder / "bad", *place.settings(model__base="/no/model"))
-    result.refused(4, "/no/model", "1. online", "2. offline", "3. without a hub", "smollm2-135m")
+    result.refused(4, "/no/model: no such folder. There is no folder /no, either.", "OWNER/NAME")
     assert not (place.folder / "bad").exists()
 
 
@@ -451,9 +451,15 @@ def test_recipe_check_looks_at_the_sources(sources, texts):
     meditune("recipe", "check", "quickstart", "--set", f"data.sources={sources}").refused(3, *texts)
 
 
-def test_a_mistyped_run_folder_is_not_looked_for_at_the_hub(place, monkeypatch):
-    monkeypatch.chdir(place.folder.parent)
-    meditune("ask", "runs/nope", "Does it help?").refused(4, "no model 'runs/nope'", "neither a folder")
+def test_a_mistyped_run_folder_is_not_looked_for_at_the_hub(finished, tmp_path, monkeypatch):
+    monkeypatch.chdir(finished.parent.parent)
+    mistyped, near = f"{finished.parent.name}/finishd", f"{finished.parent.name}/finished"
+    commands = [("ask", mistyped, "Does it help?"), ("export", mistyped, "--to", "ollama"), ("serve", mistyped)]
+    for words in commands:
+        meditune(*words).refused(4, f"{mistyped}: no such folder. Did you mean {near}?", "OWNER/NAME")
+    monkeypatch.chdir(tmp_path)
+    for words in commands:
+        meditune(words[0], "runs/nothing", *words[2:]).refused(4, "runs/nothing: no such folder.")
 
 
 def test_a_misspelt_model_names_the_nearest(place):

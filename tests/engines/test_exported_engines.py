@@ -10,6 +10,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
+from meditune.assistant.writers import ask_model
 from meditune.engines.engine import GenerationRequest
 from meditune.engines.open_engine import exported_at, measure_exports, open_engine
 from meditune.engines.tokenizer import PlainTokenizer
@@ -18,6 +19,7 @@ from meditune.export import verify
 from meditune.export.export import export
 from meditune.files import read_json, write_json
 from tests import tiny
+from tests.commands import meditune
 from tests.engines.test_engines import ask, collect, text, together, tokens
 
 MORE = 24
@@ -85,6 +87,15 @@ def prompts() -> list[list[int]]:
 def test_a_model_s_own_export_is_what_opens(engine):
     assert engine.name in {"openvino int8", "llamacpp Q8_0", "onnx int8"}
     assert engine.context_tokens == 1024
+
+
+def test_an_export_can_be_asked_like_its_model(folder):
+    (export_folder,) = [each for each in (folder / "export").iterdir() if each.name in PACKAGES]
+    asked = meditune("ask", export_folder, "Does walking help?", "--max-new-tokens", 4, "--json")
+    assert asked.code == 0, asked
+    answer, before = json.loads(asked.out), ask_model(str(folder), "Does walking help?", [], 4)
+    assert answer["text"]
+    assert answer["probabilities"] == pytest.approx(before.probabilities, abs=0.25)
 
 
 def test_texts_are_as_likely_as_before(engine, folder):

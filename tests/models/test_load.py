@@ -189,6 +189,22 @@ def test_a_revision_belongs_to_a_model_of_the_hub(tmp_path):
     assert load.locate(f"gpt2@{OLD}") == f"openai-community/gpt2@{OLD}"
 
 
+def test_a_missing_folder_is_said_and_a_hub_id_stays_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("clinic/tiny", "clinic/tiny@main"):
+        assert load.locate(name) == name
+    (tmp_path / "clinic" / "tiny-7").mkdir(parents=True)
+    for name, near in (
+        ("clinic/tiny", "Did you mean clinic/tiny-7?"),
+        ("./clinic/zebra", "Folders in clinic: tiny-7."),
+        ("~/no/such", "There is no folder"),
+        ("a/b/c", "There is no folder a/b, either."),
+        ("runs/typo", "There is no folder runs, either."),
+    ):
+        with pytest.raises(ModelError, match=rf"{re.escape(name)}: no such folder\. {re.escape(near)}.*OWNER/NAME"):
+            load.locate(name)
+
+
 @pytest.mark.parametrize("architecture", tiny.ARCHITECTURES)
 def test_every_architecture_says_how_much_it_reads(architecture):
     assert positions(tiny.model(architecture).config) == 1024

@@ -139,7 +139,7 @@ def test_another_embedding_model_is_refused_with_the_reason(tmp_path: Path, docs
         ModelError, match=r"built with the embedding model tiny .* Vectors of other .* cannot be compared"
     ):
         Index.open(tmp_path / "index", other)
-    with pytest.raises(ModelError, match="cannot be compared with it"):
+    with pytest.raises(ModelError, match="cannot be compared with those in it"):
         update(index_storage(tmp_path / "index"), [], other)
 
 
@@ -355,6 +355,77 @@ def test_a_journey(tmp_path: Path) -> None:
     meditune("index", "build", "-o", tmp_path / "x", "--source", "medline").refused(3, "Unknown index source")
     meditune("index", "build", "-o", tmp_path / "x").refused(3, "Nothing to index")
     meditune("index", "update", index, "--remove", "x").refused(3, "has no collection 'x'")
+
+
+ROWS = (
+    "Patient says,Reply,Background,Comment\n"
+    "How is gout treated?,Colchicine calms an attack.,Uric acid crystals inflame a joint.,\n"
+    "What removes head lice?,Combing with a fine comb removes them.,,\n"
+    "What removes head lice?,Combing with a fine comb removes them.,,again\n"
+    "Is tea healthy?,,,\n"
+    "one field too many,a,b,c,d\n"
+    "Who gets asthma?,People of any age.,,\n"
+)
+
+
+@pytest.mark.usefixtures("embedding")
+def test_a_recipes_own_questions_and_answers_are_indexed_as_training_reads_them(tmp_path: Path) -> None:
+    table, recipe, index = tmp_path / "qa.csv", tmp_path / "mine.yaml", tmp_path / "index"
+    table.write_text(ROWS, encoding="utf-8")
+    fields = "fields: {question: Patient says, answer: Reply, context: Background}"
+    recipe.write_text(
+        f"name: mine\ndata:\n  sources: [{{name: own/clinic, path: {table}, {fields}, restricted: true}}]\n"
+    )
+    done = meditune("index", "build", recipe, "-o", index)
+    assert done.code == 0, done
+    assert "Left out of own/clinic: 1 duplicate row" in done.out
+    assert f"Left out of own/clinic: 1 neither answer nor decision ({table}:5)" in done.out
+    assert f"Left out of own/clinic: 1 5 fields, but the header has 4 ({table}:6)" in done.out
+    assert "own/clinic is restricted" in done.out
+    assert "4 passages of 3 documents: 4 new" in done.out
+
+    done = meditune("index", "search", index, "How is gout treated?", "--per-document", 2)
+    assert f"1. How is gout treated?\n   own/clinic · {table.as_uri()}#row=1 · restricted\n" in done.out
+    assert "Colchicine calms an attack." in done.out
+    done = meditune("index", "search", index, "uric acid crystals", "--json", "-k", 1)
+    assert json.loads(done.out)["text"] == "Uric acid crystals inflame a joint."
+
+    table.write_text(ROWS.replace("People of any age.", "Mostly children."), encoding="utf-8")
+    assert "0 new, 1 changed, 0 removed, 3 unchanged." in meditune("index", "update", index).out
+
+
+@pytest.mark.usefixtures("embedding")
+def test_identifiers_that_a_recipe_masks_are_masked_in_the_index(tmp_path: Path) -> None:
+    table, recipe, index = tmp_path / "qa.csv", tmp_path / "mine.yaml", tmp_path / "index"
+    table.write_text(
+        "question,answer\nHow do I book?,Call John Smith at 212-555-0187 to book a visit.\n", encoding="utf-8"
+    )
+    recipe.write_text(f"name: m\ndata:\n  sources: [{{name: own, path: {table}}}]\n  phi: {{action: mask}}\n")
+    assert meditune("index", "build", recipe, "-o", index).code == 0
+    found = meditune("index", "search", index, "book a visit").out
+    assert "[PHONE] to book a visit." in found
+    assert "212-555" not in found
+
+
+@pytest.mark.usefixtures("embedding")
+def test_a_file_of_rows_is_a_collection_of_documents(tmp_path: Path) -> None:
+    table, index = tmp_path / "qa.jsonl", tmp_path / "index"
+    table.write_text('{"id": "Q7", "question": "What removes head lice?", "answer": "A fine comb.", "year": 2019}\n')
+    done = meditune("index", "build", "-o", index, "--documents", f"clinic={table}")
+    assert "1 passage of 1 document" in done.out, done
+    done = meditune("index", "search", index, "head lice", "--source", "clinic")
+    assert f"1. What removes head lice?\n   clinic · 2019 · {table.as_uri()}#id=Q7\n" in done.out
+
+
+def test_files_that_cant_be_indexed_are_refused_before_a_model_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("meditune.models.sentence_encoder.load_encoder", lambda *_: pytest.fail("loaded a model"))
+    folder = corpus.folder(tmp_path / "tables", {"qa.csv": ROWS})
+    build = ("index", "build", "-o", tmp_path / "index", "--documents")
+    meditune(*build, f"clinic={folder / 'none.csv'}").refused(3, "none.csv: no such file or folder")
+    meditune(*build, folder).refused(3, "no file that ends in .txt", "qa.csv: a file with one question per row")
+    meditune(*build, f"clinic={folder / 'qa.csv'}").refused(3, "no column for the question", "'Patient says'")
 
 
 @pytest.mark.usefixtures("embedding")

@@ -130,10 +130,10 @@ class SentenceChecker:
         if not sentences:
             return "The model wrote no answer."
         if supported < SUPPORTED_SHARE * len(sentences):
-            return (
-                f"I'd rather not answer: the retrieved passages support {supported or 'none'} of the {len(sentences)} "
-                "sentences that the model wrote."
-            )
+            some = f"support {supported or 'none'} of the {len(sentences)} sentences that the model wrote"
+            if len(sentences) == 1:
+                some = "don't support the sentence that the model wrote"
+            return f"I'd rather not answer: the retrieved passages {some}."
         return ""
 
     def _check(self, text: str) -> Sentence:

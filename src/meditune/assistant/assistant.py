@@ -27,7 +27,7 @@ from meditune.assistant.answer_filter import SentenceChecker
 from meditune.assistant.emergencies import emergency_numbers
 from meditune.assistant.events import Answer, Decision, Event, Notice, Outcome, Sentence, Source, Sources, Text
 from meditune.assistant.triage import Classifier, Triage, triage
-from meditune.assistant.writers import ApiWriter, EngineWriter, Writer, find_api
+from meditune.assistant.writers import ApiWriter, EngineWriter, Writer, find_api, needs_engine
 from meditune.config.data_options import Style
 from meditune.config.recipe import EvaluateSpec
 from meditune.config.training_options import ApiSpec
@@ -38,8 +38,9 @@ from meditune.files import read_jsonl
 from meditune.models.catalogue import SENTENCE_MODEL
 from meditune.models.sentence_encoder import DEFAULT, INT8
 from meditune.observability import LOGGER, span
-from meditune.prompts import LIMITS_LINE
+from meditune.prompts import LIMITS_LINE, load_format
 from meditune.retrieve.citations import Judge
+from meditune.retrieve.collections import row_named
 from meditune.retrieve.context_packing import PackedPassage, chooser, grade, pack
 from meditune.retrieve.index import Index
 from meditune.retrieve.index import read as read_manifest
@@ -163,9 +164,10 @@ def _source(number: int, packed: PackedPassage, on_this_machine: bool) -> Source
     passage = packed.hit.passage
     # The address of the operator's own document is a path on this machine, which a server's users must not see.
     is_public = passage.url.startswith(("https://", "http://"))
-    same = {name: getattr(passage, name) for name in ("id", "section", "date", "licence", "source", "restricted")}
+    same = {name: getattr(passage, name) for name in ("id", "date", "licence", "source", "restricted")}
     title, url = packed.title or passage.document, passage.url if is_public or on_this_machine else ""
-    return Source(number=number, title=title, url=url, text=packed.text, meaning=packed.hit.meaning, **same)
+    section = ", ".join(filter(None, (passage.section, row_named(passage.url))))
+    return Source(number, title=title, section=section, url=url, text=packed.text, meaning=packed.hit.meaning, **same)
 
 
 MIN_PROBABILITY = 0.5
@@ -473,12 +475,19 @@ def load_assistant(
     versions = {"model": model}
     if remote:
         return open_assistant(ApiWriter(remote), Path(model), opened, settings, versions, reader)
+    place = Path(model).expanduser()
+    if needs_engine(model):
+        from meditune.engines.open_engine import open_engine
+
+        return open_assistant(
+            EngineWriter(open_engine(model), load_format(place)), place, opened, settings, versions, reader
+        )
     from meditune.engines.transformers_engine import TransformersEngine
     from meditune.models.load import load
 
     loaded = load(model)
     writer = EngineWriter(TransformersEngine(loaded), loaded.form)
-    return open_assistant(writer, Path(model).expanduser(), opened, settings, versions, reader)
+    return open_assistant(writer, place, opened, settings, versions, reader)
 
 
 def open_index(index: str) -> Index:

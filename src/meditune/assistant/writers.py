@@ -8,18 +8,21 @@ from __future__ import annotations
 import queue
 import sys
 from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
-from typing import Protocol
+from pathlib import Path
+from typing import Any, Protocol
 
 from meditune.config.data_options import PromptFormat, Style
 from meditune.config.recipe import EvaluateSpec
 from meditune.config.training_options import ApiSpec
 from meditune.data.example import DECISIONS, STYLE, Example, Passage
 from meditune.engines.engine import Engine, GenerationChunk, GenerationRequest
+from meditune.engines.exported_model import is_exported, read_exported_model
 from meditune.errors import DataError, ModelError
 from meditune.models.api_client import ApiError, ApiModel, Chat, find_api_model, of_chat
 from meditune.observability import span
-from meditune.prompts import Encoder, QuestionTooLongError, chat_messages
+from meditune.prompts import Encoder, QuestionTooLongError, chat_messages, load_format
 
 Chunks = Generator[GenerationChunk, None, None]
 POLL_S = 0.05
@@ -218,8 +221,20 @@ def ask_model(
         raise DataError(f"The question isn't valid UTF-8 text: character {error.start + 1} is invalid.") from error
     example = _example(question, sources, style).model_copy(update={"decision": "yes"})
     limit = max_new_tokens or EvaluateSpec().max_new_tokens
-    remote = find_api(model, api)
-    return _ask_api(remote, example, limit) if remote else _ask_local(model, example, limit)
+    if remote := find_api(model, api):
+        return _ask_api(remote, example, limit)
+    try:
+        return (_ask_exported if needs_engine(model) else _ask_local)(model, example, limit)
+    except QuestionTooLongError as error:
+        raise DataError(
+            "The question is too long: with its answer, it must fit into the tokens of the model's prompt "
+            "(max_tokens in its prompt.json). Shorten it, or pass the long part as a text file with --source."
+        ) from error
+
+
+def needs_engine(model: str) -> bool:
+    """Return whether a model is the folder of an export that only its own engine can open."""
+    return is_exported(model) and read_exported_model(Path(model).expanduser()).engine != "transformers"
 
 
 def _ask_api(model: ApiModel, example: Example, limit: int) -> ModelAnswer:
@@ -243,13 +258,21 @@ def _ask_local(model: str, example: Example, limit: int) -> ModelAnswer:
 
     loaded = load(model)
     encoder = loaded.encoder(loaded.form or PromptFormat())
-    try:
-        prompt, row = encoder.prompt(example, "answer"), join([encoder.supervised(example, "decision")])
-    except QuestionTooLongError as error:
-        raise DataError(
-            f"The question is too long: with its answer, it must fit into {encoder.format.max_tokens} tokens. Shorten "
-            "it, or pass the long part as a text file with --source."
-        ) from error
+    prompt, row = encoder.prompt(example, "answer"), join([encoder.supervised(example, "decision")])
     text = generate_answers(loaded, [prompt], limit, "Answering")["asked"]
     likelihoods = probabilities(score(loaded, [row], len(row), "Deciding", encoder.label_ids()).decisions["asked"])
     return ModelAnswer(text, max(likelihoods, key=lambda label: likelihoods[label]), likelihoods)
+
+
+def _ask_exported(model: str, example: Example, limit: int) -> ModelAnswer:
+    from meditune.engines.open_engine import open_engine
+    from meditune.evaluate.backends import EngineBackend
+    from meditune.evaluate.metrics.decision import probabilities
+
+    texts: list[str] = []
+    rows: list[dict[str, Any]] = []
+    with closing(open_engine(model)) as engine:
+        backend = EngineBackend(engine, load_format(Path(model).expanduser()) or PromptFormat())
+        backend.write([example], "answer", limit, "Answering", lambda _id, text, _left_out: texts.append(text))
+        backend.score([example], [], "Deciding", lambda _task, row: rows.append(row))
+    return ModelAnswer(texts[0], rows[0]["prediction"], probabilities(rows[0]["logits"]))

@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 
 @documented('ask runs/quickstart "Does aspirin help with migraine?" --index library', "how-to/retrieve-and-cite.md")
 def ask(
-    model: Annotated[str, Argument(metavar="MODEL", help="Run or model folder, catalogue name, hub id, or api:NAME.")],
+    model: Annotated[
+        str, Argument(metavar="MODEL", help="Folder of a run, model or export, catalogue name, hub id, api:NAME.")
+    ],
     question: Annotated[str, Argument(metavar="QUESTION", help="The question, in quotes.")],
     source: Annotated[Paths, Option("--source", help="Text file to base the answer on. Repeatable.")] = None,
     index: Annotated[Text, Option(metavar="INDEX", help="Answer from this index, and cite its passages.")] = None,
@@ -107,7 +109,10 @@ Sources = Annotated[
 Documents = Annotated[
     Texts,
     Option(
-        "--documents", metavar="[NAME=]FOLDER", help="Folder of text, Markdown, HTML, PDF and DOCX files. Repeatable."
+        "--documents",
+        metavar="[NAME=]PATH",
+        help="Folder of text, Markdown, HTML, PDF and DOCX files, or a CSV or JSON Lines file of questions and "
+        "answers. Repeatable.",
     ),
 ]
 Pubmed = Annotated[

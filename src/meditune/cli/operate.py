@@ -163,7 +163,7 @@ def update(
     ] = None,
     first_file: Annotated[Text, Option(metavar="FILE", help="Name of the first update file to import.")] = None,
     documents: Annotated[
-        Texts, Option(metavar="[NAME=]FOLDER", help="Folder of documents to index, as for `index build`. Repeatable.")
+        Texts, Option(metavar="[NAME=]PATH", help="Documents to index, as for `index build`. Repeatable.")
     ] = None,
     index: Annotated[Text, Option(metavar="INDEX", help="Index to update; it is built if missing.")] = None,
     email: Annotated[

@@ -32,6 +32,7 @@ from meditune.engines.exported_model import (
 from meditune.errors import ModelError
 from meditune.files import cache_folder, read_json, write_json
 from meditune.hardware import cores, processor
+from meditune.models.catalogue import refuse_missing_folder
 
 log = logging.getLogger(__name__)
 NAMES = ("auto", "openvino", "llamacpp", "transformers", "onnx", "vllm")
@@ -73,6 +74,7 @@ def open_engine(
         near = difflib.get_close_matches(engine, NAMES, n=1)
         hint = f" Did you mean {near[0]}?" if near else ""
         raise ModelError(f"There is no engine {engine!r}.{hint} Engines: {', '.join(NAMES)}.")
+    refuse_missing_folder(model)
     if engine == "vllm":
         return _at_server(model, concurrency, url, key)
     if url:

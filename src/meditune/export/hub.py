@@ -22,8 +22,7 @@ from meditune.engines.exported_model import EXPORT
 from meditune.errors import DataError, ModelError
 from meditune.export.prompt_templates import write_chat_template
 from meditune.files import read_json, read_text, write_json
-from meditune.models.catalogue import CATALOGUE
-from meditune.models.load import is_hub_id
+from meditune.models.catalogue import CATALOGUE, is_hub_id
 from meditune.prompts import load_format
 from meditune.train.model_card import measured, warnings
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from meditune.errors import ModelError
 from meditune.files import cache_folder
 
 
@@ -114,6 +117,35 @@ PRUNING = "pruning.json"
 """File in a pruned model's folder that records the pruning and its results"""
 START = "start"
 """Folder in a run's folder with the model that the run starts from, if the run created it (train/training_plan.py)"""
+
+
+RUNS = "runs"
+"""The folder in which commands write runs by default; a name that starts with it is never a hub id"""
+
+
+def is_hub_id(name: str) -> bool:
+    """Return whether the name has the form of a hub id (owner/name), and `owner` isn't an existing folder."""
+    is_path = name.startswith((".", "/", "~", f"{RUNS}/"))
+    return name.count("/") == 1 and not name.endswith("/") and not is_path and not Path(name).parent.is_dir()
+
+
+def refuse_missing_folder(name: str) -> None:
+    """Raise ModelError, with the most similar names, if a model's name is the path of a folder that doesn't exist."""
+    name = split_revision(name)[0]
+    path = Path(name).expanduser()
+    if not ("/" in name or name.startswith("~")) or is_hub_id(name) or path.exists():
+        return
+    parent = path.parent
+    listed = os.scandir(parent) if os.access(parent, os.R_OK | os.X_OK) and parent.is_dir() else ()
+    beside = sorted(each.name for each in listed if each.is_dir())
+    near = difflib.get_close_matches(path.name, beside)
+    if near:
+        hint = f"Did you mean {' or '.join(str(parent / each) for each in near)}? "
+    elif beside:
+        hint = f"Folders in {parent}: {', '.join(beside[:5])}{' and more' if len(beside) > 5 else ''}. "
+    else:
+        hint = "" if parent.is_dir() else f"There is no folder {parent}, either. "
+    raise ModelError(f"{name}: no such folder. {hint}A model on the hub is written OWNER/NAME.")
 
 
 def split_revision(name: str) -> tuple[str, str | None]:

@@ -21,7 +21,15 @@ from meditune.errors import ModelError, RecipeError
 from meditune.files import read_json
 from meditune.models import gpu_attention, inference, package_download, quantization
 from meditune.models.adapters import merged
-from meditune.models.catalogue import ADAPTER_FILE, CATALOGUE, PRUNED, START, split_revision
+from meditune.models.catalogue import (
+    ADAPTER_FILE,
+    CATALOGUE,
+    PRUNED,
+    START,
+    is_hub_id,
+    refuse_missing_folder,
+    split_revision,
+)
 from meditune.models.forward import virtual_tokens
 from meditune.models.hidden_state_cache import HiddenStateCache, frozen_count
 from meditune.models.quiet_libraries import no_telemetry, quiet_transformers
@@ -187,9 +195,9 @@ def _located(name: str) -> str:
     if entry is None:
         if is_hub_id(name):
             return name
+        refuse_missing_folder(name)
         near = difflib.get_close_matches(name, CATALOGUE, n=1)
         hint = f" Did you mean {near[0]}?" if near else ""
-        hint += " If you mean a run's folder, finish that run first." if "/" in name or name.startswith("~") else ""
         raise ModelError(
             f"There is no model {name!r}: this is neither a folder nor a hub id (owner/name).{hint} "
             f"{download_advice(name)}"
@@ -203,11 +211,6 @@ def _located(name: str) -> str:
             raise ModelError(f"{error}\n{download_advice(name)}") from error
     assert entry.hub_id is not None
     return entry.hub_id
-
-
-def is_hub_id(name: str) -> bool:
-    """Return whether the name has the form of a hub id (owner/name), and `owner` isn't an existing folder."""
-    return name.count("/") == 1 and not name.startswith((".", "/", "~")) and not Path(name).parent.is_dir()
 
 
 def prompt_for(form: PromptFormat, name: str, examples: Iterable[Example]) -> PromptFormat:

@@ -25,7 +25,8 @@ from meditune.evidence.support_model import (
     load_correction,
     model_folder,
 )
-from meditune.models.load import device, is_hub_id, loading, offline_reason, source
+from meditune.models.catalogue import is_hub_id
+from meditune.models.load import device, loading, offline_reason, source
 from meditune.models.quiet_libraries import no_telemetry
 
 BATCH = 16

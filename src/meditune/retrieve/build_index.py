@@ -123,7 +123,10 @@ def _check(collections: Sequence[Collection], may_be_empty: bool = False) -> Non
         raise DataError("Nothing to index. Specify --source, --documents or --pubmed.")
     twice = [name for name, count in Counter(c.source for c in collections if not c.adds_only).items() if count > 1]
     if twice:
-        raise DataError(f"Two collections have the name {twice[0]!r}. Give each its own name: --documents NAME=FOLDER.")
+        raise DataError(
+            f"Two collections have the name {twice[0]!r}. Give each its own name: --documents NAME=PATH, or own/NAME "
+            "in a recipe."
+        )
 
 
 def _settle(

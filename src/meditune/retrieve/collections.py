@@ -11,17 +11,23 @@ import os
 import re
 import sqlite3
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
+from urllib.parse import quote, unquote
 
+from meditune.config.data_options import PhiSpec, SourceSpec
 from meditune.data import sources
-from meditune.data.readers import medquad, mimic, pubmedqa
+from meditune.data.deidentify import Findings, deidentify
+from meditune.data.example import Example
+from meditune.data.read_sources import is_restricted, marked
+from meditune.data.readers import medquad, mimic, pubmedqa, user_files
 from meditune.data.readers.medquad import tidy
-from meditune.data.readers.tables import Rejects, rows
+from meditune.data.readers.tables import FORMATS, Rejects, rows
 from meditune.errors import DataError
 from meditune.retrieve.documents import pubmed_articles, text_files
 from meditune.retrieve.documents.document import Document, Section
@@ -83,6 +89,74 @@ def read_judged(folder: Path, rejects: Rejects) -> Iterator[Document]:
                 url=found[2].strip(),
                 licence=medquad.LICENCE,
             )
+
+
+OWN = user_files.SOURCE
+READ_OPTIONS = {"fields", "labels", "thoughts", "licence", "citation", "restricted"}
+"""Keys of a recipe's source that a collection of the user's rows keeps, because they decide how rows are read"""
+TITLE_CHARACTERS = 300  # Titles are embedded with each passage, and the embedding model reads 256 tokens
+_ROW = re.compile(r"file://.*?([^/]+)#(row|id)=(.+)")
+
+
+def read_own(path: str, options: Mapping[str, Any], rejects: Rejects, name: str = OWN) -> Iterator[Document]:
+    """Yield one document for each usable row of the user's own file, or of a Hugging Face data set.
+
+    A document has the same id and group as the row's example in a run. Its title is the question, and its text is the
+    answer, followed by the passages of the context. Claims get no title, because they may be false. `options` are the
+    READ_OPTIONS of a recipe's source, and `phi`, the recipe's handling of identifiers. Unusable rows go to `rejects`,
+    and rows that repeat an earlier one of their group are counted there.
+    """
+    spec = SourceSpec(name=OWN, path=path, **{key: value for key, value in options.items() if key in READ_OPTIONS})
+    read = user_files.read(
+        path, rejects, source=name, fields=spec.fields or None, labels=spec.labels, thoughts=spec.thoughts
+    )
+    examples: Iterator[Example] = marked(read, spec)
+    if phi := options.get("phi"):
+        handling = PhiSpec(**phi)
+        examples = iter(deidentify(list(examples), handling, Findings(handling)))
+    seen: set[int] = set()
+    for example in examples:
+        meta = example.meta
+        sections = [Section(example.answer), *(Section(passage.text, passage.label) for passage in example.context)]
+        sections = [section for section in sections if section.text.strip()]
+        if not sections:
+            rejects.count_only(name, "no answer and no context")
+            continue
+        text = hash((example.group, example.question, *sections))
+        if text in seen:
+            rejects.count_only(name, "duplicate row")
+            continue
+        seen.add(text)
+        address = str(meta.get("url") or "")
+        yield Document(
+            id=example.id,
+            source=name,
+            sections=sections,
+            title="" if example.label else shorten(example.question, TITLE_CHARACTERS, placeholder=" ..."),
+            url=address if address.startswith(("https://", "http://")) else _row_address(path, example.id, name),
+            licence=str(meta.get("licence") or text_files.LICENCE),
+            date=str(meta.get("year") or ""),
+            group=example.group,
+            restricted=is_restricted(example),
+        )
+
+
+def _row_address(path: str, identifier: str, name: str) -> str:
+    """Return the file's address with the number of the row, or with the id that the row has in the file."""
+    file, row = Path(path), identifier.removeprefix(f"{name}:")
+    if not file.is_file():
+        return f"https://huggingface.co/datasets/{path}"
+    number = re.fullmatch(re.escape(file.stem) + r"-(\d+)", row)
+    return f"{file.resolve().as_uri()}#{f'row={number[1]}' if number else f'id={quote(row)}'}"
+
+
+def row_named(address: str) -> str:
+    """Return "FILE, row NUMBER" or "FILE, id ID" for the address of a row in the user's file; "" for other addresses.
+
+    The text doesn't contain the file's folder, so a server can show it to users.
+    """
+    found = _ROW.fullmatch(address)
+    return f"{unquote(found[1])}, {found[2]} {unquote(found[3])}" if found else ""
 
 
 KIND = "library"
@@ -156,9 +230,10 @@ _NAME = re.compile(r"[\w.-]{1,64}")
 class Collection:
     """A source of documents."""
 
-    kind: str  # A name in `NAMED`, "documents", "pubmed" or "library"
+    kind: str  # A name in `NAMED`, "documents", "own", "pubmed" or "library"
     path: str = ""  # Empty if `find_library` is to find the path
     name: str = ""  # The name by which searches are narrowed; by default, the kind
+    options: Mapping[str, Any] = field(default_factory=dict)  # For "own": the `options` of `read_own`
 
     @property
     def source(self) -> str:
@@ -197,6 +272,8 @@ class Reading:
     def _documents(self, collection: Collection) -> Iterator[Document]:
         if collection.kind == text_files.SOURCE:
             return text_files.read_files(Path(collection.path).expanduser(), self.rejects, collection.source)
+        if collection.kind == OWN:
+            return read_own(collection.path, collection.options, self.rejects, collection.source)
         if collection.kind == pubmed_articles.SOURCE:
             return pubmed_articles.read(Path(collection.path).expanduser(), self.rejects, self.withdrawn)
         if collection.kind == KIND:
@@ -210,29 +287,49 @@ def collection_named(text: str) -> Collection:
     if kind not in NAMED:
         raise DataError(
             f"Unknown index source {kind!r}. Choose from {', '.join(NAMED)}; for your own files, use --documents "
-            "FOLDER; for PubMed's XML, use --pubmed FILE."
+            "FOLDER or --documents FILE; for PubMed's XML, use --pubmed FILE."
         )
     return Collection(kind, str(Path(path).expanduser().resolve()) if path else "")
 
 
 def of_recipe(name_or_path: str) -> list[Collection]:
-    """Return the collections for those sources of a recipe that can be indexed. Raises DataError if none can."""
+    """Return the collections for those sources of a recipe that can be indexed.
+
+    Raises DataError if none can, or if the user's own file is missing or lacks a column.
+    """
     from meditune.config.load_recipe import load_recipe
 
-    sources = load_recipe(name_or_path).recipe.data.sources
-    chosen = [collection_named(f"{source.name}={source.path or ''}") for source in sources if source.name in NAMED]
+    spec = load_recipe(name_or_path).recipe.data
+    chosen = []
+    for source in spec.sources:
+        if source.is_own:
+            options = source.model_dump(mode="json", include=READ_OPTIONS, exclude_defaults=True)
+            if spec.phi.action not in ("report", "off"):
+                options["phi"] = spec.phi.model_dump(mode="json")
+            chosen.append(_own(sources.locate_own(source.path or "", source.citation), source.name, options))
+        elif source.name in NAMED:
+            chosen.append(collection_named(f"{source.name}={source.path or ''}"))
     if not chosen:
         raise DataError(
-            f"{name_or_path}: none of its sources ({', '.join(source.name for source in sources)}) can be indexed. "
-            f"Sources that can be indexed: {', '.join(NAMED)}."
+            f"{name_or_path}: none of its sources ({', '.join(source.name for source in spec.sources)}) can be "
+            f"indexed. Sources that can be indexed: {OWN}, {', '.join(NAMED)}."
         )
     return chosen
 
 
-def documents(text: str) -> Collection:
-    """Return the collection for `--documents FOLDER` or `--documents NAME=FOLDER`.
+def _own(path: str, name: str, options: Mapping[str, Any]) -> Collection:
+    """Return the collection for the user's rows. Raises DataError if the file can't be read or lacks a column."""
+    if Path(path).exists():
+        path = str(Path(path).resolve())
+        next(read_own(path, {**options, "phi": None}, Rejects(), name), None)
+    return Collection(OWN, path, name, options)
 
-    Raises DataError if the name is invalid.
+
+def documents(text: str) -> Collection:
+    """Return the collection for `--documents PATH` or `--documents NAME=PATH`, where PATH is a folder or a file.
+
+    A file of rows, such as a CSV file, is read like a run's own data. Raises DataError if the name is invalid, or if
+    PATH doesn't exist or contains nothing that can be read.
     """
     name, separator, path = text.partition("=")
     if separator and not Path(text).exists():
@@ -241,8 +338,13 @@ def documents(text: str) -> Collection:
                 f"--documents {text}: {name!r} is not a valid collection name. Use up to 64 letters, digits, dots, "
                 f"dashes and underscores. These names are reserved: {', '.join((*NAMED, pubmed_articles.SOURCE))}."
             )
-        return Collection(text_files.SOURCE, str(Path(path).expanduser().resolve()), name)
-    return Collection(text_files.SOURCE, str(Path(text).expanduser().resolve()))
+    else:
+        name, path = text_files.SOURCE, text
+    place = Path(path).expanduser().resolve()
+    if place.is_file() and place.suffix.lower() in FORMATS:
+        return _own(str(place), name, {})
+    text_files.readable_files(place)
+    return Collection(text_files.SOURCE, str(place), "" if name == text_files.SOURCE else name)
 
 
 def pubmed_files(text: str) -> Collection:

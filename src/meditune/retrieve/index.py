@@ -40,7 +40,7 @@ class Manifest:
     content: str  # SHA-256 over the ids and digests of all passages, in order of id
     embedding: dict[str, Any]  # `name`, `dimension`, `space` (a hash of the weights)
     sources: dict[str, dict[str, Any]]  # For each source: `passages`, `documents`, `licences`, `restricted`
-    collections: list[dict[str, str]]  # The collections that an update without arguments reads again
+    collections: list[dict[str, Any]]  # The collections that an update without arguments reads again
     created: str
     updated: str
     versions: dict[str, str]

@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from html.parser import HTMLParser
 from pathlib import Path
 
-from meditune.data.readers.tables import Rejects
+from meditune.data.readers.tables import FORMATS, Rejects
 from meditune.errors import DataError, install_command
 from meditune.progress import track
 from meditune.retrieve.documents import pdf_docx_text
@@ -220,6 +220,7 @@ def _flowing(page: str) -> str:
 
 SOURCE = "documents"
 LICENCE = "your own document"
+TABLE = "a file with one question per row is indexed on its own: --documents NAME=FILE"
 FILES_MOST_BYTES = 100_000_000  # A larger file is rejected, because it is unlikely to be one document
 
 Reader = Callable[[Path], tuple[str, list[Section]]]
@@ -243,14 +244,12 @@ def read_files(path: Path, rejects: Rejects, name: str = SOURCE) -> Iterator[Doc
     Hidden files and folders are skipped, and links that lead out of the folder aren't followed. Raises DataError if the
     path doesn't exist or has no file of a supported type.
     """
-    files = _files(path)
-    kinds = (*READERS, *EXTRACTED)
-    readable = [file for file in files if file.suffix.lower() in kinds]
-    if not readable:
-        raise DataError(f"{path}: no file that ends in {', '.join(kinds)}. Specify a folder with your documents.")
-    for file in set(files) - set(readable):
-        rejects.count_only(name, f"{file.suffix.lower() or 'no extension'}: unsupported file type")
-    for file in track(sorted(readable), "Reading documents", unit="files"):
+    readable, others = readable_files(path)
+    for file in others:
+        kind = file.suffix.lower()
+        reason = TABLE if kind in FORMATS else "unsupported file type"
+        rejects.count_only(name, f"{kind or 'no extension'}: {reason}")
+    for file in track(readable, "Reading documents", unit="files"):
         place = file.relative_to(path).as_posix() if path.is_dir() else file.name
         try:
             title, sections, unread = _read(file)
@@ -268,6 +267,22 @@ def read_files(path: Path, rejects: Rejects, name: str = SOURCE) -> Iterator[Doc
             licence=LICENCE,
             date=datetime.fromtimestamp(file.stat().st_mtime, UTC).date().isoformat(),
         )
+
+
+def readable_files(path: Path) -> tuple[list[Path], list[Path]]:
+    """Return the files of supported types under a folder (or a single file), ordered by name, and all other files.
+
+    Raises DataError if the path doesn't exist or has no file of a supported type.
+    """
+    files, kinds = _files(path), (*READERS, *EXTRACTED)
+    readable = [file for file in files if file.suffix.lower() in kinds]
+    others = [file for file in files if file.suffix.lower() not in kinds]
+    if not readable:
+        table = next((f" {file.name}: {TABLE}." for file in sorted(others) if file.suffix.lower() in FORMATS), "")
+        raise DataError(
+            f"{path}: no file that ends in {', '.join(kinds)}. Specify a folder with your documents.{table}"
+        )
+    return sorted(readable), others
 
 
 def _files(path: Path) -> list[Path]:
