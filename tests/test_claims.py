@@ -10,6 +10,7 @@ import pytest
 from meditune.data.example import LABELS
 from meditune.engines.evidence_judge import load_judge, load_support_model
 from meditune.evaluate.metrics.decision import fit_correction
+from meditune.export import verify
 from meditune.export.verify import ClaimDeviation
 from meditune.files import read_json
 from meditune.models.nli import check
@@ -152,7 +153,7 @@ def test_an_exported_judge_says_the_same_without_torch_and_reads_shared_passages
     assert "% of the verdicts the same; mean difference in the probability of support " in result.out
     assert "perplexity" not in result.out
     drift = read_json(copy / "export" / "openvino" / "export.json")["drift"]["claims"]
-    assert drift["items"] == len(read_rows(copy / "data" / "train.jsonl"))
+    assert 0.9 * verify.COUNT < drift["items"] <= verify.COUNT, "claims that don't fit are left out"
     assert drift["agreement"] >= 0.9
     assert 0 < drift["difference"] <= drift["largest"] < 0.2
     exported = load_judge(str(copy))

@@ -104,6 +104,16 @@ def full_disk_message(path: Path) -> Iterator[None]:
         raise
 
 
+def follow_umask(folder: Path) -> None:
+    """Give weight files the permissions of any new file: safetensors makes them readable only by their owner."""
+    new = folder / f".{os.getpid()}.new"
+    new.touch()
+    mode = new.stat().st_mode & 0o777
+    new.unlink()
+    for path in folder.glob("*.safetensors"):
+        path.chmod(mode)
+
+
 def is_result_of(folder: Path, mark: str, inputs: dict[str, Any]) -> bool:
     """Return whether `folder` contains the result of exactly `inputs`; raise MedituneError for other content.
 

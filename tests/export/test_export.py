@@ -40,6 +40,8 @@ def test_a_merged_export_says_what_it_is_and_is_made_once(tmp_path):
     assert {"model.safetensors", "tokenizer.json", "prompt.json"} <= set(stored["sha256"])
     assert stored["drift"]["agreement"] >= 0.9
     assert "perplexity" in (place / "README.md").read_text()
+    weights, settings = ((place / name).stat().st_mode for name in ("model.safetensors", "config.json"))
+    assert weights == settings, "the weights can be read by everyone who can read the other files"
     before = (place / "export.json").stat().st_mtime_ns
     export.export(str(folder), "merged")
     assert (place / "export.json").stat().st_mtime_ns == before
@@ -73,6 +75,41 @@ def test_a_model_that_drifts_is_not_kept(tmp_path, monkeypatch):
     assert [path.name for path in (folder / "export").iterdir()] == ["original.json"]
 
 
+def test_a_model_of_conversations_is_checked_on_its_own_held_out_replies(tmp_path):
+    talks = [
+        [("system", "Be brief."), ("user", f"Is {number} a lot?"), ("assistant", f"Not for {number} adults.")]
+        for number in range(40)
+    ]
+    messages = [{"messages": [{"role": role, "content": text} for role, text in talk]} for talk in talks]
+    source = SourceSpec(name="own", path=str(jsonl(tmp_path / "talks.jsonl", messages)))
+    run = tmp_path / "run"
+    splits = prepare(Recipe(name="test", data=DataSpec(sources=[source], split="group")), run / "data").splits
+    (run / "recipe.yaml").write_text("model:\n  base: smollm2-135m\n")
+    tokenizer = tiny.chat_tokenizer()
+    tiny.model("llama", vocab_size=len(tokenizer)).save_pretrained(run / "model")
+    tokenizer.save_pretrained(run / "model")
+    save_format(PromptFormat(format="chat"), run / "model")
+    done = meditune("export", run, "--to", "merged")
+    assert done.code == 0, done.err
+    assert "On 2 questions from the run's data: perplexity" in done.out
+    assert "decisions" not in done.out
+    assert "PubMedQA" not in done.err
+    request = json.loads((run / "export" / "original.json").read_text())["request"]
+    held_out = {example.id for example in (*splits.dev, *splits.test)}
+    assert {name for name, _ in request["items"]} <= held_out
+    assert (verify.COUNT, len(request["items"])) == (6, 6)
+
+
+def test_decisions_are_compared_if_the_run_was_trained_on_them(tmp_path, monkeypatch):
+    run = finished(tmp_path)
+    monkeypatch.setattr(verify, "AGREEMENT", 1.1)
+    refused = meditune("export", run, "--to", "merged")
+    assert refused.code == 4
+    assert "only 100 % of the decisions are the same (at least 110 % required)" in refused.err
+    (run / "recipe.yaml").write_text("model:\n  base: smollm2-135m\ntrain:\n  tasks: [answer]\n")
+    assert meditune("export", run, "--to", "merged").code == 0
+
+
 def test_an_unknown_form_gets_the_known_ones(tmp_path):
     with pytest.raises(ModelError, match="Formats: merged"):
         export.export(str(tmp_path), "pdf")
@@ -86,6 +123,9 @@ def test_tolerances():
     assert "the exported model's answers have" in Deviation(**fine, written=(2.0, 9.0)).problems()[0]
     assert Deviation(**fine | {"perplexity": (10.0, float("nan"))}, written=(2.0, 2.1)).problems()
     assert Deviation(**fine | {"perplexity": (10.0, 10.5)}, written=(2.0, 2.1)).problems(looseness=3) == []
+    noisy = Deviation(**fine | {"perplexity": (10.0, 10.5), "least_rise": 0.01}, written=(2.0, 2.1))
+    assert noisy.problems() == [], "chance explains the rise of 5 %"
+    assert Deviation(**fine | {"perplexity": (10.0, 10.5), "least_rise": 0.03}, written=(2.0, 2.1)).problems()
     assert Deviation(**fine | {"changed": (5, 1)}, written=(2.0, 2.1)).problems() == [], "chance explains it (p 0.11)"
 
 
@@ -158,9 +198,10 @@ def run(tmp_path, monkeypatch):
     return finished(tmp_path)
 
 
-def finished(place, **terms):
+def finished(place, answers="The drug helped.", **terms):
     place.mkdir(exist_ok=True)
-    path = jsonl(place / "own.jsonl", rows(40, id=lambda number: f"own-{number}", question=lambda n: f"Does {n} help?"))
+    names = {"id": lambda number: f"own-{number}", "question": lambda number: f"Does {number} help?"}
+    path = jsonl(place / "own.jsonl", rows(40, answer=lambda number: f"{answers} {number}", **names))
     source = SourceSpec(name="own", path=str(path), **terms)
     prepare(Recipe(name="test", data=DataSpec(sources=[source], split="group")), place / "run" / "data")
     (place / "run" / "recipe.yaml").write_text("model:\n  base: smollm2-135m\n")

@@ -22,12 +22,14 @@ from meditune.data.example import STYLE, Example, Turn
 from meditune.engines.llamacpp_engine import LlamacppEngine
 from meditune.engines.open_engine import open_engine
 from meditune.errors import ModelError
-from meditune.export import verify
+from meditune.export import export, verify
 from meditune.export.gguf import add_vocabulary, file_name, matrix_type, write_gguf
 from meditune.export.prompt_templates import MODELFILE, check_prompts, write_chat_template
+from meditune.progress import report_to
 from meditune.prompts import Encoder, save_format
 from tests import tiny
 from tests.commands import meditune
+from tests.export.test_export import finished
 
 gguf = pytest.importorskip("gguf")
 SPACE = "▁"
@@ -94,6 +96,7 @@ def _holds(condition: str, fields: dict[str, str]) -> bool:
 def few(monkeypatch):
     """A check of few items; rounding changes random weights more than those that learnt something."""
     monkeypatch.setenv("MEDITUNE_DATA", "/nowhere")
+    verify._print_once.cache_clear()
     values: dict[str, float] = {"COUNT": 3, "ANSWERS": 1, "WRITTEN_ITEMS": 1, "WRITTEN_TOKENS": 4}
     values |= {"AGREEMENT": 0.0, "MAX_PERPLEXITY_RISE": 100.0}
     for name, value in values.items():
@@ -218,7 +221,10 @@ def test_one_command_quantizes_and_writes_a_modelfile_with_the_prompts_of_traini
     pytest.importorskip("xllamacpp")
     done = meditune("export", wide, "--to", "ollama", "--quantization", "q4_k_m", "--quantization", "Q8_0")
     assert done.code == 0, done.err
-    assert re.search(r"^Q4_K_M, \d+ MB\. On 3 questions: perplexity [\d.]+ -> [\d.]+", done.out, re.MULTILINE)
+    assert done.err.count("PubMedQA isn't on this machine") == 1
+    assert re.search(
+        r"^Q4_K_M, \d+ MB\. On 3 questions from .* sample: perplexity [\d.]+ -> [\d.]+", done.out, re.MULTILINE
+    )
     assert done.out.count("The prompts of 3 chats have the same tokens as in training.") == 2
     fine, folder = wide / "export" / "ollama", wide / "export" / "ollama-Q4_K_M"
     assert f"ollama create NAME -f {folder / MODELFILE}" in done.out
@@ -253,6 +259,29 @@ def test_one_command_quantizes_and_writes_a_modelfile_with_the_prompts_of_traini
     )
     error = gguf.dequantize(stored.data, stored.tensor_type) - original
     assert 0.01 < np.std(error) / np.std(original) < 0.12
+
+
+def test_a_run_is_checked_on_its_own_answers_and_a_refusal_says_what_to_try(tmp_path, monkeypatch):
+    pytest.importorskip("xllamacpp")
+    # llama.cpp can't score the parts of a character.
+    run = finished(tmp_path, answers="Half of them (½) got better with the drug.")
+    monkeypatch.setattr(verify, "PERPLEXITY", 1.0)
+    updates = []
+    with report_to(updates.append):
+        facts = export.export(str(run), "gguf")
+    assert facts["drift"]["summary"].startswith("On 3 questions from the run's data: perplexity ")
+    bars = {update.label: update.total for update in updates if update.label}
+    checked = {f"Checking the {model}" for model in ("merged export", "original", "gguf export")}
+    assert {"Quantizing to Q8_0", *checked} <= set(bars)
+    assert all(bars.values())
+    assert not [update for update in updates if "PubMedQA" in update.text]
+    measured = (run / "export" / "original.json").stat().st_mtime_ns
+    monkeypatch.setattr(verify, "PERPLEXITY", -0.9)
+    refused = meditune("export", run, "--to", "gguf", "--quantization", "Q5_K_M")
+    assert refused.code == 4
+    assert "The Q5_K_M gguf export deviates from the original on the run's data: the perplexity of" in refused.err
+    assert "Nothing was kept. Try finer weights: --quantization Q6_K or --quantization Q8_0" in refused.err
+    assert (run / "export" / "original.json").stat().st_mtime_ns == measured, "the original isn't measured again"
 
 
 def test_each_matrix_gets_the_type_that_llamacpp_chooses():

@@ -72,6 +72,9 @@ class LlamacppEngine(ThreadPoolEngine[ScheduledRequest]):
             return [self._logprob_of([*prompt, *text[:place]], token) for place, token in enumerate(text)]
 
         # Texts are scored in other threads, because llama.cpp would swallow a Ctrl-C during its callbacks.
+        if all(len(text) == 1 for text in texts):
+            # One after the other, so that llama.cpp reads the prompt once. Texts at the same time would all read it.
+            return self._scoring.submit(lambda: [scored(text) for text in texts]).result()
         return list(self._scoring.map(scored, texts))
 
     def tokenize(self, text: str) -> list[int]:

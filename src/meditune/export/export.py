@@ -24,7 +24,7 @@ from meditune.evidence.support_model import copy_correction
 from meditune.export import gguf, openvino_onnx
 from meditune.export import prompt_templates as templates
 from meditune.export.merged import write_merged
-from meditune.export.verify import Check, ClaimCheck, ClaimDeviation, Deviation, checks_of
+from meditune.export.verify import SAMPLE, Check, ClaimCheck, ClaimDeviation, Deviation, checks_of
 from meditune.files import is_result_of, read_json, replace_folder, sha256, write_json
 from meditune.models.api_client import find_api_model
 from meditune.models.catalogue import ADAPTER_FILE
@@ -231,14 +231,33 @@ def _checked(name: str, folder: Path, home: Path | None, form: PromptFormat, to:
                 prompts = _checked_prompts(exported, form, to)
         elif to == "vllm" and is_tuned:
             prompts = templates.check_chat_template(folder, form)
-        outputs = [check.outputs(exported) for check in checks]
+        outputs = [check.outputs(exported, f"Checking the {to} export") for check in checks]
     deviations = [_deviation(name, home, check, after) for check, after in zip(checks, outputs, strict=True)]
     if problems := [text for each in deviations for text in each.problems(looseness)]:
-        raise ModelError(f"The exported model deviates from the original: {'; '.join(problems)}. Nothing was kept.")
+        raise ModelError(
+            f"The {weights} {to} export deviates from the original on {checks[-1].origin}: {'; '.join(problems)}. "
+            f"Nothing was kept. {_remedy(to, weights, checks[-1].origin)}"
+        )
     drift: dict[str, Any] = {"summary": " ".join(map(str, deviations))}
     for each in deviations:
         drift |= {"claims": asdict(each)} if isinstance(each, ClaimDeviation) else asdict(each)
     return {"drift": drift, "checked_prompts": prompts}
+
+
+def _remedy(to: str, weights: str, origin: str) -> str:
+    """Return what users can do about an export that deviates too much."""
+    if origin == SAMPLE:
+        return (
+            "This sample says little about a model. Export the run's folder, so that the check uses the run's own "
+            "data, or make PubMedQA available for the check: meditune doctor says how."
+        )
+    kind = KINDS[to]
+    order = list(gguf.QUANTIZATIONS) if not kind.weights else [kind.weights, *kind.others]
+    if finer := order[: order.index(weights)]:
+        return f"Try finer weights: {' or '.join(f'--quantization {each}' for each in reversed(finer))}"
+    if kind.weights == KINDS[PLAIN].weights:
+        return "This format only rounds weights to 16 bits, so check with `meditune evaluate` that the model works."
+    return f"These are the finest weights of this format. Keep 16 bits: --to {PLAIN}"
 
 
 def _deviation(name: str, home: Path | None, check: Check | ClaimCheck, after: Any) -> Deviation | ClaimDeviation:
@@ -247,13 +266,14 @@ def _deviation(name: str, home: Path | None, check: Check | ClaimCheck, after: A
         "model": weights_digest(Path(locate(name))),
         "items": [[example.id, example.style] for example in check.examples],
         "form": check.form.model_dump(mode="json"),
+        "limits": check.limits,
     }
     path = home / EXPORTS / check.file if home else None
     stored = read_json(path) if path and path.is_file() else {}
     with closing(open_engine(name, "transformers")) as original:
         same = stored.get("request") == request
-        before: Any = check.output(**stored["output"]) if same else check.outputs(original)
-        if path:
+        before: Any = check.output(**stored["output"]) if same else check.original(original)
+        if path and not same:
             write_json(path, {"request": request, "output": asdict(before)})
         if before.prompts != after.prompts:
             raise ModelError("The exported tokenizer splits prompts into different tokens than the original tokenizer.")

@@ -24,6 +24,7 @@ from meditune.engines.tokenizer import PlainTokenizer
 from meditune.errors import ModelError
 from meditune.files import read_json, read_text
 from meditune.hardware import cores
+from meditune.progress import Progress
 
 NORMAL, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 3, 4, 5, 6
 """llama.cpp's token types"""
@@ -178,12 +179,14 @@ def write_gguf(source: Path, folder: Path, quantization: str = DEFAULT) -> dict[
     arch = {name: key for key, name in gguf.MODEL_ARCH_NAMES.items()}[kind]
     names = gguf.get_tensor_name_map(arch, layers)
     tied = bool(config.get("tie_word_embeddings", kind == "gpt2"))
-    for name, tensor in _tensors(source):
-        known = names.get_name(name, try_suffixes=(".weight", ".bias"))
-        if known is None:
-            raise ModelError(f"llama.cpp has no name for the weights {name}: the model isn't a plain {kind} model.")
-        if known != "output.weight" or not tied:
-            _add(writer, known, _converted(name, tensor, config, kind), quantization, layers, tied)
+    with Progress(f"Quantizing to {quantization}", _megabytes(source), "MB") as progress:
+        for name, tensor, size in _tensors(source):
+            known = names.get_name(name, try_suffixes=(".weight", ".bias"))
+            if known is None:
+                raise ModelError(f"llama.cpp has no name for the weights {name}: the model isn't a plain {kind} model.")
+            if known != "output.weight" or not tied:
+                _add(writer, known, _converted(name, tensor, config, kind), quantization, layers, tied)
+            progress.advance(size)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -244,14 +247,21 @@ def _llama3_factors(rope: dict[str, Any], size: int) -> Any:
     return (1 / ((1 - between) / factor + between)).astype(np.float32)
 
 
-def _tensors(source: Path) -> Iterator[tuple[str, Any]]:
+def _megabytes(source: Path) -> float:
+    """Return the size of a plain folder's weights."""
+    return sum(file.stat().st_size for file in source.glob("*.safetensors")) / 1e6
+
+
+def _tensors(source: Path) -> Iterator[tuple[str, Any, float]]:
+    """Yield the name of each weight, its values in FP32, and its stored size in megabytes."""
     import torch
     from safetensors import safe_open
 
     for file in sorted(source.glob("*.safetensors")):
         with safe_open(file, framework="pt") as stored:
             for name in stored.keys():  # noqa: SIM118 - not a dictionary
-                yield name, stored.get_tensor(name).to(torch.float32).numpy()
+                tensor = stored.get_tensor(name)
+                yield name, tensor.to(torch.float32).numpy(), tensor.nbytes / 1e6
 
 
 def _converted(name: str, tensor: Any, config: dict[str, Any], kind: str) -> Any:

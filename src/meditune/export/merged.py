@@ -16,7 +16,7 @@ from meditune.config.training_options import ApiSpec, Quantize
 from meditune.data.leakage import copy_record
 from meditune.errors import ModelError
 from meditune.evidence.support_model import copy_correction
-from meditune.files import full_disk_message, is_result_of, read_json, replace_folder, sha256, write_json
+from meditune.files import follow_umask, full_disk_message, is_result_of, read_json, replace_folder, sha256, write_json
 from meditune.models.api_client import find_api_model
 from meditune.models.catalogue import ADAPTER_FILE, MERGED, public_name, split_revision
 from meditune.models.load import base_of, has_tokenizer, is_virtual, loading, locate, source
@@ -48,6 +48,7 @@ def write_model(model: Any, tokenizer: Any, dtype: torch.dtype, folder: Path) ->
     with full_disk_message(folder), quiet_transformers():
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
+        follow_umask(folder)
 
 
 @dataclass(frozen=True)

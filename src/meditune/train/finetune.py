@@ -22,7 +22,7 @@ from meditune.data import leakage
 from meditune.data.prepare_pairs import stored_pairs
 from meditune.data.splits import Splits
 from meditune.errors import MedituneError, ModelError
-from meditune.files import full_disk_message, replace_folder, write_json
+from meditune.files import follow_umask, full_disk_message, replace_folder, write_json
 from meditune.hardware import free_gpu_bytes
 from meditune.models import torch_compile
 from meditune.models.adapters import fuse_lora, is_adapter, make_trainable, merged, parameter_counts
@@ -256,6 +256,7 @@ def save_model(
         with full_disk_message(folder), replace_folder(folder) as partial, quiet_transformers():
             model.save_pretrained(partial, state_dict=weights)
             loaded.tokenizer.save_pretrained(partial)
+            follow_umask(partial)
             save_format(recipe.prompt, partial)
             generation = model.generation_config
             generation.eos_token_id = loaded.tokenizer.eos_token_id

@@ -19,7 +19,16 @@ from meditune.data.prepare_pairs import stored_pairs
 from meditune.data.retrieved_passages import in_training
 from meditune.data.splits import Splits
 from meditune.errors import DataError, ModelError
-from meditune.files import full_disk_message, read_json, read_jsonl, replace_folder, sha256, write_json, write_jsonl
+from meditune.files import (
+    follow_umask,
+    full_disk_message,
+    read_json,
+    read_jsonl,
+    replace_folder,
+    sha256,
+    write_json,
+    write_jsonl,
+)
 from meditune.models.catalogue import ADAPTER_FILE, MERGED, START
 from meditune.models.load import LoadedModel, is_virtual, load, locate, prompt_for
 from meditune.models.quantization import trained_on
@@ -162,6 +171,7 @@ def _merged_adapter(recipe: Recipe, folder: Path) -> str:
     with full_disk_message(copy), replace_folder(copy) as partial, quiet_transformers():
         loaded.model.save_pretrained(partial)
         loaded.tokenizer.save_pretrained(partial)
+        follow_umask(partial)
         save_format(loaded.form or recipe.prompt, partial)
         write_json(partial / MERGED, {"made_from": origin})
         copy_record(place, partial)
