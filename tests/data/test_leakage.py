@@ -167,6 +167,74 @@ def test_a_refusal_names_what_how_many_how_near_and_what_to_do(tmp_path):
     refuse(found, True, tmp_path)
 
 
+def test_a_refusal_quotes_the_questions_and_says_what_the_ids_of_own_rows_are(tmp_path):
+    train = [
+        example(n, id=f"own:qa-{n}", question=ASKED[n].upper(), meta={"restricted": n == 2}, group=f"row-{n}")
+        for n in range(3)
+    ]
+    test = [each.model_copy(update={"id": f"own:qa-{n + 7}"}) for n, each in enumerate(DIFFERENT)]
+    parts = Splits(train, [], test, "mine")
+    texts = leakage.question_texts(parts, hidden={"own:qa-1"})
+    with pytest.raises(DataError) as raised:
+        refuse(check(parts, "test", "base"), False, tmp_path, texts)
+    said = str(raised.value)
+    assert 'own:qa-7 asks "Does early treatment with metformin lower the risk of heart failure in older ..."' in said
+    assert 'own:qa-0 asks "DOES EARLY TREATMENT' in said
+    assert "IS LAPAROSCOPIC" not in said, "it may contain identifiers"
+    assert "DO CHILDREN" not in said, "it is restricted"
+    assert "own:qa-7 is row 7 of qa" in said
+    assert "column `group`" in said
+
+
+def topics(count=40):
+    """Rows about topics with long names; a list of resources names the topics of other rows in its answer."""
+    names = [" ".join(f"{drug}{place}{n}" for drug in DRUGS for place in "ab") for n in range(count)]
+    forms = ["What are the treatments for {}?", "Who is at risk for the many known kinds of {} and why is that so?"]
+    rows = [form.format(name) for name in names for form in forms]
+    found = [example(n, question=question, decision=None) for n, question in enumerate(rows)]
+    for n in range(0, count, 4):
+        text = f"For more, read the pages about {names[n]} of the library."
+        found.append(example(1000 + n, question=f"Resource list {n}?", answer=text, decision=None))
+    return found
+
+
+@pytest.mark.parametrize("newest", [False, True])
+def test_rows_that_the_check_would_report_are_split_together(newest):
+    rows = [e.model_copy(update={"meta": {"year": 1990 + n % 7}}) for n, e in enumerate(topics())]
+    reported = 0
+    for seed in range(6):
+        alone = split({"own": rows}, False, 0.2, 0.2, seed, newest=newest)
+        reported += len(leakage.straddling(alone))
+        parts = split({"own": rows}, False, 0.2, 0.2, seed, newest=newest, leaks=leakage.straddling)
+        assert find([*parts.train, *parts.dev], parts.test) == []
+        assert find(parts.train, parts.dev, parts.test) == []
+        assert len(parts.test) == pytest.approx(0.2 * len(rows), abs=4)
+        assert sorted(e.id for part in parts.named().values() for e in part) == sorted(e.id for e in rows)
+    assert reported, "the rows show nothing unless some of them would be reported"
+
+
+def test_the_group_of_a_row_that_goes_to_training_goes_there_too():
+    """A row that asks a question of a fixed training source can't be tested, and nor can the rows of its group."""
+    known = [example(n, "own/train") for n in range(20)]
+    rows = [example(n + 20, "own/free", group=f"patient-{n // 4}") for n in range(60)]
+    rows = [e.model_copy(update={"question": known[n // 4].question}) if n % 4 == 0 else e for n, e in enumerate(rows)]
+    rows += [example(n, "own/free") for n in range(100, 130)]
+    for seed in range(4):
+        sources, fixed = {"own/train": known, "own/free": rows}, {"own/train": "train"}
+        parts = split(sources, False, 0.3, 0.2, seed, fixed=fixed, leaks=leakage.straddling)
+        assert find([*parts.train, *parts.dev], parts.test) == []
+        assert len(parts.test) > 4
+
+
+def test_rows_that_a_fixed_split_separates_are_still_reported():
+    test = [example(n, "own/test") for n in range(10)]
+    rows = [example(n, "own/free") for n in range(60)]
+    sources, fixed = {"own/free": rows, "own/test": test}, {"own/test": "test"}
+    parts = split(sources, False, 0.2, 0.2, 1, fixed=fixed, leaks=leakage.straddling)
+    found = {leak.test for leak in find([*parts.train, *parts.dev], parts.test) if leak.kind == "question"}
+    assert found == {each.id for each in test}
+
+
 def test_a_record_recognizes_what_was_trained_on_and_holds_no_text():
     trained = [example(n, context=context(WORDS.format(DRUGS[n]))) for n in range(4)]
     record = leakage.record(trained)

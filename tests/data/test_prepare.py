@@ -24,6 +24,9 @@ def recipe(*sources, seed=17, **data):
     return Recipe(name="test", seed=seed, data=DataSpec(sources=list(sources), **{"split": "group"} | data))
 
 
+DAYS = ("mondays", "tuesdays", "wednesdays", "thursdays", "fridays", "saturdays", "sundays")
+
+
 def own(tmp_path, count=40, name="own", **changes):
     return SourceSpec(name="own", path=str(jsonl(tmp_path / f"{name}.jsonl", rows(count, **changes))))
 
@@ -84,6 +87,37 @@ def test_a_failure_leaves_nothing_but_the_refused_rows(tmp_path):
     with pytest.raises(DataError, match="no usable rows"):
         prepare(recipe(own(tmp_path, 3, question="")), tmp_path / "run" / "data")
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["rejected.jsonl"]
+
+
+GERMAN = (
+    "Die häufigsten Beschwerden sind Müdigkeit, Durst und Kopfschmerzen, aber nicht bei allen Menschen ab {} Jahren."
+)
+
+
+def test_if_quality_control_drops_everything_the_error_says_why_and_how_to_keep_the_rows(tmp_path):
+    source = own(tmp_path, answer=lambda n: GERMAN.format(n), decision="", context="")
+    with pytest.raises(DataError) as raised:
+        prepare(recipe(source), tmp_path / "run" / "data")
+    said = str(raised.value)
+    assert "40 of 40 rows were left out: language 40 (100%)" in said
+    assert "data.quality.rules.language=flag" in said
+    assert "data.quality.languages=[en, de]" in said
+    assert "Add more examples" not in said
+    beside = tmp_path / "run" / "rejected.jsonl"
+    assert str(beside) in said
+    listed = read_rows(beside)
+    assert [row["where"] for row in listed] == [f"own:{n}" for n in range(40)]
+    assert {row["reason"] for row in listed} == {"quality rule language: in de"}
+    assert "Kopfschmerzen" in listed[0]["row"]
+    kept = prepare(recipe(source, quality={"rules": {"language": "flag"}}), tmp_path / "run" / "data")
+    assert kept.quality["dropped"] == {}
+    assert not beside.exists()
+
+
+def test_if_all_rows_are_related_the_error_says_so(tmp_path):
+    source = own(tmp_path, 12, question="Does it help?", answer=lambda n: f"It helps {DAYS[n % 7]} {n}.", context="")
+    with pytest.raises(DataError, match="12 of 12 rows stay together because they are related or similar"):
+        prepare(recipe(source), tmp_path / "out")
 
 
 def test_two_files_with_the_same_ids_are_refused(tmp_path):

@@ -10,13 +10,15 @@ are hashed in lowercase and without punctuation. A hash identifies an item but d
 from __future__ import annotations
 
 import hashlib
+import itertools
 import re
 import shutil
 from collections import Counter, defaultdict
-from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from textwrap import shorten
 from typing import Any, get_args
 
 from meditune.config.recipe import LeakKind
@@ -35,6 +37,7 @@ from meditune.data.read_sources import is_restricted
 from meditune.data.splits import (
     FEW,
     MIN_TURN_WORDS,
+    Pair,
     Splits,
     backgrounds,
     context_key,
@@ -157,7 +160,11 @@ WHAT: dict[str, str] = {
     "trained_on": "in the training data of {model}",
 }
 REMEDY: dict[str, str] = {
-    **dict.fromkeys(("group", "question", "context"), "Remove these items from the training source"),
+    **dict.fromkeys(
+        ("group", "question", "context"),
+        "Remove these items from the training source. If neither an official nor a fixed split separates the rows, you "
+        "can also give those that belong together the same value in a column `group`, which keeps them in one split",
+    ),
     **dict.fromkeys(("answer_in_prompt", "decision_in_prompt"), "Remove the answer from the question and context"),
     "answer_in_index": "Use an index without these documents",
     "trained_on": "Evaluate on other items, such as the test items of that model's own run (same data, split and seed)",
@@ -172,11 +179,16 @@ MIN_ANSWER_WORDS = 12
 """Answers with fewer words aren't checked: a name or a number may legitimately be in the source"""
 MAX_LISTED_LEAKS = 5
 MAX_RECORDED_LEAKS = 100
+MAX_QUOTED_LEAKS = 3
+QUOTED = 80
+"""Maximum number of characters of a quoted question"""
 
 _DECISION = re.compile(
     r"\b(?:answer|decision|conclusion|label|verdict)s?[\"']?\s*(?:is|was|[:=])\s*[\"'(\[]*(yes|no|maybe)\b(?!\s+\w)",
     re.IGNORECASE,
 )
+
+_ROW_NUMBER = re.compile(r"own(?:/[^:]*)?:(.+)-(\d+)")
 
 
 @dataclass(frozen=True)
@@ -202,6 +214,12 @@ def check(splits: Splits, split: str, model: str) -> dict[str, Any]:
         "model": {"name": model, "recorded": None, "run": 0},
         "found": facts(find(training, measured, () if test else splits.test)),
     }
+
+
+def straddling(splits: Splits) -> set[Pair]:
+    """Return the ids of (held-out item, training item) that `check` reports, with test or dev as the measured split."""
+    leaks = [*find([*splits.train, *splits.dev], splits.test), *find(splits.train, splits.dev, splits.test)]
+    return {(leak.test, leak.train) for leak in leaks if leak.kind in ("group", "question", "context")}
 
 
 def with_known_test_items(
@@ -420,10 +438,22 @@ def facts(leaks: Sequence[Leak]) -> dict[str, Any]:
     return found
 
 
-def refuse(checked: dict[str, Any], allowed: bool | Sequence[LeakKind], folder: Path) -> None:
+def question_texts(splits: Splits, hidden: Container[str]) -> dict[str, str]:
+    """Return id -> question, for messages, of the examples that aren't restricted or `hidden`."""
+    every = (example for examples in splits.named().values() for example in examples)
+    return {each.id: each.user_text for each in every if each.id not in hidden and not is_restricted(each)}
+
+
+def refuse(
+    checked: dict[str, Any],
+    allowed: bool | Sequence[LeakKind],
+    folder: Path,
+    questions: Mapping[str, str] | None = None,
+) -> None:
     """Raise DataError, with a sentence for each kind of leak, if leakage was found that isn't allowed.
 
-    If any leakage was found, even if it is allowed, `checked` (the content of leakage.json) is written to `folder`.
+    The message quotes some of the `questions` (id -> text). If any leakage was found, even if it is allowed, `checked`
+    (the content of leakage.json) is written to `folder`.
     """
     found = list(_findings(checked))
     if found:
@@ -432,12 +462,35 @@ def refuse(checked: dict[str, Any], allowed: bool | Sequence[LeakKind], folder: 
     if refused:
         wrong = list(dict.fromkeys(kind for kind, _ in refused))
         remedies = dict.fromkeys(f"{REMEDY[kind]}." for kind in wrong)
+        quoted = _quoted(
+            [leak for kind in wrong for leak in checked.get("found", {}).get(kind, {}).get("leaks", ())],
+            questions or {},
+        )
+        said = " ".join([*(sentence for _, sentence in refused), *quoted, *remedies])
         raise DataError(
-            f"Leakage: {' '.join([*(sentence for _, sentence in refused), *remedies])} Up to {MAX_RECORDED_LEAKS} "
+            f"Leakage: {said} Up to {MAX_RECORDED_LEAKS} "
             f"items of each kind are listed in {folder / LEAKAGE_FILE_NAME}. Testing a model on data it has seen "
             f"proves nothing. To continue anyway, with a warning in the report: "
             f"--set 'evaluate.allow_leakage=[{', '.join(wrong)}]'."
         )
+
+
+def _quoted(leaks: Sequence[dict[str, Any]], questions: Mapping[str, str]) -> list[str]:
+    """Return sentences that quote the questions of a few leaks, and one that explains the ids of a user's own rows."""
+    pairs = ((leak["test"], leak["train"]) for leak in leaks if {leak["test"], leak["train"]} <= questions.keys())
+    # Pairs with the same texts are quoted once.
+    by_text = {tuple(shorten(questions[each], QUOTED, placeholder=" ...") for each in pair): pair for pair in pairs}
+    said = [
+        " and ".join(f'{name} asks "{text}"' for name, text in zip(pair, texts, strict=True)) + "."
+        for texts, pair in itertools.islice(by_text.items(), MAX_QUOTED_LEAKS)
+    ]
+    ids = (each for leak in leaks for each in (leak["test"], leak["train"]))
+    number = next(filter(None, map(_ROW_NUMBER.fullmatch, ids)), None)
+    if number:
+        said.append(
+            f"Ids of own are row numbers: {number[0]} is row {number[2]} of {number[1]}, if the file has no ids."
+        )
+    return said
 
 
 def _findings(checked: dict[str, Any]) -> Iterator[tuple[str, str]]:

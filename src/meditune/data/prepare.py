@@ -19,7 +19,7 @@ from meditune.data.deidentify import Findings, cleaner
 from meditune.data.example import Example, read_examples, write_records
 from meditune.data.quality.audit import Audit, facts
 from meditune.data.quality.ledger import FILE_NAME as LEDGER
-from meditune.data.read_sources import available, read_sources, terms_of
+from meditune.data.read_sources import available, is_restricted, read_sources, terms_of
 from meditune.data.readers.tables import Rejects
 from meditune.data.sources import locate_source
 from meditune.data.splits import Splits, official_tests, split
@@ -49,7 +49,7 @@ def prepare(recipe: Recipe, folder: Path) -> Prepared:
     """Read the recipe's sources, audit and split them, and write the result to `folder` atomically.
 
     Raises DataError if a source can't be found, no rows are left, or leakage was found that isn't allowed. The rejected
-    rows, if any, are then in `rejected.jsonl` in the parent folder.
+    rows, if any, are then in `rejected.jsonl` in the parent folder; if a split is empty, so are the dropped rows.
     """
     spec, synthetic = available(recipe.data)
     rejects, phi = Rejects(cleaner(spec.phi)), Findings(spec.phi)
@@ -57,7 +57,11 @@ def prepare(recipe: Recipe, folder: Path) -> Prepared:
     try:
         by_source, read = read_sources(spec, recipe.seed, rejects, phi)
         audit = checked_rows(spec, by_source, phi.left_in)
-        splits = audit.between(split_rows(spec, recipe.seed, audit.remaining, by_source))
+        try:
+            splits = audit.between(split_rows(spec, recipe.seed, audit, by_source))
+        except DataError:
+            _add_dropped(rejects, audit, by_source, phi.left_in)
+            raise
         splits, decided = reviewer_decisions.apply(spec.decisions, splits)
         audit.note(decided.entries)
         train, entries = rebalanced(splits.train, spec, recipe.seed)
@@ -65,12 +69,13 @@ def prepare(recipe: Recipe, folder: Path) -> Prepared:
         before, splits = len(splits.train), mark_plain_style(replace(splits, train=train), spec)
         measured = recipe.evaluate.split
         checked = leakage.check(splits, measured, recipe.model.base)
-        leakage.refuse(checked, recipe.evaluate.allow_leakage, folder.parent)
+        texts = leakage.question_texts(splits, phi.left_in)
+        leakage.refuse(checked, recipe.evaluate.allow_leakage, folder.parent, texts)
     except DataError as error:
         if not any(True for _ in rejects.rows()):
             raise
         rejects.write(beside)
-        raise DataError(f"{error} The rejected rows and the reasons are in {beside}.") from error
+        raise DataError(f"{error} The rows that were left out and the reasons are in {beside}.") from error
     done = {
         **({"decisions": decided.facts} if decided.facts else {}),
         **({"rebalanced": counted(before, len(splits.train), entries)} if entries else {}),
@@ -162,12 +167,13 @@ def checked_rows(spec: DataSpec, by_source: dict[str, list[Example]], hidden: Co
     return audit
 
 
-def split_rows(
-    spec: DataSpec, seed: int, by_source: dict[str, list[Example]], all_rows: dict[str, list[Example]]
-) -> Splits:
-    """Return the splits that the recipe specifies; `all_rows` are the rows before quality control."""
+def split_rows(spec: DataSpec, seed: int, audit: Audit, all_rows: dict[str, list[Example]]) -> Splits:
+    """Return the splits that the recipe specifies; `all_rows` are the rows before quality control.
+
+    Rows that the leakage check would report are kept in one split, unless an official or fixed split separates them.
+    """
     return split(
-        by_source,
+        audit.remaining,
         spec.split == "official",
         spec.test_share,
         spec.dev_share,
@@ -176,7 +182,18 @@ def split_rows(
         newest=spec.split == "newest",
         all_rows=all_rows,
         fixed=spec.fixed_splits,
+        leaks=leakage.straddling,
+        left_out=audit.left_out(),
     )
+
+
+def _add_dropped(rejects: Rejects, audit: Audit, by_source: dict[str, list[Example]], hidden: Container[str]) -> None:
+    """Add the rows that quality control dropped to `rejects`, without the text of restricted and `hidden` rows."""
+    why = audit.dropped_rows
+    for example in (example for examples in by_source.values() for example in examples if example.id in why):
+        is_hidden = example.id in hidden or is_restricted(example)
+        row = {"question": example.question, "answer": example.answer}
+        rejects.add(example.source, example.id, f"quality rule {why[example.id]}", example.id if is_hidden else row)
 
 
 def _digest(paths: list[Path]) -> str:

@@ -9,7 +9,7 @@ import random
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Container, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -32,6 +32,10 @@ MIN_TURN_WORDS = 8
 """A later message of a conversation is compared together with its reply if it has fewer words ("And for children?")"""
 MAX_CONTEXT_SHARE = 0.2
 """A context in more than this share of the examples counts as background"""
+
+
+Pair = tuple[str, str]
+"""Ids of two examples"""
 
 
 @dataclass(frozen=True)
@@ -68,13 +72,17 @@ def split(
     newest: bool = False,
     all_rows: dict[str, list[Example]] | None = None,
     fixed: Mapping[str, str] | None = None,
+    leaks: Callable[[Splits], Iterable[Pair]] | None = None,
+    left_out: str = "",
 ) -> Splits:
     """Split each source by its official test set if there is one and `official` is set, otherwise by group.
 
     With `newest`, the test set has the newest publications. `fixed` maps a source to the split for all its rows.
     `all_rows` are the rows before quality control; official test sets are defined on these rows. Other rows that share
     a question, context or turn with a row of an official or fixed split go to train or dev, where the leakage check
-    finds those that a test item repeats. Raises DataError if a split is empty.
+    finds those that a test item repeats. `leaks` returns the ids of held-out rows, each with that of a similar
+    row to train on; such rows are put into one split, unless an official or fixed split separates them. Raises
+    DataError if a split is empty; `left_out` says which rows were left out before, and how to keep them.
     """
     rest: list[Example] = []
     test: list[Example] = []
@@ -97,49 +105,75 @@ def split(
     known = {key for example in settled for key in _shared(example, same, general, turns)}
     seen = {index for index, example in enumerate(free) if known.intersection(_shared(example, same, general, turns))}
     unseen, related = _parted(free, seen)
-    rest += related
-    remaining, held = by_year(unseen, test_share, seed, same) if newest else by_group(unseen, test_share, seed, same)
-    rest += remaining
-    test += held
-    if fold is None:
-        train, dev = by_group(rest, dev_share, seed + 1, same)
-    else:
-        chosen = {example.id for example in pubmedqa.official_folds(read[pubmedqa.SOURCE])[fold]}
-        train, dev = _parted(rest, {index for index, example in enumerate(rest) if example.id in chosen})
-    train, dev, test = [*train, *placed["train"]], [*dev, *placed["dev"]], [*test, *placed["test"]]
-    for name, examples in (("train", train), ("dev", dev), ("test", test)):
+    related = [*rest, *related]
+
+    def dealt(joined: Collection[Pair]) -> Splits:
+        choose = by_year if newest else by_group
+        remaining, held = choose(unseen, test_share, seed, same, joined)
+        trained = [*related, *remaining]
+        if fold is None:
+            train, dev = by_group(trained, dev_share, seed + 1, same, joined)
+        else:
+            train, dev = _parted(trained, {index for index, example in enumerate(trained) if example.id in chosen})
+        return Splits([*train, *placed["train"]], [*dev, *placed["dev"]], [*test, *held, *placed["test"]], "")
+
+    chosen = set() if fold is None else {each.id for each in pubmedqa.official_folds(read[pubmedqa.SOURCE])[fold]}
+    joined: set[Pair] = set()
+    splits = dealt(joined)
+    # Moving rows can separate others, so the new splits are checked, too. Each round joins rows that were separate.
+    while leaks and (found := set(leaks(splits)) - joined):
+        joined |= found
+        movable = {example.id for example in unseen}
+        drawn = {one for one, two in found if two not in movable}
+        unseen, more = _parted(unseen, {index for index, example in enumerate(unseen) if example.id in drawn})
+        related += more
+        splits = dealt(joined)
+    train, dev, test = splits.train, splits.dev, splits.test
+    shares = f"data.dev_share and data.test_share{', or data.sources.N.split' if fixed else ''}"
+    advice = f"Add more examples, or change {shares}." if every or not left_out else ""
+    for name, examples in splits.named().items():
         if not examples:
+            largest = max(map(len, _components(unseen, same, joined)), default=0)
+            if largest > max(1, len(every) / 2):
+                advice = f"{largest} of {len(every)} rows stay together because they are related or similar. {advice}"
             raise DataError(
                 f"The {name} split is empty: {len(train) + len(dev)} training and {len(test)} test examples are left "
-                "after the checks. Add more examples, or change data.dev_share and data.test_share"
-                f"{', or data.sources.N.split' if fixed else ''}."
+                f"after the checks. {' '.join(filter(None, (left_out, advice)))}"
             )
     counts = Counter(example.source for example in test)
     kinds = dict.fromkeys(by_source, "newest" if newest else "group")
     kinds |= {source: "official" for source in by_source if official and source in OFFICIAL}
     kinds |= dict.fromkeys(fixed or {}, "fixed")
     names = [f"{name}-{kind}-{counts[name]}" for name, kind in kinds.items() if kind != "fixed" or counts[name]]
-    return Splits(train, dev, test, "+".join(names))
+    return replace(splits, test_set="+".join(names))
 
 
 def by_group(
-    examples: Sequence[Example], share: float, seed: int, same_question: Mapping[str, str] | None = None
+    examples: Sequence[Example],
+    share: float,
+    seed: int,
+    same_question: Mapping[str, str] | None = None,
+    joined: Collection[Pair] = (),
 ) -> tuple[list[Example], list[Example]]:
     """Return (rest, held) with about `share` of the examples held out in complete groups.
 
     The groups are stratified by source and decision. Examples of a group share their `group`, their context, a turn or
-    (according to `same_questions`) their question.
+    (according to `same_questions`) their question, or are one of the pairs in `joined`.
     """
+    same = same_questions(examples) if same_question is None else same_question
     strata: dict[str, list[list[int]]] = defaultdict(list)
-    for members in _components(examples, same_questions(examples) if same_question is None else same_question):
+    for members in _components(examples, same):
         first = examples[members[0]]
         strata[f"{first.source}/{first.decision}"].append(members)
+    # Joining groups doesn't change the order of the others, so most rows stay in their split.
+    whole = {members[0]: members for members in _components(examples, same, joined)} if joined else {}
     held: set[int] = set()
     for name in sorted(strata):
         groups = strata[name]
         random.Random(f"{seed}/{name}").shuffle(groups)
         target, taken = share * sum(map(len, groups)), 0
         for members in groups:
+            members = whole.get(members[0], []) if joined else members
             if taken + len(members) / 2 > target:
                 continue  # a smaller group may still fit
             held.update(members)
@@ -148,7 +182,11 @@ def by_group(
 
 
 def by_year(
-    examples: Sequence[Example], share: float, seed: int, same_question: Mapping[str, str] | None = None
+    examples: Sequence[Example],
+    share: float,
+    seed: int,
+    same_question: Mapping[str, str] | None = None,
+    joined: Collection[Pair] = (),
 ) -> tuple[list[Example], list[Example]]:
     """Return (rest, held) with the newest groups held out: about `share` of the examples that have a year.
 
@@ -162,7 +200,7 @@ def by_year(
             "years. Add a column `year` to your own rows, or use data.split: group."
         )
     groups = []
-    for members in _components(examples, same_questions(examples) if same_question is None else same_question):
+    for members in _components(examples, same_questions(examples) if same_question is None else same_question, joined):
         years = [year for index in members if isinstance(year := examples[index].meta.get("year"), int)]
         if len(years) == len(members):
             groups.append((min(years), members))
@@ -266,16 +304,24 @@ def distinctive_turns(examples: Sequence[Example]) -> set[str]:
     return {key for key, found in groups.items() if len(found) <= FEW}
 
 
-def _components(examples: Sequence[Example], same_question: Mapping[str, str]) -> list[list[int]]:
-    """Return lists of indices: examples that share a group, question, context or turn are in the same list."""
+def _components(
+    examples: Sequence[Example], same_question: Mapping[str, str], joined: Collection[Pair] = ()
+) -> list[list[int]]:
+    """Return lists of indices: `joined` examples, and those that share a group, question, context or turn, are in one.
+
+    A joined example that isn't in `examples` connects nothing.
+    """
     parent, general = {index: index for index in range(len(examples))}, backgrounds(examples)
     turns = distinctive_turns(examples)
     seen: dict[tuple[str, str], int] = {}
     for index, example in enumerate(examples):
         for key in ((example.source, example.group), *_shared(example, same_question, general, turns)):
             other = seen.setdefault(key, index)
-            low, high = sorted((_root(parent, index), _root(parent, other)))
-            parent[high] = low
+            _unite(parent, index, other)
+    at = {example.id: index for index, example in enumerate(examples)} if joined else {}
+    for one, two in joined:
+        if one in at and two in at:
+            _unite(parent, at[one], at[two])
     members: dict[int, list[int]] = defaultdict(list)
     for index in range(len(examples)):
         members[_root(parent, index)].append(index)
@@ -291,6 +337,11 @@ def _shared(
     keys += [("turn of", key) for key in turn_keys(example) if key in turns] if turns else []
     is_distinctive = len(context.split()) >= MIN_PASSAGE_WORDS and context not in general
     return [*keys, ("context of", context)] if is_distinctive else keys
+
+
+def _unite(parent: dict[int, int], one: int, two: int) -> None:
+    low, high = sorted((_root(parent, one), _root(parent, two)))
+    parent[high] = low
 
 
 def _root(parent: dict[Any, Any], node: Any) -> Any:

@@ -41,8 +41,9 @@ class Audit:
     thresholds: list[dict[str, Any]] = field(default_factory=list)
     hidden: Container[str] | None = ()
     """Ids of rows whose text is never shown as an example; None means all rows"""
+    dropped_rows: dict[str, str] = field(default_factory=dict)
+    """Id of a dropped row -> the rule that dropped it, and what the rule found"""
     _shown: dict[str, list[dict[str, str]]] = field(default_factory=lambda: defaultdict(list))
-    _dropped: set[str] = field(default_factory=set)
     _changed: set[str] = field(default_factory=set)
 
     def rows(self, by_source: Mapping[str, list[Example]]) -> None:
@@ -106,7 +107,7 @@ class Audit:
         for entry in entries:
             self.ledger.add_row(entry.row())
             if entry.after is None:
-                self._dropped.add(entry.before.id)
+                self.dropped_rows[entry.before.id] = f"{entry.rule}: {entry.detail}"
             elif entry.after is not entry.before:
                 self._changed.add(entry.before.id)
             examples = self._shown[entry.rule]
@@ -120,8 +121,8 @@ class Audit:
             found[rule][action] = count
         return {
             "rows": self.read,
-            "dropped": len(self._dropped) if dropped is None else dropped,
-            "changed": len(self._changed - self._dropped) if changed is None else changed,
+            "dropped": len(self.dropped_rows) if dropped is None else dropped,
+            "changed": len(self._changed - self.dropped_rows.keys()) if changed is None else changed,
             "rules": {
                 name: {
                     "meaning": rule.description,
@@ -140,6 +141,23 @@ class Audit:
     def dropped(self) -> dict[str, int]:
         """Return the number of rows that each rule dropped or merged."""
         return {rule: count for (rule, action), count in self.ledger.counts.items() if action in ("drop", "merge")}
+
+    def left_out(self) -> str:
+        """Return how many rows the rules dropped, why, and how to keep them; empty if fewer than half were dropped."""
+        if not self.dropped_rows or 2 * len(self.dropped_rows) < self.read:
+            return ""
+        counts = Counter(self.dropped()).most_common()
+        shares = ", ".join(f"{rule} {count:,} ({count / self.read:.0%})" for rule, count in counts)
+        rule = counts[0][0]
+        action = "keep" if rule == "repeated_question" else "flag"
+        keep = f"To keep the rows that {rule} left out: --set data.quality.rules.{rule}={action}."
+        if rule == "language":
+            found = Counter(
+                reason.split()[-1] for reason in self.dropped_rows.values() if reason.startswith("language: ")
+            )
+            allowed = ", ".join([*self.spec.languages, *(code for code, _ in found.most_common(1))])
+            keep += f" To allow the language of most of them: --set 'data.quality.languages=[{allowed}]'."
+        return f"{len(self.dropped_rows):,} of {self.read:,} rows were left out: {shares}. {keep}"
 
     def _duplicates(self, examples: list[Example]) -> list[Example]:
         """Return the examples without duplicates; official test items and rows to keep take precedence."""

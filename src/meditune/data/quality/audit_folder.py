@@ -376,7 +376,7 @@ def audit_folder(
     audit = checked_rows(spec, by_source, phi.left_in)
     problem = ""
     try:
-        splits = audit.between(split_rows(spec, recipe.seed, audit.remaining, by_source))
+        splits = audit.between(split_rows(spec, recipe.seed, audit, by_source))
     except DataError as error:
         problem = str(error)
         splits = Splits([example for examples in audit.remaining.values() for example in examples], [], [], "none")
