@@ -14,7 +14,8 @@ from meditune.config.load_recipe import load_recipe
 from meditune.errors import RecipeError
 from meditune.train import init_recipe
 from meditune.train.init_recipe import choose, inspect_data
-from meditune.train.resource_plan import Target
+from meditune.train.machine_speed import Target
+from tests import tiny
 from tests.commands import Bench, bench, meditune
 
 LAPTOP = Target("a laptop", 16.0, 1e12, "cpu", torch.bfloat16, "assumed")
@@ -86,6 +87,71 @@ def test_a_slow_machine_gets_a_smaller_base_and_fewer_rows(tmp_path: Path, monke
     assert 20 <= recipe.data.sources[0].limit < 400
 
 
+def long_answers(path: Path, count: int = 60) -> Path:
+    """Half of the answers have about 1,900 tokens, which is more than a row may have on a laptop."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        table = csv.writer(file)
+        table.writerow(["question", "answer"])
+        for number in range(count):
+            table.writerow([f"What is disease {number}?", "It is common. " * (500 if number % 2 else 20)])
+    return path
+
+
+@pytest.mark.usefixtures("place")
+def test_the_evaluation_is_predicted_and_limited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data, output = long_answers(tmp_path / "pairs.csv", 400), tmp_path / "mine.yaml"
+    written = {}
+    for seconds in (0.001, 0.2):
+        slow = replace(LAPTOP, layer_seconds=seconds)
+        monkeypatch.setattr(init_recipe, "target_of", lambda *_, slow=slow: slow)
+        done = meditune("init", data, "--output", output, "--force")
+        assert done.code == 0, done
+        assert "Predicted time of `meditune run`" in done.out
+        assert "measuring the base model" in done.out
+        written[seconds] = load_recipe(str(output)).recipe.evaluate, choose(inspect_data(data))
+    fast, slow = (written[seconds][0] for seconds in (0.001, 0.2))
+    assert (fast.answers, fast.max_new_tokens) == (200, 256)
+    assert slow.answers == 20
+    assert slow.max_new_tokens < 256
+    assert "# Number of test answers to measure, out of about 80" in output.read_text(encoding="utf-8")
+    initial = written[0.2][1]
+    allowed = max(initial.seconds, init_recipe.SECONDS_OF_WRITING)
+    assert 2 * initial.measuring.writing <= allowed or slow.max_new_tokens == init_recipe.MIN_WRITTEN
+
+
+@pytest.mark.usefixtures("place")
+def test_comments_say_how_many_answers_are_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(init_recipe, "target_of", lambda *_: LAPTOP)
+    output = tmp_path / "mine.yaml"
+    assert meditune("init", long_answers(tmp_path / "pairs.csv"), "--output", output).code == 0
+    text = output.read_text(encoding="utf-8")
+    assert "# 50% of the rows are longer: 50% of the answers are cut." in text
+    assert "50% of the answers fit; the others are cut." in text
+    assert "context" not in text
+
+
+def test_a_tokenizer_on_this_machine_counts_the_tokens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MEDITUNE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(init_recipe, "target_of", lambda *_: LAPTOP)
+    folder = tmp_path / "cache" / "models" / "qwen2.5-coder-0.5b"
+    tokenizer = tiny.tokenizer()
+    tokenizer.save_pretrained(folder)
+    (folder / "config.json").write_text("{}", encoding="utf-8")
+    initial = choose(inspect_data(long_answers(tmp_path / "pairs.csv")))
+    short = len(tokenizer("It is common. " * 20)["input_ids"])
+    assert initial.data.answer_tokens[0] == pytest.approx(short, abs=3)
+    assert "counted by the tokenizer of qwen2.5-coder-0.5b" in initial.data.summary()[1]
+
+
+def test_conversations_that_the_assistant_begins_get_fitting_advice(tmp_path: Path) -> None:
+    file = tmp_path / "chats.jsonl"
+    row = {"messages": [{"role": "assistant", "content": "Hello"}, {"role": "user", "content": "Is it flu?"}]}
+    file.write_text("\n".join([json.dumps(row)] * 30), encoding="utf-8")
+    done = meditune("init", file, "--output", tmp_path / "out.yaml")
+    done.refused(3, "starts with the assistant", "a conversation must begin with the user")
+    assert "--field" not in done.err
+
+
 def test_bases_that_cant_be_downloaded_are_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MEDITUNE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("MEDITUNE_OFFLINE", "1")
@@ -134,6 +200,8 @@ def test_claims_conversations_and_long_files_are_recognized(tmp_path: Path, monk
         (None, (), "no such file. Specify a CSV"),
         ("", (), "no rows"),
         ("question,answer\nWhy?,Because.\n", (), "1 usable rows, but training and testing need at least 20"),
+        ("quesiton,answer\nWhy?,Because.\n", (), "line 1 (the header): no column for the question"),
+        ("quesiton,answer\nWhy?,Because.\n", (), "Did you mean 'quesiton' as the question?"),
         ("Patient,Doctor\nWhy?,Because.\n", (), "--field question=COLUMN --field answer=COLUMN"),
         ("Patient,Doctor\nWhy?,Because.\n", ("--field", "question=Patiens"), "Did you mean 'Patient'?"),
         ("question,answer\n", ("--field", "question"), "write it as FIELD=COLUMN"),

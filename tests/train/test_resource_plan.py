@@ -6,9 +6,10 @@ What the rehearsal counts doesn't depend on how a LoRA layer is computed.
 import json
 import subprocess
 import sys
+import time
 from contextlib import nullcontext
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -20,17 +21,16 @@ from meditune.errors import RecipeError
 from meditune.models.adapters import make_trainable, parameter_counts
 from meditune.models.catalogue import CATALOGUE
 from meditune.models.inference import register
-from meditune.train import resource_plan
+from meditune.train import machine_speed, resource_plan
+from meditune.train.machine_speed import cpu_speed, gpu_named, target_of
 from meditune.train.resource_plan import (
     WORK,
     config_of,
-    gpu_named,
     on_meta,
     peak_of,
     plan,
     rehearse_batch,
     sized,
-    target_of,
     use_fused_attention,
     weight_bytes,
 )
@@ -191,6 +191,9 @@ def test_the_command_says_what_fits_and_refuses_what_it_doesnt_know() -> None:
     assert "float16" in done.out
     assert "lora *" in done.out
     assert "Time and memory are for training only" in done.out
+    assert "Time of `meditune run` with 200 test items" in done.out
+    assert "measuring the base model" in done.out
+    assert "rough" in done.out
     meditune("plan", "quickstart", "--gpu", "rtx4099").refused(2, "rtx4090")
     longer = meditune(
         "plan", "quickstart", "--gpu", "t4", "--set", "model.base=gpt2", "--set", "prompt.max_tokens=2048"
@@ -206,3 +209,32 @@ def test_operations_of_the_one_operation_are_those_of_peft(monkeypatch: pytest.M
         flops.append(resource_plan.rehearse_batch(model, recipe).flops)
         monkeypatch.setattr(resource_plan, "fuse_lora", lambda _: nullcontext())
     assert flops[0] == flops[1]
+
+
+def test_two_measurements_agree_even_if_other_programs_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine_speed, "SECONDS", 0.1)
+    monkeypatch.setattr(machine_speed, "PROBED_TOKENS", 64)
+    threads = torch.get_num_threads()
+    calm, multiply = cpu_speed(torch.float32), torch.nn.functional.silu
+
+    def interrupted(*words: Any, **options: Any) -> torch.Tensor:
+        time.sleep(0.2)  # as if the system ran another program
+        return multiply(*words, **options)
+
+    monkeypatch.setattr(torch.nn.functional, "silu", interrupted)
+    busy = cpu_speed(torch.float32)
+    assert busy[0] == pytest.approx(calm[0], rel=0.7)
+    assert calm[1] / 3 < busy[1] < calm[1] * 3
+    assert torch.get_num_threads() == threads
+
+
+def test_longer_and_more_answers_take_longer() -> None:
+    recipe = load_recipe("quickstart", ["evaluate.max_new_tokens=32"]).recipe
+    found = resource_plan.estimate(recipe, config_of(recipe.model), target_of(recipe.model, "t4"))
+    longer = load_recipe("quickstart", ["evaluate.max_new_tokens=64"]).recipe
+    fewer = load_recipe("quickstart", ["evaluate.max_new_tokens=64", "evaluate.answers=20"]).recipe
+    seconds = [found.measuring(each, 500, 300, 500) for each in (recipe, longer, fewer)]
+    assert seconds[0].writing < seconds[1].writing
+    assert seconds[2].writing < seconds[1].writing
+    assert seconds[0].scoring == seconds[1].scoring > 0
+    assert found.measuring(recipe, 500, 300, 0).writing == 0

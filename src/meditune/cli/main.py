@@ -105,15 +105,24 @@ def run(recipe: RecipeName, output: Output, overrides: Overrides = None, yes: Ye
     writes OUTPUT/report.html. Repeat an interrupted command to resume the run.
     """
     from meditune import pipeline
+    from meditune.models.api_client import find_api_model
 
     resolved = resolve(recipe, overrides)
+    stages = "Stages: prepare the data, measure the base model, train, measure the tuned model, compare and report."
+    if not find_api_model(resolved.recipe.model.base, resolved.recipe.model.api):
+        plan = shlex.join(["meditune", "plan", recipe, *_settings(overrides)])
+        stages += f" To predict their times, run: {plan}"
+    typer.echo(stages, err=True)
     report = pipeline.run(resolved.recipe, output, _run_command(recipe, output, overrides), approval(yes))
     _print_report(report, output)
 
 
 def _run_command(recipe: str, output: Path, overrides: list[str] | None) -> str:
-    settings = [word for item in overrides or [] for word in ("--set", item)]
-    return shlex.join(["meditune", "run", recipe, "--output", str(output), *settings])
+    return shlex.join(["meditune", "run", recipe, "--output", str(output), *_settings(overrides)])
+
+
+def _settings(overrides: list[str] | None) -> list[str]:
+    return [word for item in overrides or [] for word in ("--set", item)]
 
 
 @cli_app.command()

@@ -26,7 +26,8 @@ from meditune.progress import clock
 if TYPE_CHECKING:
     from meditune.config.recipe import Recipe
     from meditune.models.catalogue import BaseModel
-    from meditune.train.resource_plan import Planned, Target
+    from meditune.train.machine_speed import Target
+    from meditune.train.resource_plan import Planned
 
 
 @documented("merge runs/quickstart --output merged", "how-to/train-and-evaluate.md#merge-an-adapter")
@@ -87,7 +88,7 @@ def models() -> None:
     from meditune.config.load_recipe import load_recipe
     from meditune.config.training_options import ModelSpec
     from meditune.train.init_recipe import machine_recipe
-    from meditune.train.resource_plan import target_of
+    from meditune.train.machine_speed import target_of
 
     target = target_of(ModelSpec(), None)
     cells = [(*row[:5], f"{row.fits}, {row.memory}" if row.memory else "", row.time) for row in rows(target)]
@@ -243,13 +244,18 @@ def _print_pruning(facts: dict[str, Any]) -> None:
 
 def _print_plan(planned: Planned, recipe: Recipe, examples: int) -> None:
     """Print the cost of each strategy, beginning with the recipe's own, and changes that would make the recipe fit."""
-    from meditune.train.resource_plan import UTILIZATION
+    from meditune.train.machine_speed import UTILIZATION
 
     out, target = console(), planned.target
     tokens = round(examples * recipe.train.epochs * recipe.prompt.max_tokens)
+    reach = (
+        "in training"
+        if target.device == "cpu"
+        else f"of which training is assumed to reach {UTILIZATION[target.device]:.0%}"
+    )
     out.print(
         f"{recipe.model.base} on {target.name}: {target.memory_gb:.1f} GB, {target.flops / 1e12:,.2f} TFLOP/s "
-        f"({target.source}), of which training is assumed to reach {UTILIZATION[target.device]:.0%}."
+        f"({target.source}), {reach}."
     )
     rows = []
     colours = {"fits": "green", "tight": "yellow", "no": "red"}
@@ -273,7 +279,16 @@ def _print_plan(planned: Planned, recipe: Recipe, examples: int) -> None:
     out.print(
         f"* marks the recipe's own settings. Time: {recipe.train.epochs:g} epochs of {examples:,} examples with "
         f"{recipe.prompt.max_tokens} tokens each, the maximum that prompt.max_tokens allows. "
-        "Time and memory are for training only. The evaluations take additional time and may need more memory."
+        "Time and memory are for training only; the evaluations may need more memory."
+    )
+    items = recipe.evaluate.answers or examples
+    measuring = planned.own.measuring(recipe, items, recipe.prompt.max_tokens, items)
+    training = planned.own.seconds(tokens)
+    out.print(
+        f"Time of `meditune run` with {items:,} test items: {clock(training + 2 * measuring.total)}, of which "
+        f"training: {clock(training)}, measuring the base model: {clock(measuring.total)} "
+        f"({clock(measuring.writing)} of it for writing answers), and the tuned model: the same again. To write fewer "
+        f"or shorter answers, lower evaluate.answers or evaluate.max_new_tokens. {target.rough}"
     )
     out.print(
         f"Batches contain up to {planned.own.batch_tokens:,} tokens (train.micro_batch_tokens); activations are "
@@ -320,7 +335,7 @@ def rows(target: Target) -> list[Row]:
 
 
 def _row(model: BaseModel, target: Target) -> Row:
-    from meditune.train.resource_plan import UTILIZATION
+    from meditune.train.machine_speed import UTILIZATION
 
     known = (model.name, model.title, model.parameters, model.licence, availability(model))
     if model.api or not model.billions:

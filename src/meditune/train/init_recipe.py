@@ -11,25 +11,26 @@ import re
 import shlex
 import textwrap
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from meditune.config.data_options import SourceSpec
+from meditune.config.data_options import PromptFormat, SourceSpec
 from meditune.config.load_recipe import load_recipe
 from meditune.config.recipe import Recipe
 from meditune.config.recipe_keys import flow
 from meditune.config.training_options import ModelSpec
 from meditune.data.example import DECISIONS, LABEL, Example
-from meditune.data.readers import user_files
+from meditune.data.readers import conversations, user_files
 from meditune.data.readers.tables import LAYOUTS, Rejects, Row, rows
 from meditune.errors import DataError, RecipeError
-from meditune.files import replace_file
+from meditune.files import cache_folder, replace_file
 from meditune.models.catalogue import CATALOGUE
 from meditune.models.load import offline_reason, refuse_unreadable
 from meditune.progress import clock
-from meditune.train.resource_plan import Estimate, Target, config_of, estimate, target_of
+from meditune.train.machine_speed import Target, target_of
+from meditune.train.resource_plan import Estimate, Measuring, config_of, estimate
 
 MACHINES = {"laptop": None, "gpu-8gb": "rtx3070", "gpu-24gb": "rtx4090", "gpu-80gb": "a100-80gb"}
 """Shipped recipe for a kind of machine -> the GPU to predict for, if the recipe isn't for this machine; None: a CPU"""
@@ -40,12 +41,20 @@ SMALLER_BASES = ("qwen3-1.7b", "qwen2.5-coder-1.5b", "qwen2.5-coder-0.5b", "smol
 SECONDS_ON_CPU = 2 * 3600
 """Maximum seconds of training on a CPU; if training would take longer, a smaller base is chosen, then fewer rows"""
 MAX_ROWS = 20_000  # maximum number of rows that are read
+MAX_COUNTED = 2000  # maximum number of rows whose tokens a tokenizer counts
+SECONDS_OF_WRITING = 600  # writing the answers of both models may always take this long
+MIN_ANSWERS, MIN_WRITTEN = 20, 64  # to save time, at least this many answers of this many tokens are written
 BYTES_PER_TOKEN = 3.6
 """Cautious estimate; PubMedQA's abstracts have a mean of 4.3 bytes per token in SmolLM2's and Qwen2.5's tokenizers"""
 CUES = 24  # tokens that a prompt has in addition to the row's own texts
 TEST_ITEMS = 500
 """Maximum size of test set and dev set; with 500 decisions, the 95% interval of an accuracy is about ±4 points"""
 MIN_ROWS = 20
+CONVERSATION = (
+    "After an optional system message, a conversation must begin with the user; then the assistant and the user take "
+    'turns: {"messages": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]}. '
+    "Correct or add rows."
+)
 
 
 @dataclass(frozen=True)
@@ -60,9 +69,53 @@ class DataFacts:
     answers: int
     contexts: int
     decisions: Counter[str]  # number of each decision, or of each claim label
-    row_tokens: list[int]  # estimated tokens of each row, in ascending order
-    answer_tokens: list[int]  # estimated tokens of each answer, in ascending order
+    lengths: list[tuple[int, int]]  # tokens of each row, and of its answer; 0 without an answer
     rejected: list[str]  # why rows can't be used, most frequent reason first
+    examples: list[Example]
+    tokenizer: str = ""  # the base whose tokenizer counted the tokens; empty: estimated from the number of bytes
+
+    @property
+    def row_tokens(self) -> list[int]:
+        """The tokens of each row, in ascending order."""
+        return sorted(row for row, _ in self.lengths)
+
+    @property
+    def answer_tokens(self) -> list[int]:
+        """The tokens of each answer, in ascending order."""
+        return sorted(answer for _, answer in self.lengths if answer)
+
+    @property
+    def has_dialogues(self) -> bool:
+        """Whether a conversation has turns before its last question."""
+        return any(turn.role == "assistant" for example in self.examples for turn in example.turns or ())
+
+    def mean_tokens(self, most: int) -> float:
+        """Return the mean number of tokens of a row, of which at most `most` are read."""
+        return sum(min(row, most) for row, _ in self.lengths) / len(self.lengths)
+
+    def fitting_answers(self, form: PromptFormat) -> float:
+        """Return the share of the answers that aren't cut: what precedes an answer leaves it at least its own room."""
+        room = form.answer_tokens
+        fits = [answer <= max(room, form.max_tokens - row + answer) for row, answer in self.lengths if answer]
+        return sum(fits) / len(fits)
+
+    def counted_by(self, base: str) -> DataFacts:
+        """Return the facts with tokens that the base's tokenizer counted, if it is on this machine."""
+        entry = CATALOGUE[base]
+        if not entry.is_downloaded:
+            return self
+        from transformers import AutoTokenizer
+
+        place = cache_folder("models") / base if entry.package else entry.hub_id
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(place, local_files_only=True)
+        except (OSError, ValueError):
+            return self
+
+        def count(text: str) -> int:
+            return len(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]) if text else 0
+
+        return replace(self, lengths=_lengths(self.examples[:MAX_COUNTED], count), tokenizer=base)
 
     def summary(self) -> list[str]:
         """Return the facts as sentences."""
@@ -76,12 +129,14 @@ class DataFacts:
         if self.kind == "questions" and self.contexts:
             has.append(f"{self.contexts:,} with a context")
         some = f". Of the first {self.rows:,}: " if about else ": "
+        by = f"counted by the tokenizer of {self.tokenizer}"
+        counted = by if self.tokenizer else "estimated from the number of bytes"
         found = f"{about}{self.total:,} {self.kind}{some if has else ''}{', '.join(has)}."
         lengths = [_at(self.row_tokens, share) for share in (0.5, 0.95, 1.0)]
         return [
             found[0].upper() + found[1:],
-            "Tokens per row, estimated from the number of bytes: half of the rows have at most {:,}, 95% have at most "
-            "{:,}, and the longest row has {:,}.".format(*lengths),
+            f"Tokens per row, {counted}: half of the rows have at most {lengths[0]:,}, 95% have at most "
+            f"{lengths[1]:,}, and the longest row has {lengths[2]:,}.",
             *(f"Rows that can't be used: {reason}." for reason in self.rejected),
         ]
 
@@ -109,9 +164,13 @@ def inspect_data(path: Path, fields: Mapping[str, str] | None = None) -> DataFac
     ]
     if len(examples) < MIN_ROWS:
         why = f" Rows that can't be used: {'; '.join(rejected)}." if rejected else ""
+        columns = user_files.column_names(row for _, row in found)
+        if conversations.holds_conversations(columns, fields, (), is_plain=False):
+            advice = CONVERSATION
+        else:
+            advice = "Correct or add rows, or specify the right columns: --field answer=COLUMN."
         raise DataError(
-            f"{path} has {len(examples)} usable rows, but training and testing need at least {MIN_ROWS}.{why} Correct "
-            "or add rows, or specify the right columns: --field answer=COLUMN."
+            f"{path} has {len(examples)} usable rows, but training and testing need at least {MIN_ROWS}.{why} {advice}"
         )
     is_claim = LABEL in examples[0].meta
     return DataFacts(
@@ -127,9 +186,9 @@ def inspect_data(path: Path, fields: Mapping[str, str] | None = None) -> DataFac
             for example in examples
             if is_claim or example.decision
         ),
-        row_tokens=sorted(map(_row_tokens, examples)),
-        answer_tokens=sorted(_tokens(example.answer) for example in examples if example.answer),
+        lengths=_lengths(examples, _tokens),
         rejected=rejected[:3],
+        examples=examples,
     )
 
 
@@ -184,9 +243,14 @@ def _tokens(text: str) -> int:
     return round(len(text.encode()) / BYTES_PER_TOKEN)
 
 
-def _row_tokens(example: Example) -> int:
-    texts = [example.question, example.context_text, example.answer, *(turn.text for turn in example.turns or ())]
-    return CUES + sum(map(_tokens, texts))
+def _lengths(examples: Iterable[Example], count: Callable[[str], int]) -> list[tuple[int, int]]:
+    """Return the tokens of each example, and of its answer."""
+    lengths = []
+    for example in examples:
+        texts = [example.question, example.context_text, *(turn.text for turn in example.turns or ())]
+        answer = count(example.answer)
+        lengths.append((CUES + sum(map(count, texts)) + answer, answer))
+    return lengths
 
 
 def _at(values: Sequence[int], share: float) -> int:
@@ -211,6 +275,7 @@ class Initial:
     data: DataFacts
     prediction: Estimate
     seconds: float  # predicted time of training
+    measuring: Measuring  # predicted time of measuring the base, and again of measuring the tuned model
     limit: int | None  # number of rows to use, if training on all rows would take too long
     passed_over: list[str]  # why better bases weren't chosen
 
@@ -237,14 +302,15 @@ def choose(data: DataFacts, machine: str | None = None) -> Initial:
         if offline_reason() and not entry.is_downloaded:
             passed_over.append(f"{base} isn't on this machine, and {offline_reason()} forbids downloads")
             continue
-        recipe = _for_data(load_recipe(shipped).recipe, base, data, machine)
+        counted = data.counted_by(base)
+        recipe = _for_data(load_recipe(shipped).recipe, base, counted, machine)
         config = config_of(recipe.model)
         refuse_unreadable(base, config, recipe.prompt, recipe)
         prediction = estimate(recipe, config, target)
         if prediction.verdict == "no":
             passed_over.append(f"{base} would need {prediction.memory.total / 1e9:.1f} GB")
             continue
-        mean = sum(min(count, recipe.prompt.max_tokens) for count in data.row_tokens) / len(data.row_tokens)
+        mean = counted.mean_tokens(recipe.prompt.max_tokens)
         share = (1 - recipe.data.test_share) * (1 - recipe.data.dev_share)
         seconds = prediction.seconds(round(data.total * share * recipe.train.epochs * mean))
         is_slow = target.device == "cpu" and seconds > SECONDS_ON_CPU
@@ -254,7 +320,8 @@ def choose(data: DataFacts, machine: str | None = None) -> Initial:
         limit = max(MIN_ROWS, int(data.total * SECONDS_ON_CPU / seconds)) if is_slow else None
         if limit:
             recipe, seconds = _limited(recipe, limit, data), SECONDS_ON_CPU
-        return Initial(recipe, machine, target, data, prediction, seconds, limit, passed_over)
+        recipe, measuring = _measured_in_time(recipe, counted, prediction, limit or data.total, seconds)
+        return Initial(recipe, machine, target, counted, prediction, seconds, measuring, limit, passed_over)
     raise RecipeError(
         f"No base model can be trained on {target.name} with {target.memory_gb:.1f} GB of free memory: "
         f"{'; '.join(passed_over)}. Free some memory, or choose another machine with --machine."
@@ -312,6 +379,32 @@ def _limited(recipe: Recipe, limit: int, data: DataFacts) -> Recipe:
     return recipe.model_copy(update={"data": recipe.data.model_copy(update={"sources": sources, **shares})})
 
 
+def _measured_in_time(
+    recipe: Recipe, data: DataFacts, prediction: Estimate, rows: int, seconds: float
+) -> tuple[Recipe, Measuring]:
+    """Return the recipe and the time of measuring a model.
+
+    If writing the answers of both models would take longer than training and than SECONDS_OF_WRITING, fewer answers
+    are written, and then shorter ones.
+    """
+    items = round(rows * recipe.data.test_share)
+    answers = round(items * data.answers / data.rows)
+    spec = recipe.evaluate
+    mean = data.mean_tokens(recipe.prompt.max_tokens)
+    while True:
+        measuring = prediction.measuring(recipe, items, mean, answers)
+        count, length = min(spec.answers or answers, answers), spec.max_new_tokens
+        if 2 * measuring.writing <= max(seconds, SECONDS_OF_WRITING) or (
+            count <= MIN_ANSWERS and length <= MIN_WRITTEN
+        ):
+            return recipe, measuring
+        if count > MIN_ANSWERS:
+            spec = spec.model_copy(update={"answers": max(MIN_ANSWERS, count * 3 // 4)})
+        else:
+            spec = spec.model_copy(update={"max_new_tokens": max(MIN_WRITTEN, length * 3 // 4)})
+        recipe = recipe.model_copy(update={"evaluate": spec})
+
+
 def refuse_existing(output: Path, overwrite: bool) -> None:
     """Raise RecipeError if `output` is a folder, or exists and may not be overwritten."""
     if output.is_dir():
@@ -336,8 +429,11 @@ def summary(initial: Initial) -> list[str]:
         f"Machine: {initial.target.name}, {initial.target.memory_gb:.1f} {free}; settings from the recipe "
         f"{initial.machine}.",
         *(f"Not chosen: {reason}." for reason in initial.passed_over),
-        f"Base model: {recipe.model.base}, {CATALOGUE[recipe.model.base].title}. Predicted for training: "
-        f"{memory:.1f} GB and {clock(initial.seconds)}. Evaluation before and after training takes extra time.",
+        f"Base model: {recipe.model.base}, {CATALOGUE[recipe.model.base].title}. Memory for training: {memory:.1f} GB.",
+        f"Predicted time of `meditune run`: {clock(initial.seconds + 2 * initial.measuring.total)}, of which "
+        f"training: {clock(initial.seconds)}, measuring the base model: {clock(initial.measuring.total)} "
+        f"({clock(initial.measuring.writing)} of it for writing answers), and the tuned model: the same again. "
+        f"{initial.target.rough}",
     ]
 
 
@@ -390,18 +486,16 @@ def _options(initial: Initial) -> Iterable[tuple[str, Any, str]]:
         wide = ""
     yield "data.test_share", tests, wide
     yield "data.phi.action", "report", "Personal identifiers are only counted; mask replaces them with placeholders."
-    longer = sum(count > form.max_tokens for count in data.row_tokens) / len(data.row_tokens)
-    cut = "lose their earliest turns" if data.kind == "conversations" else "are shortened, starting with their context"
-    long = f"{longer:.0%} of the rows are longer and {cut}." if longer else "Long enough for all rows."
-    yield "prompt.max_tokens", form.max_tokens, long
+    yield "prompt.max_tokens", form.max_tokens, _long_rows(initial)
     if form.context_head:
         ends = "If a context is shortened, this share of its tokens is taken from its beginning, the rest from its end."
         yield "prompt.context_head", form.context_head, ends
-    yield (
-        "prompt.answer_tokens",
-        form.answer_tokens,
-        "Long enough for 95% of the answers, up to half of prompt.max_tokens." if data.answers else "",
-    )
+    fits = ""
+    if data.answers:
+        share = data.fitting_answers(form)
+        fits = "Minimum room for an answer. A shorter prompt leaves more room, so "
+        fits += "all answers fit." if share == 1 else f"{share:.0%} of the answers fit; the others are cut."
+    yield "prompt.answer_tokens", form.answer_tokens, fits
     if data.kind == "claims":
         yield "train.tasks", ["claim"], ""
     read = (source.limit or data.total) * (1 - tests) * (1 - devs)
@@ -419,5 +513,27 @@ def _options(initial: Initial) -> Iterable[tuple[str, Any, str]]:
         rarest, count = data.decisions.most_common()[-1]
         rare = f"Rare decisions get a higher weight: {count / data.decisions.total():.0%} of decisions are {rarest}."
         yield "train.class_balance", spec.class_balance, rare
-    enough = "Long enough for 95% of the answers, up to a limit that keeps the evaluation short."
-    yield "evaluate.max_new_tokens", recipe.evaluate.max_new_tokens, enough if data.answers else ""
+    spoken, items = recipe.evaluate, round((source.limit or data.total) * tests * data.answers / data.rows)
+    if data.answers and spoken.answers and spoken.answers < items:
+        fewer = (
+            f"Number of test answers to measure, out of about {items}: writing them may not take longer than training."
+        )
+        yield "evaluate.answers", spoken.answers, fewer
+    enough = sum(count <= spoken.max_new_tokens for count in data.answer_tokens) / max(1, len(data.answer_tokens))
+    ends = " Writing takes long, so longer answers end here." if enough < 1 else ""
+    long = f"Long enough for {enough:.0%} of the answers.{ends}"
+    yield "evaluate.max_new_tokens", spoken.max_new_tokens, long if data.answers else ""
+
+
+def _long_rows(initial: Initial) -> str:
+    """Return a comment about the rows that are longer than prompt.max_tokens."""
+    data, form = initial.data, initial.recipe.prompt
+    longer = sum(count > form.max_tokens for count in data.row_tokens) / len(data.row_tokens)
+    if not longer:
+        return "Long enough for all rows."
+    what = "earliest turns" if data.has_dialogues else "context" if data.contexts else ""
+    cut = 100 - round(100 * data.fitting_answers(form)) if data.answers else 0
+    ends = f"{cut}% of the answers are cut" if cut else ""
+    if what:
+        return f"{longer:.0%} of the rows are longer and lose part of their {what}{f'; {ends}' if ends else ''}."
+    return f"{longer:.0%} of the rows are longer: {ends or 'they are shortened'}. A higher value trains more slowly."

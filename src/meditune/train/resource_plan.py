@@ -8,15 +8,11 @@ frozen layers are therefore counted exactly, for every architecture.
 from __future__ import annotations
 
 import copy
-import csv
-import difflib
-import re
-import time
 import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -25,11 +21,12 @@ from torch.utils.flop_counter import flop_registry
 
 from meditune.config.recipe import Recipe
 from meditune.config.training_options import VIRTUAL, ModelSpec, Quantize, Strategy
-from meditune.errors import RecipeError
-from meditune.hardware import gpu, memory_gb
+from meditune.data.sources import locate_source
+from meditune.errors import DataError
 from meditune.models.adapters import fuse_lora, make_trainable, parameter_counts
 from meditune.models.catalogue import ADAPTER_FILE, CATALOGUE
 from meditune.models.forward import virtual_tokens
+from meditune.models.generation import BATCH_TOKENS
 from meditune.models.hidden_state_cache import HiddenStateCache, frozen_count
 from meditune.models.inference import register
 from meditune.models.load import base_of, in_range, loading, locate, refuse_unreadable, source
@@ -38,87 +35,9 @@ from meditune.models.shared_prefix_batch import Row, join, with_prompt
 from meditune.progress import Progress
 from meditune.prompts import Encoded
 from meditune.train.losses import PLANNED_FOR_GPU, loss_of_rows
+from meditune.train.machine_speed import LAYER_BYTES, STEP_TEXTS, UTILIZATION, Target, target_of
 from meditune.train.optimizer import state_bytes
 from meditune.train.trainer import recompute_activations
-
-
-class Gpu(NamedTuple):
-    """A GPU's memory, and its speed of dense matrix products, as stated in the vendor's data sheet."""
-
-    name: str
-    memory_gb: float
-    tflops: float
-    """10^12 operations per second in BF16 (FP16 where BF16 is missing) with FP32 accumulation, without sparsity."""
-    bf16: bool
-    source: str
-
-
-with (Path(__file__).parent / "gpus.csv").open(encoding="utf-8", newline="") as _stream:
-    GPUS: dict[str, Gpu] = {
-        name: Gpu(name, float(memory_gb), float(tflops), bf16 == "yes", origin)
-        for name, memory_gb, tflops, bf16, origin in list(csv.reader(_stream))[1:]
-    }
-
-
-def gpu_named(name: str) -> Gpu:
-    """Return the GPU with that name, ignoring case and separators ("RTX 4090"); raise RecipeError if there is none."""
-    bare_name, bare = _bare(name), {_bare(known): known for known in GPUS}
-    if bare_name in bare:
-        return GPUS[bare[bare_name]]
-    near = [known for each, known in bare.items() if bare_name and each.startswith(bare_name)]
-    near = near or [bare[each] for each in difflib.get_close_matches(bare_name, bare, n=3)]
-    hint = f"Did you mean {' or '.join(near)}?" if near else f"Known GPUs: {', '.join(GPUS)}."
-    raise RecipeError(f"--gpu: unknown GPU {name!r}. {hint} Without --gpu, the plan is for this machine.")
-
-
-def _bare(name: str) -> str:
-    return re.sub(r"nvidia|geforce|amd|instinct|[^a-z0-9]", "", name.lower())
-
-
-UTILIZATION = {"cpu": 0.5, "cuda": 0.35}
-"""Share of the peak speed of matrix products that training reaches. The CPU's share was measured (docs/experiments).
-The GPU's share is assumed, because no GPU was available to measure it."""
-SIZE, TIMES = 2048, 5
-
-
-@dataclass(frozen=True)
-class Target:
-    """A machine to train on."""
-
-    name: str
-    memory_gb: float  # available memory, in 10^9 bytes
-    flops: float  # operations per second of large dense matrix products in the model's number format
-    device: str  # cpu or cuda
-    dtype: Any  # the torch dtype of a model's weights
-    source: str  # source of the speed
-
-
-def target_of(spec: ModelSpec, gpu_name: str | None) -> Target:
-    """Return the GPU with that name, or this machine if `gpu_name` is None. Raises RecipeError for an unknown GPU."""
-    from meditune.models.load import number_format
-
-    if gpu_name is not None:
-        known = gpu_named(gpu_name)
-        usual = torch.bfloat16 if known.bf16 else torch.float16
-        dtype = usual if spec.dtype == "auto" else getattr(torch, spec.dtype)
-        return Target(known.name, known.memory_gb, known.tflops * 1e12, "cuda", dtype, known.source)
-    dtype, card = number_format(spec.dtype), gpu()
-    device = "cuda" if card else "cpu"
-    name, room = card or ("this machine's CPU", memory_gb()[1])
-    return Target(name, room, measured_flops(dtype, device), device, dtype, "measured now")
-
-
-def measured_flops(dtype: Any, device: str) -> float:
-    """Return the operations per second of 2,048 x 2,048 matrix products, the best of five after a warm-up."""
-    one = torch.randn(SIZE, SIZE, device=device).to(dtype)
-    best = float("inf")
-    for _ in range(TIMES + 1):
-        started = time.perf_counter()
-        product = one @ one
-        product[0, 0].item()
-        best = min(best, time.perf_counter() - started)
-    return 2 * SIZE**3 / best
-
 
 FUSED = "meditune_planned_fused"
 BLOCK, OUTER_BLOCK = 64, 256
@@ -416,10 +335,53 @@ class Estimate:
     verdict: Verdict
     batch_tokens: int  # number of tokens in a batch, chosen by the recipe or the plan
     checkpointing: bool  # whether the backward pass recomputes activations
+    read_tokens_per_s: float  # speed of reading given text, without training
+    step_s: float  # seconds to compute one more token of each answer of a batch
+    text_s: float  # seconds that each answer of the batch adds to that
 
     def seconds(self, tokens: int) -> float:
         """Return the duration in seconds of training on this number of tokens."""
         return tokens / self.tokens_per_s
+
+    def measuring(self, recipe: Recipe, items: int, item_tokens: float, answers: int) -> Measuring:
+        """Return the duration of measuring one model on `items` test items with this mean number of tokens.
+
+        At most `answers` of the items have an answer. Suites, samples and retrieved passages aren't included.
+        """
+        spec, form = recipe.evaluate, recipe.prompt
+        answers = min(answers, spec.answers or answers)
+        # The likelihood of an answer is measured with and without its question.
+        tokens = items * item_tokens + answers * min(item_tokens, form.answer_room) + spec.choices * CHOICE_TOKENS
+        tokens += (spec.general_tokens if _has_wikitext() else 0) + spec.technical_tokens
+        at_once = max(1, BATCH_TOKENS // (form.max_tokens - form.answer_room + spec.max_new_tokens))
+        writing = answers * max(0.0, item_tokens - form.answer_room) / self.read_tokens_per_s
+        for begin in range(0, answers, at_once):
+            texts = min(at_once, answers - begin)
+            writing += spec.max_new_tokens * (self.step_s + texts * self.text_s)
+        return Measuring(tokens / self.read_tokens_per_s, writing)
+
+
+CHOICE_TOKENS = 20  # mean tokens of a general-knowledge question with its choices
+
+
+def _has_wikitext() -> bool:
+    try:
+        return bool(locate_source("wikitext-2", download=False))
+    except DataError:
+        return False
+
+
+@dataclass(frozen=True)
+class Measuring:
+    """Predicted seconds of measuring one model, before or after training."""
+
+    scoring: float  # likelihoods of given texts
+    writing: float  # answers of the maximum length
+
+    @property
+    def total(self) -> float:
+        """The sum."""
+        return self.scoring + self.writing
 
 
 @dataclass(frozen=True)
@@ -467,8 +429,15 @@ def estimate(recipe: Recipe, config: Any, target: Target) -> Estimate:
     share = memory.total / (target.memory_gb * 1e9)
     verdict: Verdict = "fits" if share <= TIGHT else "tight" if share <= 1 else "no"
     sizes = recipe.train.batch_tokens, bool(recipe.train.gradient_checkpointing)
+    counts, layers = parameter_counts(model), config.get_text_config().num_hidden_layers
+    reading = target.flops * UTILIZATION[target.device] / (2 * counts[1])
+    # A step reads all weights; in layers with few weights, starting the operations takes most of the time.
+    layer_bytes = weight_bytes(model, recipe.model.quantize) / layers
+    step = layers * target.layer_seconds * max(1.0, layer_bytes / LAYER_BYTES[target.device])
+    # On a CPU, half of the time is assumed to grow with the number of answers; a GPU computes them at once.
+    step, text = (step / 2, step / 2 / STEP_TEXTS) if target.device == "cpu" else (step, 0.0)
     return Estimate(
-        recipe.model.strategy, recipe.model.quantize, *parameter_counts(model), memory, speed, verdict, *sizes
+        recipe.model.strategy, recipe.model.quantize, *counts, memory, speed, verdict, *sizes, reading, step, text
     )
 
 

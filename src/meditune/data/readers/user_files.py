@@ -57,11 +57,24 @@ def columns_for(
     }
     for group in layout.needed:
         if not chosen.keys() & set(group):
+            found = _near_column(group, [name for name in available if name not in chosen.values()], layout)
+            hint = f"Did you mean {found[1]!r} as the {found[0]}? " if found else ""
+            field, column = found or (group[0], "COLUMN")
             raise DataError(
-                f"{where}: no column for the {' or '.join(group)}. The columns are {list_columns(available)}. Name one "
-                f"in the recipe, for example fields: {{{group[0]}: COLUMN}}."
+                f"{where}: no column for the {' or '.join(group)}. The columns are {list_columns(available)}. {hint}"
+                f"Rename the column, or name it in the recipe, for example fields: {{{field}: {column}}}."
             )
     return chosen
+
+
+def _near_column(group: Sequence[str], free: Sequence[str], layout: Layout) -> tuple[str, str] | None:
+    """Return a field of the group and the column whose name is a misspelling of one of the field's names."""
+    by_lower = {column.lower(): column for column in free}
+    for field in group:
+        for name in layout.guesses[field]:
+            if near := difflib.get_close_matches(name, by_lower, n=1, cutoff=0.8):
+                return field, by_lower[near[0]]
+    return None
 
 
 def has_column(
@@ -107,7 +120,7 @@ def records(
     first = list(itertools.islice(stream, LOOK_AHEAD))
     if not first:
         raise DataError(no_rows)
-    columns = columns_for(column_names(row for _, row in first), fields, first[0][0], layout)
+    columns = columns_for(column_names(row for _, row in first), fields, _header(first[0][0]), layout)
     used = set(columns.values())
     number = 0
 
@@ -124,6 +137,13 @@ def records(
         return made if isinstance(made, str) else [made]
 
     return accepted(source, numbered(), record, rejects)
+
+
+def _header(place: str) -> str:
+    """Return where the column names of a table are, given the location of its first row."""
+    file, colon, line = place.rpartition(":")
+    is_table = colon and line.isdigit() and Path(file).suffix.lower() in {".csv", ".tsv"}
+    return f"{file}, line 1 (the header)" if is_table else place
 
 
 def cell(value: object) -> str:
