@@ -246,18 +246,20 @@ def _checked(name: str, folder: Path, home: Path | None, form: PromptFormat, to:
 
 def _remedy(to: str, weights: str, origin: str) -> str:
     """Return what users can do about an export that deviates too much."""
-    if origin == SAMPLE:
-        return (
-            "This sample says little about a model. Export the run's folder, so that the check uses the run's own "
-            "data, or make PubMedQA available for the check: meditune doctor says how."
-        )
     kind = KINDS[to]
     order = list(gguf.QUANTIZATIONS) if not kind.weights else [kind.weights, *kind.others]
     if finer := order[: order.index(weights)]:
-        return f"Try finer weights: {' or '.join(f'--quantization {each}' for each in reversed(finer))}"
-    if kind.weights == KINDS[PLAIN].weights:
-        return "This format only rounds weights to 16 bits, so check with `meditune evaluate` that the model works."
-    return f"These are the finest weights of this format. Keep 16 bits: --to {PLAIN}"
+        remedy = f"Try finer weights: {' or '.join(f'--quantization {each}' for each in reversed(finer))}."
+    elif kind.weights == KINDS[PLAIN].weights:
+        remedy = "This format only rounds weights to 16 bits, so check with `meditune evaluate` that the model works."
+    else:
+        remedy = f"These are the finest weights of this format. Keep 16 bits: --to {PLAIN}."
+    if origin == SAMPLE:
+        remedy += (
+            " This sample says little about a model: export the run's folder, so that the check uses the run's own data; "
+            "or put PubMedQA into $MEDITUNE_DATA/pubmedqa, or go online, so that the check can download it."
+        )
+    return remedy
 
 
 def _deviation(name: str, home: Path | None, check: Check | ClaimCheck, after: Any) -> Deviation | ClaimDeviation:
