@@ -256,8 +256,8 @@ def _remedy(to: str, weights: str, origin: str) -> str:
         remedy = f"These are the finest weights of this format. Keep 16 bits: --to {PLAIN}."
     if origin == SAMPLE:
         remedy += (
-            " This sample says little about a model: export the run's folder, so that the check uses the run's own data; "
-            "or put PubMedQA into $MEDITUNE_DATA/pubmedqa, or go online, so that the check can download it."
+            " This sample says little about a model: export the run's folder, so that the check uses the run's own "
+            "data; or put PubMedQA into $MEDITUNE_DATA/pubmedqa, or go online, so that it is downloaded."
         )
     return remedy
 
