@@ -90,10 +90,13 @@ class Target:
         measured = "Predicted times are rough: the speed was measured for a few seconds"
         if self.device == "cuda":
             return f"{measured}."
-        times = cpu_load() / cores()
-        busy = (
-            f" It is busy now: at this load, a run takes about {1 + times:.0f} times as long." if times >= 0.75 else ""
-        )
+        load, busy = cpu_load(), ""
+        if load > 0.75 * cores():
+            # Threads wait for each other after each of many short operations, so the slowdown exceeds the load.
+            busy = (
+                f" It is busy now ({load:.0f} programs on {cores()} cores), so a run takes several times as long: with "
+                "two to three programs per core, ten times was measured."
+            )
         return f"{measured}, and applies while no other program is busy on this machine.{busy}"
 
 
