@@ -8,8 +8,10 @@ from transformers import AutoTokenizer
 
 from meditune.config.data_options import DataSpec, PromptFormat, SourceSpec
 from meditune.config.recipe import Recipe
+from meditune.data.example import Example
 from meditune.data.leakage import FILE_NAME
 from meditune.data.prepare import prepare
+from meditune.engines.open_engine import open_engine
 from meditune.errors import ModelError
 from meditune.export import export, verify
 from meditune.export.prompt_templates import ollama_template
@@ -127,6 +129,26 @@ def test_tolerances():
     assert noisy.problems() == [], "chance explains the rise of 5 %"
     assert Deviation(**fine | {"perplexity": (10.0, 10.5), "least_rise": 0.03}, written=(2.0, 2.1)).problems()
     assert Deviation(**fine | {"changed": (5, 1)}, written=(2.0, 2.1)).problems() == [], "chance explains it (p 0.11)"
+
+
+@pytest.mark.parametrize("value", [float("nan"), -float("inf")])
+def test_an_export_without_probabilities_is_reported(value):
+    before, after = [-1.0, -2.0, -1.5], [-1.0, value, -1.5]
+    rise = verify._least_rise(before, after)
+    assert rise is None
+    perplexity = (verify._exp(before), verify._exp(after))
+    found = Deviation(3, perplexity, None, None, None, (2.0, 2.0), least_rise=rise).problems()
+    assert "perplexity of reference answers" in found[0]
+
+
+def test_a_check_whose_questions_all_exceed_the_prompt_is_refused(tmp_path):
+    form = PromptFormat(max_tokens=64, answer_tokens=16)
+    example = Example(id="a:1", source="a", question="word " * 500, answer="No.", group="1")
+    check = verify.Check([example], [], form, verify.OWN_DATA)
+    engine = open_engine(str(tiny.save(tmp_path / "model")))
+    with pytest.raises(ModelError, match="none of 1 questions from the run's data"):
+        check.outputs(engine, "Checking")
+    engine.close()
 
 
 def test_a_format_in_ollamas_own_syntax_cant_be_written():

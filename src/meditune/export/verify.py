@@ -33,7 +33,7 @@ from meditune.data.readers import pubmedqa
 from meditune.data.readers.tables import Rejects
 from meditune.data.sources import SOURCES, locate_source
 from meditune.engines.engine import Engine, GenerationRequest, generate_all
-from meditune.errors import DataError
+from meditune.errors import DataError, ModelError
 from meditune.evidence.support_model import ClaimCorrection, load_correction
 from meditune.files import read_text
 from meditune.progress import Progress, track
@@ -172,6 +172,11 @@ class Check:
         decided = _fitting(encoder, self.decided, "decision", COUNT)
         answered = _fitting(encoder, self._answered, "answer", ANSWERS)
         prompts = [item.prompt for item in _fitting(encoder, self.examples, None, WRITTEN_ITEMS)]
+        if not prompts:
+            raise ModelError(
+                f"The export can't be checked: none of {len(self.examples)} questions from {self.origin} fits into "
+                "prompt.max_tokens. Train with a larger value."
+            )
         logprobs: list[float] = []
         decisions: list[str] = []
         with Progress(label, len(decided) + len(answered) + len(prompts)) as progress:
@@ -369,7 +374,7 @@ def _exp(logprobs: list[float]) -> float:
 def _least_rise(before: list[float], after: list[float]) -> float | None:
     """Return the lower limit of the one-sided interval of the relative increase in perplexity, from paired tokens."""
     losses = [was - now for was, now in zip(before, after, strict=True)]
-    if len(losses) < 2:
+    if len(losses) < 2 or not all(map(math.isfinite, losses)):
         return None
     error = stdev(losses) / math.sqrt(len(losses))
     return math.exp(fmean(losses) - NormalDist().inv_cdf(1 - CHANCE) * error) - 1
