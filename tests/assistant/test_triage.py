@@ -477,6 +477,8 @@ def test_weights_for_another_sentence_model_are_refused(tmp_path: Path) -> None:
         "Ich habe starke Schmerzen in der Brust und mein linker Arm ist taub",
         "J'ai une douleur très forte dans la poitrine",
         "Me duele mucho el pecho y no puedo respirar",
+        "Mi hijo no puede respirar",
+        "Was soll ich gegen die Schmerzen in der Brust tun?",
         "Mam silny ból w klatce piersiowej",
         "У меня сильная боль в груди",
         "胸が痛くて息ができません",

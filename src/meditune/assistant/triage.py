@@ -30,7 +30,7 @@ from meditune.assistant.emergencies import (
     signs_in,
 )
 from meditune.assistant.message_clauses import LAST_CHARACTERS, MAX_CHARACTERS, is_shortened, texts_of
-from meditune.data.quality.quality_filters import is_english, language_probability
+from meditune.data.quality.quality_filters import language_probability
 from meditune.errors import ModelError
 from meditune.models import package_download, sentence_encoder
 from meditune.models.catalogue import SENTENCE_MODEL, SENTENCE_MODEL_INT8
@@ -193,8 +193,13 @@ OTHER_LANGUAGE = (
     "Emergencies are recognized only in English, and this message seems to be in another language. If someone may be "
     "in danger, call {emergency} at once."
 )
-MIN_LANGUAGE_WORDS, MAX_ENGLISH_PROBABILITY = 4, 0.02
+MIN_LANGUAGE_WORDS, MAX_ENGLISH_PROBABILITY = 4, 0.0015
 """The language of shorter messages isn't judged, and above this probability a message counts as English"""
+
+_ENGLISH_WORDS = frozenset(
+    "the what how does with and this that should which when why because about from you your been would could has who "
+    "where there can are have is for my".split()
+)
 
 
 class Classifier(Protocol):
@@ -312,6 +317,8 @@ def is_in_other_language(message: str) -> bool:
     latin = sum("LATIN" in unicodedata.name(character, "LATIN") for character in letters)
     if 2 * latin < len(letters):
         return True
-    if len(message.split()) < MIN_LANGUAGE_WORDS or is_english(message):
+    words = re.findall(r"[^\W\d_]+", message.lower())
+    # The language model takes 80 MB, so it isn't loaded for messages with typical English words.
+    if len(message.split()) < MIN_LANGUAGE_WORDS or _ENGLISH_WORDS.intersection(words):
         return False
     return language_probability(message, ("en",)) < MAX_ENGLISH_PROBABILITY

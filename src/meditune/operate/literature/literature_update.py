@@ -47,7 +47,7 @@ def update_index(
         manifest, changes = build_index.build(place, [collection, *documents], load_encoder(embedding or DEFAULT))
     else:
         before = index.read(place)
-        registered = asdict(collection) in before.collections
+        registered = collection in [collections.Collection(**each) for each in before.collections]
         since = library.indexed(place.name, before.content) if registered else 0
         if since == change and registered and not documents:
             return None
