@@ -196,9 +196,10 @@ OTHER_LANGUAGE = (
 MIN_LANGUAGE_WORDS, MAX_ENGLISH_PROBABILITY = 4, 0.0015
 """The language of shorter messages isn't judged, and above this probability a message counts as English"""
 
-_ENGLISH_WORDS = frozenset(
-    "the what how does with and this that should which when why because about from you your been would could has who "
-    "where there can are have is for my".split()
+_ENGLISH_WORDS = re.compile(
+    r"\b(?:the|what|how|does|with|and|this|that|should|which|when|why|because|about|from|you|your|been|would|could|has"
+    r"|who|where|there|can|are|have|is|for|my)\b",
+    re.IGNORECASE,
 )
 
 
@@ -317,8 +318,7 @@ def is_in_other_language(message: str) -> bool:
     latin = sum("LATIN" in unicodedata.name(character, "LATIN") for character in letters)
     if 2 * latin < len(letters):
         return True
-    words = re.findall(r"[^\W\d_]+", message.lower())
     # The language model takes 80 MB, so it isn't loaded for messages with typical English words.
-    if len(message.split()) < MIN_LANGUAGE_WORDS or _ENGLISH_WORDS.intersection(words):
+    if len(message.split()) < MIN_LANGUAGE_WORDS or _ENGLISH_WORDS.search(message):
         return False
     return language_probability(message, ("en",)) < MAX_ENGLISH_PROBABILITY
