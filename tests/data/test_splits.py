@@ -145,5 +145,34 @@ def test_a_fixed_source_is_whole_in_its_split_and_draws_shared_questions_into_tr
     assert found.test_set == "own/test-fixed-20+own/free-group-12"
 
 
+@pytest.mark.parametrize("newest", [False, True])
+@pytest.mark.parametrize("chain", [1, 2, 4])
+def test_rows_similar_to_a_fixed_training_row_and_the_rows_joined_to_them_are_trained_on(chain, newest):
+    own, known = [example(n, meta={"year": 1990 + n * 7 % 11}) for n in range(40)], example(200, "own/train")
+    similar = [e.id for e in own[:chain]]
+    pairs = [*zip(similar, [*similar[1:], known.id], strict=True)]
+
+    def leaks(splits):
+        rank = {e.id: n for n, part in enumerate((splits.train, splits.dev, splits.test)) for e in part}
+        straddling = [pair for pair in pairs if rank[pair[0]] != rank[pair[1]]]
+        return {tuple(sorted(pair, key=lambda id_: -rank[id_])) for pair in straddling}
+
+    sources, fixed = {"own": own, "own/train": [known]}, {"own/train": "train"}
+    for seed in range(30):
+        found = split(sources, False, 0.2, 0.2, seed, newest=newest, fixed=fixed, leaks=leaks)
+        assert leaks(found) == set()
+        assert {e.id for e in found.train} >= {*similar, known.id}
+        assert sorted(e.id for part in found.named().values() for e in part) == sorted(e.id for e in [*own, known])
+
+
+def test_rows_that_ask_the_question_of_a_fixed_training_row_are_not_for_development():
+    known = [example(n, "own/train") for n in range(5)]
+    own = [*(example(n, question=known[n].question) for n in range(5)), *(example(n) for n in range(5, 40))]
+    for seed in range(20):
+        found = split({"own": own, "own/train": known}, False, 0.2, 0.4, seed, fixed={"own/train": "train"})
+        assert {e.id for e in found.train} >= {e.id for e in own[:5]}
+        assert len(found.dev) == pytest.approx(0.4 * 32, abs=2)
+
+
 def test_an_official_test_set_of_a_source_in_a_fixed_split_is_not_looked_for():
     assert official_tests({"scifact": [example(1, "scifact")]}, {"scifact"}) == set()

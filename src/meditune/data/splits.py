@@ -79,10 +79,11 @@ def split(
 
     With `newest`, the test set has the newest publications. `fixed` maps a source to the split for all its rows.
     `all_rows` are the rows before quality control; official test sets are defined on these rows. Other rows that share
-    a question, context or turn with a row of an official or fixed split go to train or dev, where the leakage check
-    finds those that a test item repeats. `leaks` returns the ids of held-out rows, each with that of a similar
-    row to train on; such rows are put into one split, unless an official or fixed split separates them. Raises
-    DataError if a split is empty; `left_out` says which rows were left out before, and how to keep them.
+    a question, context or turn with a row of an official or fixed split go to train or dev (with a row that is fixed as
+    training data, to train), where the leakage check finds those that a test item repeats. `leaks` returns the ids of
+    held-out rows, each with that of a similar row to train on; such rows are put into one split, unless an official or
+    fixed split separates them. Raises DataError if a split is empty; `left_out` says which rows were left out before,
+    and how to keep them.
     """
     rest: list[Example] = []
     test: list[Example] = []
@@ -112,7 +113,7 @@ def split(
         remaining, held = choose(unseen, test_share, seed, same, joined)
         trained = [*related, *remaining]
         if fold is None:
-            train, dev = by_group(trained, dev_share, seed + 1, same, joined)
+            train, dev = by_group(trained, dev_share, seed + 1, same, joined, kept_with=placed["train"])
         else:
             train, dev = _parted(trained, {index for index, example in enumerate(trained) if example.id in chosen})
         return Splits([*train, *placed["train"]], [*dev, *placed["dev"]], [*test, *held, *placed["test"]], "")
@@ -125,7 +126,9 @@ def split(
         joined |= found
         movable = {example.id for example in unseen}
         drawn = {one for one, two in found if two not in movable}
-        unseen, more = _parted(unseen, {index for index, example in enumerate(unseen) if example.id in drawn})
+        groups = _components(unseen, same, joined)
+        touched = [members for members in groups if any(unseen[index].id in drawn for index in members)]
+        unseen, more = _parted(unseen, {index for members in touched for index in members})
         related += more
         splits = dealt(joined)
     train, dev, test = splits.train, splits.dev, splits.test
@@ -154,19 +157,25 @@ def by_group(
     seed: int,
     same_question: Mapping[str, str] | None = None,
     joined: Collection[Pair] = (),
+    kept_with: Sequence[Example] = (),
 ) -> tuple[list[Example], list[Example]]:
     """Return (rest, held) with about `share` of the examples held out in complete groups.
 
     The groups are stratified by source and decision. Examples of a group share their `group`, their context, a turn or
-    (according to `same_questions`) their question, or are one of the pairs in `joined`.
+    (according to `same_questions`) their question, or are one of the pairs in `joined`. A group isn't held out if it is
+    connected in this way with one of the examples in `kept_with`; these aren't returned.
     """
-    same = same_questions(examples) if same_question is None else same_question
+    same = same_questions([*examples, *kept_with]) if same_question is None else same_question
     strata: dict[str, list[list[int]]] = defaultdict(list)
     for members in _components(examples, same):
         first = examples[members[0]]
         strata[f"{first.source}/{first.decision}"].append(members)
     # Joining groups doesn't change the order of the others, so most rows stay in their split.
     whole = {members[0]: members for members in _components(examples, same, joined)} if joined else {}
+    kept: set[int] = set()
+    if kept_with:
+        for members in _components([*examples, *kept_with], same, joined):
+            kept.update(members if members[-1] >= len(examples) else ())
     held: set[int] = set()
     for name in sorted(strata):
         groups = strata[name]
@@ -174,8 +183,8 @@ def by_group(
         target, taken = share * sum(map(len, groups)), 0
         for members in groups:
             members = whole.get(members[0], []) if joined else members
-            if taken + len(members) / 2 > target:
-                continue  # a smaller group may still fit
+            if taken + len(members) / 2 > target or not kept.isdisjoint(members):
+                continue  # another group may still fit
             held.update(members)
             taken += len(members)
     return _parted(examples, held)
