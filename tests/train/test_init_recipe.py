@@ -130,13 +130,68 @@ def test_comments_say_how_many_answers_are_cut(tmp_path: Path, monkeypatch: pyte
     assert "context" not in text
 
 
-def test_a_tokenizer_on_this_machine_counts_the_tokens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("place")
+def test_answers_of_one_character_have_a_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(init_recipe, "target_of", lambda *_: LAPTOP)
+    data, output = tmp_path / "choices.csv", tmp_path / "mine.yaml"
+    lines = (f"Which of A to D is the right dose of drug {number}?,{'ABCD'[number % 4]}\n" for number in range(40))
+    data.write_text("question,answer\n" + "".join(lines), encoding="utf-8")
+    done = meditune("init", data, "--output", output)
+    assert done.code == 0, done
+    assert inspect_data(data).answer_tokens == [1] * 40
+    assert "so all answers fit." in output.read_text(encoding="utf-8")
+
+
+def tokenizer_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Put a base with a tokenizer on this machine, a laptop."""
     monkeypatch.setenv("MEDITUNE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(init_recipe, "target_of", lambda *_: LAPTOP)
     folder = tmp_path / "cache" / "models" / "qwen2.5-coder-0.5b"
     tokenizer = tiny.tokenizer()
     tokenizer.save_pretrained(folder)
     (folder / "config.json").write_text("{}", encoding="utf-8")
+    return tokenizer
+
+
+def test_rows_are_counted_in_the_whole_file_and_their_number_is_stated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer = tokenizer_here(tmp_path, monkeypatch)
+    monkeypatch.setattr(init_recipe, "MAX_COUNTED", 50)
+    data, output = tmp_path / "pairs.csv", tmp_path / "mine.yaml"
+    lines = [f"What is disease {number}?,It is {'very ' * (number // 4)}common.\n" for number in range(120)]
+    data.write_text("question,answer\n" + "".join(lines), encoding="utf-8")
+    initial = choose(inspect_data(data))
+    assert len(initial.data.lengths) == 50
+    assert initial.data.answer_tokens[-1] == len(tokenizer(f"It is {'very ' * 29}common.")["input_ids"])
+    tokens = initial.data.summary()[1]
+    assert "counted by the tokenizer of qwen2.5-coder-0.5b in 50 of 120 rows: half of these rows have" in tokens
+    assert "the longest row" not in tokens
+    init_recipe.write(initial, output)
+    text = output.read_text(encoding="utf-8")
+    assert "# Long enough for all 50 counted rows." in text
+    assert "so all answers in 50 counted rows fit." in text
+    assert "of the answers in 50 counted rows." in text
+
+
+def test_nothing_is_said_about_answers_if_no_counted_row_has_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer_here(tmp_path, monkeypatch)
+    monkeypatch.setattr(init_recipe, "MAX_COUNTED", 30)
+    data, output = tmp_path / "pairs.csv", tmp_path / "mine.yaml"
+    lines = (f"Does drug {number} help?,{'' if number < 59 else 'Yes it does.'},yes\n" for number in range(60))
+    data.write_text("question,answer,decision\n" + "".join(lines), encoding="utf-8")
+    initial = choose(inspect_data(data))
+    assert (initial.data.answers, initial.data.answer_tokens) == (1, [])
+    init_recipe.write(initial, output)
+    text = output.read_text(encoding="utf-8")
+    assert "answers fit" not in text
+    assert "of the answers" not in text
+
+
+def test_a_tokenizer_on_this_machine_counts_the_tokens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = tokenizer_here(tmp_path, monkeypatch)
     initial = choose(inspect_data(long_answers(tmp_path / "pairs.csv")))
     short = len(tokenizer("It is common. " * 20)["input_ids"])
     assert initial.data.answer_tokens[0] == pytest.approx(short, abs=3)

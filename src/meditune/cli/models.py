@@ -281,14 +281,17 @@ def _print_plan(planned: Planned, recipe: Recipe, examples: int) -> None:
         f"{recipe.prompt.max_tokens} tokens each, the maximum that prompt.max_tokens allows. "
         "Time and memory are for training only; the evaluations may need more memory."
     )
-    items = recipe.evaluate.answers or examples
-    measuring = planned.own.measuring(recipe, items, recipe.prompt.max_tokens, items)
+    tests, devs = recipe.data.test_share, recipe.data.dev_share
+    items = round(examples * tests / ((1 - tests) * (1 - devs)))
+    answers = min(recipe.evaluate.answers or items, items)
+    measuring = planned.own.measuring(recipe, items, recipe.prompt.max_tokens, answers)
     training = planned.own.seconds(tokens)
     out.print(
-        f"Time of `meditune run` with {items:,} test items: {clock(training + 2 * measuring.total)}, of which "
-        f"training: {clock(training)}, measuring the base model: {clock(measuring.total)} "
-        f"({clock(measuring.writing)} of it for writing answers), and the tuned model: the same again. To write fewer "
-        f"or shorter answers, lower evaluate.answers or evaluate.max_new_tokens. {target.rough}"
+        f"Time of `meditune run`, assuming {items:,} test items, {answers:,} of them answered in writing: "
+        f"{clock(training + 2 * measuring.total)}, of which training: {clock(training)}, measuring the base model: "
+        f"{clock(measuring.total)} ({clock(measuring.writing)} of it for writing answers), and the tuned model: the "
+        "same again. To write fewer or shorter answers, lower evaluate.answers or evaluate.max_new_tokens. "
+        f"{target.rough}"
     )
     out.print(
         f"Batches contain up to {planned.own.batch_tokens:,} tokens (train.micro_batch_tokens); activations are "

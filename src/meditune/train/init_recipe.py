@@ -85,6 +85,11 @@ class DataFacts:
         return sorted(answer for _, answer in self.lengths if answer)
 
     @property
+    def counted(self) -> str:
+        """How many rows were counted, if the file has more, such as "2,000 counted rows"; else an empty text."""
+        return f"{len(self.lengths):,} counted rows" if len(self.lengths) < self.total else ""
+
+    @property
     def has_dialogues(self) -> bool:
         """Whether a conversation has turns before its last question."""
         return any(turn.role == "assistant" for example in self.examples for turn in example.turns or ())
@@ -94,13 +99,19 @@ class DataFacts:
         return sum(min(row, most) for row, _ in self.lengths) / len(self.lengths)
 
     def fitting_answers(self, form: PromptFormat) -> float:
-        """Return the share of the answers that aren't cut: what precedes an answer leaves it at least its own room."""
+        """Return the share of the answers that aren't cut: what precedes an answer leaves it at least its own room.
+
+        Without answers, nothing is cut, and the share is 1.
+        """
         room = form.answer_tokens
         fits = [answer <= max(room, form.max_tokens - row + answer) for row, answer in self.lengths if answer]
-        return sum(fits) / len(fits)
+        return sum(fits) / len(fits) if fits else 1.0
 
     def counted_by(self, base: str) -> DataFacts:
-        """Return the facts with tokens that the base's tokenizer counted, if it is on this machine."""
+        """Return the facts with tokens that the base's tokenizer counted, if it is on this machine.
+
+        Of more than MAX_COUNTED rows, only an evenly spaced sample is counted.
+        """
         entry = CATALOGUE[base]
         if not entry.is_downloaded:
             return self
@@ -115,7 +126,10 @@ class DataFacts:
         def count(text: str) -> int:
             return len(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]) if text else 0
 
-        return replace(self, lengths=_lengths(self.examples[:MAX_COUNTED], count), tokenizer=base)
+        rows = len(self.examples)
+        size = min(rows, MAX_COUNTED)
+        sample = [self.examples[number * rows // size] for number in range(size)]
+        return replace(self, lengths=_lengths(sample, count), tokenizer=base)
 
     def summary(self) -> list[str]:
         """Return the facts as sentences."""
@@ -133,10 +147,14 @@ class DataFacts:
         counted = by if self.tokenizer else "estimated from the number of bytes"
         found = f"{about}{self.total:,} {self.kind}{some if has else ''}{', '.join(has)}."
         lengths = [_at(self.row_tokens, share) for share in (0.5, 0.95, 1.0)]
+        half, longest = "half of the rows", "the longest row"
+        if self.counted:
+            counted += f" in {len(self.lengths):,} of {about}{self.total:,} rows"
+            half, longest = "half of these rows", "the longest of them"
         return [
             found[0].upper() + found[1:],
-            f"Tokens per row, {counted}: half of the rows have at most {lengths[0]:,}, 95% have at most "
-            f"{lengths[1]:,}, and the longest row has {lengths[2]:,}.",
+            f"Tokens per row, {counted}: {half} have at most {lengths[0]:,}, 95% have at most {lengths[1]:,}, and "
+            f"{longest} has {lengths[2]:,}.",
             *(f"Rows that can't be used: {reason}." for reason in self.rejected),
         ]
 
@@ -240,7 +258,7 @@ def _further_columns(found: Sequence[Row]) -> dict[str, str]:
 
 
 def _tokens(text: str) -> int:
-    return round(len(text.encode()) / BYTES_PER_TOKEN)
+    return max(1, round(len(text.encode()) / BYTES_PER_TOKEN)) if text else 0
 
 
 def _lengths(examples: Iterable[Example], count: Callable[[str], int]) -> list[tuple[int, int]]:
@@ -490,11 +508,11 @@ def _options(initial: Initial) -> Iterable[tuple[str, Any, str]]:
     if form.context_head:
         ends = "If a context is shortened, this share of its tokens is taken from its beginning, the rest from its end."
         yield "prompt.context_head", form.context_head, ends
-    fits = ""
-    if data.answers:
+    fits, counted = "", f" in {data.counted}" if data.counted else ""
+    if data.answer_tokens:
         share = data.fitting_answers(form)
-        fits = "Minimum room for an answer. A shorter prompt leaves more room, so "
-        fits += "all answers fit." if share == 1 else f"{share:.0%} of the answers fit; the others are cut."
+        many, cut = ("all answers", "") if share == 1 else (f"{share:.0%} of the answers", "; the others are cut")
+        fits = f"Minimum room for an answer. A shorter prompt leaves more room, so {many}{counted} fit{cut}."
     yield "prompt.answer_tokens", form.answer_tokens, fits
     if data.kind == "claims":
         yield "train.tasks", ["claim"], ""
@@ -521,19 +539,20 @@ def _options(initial: Initial) -> Iterable[tuple[str, Any, str]]:
         yield "evaluate.answers", spoken.answers, fewer
     enough = sum(count <= spoken.max_new_tokens for count in data.answer_tokens) / max(1, len(data.answer_tokens))
     ends = " Writing takes long, so longer answers end here." if enough < 1 else ""
-    long = f"Long enough for {enough:.0%} of the answers.{ends}"
-    yield "evaluate.max_new_tokens", spoken.max_new_tokens, long if data.answers else ""
+    long = f"Long enough for {enough:.0%} of the answers{counted}.{ends}"
+    yield "evaluate.max_new_tokens", spoken.max_new_tokens, long if data.answer_tokens else ""
 
 
 def _long_rows(initial: Initial) -> str:
     """Return a comment about the rows that are longer than prompt.max_tokens."""
     data, form = initial.data, initial.recipe.prompt
+    rows = data.counted or "rows"
     longer = sum(count > form.max_tokens for count in data.row_tokens) / len(data.row_tokens)
     if not longer:
-        return "Long enough for all rows."
+        return f"Long enough for all {rows}."
     what = "earliest turns" if data.has_dialogues else "context" if data.contexts else ""
     cut = 100 - round(100 * data.fitting_answers(form)) if data.answers else 0
     ends = f"{cut}% of the answers are cut" if cut else ""
     if what:
-        return f"{longer:.0%} of the rows are longer and lose part of their {what}{f'; {ends}' if ends else ''}."
-    return f"{longer:.0%} of the rows are longer: {ends or 'they are shortened'}. A higher value trains more slowly."
+        return f"{longer:.0%} of the {rows} are longer and lose part of their {what}{f'; {ends}' if ends else ''}."
+    return f"{longer:.0%} of the {rows} are longer: {ends or 'they are shortened'}. A higher value trains more slowly."

@@ -81,6 +81,8 @@ class Target:
     layer_seconds: float = 0.001
     """Seconds that a layer takes to compute one more token of each of STEP_TEXTS answers. For a GPU, this is assumed:
     starting a layer's operations takes about a millisecond."""
+    layer_bytes: float = 500e6
+    """Bytes of weights that are read in `layer_seconds`. On a CPU, those of the measured layer; for a GPU, assumed."""
 
     @property
     def rough(self) -> str:
@@ -119,8 +121,8 @@ def target_of(spec: ModelSpec, gpu_name: str | None) -> Target:
     if card:
         return Target(*card, matrix_flops(dtype), "cuda", dtype, MEASURED)
     room = memory_gb()[1]
-    flops, layer_seconds = cpu_speed(dtype)
-    return Target("this machine's CPU", room, flops, "cpu", dtype, MEASURED, layer_seconds)
+    flops, layer_seconds, layer_bytes = cpu_speed(dtype)
+    return Target("this machine's CPU", room, flops, "cpu", dtype, MEASURED, layer_seconds, layer_bytes)
 
 
 SIZE = 2048
@@ -140,12 +142,13 @@ PROBED = "qwen2.5-coder-0.5b"
 """The base whose layers are measured; it is the recommended one for a CPU"""
 PROBED_LAYERS, PROBED_VOCABULARY, PROBED_TOKENS = 2, 8192, 256
 STEP_TEXTS = 16
-LAYER_BYTES = {"cpu": 30e6, "cuda": 500e6}
-"""Bytes of weights in `Target.layer_seconds`: those of the measured layer, or what a GPU is assumed to read"""
 
 
-def cpu_speed(dtype: Any) -> tuple[float, float]:
-    """Return the operations per second in training and `Target.layer_seconds`, while no other program is busy."""
+def cpu_speed(dtype: Any) -> tuple[float, float, int]:
+    """Return the operations per second in training, `Target.layer_seconds`, and `Target.layer_bytes`.
+
+    The speed is that of a machine on which no other program is busy.
+    """
     no_telemetry()
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -153,6 +156,7 @@ def cpu_speed(dtype: Any) -> tuple[float, float]:
     config = AutoConfig.for_model(**CATALOGUE[PROBED].shape | smaller)
     with quiet_transformers(), torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=register())
+        layer_bytes = sum(weight.numel() * weight.element_size() for weight in model.model.layers[0].parameters())
         model = make_trainable(model, ModelSpec(base=PROBED), 0)
     model = model.to_empty(device="cpu")
     for tensor in (*model.parameters(), *model.buffers()):
@@ -175,7 +179,7 @@ def cpu_speed(dtype: Any) -> tuple[float, float]:
             step = _median_seconds(lambda: decoder.step([1] * STEP_TEXTS), time.thread_time)
     finally:
         torch.set_num_threads(threads)
-    return flops * threads**TRAINING_GAIN, step / PROBED_LAYERS / threads**WRITING_GAIN
+    return flops * threads**TRAINING_GAIN, step / PROBED_LAYERS / threads**WRITING_GAIN, layer_bytes
 
 
 TRAINING_GAIN, WRITING_GAIN = 0.8, 0.5

@@ -35,7 +35,7 @@ from meditune.models.shared_prefix_batch import Row, join, with_prompt
 from meditune.progress import Progress
 from meditune.prompts import Encoded
 from meditune.train.losses import PLANNED_FOR_GPU, loss_of_rows
-from meditune.train.machine_speed import LAYER_BYTES, STEP_TEXTS, UTILIZATION, Target, target_of
+from meditune.train.machine_speed import STEP_TEXTS, UTILIZATION, Target, target_of
 from meditune.train.optimizer import state_bytes
 from meditune.train.trainer import recompute_activations
 
@@ -433,7 +433,7 @@ def estimate(recipe: Recipe, config: Any, target: Target) -> Estimate:
     reading = target.flops * UTILIZATION[target.device] / (2 * counts[1])
     # A step reads all weights; in layers with few weights, starting the operations takes most of the time.
     layer_bytes = weight_bytes(model, recipe.model.quantize) / layers
-    step = layers * target.layer_seconds * max(1.0, layer_bytes / LAYER_BYTES[target.device])
+    step = layers * target.layer_seconds * max(1.0, layer_bytes / target.layer_bytes)
     # On a CPU, half of the time is assumed to grow with the number of answers; a GPU computes them at once.
     step, text = (step / 2, step / 2 / STEP_TEXTS) if target.device == "cpu" else (step, 0.0)
     return Estimate(
