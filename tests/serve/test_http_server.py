@@ -144,7 +144,7 @@ def test_what_cant_be_served_is_said(model, tmp_path):
             1, f"Can't listen on 127.0.0.1:{port}", "Choose another"
         )
     free = ("--port", 0, *store)
-    meditune("serve", tmp_path / "nothing", *free).refused(4, "There is no model")
+    meditune("serve", tmp_path / "nothing", *free).refused(4, "no such folder")
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "recipe.yaml").write_text("name: quickstart\n")
     meditune("serve", tmp_path / "run", *free).refused(4, "contains no model", "training hasn't finished")
