@@ -246,7 +246,7 @@ def test_what_suits_the_machine_comes_first() -> None:
 def test_the_table_is_aligned_and_names_the_recipe_for_the_machine(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("meditune.train.resource_plan.target_of", lambda *_: SMALL_GPU)
+    monkeypatch.setattr("meditune.train.machine_speed.target_of", lambda *_: SMALL_GPU)
     rows = models.rows(SMALL_GPU)
     models.models()
     heading, *lines = capsys.readouterr().out.splitlines()
