@@ -223,7 +223,7 @@ def test_pairs_of_corrupted_answers_are_built_and_measured_by_kind(place):
     [
         (3, {"seed": 5}, ("in the training data of", "Leakage")),
         (4, {"prompt__answer_cue": "Say:"}, ("tuned with another prompt", "prompt.answer_cue is 'Conclusion:' there")),
-        (4, {"model__base": "./runs/none"}, ("no model './runs/none'", "finish that run first")),
+        (4, {"model__base": "./runs/none"}, ("runs/none: no such folder", "finish that run first")),
         (4, {"model__base": "api:some-model", "model__api__key_variable": "null"}, ("only train.objective sft",)),
         (3, {"train__preference__path": "none.jsonl"}, ("none.jsonl: no such file",)),
         (2, {"train__end_weight": "0.5"}, ("train.end_weight has no effect with train.objective dpo",)),

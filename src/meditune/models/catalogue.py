@@ -145,7 +145,10 @@ def refuse_missing_folder(name: str) -> None:
         hint = f"Folders in {parent}: {', '.join(beside[:5])}{' and more' if len(beside) > 5 else ''}. "
     else:
         hint = "" if parent.is_dir() else f"There is no folder {parent}, either. "
-    raise ModelError(f"{name}: no such folder. {hint}A model on the hub is written OWNER/NAME.")
+    raise ModelError(
+        f"{name}: no such folder. {hint}If another run makes it, finish that run first. A model on the hub is written "
+        "OWNER/NAME."
+    )
 
 
 def split_revision(name: str) -> tuple[str, str | None]:
