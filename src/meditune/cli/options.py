@@ -1,4 +1,4 @@
-"""What commands share: groups, arguments, options, new names of options, and the question before an upload."""
+"""The parts that commands share: groups, arguments, options, new names of options, and the question before an upload."""
 
 from __future__ import annotations
 

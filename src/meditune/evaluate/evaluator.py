@@ -94,7 +94,7 @@ SAMPLED = 50
 
 @dataclass(frozen=True)
 class Capabilities:
-    """What a kind of back end can do."""
+    """The capabilities of a kind of back end."""
 
     kinds: frozenset[Kind]
     refuses_lm_eval: str = ""

@@ -263,7 +263,7 @@ Names = tuple[tuple[str, ...], ...]
 
 @dataclass(frozen=True)
 class Knowledge:
-    """What the reranker knows about an index: titles, the titles' vectors, and a thesaurus of topics."""
+    """The reranker's knowledge of an index: titles, the titles' vectors, and a thesaurus of topics."""
 
     model: str
     titles: tuple[str, ...]

@@ -248,7 +248,7 @@ MAX_LISTED_PASSAGES = 5
 
 @dataclass(frozen=True)
 class Finding:
-    """What a rule found in a row: a description (`detail`), and the corrected row if the rule can correct it."""
+    """A finding of a rule in a row: a description (`detail`), and the corrected row if the rule can correct it."""
 
     detail: str
     corrected: Example | None = None
