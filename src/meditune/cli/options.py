@@ -1,4 +1,4 @@
-"""The parts that commands share: groups, arguments, options, new names of options, and the question before an upload."""
+"""Shared parts of commands: groups, arguments, options, new names of options, and the question before an upload."""
 
 from __future__ import annotations
 
