@@ -150,7 +150,7 @@ class Detokenizer:
         self.tokenizer = tokenizer
         self.stop = [text for text in stop if text]
         self.stopped = False
-        """Whether one of the stop texts has been found"""
+        """True if one of the stop texts has been found"""
         self._ids = list(prompt[-TAIL:])
         self._before, self._read = 0, len(self._ids)
         self._held = ""

@@ -44,7 +44,7 @@ class Rule:
     """Description of the statement, used after "has" and "lacks" """
     patterns: tuple[re.Pattern[str], ...]
     negatable: bool = True
-    """Whether a negation before the statement, such as "don't", cancels it"""
+    """True if a negation before the statement, such as "don't", cancels it"""
 
     def found(self, text: str) -> tuple[int, int] | None:
         """Return the span of the first match; None without a match."""

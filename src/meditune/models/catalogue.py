@@ -40,9 +40,9 @@ class BaseModel:
     package: Package | None = None
     api: bool = False
     gated: bool = False
-    """Whether the hub gives the files only to accounts that have accepted the licence on the model's page"""
+    """True if the hub gives the files only to accounts that have accepted the licence on the model's page"""
     older: bool = False
-    """Whether the model is of an earlier generation, listed for comparison; newer models of its size are better"""
+    """True if the model is of an earlier generation, listed for comparison; newer models of its size are better"""
     shape: dict[str, Any] = field(default_factory=dict)
     """The architecture and sizes from the model's configuration, to plan training before the model is downloaded"""
 

@@ -54,7 +54,7 @@ class Feedback:
     decision: str = ""
     """yes, no or maybe, if the caller corrects the decision"""
     expert: bool = False
-    """Whether the feedback comes from an expert's key; expert feedback overrides other feedback."""
+    """True if the feedback comes from an expert's key; expert feedback overrides other feedback."""
     time: float = 0.0
 
 

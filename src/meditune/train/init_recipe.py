@@ -91,7 +91,7 @@ class DataFacts:
 
     @property
     def has_dialogues(self) -> bool:
-        """Whether a conversation has turns before its last question."""
+        """Return True if a conversation has turns before its last question."""
         return any(turn.role == "assistant" for example in self.examples for turn in example.turns or ())
 
     def mean_tokens(self, most: int) -> float:

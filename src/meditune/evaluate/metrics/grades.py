@@ -46,7 +46,7 @@ class Graded:
     category: Category
     passed: bool
     empty: bool
-    """Whether the answer is empty"""
+    """True if the answer is empty"""
 
 
 def graded(rows: Rows) -> list[Graded]:
