@@ -12,6 +12,7 @@ import os
 import re
 import tempfile
 from collections.abc import Iterator
+from enum import StrEnum
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -218,6 +219,8 @@ def _kind(item: Any) -> str:
     if getattr(item, "is_flag", False):
         return "flag"
     annotation = item.type_descriptor.annotation
+    if isinstance(annotation, type) and issubclass(annotation, StrEnum):
+        return "one of " + ", ".join(f"`{each}`" for each in annotation)
     text = annotation.__name__ if isinstance(annotation, type) else str(annotation)
     text = re.sub(r"typing\.|pathlib\.(_local\.)?", "", text)
     for python, word in (("Path", "path"), ("str", "text"), ("int", "whole number"), ("float", "number")):
@@ -303,6 +306,10 @@ def _value(schema: dict[str, Any], required: bool) -> tuple[str, str]:
     return _type(schema), _code(json.dumps(schema["default"])) if "default" in schema else ""
 
 
+INTEGER_LIMIT = 2**63 - 1
+"""A limit of this size only says that the number fits into 64 bits"""
+
+
 def _type(schema: dict[str, Any]) -> str:
     """Return a JSON schema in words."""
     if "$ref" in schema:
@@ -320,17 +327,21 @@ def _type(schema: dict[str, Any]) -> str:
     elif kind == "object" and isinstance(schema.get("additionalProperties"), dict):
         kind = f"object with values ({_type(schema['additionalProperties'])})"
     limits = {
-        "minimum": "at least",
-        "exclusiveMinimum": "above",
-        "maximum": "at most",
-        "exclusiveMaximum": "below",
-        "minLength": "characters, at least",
-        "maxLength": "characters, at most",
-        "minItems": "items, at least",
-        "maxItems": "items, at most",
+        "minimum": "at least {}",
+        "exclusiveMinimum": "above {}",
+        "maximum": "at most {}",
+        "exclusiveMaximum": "below {}",
+        "minLength": "at least {} characters",
+        "maxLength": "at most {} characters",
+        "minItems": "at least {} items",
+        "maxItems": "at most {} items",
     }
-    said = [f"{words} {_number(schema[key])}" for key, words in limits.items() if key in schema]
-    return ", ".join([kind, *said])
+    shown = [
+        words.format(_number(schema[key]))
+        for key, words in limits.items()
+        if key in schema and abs(schema[key]) < INTEGER_LIMIT
+    ]
+    return ", ".join([kind, *shown]).replace("at least 1 characters", "not empty").replace("1 items", "1 item")
 
 
 def _number(value: float) -> str:

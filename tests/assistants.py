@@ -6,11 +6,11 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from meditune.assistant.assistant import Assistant, AssistantSettings
+from meditune.assistant.events import Answer, Decision, Event, Sentence, Source, Sources, Text
 from meditune.assistant.triage import Triage
 from meditune.assistant.writers import EngineWriter
 from meditune.config.data_options import PromptFormat
@@ -20,17 +20,6 @@ from meditune.retrieve.build_index import build
 from meditune.retrieve.index import Index
 from meditune.retrieve.storage import index_storage
 from tests import corpus, tiny
-
-
-@dataclass
-class Told:
-    """An event."""
-
-    kind: str
-    said: dict[str, Any] = field(default_factory=dict)
-
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)["said"]
 
 
 class ModelAlone:
@@ -44,11 +33,12 @@ class ModelAlone:
     def judge(self, question: str, _: Sequence[str] = ()) -> Triage:
         return Triage("answer", question=question)
 
-    def ask(self, question: str, *, cancelled: Callable[[], bool], **options: Any) -> Iterator[Told]:
+    def ask(self, question: str, *, cancelled: Callable[[], bool], **options: Any) -> Iterator[Event]:
         self.asked.append(options | {"question": question})
         if "nonsense" in question:
             raise ZeroDivisionError(question)
-        yield Told("sources", {"sources": [{"number": 1, "title": "Gout"}]})
+        sources = [Source(1, "gout", "Gout", "", "", "", "", "medquad", "Gout is painful.", 0.7)]
+        yield Sources(sources)
         prompt = self.engine.tokenizer(question)["input_ids"]
         came: queue.Queue[GenerationChunk] = queue.Queue()
         job = GenerationRequest(prompt, options["max_new_tokens"] or 8, temperature=1.5, seed=3)
@@ -60,15 +50,21 @@ class ModelAlone:
             piece = came.get(timeout=10)
             text, tokens = text + piece.text, tokens + len(piece.tokens)
             if piece.text:
-                yield Told("text", {"text": piece.text})
+                yield Text(piece.text)
             if piece.finish:
                 break
-        sentences = [{"text": text, "supported": True}, {"text": "", "supported": False}]
-        counted = {"prompt": len(prompt), "completion": tokens}
-        sources = [{"number": 1, "id": "gout", "title": "Gout", "meaning": 0.7, "restricted": False}]
-        answer = {"question": question, "text": text, "sentences": sentences, "sources": sources, "tokens": counted}
-        answer |= {"decision": "yes", "confidence": 0.8, "outcome": "answered", "timings": {}, "style": "plain"}
-        yield Told("answer", answer | {"reading_grade": None})
+        yield Answer(
+            question,
+            text,
+            "answered",
+            "",
+            "plain",
+            sentences=[Sentence(text, [], True, True), Sentence("", [], False, False)],
+            sources=sources,
+            decision=Decision("yes", {"yes": 0.8, "no": 0.2}, False),
+            confidence=0.8,
+            tokens={"prompt": len(prompt), "completion": tokens},
+        )
 
 
 class ScriptedEngine:

@@ -6,7 +6,7 @@ import statistics
 import pytest
 
 from meditune.cross_validation import pooled_results
-from meditune.evaluate.metrics import summarise
+from meditune.evaluate.metrics import summarize
 from meditune.evaluate.predictions import Predictions
 from meditune.files import write_json, write_jsonl
 from tests.commands import bench, meditune, read_rows
@@ -118,7 +118,7 @@ def fold(folder, number, skill):
         general = likelihoods(f"{number}{model}", 5)
         write_jsonl(folder / "predictions" / f"{model}-decision.jsonl", rows)
         write_jsonl(folder / "predictions" / f"{model}-general.jsonl", general)
-        spoken[model] = summarise(Predictions(decision=rows, general=general))
+        spoken[model] = summarize(Predictions(decision=rows, general=general))
     deltas = {name: {"delta": spoken["tuned"][name] - spoken["base"][name]} for name in spoken["base"]}
     write_json(folder / "report.json", spoken | {"comparison": deltas})
     return folder

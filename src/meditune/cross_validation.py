@@ -67,14 +67,14 @@ def pooled_results(runs: list[Path], resamples: int, seed: int) -> dict[str, Any
     of the variance exists (Bengio and Grandvalet 2004).
     """
     from meditune.evaluate.compare import compare, got_worse
-    from meditune.evaluate.metrics import METRICS, summarise
+    from meditune.evaluate.metrics import METRICS, summarize
     from meditune.evaluate.predictions import KINDS
     from meditune.statistics import wilson
 
     reports = [read_json(place / "report.json") for place in runs]
     models = {model: pooled(runs, model) for model in MODELS}
     comparison = compare(models["base"], models["tuned"], resamples, seed)
-    sums = {model: summarise(predictions) for model, predictions in models.items()}
+    sums = {model: summarize(predictions) for model, predictions in models.items()}
     figures: dict[str, Any] = {}
     for metric in METRICS:
         if not all(metric in report[model] for report in reports for model in MODELS):

@@ -205,7 +205,7 @@ def evaluate(model: str, recipe: Recipe, folder: Path, approve: Approve = refuse
     """Evaluate any model, in its own prompt format if it has one, and return the content of evaluation.json."""
     from meditune.evaluate.evaluator import coverage_remarks, unmeasured_ids
     from meditune.evaluate.faithfulness_and_similarity import grade
-    from meditune.evaluate.metrics import summarise, summarise_references
+    from meditune.evaluate.metrics import summarize, summarize_references
     from meditune.evaluate.predictions import read, write_pubmedqa
     from meditune.evaluate.subgroups import subgroups
 
@@ -236,8 +236,8 @@ def evaluate(model: str, recipe: Recipe, folder: Path, approve: Approve = refuse
         test_set = data.splits.measured_name(recipe.evaluate.split)
         result = state | {
             "data": {"test_set": test_set, "sha256": data.sha256},
-            "figures": summarise(predictions),
-            "references": summarise_references(predictions),
+            "figures": summarize(predictions),
+            "references": summarize_references(predictions),
             "remarks": [
                 *unmeasured_ids(measured),
                 *coverage_remarks(predictions, "model", measured, recipe),

@@ -91,7 +91,7 @@ def open_run(folder: Place) -> Run:
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run. In a notebook, it is shown as its verdict and metrics."""
+    """A finished run. A notebook shows its verdict and metrics."""
 
     folder: Path
 
@@ -109,7 +109,7 @@ class Run:
         return self.folder / "report.html"
 
     def metrics(self) -> DataFrame:
-        """Return one row per metric: both models' values, their difference (tuned - base) and its 95 % interval."""
+        """Return one row per metric: both models' values, their difference (tuned - base) and its 95% interval."""
         return _frame(_metric_rows(self.report), index="metric")
 
     def predictions(self, kind: Kind = "answer", model: str = "tuned") -> DataFrame:
@@ -158,7 +158,7 @@ class Comparison:
     """The content of the file that `meditune compare --json-file` writes, and under `changes` the items that changed"""
 
     def metrics(self) -> DataFrame:
-        """Return a row for each metric of each further model: both values, their difference and its 95 % interval."""
+        """Return a row for each metric of each further model: both values, their difference and its 95% interval."""
         rows = ({"model": name} | row for name, pair in self._pairs() for row in _metric_rows(pair))
         return _frame(rows, index=["model", "metric"])
 

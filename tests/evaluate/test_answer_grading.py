@@ -13,7 +13,7 @@ from meditune.config.recipe import EvaluateSpec
 from meditune.data.example import Example, Passage
 from meditune.evaluate.compare import caveats, compare, got_worse
 from meditune.evaluate.faithfulness_and_similarity import compared, grade, matched, overview
-from meditune.evaluate.metrics import summarise, summarise_references
+from meditune.evaluate.metrics import summarize, summarize_references
 from meditune.evaluate.metrics.written_answers import agreement
 from meditune.evaluate.predictions import Predictions, read
 from meditune.evaluate.quality_gate import Policy, check
@@ -70,7 +70,7 @@ def test_what_was_not_graded_is_counted(tmp_path):
 
 def test_figures_count_sentences_and_answers(tmp_path):
     predictions = graded(tmp_path)
-    figures = summarise(predictions)
+    figures = summarize(predictions)
     scores = [row["score"] for row in predictions.faithfulness if row["score"] is not None]
     assert figures["faithfulness"] == pytest.approx(sum(scores) / 3)
     assert figures["contradictions"] == pytest.approx(100 / 4)
@@ -91,7 +91,7 @@ def test_two_models_are_compared_though_one_says_nothing_somewhere(tmp_path):
 def test_without_sources_there_is_no_figure(tmp_path):
     predictions = graded(tmp_path, {"e": "Anything."})
     assert predictions.faithfulness == []
-    assert "faithfulness" not in summarise(predictions)
+    assert "faithfulness" not in summarize(predictions)
 
 
 def test_a_model_gives_the_scores_and_the_spans_of_the_detector_stay(tmp_path):
@@ -128,8 +128,8 @@ def test_references_are_graded_by_the_same_sources(tmp_path):
     grade(tmp_path, "base", EXAMPLES, EvaluateSpec(similarity=False))
     predictions = read(tmp_path, "base")
     assert [row["id"] for row in predictions.reference_faithfulness] == ["a", "b"]
-    assert summarise(predictions)["contradictions"] == 0
-    assert summarise_references(predictions)["contradictions"] == 100
+    assert summarize(predictions)["contradictions"] == 0
+    assert summarize_references(predictions)["contradictions"] == 100
 
 
 @pytest.mark.parametrize(
@@ -173,7 +173,7 @@ def test_the_terminal_shows_the_references_beside_both_models(capsys):
     true = range(150, 159)
     sides = {"base": model(range(2), true), "tuned": model(range(12), true)}
     comparison = compare(sides["base"], sides["tuned"], 1000, 17)
-    figures = {name: summarise(each) for name, each in sides.items()}
+    figures = {name: summarize(each) for name, each in sides.items()}
     print_comparison(figures | {"comparison": comparison})
     print_worse(figures | {"comparison": comparison, "worse": got_worse(comparison)})
     said = capsys.readouterr().out
@@ -188,7 +188,7 @@ def test_the_report_shows_the_references_and_claims_nothing_within_them(tmp_path
     true = range(150, 159)
     sides = {"base": model(range(2), true), "tuned": model(range(12), true)}
     rows = compare(sides["base"], sides["tuned"], 1000, 17)
-    figures = {name: {"contradictions": summarise(each)["contradictions"]} for name, each in sides.items()}
+    figures = {name: {"contradictions": summarize(each)["contradictions"]} for name, each in sides.items()}
     folder = finished_run(
         tmp_path, **figures, comparison={"contradictions": rows["contradictions"]}, worse=["contradictions"]
     )
@@ -225,8 +225,8 @@ def test_agreement_is_that_of_sentences_with_samples():
 def test_self_consistency_is_measured_where_there_are_samples():
     answers = [{"id": name, "reference": "x", "prediction": "Aspirin lowers fever."} for name in "ab"]
     samples = [{"id": "a", "predictions": ["Aspirin lowers fever.", "Bananas cure colds."]}]
-    assert summarise(Predictions(answer=answers, samples=samples))["self_consistency"] == pytest.approx(0.5)
-    assert "self_consistency" not in summarise(Predictions(answer=answers))
+    assert summarize(Predictions(answer=answers, samples=samples))["self_consistency"] == pytest.approx(0.5)
+    assert "self_consistency" not in summarize(Predictions(answer=answers))
 
 
 def test_the_report_marks_what_is_not_borne_out(tmp_path):
@@ -289,7 +289,7 @@ def test_answers_are_held_to_the_nearest_reference(tmp_path):
         assert found["second"][key] == pytest.approx(1, abs=1e-5)
         assert found["empty"][key] == 0
         assert found["other"][key] < 0.999
-    figures = summarise(Predictions(similarity=list(found.values())))
+    figures = summarize(Predictions(similarity=list(found.values())))
     assert figures["similarity"] == pytest.approx(np.mean([row["similarity"] for row in found.values()]))
     assert figures.keys() == {"similarity", "token_similarity"}
 
@@ -300,7 +300,7 @@ def test_where_the_model_cant_be_had_it_is_said_once_and_the_figures_are_absent(
     for name in ("base", "tuned"):
         write_jsonl(tmp_path / f"{name}-answer.jsonl", ROWS)
         grade(tmp_path, name, [], EvaluateSpec())
-        assert "similarity" not in summarise(read(tmp_path, name))
+        assert "similarity" not in summarize(read(tmp_path, name))
     assert capsys.readouterr().err.count("Similarity in meaning is not measured") == 1
     assert len(list(tmp_path.glob("*.jsonl"))) == 2
 

@@ -19,7 +19,7 @@ from meditune.config.load_recipe import load_recipe
 from meditune.data.example import DECISIONS, TRAITS, Example, Passage
 from meditune.errors import DataError, RecipeError
 from meditune.evaluate.compare import caveats, changes, compare, count_changes, over_seeds, side_by_side
-from meditune.evaluate.metrics import summarise
+from meditune.evaluate.metrics import summarize
 from meditune.evaluate.predictions import MeasuredModel, Predictions
 from meditune.evaluate.quality_gate import check, load_policy
 from meditune.evaluate.subgroups import MIN_GROUP_SIZE, subgroups
@@ -344,11 +344,11 @@ def test_a_groups_figures_are_those_of_its_items_alone():
     assert row["items"] == 60
     for name, predictions in (("base", base), ("tuned", tuned)):
         alone = Predictions(decision=[each for each in predictions.decision if each["id"].startswith("two")])
-        assert row[name] == pytest.approx(summarise(alone)["accuracy"])
+        assert row[name] == pytest.approx(summarize(alone)["accuracy"])
         right = sum(each["reference"] == each["prediction"] for each in alone.decision)
         assert row[f"{name}_ci95"] == pytest.approx(wilson(right, 60))
     others = Predictions(decision=[each for each in tuned.decision if each["id"].startswith("one")])
-    assert row["others"] == pytest.approx(summarise(others)["accuracy"])
+    assert row["others"] == pytest.approx(summarize(others)["accuracy"])
     assert row["ci95"][0] <= row["delta"] <= row["ci95"][1]
 
 

@@ -16,7 +16,7 @@ from meditune.data.example import DECISIONS
 from meditune.errors import RecipeError
 from meditune.evaluate.compare import compare
 from meditune.evaluate.decision_calibration import MIN_ITEMS, abstention, answered_at, fit_calibration, threshold_for
-from meditune.evaluate.metrics import METRICS, statistics_of, summarise
+from meditune.evaluate.metrics import METRICS, statistics_of, summarize
 from meditune.evaluate.metrics.decision import (
     GROUPS,
     calibrated,
@@ -51,7 +51,7 @@ def area_by_definition(rows):
 
 def test_class_f1_equals_scikit_learns():
     rows = decisions(1)
-    figures = summarise(Predictions(decision=rows))
+    figures = summarize(Predictions(decision=rows))
     truth, said = [row["reference"] for row in rows], [row["prediction"] for row in rows]
     for label, expected in zip(DECISIONS, f1_score(truth, said, average=None, labels=DECISIONS), strict=True):
         assert figures[f"f1_{label}"] == pytest.approx(100 * expected, abs=1e-12)
@@ -60,15 +60,15 @@ def test_class_f1_equals_scikit_learns():
 
 def test_a_class_without_reference_has_no_f1():
     rows = [row for row in decisions(1) if row["reference"] != "maybe"]
-    figures = summarise(Predictions(decision=rows))
+    figures = summarize(Predictions(decision=rows))
     assert {"f1_yes", "f1_no"} < figures.keys()
     assert "f1_maybe" not in figures
 
 
 def test_brier_score_of_the_certain_and_the_clueless():
-    certain = summarise(Predictions(decision=[sure(1 - 1e-12, True), sure(1 - 1e-12, False, 1)]))
+    certain = summarize(Predictions(decision=[sure(1 - 1e-12, True), sure(1 - 1e-12, False, 1)]))
     assert certain["brier"] == pytest.approx((0 + 2) / 2, abs=1e-9)
-    assert summarise(Predictions(decision=[sure(1 / 3, True)]))["brier"] == pytest.approx(4 / 9 + 2 / 9)
+    assert summarize(Predictions(decision=[sure(1 / 3, True)]))["brier"] == pytest.approx(4 / 9 + 2 / 9)
 
 
 def test_the_risk_coverage_area_equals_its_definition_on_all_items_and_on_a_draw():
@@ -112,7 +112,7 @@ def test_the_curve_runs_from_the_surest_to_all_in_few_points():
     assert [each["threshold"] for each in points] == pytest.approx([0.9, 0.8, 0.7])
     rows = decisions(1)
     thinned = risk_coverage(rows, points=20)
-    accuracy = summarise(Predictions(decision=rows))["accuracy"]
+    accuracy = summarize(Predictions(decision=rows))["accuracy"]
     assert len(thinned) == 20
     assert (thinned[-1]["coverage"], thinned[-1]["risk"]) == (1, pytest.approx(1 - accuracy / 100))
 
@@ -149,7 +149,7 @@ def corrected(method, lean=(0.0, 0.0, 0.0), heat=1.0):
     """Figures on 2,000 test items, and the fit on 400 dev items."""
     predictions = Predictions(decision=leaning("test", 2000, lean, heat), dev_decision=leaning("dev", 400, lean, heat))
     predictions.calibration = fit_calibration(predictions, EvaluateSpec(calibrate=method))
-    return summarise(predictions), predictions.calibration[0]
+    return summarize(predictions), predictions.calibration[0]
 
 
 @pytest.mark.parametrize("heat", [0.4, 3.0])
@@ -203,8 +203,8 @@ def test_the_raw_figures_stay_as_they_were():
     rows = leaning("test", 200, lean=(1.0, 0, 0))
     figures, _ = corrected("prior", lean=(1.0, 0, 0))
     assert (
-        summarise(Predictions(decision=rows)).items()
-        <= summarise(Predictions(decision=rows, dev_decision=leaning("dev", 50), calibration=[_neutral()])).items()
+        summarize(Predictions(decision=rows)).items()
+        <= summarize(Predictions(decision=rows, dev_decision=leaning("dev", 50), calibration=[_neutral()])).items()
     )
     assert {"accuracy", "macro_f1", "ece"} < figures.keys()
 

@@ -23,7 +23,7 @@ from meditune.evaluate.backends import EngineBackend
 from meditune.evaluate.compare import compare
 from meditune.evaluate.evaluator import ENGINE, Backend, Evaluator, coverage_remarks, decided_on, unmeasured_ids
 from meditune.evaluate.likelihood import decisions, score
-from meditune.evaluate.metrics import summarise
+from meditune.evaluate.metrics import summarize
 from meditune.evaluate.predictions import Predictions, read, write_pubmedqa
 from meditune.evaluate.summary import empty_answers
 from meditune.evaluate.weights_backend import WeightsBackend, generate_answers
@@ -198,10 +198,10 @@ def test_an_id_that_comes_twice_or_not_at_all_is_refused(tmp_path):
 
 def test_an_empty_reference_is_counted_and_not_scored(tmp_path):
     rows = answered(range(8))
-    whole = summarise(Predictions(answer=rows[1:]))
+    whole = summarize(Predictions(answer=rows[1:]))
     rows[0]["reference"] = " "
     found = stored(tmp_path, answer=rows)
-    assert summarise(found) == whole
+    assert summarize(found) == whole
     assert coverage_remarks(found, "tuned", EXAMPLES, DEFAULT_RECIPE) == [
         "1 answers in tuned-answer.jsonl have an empty reference (own:0) and are left out of the metrics."
     ]
@@ -438,7 +438,7 @@ def test_closed_book_takes_only_the_context_away():
 
 def test_a_written_decision_without_a_label_is_wrong_and_no_class_of_its_own():
     rows = [{"id": str(n), "reference": "yes", "prediction": said} for n, said in enumerate(("yes", None, None, "no"))]
-    figures = summarise(Predictions(written=rows))
+    figures = summarize(Predictions(written=rows))
     assert figures["written_accuracy"] == 25
     assert figures["written_macro_f1"] == pytest.approx(100 * (2 / 5 + 0) / 2)
 

@@ -9,7 +9,7 @@ from meditune.data.readers.tables import Rejects
 from meditune.errors import DataError
 from meditune.evaluate.compare import compare
 from meditune.evaluate.expert_ratings import read_ratings, store
-from meditune.evaluate.metrics import summarise
+from meditune.evaluate.metrics import summarize
 from meditune.evaluate.predictions import Predictions, read
 from meditune.files import write_jsonl
 from tests.commands import meditune
@@ -21,7 +21,7 @@ def rated(scores):
 
 def test_the_scores_are_those_of_the_track():
     """Five questions, one of them unanswered: grades 4, 3, 2, 1."""
-    assert summarise(rated([4, 3, 2, 1, None])) == pytest.approx(
+    assert summarize(rated([4, 3, 2, 1, None])) == pytest.approx(
         {
             "avg_score": (3 + 2 + 1 + 0 + 0) / 5,
             "succ_2": 3 / 5,
@@ -35,7 +35,7 @@ def test_the_scores_are_those_of_the_track():
 
 
 def test_a_system_that_answers_nothing_scores_nothing():
-    assert set(summarise(rated([None, None])).values()) == {0.0}
+    assert set(summarize(rated([None, None])).values()) == {0.0}
 
 
 def test_two_systems_are_compared_question_by_question():
@@ -82,7 +82,7 @@ def test_ratings_are_kept_with_the_answers_of_each_model(tmp_path):
     assert read(tmp_path, "base").rating == [{"id": "own:0", "score": 2}, {"id": "own:1", "score": None}], (
         "nothing said"
     )
-    assert summarise(read(tmp_path, "tuned"))["avg_score"] == 2.5
+    assert summarize(read(tmp_path, "tuned"))["avg_score"] == 2.5
     with pytest.raises(DataError, match=r"1 of 1 questions rated for 'tuned' aren't among its .* questions \(own:7\)"):
         store({"": [{"id": "own:7", "score": 3}]}, tmp_path)
     with pytest.raises(DataError, match="contains only answers of tuned and base"):
@@ -109,7 +109,7 @@ def test_the_best_retrieved_answer_of_each_judged_question(real_data, tmp_path):
     for each in judged:
         name = each.name.partition("/")[0]
         highest[name] = max(highest[name], each.rating)
-    figures = summarise(Predictions(rating=rows))
+    figures = summarize(Predictions(rating=rows))
     count = len(highest)
     assert figures["avg_score"] == pytest.approx(sum(highest.values()) / count - 1)
     assert count == 51

@@ -15,7 +15,7 @@ from meditune.config.data_options import PromptFormat
 from meditune.config.training_options import ModelSpec
 from meditune.evaluate import general_knowledge
 from meditune.evaluate.general_knowledge import answer_choices, is_prose, language_reference, questions
-from meditune.evaluate.metrics import summarise
+from meditune.evaluate.metrics import summarize
 from meditune.evaluate.metrics.perplexity import chosen
 from meditune.evaluate.predictions import Predictions
 from meditune.models.load import load
@@ -68,16 +68,16 @@ def test_the_likeliest_choice_for_its_length_counts():
     row = {"id": "a", "subject": "s", "nll": [6.0, 4.0, 9.0, 8.0], "bytes": [10, 4, 10, 10]}
     assert chosen(row) == 0
     right, wrong = row | {"reference": 0}, row | {"id": "b", "reference": 1}
-    assert summarise(Predictions(choice=[right, wrong])) == {"general_choice": 50.0}
+    assert summarize(Predictions(choice=[right, wrong])) == {"general_choice": 50.0}
 
 
 def test_a_model_that_knows_nothing_is_near_chance():
-    assert summarise(Predictions(choice=rows(tiny.loaded())))["general_choice"] == pytest.approx(25, abs=10)
+    assert summarize(Predictions(choice=rows(tiny.loaded())))["general_choice"] == pytest.approx(25, abs=10)
 
 
 @pytest.mark.model
 def test_the_embedded_base_model_is_far_above_chance():
-    found = summarise(Predictions(choice=rows(load("smollm2-135m", ModelSpec(dtype="float32")), 60)))
+    found = summarize(Predictions(choice=rows(load("smollm2-135m", ModelSpec(dtype="float32")), 60)))
     assert 50 < found["general_choice"] < 85
 
 

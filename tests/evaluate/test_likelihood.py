@@ -33,7 +33,7 @@ from meditune.evaluate.likelihood import (
     scored_bytes,
     unconditional_rows,
 )
-from meditune.evaluate.metrics import statistics_of, summarise
+from meditune.evaluate.metrics import statistics_of, summarize
 from meditune.evaluate.predictions import Predictions, path_of
 from meditune.evaluate.weights_backend import Scoring, WeightsBackend, generate_answers
 from meditune.files import read_jsonl
@@ -160,10 +160,10 @@ def test_bits_per_byte_dont_depend_on_how_a_text_was_cut_into_tokens():
     fine = [{"id": "a", "nll": 8 * math.log(2), "tokens": 16, "bytes": 16}]
     coarse = [{"id": "a", "nll": 8 * math.log(2), "tokens": 4, "bytes": 16}]
     for rows in (fine, coarse):
-        figures = summarise(Predictions(likelihood=rows, general=rows))
+        figures = summarize(Predictions(likelihood=rows, general=rows))
         assert figures["bits_per_byte"] == figures["general_bits_per_byte"] == pytest.approx(0.5)
     assert (
-        summarise(Predictions(likelihood=fine))["perplexity"] < summarise(Predictions(likelihood=coarse))["perplexity"]
+        summarize(Predictions(likelihood=fine))["perplexity"] < summarize(Predictions(likelihood=coarse))["perplexity"]
     )
 
 

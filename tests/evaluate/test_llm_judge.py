@@ -6,7 +6,7 @@ import pytest
 
 from meditune.config.data_options import PromptFormat
 from meditune.config.training_options import ApiSpec
-from meditune.evaluate.metrics import summarise
+from meditune.evaluate.metrics import summarize
 from meditune.evaluate.predictions import Predictions
 from meditune.evaluate.suites.llm_judge import (
     ApiJudge,
@@ -201,9 +201,9 @@ def test_points_are_summed_as_in_healthbench():
         return {"id": id, "statements": [{"points": p, "verdict": v} for p, v in zip(points, verdicts, strict=True)]}
 
     rows = [row("a", "yes", "no", "no"), row("b", "yes", "yes", "yes"), row("c", "no", None, "yes")]
-    found = summarise(Predictions(suite_healthbench_grades=rows))
+    found = summarize(Predictions(suite_healthbench_grades=rows))
     assert found["healthbench_score"] == pytest.approx(100 * (0.6 + 0.5 - 0.5) / 3)
-    assert summarise(Predictions(suite_healthbench_grades=rows[2:]))["healthbench_score"] == 0, "never below 0"
+    assert summarize(Predictions(suite_healthbench_grades=rows[2:]))["healthbench_score"] == 0, "never below 0"
 
 
 def test_agreement_counts_whether_both_find_the_statement_in_the_answer(tmp_path):

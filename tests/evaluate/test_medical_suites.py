@@ -13,7 +13,7 @@ from meditune.config.recipe import EvaluateSpec, Recipe, SuiteSpec
 from meditune.data.example import CHOICES
 from meditune.data.readers.tables import Rejects
 from meditune.errors import DataError
-from meditune.evaluate.metrics import summarise
+from meditune.evaluate.metrics import summarize
 from meditune.evaluate.predictions import Predictions
 from meditune.evaluate.suites.load_suites import SUITES, read_labels, read_suite
 from meditune.evaluate.suites.multiple_choice_scoring import letters_prompt, options_prompt, score_suite
@@ -296,7 +296,7 @@ def test_scores_are_what_the_likelihoods_say():
     row = {"id": "a", "letters": [-1, -1, -2, -3], "options": [-6.0, -4.0, -9.0, -8.0], "lengths": [10, 4, 10, 10]}
     words = [{"id": str(n), "reference": r, "words": w} for n, (r, w) in enumerate([(0, [2, 1]), (1, [2, 1])])]
     pairs = [{"id": "p", "margins": [1.0, 2.0], "nll": [1.0, 2.0]}, {"id": "q", "margins": [3.0, 2.0], "nll": None}]
-    found = summarise(
+    found = summarize(
         Predictions(
             suite_medqa=[row | {"reference": 0}, row | {"id": "b", "reference": 1}],
             suite_bioasq_yesno=words,
@@ -371,7 +371,7 @@ def test_the_harness_s_own_tasks_score_every_item_the_same(name, tmp_path, monke
         for number, row in enumerate(ours):
             theirs = [float(answer[0]) for answer in samples[number]["filtered_resps"]]
             assert row[way] == pytest.approx(theirs, abs=1e-4)
-            score = summarise(Predictions(**{SUITES[name].kind: [row]}))[f"{name.replace('-', '_')}_{way}"]
+            score = summarize(Predictions(**{SUITES[name].kind: [row]}))[f"{name.replace('-', '_')}_{way}"]
             assert score == 100 * samples[number][metric]
     sys.modules.pop("preprocess_medqa", None)
 

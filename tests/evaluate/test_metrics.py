@@ -21,7 +21,7 @@ from meditune.data.readers.liveqa import official_split, read
 from meditune.data.readers.tables import Rejects
 from meditune.errors import DataError
 from meditune.evaluate.compare import compare, got_worse
-from meditune.evaluate.metrics import METRICS, statistics_of, summarise
+from meditune.evaluate.metrics import METRICS, statistics_of, summarize
 from meditune.evaluate.metrics.decision import confusion, macro_f1, recalls
 from meditune.evaluate.metrics.written_answers import (
     corpus_bleu,
@@ -74,7 +74,7 @@ def likelihoods(seed, count=60, mean=2.5):
 @pytest.mark.parametrize("labels", [DECISIONS, ("yes", "no"), ("maybe",)])
 def test_accuracy_and_macro_f1_equal_the_official_scripts(labels):
     rows = [row for row in decisions(1) if row["reference"] in labels]
-    figures = summarise(Predictions(decision=rows))
+    figures = summarize(Predictions(decision=rows))
     truth, said = [row["reference"] for row in rows], [row["prediction"] for row in rows]
     assert figures["accuracy"] == pytest.approx(100 * accuracy_score(truth, said), abs=1e-12)
     assert figures["macro_f1"] == pytest.approx(100 * f1_score(truth, said, average="macro"), abs=1e-12)
@@ -82,7 +82,7 @@ def test_accuracy_and_macro_f1_equal_the_official_scripts(labels):
 
 def test_bleu_equals_sacrebleus_and_rouge_equals_rouge_scores():
     rows = answers(1)
-    figures = summarise(Predictions(answer=rows))
+    figures = summarize(Predictions(answer=rows))
     said, truth = [row["prediction"] for row in rows], [row["reference"] for row in rows]
     assert figures["bleu"] == pytest.approx(sacrebleu.corpus_bleu(said, [truth]).score, abs=1e-12)
     scorer = RougeScorer(["rouge1", "rouge2", "rougeL"], use_stemmer=True)
@@ -105,7 +105,7 @@ def test_bleu_of_a_resample_equals_sacrebleus_on_that_resample():
 
 def test_perplexity_is_over_tokens_not_over_answers():
     rows = [{"id": "a", "nll": 10.0, "tokens": 10}, {"id": "b", "nll": 60.0, "tokens": 20}]
-    assert summarise(Predictions(likelihood=rows))["perplexity"] == pytest.approx(np.exp(70 / 30))
+    assert summarize(Predictions(likelihood=rows))["perplexity"] == pytest.approx(np.exp(70 / 30))
 
 
 def test_confusion_recall_and_always_yes():
@@ -119,7 +119,7 @@ def test_confusion_recall_and_always_yes():
 
 def test_a_decision_that_is_none_of_the_labels_is_wrong_and_no_class_of_its_own():
     rows = [row | {"prediction": None} if index % 5 == 0 else row for index, row in enumerate(decisions(1))]
-    figures, matrix = summarise(Predictions(decision=rows)), confusion(rows)
+    figures, matrix = summarize(Predictions(decision=rows)), confusion(rows)
     truth, said = [row["reference"] for row in rows], [row["prediction"] or "none" for row in rows]
     assert figures["accuracy"] == pytest.approx(100 * accuracy_score(truth, said), abs=1e-12)
     official = f1_score(truth, said, average="macro", labels=DECISIONS)
@@ -131,9 +131,9 @@ def test_a_decision_that_is_none_of_the_labels_is_wrong_and_no_class_of_its_own(
 
 def test_decisions_without_likelihoods_have_no_measure_of_confidence():
     rows = [{name: value for name, value in row.items() if name != "logits"} for row in decisions(1)]
-    figures = summarise(Predictions(decision=rows))
+    figures = summarize(Predictions(decision=rows))
     assert figures.keys() == {"accuracy", "macro_f1", "f1_yes", "f1_no", "f1_maybe"}
-    assert figures.items() <= summarise(Predictions(decision=decisions(1))).items()
+    assert figures.items() <= summarize(Predictions(decision=decisions(1))).items()
     assert set(compare(Predictions(decision=rows), Predictions(decision=decisions(2)), 100, 1)) == set(figures)
 
 
@@ -142,7 +142,7 @@ def test_calibration_error_of_a_confident_liar_is_its_confidence():
         {"id": str(i), "reference": "yes", "prediction": "no", "logits": {"yes": 0.0, "no": 20.0, "maybe": 0.0}}
         for i in range(10)
     ]
-    assert summarise(Predictions(decision=rows))["ece"] == pytest.approx(1.0, abs=1e-6)
+    assert summarize(Predictions(decision=rows))["ece"] == pytest.approx(1.0, abs=1e-6)
 
 
 def everything(seed, skill, noise, mean):
@@ -234,7 +234,7 @@ def test_hard_text_is_worse_by_every_figure():
 
 
 def test_figures_are_of_all_answers_together():
-    figures = summarise(written("Rest now. Drink a lot of water today.", "Nephrolithiasis hurts."))
+    figures = summarize(written("Rest now. Drink a lot of water today.", "Nephrolithiasis hurts."))
     assert figures["sentence_length"] == pytest.approx(10 / 3)
     assert figures["rare_words"] == pytest.approx(10)
     assert figures["unexplained_terms"] == pytest.approx(10)
@@ -246,23 +246,23 @@ def test_an_answer_as_easy_as_asked_for_has_no_gap():
         "Your doctor may give you a medicine that makes the blood flow better, and you may have to take it every day."
     )
     assert 6 <= measured(text)["grade"] <= 8
-    assert summarise(written(text))["grade_gap"] == 0
+    assert summarize(written(text))["grade_gap"] == 0
     assert spread([text, PLAIN, HARD, ""])["inside"] == pytest.approx(100 / 3)
 
 
 def test_too_easy_is_a_gap_as_well():
-    assert summarise(written("No. Yes. It is."))["grade_gap"] > 6
+    assert summarize(written("No. Yes. It is."))["grade_gap"] > 6
 
 
 def test_empty_answers_have_no_part_in_the_figures_and_are_counted():
     some, others = written(PLAIN, HARD), written(PLAIN, HARD, "")
-    assert {name: summarise(others)[name] for name in NAMES} == {name: summarise(some)[name] for name in NAMES}
+    assert {name: summarize(others)[name] for name in NAMES} == {name: summarize(some)[name] for name in NAMES}
     assert spread([PLAIN, "", "..."])["empty"] == 2
     assert spread(["", ""]) == {"texts": 2, "empty": 2}
 
 
 def test_a_model_that_mostly_says_nothing_has_no_figures():
-    assert not set(NAMES) & summarise(written(PLAIN, "", "")).keys()
+    assert not set(NAMES) & summarize(written(PLAIN, "", "")).keys()
 
 
 @pytest.mark.real
@@ -307,7 +307,7 @@ def test_an_answers_share_counts_the_same_whatever_its_length():
         {"id": "a", "reference": "x", "prediction": "It helps. " * 40},
         {"id": "b", "reference": "x", "prediction": WITHOUT_REPETITION},
     ]
-    figures = summarise(Predictions(answer=rows))
+    figures = summarize(Predictions(answer=rows))
     assert figures["answer_repetition"] == pytest.approx(100 * (1 - 2 / 77) / 2)
     assert figures["answer_loops"] == 50
 
@@ -383,7 +383,7 @@ def test_chrf_of_many_draws_equals_sacrebleus_one_by_one():
 
 def test_rouge_is_that_of_the_best_reference_and_rouge_lsum_goes_by_sentences():
     rows = overlap_answers(most=3)
-    figures, scorer = summarise(Predictions(answer=rows)), RougeScorer(["rouge1", "rouge2", "rougeL"], use_stemmer=True)
+    figures, scorer = summarize(Predictions(answer=rows)), RougeScorer(["rouge1", "rouge2", "rougeL"], use_stemmer=True)
     for kind in ("rouge1", "rouge2", "rougeL"):
         best = [max(scorer.score(each, row["prediction"])[kind].fmeasure for each in row["references"]) for row in rows]
         assert figures[kind] == pytest.approx(np.mean(best), abs=1e-12)
@@ -392,7 +392,7 @@ def test_rouge_is_that_of_the_best_reference_and_rouge_lsum_goes_by_sentences():
         "reference": "The drug eases pain. No child was harmed.",
         "prediction": "No child was harmed. The drug eases pain.",
     }
-    figures = summarise(Predictions(answer=[swapped]))
+    figures = summarize(Predictions(answer=[swapped]))
     assert figures["rougeLsum"] == pytest.approx(1)
     assert figures["rougeL"] == pytest.approx(0.5)
 
@@ -400,7 +400,7 @@ def test_rouge_is_that_of_the_best_reference_and_rouge_lsum_goes_by_sentences():
 def test_a_further_reference_never_lowers_bleus_matches_chrf_or_rouge():
     several = overlap_answers(most=3)
     one = [row | {"references": row["references"][:1]} for row in several]
-    few, many = (summarise(Predictions(answer=rows)) for rows in (one, several))
+    few, many = (summarize(Predictions(answer=rows)) for rows in (one, several))
     for name in ("chrf", "rouge1", "rouge2", "rougeL", "rougeLsum"):
         assert many[name] > few[name], name
 
@@ -408,13 +408,13 @@ def test_a_further_reference_never_lowers_bleus_matches_chrf_or_rouge():
 def test_rows_of_earlier_versions_have_their_one_reference():
     rows = overlap_answers()
     old = [{key: value for key, value in row.items() if key != "references"} for row in rows]
-    assert summarise(Predictions(answer=old)) == summarise(Predictions(answer=rows))
+    assert summarize(Predictions(answer=old)) == summarize(Predictions(answer=rows))
 
 
 def test_length_is_held_to_the_reference_that_is_nearest_in_length():
     row = {"id": "a", "reference": "one", "references": ["one", "one two three four", "1 2 3 4 5 6"]}
-    assert summarise(Predictions(answer=[row | {"prediction": "a b c d e"}]))["length_ratio"] == 5 / 4
-    assert summarise(Predictions(answer=[row | {"prediction": "a b"}]))["length_ratio"] == 2 / 1
+    assert summarize(Predictions(answer=[row | {"prediction": "a b c d e"}]))["length_ratio"] == 5 / 4
+    assert summarize(Predictions(answer=[row | {"prediction": "a b"}]))["length_ratio"] == 2 / 1
 
 
 def test_signatures_are_sacrebleus_own():
@@ -431,11 +431,11 @@ def test_any_of_liveqas_references_is_a_perfect_answer(real_data):
     _, test = official_split(list(read(real_data / "liveqa", Rejects())))
     several = [example for example in test if len(example.references()) > 1][:15]
     rows = [answer_row(example, example.references()[-1]) for example in several]
-    figures = summarise(Predictions(answer=rows))
+    figures = summarize(Predictions(answer=rows))
     for name in ("bleu", "chrf"):
         assert figures.pop(name) == pytest.approx(100)
     for name in ("rouge1", "rouge2", "rougeL", "rougeLsum", "length_ratio"):
         assert figures[name] == pytest.approx(1), name
     assert figures["answer_loops"] == 0
     first = [{key: value for key, value in row.items() if key != "references"} for row in rows]
-    assert summarise(Predictions(answer=first))["bleu"] < 50
+    assert summarize(Predictions(answer=first))["bleu"] < 50

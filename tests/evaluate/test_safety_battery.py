@@ -14,7 +14,7 @@ from meditune.config.recipe import EvaluateSpec, Recipe
 from meditune.errors import DataError
 from meditune.evaluate.compare import compare
 from meditune.evaluate.evaluator import Evaluator
-from meditune.evaluate.metrics import METRICS, summarise
+from meditune.evaluate.metrics import METRICS, summarize
 from meditune.evaluate.predictions import Predictions, path_of, read
 from meditune.evaluate.safety_battery import CATEGORIES, TITLES, Rule, chosen_messages, grade, passed, safety_messages
 from meditune.evaluate.summary import passing
@@ -240,7 +240,7 @@ def answered(answers):
 
 
 def test_figures_are_shares_of_answers_that_pass_by_category():
-    figures = summarise(Predictions(safety=answered([GOOD[0], GOOD[1], BAD[0], GOOD[-1]])))
+    figures = summarize(Predictions(safety=answered([GOOD[0], GOOD[1], BAD[0], GOOD[-1]])))
     assert figures == {
         "safety_rate": 75,
         "safety_emergency": pytest.approx(200 / 3),
@@ -273,7 +273,7 @@ def test_passing_has_wilson_intervals():
 def test_answers_of_another_version_are_refused():
     row = MESSAGES["stroke-face"].row("Call 911.") | {"message": "Something else?"}
     with pytest.raises(DataError, match=r"'stroke-face' with the text “Something else\?”"):
-        summarise(Predictions(safety=[row]))
+        summarize(Predictions(safety=[row]))
 
 
 def test_a_model_is_asked_the_messages_alone(tmp_path):

@@ -3,6 +3,7 @@
 import asyncio
 import sys
 from contextlib import asynccontextmanager
+from dataclasses import fields
 from functools import partial
 
 import httpx2
@@ -10,11 +11,13 @@ import pytest
 from mcp import Client, StdioServerParameters
 from mcp.client.streamable_http import streamable_http_client
 from mcp.shared.exceptions import MCPError
+from pydantic import TypeAdapter
 
 from meditune.assistant.assistant import AssistantSettings
 from meditune.errors import DataError
 from meditune.prompts import LIMITS, LIMITS_LINE
 from meditune.serve.mcp_tools import Evaluation, add_endpoint, evaluation_of
+from meditune.serve.schema import Asked
 from meditune.serve.settings import Settings
 from meditune.store import open_store
 from meditune.store.api_keys import Keys
@@ -115,6 +118,8 @@ def test_over_http_an_answer_has_its_citations_and_is_the_one_of_the_route(place
     route = place.running.ask("/v1/ask", QUESTION, key=place.keys["ann"]).json
     changing = {"id": "", "timings": {}}
     assert result.structured_content | changing == route | changing
+    assert set(route) == {field.name for field in fields(Asked)}
+    TypeAdapter(Asked).validate_python(route)
     text = words_of(result)
     assert "Colchicine calms an attack [1]." in text
     assert "[1] Gout" in text

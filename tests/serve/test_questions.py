@@ -42,7 +42,7 @@ def test_an_answer_and_its_stream(server):
     reply = server.ask("/v1/ask", QUESTION | {"style": "expert", "k": 3, "sources": ["clinic"]})
     assert reply.status == 200
     assert reply.json["id"].startswith("ask-")
-    assert reply.json["decision"] == "yes"
+    assert reply.json["decision"]["answer"] == "yes"
     asked = server.service.assistant.asked[-1]
     assert (asked["style"], asked["k"], asked["sources"], asked["history"]) == ("expert", 3, ["clinic"], [])
     stream = server.ask("/v1/ask", QUESTION | {"stream": True, "history": [{"question": "a", "answer": "b"}]})
@@ -61,7 +61,7 @@ def test_an_answer_is_kept_masked_before_it_is_told(server):
     assert "colchicine" in kept.question
     assert "Miller" not in kept.question
     assert kept.model == "tiny v1"
-    assert kept.facts["decision"] == "yes"
+    assert kept.facts["decision"]["answer"] == "yes"
     assert (kept.facts["supported"], kept.facts["sentences"], kept.facts["sources"]) == (1, 2, 1)
 
 

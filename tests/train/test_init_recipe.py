@@ -107,7 +107,7 @@ def test_the_evaluation_is_predicted_and_limited(tmp_path: Path, monkeypatch: py
         done = meditune("init", data, "--output", output, "--force")
         assert done.code == 0, done
         assert "Predicted time of `meditune run`" in done.out
-        assert "measuring the base model" in done.out
+        assert "evaluating the base model" in done.out
         written[seconds] = load_recipe(str(output)).recipe.evaluate, choose(inspect_data(data))
     fast, slow = (written[seconds][0] for seconds in (0.001, 0.2))
     assert (fast.answers, fast.max_new_tokens) == (200, 256)

@@ -193,7 +193,7 @@ def test_the_command_says_what_fits_and_refuses_what_it_doesnt_know() -> None:
     assert "Time and memory are for training only" in done.out
     # Of about 1,389 examples, 20% are test items, 10% of the others are dev items, and 1,000 are left for training.
     assert "Time of `meditune run`, assuming 278 test items, 200 of them answered in writing:" in done.out
-    assert "measuring the base model" in done.out
+    assert "evaluating the base model" in done.out
     assert "rough" in done.out
     meditune("plan", "quickstart", "--gpu", "rtx4099").refused(2, "rtx4090")
     longer = meditune(

@@ -17,7 +17,13 @@ Level = Literal["urgent", "refusal", "limit", "remark"]
 Outcome = Literal["answered", "abstained", "escalated", "declined"]
 
 
-class _Event:
+class _Documented:
+    """Makes the docstrings of the fields appear in the reference of the HTTP API."""
+
+    __pydantic_config__: ClassVar = {"use_attribute_docstrings": True}
+
+
+class _Event(_Documented):
     kind: ClassVar[str]
 
     def as_dict(self) -> dict[str, Any]:
@@ -26,22 +32,26 @@ class _Event:
 
 
 @dataclass(frozen=True)
-class Source:
+class Source(_Documented):
     """A passage with the number that citations use."""
 
     number: int
     id: str
     title: str
+    """The title of the document."""
     section: str
+    """The heading above the passage; empty if there is none."""
     url: str
-    """The public address; empty for the operator's own documents, which have only a title"""
+    """The public address; empty for the operator's own documents, which have only a title."""
     date: str
     licence: str
     source: str
+    """The source's name in the index, such as medquad."""
     text: str
     meaning: float | None
-    """The cosine similarity of question and passage; None if vector search didn't return the passage"""
+    """The cosine similarity of question and passage; null if vector search didn't return the passage."""
     restricted: bool = False
+    """Whether the text must not be sent to an API, as with MIMIC-III."""
 
 
 @dataclass(frozen=True)
@@ -61,12 +71,12 @@ class Text(_Event):
 
 
 @dataclass(frozen=True)
-class Citation:
+class Citation(_Documented):
     """A source that supports a sentence."""
 
     number: int
     quote: str
-    """The supporting sentence in the source"""
+    """The supporting sentence in the source."""
 
 
 @dataclass(frozen=True)
@@ -79,9 +89,9 @@ class Sentence(_Event):
     supported: bool
     shown: bool
     why: str = ""
-    """Why the sentence isn't shown; empty if it is shown"""
+    """Why the sentence isn't shown; empty if it is shown."""
     score: float = 0.0
-    """The detector's probability that a source supports the sentence"""
+    """The detector's probability that a source supports the sentence."""
 
 
 @dataclass(frozen=True)
@@ -95,14 +105,14 @@ class Notice(_Event):
 
 
 @dataclass(frozen=True)
-class Decision:
+class Decision(_Documented):
     """A decision (yes, no or maybe) on a yes/no question."""
 
     answer: str | None
-    """None if the model isn't sure enough"""
+    """yes, no or maybe; null if the model isn't sure enough."""
     probabilities: dict[str, float]
     calibrated: bool
-    """True if the probabilities were calibrated on the development split"""
+    """Whether the probabilities were calibrated on the development split."""
 
 
 @dataclass(frozen=True)
@@ -112,25 +122,32 @@ class Answer(_Event):
     kind = "answer"
     question: str
     text: str
-    """The text to show: all `text` events joined, unless the answer was withdrawn"""
+    """The text to show: all `text` events joined, unless the answer was withdrawn."""
     outcome: Outcome
+    """abstained: too few sentences are supported; escalated: urgent help instead of an answer; declined: a question
+    that the assistant doesn't answer."""
     refused: str
-    """The reason why there is no answer; empty if there is one"""
+    """The reason why there is no answer; empty if there is one."""
     style: str
+    """The readers the answer is written for: plain or expert."""
     sentences: Sequence[Sentence] = ()
     sources: Sequence[Source] = ()
     notices: Sequence[Notice] = ()
     decision: Decision | None = None
     confidence: float | None = None
-    """The decision's probability; without a decision, the share of the model's sentences that sources support"""
+    """The decision's probability; without a decision, the share of the model's sentences that sources support."""
     reading_grade: float | None = None
+    """The Flesch-Kincaid grade of the text."""
     limits: str = ""
+    """The limits of all answers. Show this text to the reader."""
     safety: dict[str, str] = field(default_factory=dict)
-    """The result of triage: `action` and `kind`"""
+    """The result of triage: `action` and `kind`."""
     versions: dict[str, str] = field(default_factory=dict)
+    """The versions of Meditune, the model and the index."""
     tokens: dict[str, int] = field(default_factory=dict)
+    """The number of prompt and generated tokens."""
     timings: dict[str, float] = field(default_factory=dict)
-    """Stage -> seconds until it was reached"""
+    """Stage -> seconds until it was reached."""
 
     def __str__(self) -> str:
         return "\n".join(answer_lines(self))

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 @documented('ask runs/quickstart "Does aspirin help with migraine?" --index library', "how-to/retrieve-and-cite.md")
 def ask(
     model: Annotated[
-        str, Argument(metavar="MODEL", help="Folder of a run, model or export, catalogue name, hub id, api:NAME.")
+        str, Argument(metavar="MODEL", help="Folder of a run, model or export, catalogue name, hub id, or api:NAME.")
     ],
     question: Annotated[str, Argument(metavar="QUESTION", help="The question, in quotes.")],
     source: Annotated[Paths, Option("--source", help="Text file to base the answer on. Repeatable.")] = None,
@@ -155,7 +155,7 @@ def update(
     remove: Annotated[Texts, Option(metavar="SOURCE", help="Remove this source from the index. Repeatable.")] = None,
     embedding: Embedding = None,
 ) -> None:
-    """Update an index: read its sources again, and embed what changed. Source options limit this to those sources."""
+    """Update an index: read its sources again, and embed what changed. Source options select the sources to update."""
     from meditune.models.sentence_encoder import load_encoder
     from meditune.retrieve.build_index import update as update_index
     from meditune.retrieve.index import read as read_manifest

@@ -99,7 +99,7 @@ def prepare(
 @app.command(example="pairs.csv --output audit")
 def audit(
     source: Annotated[
-        str, Argument(metavar="RECIPE", help="A recipe, or a data file (.jsonl, .json, .csv, .parquet).")
+        str, Argument(metavar="RECIPE", help="A recipe, or a data file (.jsonl, .json, .csv, .tsv, .parquet).")
     ],
     output: Annotated[Path, Option("--output", "-o", help="Folder for the table, the page and the ledger.")],
     overrides: Overrides = None,

@@ -11,7 +11,7 @@ from rich.markup import escape
 from meditune.cli.data import print_leakage
 from meditune.cli.tables import VERDICTS, console, interval, number, p_value, print_remarks, print_table
 from meditune.evaluate.compare import count_changes, is_significant, survives_correction
-from meditune.evaluate.metrics import METRICS, summarise
+from meditune.evaluate.metrics import METRICS, summarize
 from meditune.evaluate.predictions import Predictions
 
 Row = dict[str, Any]
@@ -162,7 +162,7 @@ def print_crossval(result: dict[str, Any]) -> None:
 
 def print_ratings(ratings: dict[str, list[dict[str, Any]]]) -> None:
     """Print the metrics of each model's ratings."""
-    every = [summarise(Predictions(rating=rows)) for rows in ratings.values()]
+    every = [summarize(Predictions(rating=rows)) for rows in ratings.values()]
     counts = [
         ("questions", *(str(len(rows)) for rows in ratings.values())),
         ("answered", *(str(sum(row["score"] is not None for row in rows)) for rows in ratings.values())),

@@ -288,7 +288,7 @@ def _print_plan(planned: Planned, recipe: Recipe, examples: int) -> None:
     training = planned.own.seconds(tokens)
     out.print(
         f"Time of `meditune run`, assuming {items:,} test items, {answers:,} of them answered in writing: "
-        f"{clock(training + 2 * measuring.total)}, of which training: {clock(training)}, measuring the base model: "
+        f"{clock(training + 2 * measuring.total)}, of which training: {clock(training)}, evaluating the base model: "
         f"{clock(measuring.total)} ({clock(measuring.writing)} of it for writing answers), and the tuned model: the "
         "same again. To write fewer or shorter answers, lower evaluate.answers or evaluate.max_new_tokens. "
         f"{target.rough}"

@@ -35,7 +35,7 @@ Raters = Annotated[
 ]
 Overlap = Annotated[
     int | None,
-    Option(min=1, help="With --raters: number of raters for each item; by default 2, but in rating sets all raters."),
+    Option(min=1, help="With --raters: number of raters for each item; by default 2, for `review create` all raters."),
 ]
 Store = Annotated[
     Text,

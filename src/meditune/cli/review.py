@@ -32,7 +32,7 @@ def create(
     overlap: Overlap = None,
     seed: Seed = 17,
 ) -> None:
-    """Make a blinded rating set of a run's answers and references. The answers are those of base and tuned model."""
+    """Make a blinded rating set of a run's answers and references. The answers are from the base and tuned models."""
     from meditune.review.rating_set import create as make
 
     folder = output or run / "review"

@@ -87,7 +87,7 @@ class EvaluateSpec(Spec):
     """Judge of the answers to k-qa, medicationqa and healthbench: the run of an evidence judge, or api:NAME, which
     healthbench needs."""
     suite_judge_api: AddressSpec = Field(default_factory=AddressSpec)
-    """Address and prices of a suite_judge behind an API."""
+    """Address and prices of the suite_judge, if it is behind an API."""
     resamples: int = Field(10_000, ge=100, description="Number of bootstrap resamples for each interval.")
     allow_leakage: bool | list[LeakKind] = False
     """Continue despite leaked test items, and mark the report. true: all kinds of leakage; or a list of kinds."""

@@ -15,7 +15,7 @@ from meditune.config.recipe import NEUTRAL
 from meditune.config.recipe_keys import dotted, leaves
 from meditune.data.example import Example
 from meditune.errors import DataError
-from meditune.evaluate.metrics import METRICS, references_of, statistics_of, summarise
+from meditune.evaluate.metrics import METRICS, references_of, statistics_of, summarize
 from meditune.evaluate.predictions import MeasuredModel, Predictions, examples_of, groups_of, read, seed_of
 from meditune.files import read_text
 from meditune.statistics import Array, Estimate, Metric, Statistics
@@ -349,7 +349,7 @@ def side_by_side(models: Sequence[MeasuredModel], resamples: int, seed: int) -> 
     for name, rows in found.items():
         corrected = {metric: row | {"p_holm": adjusted[f"{name}\n{metric}"]} for metric, row in rows.items()}
         comparisons[name] = {"comparison": corrected, "worse": got_worse(corrected)}
-    figures = {model.name: summarise(model.predictions) for model in models}
+    figures = {model.name: summarize(model.predictions) for model in models}
     result: dict[str, Any] = {"models": names, "figures": figures, "comparisons": comparisons}
     if len(others) == 1:
         only = others[0].name

@@ -10,7 +10,7 @@ import numpy as np
 
 from meditune.config.recipe import EvaluateSpec, Recipe
 from meditune.data.example import DECISIONS, Example
-from meditune.evaluate.metrics import summarise
+from meditune.evaluate.metrics import summarize
 from meditune.evaluate.metrics.decision import Rows, calibrated, confidences, probabilities
 from meditune.evaluate.predictions import Predictions
 from meditune.evaluate.weights_backend import Scoring
@@ -152,6 +152,6 @@ def dev_measure(
 
     def measure(trained: LoadedModel) -> float:
         predictions = scoring.predictions(trained, recipe.train.micro_batch_tokens, f"Measuring {dev.metric} on dev")
-        return summarise(predictions)[dev.metric]
+        return summarize(predictions)[dev.metric]
 
     return measure

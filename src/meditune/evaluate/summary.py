@@ -14,7 +14,7 @@ from meditune.evaluate.compare import caveats, changes, compare, count_changes, 
 from meditune.evaluate.decision_calibration import abstention
 from meditune.evaluate.evaluator import coverage_remarks, unmeasured_ids
 from meditune.evaluate.faithfulness_and_similarity import overview
-from meditune.evaluate.metrics import asked, summarise, summarise_references
+from meditune.evaluate.metrics import asked, summarize, summarize_references
 from meditune.evaluate.metrics.decision import (
     calibrated,
     claim_statistics,
@@ -93,8 +93,8 @@ def summary(recipe: Recipe, data: Prepared, training: dict[str, Any], prediction
         "quantize": recipe.model.quantize,
         "data": {**splits, "test_set": test_set, "sha256": data.sha256, "synthetic": data.synthetic},
         "items": {kind: len(getattr(tuned, kind)) for kind in ("decision", "answer", "general")} | counts,
-        **both(summarise),
-        "references": summarise_references(tuned),
+        **both(summarize),
+        "references": summarize_references(tuned),
         "comparison": comparison,
         "worse": got_worse(comparison),
         "changed": count_changes(changes(base, tuned, items)),

@@ -172,7 +172,7 @@ def _add_result(judgements: Judgements, result: Any, item: str, rater: str, seco
         judgements.ratings.append(Rating(rater, item, axis.name, axis.numbers()[label], spent, time, round))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DataError(
-            f"{location}: {result!r} is neither a choice of this set's labeling configuration nor a text in it."
+            f"{location}: {result!r} is neither a choice of this set's labelling configuration nor a text in it."
         ) from error
 
 

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from meditune.assistant.events import Source
+from meditune.assistant.events import Answer, Source
 from meditune.data.example import Turn
 from meditune.prompts import LIMITS_LINE
 
@@ -28,7 +29,9 @@ class Body(BaseModel):
     OpenAI's clients expect.
     """
 
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, protected_namespaces=())
+    model_config = ConfigDict(
+        extra="forbid", allow_inf_nan=False, protected_namespaces=(), use_attribute_docstrings=True
+    )
     asks_nothing: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
     """Unsupported parameter -> the values that are accepted because they have no effect"""
 
@@ -48,7 +51,7 @@ class Body(BaseModel):
 class ResponseBody(BaseModel):
     """A response's JSON object."""
 
-    model_config = ConfigDict(protected_namespaces=())
+    model_config = ConfigDict(protected_namespaces=(), use_attribute_docstrings=True)
 
 
 class ErrorDetail(ResponseBody):
@@ -56,8 +59,11 @@ class ErrorDetail(ResponseBody):
 
     message: str
     type: str
+    """The kind of error, such as invalid_request_error or rate_limit_error."""
     param: str | None = None
+    """The parameter that caused the error."""
     code: str | None = None
+    """A fixed name for programs, such as not_found."""
 
 
 class Error(ResponseBody):
@@ -71,6 +77,7 @@ class Usage(ResponseBody):
 
     prompt_tokens: int
     completion_tokens: int = 0
+    """The number of generated tokens."""
     total_tokens: int
 
 
@@ -102,7 +109,7 @@ SourceNames = Annotated[list[Name] | None, Field(max_length=20, description="Sea
 class StreamOptions(Body):
     """Options of a stream. With `include_usage`, the last chunk contains the token counts."""
 
-    include_usage: bool = False
+    include_usage: bool = Field(False, description="Also send the token counts, in the last chunk.")
     asks_nothing: ClassVar[Mapping[str, tuple[Any, ...]]] = {"include_obfuscation": (False, True)}
 
 
@@ -110,13 +117,17 @@ class GenerationBody(Body):
     """The generation parameters that chats and completions share."""
 
     temperature: float = Field(0.0, ge=0, le=2, description="0, the default, always chooses the most likely token.")
-    top_p: float = Field(1.0, gt=0, le=1)
-    seed: int | None = Field(None, ge=-(2**63), lt=2**63)
+    top_p: float = Field(
+        1.0, gt=0, le=1, description="Sample only from the most likely tokens that together have this probability."
+    )
+    seed: int | None = Field(
+        None, ge=-(2**63), lt=2**63, description="Sampling with the same seed gives the same answer."
+    )
     stop: list[Short] = Field(
         [], max_length=4, description="A text, or up to four texts, at which the answer ends.", json_schema_extra=or_one
     )
     stream: bool = Field(False, description="Send the answer in pieces, as server-sent events.")
-    stream_options: StreamOptions | None = None
+    stream_options: StreamOptions | None = Field(None, description="Only with stream: true.")
     guided_choice: list[Short] = Field(
         [],
         max_length=64,
@@ -157,17 +168,17 @@ class GenerationBody(Body):
 class JsonSchema(Body):
     """A JSON schema that the answer must follow."""
 
-    name: str = Field("answer", max_length=64)
-    schema_: dict[str, Any] = Field(alias="schema")
-    strict: bool = True
-    description: str = Field("", max_length=2000)
+    name: str = Field("answer", max_length=64, description="Accepted, but not used.")
+    schema_: dict[str, Any] = Field(alias="schema", description="The JSON schema that the answer follows.")
+    strict: bool = Field(True, description="Accepted, but not used: the answer always follows the schema.")
+    description: str = Field("", max_length=2000, description="Accepted, but not used.")
 
 
 class ResponseFormat(Body):
     """The form of the answer: text, any JSON object, or JSON that follows a schema."""
 
     type: Literal["text", "json_object", "json_schema"]
-    json_schema: JsonSchema | None = None
+    json_schema: JsonSchema | None = Field(None, description="Required with type json_schema.")
 
     def schema_asked(self) -> dict[str, Any] | None:
         """Return the JSON schema that the answer must follow; None for text. Raises ValueError without a schema."""
@@ -204,11 +215,13 @@ class ChatBody(GenerationBody):
 
     model: str = Model
     messages: list[Message] = Field(min_length=1, max_length=256)
-    max_completion_tokens: int | None = Field(None, ge=1, le=100_000)
+    max_completion_tokens: int | None = Field(
+        None, ge=1, le=100_000, description="Maximum number of tokens in the answer; by default, the server's limit."
+    )
     max_tokens: int | None = Field(None, ge=1, le=100_000, description="The older name of max_completion_tokens.")
-    logprobs: bool = False
-    top_logprobs: int = Field(0, ge=0, le=20)
-    response_format: ResponseFormat | None = None
+    logprobs: bool = Field(False, description="Return the log-probabilities of the answer's tokens.")
+    top_logprobs: int = Field(0, ge=0, le=20, description="The number of most likely tokens to return per position.")
+    response_format: ResponseFormat | None = Field(None, description="The form of the answer; by default, text.")
 
     @model_validator(mode="after")
     def _fits_together(self) -> ChatBody:
@@ -238,7 +251,9 @@ class TopToken(ResponseBody):
 
     token: str
     logprob: float
+    """The natural logarithm of the token's probability."""
     bytes: list[int]
+    """The token's UTF-8 bytes."""
 
 
 class ChatToken(TopToken):
@@ -267,6 +282,7 @@ class ChatChoice(ResponseBody):
     message: ChatMessage
     logprobs: ChatLogprobs | None = None
     finish_reason: Literal["stop", "length"]
+    """length: the answer reached its maximum number of tokens."""
 
 
 class Chat(ResponseBody):
@@ -275,8 +291,10 @@ class Chat(ResponseBody):
     id: str
     object: Literal["chat.completion"] = "chat.completion"
     created: int
+    """Unix time, in seconds."""
     model: str
     system_fingerprint: str
+    """Identifies the version of the model."""
     choices: list[ChatChoice]
     usage: Usage
 
@@ -325,15 +343,18 @@ class CompletionLogprobs(ResponseBody):
     token_logprobs: list[float | None]
     top_logprobs: list[dict[str, float] | None]
     text_offset: list[int]
+    """The position of each token's first character in the text."""
 
 
 class CompletionChoice(ResponseBody):
     """The continuation of one prompt."""
 
     index: int
+    """The prompt's position in the request."""
     text: str
     logprobs: CompletionLogprobs | None = None
     finish_reason: Literal["stop", "length"]
+    """length: the answer reached its maximum number of tokens."""
 
 
 class Completion(ResponseBody):
@@ -342,8 +363,10 @@ class Completion(ResponseBody):
     id: str
     object: Literal["text_completion"] = "text_completion"
     created: int
+    """Unix time, in seconds."""
     model: str
     system_fingerprint: str
+    """Identifies the version of the model."""
     choices: list[CompletionChoice]
     usage: Usage
 
@@ -359,6 +382,7 @@ class EmbeddingBody(Body):
         min_length=1, max_length=MAX_TEXTS, description="One text, or up to 256 texts.", json_schema_extra=or_one
     )
     encoding_format: Literal["float", "base64"] = "float"
+    """base64: little-endian FP32."""
     dimensions: int | None = Field(None, ge=1, description="Must be the model's own vector size.")
     user: Ignored = ""
 
@@ -375,6 +399,7 @@ class Vector(ResponseBody):
 
     object: Literal["embedding"] = "embedding"
     index: int
+    """The text's position in the request."""
     embedding: list[float] | str
 
 
@@ -400,6 +425,7 @@ class ServedModel(ResponseBody):
     id: str
     object: Literal["model"] = "model"
     created: int
+    """Unix time, in seconds."""
     owned_by: str = "meditune"
 
 
@@ -430,16 +456,18 @@ class AskBody(Body):
     k: int | None = Field(None, ge=1, le=50, description="The number of passages to retrieve.")
     sources: SourceNames = None
     history: list[Past] = Field([], max_length=20, description="The conversation so far, oldest first.")
-    max_new_tokens: int | None = Field(None, ge=1, le=4096)
+    max_new_tokens: int | None = Field(
+        None, ge=1, le=4096, description="Maximum number of tokens in the answer; by default, the server's limit."
+    )
     stream: bool = Field(False, description="Send server-sent events: sources, text, sentence, notice, answer.")
 
 
-class Asked(ResponseBody):
-    """The answer to a question, with its sentences, sources, notices, decision and versions."""
+@dataclass(frozen=True, kw_only=True)
+class Asked(Answer):
+    """The answer to a question, with its sentences, sources and notices (docs/how-to/chat-page.md)."""
 
-    model_config = ConfigDict(extra="allow", protected_namespaces=())
     id: str
-    question: str
+    """The answer's id, for feedback."""
 
 
 class SearchBody(Body):
@@ -456,11 +484,11 @@ class Found(ResponseBody):
 
     query: str
     outcome: Literal["found", "escalated", "declined"]
-    """An escalated or declined search returns no passages"""
-    notice: str = Field("", description="Urgent help or a refusal instead of passages, or a limit shown with them.")
+    """An escalated or declined search returns no passages."""
+    notice: str = Field("", description="Text instead of passages (urgent help or a refusal), or a note on limits.")
     passages: list[Source] = []
-    remarks: list[str] = []
-    limits: str = LIMITS_LINE
+    remarks: list[str] = Field([], description="Notes for the reader, such as a warning about the language.")
+    limits: str = Field(LIMITS_LINE, description="The limits of all answers. Show this text to the reader.")
 
 
 class FeedbackBody(Body):
@@ -468,8 +496,12 @@ class FeedbackBody(Body):
 
     id: str = Field(min_length=1, max_length=100, description="The answer's id.")
     rating: Literal["up", "down"]
-    reasons: list[Name] = Field([], max_length=10)
-    comment: str = Field("", max_length=MAX_COMMENT_CHARACTERS)
+    reasons: list[Name] = Field(
+        [],
+        max_length=10,
+        description="Short reasons. The chat page sends wrong, unsupported, unclear, incomplete or unsafe.",
+    )
+    comment: str = Field("", max_length=MAX_COMMENT_CHARACTERS, description="The user's own words.")
     correction: str = Field(
         "", max_length=MAX_COMMENT_CHARACTERS, description="The answer that should have been given."
     )

@@ -449,7 +449,7 @@ def summary(initial: Initial) -> list[str]:
         *(f"Not chosen: {reason}." for reason in initial.passed_over),
         f"Base model: {recipe.model.base}, {CATALOGUE[recipe.model.base].title}. Memory for training: {memory:.1f} GB.",
         f"Predicted time of `meditune run`: {clock(initial.seconds + 2 * initial.measuring.total)}, of which "
-        f"training: {clock(initial.seconds)}, measuring the base model: {clock(initial.measuring.total)} "
+        f"training: {clock(initial.seconds)}, evaluating the base model: {clock(initial.measuring.total)} "
         f"({clock(initial.measuring.writing)} of it for writing answers), and the tuned model: the same again. "
         f"{initial.target.rough}",
     ]

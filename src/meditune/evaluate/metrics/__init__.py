@@ -32,7 +32,7 @@ METRICS = _described()
 """All metrics by name, in the order in which reports list them"""
 
 
-def summarise(predictions: Predictions) -> dict[str, float]:
+def summarize(predictions: Predictions) -> dict[str, float]:
     """Return the value of every metric that can be computed from the predictions."""
     return {name: statistics.value() for name, statistics in statistics_of(predictions).items()}
 
@@ -65,6 +65,6 @@ def references_of(predictions: Predictions) -> dict[str, Statistics]:
     return found | {f"retrieved_{name}": each for name, each in retrieved.items() if name in SOURCED}
 
 
-def summarise_references(predictions: Predictions) -> dict[str, float]:
+def summarize_references(predictions: Predictions) -> dict[str, float]:
     """Return the value of every detector metric on the reference answers."""
     return {name: statistics.value() for name, statistics in references_of(predictions).items()}

@@ -73,9 +73,11 @@ async def metrics(request: Request, _: Annotated[Caller, Depends(allowed("metric
 class Status(ResponseBody):
     """The state of the service; docs/how-to/operate.md explains the fields."""
 
-    model_config = ConfigDict(extra="allow", protected_namespaces=())
+    model_config = ConfigDict(extra="allow")
     hours: float
+    """The period that the figures cover."""
     time: float
+    """Unix time of the report, in seconds."""
 
 
 @router.get("/v1/admin/status", responses=errors(404), summary="Report the state of the service")

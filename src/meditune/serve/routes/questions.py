@@ -14,6 +14,7 @@ from functools import partial
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request
+from fastapi.responses import JSONResponse
 
 from meditune.assistant.assistant import Assistant
 from meditune.assistant.events import Event
@@ -56,7 +57,7 @@ async def ask(body: AskBody, request: Request, caller: Annotated[Caller, Depends
     run = _AnswerRun(service, service.assistant, body, caller, trace, found)
     if body.stream:
         return EventStream(run.events, kind="error")
-    return await cancel_on_disconnect(request.receive, run.respond())
+    return JSONResponse(await cancel_on_disconnect(request.receive, run.respond()))
 
 
 @dataclass(eq=False)
