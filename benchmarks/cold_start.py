@@ -1,10 +1,11 @@
-"""Measure a server's cold start with an index: seconds, CPU time and memory until the first answer, for each engine.
+"""Measure the time from starting a server to its first answer with an index, its CPU time and its memory.
 
-    python benchmarks/cold_start.py RUN --index INDEX --engines openvino llamacpp transformers --times 3
+    python benchmarks/cold_start.py RUN --index INDEX --engines openvino llamacpp --times 3
 
-Each repetition starts a new `meditune serve`; a cloud function has the same cost at each cold start. The first answer
-comes from /v1/ask with passages of the index; nine answers about other topics follow. Memory is the sum over all of the
-server's processes, with shared pages counted once. Files are in the system's cache, as after an earlier start.
+Each measurement starts a new `meditune serve`, as a serverless platform does. The first question goes to /v1/ask and
+needs passages of the index; nine questions about other topics follow. Memory is the total of all the server's
+processes, with shared pages counted once. The files are in the system's cache, as on a second start. The table has the
+median of all starts.
 """
 
 from __future__ import annotations
@@ -32,16 +33,16 @@ QUESTIONS = (
 )
 
 
-def once(engine: str, given: argparse.Namespace) -> dict[str, float]:
-    """Return the measurements of one start."""
-    begun = time.monotonic()
-    words: list[Any] = ["--engine", engine, "--index", given.index]
-    with servers.meditune(given.run, *words) as server:
-        ask(server, QUESTIONS[0], given.tokens)
-        found = {"listening": server.ready_s, "answer": time.monotonic() - begun}
+def measured(engine: str, options: argparse.Namespace) -> dict[str, float]:
+    """Start a server, ask it all questions, and return the measurements."""
+    start = time.monotonic()
+    arguments: list[Any] = ["--engine", engine, "--index", options.index]
+    with servers.meditune(options.run, *arguments) as server:
+        ask(server, QUESTIONS[0], options.tokens)
+        found = {"listening": server.ready_s, "answer": time.monotonic() - start}
         found |= {"cpu": server.cpu(), "first_mb": server.memory()}
         for question in QUESTIONS[1:]:
-            ask(server, question, given.tokens)
+            ask(server, question, options.tokens)
         return found | {"later_mb": server.memory()}
 
 
@@ -59,12 +60,14 @@ def main() -> None:
     parser.add_argument("--engines", nargs="+", default=["openvino", "llamacpp"])
     parser.add_argument("--times", type=int, default=3)
     parser.add_argument("--tokens", type=int, default=64)
-    given = parser.parse_args()
-    print("| engine | start to listening s | to first answer s | CPU s until then | MB then | MB after ten |")
+    options = parser.parse_args()
+    print(
+        "| engine | start to listening, s | start to first answer, s | CPU s till then | MB then | MB after ten |"
+    )
     print("|---|---|---|---|---|---|")
-    for engine in given.engines:
-        all_of = [once(engine, given) for _ in range(given.times)]
-        middle = {name: statistics.median(one[name] for one in all_of) for name in all_of[0]}
+    for engine in options.engines:
+        starts = [measured(engine, options) for _ in range(options.times)]
+        middle = {name: statistics.median(start[name] for start in starts) for name in starts[0]}
         print(
             f"| {engine} | {middle['listening']:.1f} | {middle['answer']:.1f} | {middle['cpu']:.1f} | "
             f"{middle['first_mb']:.0f} | {middle['later_mb']:.0f} |",

@@ -1,6 +1,7 @@
 """Files and the machine they are on: written whole or not at all, progress, processors and memory."""
 
 import errno
+import mmap
 import os
 import stat
 import subprocess
@@ -255,3 +256,21 @@ def test_training_names_the_peak_of_the_gpu_beside_the_hosts(monkeypatch: pytest
     found = finetune.peaks()
     assert found["peak_gpu_gb"] == 11.5
     assert 0.1 < found["peak_rss_gb"] < 11.5
+
+
+@pytest.mark.skipif(not hardware.MAPS.is_file(), reason="only Linux lists mapped files")
+def test_the_memory_of_a_mapped_file_is_returned_and_its_bytes_stay(tmp_path):
+    file = tmp_path / "weights with spaces.bin"
+    file.write_bytes(bytes(range(256)) * 40_000)
+    with file.open("rb") as stream, mmap.mmap(stream.fileno(), 0, prot=mmap.PROT_READ) as mapped:
+        assert sum(mapped[::4096]) >= 0
+        assert resident_kb(file) > 9_000
+        hardware.release_file(file)
+        assert resident_kb(file) < 1_000
+        assert mapped[-256:] == bytes(range(256))
+
+
+def resident_kb(file):
+    lines = Path("/proc/self/smaps").read_text().splitlines()
+    start = next(number for number, line in enumerate(lines) if line.endswith(str(file)))
+    return int(next(line for line in lines[start:] if line.startswith("Rss:")).split()[1])

@@ -13,6 +13,9 @@ from typing import Any
 
 M_ARENA_MAX = -8
 """The constant of this name in glibc's malloc.h"""
+MADV_DONTNEED = 4
+"""The constant of this name in Linux's mman.h"""
+MAPS = Path("/proc/self/maps")
 _CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 _MEMORY_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 
@@ -86,8 +89,24 @@ def release_memory() -> None:
     _glibc("malloc_trim", 0)
 
 
-def _glibc(function: str, *arguments: int) -> None:
+def release_file(path: Path) -> None:
+    """Return the memory of a file that is mapped into this process to the system (madvise(2), posix_fadvise(2)).
+
+    Pages that are needed again are read from the file again. Other processes keep theirs.
+    """
+    if not MAPS.is_file():
+        return
+    name = str(path.resolve())
+    for line in MAPS.read_text(encoding="utf-8", errors="surrogateescape").splitlines():
+        if line.endswith(f" {name}"):
+            start, end = (int(address, 16) for address in line.split(maxsplit=1)[0].split("-"))
+            _glibc("madvise", ctypes.c_void_p(start), ctypes.c_size_t(end - start), MADV_DONTNEED)
+    with path.open("rb") as file:
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def _glibc(function: str, *arguments: Any) -> None:
     if sys.platform == "linux":
-        # musl has neither function.
+        # musl has neither mallopt nor malloc_trim.
         with suppress(AttributeError):
             getattr(ctypes.CDLL(None), function)(*arguments)

@@ -198,7 +198,8 @@ MIN_LANGUAGE_WORDS, MAX_ENGLISH_PROBABILITY = 4, 0.0015
 
 _ENGLISH_WORDS = re.compile(
     r"\b(?:the|what|how|does|with|and|this|that|should|which|when|why|because|about|from|you|your|been|would|could|has"
-    r"|who|where|there|can|are|have|is|for|my)\b",
+    r"|who|where|there|can|are|have|is|for|my|they|during|between|really|blood|heart|disease|symptoms|treatment|lower"
+    r"|increases?|reduces?)\b",
     re.IGNORECASE,
 )
 

@@ -255,6 +255,7 @@ def open_onnx(model: Path | bytes, tokenizer: Path, threads: int) -> OnnxSentenc
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
+    options.enable_cpu_mem_arena = False  # the arena would keep the memory of the longest text: about 40 MB
     session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     reader = Tokenizer.from_file(str(tokenizer))
     reader.enable_truncation(MAX_TOKENS)
