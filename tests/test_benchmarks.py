@@ -18,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
 import citations
 import gpu
+import serving_cost
 import training
 from meditune.assistant.events import Answer, Sentence, Source
 from meditune.files import read_jsonl, write_jsonl
@@ -278,3 +279,17 @@ def test_an_engine_that_is_missing_or_late_is_left_out():
     with bench.run("answers", "vllm") as found:
         assert found is None
     assert [run["left_out"] for run in bench.runs] == ["vllm isn't installed", "no time"]
+
+
+def test_the_price_of_1000_answers_follows_from_throughput_and_prices():
+    alone, busy = ({"tokens": 100, "answers": 2, "tokens_per_s": speed} for speed in (25.0, 100.0))
+    found = {"side": "ours", "rows": [alone, busy], "rss_mb": 1024, "cold_start_s": 4.0}
+    speed, small_busy, small_alone, large, warm, cold, gpu = serving_cost.dollars(found, 2, vm_hour=0.72, gpu_hour=7.2)
+    assert speed == 2.0
+    # 1,000 answers take 500 s of a VM at $0.0002 per second if it is busy, and 2,000 s with one user.
+    assert (small_busy, small_alone, large) == pytest.approx((0.1, 0.4, 0.1))
+    # Lambda bills 2 s of the memory that gives two cores for each answer, and 4 s more for a cold start.
+    gigabytes = 2 * 1769 / 1024
+    assert warm == pytest.approx(1000 * (2 * gigabytes * 0.0000166667 + 0.2e-6))
+    assert cold - warm == pytest.approx(1000 * 4 * gigabytes * 0.0000166667)
+    assert gpu == pytest.approx(20.0)
