@@ -61,9 +61,7 @@ def main() -> None:
     parser.add_argument("--times", type=int, default=3)
     parser.add_argument("--tokens", type=int, default=64)
     options = parser.parse_args()
-    print(
-        "| engine | start to listening, s | start to first answer, s | CPU s till then | MB then | MB after ten |"
-    )
+    print("| engine | start to listening, s | start to first answer, s | CPU s till then | MB then | MB after ten |")
     print("|---|---|---|---|---|---|")
     for engine in options.engines:
         starts = [measured(engine, options) for _ in range(options.times)]

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import hashlib
 import json
 import random
@@ -29,7 +30,7 @@ from scipy.special import softmax
 from meditune.data.example import DECISIONS, STYLE, Example, Passage
 from meditune.evaluate.metrics import METRICS, statistics_of
 from meditune.evaluate.predictions import Kind, Predictions, path_of
-from meditune.files import read_jsonl
+from meditune.files import read_json, read_jsonl
 from meditune.statistics import Statistics, mean
 from meditune.text import sentences
 
@@ -101,6 +102,27 @@ def topics(example: Example) -> list[Example]:
     return [example.model_copy(update={"id": f"{example.id}#topics", **changes})] if example.meta["mesh"] else []
 
 
+def annotators(example: Example) -> list[Example]:
+    """Return the example with the decision of an annotator who disagreed with the final decision, if there is one.
+
+    One annotator read the conclusion, too (`reasoning_free_pred`); the other didn't (`reasoning_required_pred`). Only
+    training items are looked up.
+    """
+    given = published_labels()[example.id.partition(":")[2]]
+    for field in ("reasoning_required_pred", "reasoning_free_pred"):
+        if given[field] != example.decision:
+            return [example.model_copy(update={"id": f"{example.id}#{field}", "decision": given[field], "answer": ""})]
+    return []
+
+
+@functools.cache
+def published_labels() -> dict[str, Any]:
+    """Return PubMedQA's labelled items, as published, by their PubMed id."""
+    from meditune.data.sources import locate_own
+
+    return read_json(Path(locate_own("pubmedqa/ori_pqal.json")))
+
+
 def artificial(example: Example) -> list[Example]:
     """Return up to three questions that the conclusion's sentences answer, made as PubMedQA's authors made theirs.
 
@@ -164,6 +186,14 @@ IDEAS = {
             '{"name":"liveqa","style":"plain"}]',
             *("data.split=official", 'data.balance={"by":"reading_grade","cap":80,"sources":["medquad","liveqa"]}'),
             *('prompt.plain_cue="In plain words:"', "train.epochs=2"),
+        )
+    ),
+    "annotators": Idea((), annotators),
+    "trials": Idea(
+        (
+            'data.sources=[{"name":"pubmedqa"},{"name":"own/trials","path":"rct-abstracts/abstracts.jsonl","limit":335,'
+            '"split":"train","fields":{"question":"title","context":"contexts","answer":"long_answer"}}]',
+            "data.split=official",
         )
     ),
     "similar": Idea(("prompt.max_tokens=448", "prompt.context_head=0.45"), beside=similar),
