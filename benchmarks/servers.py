@@ -55,12 +55,17 @@ class Served:
 
 
 @contextmanager
-def meditune(model: str, *words: Any, store: Path | None = None, key: str = "") -> Iterator[Served]:
-    """Run `meditune serve` with these options on a free port; `key` is a key of the store, if it has keys."""
+def meditune(
+    model: str, *words: Any, store: Path | None = None, key: str = "", log: Path | None = None
+) -> Iterator[Served]:
+    """Run `meditune serve` with these options on a free port; `key` is a key of the store, if it has keys.
+
+    The server's log is appended to the file `log`. By default, its end is printed if the block fails.
+    """
     with tempfile.TemporaryDirectory() as folder:
         kept = str(store or folder)
         command = [sys.executable, "-m", "meditune", "serve", model, "--port", "0", "--store", kept]
-        with _started([*command, *map(str, words)]) as (process, begun):
+        with _started([*command, *map(str, words)], log) as (process, begun):
             address = _printed_address(process)
             ready = time.monotonic() - begun
             headers = {"authorization": f"Bearer {key}"} if key else {}
@@ -99,8 +104,8 @@ def streamed(line: str) -> dict[str, Any] | None:
 
 
 @contextmanager
-def _started(command: Sequence[str]) -> Iterator[tuple[subprocess.Popen[str], float]]:
-    with tempfile.TemporaryFile("w+") as log:
+def _started(command: Sequence[str], to: Path | None = None) -> Iterator[tuple[subprocess.Popen[str], float]]:
+    with to.open("a+") if to else tempfile.TemporaryFile("w+") as log:
         begun = time.monotonic()
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
         try:

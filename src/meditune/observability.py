@@ -1,8 +1,9 @@
 """JSON log lines on stderr and OpenTelemetry traces of requests, both without the text of questions.
 
-Exception messages may quote questions, so only an exception's type and stack locations are logged. Traces show how long
-triage, search, writing and checking took; they contain only numbers, names and exception types. Tracing is off unless
-OpenTelemetry's environment variables configure it (https://opentelemetry.io/docs/specs/otel/protocol/exporter/):
+Exception messages may quote questions, so only an exception's type and stack locations are logged; a StoreError quotes
+nothing, so its message is logged, too. Traces show how long triage, search, writing and checking took; they contain
+only numbers, names and exception types. Tracing is off unless OpenTelemetry's environment variables configure it
+(https://opentelemetry.io/docs/specs/otel/protocol/exporter/):
 OTEL_EXPORTER_OTLP_ENDPOINT or OTEL_EXPORTER_OTLP_TRACES_ENDPOINT; OTEL_EXPORTER_OTLP_HEADERS for a key;
 OTEL_SERVICE_NAME; OTEL_TRACES_SAMPLER. Tracing needs the extra `otel`.
 """
@@ -21,7 +22,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from meditune import __version__
-from meditune.errors import ModelError, install_command
+from meditune.errors import ModelError, StoreError, install_command
 
 LOGGER = logging.getLogger("meditune.serve")
 _OWN = set(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "color_message", "taskName"}
@@ -44,12 +45,14 @@ class JsonLines(logging.Formatter):
 
 
 def error_location(error: BaseException) -> dict[str, Any]:
-    """Return an exception's type and stack locations, without its message."""
+    """Return an exception's type and stack locations, without its message, which may quote a question.
+
+    The messages of a StoreError quote nothing, and say what is wrong (a full disk, a lock), so they are included.
+    """
     frames = traceback.extract_tb(error.__traceback__)
-    return {
-        "exception": type(error).__name__,
-        "at": [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in frames[-8:]],
-    }
+    where = [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in frames[-8:]]
+    why = {"why": str(error)} if isinstance(error, StoreError) else {}
+    return {"exception": type(error).__name__, **why, "at": where}
 
 
 def set_up_logging(level: int = logging.INFO) -> None:

@@ -93,7 +93,7 @@ def locked(folder):
     return holder
 
 
-def test_a_lock_is_waited_for_then_named_and_urgent_help_comes_all_the_same(tmp_path, monkeypatch):
+def test_a_lock_is_waited_for_then_named_and_urgent_help_comes_all_the_same(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(database, "BUSY_S", 1.5)
     assistant = assistant_of(ScriptedEngine("Rest helps most people."))
     with served(tmp_path, Settings(keep_text=True), assistant=assistant) as server, ThreadPoolExecutor() as pool:
@@ -111,6 +111,11 @@ def test_a_lock_is_waited_for_then_named_and_urgent_help_comes_all_the_same(tmp_
         assert (urgent.status, urgent.json["outcome"]) == (200, "escalated")
         for each in (refused.result(), said.result()):
             assert (each.status, each.error()["code"]) == (503, "failed")
+            assert str(tmp_path) not in each.text
+        # The log says what is wrong, and where.
+        reasons = [record.why for record in caplog.records if record.message == "A request failed"]
+        assert len(reasons) == 2
+        assert all(f"{tmp_path / FILE} can't be used (database is locked)" in why for why in reasons)
         assert server.figure("meditune_store_failures_total") == 2
         # Whoever looks after it can read what is there.
         assert server.ask("/v1/admin/status").json["answers"]["count"] == 2

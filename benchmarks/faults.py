@@ -1,0 +1,468 @@
+"""Inject faults into a real server while a few users ask questions, and report what the users got and what was lost.
+
+    python benchmarks/faults.py runs/quickstart --index library
+    python benchmarks/faults.py runs/quickstart --index library --faults engine-killed disk-full --users 4
+    python benchmarks/faults.py runs/quickstart --index library --faults index-replaced --rebuild --source medquad
+
+For each fault, a server starts with an empty store that keeps texts (`--keep-text`), so each reply with status 200
+confirms that the answer is stored. Each user asks the questions of RUN/data/test.jsonl one after the other, a third of
+them as streams, and sends feedback on every second answer. The fault is injected while they ask. Before that, a server
+without faults answers each question once; an answer is wrong if it is empty, is cut off, cites a passage that it
+doesn't show, or differs from the undisturbed answer in its question, outcome or sources. Confirmed answers and feedback
+are looked up in the store after the server has ended. `Normal again` is the time from the injection to the first
+correct answer to a question asked after the injection, or after the last request that failed. The server's log goes to
+--logs. A disk that is full is a small tmpfs, or without the right to mount one, a limit on the size of the server's
+files (RLIMIT_FSIZE). Stopping PostgreSQL needs its programs (initdb) and the package psycopg.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import resource
+import shutil
+import socket
+import sqlite3
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import psutil
+
+import servers
+from meditune.store import open_store
+from meditune.store.answers import Answers
+from servers import Served
+
+PAUSE_S = 0.3
+HELD_S = 10.0
+"""How long a process is stopped, the store is locked, and the disk is full"""
+HALF_OPEN, IDLE = 100, 10_000
+TMPFS = "2m"
+MALFORMED = (
+    b"GARBAGE\r\n\r\n",
+    b"POST /v1/ask HTTP/1.1\r\nHost: a\r\nContent-Length: -5\r\n\r\n",
+    b"POST /v1/ask HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\nZZ\r\n",
+    b"POST /v1/ask HTTP/1.1\r\nHost: a\r\nX: " + b"x" * 100_000,
+)
+BODIES = (
+    b"{",
+    b'{"question": "\xff\xfe"}',
+    b"[]",
+    b'{"question": "\\ud800 Does it help?"}',
+    b"[" * 50_000,
+    b"\x00",
+    b"",
+)
+
+
+@dataclass
+class Reply:
+    """One request: when it began and ended, and what came of it (`answered`, `503`, `broken`, `wrong: ...`)."""
+
+    begun: float
+    ended: float
+    what: str
+    detail: str = ""
+
+
+@dataclass
+class Users:
+    """A few users who ask until they are stopped, and everything that they were told."""
+
+    expected: dict[str, dict[str, Any]]
+    """Question -> the answer without faults"""
+    address: str = ""
+    replies: list[Reply] = field(default_factory=list)
+    confirmed: dict[str, str] = field(default_factory=dict)
+    """Id of a confirmed answer -> the confirmed correction, or empty"""
+    ended: threading.Event = field(default_factory=threading.Event)
+
+    def ask(self, user: int) -> None:
+        """Ask one question after the other."""
+        chosen = itertools.islice(itertools.cycle(self.expected), user * 3, None)
+        for number, question in enumerate(chosen):
+            if self.ended.wait(PAUSE_S):
+                return
+            answer = self.one(question, stream=number % 3 == 2)
+            if answer and number % 2 == 0:
+                self.rate(answer["id"], f"user {user} said {number}")
+
+    def one(self, question: str, stream: bool = False) -> dict[str, Any] | None:
+        """Ask one question, and record the result; return the answer if there is one."""
+        begun, answer, what, detail = time.monotonic(), None, "", ""
+        body = {"question": question, "max_new_tokens": 60, "stream": stream}
+        try:
+            with httpx2.stream("POST", f"{self.address}v1/ask", json=body, timeout=150) as reply:
+                text = reply.read().decode()
+                what, detail = str(reply.status_code), "" if reply.is_success else text
+            if reply.is_success:
+                answer, what = _answer(text) if stream else (json.loads(text), "")
+        except httpx2.ConnectError:
+            what = "no connection"
+        except (httpx2.HTTPError, ValueError) as error:
+            what, detail = "broken", repr(error)
+        if answer:
+            what = wrong(answer, question, self.expected) or "answered"
+            self.confirmed[answer["id"]] = ""
+        self.replies.append(Reply(begun, time.monotonic(), what, detail))
+        return answer
+
+    def rate(self, id: str, correction: str) -> None:
+        """Send feedback on an answer."""
+        begun, what, detail = time.monotonic(), "broken", ""
+        body = {"id": id, "rating": "down", "correction": correction}
+        try:
+            reply = httpx2.post(f"{self.address}v1/feedback", json=body, timeout=60)
+            what, detail = f"feedback {reply.status_code}", reply.text
+            if reply.is_success:
+                self.confirmed[id] = correction
+                return
+        except httpx2.ConnectError:
+            what = "no connection"
+        except httpx2.HTTPError as error:
+            detail = repr(error)
+        self.replies.append(Reply(begun, time.monotonic(), what, detail))
+
+
+def _answer(text: str) -> tuple[dict[str, Any] | None, str]:
+    """Return the answer at the end of a stream; if there is none, the code of its error."""
+    for block in reversed(text.strip().split("\n\n")):
+        if block.startswith(("event: answer", "event: error")):
+            said = json.loads(block.split("data: ", 1)[1])
+            return (None, f"error event {said['error']['code']}") if "error" in said else (said, "")
+    return None, "wrong: the stream has no end"
+
+
+def wrong(answer: dict[str, Any], question: str, expected: dict[str, dict[str, Any]]) -> str:
+    """Return what is wrong with an answer; empty if nothing is."""
+    normal, text = expected.get(question), answer["text"]
+    cited = [one["number"] for each in answer["sentences"] if each["shown"] for one in each["citations"]]
+    if answer["question"] != question:
+        return "wrong: another question"
+    if not text.strip():
+        return "wrong: empty"
+    if answer["outcome"] == "answered" and not cited:
+        return "wrong: cites nothing"
+    if not {*cited} <= {each["number"] for each in answer["sources"]}:
+        return "wrong: cites what it doesn't show"
+    if normal is None:
+        return ""
+    if text != normal["text"] and normal["text"].startswith(text):
+        return "wrong: cut"
+    if any(text == each["text"] for each in expected.values() if each["outcome"] == "answered") and (
+        text != normal["text"]
+    ):
+        return "wrong: another question's answer"
+    shown = [[each["id"] for each in one["sources"]] for one in (answer, normal)]
+    return "" if shown[0] == shown[1] else "wrong: other sources"
+
+
+@dataclass
+class Trial:
+    """One fault: the server, its store and index, and the users."""
+
+    options: Any
+    folder: Path
+    users: Users
+    log: Path
+    store: str = ""
+    note: str = ""
+    """What the fault has to add to its description"""
+    server: Served = field(init=False)
+    _running: ExitStack = field(default_factory=ExitStack)
+
+    def start(self) -> None:
+        """Start a server on the store."""
+        index = self.folder / "index"
+        words = ["--index", index, "--store", self.store, "--keep-text", "--engine", self.options.engine]
+        self.server = self._running.enter_context(servers.meditune(self.options.model, *words, log=self.log))
+        self.users.address = self.server.address
+
+    def stop(self) -> None:
+        """Stop the server as its supervisor would (SIGTERM)."""
+        self._running.close()
+
+    def engine(self) -> psutil.Process:
+        """Return the engine's process."""
+        return next(each for each in self.server.process.children(True) if "subprocess_engine" in str(each.cmdline()))
+
+    def connect(self) -> socket.socket:
+        """Return a new connection to the server."""
+        host, port = self.server.address.removeprefix("http://").strip("/").split(":")
+        return socket.create_connection((host, int(port)), timeout=60)
+
+
+def engine_killed(trial: Trial) -> None:
+    """the engine's process is killed (SIGKILL)"""
+    trial.engine().kill()
+
+
+def engine_stopped(trial: Trial) -> None:
+    """the engine's process is stopped (SIGSTOP) for 10 s"""
+    engine = trial.engine()
+    engine.suspend()
+    time.sleep(HELD_S)
+    engine.resume()
+
+
+def server_killed(trial: Trial) -> None:
+    """the server is killed (SIGKILL) and started again at once"""
+    children = trial.server.process.children(recursive=True)
+    trial.server.process.kill()
+    trial.stop()
+    _, left = psutil.wait_procs(children, timeout=10)
+    trial.note = f"{len(left)} of its processes stayed"
+    trial.start()
+
+
+def server_terminated(trial: Trial) -> None:
+    """the server is ended (SIGTERM) and started again when it has ended"""
+    asked = time.monotonic()
+    trial.stop()
+    trial.note = f"it ended after {time.monotonic() - asked:.1f} s"
+    trial.start()
+
+
+def disk_full(trial: Trial) -> None:
+    """the store's disk is full for 10 s"""
+    if Path(trial.store).is_mount():
+        trial.note = f"tmpfs of {TMPFS}"
+        fill = Path(trial.store) / "fill"
+        with suppress(OSError), fill.open("wb", buffering=0) as stream:
+            while True:
+                stream.write(bytes(4096))
+        time.sleep(HELD_S)
+        fill.unlink()
+        return
+    trial.note = "RLIMIT_FSIZE"
+    process, kind = trial.server.process, psutil.RLIMIT_FSIZE
+    before = process.rlimit(kind)
+    process.rlimit(kind, (4096, before[1]))
+    time.sleep(HELD_S)
+    process.rlimit(kind, before)
+
+
+def store_locked(trial: Trial) -> None:
+    """another program locks the SQLite store for 10 s"""
+    holder = sqlite3.connect(Path(trial.store) / "meditune.sqlite", isolation_level=None)
+    holder.execute("BEGIN IMMEDIATE")
+    time.sleep(HELD_S)
+    holder.execute("ROLLBACK")
+    holder.close()
+
+
+def index_replaced(trial: Trial) -> None:
+    """the index is replaced by a new build of the same documents"""
+    begun = time.monotonic()
+    words = ["index", "build", *trial.options.rebuild, "-o", str(trial.folder / "index"), "--replace"]
+    subprocess.run([sys.executable, "-m", "meditune", *words], check=True, capture_output=True)
+    trial.note = f"the build took {time.monotonic() - begun:.0f} s"
+    time.sleep(35)  # the server looks for a new version every 30 s
+
+
+def index_removed(trial: Trial) -> None:
+    """the index's folder is removed"""
+    shutil.rmtree(trial.folder / "index")
+    time.sleep(35)
+
+
+def index_corrupted(trial: Trial) -> None:
+    """every file of the index is overwritten with zeros"""
+    for each in (trial.folder / "index").rglob("*"):
+        if each.is_file():
+            with each.open("r+b") as stream:
+                stream.write(bytes(each.stat().st_size))
+    time.sleep(35)
+
+
+def half_open(trial: Trial) -> None:
+    """100 clients send half a head or half a body, and wait"""
+    head = b"POST /v1/ask HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
+    clients = [trial.connect() for _ in range(HALF_OPEN)]
+    for number, each in enumerate(clients):
+        each.sendall(head if number % 2 else head + b'Content-Length: 30\r\n\r\n{"question')
+    seen = Counter(_status(each) for each in clients)
+    trial.note = f"they got {dict(seen)}"
+
+
+def idle(trial: Trial) -> None:
+    """many connections that send nothing"""
+    clients: list[socket.socket] = []
+    with suppress(OSError):
+        while len(clients) < trial.options.idle:
+            clients.append(trial.connect())
+    trial.note = f"{len(clients):,} connections"
+    time.sleep(20)
+    for each in clients:
+        each.close()
+
+
+def malformed(trial: Trial) -> None:
+    """invalid HTTP, JSON and UTF-8; clients that leave in the middle of a stream"""
+    seen: Counter[str] = Counter()
+    for raw in MALFORMED * 5:
+        with trial.connect() as client:
+            client.sendall(raw)
+            seen[_status(client)] += 1
+    for body in BODIES * 3:
+        for route in ("ask", "feedback"):
+            headers = {"content-type": "application/json"}
+            reply = httpx2.post(f"{trial.server.address}v1/{route}", content=body, headers=headers, timeout=60)
+            seen[str(reply.status_code)] += 1
+    for question in [*trial.users.expected] * 2:
+        body_ = {"question": question, "stream": True}
+        with httpx2.stream("POST", f"{trial.server.address}v1/ask", json=body_, timeout=60) as reply:
+            next(reply.iter_raw(), b"")
+    trial.note = f"they got {dict(seen)}"
+
+
+def postgresql_stopped(trial: Trial) -> None:
+    """PostgreSQL is stopped for 10 s"""
+    trial.options.postgresql.stop()
+    time.sleep(HELD_S)
+    trial.options.postgresql.start()
+
+
+def _status(client: socket.socket) -> str:
+    try:
+        return client.recv(4096).decode(errors="replace")[9:12] or "closed"
+    except OSError as error:
+        return type(error).__name__
+
+
+FAULTS: dict[str, Callable[[Trial], None]] = {
+    each.__name__.replace("_", "-"): each
+    for each in (
+        engine_killed, engine_stopped, server_killed, server_terminated, disk_full, store_locked, index_replaced,
+        index_removed, index_corrupted, half_open, idle, malformed, postgresql_stopped,
+    )
+}  # fmt: skip
+
+
+def main() -> None:
+    """Inject the faults one after the other, and print a row of a Markdown table for each."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", help="a run's folder")
+    parser.add_argument("--index", type=Path, required=True)
+    parser.add_argument("--faults", nargs="+", choices=[*FAULTS], default=[*FAULTS])
+    parser.add_argument("--users", type=int, default=3)
+    parser.add_argument("--questions", type=int, default=12)
+    parser.add_argument("--engine", default="auto")
+    parser.add_argument("--idle", type=int, default=IDLE, help="idle connections")
+    parser.add_argument("--before", type=float, default=8, help="seconds of load before the fault")
+    parser.add_argument("--after", type=float, default=15, help="seconds of load after the fault")
+    parser.add_argument("--logs", type=Path, default=Path("faults-logs"))
+    parser.add_argument("--rebuild", nargs=argparse.REMAINDER, default=["--source", "pubmedqa"], help="for the index")
+    options = parser.parse_args()
+    options.logs.mkdir(parents=True, exist_ok=True)
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    with (Path(options.model) / "data" / "test.jsonl").open() as stream:
+        questions = [json.loads(line)["question"] for line in itertools.islice(stream, options.questions)]
+    expected: dict[str, dict[str, Any]] = {}
+    with servers.meditune(options.model, "--index", options.index, "--engine", options.engine) as server:
+        calm = Users(expected, server.address)
+        answers = {question: calm.one(question) for question in questions}
+    expected |= {question: answer for question, answer in answers.items() if answer}
+    print(
+        f"{len(expected)} questions, {options.users} users\n\n"
+        "| fault | answered | refused or ended | wrong | answers, feedback confirmed | missing | slowest answer "
+        "| normal again after |\n|---|---|---|---|---|---|---|---|"
+    )
+    for name in options.faults:
+        print(injected(name, options, expected), flush=True)
+
+
+def injected(name: str, options: Any, expected: dict[str, dict[str, Any]]) -> str:
+    """Inject one fault, and return the row of the table."""
+    with tempfile.TemporaryDirectory() as place, ExitStack() as stack:
+        folder, users = Path(place), Users(expected)
+        shutil.copytree(options.index, folder / "index")
+        trial = Trial(options, folder, users, options.logs / f"{name}.log")
+        trial.log.unlink(missing_ok=True)
+        try:
+            trial.store = stack.enter_context(_store(name, options, folder))
+        except LookupError as error:
+            return f"| {name} | not run: {error} | | | | | | |"
+        trial.start()
+        people = [threading.Thread(target=users.ask, args=(user,)) for user in range(options.users)]
+        try:
+            for each in people:
+                each.start()
+            time.sleep(options.before)
+            at = time.monotonic()
+            FAULTS[name](trial)
+            held = time.monotonic() - at
+            time.sleep(options.after)
+        finally:
+            users.ended.set()
+            for each in people:
+                each.join()
+            trial.stop()
+        kept = {each["id"]: each["feedback"] for each in Answers(open_store(trial.store)).exported()}
+    return row(f"{(FAULTS[name].__doc__ or '')} ({held:.0f} s; {trial.note})".replace("; )", ")"), users, kept, at)
+
+
+def row(described: str, users: Users, kept: dict[str, list[dict[str, Any]]], at: float) -> str:
+    """Return the row of a fault that was injected `at` this time; `kept` are the answers in the store."""
+    what = Counter(each.what for each in users.replies)
+    good = what.pop("answered", 0)
+    bad = {kind: what.pop(kind) for kind in [*what] if kind.startswith("wrong")}
+    said = {id: correction for id, correction in users.confirmed.items() if correction}
+    lost = sum(id not in kept for id in users.confirmed)
+    lost_feedback = sum(text not in [each["correction"] for each in kept.get(id, [])] for id, text in said.items())
+    failed = max([at, *(each.begun for each in users.replies if each.what != "answered")])
+    normal = [each.ended for each in users.replies if each.what == "answered" and each.begun >= failed]
+    slowest = max((each.ended - each.begun for each in users.replies if each.what == "answered"), default=0)
+    for each in {reply.what: reply for reply in users.replies if reply.detail}.values():
+        print(f"  {each.what}: {each.detail[:300]}", file=sys.stderr)
+    cells = [
+        described,
+        str(good),
+        ", ".join(f"{kind}: {count}" for kind, count in sorted(what.items())) or "0",
+        ", ".join(f"{kind}: {count}" for kind, count in bad.items()) or "0",
+        f"{len(users.confirmed)}, {len(said)}",
+        f"{lost}, {lost_feedback}",
+        f"{slowest:.1f} s",
+        f"{min(normal) - at:.1f} s" if normal else "never",
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+@contextmanager
+def _store(name: str, options: Any, folder: Path) -> Iterator[str]:
+    """Yield the location of an empty store for a fault. Raises LookupError if it can't be had here."""
+    place = folder / "store"
+    place.mkdir()
+    if name == "postgresql-stopped":
+        sys.path.insert(0, str(Path(__file__).parents[1]))
+        from tests.conftest import cluster
+
+        if not (shutil.which("initdb") or [*Path("/usr/lib/postgresql").glob("*/bin/initdb")]):
+            raise LookupError("PostgreSQL isn't installed")
+        with cluster() as made:
+            options.postgresql = made
+            yield made.new()
+        return
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={TMPFS}", "tmpfs", str(place)]
+    mounted = name == "disk-full" and subprocess.run(mount, capture_output=True, check=False).returncode == 0
+    try:
+        yield str(place)
+    finally:
+        if mounted:
+            subprocess.run(["umount", str(place)], check=True)
+
+
+if __name__ == "__main__":
+    main()
