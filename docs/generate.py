@@ -341,7 +341,7 @@ def _type(schema: dict[str, Any]) -> str:
         for key, words in limits.items()
         if key in schema and abs(schema[key]) < INTEGER_LIMIT
     ]
-    return ", ".join([kind, *shown]).replace("at least 1 characters", "not empty").replace("1 items", "1 item")
+    return ", ".join([kind, *shown]).replace("at least 1 characters", "not empty").replace(" 1 items", " 1 item")
 
 
 def _number(value: float) -> str:

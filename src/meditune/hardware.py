@@ -90,19 +90,19 @@ def release_memory() -> None:
 
 
 def release_file(path: Path) -> None:
-    """Return the memory of a file that is mapped into this process to the system (madvise(2), posix_fadvise(2)).
+    """Release this process's pages of a file that is mapped for reading only (madvise(2)).
 
-    Pages that are needed again are read from the file again. Other processes keep theirs.
+    The file stays in the system's page cache, which gives way to other needs. Pages that are needed again come from
+    there, or from the file.
     """
     if not MAPS.is_file():
         return
     name = str(path.resolve())
     for line in MAPS.read_text(encoding="utf-8", errors="surrogateescape").splitlines():
-        if line.endswith(f" {name}"):
-            start, end = (int(address, 16) for address in line.split(maxsplit=1)[0].split("-"))
+        addresses, permissions, *_ = line.split(maxsplit=2)
+        if line.endswith(f" {name}") and "w" not in permissions:
+            start, end = (int(address, 16) for address in addresses.split("-"))
             _glibc("madvise", ctypes.c_void_p(start), ctypes.c_size_t(end - start), MADV_DONTNEED)
-    with path.open("rb") as file:
-        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def _glibc(function: str, *arguments: Any) -> None:

@@ -483,6 +483,8 @@ def test_weights_for_another_sentence_model_are_refused(tmp_path: Path) -> None:
         "У меня сильная боль в груди",
         "胸が痛くて息ができません",
         "عندي ألم شديد في صدري",
+        "May heart attack po yata ang tatay ko",
+        "blood pressure ko kam karne ka tarika kya hota hai",
     ],
 )
 def test_a_message_in_another_language_gets_the_emergency_number(message):

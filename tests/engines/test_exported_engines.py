@@ -122,6 +122,19 @@ def test_answers_alone_and_together_are_what_the_original_would_write(engine, fo
     original.close()
 
 
+def test_an_open_engine_answers_although_its_folder_was_moved(engine, folder, tmp_path):
+    (export_folder,) = [each for each in (folder / "export").iterdir() if each.name in PACKAGES]
+    place = tmp_path / export_folder.name
+    shutil.copytree(export_folder, place)
+    opened = open_engine(str(place))
+    place.rename(tmp_path / "moved")
+    request = GenerationRequest(prompts()[1], MORE)
+    # A cached prefix may change later near ties.
+    written = [tokens(ask(each, request))[:8] for each in (opened, opened, engine)]
+    assert written[0] == written[1] == written[2]
+    opened.close()
+
+
 def test_an_answer_is_one_of_the_texts_it_may_be(engine):
     words = (" yes", " no", " not at all", " maybe")
     for prompt in prompts():

@@ -223,6 +223,13 @@ def test_the_page_shows_every_route_and_object_and_loads_nothing(server):
     assert "url(" not in style.text
 
 
+def test_the_document_says_what_the_fields_of_an_answer_mean(server):
+    schemas = server.ask("/openapi.json", method="GET").json["components"]["schemas"]
+    assert "Show this text to the reader" in schemas["Asked"]["properties"]["limits"]["description"]
+    assert "for feedback" in schemas["Asked"]["properties"]["id"]["description"]
+    assert "cosine" in schemas["Source"]["properties"]["meaning"]["description"]
+
+
 def test_the_document_has_openais_errors(server):
     spec = server.ask("/openapi.json").json
     for methods in spec["paths"].values():

@@ -36,9 +36,8 @@ MAX_KERNELS = 64
 to hundreds of megabytes in a server."""
 
 
-MAX_CACHED_PROMPTS = 3
-"""Number of prompts whose states are cached, for later prompts that begin with the same tokens. The state of 450 tokens
-takes 21 MB for smollm2-135m."""
+MAX_CACHED_PROMPTS = 8
+"""Number of prompts whose states are cached, for later prompts that begin with the same tokens"""
 
 
 class Scorer:
@@ -132,9 +131,9 @@ class ReadOnce:
 
     def release(self) -> None:
         """Return the file's memory to the system after the first use: as much as the weights."""
-        if self._file:
-            release_file(self._file)
-            self._file = None
+        file, self._file = self._file, None
+        if file:
+            release_file(file)
 
 
 def _head_reads_last(model: Any) -> None:
@@ -166,8 +165,9 @@ def _likely(logits: Any, token: int) -> TokenLogprob:
     return TokenLogprob(token, float(logprobs[token]), {int(one): float(logprobs[one]) for one in ordered})
 
 
-CACHE_BYTES = 160_000_000
-"""Memory for the keys and values of all prompts and answers; more is reserved if a single full context needs it"""
+CACHE_BYTES, CACHE_TOKENS = 256_000_000, 12_288
+"""Memory for the keys and values of all prompts and answers: at most so many bytes, and so many tokens (24 prompts of
+450 tokens with answers of 62). More is reserved if a single full context needs it."""
 BLOCK = 32
 """Number of tokens in a memory block, on a CPU"""
 READ_TOKENS = 512
@@ -300,7 +300,8 @@ def _blocks(model: ExportedModel) -> int:
     size = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
     # Each head's quantized vector also has a scale and a zero point, 4 bytes each.
     token: int = 2 * config["num_hidden_layers"] * heads * (size + 8)
-    return max(CACHE_BYTES // (token * BLOCK), math.ceil(model.context_tokens / BLOCK) + 1)
+    blocks = min(CACHE_BYTES // token, CACHE_TOKENS) // BLOCK
+    return max(blocks, math.ceil(model.context_tokens / BLOCK) + 1)
 
 
 def check_supported(request: GenerationRequest, tokenizer: Any) -> None:

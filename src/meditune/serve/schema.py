@@ -12,7 +12,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    GetJsonSchemaHandler,
+    TypeAdapter,
+    field_validator,
+    model_validator,
+)
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
 
 from meditune.assistant.events import Answer, Source
 from meditune.data.example import Turn
@@ -468,6 +478,16 @@ class Asked(Answer):
 
     id: str
     """The answer's id, for feedback."""
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        """Return the schema with the descriptions of Answer's fields; pydantic reads docstrings of a class alone."""
+        schema = handler.resolve_ref_schema(found := handler(core_schema))
+        described = TypeAdapter(Answer).json_schema()["properties"]
+        for name, field in schema["properties"].items():
+            if "description" in described.get(name, {}):
+                field["description"] = described[name]["description"]
+        return found
 
 
 class SearchBody(Body):
