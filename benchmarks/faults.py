@@ -48,6 +48,8 @@ PAUSE_S = 0.3
 HELD_S = 10.0
 """How long a process is stopped, the store is locked, and the disk is full"""
 HALF_OPEN, IDLE = 100, 10_000
+APART = 10
+"""How many questions lie between the first questions of two users, so that each asks what no cache knows"""
 TMPFS = "2m"
 MALFORMED = (
     b"GARBAGE\r\n\r\n",
@@ -90,7 +92,7 @@ class Users:
 
     def ask(self, user: int) -> None:
         """Ask one question after the other."""
-        chosen = itertools.islice(itertools.cycle(self.expected), user * 3, None)
+        chosen = itertools.islice(itertools.cycle(self.expected), user * APART, None)
         for number, question in enumerate(chosen):
             if self.ended.wait(PAUSE_S):
                 return
@@ -100,39 +102,34 @@ class Users:
 
     def one(self, question: str, stream: bool = False) -> dict[str, Any] | None:
         """Ask one question, and record the result; return the answer if there is one."""
-        begun, answer, what, detail = time.monotonic(), None, "", ""
         body = {"question": question, "max_new_tokens": 60, "stream": stream}
-        try:
-            with httpx2.stream("POST", f"{self.address}v1/ask", json=body, timeout=150) as reply:
-                text = reply.read().decode()
-                what, detail = str(reply.status_code), "" if reply.is_success else text
-            if reply.is_success:
-                answer, what = _answer(text) if stream else (json.loads(text), "")
-        except httpx2.ConnectError:
-            what = "no connection"
-        except (httpx2.HTTPError, ValueError) as error:
-            what, detail = "broken", repr(error)
+        begun, (what, detail), answer = time.monotonic(), self._sent("ask", body), None
+        if what == "200":
+            answer, what = _answer(detail) if stream else (json.loads(detail), "")
         if answer:
-            what = wrong(answer, question, self.expected) or "answered"
+            what, detail = wrong(answer, question, self.expected) or "answered", ""
             self.confirmed[answer["id"]] = ""
         self.replies.append(Reply(begun, time.monotonic(), what, detail))
         return answer
 
     def rate(self, id: str, correction: str) -> None:
         """Send feedback on an answer."""
-        begun, what, detail = time.monotonic(), "broken", ""
-        body = {"id": id, "rating": "down", "correction": correction}
+        begun = time.monotonic()
+        what, detail = self._sent("feedback", {"id": id, "rating": "down", "correction": correction})
+        if what == "200":
+            self.confirmed[id] = correction
+        else:
+            self.replies.append(Reply(begun, time.monotonic(), f"feedback {what}", detail))
+
+    def _sent(self, route: str, body: dict[str, Any]) -> tuple[str, str]:
+        """Return the status of a request and the text of the response, or what broke."""
         try:
-            reply = httpx2.post(f"{self.address}v1/feedback", json=body, timeout=60)
-            what, detail = f"feedback {reply.status_code}", reply.text
-            if reply.is_success:
-                self.confirmed[id] = correction
-                return
+            reply = httpx2.post(f"{self.address}v1/{route}", json=body, timeout=150)
         except httpx2.ConnectError:
-            what = "no connection"
+            return "no connection", ""
         except httpx2.HTTPError as error:
-            detail = repr(error)
-        self.replies.append(Reply(begun, time.monotonic(), what, detail))
+            return "broken", repr(error)
+        return str(reply.status_code), reply.text
 
 
 def _answer(text: str) -> tuple[dict[str, Any] | None, str]:
@@ -160,9 +157,10 @@ def wrong(answer: dict[str, Any], question: str, expected: dict[str, dict[str, A
         return ""
     if text != normal["text"] and normal["text"].startswith(text):
         return "wrong: cut"
-    if any(text == each["text"] for each in expected.values() if each["outcome"] == "answered") and (
-        text != normal["text"]
-    ):
+    if answer["outcome"] != normal["outcome"]:
+        return f"wrong: {answer['outcome']} instead of {normal['outcome']}"
+    others = [each["text"] for each in expected.values() if each["outcome"] == "answered"]
+    if text != normal["text"] and text in others:
         return "wrong: another question's answer"
     shown = [[each["id"] for each in one["sources"]] for one in (answer, normal)]
     return "" if shown[0] == shown[1] else "wrong: other sources"
@@ -288,7 +286,7 @@ def index_corrupted(trial: Trial) -> None:
 
 def half_open(trial: Trial) -> None:
     """100 clients send half a head or half a body, and wait"""
-    head = b"POST /v1/ask HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
+    head = b"POST /v1/ask HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
     clients = [trial.connect() for _ in range(HALF_OPEN)]
     for number, each in enumerate(clients):
         each.sendall(head if number % 2 else head + b'Content-Length: 30\r\n\r\n{"question')
@@ -357,7 +355,7 @@ def main() -> None:
     parser.add_argument("--index", type=Path, required=True)
     parser.add_argument("--faults", nargs="+", choices=[*FAULTS], default=[*FAULTS])
     parser.add_argument("--users", type=int, default=3)
-    parser.add_argument("--questions", type=int, default=12)
+    parser.add_argument("--questions", type=int, default=30)
     parser.add_argument("--engine", default="auto")
     parser.add_argument("--idle", type=int, default=IDLE, help="idle connections")
     parser.add_argument("--before", type=float, default=8, help="seconds of load before the fault")

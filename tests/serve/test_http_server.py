@@ -307,9 +307,38 @@ def test_two_requests_in_one_go(hasty):
         assert b"200 OK" in line.recv(65536)
 
 
-def test_too_many_connections(hasty):
+def test_too_many_connections_close_the_one_that_is_idle_longest(hasty):
     lines = [hasty.raw() for _ in range(6)]
     try:
+        lines[0].sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert b"200 OK" in lines[0].recv(65536)
+        assert hasty.ask("/healthz").status == 200
+        assert b" 503 " in said(lines[1])
+    finally:
+        for line in lines:
+            line.close()
+    time.sleep(0.1)
+
+
+def test_a_connection_that_waits_for_its_next_request_is_closed_without_a_word(hasty):
+    with hasty.raw() as kept:
+        kept.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert b"200 OK" in kept.recv(65536)
+        lines = [hasty.raw() for _ in range(6)]
+        try:
+            assert said(kept) == b""
+        finally:
+            for line in lines:
+                line.close()
+    time.sleep(0.1)
+
+
+def test_one_connection_more_is_refused_where_none_is_idle(hasty):
+    lines = [hasty.raw() for _ in range(6)]
+    try:
+        for line in lines:
+            line.sendall(b"POST /v1/embeddings HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n")
+        time.sleep(0.1)
         with hasty.raw() as one_more:
             assert b" 503 " in said(one_more)
     finally:

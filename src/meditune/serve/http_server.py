@@ -183,6 +183,8 @@ SEND_BYTES = 128 << 10
 
 def protocol(settings: Settings) -> type[asyncio.Protocol]:
     """Return uvicorn's HTTP protocol class with these limits."""
+    idle: dict[Connection, None] = {}
+    """The connections that are waiting for a request's head, in the order in which they began to wait"""
 
     class Connection(H11Protocol):
         """One HTTP connection."""
@@ -190,16 +192,24 @@ def protocol(settings: Settings) -> type[asyncio.Protocol]:
         _head_timer: asyncio.TimerHandle | None = None
 
         def connection_made(self, transport: Any) -> None:
-            """Accept the connection, or refuse it if too many are open."""
+            """Accept the connection. If too many are open, close the one that has been idle longest.
+
+            Clients that open connections and send nothing therefore can't keep others out. If no connection is idle,
+            the new one is refused.
+            """
             super().connection_made(transport)
             _keep_short(transport)
             if len(self.connections) > settings.connections:
-                self._refuse(503, "Too many connections.", "overloaded")
-                return
+                if not idle:
+                    self._refuse(503, "Too many connections.", "overloaded")
+                    return
+                next(iter(idle))._make_room()
+            idle[self] = None
             self._expect_head()
 
         def connection_lost(self, exc: Exception | None) -> None:
             """Stop the connection's timer."""
+            idle.pop(self, None)
             self._stop_timer()
             super().connection_lost(exc)
 
@@ -211,12 +221,17 @@ def protocol(settings: Settings) -> type[asyncio.Protocol]:
             if self.conn.their_state is h11.IDLE:
                 self._expect_head()
             else:
+                idle.pop(self, None)
                 self._stop_timer()
 
         def on_response_complete(self) -> None:
             """Limit the time for the next request head if a part of it has already arrived."""
             super().on_response_complete()
-            if not self.transport.is_closing() and self.conn.trailing_data[0]:
+            if self.transport.is_closing():
+                return
+            if self.conn.their_state is h11.IDLE:
+                idle[self] = None
+            if self.conn.trailing_data[0]:
                 self._expect_head()
 
         def send_400_response(self, _: str) -> None:
@@ -229,6 +244,15 @@ def protocol(settings: Settings) -> type[asyncio.Protocol]:
                 self._refuse(431, message, "head_too_large")
             else:
                 self._refuse(400, "This isn't a valid HTTP request.", "invalid_http")
+
+        def _make_room(self) -> None:
+            """Close this connection, because too many are open."""
+            idle.pop(self, None)
+            if self._head_timer is not None:
+                self._refuse(503, "Too many connections.", "overloaded")
+            else:
+                # Between two requests of a client, a response would belong to neither.
+                self.transport.close()
 
         def _expect_head(self) -> None:
             if self._head_timer is None:
