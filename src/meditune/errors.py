@@ -66,6 +66,10 @@ class StoreError(DataError):
     """A server's store that can't be read or written, which isn't the caller's fault."""
 
 
+class DamagedIndexError(DataError):
+    """An index whose files are missing or damaged when it is searched, which isn't the caller's fault."""
+
+
 class EngineError(ModelError):
     """An engine that fails, closes or becomes unreachable while it answers, which isn't the caller's fault."""
 

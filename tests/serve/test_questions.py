@@ -1,17 +1,21 @@
 """`/v1/ask` and `/v1/feedback`: events, what is kept of an answer, and taking it back."""
 
 import json
+import shutil
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 
+from meditune.retrieve.hybrid_search import Rows
+from meditune.retrieve.index import load
 from meditune.serve.settings import Settings
 from meditune.store.answers import Answers
 from meditune.store.api_keys import Keys
 from meditune.store.database import SQLiteDatabase
-from tests.assistants import ModelAlone
+from tests.assistants import ModelAlone, ScriptedEngine, assistant_of, index_of
 from tests.loopback_server import served, slowed
 from tests.serve.test_admission import request
 
@@ -141,6 +145,23 @@ def test_an_assistant_that_fails_is_told_without_what_was_asked(server):
     stream = server.ask("/v1/ask", {"question": "nonsense", "stream": True})
     assert stream.status == 500
     assert server.idle()
+
+
+@pytest.mark.parametrize("route", ["ask", "search"])
+def test_a_damaged_index_is_the_servers_fault_and_named_in_the_log_only(tmp_path, caplog, route):
+    index = index_of(tmp_path)
+    known = load(index.store, index.manifest, index.encoder.identity.space)
+    # A small index is in memory; a large one is read at each question.
+    index.opened = replace(index.opened, rows=Rows(index.opened.rows.table, known.titles, False))
+    body = {"question" if route == "ask" else "query": "Does colchicine help with gout?"}
+    with served(tmp_path / "store", assistant=assistant_of(ScriptedEngine("It does."), index)) as server:
+        assert server.ask(f"/v1/{route}", body).status == 200
+        shutil.rmtree(tmp_path / "index" / "tables")
+        reply = server.ask(f"/v1/{route}", body | dict.fromkeys(body, "How is asthma treated?"))
+        assert (reply.status, reply.error()["code"]) == (503, "failed")
+        assert str(tmp_path) not in reply.text
+        assert server.ask(f"/v1/{route}", body | {"sources": ["nowhere"]}).status == 400
+    assert "DamagedIndexError" in [getattr(record, "exception", "") for record in caplog.records]
 
 
 def test_figures(server):

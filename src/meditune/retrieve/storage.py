@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from meditune.errors import DataError, ModelError, install_command
+from meditune.errors import DamagedIndexError, DataError, ModelError, install_command
 from meditune.files import exclusive_lock, write_bytes
 from meditune.retrieve.documents.document import IndexedPassage
 
@@ -172,16 +172,20 @@ def connect(store: IndexStorage) -> Any:
 
 @contextmanager
 def readable(store: IndexStorage) -> Iterator[None]:
-    """Convert LanceDB's errors about missing or damaged files in a `with` block to DataError."""
-    with _data_error(f"{store.name}: cannot read the index; one of its files is missing or damaged", REBUILD):
+    """Convert LanceDB's errors about missing or damaged files in a `with` block to DamagedIndexError."""
+    problem = f"{store.name}: cannot read the index; one of its files is missing or damaged"
+    with _data_error(problem, REBUILD, kind=DamagedIndexError):
         yield
 
 
 @contextmanager
-def _data_error(problem: str, advice: str, passed: tuple[type[Exception], ...] = ()) -> Iterator[None]:
-    """Convert errors in a `with` block to DataError; errors of the types in `passed` are re-raised unchanged.
+def _data_error(
+    problem: str, advice: str, passed: tuple[type[Exception], ...] = (), kind: type[DataError] = DataError
+) -> Iterator[None]:
+    """Convert errors in a `with` block to a DataError of this `kind`.
 
-    The message consists of `problem`, the first line of the original error, and `advice`.
+    Errors of the types in `passed` are re-raised unchanged. The message consists of `problem`, the first line of the
+    original error, and `advice`.
     """
     try:
         yield
@@ -189,7 +193,7 @@ def _data_error(problem: str, advice: str, passed: tuple[type[Exception], ...] =
         raise
     except (OSError, RuntimeError, ValueError) as error:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise DataError(f"{problem} ({first[:300]}). {advice}") from error
+        raise kind(f"{problem} ({first[:300]}). {advice}") from error
 
 
 def schema(dimension: int) -> Any:

@@ -16,7 +16,15 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from meditune.errors import DataError, EngineError, EngineUnavailableError, MedituneError, ModelError, StoreError
+from meditune.errors import (
+    DamagedIndexError,
+    DataError,
+    EngineError,
+    EngineUnavailableError,
+    MedituneError,
+    ModelError,
+    StoreError,
+)
 from meditune.observability import LOGGER, error_location
 
 SCOPE_KEY = "meditune.trace"
@@ -34,7 +42,7 @@ class Trace:
     stream_status: int = 0
     """The status of an error that was reported inside a stream; 0 if there was none"""
     store_failed: bool = False
-    """True if the request failed because of the store; such a failure isn't blamed on the model's version"""
+    """True if the request failed because of the store or the index. The model's version isn't blamed for that."""
     ended: list[Callable[[int], None]] = field(default_factory=list)
     """Callbacks to call with the HTTP status when the request has ended"""
 
@@ -93,11 +101,11 @@ def unavailable(error: EngineUnavailableError) -> ApiError:
 
 
 def as_api_error(error: Exception, trace: Trace | None = None) -> ApiError:
-    """Return the API error for any exception, and record in the trace whether the store failed.
+    """Return the API error for any exception, and record in the trace whether the store or the index failed.
 
-    A DataError or ModelError is the request's fault (400). Failures of the store or the engine, and other errors of
-    Meditune, are the server's fault (503); only the log contains the details. Unexpected exceptions (500) are logged
-    with a traceback.
+    A DataError or ModelError is the request's fault (400). Failures of the store, the index or the engine, and other
+    errors of Meditune, are the server's fault (503); only the log contains the details. Unexpected exceptions (500) are
+    logged with a traceback.
     """
     if isinstance(error, ApiError):
         return error
@@ -105,9 +113,10 @@ def as_api_error(error: Exception, trace: Trace | None = None) -> ApiError:
         return invalid(error)
     if isinstance(error, TimeoutError):
         return ApiError(504, "The answer took too long and was stopped. Ask for a shorter answer.", "timeout")
-    if trace is not None and isinstance(error, StoreError):
+    if trace is not None and isinstance(error, StoreError | DamagedIndexError):
         trace.store_failed = True
-    if isinstance(error, DataError | ModelError) and not isinstance(error, StoreError | EngineError):
+    own = StoreError | DamagedIndexError | EngineError
+    if isinstance(error, DataError | ModelError) and not isinstance(error, own):
         return ApiError(400, str(error), "invalid_request")
     if isinstance(error, EngineUnavailableError):
         return unavailable(error)
