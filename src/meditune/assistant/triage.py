@@ -318,7 +318,7 @@ def is_in_other_language(message: str) -> bool:
     latin = sum("LATIN" in unicodedata.name(character, "LATIN") for character in letters)
     if 2 * latin < len(letters):
         return True
-    # The language model takes 80 MB, so it isn't loaded for messages with typical English words.
+    # The language model takes about 75 MB, so it isn't loaded for messages with typical English words.
     if len(message.split()) < MIN_LANGUAGE_WORDS or _ENGLISH_WORDS.search(message):
         return False
     return language_probability(message, ("en",)) < MAX_ENGLISH_PROBABILITY
