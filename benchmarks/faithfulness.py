@@ -1,6 +1,6 @@
 """Measure how well the detector of meditune.evidence separates true answers from deliberately falsified ones.
 
-    python benchmarks/faithfulness.py          # the tables of docs/reference/metrics.md, on items not used for fitting
+    python benchmarks/faithfulness.py          # the tables of docs/experiments/faithfulness.md
     python benchmarks/faithfulness.py --fit    # first fit src/meditune/evidence/calibration.json again
     python benchmarks/faithfulness.py --references quickstart   # the detector metrics of a recipe's reference answers
 
