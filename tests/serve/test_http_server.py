@@ -221,6 +221,31 @@ def hasty(tmp_path_factory):
         yield server
 
 
+@pytest.fixture
+def patient(tmp_path):
+    """A server that closes connections only because there are too many."""
+    with served(tmp_path / "store", Settings(header_s=8, body_s=8, idle_s=8, connections=6)) as server:
+        yield server
+
+
+def opened(server, count):
+    """So many connections, which the server has accepted in this order, and no others."""
+    connections = server.server.server_state.connections
+    waited(lambda: not connections)
+    lines = []
+    for number in range(count):
+        lines.append(server.raw())
+        waited(lambda number=number: len(connections) == number + 1)
+    return lines
+
+
+def waited(condition):
+    until = time.monotonic() + 5
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.01)
+
+
 def said(line):
     """Everything until the other side closes."""
     got = b""
@@ -307,47 +332,45 @@ def test_two_requests_in_one_go(hasty):
         assert b"200 OK" in line.recv(65536)
 
 
-def test_too_many_connections_close_the_one_that_is_idle_longest(hasty):
-    lines = [hasty.raw() for _ in range(6)]
+def test_too_many_connections_close_the_one_that_is_idle_longest(patient):
+    lines = opened(patient, 6)
     try:
         lines[0].sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
         assert b"200 OK" in lines[0].recv(65536)
-        assert hasty.ask("/healthz").status == 200
+        assert patient.ask("/healthz").status == 200
         assert b" 503 " in said(lines[1])
     finally:
         for line in lines:
             line.close()
-    time.sleep(0.1)
 
 
-def test_a_connection_that_waits_for_its_next_request_is_closed_without_a_word(hasty):
-    with hasty.raw() as kept:
+def test_a_connection_that_waits_for_its_next_request_is_closed_without_a_word(patient):
+    with opened(patient, 1)[0] as kept:
         kept.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
         answer = b""
         while not answer.endswith(b"}"):  # head and body may arrive apart
             answer += kept.recv(65536)
-        lines = [hasty.raw() for _ in range(6)]
+        lines = [patient.raw() for _ in range(6)]
         try:
             assert said(kept) == b""
         finally:
             for line in lines:
                 line.close()
-    time.sleep(0.1)
 
 
-def test_one_connection_more_is_refused_where_none_is_idle(hasty):
-    lines = [hasty.raw() for _ in range(6)]
+def test_one_connection_more_is_refused_where_none_is_idle(patient):
+    lines = opened(patient, 6)
     try:
         for line in lines:
             line.sendall(b"POST /v1/embeddings HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n")
         time.sleep(0.1)
-        with hasty.raw() as one_more:
+        with patient.raw() as one_more:
             assert b" 503 " in said(one_more)
     finally:
         for line in lines:
             line.close()
     time.sleep(0.1)
-    assert hasty.ask("/healthz").status == 200
+    assert patient.ask("/healthz").status == 200
 
 
 def test_a_connection_that_is_half_open_is_forgotten(hasty):
