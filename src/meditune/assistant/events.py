@@ -51,7 +51,7 @@ class Source(_Documented):
     meaning: float | None
     """The cosine similarity of question and passage; null if vector search didn't return the passage."""
     restricted: bool = False
-    """Whether the text must not be sent to an API, as with MIMIC-III."""
+    """True if the text must not be sent to an API, as with MIMIC-III."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ class Decision(_Documented):
     """yes, no or maybe; null if the model isn't sure enough."""
     probabilities: dict[str, float]
     calibrated: bool
-    """Whether the probabilities were calibrated on the development split."""
+    """True if the probabilities were calibrated on the development split."""
 
 
 @dataclass(frozen=True)

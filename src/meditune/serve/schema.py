@@ -131,7 +131,7 @@ class GenerationBody(Body):
         1.0, gt=0, le=1, description="Sample only from the most likely tokens that together have this probability."
     )
     seed: int | None = Field(
-        None, ge=-(2**63), lt=2**63, description="Sampling with the same seed gives the same answer."
+        None, ge=-(2**63), lt=2**63, description="Sampling with the same seed repeats the answer, except for rounding."
     )
     stop: list[Short] = Field(
         [], max_length=4, description="A text, or up to four texts, at which the answer ends.", json_schema_extra=or_one
