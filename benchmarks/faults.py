@@ -3,6 +3,7 @@
     python benchmarks/faults.py runs/quickstart --index library
     python benchmarks/faults.py runs/quickstart --index library --faults engine-killed disk-full --users 4
     python benchmarks/faults.py runs/quickstart --index library --faults index-replaced --rebuild --source medquad
+    python benchmarks/faults.py runs/quickstart --index library --faults version-promoted --postgresql
 
 For each fault, a server starts with an empty store that keeps texts (`--keep-text`), so each reply with status 200
 confirms that the answer is stored. Each user asks the questions of RUN/data/test.jsonl one after the other, a third of
@@ -12,7 +13,8 @@ doesn't show, has other sources than the undisturbed answer, or belongs to anoth
 feedback are looked up in the store after the server has ended. `Normal again` is the time from the injection to the
 first correct answer to a question asked after the injection, or after the last request that failed. The server's log
 goes to --logs. A disk that is full is a small tmpfs, or without the right to mount one, a limit on the size of the
-server's files (RLIMIT_FSIZE). Stopping PostgreSQL needs its programs (initdb) and the package psycopg.
+server's files (RLIMIT_FSIZE). PostgreSQL (stopped, or with --postgresql the store of every fault) needs its programs
+(initdb) and the package psycopg. The faults of a registry serve RUN as the first version and --second as the second.
 """
 
 from __future__ import annotations
@@ -47,6 +49,9 @@ from servers import Served
 PAUSE_S = 0.3
 HELD_S = 10.0
 """How long a process is stopped, the store is locked, and the disk is full"""
+SWITCHED_S = 60.0
+"""The longest wait for the first answer by another version of a registry"""
+FIRST, SECOND = "v0001", "v0002"
 HALF_OPEN, IDLE = 100, 10_000
 APART = 10
 """How many questions lie between the first questions of two users, so that each asks what no cache knows"""
@@ -89,7 +94,9 @@ class Users:
     confirmed: dict[str, str] = field(default_factory=dict)
     """Id of a confirmed answer -> the confirmed correction, or empty"""
     reworded: int = 0
-    """Answers whose words differ from those without faults: in a batch, an engine rounds numbers differently"""
+    """Answers with other words than without faults: another version wrote them, or rounding differed in a batch"""
+    versions: list[str] = field(default_factory=list)
+    """The version of the model that wrote each answer"""
     ended: threading.Event = field(default_factory=threading.Event)
 
     def ask(self, user: int) -> None:
@@ -112,6 +119,7 @@ class Users:
             what, detail = wrong(answer, question, self.expected) or "answered", ""
             self.reworded += answer["text"] != self.expected.get(question, answer)["text"]
             self.confirmed[answer["id"]] = ""
+            self.versions.append(answer["versions"].get("model", ""))
         self.replies.append(Reply(begun, time.monotonic(), what, detail))
         return answer
 
@@ -185,8 +193,29 @@ class Trial:
         """Start a server on the store."""
         index = self.folder / "index"
         words = ["--index", index, "--store", self.store, "--keep-text", "--engine", self.options.engine]
-        self.server = self._running.enter_context(servers.meditune(self.options.model, *words, log=self.log))
+        model = str(self.registry) if self.registry.is_dir() else self.options.model
+        self.server = self._running.enter_context(servers.meditune(model, *words, log=self.log))
         self.users.address = self.server.address
+
+    @property
+    def registry(self) -> Path:
+        """Return the folder of the registry, which exists only for faults of a registry."""
+        return self.folder / "registry"
+
+    def change(self, *words: str) -> None:
+        """Run a command of `meditune registry` on the registry."""
+        command = [sys.executable, "-m", "meditune", "registry", words[0], str(self.registry), *words[1:]]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+
+    def await_version(self, version: str) -> None:
+        """Wait until the users get an answer by a version, and note how long that took."""
+        begun, known = time.monotonic(), len(self.users.versions)
+        while not any(version in each for each in self.users.versions[known:]):
+            if time.monotonic() - begun > SWITCHED_S:
+                raise SystemExit(f"No answer by {version} within {SWITCHED_S:.0f} s. See {self.log}.")
+            time.sleep(0.1)
+        waited = f"first answer by {version} after {time.monotonic() - begun:.1f} s"
+        self.note = f"{self.note}, {waited}" if self.note else waited
 
     def stop(self) -> None:
         """Stop the server as its supervisor would (SIGTERM)."""
@@ -328,9 +357,43 @@ def malformed(trial: Trial) -> None:
 
 def postgresql_stopped(trial: Trial) -> None:
     """PostgreSQL is stopped for 10 s"""
-    trial.options.postgresql.stop()
+    trial.options.cluster.stop()
     time.sleep(HELD_S)
-    trial.options.postgresql.start()
+    trial.options.cluster.start()
+
+
+def version_promoted(trial: Trial) -> None:
+    """another version of the registry is promoted"""
+    trial.change("promote", SECOND, "--force", "--reason", "benchmark")
+    trial.await_version(SECOND)
+
+
+def canary_promoted(trial: Trial) -> None:
+    """a version is tried as a canary by half of the conversations, then promoted"""
+    trial.change("canary", SECOND, "--percent", "50")
+    trial.await_version(SECOND)
+    trial.change("promote", SECOND, "--force", "--reason", "benchmark")
+    time.sleep(2 * HELD_S)
+    known = len(trial.users.versions)
+    time.sleep(HELD_S)
+    by = Counter(FIRST in each for each in trial.users.versions[known:])
+    trial.note += f"; 20 to 30 s after the promotion, {by[False]} answers by {SECOND} and {by[True]} by {FIRST}"
+
+
+def version_rolled_back(trial: Trial) -> None:
+    """another version is promoted and rolled back"""
+    version_promoted(trial)
+    trial.change("rollback")
+    trial.await_version(FIRST)
+
+
+def version_damaged(trial: Trial) -> None:
+    """a version whose files are damaged is promoted"""
+    for file in (trial.registry / "versions" / SECOND).rglob("*.safetensors"):
+        file.write_bytes(bytes(file.stat().st_size))
+    trial.change("promote", SECOND, "--force", "--reason", "benchmark")
+    time.sleep(2 * HELD_S)
+    trial.await_version(FIRST)
 
 
 def _status(client: socket.socket) -> str:
@@ -344,9 +407,12 @@ FAULTS: dict[str, Callable[[Trial], None]] = {
     each.__name__.replace("_", "-"): each
     for each in (
         engine_killed, engine_stopped, server_killed, server_terminated, disk_full, store_locked, index_replaced,
-        index_removed, index_corrupted, half_open, idle, malformed, postgresql_stopped,
+        index_removed, index_corrupted, half_open, idle, malformed, postgresql_stopped, version_promoted,
+        canary_promoted, version_rolled_back, version_damaged,
     )
 }  # fmt: skip
+OF_A_REGISTRY = ("version-promoted", "canary-promoted", "version-rolled-back", "version-damaged")
+SQLITE_ONLY = ("disk-full", "store-locked")
 
 
 def main() -> None:
@@ -358,6 +424,8 @@ def main() -> None:
     parser.add_argument("--users", type=int, default=3)
     parser.add_argument("--questions", type=int, default=30)
     parser.add_argument("--engine", default="auto")
+    parser.add_argument("--second", help="the run of a registry's second version; by default, RUN again")
+    parser.add_argument("--postgresql", action="store_true", help="the store is a PostgreSQL database")
     parser.add_argument("--idle", type=int, default=IDLE, help="idle connections")
     parser.add_argument("--before", type=float, default=8, help="seconds of load before the fault")
     parser.add_argument("--after", type=float, default=15, help="seconds of load after the fault")
@@ -394,6 +462,9 @@ def injected(name: str, options: Any, expected: dict[str, dict[str, Any]]) -> st
             trial.store = stack.enter_context(_store(name, options, folder))
         except LookupError as error:
             return f"| {name} | not run: {error} | | | | | | |"
+        if name in OF_A_REGISTRY:
+            trial.change("add", options.model)
+            trial.change("add", options.second or options.model)
         trial.start()
         people = [threading.Thread(target=users.ask, args=(user,)) for user in range(options.users)]
         try:
@@ -444,14 +515,16 @@ def _store(name: str, options: Any, folder: Path) -> Iterator[str]:
     """Yield the location of an empty store for a fault. Raises LookupError if it can't be had here."""
     place = folder / "store"
     place.mkdir()
-    if name == "postgresql-stopped":
+    if options.postgresql and name in SQLITE_ONLY:
+        raise LookupError("the fault is one of the SQLite store")
+    if options.postgresql or name == "postgresql-stopped":
         sys.path.insert(0, str(Path(__file__).parents[1]))
         from tests.conftest import cluster
 
         if not (shutil.which("initdb") or [*Path("/usr/lib/postgresql").glob("*/bin/initdb")]):
             raise LookupError("PostgreSQL isn't installed")
         with cluster() as made:
-            options.postgresql = made
+            options.cluster = made
             yield made.new()
         return
     mount = ["mount", "-t", "tmpfs", "-o", f"size={TMPFS}", "tmpfs", str(place)]
