@@ -52,6 +52,8 @@ HELD_S = 10.0
 SWITCHED_S = 60.0
 """The longest wait for the first answer by another version of a registry"""
 FIRST, SECOND = "v0001", "v0002"
+UNTESTED = ("--force", "--reason", "benchmark")
+"""Options that accept a version without a gate"""
 HALF_OPEN, IDLE = 100, 10_000
 APART = 10
 """How many questions lie between the first questions of two users, so that each asks what no cache knows"""
@@ -116,7 +118,9 @@ class Users:
         if what == "200":
             answer, what = _answer(detail) if stream else (json.loads(detail), "")
         if answer:
-            what, detail = wrong(answer, question, self.expected) or "answered", ""
+            what = wrong(answer, question, self.expected) or "answered"
+            normal = self.expected.get(question)
+            detail = f"{written(answer)!r} instead of {written(normal)!r}" if normal and what != "answered" else ""
             self.reworded += answer["text"] != self.expected.get(question, answer)["text"]
             self.confirmed[answer["id"]] = ""
             self.versions.append(answer["versions"].get("model", ""))
@@ -152,6 +156,11 @@ def _answer(text: str) -> tuple[dict[str, Any] | None, str]:
     return None, "wrong: the stream has no end"
 
 
+def written(answer: dict[str, Any]) -> str:
+    """Return all sentences of an answer, also those that aren't shown because no source supports them."""
+    return " ".join(each["text"] for each in answer["sentences"])
+
+
 def wrong(answer: dict[str, Any], question: str, expected: dict[str, dict[str, Any]]) -> str:
     """Return what is wrong with an answer; empty if nothing is."""
     normal, text = expected.get(question), answer["text"]
@@ -166,7 +175,7 @@ def wrong(answer: dict[str, Any], question: str, expected: dict[str, dict[str, A
         return "wrong: cites what it doesn't show"
     if normal is None:
         return ""
-    if text != normal["text"] and normal["text"].startswith(text):
+    if written(answer) != written(normal) and written(normal).startswith(written(answer)):
         return "wrong: cut"
     others = [each["text"] for each in expected.values() if each["outcome"] == "answered"]
     if text != normal["text"] and text in others:
@@ -364,15 +373,15 @@ def postgresql_stopped(trial: Trial) -> None:
 
 def version_promoted(trial: Trial) -> None:
     """another version of the registry is promoted"""
-    trial.change("promote", SECOND, "--force", "--reason", "benchmark")
+    trial.change("promote", SECOND, *UNTESTED)
     trial.await_version(SECOND)
 
 
 def canary_promoted(trial: Trial) -> None:
     """a version is tried as a canary by half of the conversations, then promoted"""
-    trial.change("canary", SECOND, "--percent", "50")
+    trial.change("canary", SECOND, "--percent", "50", *UNTESTED)
     trial.await_version(SECOND)
-    trial.change("promote", SECOND, "--force", "--reason", "benchmark")
+    trial.change("promote", SECOND, *UNTESTED)
     time.sleep(2 * HELD_S)
     known = len(trial.users.versions)
     time.sleep(HELD_S)
@@ -388,10 +397,10 @@ def version_rolled_back(trial: Trial) -> None:
 
 
 def version_damaged(trial: Trial) -> None:
-    """a version whose files are damaged is promoted"""
+    """a version is promoted, and its files are damaged before the server has loaded it"""
+    trial.change("promote", SECOND, *UNTESTED)
     for file in (trial.registry / "versions" / SECOND).rglob("*.safetensors"):
         file.write_bytes(bytes(file.stat().st_size))
-    trial.change("promote", SECOND, "--force", "--reason", "benchmark")
     time.sleep(2 * HELD_S)
     trial.await_version(FIRST)
 
@@ -496,7 +505,7 @@ def row(described: str, users: Users, kept: dict[str, list[dict[str, Any]]], at:
     normal = [each.ended for each in users.replies if each.what == "answered" and each.begun >= failed]
     slowest = max((each.ended - each.begun for each in users.replies if each.what == "answered"), default=0)
     for each in {reply.what: reply for reply in users.replies if reply.detail}.values():
-        print(f"  {each.what}: {each.detail[:300]}", file=sys.stderr)
+        print(f"  {each.what}: {each.detail[:1000]}", file=sys.stderr)
     cells = [
         described,
         f"{good} ({users.reworded} reworded)" if users.reworded else str(good),

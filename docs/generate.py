@@ -25,30 +25,31 @@ LINK = re.compile(
 """A link, or code, which stays as it is"""
 COMMANDS_INTRO = """# Command line
 
-Every command of `meditune` with its arguments and options. `meditune COMMAND --help` prints the same in a terminal.
-Exit codes are in the [guide](../how-to/train-and-evaluate.md#exit-codes). Options that have an environment variable
-take their value from it when the option is not given.
+This page lists every command of `meditune` with its arguments and options. `meditune COMMAND --help` prints the same
+information in a terminal. The guide explains the [exit codes](../how-to/train-and-evaluate.md#exit-codes). If you leave
+out an option that has an environment variable, the command uses the variable's value.
 """
 HTTP_INTRO = """# HTTP API
 
-Every route of `meditune serve` with the fields of its requests and responses. A running server describes the same
-routes at `/docs` for people and at `/openapi.json` for programs. [Serving a model](../how-to/serve.md) explains their
-use, with examples.
+This page lists every route of `meditune serve`, with the fields of its requests and responses. A running server
+describes the same routes at `/docs` for people and at `/openapi.json` for programs. [Serving a
+model](../how-to/serve.md) explains how to use the routes, with examples.
 
-Bodies are JSON. A request body with an unknown field is refused with status 400. Where keys are needed, every route
-except `/healthz` and `/readyz` expects the header `Authorization: Bearer KEY`. `model` is the name of the served model;
-`/v1/models` lists it.
+Request bodies are JSON. The server rejects a request body that has an unknown field, with status 400. If the server
+requires keys, every route except `/healthz` and `/readyz` expects the header `Authorization: Bearer KEY`. The field
+`model` of a request is the name of a served model; `/v1/models` lists the names.
 
 ## Errors
 
-An error has the body [Error](#error), with these statuses. Each route names the ones that it can return.
+The body of every error response is an [Error](#error). The table lists the possible statuses. Each route on this page
+names the statuses of the errors that it can return.
 """
 
 
 RECIPES_INTRO = """# Recipes
 
-A recipe is a YAML file that describes a whole run. All options except the names have defaults, so a recipe
-contains only what it changes:
+A recipe is a YAML file that describes a whole run. All options except `name` have defaults, so a recipe contains only
+its name and the options that it changes:
 
 ```yaml
 name: my-first
@@ -60,10 +61,10 @@ train:
   epochs: 2
 ```
 
-`--set KEY=VALUE` on the command line changes one option for one run. Write lists and groups on one line:
-`--set train.epochs=1`, `--set data.sources.0.path=/data/pubmedqa`, `--set 'train.tasks=[decision]'`,
-`--set train.decision_share=null`. Unknown keys, values of a wrong type and numbers out of range are reported
-as errors before anything is computed. `meditune recipe show RECIPE` prints every value and its origin.
+`--set KEY=VALUE` on the command line changes one option for one run, for example `--set train.epochs=1`,
+`--set data.sources.0.path=/data/pubmedqa` or `--set train.decision_share=null`. Write a list or a group of keys on one
+line: `--set 'train.tasks=[decision]'`. Before it computes anything, a command reports unknown keys, values of the wrong
+type and numbers out of range as errors. `meditune recipe show RECIPE` prints every value and its origin.
 
 ## Shipped recipes
 

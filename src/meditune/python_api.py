@@ -43,10 +43,12 @@ no_telemetry()
 
 
 def load_recipe(source: RecipeLike = "quickstart", /, **changes: Any) -> Recipe:
-    """Return a checked recipe with changes. `source` is a name, a file, the values of a file, or another recipe.
+    """Return a recipe with changes, after checking it.
 
-    A change is a group with some of its keys, `train={"epochs": 2}`, or one dotted key, `**{"train.epochs": 2}`. Raises
-    RecipeError, which lists every problem, and DataError if a data source is unknown or the user's file is missing.
+    `source` is the name of a shipped recipe, the path of a recipe file, a dict with a recipe's keys, or another recipe.
+    A change is a group with some of its keys, such as `train={"epochs": 2}`, or one dotted key, such as
+    `**{"train.epochs": 2}`. Raises RecipeError, which lists every problem, and DataError if a data source is unknown or
+    the user's file is missing.
     """
     from meditune.config import load_recipe as loading
     from meditune.data.read_sources import check_sources
@@ -60,12 +62,12 @@ def load_recipe(source: RecipeLike = "quickstart", /, **changes: Any) -> Recipe:
 
 
 def run(recipe: RecipeLike, output: Place, *, progress: Progress = False, approve: Consent = False) -> Run:
-    """Run the whole pipeline in the folder `output`, or resume it there: `meditune run`.
+    """Run the whole pipeline in the folder `output`, or resume it there, like `meditune run`.
 
     Call the function again with the same arguments to resume an interrupted run. For a model behind an API, `approve`
-    agrees to send data and spend money: True, or a function that gets the estimate and returns True or False. Raises
-    MedituneError if the folder contains another run, and RecipeError, DataError or ModelError if the recipe, the data
-    or the model can't be used.
+    permits sending data and spending money. It is True, or a function that gets the estimate and returns True or False.
+    Raises MedituneError if the folder contains another run, and RecipeError, DataError or ModelError if the recipe, the
+    data or the model can't be used.
     """
     from meditune import pipeline
     from meditune.run_folder import RECIPE
@@ -79,7 +81,7 @@ def run(recipe: RecipeLike, output: Place, *, progress: Progress = False, approv
 
 
 def open_run(folder: Place) -> Run:
-    """Return a finished run. If the run is unfinished, raises DataError, which names the command that finishes it."""
+    """Return a finished run. Raises DataError if the run is unfinished; the error names the command to finish it."""
     from meditune.evaluate.predictions import seed_of
     from meditune.run_folder import refuse_unfinished
 
@@ -91,7 +93,7 @@ def open_run(folder: Place) -> Run:
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run. A notebook shows its verdict and metrics."""
+    """A finished run. A notebook displays a summary of the run in words, and a table of its metrics."""
 
     folder: Path
 
@@ -109,17 +111,20 @@ class Run:
         return self.folder / "report.html"
 
     def metrics(self) -> DataFrame:
-        """Return one row per metric: both models' values, their difference (tuned - base) and its 95% interval."""
+        """Return a DataFrame with a row for each metric.
+
+        A row contains the values of both models, their difference (tuned - base) and its 95% interval.
+        """
         return _frame(_metric_rows(self.report), index="metric")
 
     def predictions(self, kind: Kind = "answer", model: str = "tuned") -> DataFrame:
-        """Return the stored predictions of `model` (base or tuned), one row per item."""
+        """Return a DataFrame with the stored predictions of `model` (base or tuned), one row per item."""
         return _frame(self.prediction_rows(kind, model))
 
     def prediction_rows(self, kind: Kind = "answer", model: str = "tuned") -> list[dict[str, Any]]:
         """Return the stored predictions as dicts; docs/reference/report.md describes the kinds and the keys.
 
-        Raises DataError if the model has no predictions, and MedituneError if the kind wasn't measured.
+        Raises DataError if there are no predictions of the model, and MedituneError if there are none of this kind.
         """
         from meditune.evaluate.predictions import KINDS, read
 
@@ -139,10 +144,10 @@ class Run:
 
 
 def compare(*models: Place | Run, resamples: int = 10_000, seed: int = 17) -> Comparison:
-    """Compare measured models with the first of them, using paired statistics: `meditune compare`.
+    """Compare the first model with each of the others, using paired statistics, like `meditune compare`.
 
-    A model is a run (its tuned model), the folder of a run or of `meditune evaluate`, or a name as on the command line,
-    such as "runs/quickstart:base". Raises DataError if the models were measured on different items.
+    A model is a run (its tuned model is compared), the folder of a run or of `meditune evaluate`, or a name as on the
+    command line, such as "runs/quickstart:base". Raises DataError if the models were evaluated on different items.
     """
     from meditune.evaluate import quality_gate
 
@@ -152,13 +157,16 @@ def compare(*models: Place | Run, resamples: int = 10_000, seed: int = 17) -> Co
 
 @dataclass(frozen=True)
 class Comparison:
-    """A comparison of measured models with the first of them. A notebook shows a table for each further model."""
+    """A comparison of the first model with each of the others. A notebook displays a table for each of the others."""
 
     result: dict[str, Any] = field(repr=False)
-    """The content of the file that `meditune compare --json-file` writes, and under `changes` the items that changed"""
+    """The content of the file that `meditune compare --json-file` writes, plus the changed items under `changes`"""
 
     def metrics(self) -> DataFrame:
-        """Return a row for each metric of each further model: both values, their difference and its 95% interval."""
+        """Return a DataFrame with a row for each metric of each model that is compared with the first model.
+
+        A row contains the values of both models, their difference and its 95% interval.
+        """
         rows = ({"model": name} | row for name, pair in self._pairs() for row in _metric_rows(pair))
         return _frame(rows, index=["model", "metric"])
 
@@ -186,10 +194,10 @@ def open_assistant(
     max_new_tokens: int | None = None,
     api: Mapping[str, Any] | None = None,
 ) -> Assistant:
-    """Open a model, optionally with an index to cite from: `meditune ask`.
+    """Open a model to ask it questions, like `meditune ask`. With an index, answers cite passages of the index.
 
     `model` is a run, a model folder, a catalogue name, a hub id, or api:NAME. `sources` are the sources of the index to
-    search, by default all. `judge` is the run of an evidence judge. `api` sets keys of `model.api`.
+    search, by default all. `judge` is the run of an evidence judge. `api` sets keys of `model.api`, such as `url`.
     Raises ModelError or DataError if the model, the index or the judge can't be used.
     """
     from meditune.assistant import assistant as opening
@@ -206,15 +214,15 @@ def open_assistant(
 
 
 class Assistant:
-    """A model that answers questions, with triage and checks of the answers. Close it, or use it in a `with` block."""
+    """A model with triage of the questions and checks of the answers. Close it after use, or use a `with` block."""
 
     def __init__(self, opened: internal.Assistant, sources: Sequence[str] | None = None) -> None:
         self._assistant, self._sources = opened, sources
 
     def ask(self, question: str, *, style: Style = "plain", k: int | None = None) -> Answer:
-        """Return the answer, with the fields of the HTTP API's event `answer`; `print` and notebooks show it.
+        """Return the answer. It has the fields of the HTTP API's event `answer`; `print` and notebooks show it as text.
 
-        `k` is the number of passages, 5 by default. Raises DataError if the question is empty or too long.
+        `k` is the number of passages to retrieve, 5 by default. Raises DataError if the question is empty or too long.
         """
         *_, last = self.stream(question, style=style, k=k)
         return cast("Answer", last)
@@ -254,11 +262,11 @@ def build_index(
     replace: bool = False,
     progress: Progress = False,
 ) -> Index:
-    """Build an index of documents to cite from, and open it: `meditune index build`.
+    """Build an index of documents to cite from, and open it, like `meditune index build`.
 
     `documents` are folders of text, Markdown, HTML, PDF and DOCX files, or files of questions and answers (CSV, JSON
-    Lines); `sources` are names of known sources, and `pubmed` are PubMed files. Raises DataError if an index already
-    exists and `replace` isn't set.
+    Lines). `sources` are names of built-in sources, and `pubmed` are PubMed files. Raises DataError if `output` already
+    contains an index, unless `replace` is true.
     """
     from meditune.models.sentence_encoder import DEFAULT, load_encoder
     from meditune.retrieve import collections
@@ -289,10 +297,11 @@ def open_index(place: Place, embedding: str | None = None) -> Index:
 
 
 def export_model(model: Place | Run, to: str, output: Place | None = None, *, progress: Progress = False) -> Path:
-    """Export a model, verify that the export gives the same answers, and return its folder: `meditune export`.
+    """Export a model, verify that the export gives the same answers, and return its folder, like `meditune export`.
 
-    `to` is merged, openvino, gguf, onnx, ollama or vllm. The file export.json in the folder contains the deviation from
-    the model. Raises ModelError, and leaves nothing behind, if the model can't be exported or deviates too much.
+    `to` is merged, openvino, gguf, onnx, ollama or vllm. The file export.json in the folder contains the measured
+    deviation of the export from the model. Raises ModelError, and leaves no files behind, if the model can't be
+    exported or the export deviates too much.
     """
     from meditune.engines.exported_model import EXPORTS
     from meditune.export.export import export

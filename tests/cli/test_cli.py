@@ -481,6 +481,12 @@ def test_a_truncated_file_is_named_with_its_line(place, tmp_path):
     assert mended.code == 0, "a folder in which nothing is done yet takes other settings"
 
 
+def test_a_reworded_description_is_no_other_recipe(place):
+    assert place.run("described", description="PubMedQA.").code == 0
+    assert place.run("described", description="The same recipe in other words.").code == 0
+    place.run("described", seed=3).refused(1, "seed is", "To resume it")
+
+
 def test_bad_rows_go_to_rejected_with_the_reason(place, tmp_path):
     lines = rows(
         40,

@@ -70,7 +70,7 @@ def test_show_has_every_value_and_its_origin(tmp_path: Path) -> None:
 def test_the_reference_has_every_key_with_type_default_and_meaning() -> None:
     text = DOCS.read_text(encoding="utf-8")
     assert "| `train.learning_rate` | a number above 0 | `5.0e-05` | Peak learning rate. |" in text
-    assert "| `name` | text that isn't empty | required | Name in the report. |" in text
+    assert "| `name` | text that isn't empty | required | Name of the run in the report. |" in text
     assert "| `data.sources.N.limit` |" in text
     for name in shipped():
         assert f"| `{name}` |" in text

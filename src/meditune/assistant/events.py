@@ -33,7 +33,7 @@ class _Event(_Documented):
 
 @dataclass(frozen=True)
 class Source(_Documented):
-    """A passage with the number that citations use."""
+    """A retrieved passage, with the number that citations of the passage use."""
 
     number: int
     id: str
@@ -49,9 +49,9 @@ class Source(_Documented):
     """The source's name in the index, such as medquad."""
     text: str
     meaning: float | None
-    """The cosine similarity of question and passage; null if vector search didn't return the passage."""
+    """The cosine similarity of question and passage; null if the vector search didn't find the passage."""
     restricted: bool = False
-    """True if the text must not be sent to an API, as with MIMIC-III."""
+    """True if the text must not be sent to an API, such as text of MIMIC-III."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ class Sentence(_Event):
     supported: bool
     shown: bool
     why: str = ""
-    """Why the sentence isn't shown; empty if it is shown."""
+    """The reason why the sentence isn't shown; empty if it is shown."""
     score: float = 0.0
     """The detector's probability that a source supports the sentence."""
 
@@ -122,14 +122,14 @@ class Answer(_Event):
     kind = "answer"
     question: str
     text: str
-    """The text to show: all `text` events joined, unless the answer was withdrawn."""
+    """The text to show. It consists of the texts of all `text` events, unless the answer was withdrawn."""
     outcome: Outcome
-    """abstained: too few sentences are supported; escalated: urgent help instead of an answer; declined: a question
+    """abstained: sources support too few sentences; escalated: urgent help instead of an answer; declined: a question
     that the assistant doesn't answer."""
     refused: str
     """The reason why there is no answer; empty if there is one."""
     style: str
-    """The readers the answer is written for: plain or expert."""
+    """The readers of the answer: plain (lay readers) or expert."""
     sentences: Sequence[Sentence] = ()
     sources: Sequence[Source] = ()
     notices: Sequence[Notice] = ()
@@ -137,7 +137,7 @@ class Answer(_Event):
     confidence: float | None = None
     """The decision's probability; without a decision, the share of the model's sentences that sources support."""
     reading_grade: float | None = None
-    """The Flesch-Kincaid grade of the text."""
+    """The Flesch-Kincaid grade (a school grade) of the text."""
     limits: str = ""
     """The limits of all answers. Show this text to the reader."""
     safety: dict[str, str] = field(default_factory=dict)
@@ -145,9 +145,9 @@ class Answer(_Event):
     versions: dict[str, str] = field(default_factory=dict)
     """The versions of Meditune, the model and the index."""
     tokens: dict[str, int] = field(default_factory=dict)
-    """The number of prompt and generated tokens."""
+    """The numbers of prompt tokens and of generated tokens."""
     timings: dict[str, float] = field(default_factory=dict)
-    """Stage -> seconds until it was reached."""
+    """Stage -> seconds from the start of the request until this stage was reached."""
 
     def __str__(self) -> str:
         return "\n".join(answer_lines(self))

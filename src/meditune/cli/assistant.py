@@ -26,13 +26,16 @@ if TYPE_CHECKING:
 @documented('ask runs/quickstart "Does aspirin help with migraine?" --index library', "how-to/retrieve-and-cite.md")
 def ask(
     model: Annotated[
-        str, Argument(metavar="MODEL", help="Folder of a run, model or export, catalogue name, hub id, or api:NAME.")
+        str,
+        Argument(metavar="MODEL", help="Run, model or export folder, catalogue name, Hugging Face id, or api:NAME."),
     ],
     question: Annotated[str, Argument(metavar="QUESTION", help="The question, in quotes.")],
     source: Annotated[Paths, Option("--source", help="Text file to base the answer on. Repeatable.")] = None,
     index: Annotated[Text, Option(metavar="INDEX", help="Answer from this index, and cite its passages.")] = None,
     k: Annotated[int | None, Option("-k", min=1, max=50, help="Number of passages to use; 5 by default.")] = None,
-    source_filter: Annotated[Texts, Option(metavar="NAME", help="Use only this source of INDEX. Repeatable.")] = None,
+    source_filter: Annotated[
+        Texts, Option(metavar="NAME", help="Use only passages from this source of the index. Repeatable.")
+    ] = None,
     max_new_tokens: Annotated[int | None, Option(min=1, help="Maximum length of the answer in tokens.")] = None,
     style: Annotated[
         Literal["plain", "expert"],
@@ -43,10 +46,15 @@ def ask(
     ] = "plain",
     settings: Annotated[
         Texts,
-        Option("--api", metavar="KEY=VALUE", help="Set a key under model.api, for example url=https://... Repeatable."),
+        Option(
+            "--api",
+            metavar="KEY=VALUE",
+            help="Set a recipe key under model.api, for example url=https://... Repeatable.",
+        ),
     ] = None,
     judge: Annotated[
-        Text, Option(metavar="RUN", help="Run folder of an evidence judge, which checks each sentence of the answer.")
+        Text,
+        Option(metavar="RUN", help="Run folder of an evidence judge. The judge checks each sentence of the answer."),
     ] = None,
     json: Json = False,
 ) -> None:
@@ -132,7 +140,10 @@ def build(
     pubmed: Pubmed = None,
     embedding: Embedding = None,
     replace: Annotated[
-        bool, Option("--replace", help="Replace an existing index. Searches continue meanwhile.")
+        bool,
+        Option(
+            "--replace", help="Replace an existing index. Searches use the old index until the new one is complete."
+        ),
     ] = False,
 ) -> None:
     """Build an index of the given sources. Repeat an interrupted command to resume it."""
@@ -155,7 +166,7 @@ def update(
     remove: Annotated[Texts, Option(metavar="SOURCE", help="Remove this source from the index. Repeatable.")] = None,
     embedding: Embedding = None,
 ) -> None:
-    """Update an index: read its sources again, and embed what changed. Source options select the sources to update."""
+    """Update an index: embed new and changed passages of its sources. Source options select sources or add new ones."""
     from meditune.models.sentence_encoder import load_encoder
     from meditune.retrieve.build_index import update as update_index
     from meditune.retrieve.index import read as read_manifest
@@ -197,14 +208,14 @@ def search(
     since: Annotated[Text, Option(help="Earliest date of a passage: 2018, 2018-05 or 2018-05-17.")] = None,
     until: Annotated[Text, Option(help="Latest date of a passage, in the formats of --since.")] = None,
     mode: Annotated[
-        str, Option(help="Search method: hybrid, fused (no reranker), bm25 (words) or vectors (meaning).")
+        str, Option(help="Search method: hybrid, fused (without reranking), bm25 (words) or vectors (meaning).")
     ] = "hybrid",
     per_document: Annotated[int, Option(min=1, help="Maximum number of passages from one document.")] = 1,
     diversity: Annotated[
-        float, Option(min=0, max=1, help="Penalty for similarity to higher-ranked hits; 0: none.")
+        float, Option(min=0, max=1, help="Strength of the penalty for similarity to higher-ranked passages; 0: off.")
     ] = 0.0,
     embedding: Embedding = None,
-    json: Annotated[bool, Option("--json", help="Print one JSON object for each hit.")] = False,
+    json: Annotated[bool, Option("--json", help="Print a JSON object for each passage.")] = False,
 ) -> None:
     """Print the passages that best match a question."""
     from meditune.retrieve.hybrid_search import RENAMED_MODES
@@ -224,7 +235,7 @@ def search(
 
 @app.command(example="s3://bucket/library")
 def unlock(index: IndexLocation) -> None:
-    """Unlock an index in object storage after its writer was killed."""
+    """Unlock an index in object storage after the process that wrote it was killed."""
     from meditune.retrieve.storage import index_storage
 
     typer.echo(index_storage(index).unlock())

@@ -34,7 +34,7 @@ def diversity(
     clusters: Annotated[int, Option(min=0, max=24, help="Number of clusters of similar questions; 0: none.")] = 12,
     overrides: Overrides = None,
 ) -> None:
-    """Survey what the data cover: sources, topics, people, reading grades, clusters of questions."""
+    """Survey what the data cover: sources, topics, people, reading grades and clusters of questions."""
     from meditune.data import diversity as surveys
     from meditune.evaluate.report.data_sections import render_page
     from meditune.models.sentence_encoder import sentence_model
@@ -64,11 +64,13 @@ def diversity(
 @app.command(example="runs/quickstart OWNER/NAME", page="reference/licences.md")
 def push(
     folder: Annotated[Path, Argument(metavar="DIR", help="A run's folder, or the data folder in it.")],
-    repository: Annotated[str, Argument(metavar="REPO", help="Name on the Hugging Face hub: OWNER/NAME.")],
+    repository: Annotated[
+        str, Argument(metavar="REPO", help="Name of the data set on the Hugging Face hub: OWNER/NAME.")
+    ],
     public: Annotated[bool, Option("--public", help="Make the data set public; it is private by default.")] = False,
     yes: Annotated[bool, Option("--yes", help="Upload without asking.")] = False,
 ) -> None:
-    """Upload a prepared data set with its card to the Hugging Face hub. Data sets with restricted rows are refused."""
+    """Upload a prepared data set with its data card to the Hugging Face hub. Sets with restricted rows are refused."""
     from meditune.data import hub_upload
 
     upload = hub_upload.plan_upload(folder, repository, private=not public)
@@ -87,10 +89,10 @@ class Engine(StrEnum):
 @app.command(example="quickstart --output runs/quickstart", page="how-to/train-and-evaluate.md")
 def prepare(
     recipe: RecipeName,
-    output: Annotated[Path, Option("--output", "-o", help="Folder of the run. Unfinished preparation is resumed.")],
+    output: Annotated[Path, Option("--output", "-o", help="Folder of the run. An unfinished preparation is resumed.")],
     overrides: Overrides = None,
 ) -> None:
-    """Read, audit and split a recipe's data into OUTPUT/data."""
+    """Read, audit and split a recipe's data, and write them to OUTPUT/data."""
     from meditune import pipeline
 
     print_data(pipeline.prepare_only(resolve(recipe, overrides).recipe, output), output / "data")
@@ -101,21 +103,21 @@ def audit(
     source: Annotated[
         str, Argument(metavar="RECIPE", help="A recipe, or a data file (.jsonl, .json, .csv, .tsv, .parquet).")
     ],
-    output: Annotated[Path, Option("--output", "-o", help="Folder for the table, the page and the ledger.")],
+    output: Annotated[Path, Option("--output", "-o", help="Folder for the HTML page, the ledger and quality.json.")],
     overrides: Overrides = None,
     stream: Annotated[
         bool | None,
         Option(
             "--stream/--no-stream",
-            help="Read the file in batches; by default, only large files are read in batches.",
+            help="Whether to read the file in batches (stream it); by default, only large files are streamed.",
         ),
     ] = None,
     engine: Annotated[
-        Engine, Option(help="Engine that checks the rows of a stream: local (processes on this machine) or ray.")
+        Engine, Option(help="Engine that checks the rows of a streamed file: local (processes on this machine) or ray.")
     ] = Engine.LOCAL,
-    workers: Annotated[int, Option(min=1, help="Number of processes that check the rows of a stream.")] = 1,
+    workers: Annotated[int, Option(min=1, help="Number of processes that check the rows of a streamed file.")] = 1,
 ) -> None:
-    """Run only quality control: show what each rule finds, and write a table, a page and a ledger."""
+    """Run only quality control: show what each rule finds, and write an HTML page and a ledger of the findings."""
     from meditune.data.quality.audit_folder import audit_folder, recipe_for
     from meditune.evaluate.report.data_sections import render_quality
 
@@ -128,10 +130,10 @@ def audit(
 @app.command(example="audit pairs-17 --to restored.jsonl")
 def restore(
     folder: Annotated[Path, Argument(metavar="DIR", help="Folder of a run or an audit.")],
-    identifier: Annotated[str, Argument(metavar="ID", help="The row's id in the ledger.")],
+    identifier: Annotated[str, Argument(metavar="ID", help="The row's id in the ledger (ledger.parquet).")],
     to: Annotated[Path | None, Option("--to", help="Also add the row to this JSON Lines file.")] = None,
 ) -> None:
-    """Print the original of a dropped or changed row."""
+    """Print the original version of a dropped or changed row."""
     from meditune.data.quality.ledger import append_row
     from meditune.data.quality.ledger import restore as find
 
@@ -153,16 +155,18 @@ def phi(
     ] = None,
     action: Annotated[
         Text,
-        Option(help="Replace identifiers with placeholders (mask, the default) or with invented ones (surrogate)."),
+        Option(help="With --output: write placeholders (mask, the default) or invented identifiers (surrogate)."),
     ] = None,
     patient_column: Annotated[
         Text,
         Option(
             metavar="COLUMN",
-            help="Column that identifies the patient, so that each patient's surrogates are consistent.",
+            help="Column with the patient's id; a patient's identifiers get the same surrogates in all rows.",
         ),
     ] = None,
-    kinds: Annotated[Texts, Option("--kind", help="Look only for this kind of identifier. Repeatable.")] = None,
+    kinds: Annotated[
+        Texts, Option("--kind", help="Look only for this kind of identifier, for example name. Repeatable.")
+    ] = None,
     engine: Annotated[Text, Option(help="Detector: rules (the default for a file) or presidio.")] = None,
     show: Annotated[int, Option(min=0, help="Number of findings to show in context, with identifiers masked.")] = 0,
     overrides: Overrides = None,

@@ -139,14 +139,20 @@ def train(recipe: RecipeName, output: Output, overrides: Overrides = None, yes: 
 @cli_app.command()
 @documented("evaluate smollm2-135m --recipe quickstart --output evaluations/smollm2", "how-to/train-and-evaluate.md")
 def evaluate(
-    model: Annotated[str, Argument(metavar="MODEL", help="Run or model folder, catalogue name, hub id, or api:NAME.")],
+    model: Annotated[
+        str,
+        Argument(
+            metavar="MODEL",
+            help="Run or model folder, catalogue name, Hugging Face id, or api:NAME (a model behind an API).",
+        ),
+    ],
     output: Annotated[Path, Option("--output", "-o", help="Folder for the predictions and metrics.")],
     recipe: Annotated[str, Option(help="Recipe that defines the data, prompt and metrics.")] = "quickstart",
     protocol: Annotated[
         Text,
         Option(
             metavar="meditune|lm-eval",
-            help="Prompt and scoring; lm-eval: the prompt and scoring of lm-evaluation-harness, for decisions only.",
+            help="Prompts and scoring: meditune, or lm-eval for those of lm-evaluation-harness (decisions only).",
         ),
     ] = None,
     overrides: Overrides = None,
@@ -179,14 +185,20 @@ def compare(
             "tuned model, RUN:base the base model, and RUN:tuned+retrieved the tuned model with retrieved passages.",
         ),
     ],
-    gate: Annotated[Path | None, Option(help="YAML file with a gate policy; exit code 5 if a model fails it.")] = None,
-    show_changes: Annotated[int, Option(min=0, help="Maximum number of gained items (and of lost items) to show.")] = 3,
-    changes_file: Annotated[Path | None, Option(help="Write all changed items to this JSON Lines file.")] = None,
+    gate: Annotated[
+        Path | None, Option(help="YAML file with a gate policy; the exit code is 5 if a model fails it.")
+    ] = None,
+    show_changes: Annotated[
+        int, Option(min=0, help="Maximum number of improved items, and of worsened items, to show.")
+    ] = 3,
+    changes_file: Annotated[
+        Path | None, Option(help="Write all items whose prediction changed to this JSON Lines file.")
+    ] = None,
     resamples: Resamples = 10_000,
     seed: Annotated[int, Option(min=0, help="Seed of the bootstrap.")] = 17,
     json_file: JsonFile = None,
 ) -> None:
-    """Compare evaluated models with the first, using paired statistics. No model is loaded."""
+    """Compare models with the first one, using paired statistics. The command reads stored predictions only."""
     from meditune.cli.metrics_tables import print_side_by_side
     from meditune.evaluate import quality_gate as evaluation_gate
 
@@ -226,7 +238,7 @@ def crossval(
     overrides: Overrides = None,
     yes: Yes = False,
 ) -> None:
-    """Cross-validate a recipe on PubMedQA's ten published folds. Each fold is a run; the results are pooled."""
+    """Cross-validate a recipe on PubMedQA's ten published folds. Each fold is one run; the results are pooled."""
     from meditune import cross_validation
     from meditune.cli.metrics_tables import print_crossval
 
@@ -266,11 +278,13 @@ def _print_report(report: dict[str, Any], folder: Path) -> None:
 @cli_app.command()
 @documented("ratings scores.csv --run runs/quickstart", "how-to/train-and-evaluate.md#ratings")
 def ratings(
-    file: Annotated[Path, Argument(metavar="FILE", help="Table with columns id, score (1 to 4) and optionally model.")],
-    folder: Annotated[Path | None, Option("--run", help="Store the scores with the answers of this run.")] = None,
+    file: Annotated[
+        Path, Argument(metavar="FILE", help="Table with the columns id, score (1 to 4) and, optionally, model.")
+    ],
+    folder: Annotated[Path | None, Option("--run", help="Run folder; the scores are stored with its answers.")] = None,
     best: Annotated[bool, Option("--best", help="Use each question's highest score instead of the mean.")] = False,
 ) -> None:
-    """Compute LiveQA's metrics from raters' scores. The metrics are the average score, succ@i+ and prec@i+."""
+    """Compute LiveQA's metrics from raters' scores. They are average score, succ@i+ and prec@i+ for i from 2 to 4."""
     from meditune.cli.metrics_tables import print_ratings
     from meditune.evaluate import expert_ratings
 

@@ -45,12 +45,12 @@ def merge(
 
 @documented("prune smollm2-135m --method wanda --sparsity 0.3 --output pruned", "how-to/train-and-evaluate.md#pruning")
 def prune(
-    model: Annotated[str, Argument(metavar="MODEL", help="Catalogue name, hub id, or model folder.")],
+    model: Annotated[str, Argument(metavar="MODEL", help="Catalogue name, Hugging Face id, or model folder.")],
     output: Annotated[Path, Option("--output", "-o", help="Folder of the pruned model.")],
     method: Annotated[Text, Option(help="Pruning method: magnitude, wanda or layers.")] = None,
     sparsity: Annotated[float | None, Option(help="Fraction of the weights to set to zero, for example 0.3.")] = None,
     pattern: Annotated[Text, Option(help="Pattern of the zeros: unstructured or 2-of-4.")] = None,
-    layers: Annotated[int | None, Option(help="Number of layers to remove.")] = None,
+    layers: Annotated[int | None, Option(help="With --method layers: number of layers to remove.")] = None,
     recipe: Annotated[Text, Option(help="Calibrate and evaluate on this recipe's data instead of WikiText-2.")] = None,
     overrides: Overrides = None,
 ) -> None:
@@ -73,7 +73,7 @@ def plan(
     recipe: RecipeName,
     overrides: Overrides = None,
     gpu: Annotated[Text, Option(help="Plan for this GPU (rtx4090, a100-80gb ...) instead of this machine.")] = None,
-    examples: Annotated[int, Option(min=1, help="Number of training examples for the predicted time.")] = 1000,
+    examples: Annotated[int, Option(min=1, help="Number of training examples to predict the time for.")] = 1000,
 ) -> None:
     """Predict the memory, speed and time of training for each strategy. Nothing is downloaded or trained."""
     from meditune.train import resource_plan
@@ -84,7 +84,7 @@ def plan(
 
 @documented("models", "reference/data-and-models.md")
 def models() -> None:
-    """List the base models, those that suit this machine first. The estimates are for tuning with LoRA."""
+    """List the base models; those that suit this machine come first. All estimates are for tuning with LoRA."""
     from meditune.config.load_recipe import load_recipe
     from meditune.config.training_options import ModelSpec
     from meditune.train.init_recipe import machine_recipe
@@ -109,9 +109,13 @@ def init(
     output: Annotated[Path, Option("--output", "-o", help="Recipe file to write.")] = Path("recipe.yaml"),
     field: Annotated[
         Texts,
-        Option(metavar="FIELD=COLUMN", help="Column to read a field from, for example question=Patient. Repeatable."),
+        Option(
+            metavar="FIELD=COLUMN", help="Read this field from this column, for example question=Patient. Repeatable."
+        ),
     ] = None,
-    machine: Annotated[Text, Option(help="Plan for another machine: laptop, gpu-8gb, gpu-24gb or gpu-80gb.")] = None,
+    machine: Annotated[
+        Text, Option(help="Write the recipe for another machine: laptop, gpu-8gb, gpu-24gb or gpu-80gb.")
+    ] = None,
     force: Annotated[bool, Option("--force", help="Overwrite the file if it exists.")] = False,
 ) -> None:
     """Write a recipe for a data file and this machine.
@@ -136,10 +140,14 @@ def init(
 
 @documented("export runs/quickstart --to gguf --quantization Q4_K_M", "how-to/export-and-engines.md")
 def export(
-    model: Annotated[str, Argument(metavar="MODEL", help="Run folder, model folder, catalogue name, or hub id.")],
+    model: Annotated[
+        str, Argument(metavar="MODEL", help="Run folder, model folder, catalogue name, or Hugging Face id.")
+    ],
     to: Annotated[
         str,
-        Option("--to", metavar="FORMAT", help="merged, openvino, gguf, onnx, ollama or vllm; hub uploads the model."),
+        Option(
+            "--to", metavar="FORMAT", help="merged, openvino, gguf, onnx, ollama or vllm; hub: upload the merged model."
+        ),
     ],
     quantization: Annotated[
         Texts,
@@ -150,9 +158,11 @@ def export(
         ),
     ] = None,
     output: Annotated[
-        Path | None, Option("--output", "-o", help="Folder of the export; by default a folder in MODEL/export.")
+        Path | None, Option("--output", "-o", help="Folder of the export; by default, a folder in MODEL/export.")
     ] = None,
-    repository: Annotated[Text, Option("--repo", metavar="OWNER/NAME", help="With --to hub: name on the hub.")] = None,
+    repository: Annotated[
+        Text, Option("--repo", metavar="OWNER/NAME", help="With --to hub: the model's name on the Hugging Face hub.")
+    ] = None,
     public: Annotated[
         bool, Option("--public", help="With --to hub: make the model public instead of private.")
     ] = False,
@@ -160,7 +170,7 @@ def export(
 ) -> None:
     """Export a model for other programs, and verify the result.
 
-    The command fails if the exported model's outputs differ from the original's by more than the tolerance, or if its
+    The command fails if the exported model's outputs differ from the original's by more than a tolerance, or if its
     prompts have different tokens than in training.
     """
     from meditune.engines.exported_model import EXPORTS

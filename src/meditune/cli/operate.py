@@ -44,7 +44,7 @@ StateFile = Annotated[
     Path | None,
     Option(
         "--state",
-        help="File in which a check saves where the next one begins; for a store, beside the reference by default.",
+        help="File that saves where the next check begins; for a store, a file beside the reference by default.",
     ),
 ]
 
@@ -53,7 +53,9 @@ StateFile = Annotated[
 def fit(
     source: Source,
     output: Annotated[Path, Option("--output", "-o", metavar="REFERENCE", help="File for the reference.")],
-    last: Annotated[int | None, Option(min=1, help="Use only this many of the latest requests; default: all.")] = None,
+    last: Annotated[
+        int | None, Option(min=1, help="Use only this many of the latest requests; by default, all.")
+    ] = None,
     embedding: Embedding = None,
     seed: Annotated[int, Option(help="Seed of the random split into requests for fitting and for calibration.")] = 17,
 ) -> None:
@@ -72,20 +74,24 @@ def check(
     source: Source,
     reference: ReferenceFile,
     state: StateFile = None,
-    false_alarms: Annotated[float, Option(min=1e-6, help="Tolerated false alarms per 10,000 requests.")] = 0.1,
+    false_alarms: Annotated[
+        float, Option(min=1e-6, help="Tolerated number of false alarms per 10,000 requests.")
+    ] = 0.1,
     min_severity: Annotated[
         str, Option(help="Smallest severity that raises an alert: slight, small, medium or large.")
     ] = "small",
     embedding: Embedding = None,
     canary: Annotated[
-        Path | None, Option(help="Results of `meditune drift canary`; a canary alert counts like a drift alert.")
+        Path | None, Option(help="Results of `meditune drift canary`; an alert in them counts like a drift alert.")
     ] = None,
     page: Annotated[Path | None, Option(help="Also write the evidence to this HTML file.")] = None,
     json: Json = False,
-    notify: Annotated[bool, Option("--notify", help="Send alerts to the channels set in the environment.")] = False,
-    link: Annotated[str, Option(help="Link to put into alerts; by default the path of --page.")] = "",
+    notify: Annotated[
+        bool, Option("--notify", help="Send alerts to the channels that environment variables set.")
+    ] = False,
+    link: Annotated[str, Option(help="Link to put into alerts; by default, the path of --page.")] = "",
 ) -> None:
-    """Compare new requests with a reference; exit code 6 means an open alert."""
+    """Compare new requests with a reference; exit code 6 means that an alert is open."""
     from meditune.operate.drift import canaries, drift_report, notifications
     from meditune.operate.drift.drift_detection import RequestSource
     from meditune.operate.drift.drift_detection import check as check_drift
@@ -127,7 +133,7 @@ def canary(
 ) -> None:
     """Ask a server questions with known answers; exit code 6 means that its answers got worse.
 
-    The environment variable MEDITUNE_KEY contains the API key for the server.
+    The command reads the server's API key from the environment variable MEDITUNE_KEY.
     """
     from meditune.operate.drift import canaries
 
@@ -156,7 +162,9 @@ _DATE = re.compile(r"\d{4}-\d{2}-\d{2}")
 def update(
     library: Annotated[Path, Argument(metavar="LIBRARY", help="Folder for the articles, training pairs and lists.")],
     query: Annotated[Texts, Option(metavar="QUERY", help="Query in PubMed's own syntax. Repeatable.")] = None,
-    since: Annotated[Text, Option(metavar="DATE", help="Import only changes since this date (2026-01-31).")] = None,
+    since: Annotated[
+        Text, Option(metavar="DATE", help="Import only changes since this date, for example 2026-01-31.")
+    ] = None,
     update_files: Annotated[
         Text,
         Option(metavar="FOLDER|URL", help="Folder or URL that contains MEDLINE's update files and their .md5 files."),
@@ -165,7 +173,7 @@ def update(
     documents: Annotated[
         Texts, Option(metavar="[NAME=]PATH", help="Documents to index, as for `index build`. Repeatable.")
     ] = None,
-    index: Annotated[Text, Option(metavar="INDEX", help="Index to update; it is built if missing.")] = None,
+    index: Annotated[Text, Option(metavar="INDEX", help="Index to update; if it doesn't exist, it is built.")] = None,
     email: Annotated[
         Text, Option(metavar="ADDRESS", envvar="MEDITUNE_CONTACT", help="Your email address, which NCBI requires.")
     ] = None,
@@ -178,14 +186,16 @@ def update(
         ),
     ] = None,
     embedding: Embedding = None,
-    eutils_url: Annotated[Text, Option(metavar="URL", help="Address of the E-utilities; by default NCBI's.")] = None,
+    eutils_url: Annotated[
+        Text, Option(metavar="URL", help="Address of the E-utilities API; by default, NCBI's.")
+    ] = None,
 ) -> None:
     """Import new research from PubMed, MEDLINE and folders.
 
-    New and corrected articles are added to the index. Retracted articles are removed from it and listed in
-    LIBRARY/retracted.jsonl. Structured abstracts, except test items, become training pairs in LIBRARY/pairs.jsonl.
-    Later calls import only what changed. Repeat an interrupted command to resume it. With your key in the environment
-    variable NCBI_API_KEY, NCBI allows 10 requests per second instead of 3.
+    New and corrected articles are added to the index. Retracted articles are removed from the index and listed
+    in LIBRARY/retracted.jsonl. Structured abstracts, except test items, become training pairs in LIBRARY/pairs.jsonl.
+    Later calls import only new and changed articles. Repeat an interrupted command to resume it. If the environment
+    variable NCBI_API_KEY contains your key, NCBI allows 10 requests per second instead of 3.
     """
     from meditune.operate.literature import literature_update
     from meditune.operate.literature.pubmed_search import URL
@@ -256,7 +266,7 @@ def _update_lines(report: Report, library: Path) -> Iterator[str]:
         yield f"Train on them: --set 'data.sources=[{{name: own, path: {file.resolve()}}}]'"
 
 
-learn_app = Group("learn", "Choose items for experts to judge, and train on the results.", "how-to/active-learning.md")
+learn_app = Group("learn", "Choose items for experts to judge, and write training rows.", "how-to/active-learning.md")
 
 
 QueueFolder = Annotated[Path, Argument(metavar="DIR", help="Folder that `meditune learn queue` wrote.")]
@@ -264,17 +274,22 @@ QueueFolder = Annotated[Path, Argument(metavar="DIR", help="Folder that `meditun
 
 @learn_app.command(example="store --budget 50 --output queue")
 def queue(
-    sources: Annotated[list[str], Argument(metavar="STORE|FILE...", help="A server's store, files of rows, or runs.")],
+    sources: Annotated[
+        list[str], Argument(metavar="STORE|FILE...", help="A server's store, data files, or run folders.")
+    ],
     output: Annotated[Path, Option("--output", "-o", metavar="DIR", help="Folder of the annotation set.")],
     budget: Annotated[int, Option(min=1, help="Maximum number of items to choose.")] = 50,
     strategy: Annotated[
-        str, Option(help="feedback (first answers that users corrected or rated down, then random items) or random.")
+        str,
+        Option(
+            help="feedback: answers that users corrected or rated down, then random items; random: only random items."
+        ),
     ] = "feedback",
     training_data: Annotated[
-        Paths, Option(metavar="FILE|RUN", help="Choose no questions from this training data. Repeatable.")
+        Paths, Option(metavar="FILE|RUN", help="Leave out questions that occur in this training data. Repeatable.")
     ] = None,
     earlier_queue: Annotated[
-        Paths, Option(metavar="DIR", help="Choose no items from this earlier queue. Repeatable.")
+        Paths, Option(metavar="DIR", help="Leave out items that this earlier queue contains. Repeatable.")
     ] = None,
     index: Annotated[
         Text, Option(metavar="INDEX", help="Show each stored answer with its passages from this index.")
@@ -355,7 +370,7 @@ def service_status(
 ) -> None:
     """Show servers, versions, answers, feedback, drift and alerts.
 
-    The environment variable MEDITUNE_KEY contains the API key for the servers. The key needs the scope `metrics`.
+    The command reads the servers' API key, which needs the scope `metrics`, from the environment variable MEDITUNE_KEY.
     """
     from meditune.errors import DataError
     from meditune.store import default_place, exists, open_store

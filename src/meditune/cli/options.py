@@ -22,9 +22,11 @@ Paths = list[Path] | None
 RecipeName = Annotated[str, Argument(metavar="RECIPE", help="Name of a shipped recipe, or a YAML file.")]
 Output = Annotated[Path, Option("--output", "-o", help="Folder of the run. An unfinished run in it is resumed.")]
 Overrides = Annotated[
-    Texts, Option("--set", metavar="KEY=VALUE", help="Change a recipe key, for example train.epochs=1. Repeatable.")
+    Texts, Option("--set", metavar="KEY=VALUE", help="Set a recipe key, for example train.epochs=1. Repeatable.")
 ]
-Yes = Annotated[bool, Option("--yes", help="For a model behind an API: send data and spend money without asking.")]
+Yes = Annotated[
+    bool, Option("--yes", help="For a model behind an API: send data and spend money without asking first.")
+]
 Run = Annotated[Path, Argument(metavar="DIR", help="The run's folder.")]
 Json = Annotated[bool, Option("--json", help="Print JSON instead of text.")]
 Resamples = Annotated[int, Option(min=100, help="Number of bootstrap resamples.")]
@@ -35,7 +37,10 @@ Raters = Annotated[
 ]
 Overlap = Annotated[
     int | None,
-    Option(min=1, help="With --raters: number of raters for each item; by default 2, for `review create` all raters."),
+    Option(
+        min=1,
+        help="With --raters: number of raters who rate each item; by default 2, or all raters in `review create`.",
+    ),
 ]
 Store = Annotated[
     Text,
@@ -50,8 +55,8 @@ Embedding = Annotated[
     Text,
     Option(
         metavar="MODEL",
-        help="Embedding model: all-minilm-l6-v2, all-minilm-l6-v2-int8 (no torch), or a sentence-transformers model. "
-        "By default, the model of the existing index or reference; for a new one, all-minilm-l6-v2.",
+        help="Embedding model: all-minilm-l6-v2, all-minilm-l6-v2-int8 (needs no torch), or a sentence-transformers "
+        "model. By default, an existing index or reference keeps its model, and a new one gets all-minilm-l6-v2.",
     ),
 ]
 ExcludeRater = Annotated[Texts, Option(metavar="RATER", help="Exclude this rater, by name or code. Repeatable.")]

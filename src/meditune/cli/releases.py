@@ -91,7 +91,7 @@ def stop(registry: RegistryFolder, reason: Reason = "") -> None:
 
 @registry_app.command(example="clinic")
 def rollback(registry: RegistryFolder, reason: Reason = "by hand") -> None:
-    """Serve the previous version again. The version that is rolled back is never promoted automatically."""
+    """Serve the previous version again. The version that is rolled back is never promoted automatically again."""
     found = _registry(registry).rollback(reason)
     typer.echo(f"{found} is now served.")
 
@@ -109,7 +109,7 @@ def guard(
         Path | None, Option(metavar="RESULTS", help="Also consider these results of `meditune drift canary`.")
     ] = None,
 ) -> None:
-    """Roll back, or end the trial, if answers got worse. The exit code is then 6."""
+    """Roll back the served version, or end a canary's trial, if its answers got worse; the exit code is then 6."""
     from meditune.operate.retraining.rollback import guard as check_versions
 
     found = check_versions(registry, store, reference, canary)
@@ -125,23 +125,32 @@ def retrain(
     trust: Annotated[
         Texts,
         Option(
-            metavar="KEY|all", help="Also use corrections made with the key of this id, or all corrections. Repeatable."
+            metavar="KEY|all",
+            help="Besides experts' corrections, use those made with the API key of this id, or all. Repeatable.",
         ),
     ] = None,
     labels: Annotated[
         Paths, Option(metavar="FILE", help="File of questions with experts' answers or decisions. Repeatable.")
     ] = None,
     queue: Annotated[
-        Paths, Option(metavar="DIR", help="Folder of `meditune learn queue` with experts' judgements. Repeatable.")
+        Paths, Option(metavar="DIR", help="Folder of a `meditune learn queue` that experts judged. Repeatable.")
     ] = None,
     literature: Annotated[
         Paths,
-        Option(metavar="LIBRARY|FILE", help="Library of `meditune update`, or the file of pairs in it. Repeatable."),
+        Option(
+            metavar="LIBRARY|FILE", help="Library folder of `meditune update`, or its file pairs.jsonl. Repeatable."
+        ),
     ] = None,
     decisions: Annotated[
         Path | None, Option(metavar="FILE", help="File of decisions that `meditune annotate import` wrote.")
     ] = None,
-    index: Annotated[Text, Option(metavar="INDEX", help="Add cited passages from this index to corrections.")] = None,
+    index: Annotated[
+        Text,
+        Option(
+            metavar="INDEX",
+            help="Add each corrected answer's first 3 passages, read from this index, to its training row.",
+        ),
+    ] = None,
     overrides: Overrides = None,
     replay: Annotated[float, Option(min=0, help="Number of old training rows to replay for each new row.")] = 1.0,
     held_out: Annotated[float, Option(min=0.05, max=0.9, help="Share of the new rows to hold out for testing.")] = 0.3,
@@ -169,7 +178,7 @@ def retrain(
         ),
     ] = None,
     on_pass: Annotated[
-        str, Option(metavar="promote|canary|keep", help="What to do with a version that passes its gate.")
+        str, Option(metavar="promote|canary|keep", help="What to do with the new version if it passes its gate.")
     ] = "promote",
     percent: Annotated[
         float, Option(help="With --on-pass canary: percentage of the conversations that the canary answers.")
@@ -180,8 +189,8 @@ def retrain(
     """Train a version on new data, and compare it with the current one.
 
     Both versions are evaluated on the old test items and on held-out new items. The registry stores the new version,
-    which is promoted only if it passes its gate. Exit code 5 means that it didn't pass. Repeat an interrupted command
-    to resume it.
+    which is promoted only if it passes its gate. Exit code 5 means that the version didn't pass. Repeat an interrupted
+    command to resume it.
     """
     from meditune.operate.retraining import retrain as retraining
     from meditune.operate.retraining.new_training_data import Shares, TrainingDataSources
@@ -216,13 +225,18 @@ def retrain(
 @documented("loop loop.yaml", "how-to/retrain-and-release.md#the-loop")
 def loop(
     context: typer.Context,
-    config: Annotated[Path, Argument(metavar="CONFIG", help="YAML file with the stages; the guide has an example.")],
+    config: Annotated[
+        Path, Argument(metavar="CONFIG", help="YAML file with the loop's stages; the guide shows an example.")
+    ],
     once: Annotated[
-        bool, Option("--once", help="Run the due stages, then exit; exit code 1 if a stage failed.")
+        bool, Option("--once", help="Run the stages that are due, and exit, with code 1 if a stage failed.")
     ] = False,
     status: Annotated[bool, Option("--status", help="Print the state of each stage and exit.")] = False,
 ) -> None:
-    """Run updates, drift checks, rollback and retraining on a schedule. The loop runs in one process until ctrl-C."""
+    """Run updates, drift checks, rollback and retraining on a schedule.
+
+    The loop runs in one process until you press ctrl-C.
+    """
     from meditune.cli.loop import Config, load_states, run
 
     found = Config(config, context.find_root().command)

@@ -15,7 +15,7 @@ from meditune.errors import MedituneError
 app = Group("review", "Let people rate blinded answers, and report the results.", "how-to/rate-answers.md")
 
 Set = Annotated[Path, Argument(metavar="DIR", help="Folder of the rating set.")]
-Host = Annotated[str, Option(help="Address to listen on. Other machines need the token that is printed.")]
+Host = Annotated[str, Option(help="Address to listen on. Raters on other machines need the token that is printed.")]
 Port = Annotated[int, Option(min=0, max=65535, help="Port; 0 selects a free port.")]
 Adjudicate = Annotated[bool, Option("--adjudicate", help="Show only items on which raters disagree.")]
 To = Annotated[Path | None, Option("--to", help="Output file; DIR/ratings.csv or DIR/label-studio.json by default.")]
@@ -25,14 +25,16 @@ Format = Annotated[Text, Option(help="Format: csv or label-studio; by default, t
 @app.command(example="runs/quickstart --questions 30")
 def create(
     run: Annotated[Path, Argument(metavar="RUN", help="Folder of a finished run.")],
-    output: Annotated[Path | None, Option("--output", "-o", help="Folder of the set; RUN/review by default.")] = None,
-    questions: Annotated[int, Option(min=1, help="Number of questions, sampled with the seed.")] = 30,
+    output: Annotated[
+        Path | None, Option("--output", "-o", help="Folder of the rating set; RUN/review by default.")
+    ] = None,
+    questions: Annotated[int, Option(min=1, help="Number of questions to sample.")] = 30,
     form: Annotated[str, Option(help="Rating form: expert or lay.")] = "expert",
     raters: Raters = None,
     overlap: Overlap = None,
     seed: Seed = 17,
 ) -> None:
-    """Make a blinded rating set of a run's answers and references. The answers are from the base and tuned models."""
+    """Make a blinded rating set from a run: answers of the base model and of the tuned model, and reference answers."""
     from meditune.review.rating_set import create as make
 
     folder = output or run / "review"
@@ -47,7 +49,7 @@ def create(
 
 @app.command(example="runs/quickstart/review")
 def serve(folder: Set, host: Host = "127.0.0.1", port: Port = 8765, adjudicate: Adjudicate = False) -> None:
-    """Serve the rating page until ctrl-C."""
+    """Serve the rating page until you press ctrl-C."""
     from meditune.review.review_server import in_dispute
     from meditune.review.review_server import serve as run_server
 
@@ -69,7 +71,12 @@ def export(
     folder: Set,
     to: To = None,
     format: Format = None,
-    unblind: Annotated[bool, Option("--unblind", help="Also write the origin of each answer.")] = False,
+    unblind: Annotated[
+        bool,
+        Option(
+            "--unblind", help="Also write whether each answer is from the base model, the tuned model or the reference."
+        ),
+    ] = False,
 ) -> None:
     """Export ratings with raters' names as CSV or Label Studio tasks."""
     from meditune.review.import_export import export as write
@@ -80,7 +87,7 @@ def export(
 @app.command("import", example="runs/quickstart/review ratings.csv")
 def import_set(
     folder: Set,
-    file: Annotated[Path, Argument(metavar="FILE", help="Ratings: CSV file, or JSON export of Label Studio.")],
+    file: Annotated[Path, Argument(metavar="FILE", help="File of ratings: CSV, or a JSON export from Label Studio.")],
 ) -> None:
     """Import ratings from a file. Imported ratings replace earlier ratings by the same rater."""
     from meditune.review.import_export import import_ratings as take
@@ -92,7 +99,9 @@ def import_set(
 @app.command(example="runs/quickstart/review --output pairs.jsonl")
 def pairs(
     folder: Set,
-    output: Annotated[Path, Option("--output", "-o", help="JSON Lines file to write, for train.preference.path.")],
+    output: Annotated[
+        Path, Option("--output", "-o", help="JSON Lines file to write; train.preference.path can name it.")
+    ],
     margin: Annotated[
         float, Option(min=0.01, max=4, help="Minimum difference between the scores (1 to 5) of the two answers.")
     ] = 1.0,
@@ -142,7 +151,7 @@ annotate_app = Group("annotate", "Let people check rows of data, and apply their
 
 AnnotationSetFolder = Annotated[Path, Argument(metavar="DIR", help="Folder of the annotation set.")]
 ExcludeCareless = Annotated[
-    bool, Option("--exclude-careless", help="Exclude raters who judged too many known items wrongly.")
+    bool, Option("--exclude-careless", help="Exclude raters who judged too many items with a known verdict wrongly.")
 ]
 
 
@@ -151,21 +160,24 @@ def create_annotation_set(
     source: Annotated[str, Argument(metavar="SOURCE", help="A recipe, a run's folder, or your own table.")],
     output: Annotated[Path, Option("--output", "-o", help="Folder of the annotation set.")],
     rows: Annotated[int, Option(min=1, help="Number of rows to check.")] = 100,
-    sample: Annotated[str, Option(help="random, or suspicious (the most suspicious rows first).")] = "random",
+    sample: Annotated[
+        str, Option(help="Sample of rows: random, or suspicious (the rows with the most signs of errors).")
+    ] = "random",
     stratify_by: Annotated[
-        str, Option(help="source, decision or question_type: choose equal numbers of rows per value; or none.")
+        str, Option(help="source, decision or question_type: choose equally many rows for each value; none: off.")
     ] = "none",
     raters: Raters = None,
     overlap: Overlap = None,
     shared_rows: Annotated[int, Option(min=0, help="Number of rows that every rater judges.")] = 0,
     gold: Annotated[
-        Path | None, Option(help="File of known items with a column verdict, to find careless raters.")
+        Path | None, Option(help="File of items with a known verdict (column verdict), to find careless raters.")
     ] = None,
     synthetic_gold: Annotated[
-        int, Option(min=0, help="Number of known wrong items to make: rows with another row's answer.")
+        int,
+        Option(min=0, help="Number of wrong items to add for finding careless raters: rows with another row's answer."),
     ] = 0,
     include_test: Annotated[
-        bool, Option("--include-test", help="Include test items; decisions never change them.")
+        bool, Option("--include-test", help="Also choose test items; decisions never change test items.")
     ] = False,
     seed: Seed = 17,
     overrides: Overrides = None,
@@ -196,7 +208,7 @@ def serve_annotation_set(
     exclude_rater: ExcludeRater = None,
     exclude_careless: ExcludeCareless = False,
 ) -> None:
-    """Serve the page on which people check rows, until ctrl-C."""
+    """Serve the page on which people check rows, until you press ctrl-C."""
     from meditune.review.annotation_results import open_disputes
     from meditune.review.rating_set import VALIDATE
     from meditune.review.review_server import serve as run_server
@@ -222,7 +234,7 @@ def export_annotations(
     to: To = None,
     format: Format = None,
     unblind: Annotated[
-        bool, Option("--unblind", help="Also write the row of each item, and whether it is a known item.")
+        bool, Option("--unblind", help="Also write each item's row, and whether the item's verdict was known.")
     ] = False,
 ) -> None:
     """Export judgements with raters' names as CSV or Label Studio tasks."""
@@ -236,10 +248,11 @@ def export_annotations(
 def import_annotations(
     folder: AnnotationSetFolder,
     file: Annotated[
-        Path | None, Argument(metavar="FILE", help="Ratings: CSV file, or JSON export of Label Studio.")
+        Path | None, Argument(metavar="FILE", help="File of ratings: CSV, or a JSON export from Label Studio.")
     ] = None,
     output: Annotated[
-        Path | None, Option("--output", "-o", help="File for the decisions, to set as data.decisions.")
+        Path | None,
+        Option("--output", "-o", help="File for the decisions, which the recipe key data.decisions can name."),
     ] = None,
     exclude_rater: ExcludeRater = None,
     exclude_careless: ExcludeCareless = False,

@@ -32,23 +32,28 @@ answers_app = Group(
 )
 
 KeyId = Annotated[str, Argument(metavar="ID", help="Id of a key, from `meditune keys list`.")]
-PerMinute = Annotated[int | None, Option(min=1, help="Maximum requests per minute; by default the server's limit.")]
-Quota = Annotated[int | None, Option(min=1, help="Maximum tokens per day; by default the server's quota.")]
+PerMinute = Annotated[
+    int | None, Option(min=1, help="Maximum number of requests per minute; by default, the server's limit.")
+]
+Quota = Annotated[int | None, Option(min=1, help="Maximum number of tokens per day; by default, the server's quota.")]
 
 
 ServedModel = Annotated[
-    str, Argument(metavar="RUN|REGISTRY", help="Folder of a run, registry or model, or a catalogue name or hub id.")
+    str,
+    Argument(
+        metavar="RUN|REGISTRY", help="Folder of a run, registry or model; or a catalogue name or Hugging Face id."
+    ),
 ]
 IndexPlace = Annotated[Text, Option(metavar="INDEX", help="Answer from this index, and cite its passages.")]
 JudgeRun = Annotated[
-    Text, Option(metavar="RUN", help="Run folder of an evidence judge, which checks each sentence of answers.")
+    Text, Option(metavar="RUN", help="Run folder of an evidence judge. The judge checks each sentence of an answer.")
 ]
 EngineName = Annotated[
     str,
     Option(help="openvino, llamacpp, transformers, onnx, vllm, or auto (the run's fastest export, measured once)."),
 ]
 EngineUrl = Annotated[Text, Option(help="With --engine vllm: address of the vLLM server, including /v1.")]
-ModelName = Annotated[Text, Option(help="Name of the model for clients; the folder's name by default.")]
+ModelName = Annotated[Text, Option(help="Name under which clients address the model; by default, the folder's name.")]
 Host = Annotated[str, Option(envvar="MEDITUNE_HOST", help="Address to listen on. Other machines need an API key.")]
 Port = Annotated[int, Option(min=0, max=65535, envvar="MEDITUNE_PORT", help="Port; 0 selects a free port.")]
 RequireKey = Annotated[bool, Option("--require-key", help="Require an API key from callers on this machine, too.")]
@@ -62,31 +67,39 @@ AllowAnonymous = Annotated[
 ]
 RatePerMinute = Annotated[
     int,
-    Option(min=0, envvar="MEDITUNE_PER_MINUTE", help="Maximum requests per minute and caller; 0: no limit."),
+    Option(min=0, envvar="MEDITUNE_PER_MINUTE", help="Maximum number of requests per minute and caller; 0: no limit."),
 ]
 DailyTokens = Annotated[
-    int, Option(min=0, envvar="MEDITUNE_DAILY_TOKENS", help="Maximum tokens per day and caller; 0: no quota.")
+    int, Option(min=0, envvar="MEDITUNE_DAILY_TOKENS", help="Maximum number of tokens per day and caller; 0: no limit.")
 ]
 MaxNewTokens = Annotated[int, Option(min=1, help="Maximum answer length that a request may ask for, in tokens.")]
 MaxMessageCharacters = Annotated[
     int, Option(min=1, max=4000, help="Maximum length of a user's message in characters; longer messages are refused.")
 ]
-Timeout = Annotated[float, Option(min=1, help="Maximum duration of an answer, in seconds.")]
+Timeout = Annotated[float, Option(min=1, help="Maximum time for an answer, in seconds.")]
 Certificate = Annotated[Path | None, Option(exists=True, dir_okay=False, help="PEM file of the TLS certificate chain.")]
 PrivateKey = Annotated[Path | None, Option(exists=True, dir_okay=False, help="PEM file of the TLS private key.")]
 Proxy = Annotated[
-    str, Option(envvar="MEDITUNE_PROXY", help="IP addresses of trusted proxies that terminate TLS: 10.0.0.2,10.0.0.3.")
+    str,
+    Option(
+        envvar="MEDITUNE_PROXY",
+        help="IP addresses of trusted proxies that terminate TLS, for example 10.0.0.2,10.0.0.3.",
+    ),
 ]
-LogText = Annotated[bool, Option("--log-text", help="Log questions, with identifiers masked.")]
+LogText = Annotated[bool, Option("--log-text", help="Log questions, with patient identifiers masked.")]
 KeepText = Annotated[
     bool,
-    Option("--keep-text", envvar="MEDITUNE_KEEP_TEXT", help="Store questions and answers, with identifiers masked."),
+    Option(
+        "--keep-text", envvar="MEDITUNE_KEEP_TEXT", help="Store questions and answers, with patient identifiers masked."
+    ),
 ]
 KeepDays = Annotated[
     float,
     Option(min=0, envvar="MEDITUNE_KEEP_DAYS", help="Number of days after which stored answers are deleted; 0: never."),
 ]
-Country = Annotated[str, Option(envvar="MEDITUNE_COUNTRY", help="Country of the emergency numbers: GB, US, DE ...")]
+Country = Annotated[
+    str, Option(envvar="MEDITUNE_COUNTRY", help="Country whose emergency numbers users see: GB, US, DE ...")
+]
 
 
 @documented("serve runs/quickstart --index library", "how-to/serve.md")
@@ -104,7 +117,7 @@ def serve(
     allow_anonymous: AllowAnonymous = False,
     per_minute: RatePerMinute = 0,
     daily_tokens: DailyTokens = 0,
-    concurrency: Annotated[int, Option(min=1, help="Number of requests that are answered at the same time.")] = 16,
+    concurrency: Annotated[int, Option(min=1, help="Maximum number of requests to answer at the same time.")] = 16,
     queue_size: Annotated[
         int, Option(min=0, help="Maximum number of waiting requests; further requests get status 429.")
     ] = 64,
@@ -136,7 +149,10 @@ def serve(
     private_key: PrivateKey = None,
     proxy: Proxy = "",
     raw_chat: Annotated[
-        bool, Option("--raw-chat", help="Let all callers chat without triage and without the note on limits.")
+        bool,
+        Option(
+            "--raw-chat", help="Let all callers chat without safety triage and without the note on the model's limits."
+        ),
     ] = False,
     log_text: LogText = False,
     keep_text: KeepText = False,
@@ -150,7 +166,7 @@ def serve(
             help="Check for drift from this reference (see `meditune drift fit`), and send alerts.",
         ),
     ] = None,
-    drift_interval: Annotated[float, Option(min=1, help="Seconds between drift checks.")] = 60.0,
+    drift_interval: Annotated[float, Option(min=1, help="Number of seconds between drift checks.")] = 60.0,
     public_url: Annotated[
         str, Option(envvar="MEDITUNE_PUBLIC_URL", help="Public address of the server, for links in alerts.")
     ] = "",
@@ -159,13 +175,16 @@ def serve(
         Option(
             metavar="INPUT,OUTPUT",
             envvar="MEDITUNE_PRICE",
-            help="Prices of a million input tokens and a million output tokens: 0.15,0.60.",
+            help="Prices per million input tokens and per million output tokens, for example 0.15,0.60.",
         ),
     ] = "",
-    hourly_cost: Annotated[float, Option(min=0, envvar="MEDITUNE_HOURLY", help="Cost of the machine per hour.")] = 0.0,
+    hourly_cost: Annotated[
+        float,
+        Option(min=0, envvar="MEDITUNE_HOURLY", help="Cost of the machine per hour, in the same currency as --price."),
+    ] = 0.0,
     check: Annotated[bool, Option("--check", help="Check whether these settings are safe, and exit.")] = False,
 ) -> None:
-    """Serve a model with a chat page, cited answers and OpenAI's API. The server runs until ctrl-C."""
+    """Serve a model: chat page, cited answers, OpenAI-compatible API. The server runs until you press ctrl-C."""
     from meditune.serve import http_server
     from meditune.serve.settings import Settings
     from meditune.store import default_place
@@ -233,10 +252,10 @@ def mcp(
         Option(metavar="DIR", help="Also offer the tool evaluate, which writes its results to this folder."),
     ] = None,
     recipe: Annotated[
-        Text, Option(help="With --evaluate: recipe of the evaluation; by default the run's recipe, or quickstart.")
+        Text, Option(help="With --evaluate: recipe of the evaluation; by default, the run's own recipe, or quickstart.")
     ] = None,
 ) -> None:
-    """Serve a model to other programs as MCP tools: ask and search.
+    """Serve a model to programs as the MCP tools `ask` and `search`.
 
     Without --http, the command communicates over stdin and stdout with the program that started it.
     """
@@ -282,13 +301,15 @@ def create(
     scope: Annotated[
         Texts,
         Option(
-            help="Permission: generate, embed, feedback (these three by default), raw (no triage), expert, metrics or "
-            "admin. Repeatable."
+            help="Permission: generate, embed and feedback (by default these three), raw (no triage), expert (feedback "
+            "that overrides other people's), metrics or admin. Repeatable."
         ),
     ] = None,
     per_minute: PerMinute = None,
     daily_tokens: Quota = None,
-    days: Annotated[float | None, Option(min=0.01, help="Days until the key expires.")] = None,
+    days: Annotated[
+        float | None, Option(min=0.01, help="Number of days until the key expires; by default, it never expires.")
+    ] = None,
     store: Store = None,
 ) -> None:
     """Create an API key and print it once; the store keeps only its hash."""
@@ -320,10 +341,10 @@ def show(store: Store = None) -> None:
 @keys_app.command(example="ID --grace-hours 48")
 def rotate(
     id: KeyId,
-    grace_hours: Annotated[float, Option(min=0, help="Hours that the old secret keeps working.")] = 24.0,
+    grace_hours: Annotated[float, Option(min=0, help="Number of hours for which the old secret keeps working.")] = 24.0,
     store: Store = None,
 ) -> None:
-    """Give a key a new secret. The old secret keeps working for some hours."""
+    """Give a key a new secret. The old secret keeps working for a grace period (--grace-hours)."""
     text = _keys(store).rotate(id, grace_hours)
     typer.echo(
         f"The old secret of {id} works for another {grace_hours:g} hours. This is the only time the new key is shown:",
@@ -334,7 +355,7 @@ def rotate(
 
 @keys_app.command(example="ID")
 def revoke(id: KeyId, store: Store = None) -> None:
-    """Revoke a key. Running servers refuse its next request."""
+    """Revoke a key. Running servers refuse all further requests with the key."""
     _keys(store).revoke(id)
     typer.echo(f"{id} is revoked.")
 
@@ -343,11 +364,11 @@ def revoke(id: KeyId, store: Store = None) -> None:
 def delete(
     id: Annotated[Text, Argument(metavar="[ID]", help="Id of an answer: ask-... or chatcmpl-...")] = None,
     key: Annotated[
-        Text, Option(metavar="KEY", help="Id of a key: delete all answers to questions asked with this key.")
+        Text, Option(metavar="KEY", help="Id of an API key; delete all answers to questions asked with this key.")
     ] = None,
     store: Store = None,
 ) -> None:
-    """Delete an answer, or all answers to questions asked with a key. Their feedback is also deleted."""
+    """Delete an answer, or all answers to questions asked with an API key, and the feedback on the deleted answers."""
     if (id is None) == (key is None):
         raise DataError("Give either an answer's ID or a key: meditune answers delete --key KEY.")
     if key:
@@ -362,7 +383,7 @@ def delete(
 def prune(
     days: Annotated[float, Option(min=0, help="Delete answers older than this many days.")], store: Store = None
 ) -> None:
-    """Delete old answers with their feedback."""
+    """Delete old answers and the feedback on them."""
     typer.echo(f"{_answers(store).prune(days)} answers deleted.")
 
 
@@ -371,10 +392,10 @@ def export(
     output: Annotated[Path, Option("--output", "-o", help="JSON Lines file to write.")],
     store: Store = None,
     index: Annotated[
-        Text, Option(metavar="INDEX", help="Add the first 3 passages of each answer, taken from INDEX.")
+        Text, Option(metavar="INDEX", help="Add the texts of each answer's first 3 passages, read from this index.")
     ] = None,
 ) -> None:
-    """Export stored answers with feedback to a file that only you can read."""
+    """Export stored answers and the feedback on them to a file that only you can read."""
     from meditune.files import write_jsonl
 
     rows = _answers(store).exported()

@@ -57,8 +57,9 @@ class QualitySpec(Spec):
     """Quality control of the rows before they are split."""
 
     rules: dict[str, str] = Field(default_factory=dict)
-    """Rule -> action, to replace the rule's default action: drop (leave the row out), mend (correct it), flag (keep and
-    count it) or off (disable the rule). docs/explanation/data-preparation.md lists the rules."""
+    """Actions to use instead of the rules' default actions, for example {too_short: drop}. The actions are drop (leave
+    the row out), mend (correct it), flag (keep and count it) and off (disable the rule), and, for repeated_question,
+    keep, group, merge and off. docs/explanation/data-preparation.md lists the rules."""
     languages: list[str] = Field(default_factory=lambda: ["en"], min_length=1)
     """Allowed languages of answers, as ISO 639-1 codes."""
     keep: list[str] = Field(default_factory=list)
@@ -92,25 +93,25 @@ class SearchedSpec(Spec):
     """The collection to search."""
 
     index: str | None = Field(None, min_length=1)
-    """Index to search (built by `meditune index build`). The value contexts means the contexts of the run's own
-    examples, which BM25 searches in memory."""
+    """Index to search, built by `meditune index build`; or contexts, to search the contexts of the run's own examples
+    with BM25 in memory."""
 
 
 class RetrieveSpec(SearchedSpec):
-    """Additional evaluation with retrieved passages; off if `index` is empty."""
+    """Additional evaluation with retrieved passages; off if `index` is null."""
 
-    k: int = Field(5, ge=1, le=100, description="Maximum number of retrieved documents in the prompt, best first.")
+    k: int = Field(5, ge=1, le=100, description="Maximum number of retrieved documents in the prompt.")
 
 
 class TrainRetrieveSpec(SearchedSpec):
     """Training with retrieved passages: an example's own passage among irrelevant passages.
 
-    The method follows RAFT (Zhang et al. 2024, arXiv:2403.10131): the prompt of such an example contains three passages
-    in random order. In a fifth of the prompts, the example's own passage is missing. If `index` is empty, the contexts
-    of the run's examples are searched. Passages of dev and test items are never used.
+    The method follows RAFT (Zhang et al. 2024, arXiv:2403.10131): the prompt of an example with retrieved passages
+    contains three passages in random order. In a fifth of these prompts, the example's own passage is missing. If
+    `index` is null, the contexts of the run's examples are searched. Passages of dev and test items are never used.
     """
 
-    share: float = Field(0.0, ge=0, le=1, description="Share of training examples with retrieved passages; 0: off.")
+    share: float = Field(0.0, ge=0, le=1, description="Share of training examples that get retrieved passages; 0: off.")
 
 
 Kind = Literal[
@@ -132,30 +133,33 @@ BalanceBy = Literal[
 
 
 class SourceSpec(Spec):
-    """One source of examples."""
+    """One source of examples. N is its position in the list, counted from 0."""
 
     name: str = Field(min_length=1)
     """Name of a known source, such as pubmedqa or scifact; or own, for your own file. If you have several files, name
     them own/NAME, for example own/trials."""
     path: str | None = None
-    """File or folder of the source; if empty, the source is taken from MEDITUNE_DATA or the cache, or downloaded."""
+    """File or folder of the source. null: the source is read from the folder in the environment variable MEDITUNE_DATA
+    or from the cache, or downloaded."""
     fields: dict[str, str] = Field(default_factory=dict)
-    """For your own files: field of an example -> column of the file, for example {question: prompt}."""
+    """For your own files: the column from which each field of an example is read. For example, {question: prompt} reads
+    the question from the column prompt."""
     labels: dict[str, Literal["supported", "refuted", "not_enough_information"]] = Field(default_factory=dict)
-    """For your own files of claims: label in the file -> supported, refuted or not_enough_information."""
+    """For your own files of claims: the meaning of each label in the file, for example {SUPPORTS: supported}."""
     split: Literal["train", "dev", "test"] | None = None
-    """Split for all rows of this source; if empty, data.split decides."""
-    limit: int | None = Field(None, ge=1, description="Take a seeded sample of at most this many examples.")
+    """Split for all rows of this source; null: data.split decides."""
+    limit: int | None = Field(None, ge=1, description="Use a random sample of at most this many examples; null: all.")
     licence: str | None = None
     """Licence of your own files, for example CC BY 4.0; a column named licence takes precedence."""
     citation: str | None = Field(None, description="Citation or address of your own files.")
     style: Style = "expert"
     """plain: the evaluation asks for plain words, with prompt.plain_cue. In training, prompt.plain_cue precedes answers
-    up to data.plain_grade, and prompt.answer_cue precedes harder answers. expert: prompt.answer_cue is always used."""
+    up to the reading grade data.plain_grade, and prompt.answer_cue precedes harder answers. expert: the cue is always
+    prompt.answer_cue."""
     thoughts: Thoughts = "strip"
-    """For your own conversations: strip or keep the text between <think> and </think> in assistant turns."""
+    """For your own conversations: strip or keep the text between `<think>` and `</think>` in assistant turns."""
     restricted: bool = False
-    """Never send rows to an API or upload them. MIMIC-III is always restricted."""
+    """Never send this source's rows to an API, and never upload them. MIMIC-III is always restricted."""
 
     @property
     def is_own(self) -> bool:
@@ -164,13 +168,13 @@ class SourceSpec(Spec):
 
 
 class BalanceSpec(Spec):
-    """Rebalancing of training examples: large groups are capped."""
+    """Rebalancing of training examples: the size of large groups is capped."""
 
-    by: BalanceBy | None = Field(None, description="Property that defines the groups; if empty, nothing is rebalanced.")
+    by: BalanceBy | None = Field(None, description="Property that defines the groups; null: nothing is rebalanced.")
     cap: int | None = Field(None, ge=1)
-    """Maximum number of training examples per group. Larger groups are sampled with the seed."""
+    """Maximum number of training examples per group. From a larger group, a random sample is used."""
     sources: list[str] = Field(
-        default_factory=list, description="Sources whose rows are grouped; all sources if empty."
+        default_factory=list, description="Sources to rebalance; if the list is empty, all sources."
     )
 
     @model_validator(mode="after")
@@ -189,7 +193,7 @@ PhiAction = Literal["report", "mask", "surrogate", "refuse", "off"]
 
 
 class PhiSpec(Spec):
-    """The handling of patients' identifiers (PHI) in the data.
+    """How patients' identifiers (PHI) in the data are found and treated.
 
     docs/how-to/find-identifiers.md describes which identifiers are found.
     """
@@ -198,10 +202,10 @@ class PhiSpec(Spec):
     """report: count identifiers; mask: replace them with placeholders such as [NAME]; surrogate: replace them with
     invented identifiers; refuse: stop with an error; off: don't search for identifiers."""
     kinds: list[Kind] = Field(
-        default_factory=list, description="Kinds of identifiers to search for; all kinds if empty."
+        default_factory=list, description="Kinds of identifiers to search for; if the list is empty, all kinds."
     )
     engine: Literal["rules", "presidio"] = "rules"
-    """Detector; presidio needs the extra `phi` and is much slower."""
+    """Detector of identifiers; presidio needs the installation extra `phi` and is much slower."""
 
 
 class DataSpec(Spec):
@@ -210,24 +214,24 @@ class DataSpec(Spec):
     sources: list[SourceSpec] = Field(default_factory=lambda: [SourceSpec(name="pubmedqa")], min_length=1)
     """Sources of examples."""
     split: Literal["official", "group", "newest"] = "official"
-    """official: the publisher's test set if there is one, otherwise as with group; group: a random split that keeps
-    groups together; newest: test on the most recent publications, by year."""
+    """official: each source's published test set, or, for sources without one, the split group; group: a random split
+    that keeps related examples together; newest: test on the most recent publications, by year."""
     fold: int | None = Field(None, ge=0, lt=10)
-    """Number of the PubMedQA fold (0 to 9) to use as dev; the other nine are for training."""
-    dev_share: float = Field(0.1, gt=0, lt=0.5, description="Share of the non-test examples to use as dev.")
+    """Number of the PubMedQA fold (0 to 9) to use as the dev split; the other nine folds are for training."""
+    dev_share: float = Field(0.1, gt=0, lt=0.5, description="Share of the non-test examples to use as the dev split.")
     test_share: float = Field(0.2, gt=0, lt=0.9)
-    """Share of examples to use for testing, if split is group or newest."""
+    """Share of the examples to use for testing; sources with an official test set ignore it if split is official."""
     quality: QualitySpec = Field(default_factory=QualitySpec, description="Quality control.")
     max_reading_grade: float | None = Field(None, ge=0)
-    """Maximum Flesch-Kincaid grade of training answers. A row with a harder answer keeps only its decision, or is
-    dropped if it has no decision. Dev and test don't change."""
+    """Maximum Flesch-Kincaid grade of training answers; null: no limit. A row with a harder answer keeps only its
+    decision, or is dropped if it has no decision. The dev and test splits don't change."""
     plain_grade: float = Field(9.0, ge=0)
     """Maximum Flesch-Kincaid grade of plain answers, for sources whose style is plain."""
     balance: BalanceSpec = Field(default_factory=BalanceSpec, description="Rebalancing of the training examples.")
     decisions: str | None = None
-    """File of people's decisions about rows (`meditune annotate import`). Test items never change."""
+    """File of people's decisions about rows, written by `meditune annotate import`. Test items never change."""
     fallback_to_sample: bool = False
-    """Use Meditune's synthetic sample if the sources are unavailable."""
+    """If a source is unavailable, use Meditune's synthetic sample instead of all sources."""
     phi: PhiSpec = Field(default_factory=PhiSpec, description="Identifiers of patients in the data.")
 
     @property
@@ -240,20 +244,22 @@ class PromptFormat(Spec):
     """Wording and token budget of the prompt, saved with every model as `prompt.json`."""
 
     format: Literal["chat", "plain"] | None = None
-    """chat: the base model's chat template, with training on assistant turns only; plain: the cues below. If empty:
-    chat if the data contain conversations and the base model has a chat template, otherwise plain."""
+    """chat: the base model's chat template, with training on assistant turns only; plain: the cues below; null: chat if
+    the data contain conversations and the base model has a chat template, otherwise plain."""
     thinking: bool = False
     """For thinking models in the chat format: leave room for thoughts before the answer. If false, the model is trained
     and prompted to answer at once."""
     max_tokens: int = Field(512, ge=32, description="Maximum length of a row in tokens: prompt, answer and end token.")
-    answer_tokens: int = Field(128, ge=8, description="Tokens reserved for the answer when the context is shortened.")
+    answer_tokens: int = Field(
+        128, ge=8, description="Number of tokens to reserve for the answer when the context is shortened."
+    )
     context_head: float = Field(0.0, ge=0, lt=1)
     """Share of a shortened context's tokens that the first sentences get; the last sentences get the rest."""
     question_cue: str = Field("Question:", min_length=1, description="Text before the question.")
     answer_cue: str = Field("Conclusion:", min_length=1, description="Text that asks for a long answer.")
     plain_cue: str | None = Field(None, min_length=1)
     """Text that asks for a long answer in plain words, for sources whose style is plain."""
-    decision_cue: str = Field("Answer:", min_length=1, description="Text that asks for a decision.")
+    decision_cue: str = Field("Answer:", min_length=1, description="Text that asks for a decision: yes, no or maybe.")
     quoted: bool = False
     """Begin every line of context with "> " so that no passage can imitate a part of the prompt. Tuned models use the
     value in their prompt.json; untuned models always get quoted passages from an index."""

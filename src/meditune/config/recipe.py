@@ -25,12 +25,15 @@ SUITE_TOKENS = 400  # maximum length of an answer in OPEN_SUITES, in tokens
 
 
 class SuiteSpec(Spec):
-    """A public medical test, measured in addition to the run's own items. `medqa` is short for `{name: medqa}`."""
+    """A public medical test, evaluated in addition to the run's own items. `medqa` is short for `{name: medqa}`."""
 
-    name: SuiteName = Field(description="The suite (docs/how-to/medical-suites.md).")
+    name: SuiteName = Field(description="Name of the suite. docs/how-to/medical-suites.md describes the suites.")
     path: str | None = Field(None, min_length=1)
-    """The publisher's file or folder, or a hub id; if empty, the folder of this name in MEDITUNE_DATA or the cache."""
-    limit: int | None = Field(None, ge=1, description="Measure a seeded sample of at most this many items.")
+    """The publisher's file or folder, or a Hugging Face id; null: the folder with the suite's name in MEDITUNE_DATA or
+    in the cache."""
+    limit: int | None = Field(
+        None, ge=1, description="Evaluate on a random sample of at most this many items; null: all."
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -50,47 +53,48 @@ class EvaluateSpec(Spec):
     split: Literal["test", "dev"] = "test"
     """Items to evaluate on: use dev to choose settings, and test for the final result."""
     protocol: Literal["meditune", "lm-eval"] = "meditune"
-    """lm-eval evaluates only decisions, with the prompt and scoring of lm-evaluation-harness."""
-    answers: int | None = Field(
-        200, ge=1, description="Number of long answers to score (a fixed sample); all if empty."
-    )
+    """meditune: Meditune's own prompts and metrics; lm-eval: only decisions, with the prompt and scoring of
+    lm-evaluation-harness."""
+    answers: int | None = Field(200, ge=1, description="Number of long answers to score (a fixed sample); null: all.")
     max_new_tokens: int = Field(96, ge=1, description="Maximum length of a generated answer in tokens.")
     no_repeat: int | None = Field(None, ge=2)
-    """A generated answer never contains a sequence of this many tokens twice; no limit if empty."""
+    """A generated answer never contains a sequence of this many tokens twice; null: no limit."""
     general_tokens: int = Field(20_000, ge=0)
     """Number of WikiText-2 tokens for measuring forgetting; 0: off."""
     technical_tokens: int = Field(0, ge=0)
     """Number of tokens of Python's language reference for measuring forgetting; 0: off."""
     faithfulness_model: str = Field("none", min_length=1)
-    """Model that judges whether sources support an answer: the run of an evidence judge, an NLI model's folder or hub
-    id, lettucedetect:NAME or hhem:NAME. none: the lexical detector, which needs no model."""
+    """Model that judges whether sources support an answer: the run of an evidence judge, an NLI model's folder or
+    Hugging Face id, lettucedetect:NAME or hhem:NAME. none: the lexical detector, which needs no model."""
     samples: int = Field(0, ge=0)
     """Number of answers to sample for each of 50 questions, to measure self-consistency; 0: off."""
     choices: int = Field(164, ge=0)
-    """Number of general knowledge questions (at most 164) for measuring forgetting; 0: off."""
+    """Number of general-knowledge questions (at most 164) for measuring forgetting; 0: off."""
     similarity: bool = True
-    """Measure the semantic similarity of answers to references with a sentence model (84 MB download)."""
+    """Measure the semantic similarity of answers to references with a sentence model (a download of 84 MB)."""
     closed_book: bool = Field(False, description="Also evaluate without any context.")
     retrieve: RetrieveSpec = Field(default_factory=RetrieveSpec, description="Also evaluate with retrieved passages.")
     written_decisions: bool = False
-    """Also generate decisions as text, and take the first yes, no or maybe in it."""
+    """Also generate decisions as text, and take the first yes, no or maybe in the text."""
     calibrate: Literal["none", "temperature", "batch", "prior"] = "none"
     """Calibrate decisions on dev: temperature scales the confidence; batch removes the model's bias towards labels
-    (Zhou et al. 2023, arXiv:2309.17249); prior also applies the labels' frequencies."""
+    (Zhou et al. 2023, arXiv:2309.17249); prior is like batch, and also applies the labels' frequencies."""
     abstain_target: float | None = Field(None, gt=0, le=1)
-    """On dev, find the confidence above which this share of decisions is correct; use it as the threshold on test."""
+    """Share of decisions that should be correct. The confidence from which this share of the dev decisions is correct
+    becomes the threshold on test; below it, the model abstains. null: off."""
     safety_messages: int = Field(0, ge=0)
     """Number of messages of the safety battery, sampled from all of its categories; 0: off."""
     suites: list[SuiteSpec] = Field(default_factory=list)
-    """Public medical tests to add, by name ([medqa, pubmedqa]) or as groups with name and path."""
+    """Public medical tests to add, as names ([medqa, pubmedqa]) or as groups with the keys name, path and limit."""
     suite_judge: str | None = Field(None, min_length=1)
-    """Judge of the answers to k-qa, medicationqa and healthbench: the run of an evidence judge, or api:NAME, which
-    healthbench needs."""
+    """Judge of the answers to k-qa, medicationqa and healthbench: the run of an evidence judge, or api:NAME. Only
+    api:NAME works for healthbench."""
     suite_judge_api: AddressSpec = Field(default_factory=AddressSpec)
     """Address and prices of the suite_judge, if it is behind an API."""
     resamples: int = Field(10_000, ge=100, description="Number of bootstrap resamples for each interval.")
     allow_leakage: bool | list[LeakKind] = False
-    """Continue despite leaked test items, and mark the report. true: all kinds of leakage; or a list of kinds."""
+    """Continue although test items leaked, and mark the report. true: allow all kinds of leakage; a list: allow only
+    these kinds."""
 
     @property
     def fits_on_dev(self) -> bool:
@@ -133,9 +137,9 @@ class EvaluateSpec(Spec):
 class Recipe(Spec):
     """All options of a run."""
 
-    name: str = Field(min_length=1, description="Name in the report.")
+    name: str = Field(min_length=1, description="Name of the run in the report.")
     description: str = Field("", description="Purpose of the recipe in one sentence.")
-    seed: int = Field(17, ge=0, description="Seed of shuffling, subsets and initial adapter weights.")
+    seed: int = Field(17, ge=0, description="Random seed for shuffling, subsets and initial adapter weights.")
     model: ModelSpec = Field(default_factory=ModelSpec, description="Base model and adapter.")
     data: DataSpec = Field(default_factory=DataSpec, description="Training and test data.")
     prompt: PromptFormat = Field(default_factory=PromptFormat, description="Prompt wording and token budget.")
@@ -231,9 +235,10 @@ class Recipe(Spec):
             yield f"data.balance.sources: {', '.join(unknown)} isn't among data.sources ({named})"
 
 
-NEUTRAL = frozenset(("train", name) for name in RESULT_NEUTRAL)  # keys that don't affect the result
+NEUTRAL = frozenset([("description",), *(("train", name) for name in RESULT_NEUTRAL)])
+"""The keys that don't affect the result"""
 
 
 def what_counts(recipe: Recipe) -> dict[str, Any]:
     """Return the resolved recipe as plain values, without keys that don't affect the result."""
-    return recipe.model_dump(mode="json", exclude={"train": set(RESULT_NEUTRAL)})
+    return recipe.model_dump(mode="json", exclude={"description": True, "train": set(RESULT_NEUTRAL)})

@@ -199,7 +199,7 @@ class Slot:
             count = " that isn't empty" if any(isinstance(limit, MinLen) for limit in self.limits) else ""
             return f"a list{count}, each item {Slot(get_args(option)[0]).words()}"
         if get_origin(option) is dict:
-            return f"a group of names, each with {Slot(get_args(option)[1]).words()}"
+            return f"key-value pairs, each value {Slot(get_args(option)[1]).words()}"
         if Slot(option).group:
             return f"a group with {', '.join(option.model_fields)}"
         return "text that isn't empty" if any(isinstance(limit, MinLen) for limit in self.limits) else "text"

@@ -59,7 +59,7 @@ class BaseModel:
     @property
     def billions(self) -> float:
         """Return the number of parameters in billions; 0 if unknown."""
-        number, _, unit = self.parameters.partition(" ")
+        number, unit = self.parameters[:-1], self.parameters[-1:]
         return float(number) * {"M": 1e-3, "B": 1.0}[unit] if unit in {"M", "B"} else 0.0
 
 

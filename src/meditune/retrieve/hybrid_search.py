@@ -243,11 +243,12 @@ def search(
     per_document: int | None = 1,
     diversity: float = 0.0,
 ) -> SearchResult:
-    """Return the best k passages.
+    """Return the `k` best passages for a question.
 
-    The module docstring describes each `mode`. `sources` and the dates `since` and `until` narrow the search.
-    `per_document` is the maximum number of passages from one document (None: no limit). `diversity`, from 0 to 1, sets
-    how strongly similarity to better hits lowers a hit's rank.
+    `mode` is hybrid (BM25 and vectors, reranked), fused (BM25 and vectors, not reranked), bm25 or vectors. `sources`
+    and the dates `since` and `until` narrow the search. `per_document` is the maximum number of passages from one
+    document (None: no limit). `diversity`, from 0 to 1, sets how strongly a passage's similarity to better passages
+    lowers its rank.
 
     Raises DataError if the question is empty or an option is invalid.
     """

@@ -225,7 +225,7 @@ class Index:
         return True
 
     def search(self, question: str, k: int = 10, **options: Any) -> SearchResult:
-        """Return the `k` most relevant passages; `options` are those of `hybrid_search.search`."""
+        """Return the `k` most relevant passages; `options` are the keyword arguments of `hybrid_search.search`."""
         return hybrid_search.search(self.opened, self.encoder, question, k, **options)
 
     def passages(self, document: str) -> Sequence[dict[str, Any]]:

@@ -77,7 +77,7 @@ class ErrorDetail(ResponseBody):
 
 
 class Error(ResponseBody):
-    """An error, in the same form as OpenAI's."""
+    """An error, in the form of OpenAI's errors."""
 
     error: ErrorDetail
 
@@ -113,7 +113,9 @@ SEEDS = 2**32
 Short = Annotated[str, Field(min_length=1, max_length=500)]
 Name = Annotated[str, Field(min_length=1, max_length=100)]
 Ignored = Annotated[str, Field(max_length=200, description="Accepted, but ignored.")]
-SourceNames = Annotated[list[Name] | None, Field(max_length=20, description="Search only these sources of the index.")]
+SourceNames = Annotated[
+    list[Name] | None, Field(max_length=20, description="The sources of the index to search; by default, all.")
+]
 
 
 class StreamOptions(Body):
@@ -126,7 +128,7 @@ class StreamOptions(Body):
 class GenerationBody(Body):
     """The generation parameters that chats and completions share."""
 
-    temperature: float = Field(0.0, ge=0, le=2, description="0, the default, always chooses the most likely token.")
+    temperature: float = Field(0.0, ge=0, le=2, description="With 0, the most likely token is always chosen.")
     top_p: float = Field(
         1.0, gt=0, le=1, description="Sample only from the most likely tokens that together have this probability."
     )
@@ -137,7 +139,7 @@ class GenerationBody(Body):
         [], max_length=4, description="A text, or up to four texts, at which the answer ends.", json_schema_extra=or_one
     )
     stream: bool = Field(False, description="Send the answer in pieces, as server-sent events.")
-    stream_options: StreamOptions | None = Field(None, description="Only with stream: true.")
+    stream_options: StreamOptions | None = Field(None, description="Allowed only with stream: true.")
     guided_choice: list[Short] = Field(
         [],
         max_length=64,
@@ -229,8 +231,10 @@ class ChatBody(GenerationBody):
         None, ge=1, le=100_000, description="Maximum number of tokens in the answer; by default, the server's limit."
     )
     max_tokens: int | None = Field(None, ge=1, le=100_000, description="The older name of max_completion_tokens.")
-    logprobs: bool = Field(False, description="Return the log-probabilities of the answer's tokens.")
-    top_logprobs: int = Field(0, ge=0, le=20, description="The number of most likely tokens to return per position.")
+    logprobs: bool = Field(False, description="Return the log-probability of each token of the answer.")
+    top_logprobs: int = Field(
+        0, ge=0, le=20, description="How many of the most likely tokens to return at each position."
+    )
     response_format: ResponseFormat | None = Field(None, description="The form of the answer; by default, text.")
 
     @model_validator(mode="after")
@@ -292,7 +296,7 @@ class ChatChoice(ResponseBody):
     message: ChatMessage
     logprobs: ChatLogprobs | None = None
     finish_reason: Literal["stop", "length"]
-    """length: the answer reached its maximum number of tokens."""
+    """length: the answer reached the maximum number of tokens; stop: the answer ended by itself or at a stop text."""
 
 
 class Chat(ResponseBody):
@@ -324,9 +328,11 @@ class CompletionBody(GenerationBody):
         | Annotated[list[Text], Field(min_length=1, max_length=MAX_PROMPTS)]
         | Annotated[list[Tokens], Field(min_length=1, max_length=MAX_PROMPTS)]
     )
-    max_tokens: int = Field(16, ge=0, le=100_000, description="0 is allowed only with echo, to score a given text.")
+    max_tokens: int = Field(
+        16, ge=0, le=100_000, description="Maximum number of tokens; 0 is allowed only with echo, to score the prompt."
+    )
     logprobs: int | None = Field(
-        None, ge=0, le=20, description="The number of most likely tokens to return at each position."
+        None, ge=0, le=20, description="How many of the most likely tokens to return at each position."
     )
     echo: bool = Field(False, description="Also return the prompt, with its log-probabilities if requested.")
 
@@ -364,7 +370,7 @@ class CompletionChoice(ResponseBody):
     text: str
     logprobs: CompletionLogprobs | None = None
     finish_reason: Literal["stop", "length"]
-    """length: the answer reached its maximum number of tokens."""
+    """length: the answer reached the maximum number of tokens; stop: the answer ended by itself or at a stop text."""
 
 
 class Completion(ResponseBody):
@@ -392,8 +398,8 @@ class EmbeddingBody(Body):
         min_length=1, max_length=MAX_TEXTS, description="One text, or up to 256 texts.", json_schema_extra=or_one
     )
     encoding_format: Literal["float", "base64"] = "float"
-    """base64: little-endian FP32."""
-    dimensions: int | None = Field(None, ge=1, description="Must be the model's own vector size.")
+    """float: numbers; base64: the bytes of little-endian FP32 numbers, encoded in base64."""
+    dimensions: int | None = Field(None, ge=1, description="If given, must be the model's own vector size.")
     user: Ignored = ""
 
     @field_validator("input", mode="before")
@@ -405,7 +411,7 @@ class EmbeddingBody(Body):
 
 
 class Vector(ResponseBody):
-    """The vector of one text, as numbers or as base64 of little-endian FP32."""
+    """The vector of one text, in the requested `encoding_format`."""
 
     object: Literal["embedding"] = "embedding"
     index: int
@@ -462,7 +468,9 @@ class AskBody(Body):
 
     # The server's settings limit the length, after triage: urgent help comes before any refusal.
     question: str = Field(min_length=1, pattern=r"\S")
-    style: Literal["plain", "expert"] = Field("plain", description="The readers the answer is written for.")
+    style: Literal["plain", "expert"] = Field(
+        "plain", description="The readers of the answer: plain (lay readers) or expert."
+    )
     k: int | None = Field(None, ge=1, le=50, description="The number of passages to retrieve.")
     sources: SourceNames = None
     history: list[Past] = Field([], max_length=20, description="The conversation so far, oldest first.")
@@ -491,7 +499,7 @@ class Asked(Answer):
 
 
 class SearchBody(Body):
-    """A search for passages of the index."""
+    """A search for passages in the index."""
 
     # The server's settings limit the length, after triage: urgent help comes before any refusal.
     query: str = Field(min_length=1, pattern=r"\S", description="A question, or words to search for.")
@@ -504,7 +512,7 @@ class Found(ResponseBody):
 
     query: str
     outcome: Literal["found", "escalated", "declined"]
-    """An escalated or declined search returns no passages."""
+    """found: the search ran; escalated or declined: no passages, but a notice (urgent help or a refusal)."""
     notice: str = Field("", description="Text instead of passages (urgent help or a refusal), or a note on limits.")
     passages: list[Source] = []
     remarks: list[str] = Field([], description="Notes for the reader, such as a warning about the language.")
@@ -534,7 +542,7 @@ class FeedbackBody(Body):
 
 
 class Thanks(ResponseBody):
-    """The confirmation that the feedback was stored."""
+    """The confirmation that feedback was stored."""
 
     id: str
     stored: Literal[True] = True
@@ -551,14 +559,14 @@ _WHY = {
     400: "The request is invalid. `param` names the parameter.",
     401: "The key is missing or wrong.",
     403: "The key lacks the required scope, or the request comes from a page of another site.",
-    404: "The model, answer or page doesn't exist.",
-    408: "The body didn't arrive in time.",
-    413: "The body is too large.",
+    404: "The model, answer or page doesn't exist, or the server lacks what the route needs, such as an index.",
+    408: "The request didn't arrive in time.",
+    413: "The request body is too large.",
     421: "The server doesn't accept requests for this host name.",
     429: "The rate limit, quota or capacity is exhausted. `Retry-After` says when to try again.",
-    500: "The server failed.",
+    500: "An error occurred in the server.",
     503: "The server isn't ready.",
-    504: "The answer took too long.",
+    504: "The answer took longer than the server allows.",
 }
 
 

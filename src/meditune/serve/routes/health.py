@@ -39,7 +39,7 @@ async def healthz(request: Request) -> Health:
 
 @router.get("/readyz", responses=errors(503), summary="Check whether the server can take requests")
 async def readyz(request: Request) -> Health:
-    """Return 503 while the server shuts down, while its engine is dead or restarting, and while its queue is full."""
+    """Return 503 while the server shuts down, its engine is dead or restarting, or its queue is full; otherwise 200."""
     service: Service = request.app.state.service
     if not service.ready:
         raise ApiError(503, "The server is shutting down.", "not_ready", headers={"retry-after": "5"})
@@ -75,7 +75,7 @@ class Status(ResponseBody):
 
     model_config = ConfigDict(extra="allow")
     hours: float
-    """The period that the figures cover."""
+    """The period that the figures cover, in hours."""
     time: float
     """Unix time of the report, in seconds."""
 
@@ -86,7 +86,10 @@ async def status(
     _: Annotated[Caller, Depends(allowed("admin"))],
     hours: Annotated[float, Query(ge=0.1, le=24 * 366, description="Look back this many hours.")] = 24.0,
 ) -> Status:
-    """Return metrics of answers and feedback, versions, servers, drift and updates. The key needs the `admin` scope."""
+    """Return figures about answers, feedback, versions, servers, drift and updates of the index.
+
+    The key needs the `admin` scope. `hours` is the length of the period that the figures cover.
+    """
     service: Service = request.app.state.service
     if service.answers is None:
         raise ApiError(404, "This server stores no answers, so it has no status to report.", "not_found")

@@ -72,7 +72,7 @@ async def complete(
 ) -> Any:
     """Return the model's continuation of each prompt. With `echo` and `logprobs`, also score the prompt itself.
 
-    This route has no triage, so it requires a key with the scope `raw`.
+    The prompts don't go through triage, so this route requires a key with the `raw` scope.
     """
     service = route_request(request, caller, str(body.prompts()[0]))
     service.require_model(body.model)
@@ -447,7 +447,7 @@ def models(request: Request, _: Annotated[Caller, Depends(allowed("generate"))])
 
 @router.get("/v1/models/{name:path}", responses=schema.errors(404), summary="Describe one model")
 def model(name: str, request: Request, _: Annotated[Caller, Depends(allowed("generate"))]) -> schema.ServedModel:
-    """Return the model of this name."""
+    """Return the model with this name."""
     service: Service = request.app.state.service
     if name not in service.models():
         service.require_model(name)

@@ -144,7 +144,7 @@ class _AnswerRun:
 
 @router.post("/v1/search", responses=errors(404, 504), summary="Search the index")
 async def search(body: SearchBody, request: Request, caller: Annotated[Caller, Depends(allowed("generate"))]) -> Found:
-    """Return passages from the index, without an answer. Triage comes first, as it does for a question."""
+    """Return passages from the index, without an answer. The query goes through triage first, like a question."""
     service = route_request(request, caller, body.query)
     if service.assistant is None or service.assistant.index is None:
         raise ApiError(404, "This server has no index to search.", "not_found")
@@ -169,10 +169,10 @@ async def search(body: SearchBody, request: Request, caller: Annotated[Caller, D
 async def feedback(
     body: FeedbackBody, request: Request, caller: Annotated[Caller, Depends(allowed("feedback"))]
 ) -> Thanks:
-    """Store feedback on an answer. It replaces earlier feedback that the same key sent on this answer.
+    """Store feedback on an answer, and replace any earlier feedback that the same key sent on this answer.
 
-    The feedback is on disk when the response is sent. A key with the `expert` scope can rate anyone's answers, and its
-    feedback overrides the feedback of other keys.
+    The server writes the feedback to disk before it responds. A key with the `expert` scope can rate anyone's answers,
+    and its feedback overrides the feedback of other keys.
     """
     service: Service = request.app.state.service
     service.access.limit_feedback(request, caller)
@@ -194,7 +194,7 @@ async def feedback(
 async def delete(id: str, request: Request, caller: Annotated[Caller, Depends(allowed("feedback"))]) -> Deleted:
     """Delete an answer and its feedback.
 
-    Allowed for the key that asked the question, and for keys with the `admin` scope.
+    Only the key that asked the question and keys with the `admin` scope may delete the answer.
     """
     answers = await _answers_of(request.app.state.service, id, caller, "admin")
     if not await run_in_store_thread(answers.delete, id):
