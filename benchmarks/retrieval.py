@@ -2,6 +2,7 @@
 
     MEDITUNE_DATA=... python benchmarks/retrieval.py --cache FOLDER
     MEDITUNE_DATA=... python benchmarks/retrieval.py --fit    # also write the fitted weights to reranker.py
+    MEDITUNE_DATA=... python benchmarks/retrieval.py --summarizer RUN    # only compare searches with summaries
 
 Everything except the baseline rankers uses `Index.search`, on an index that the product builds in the cache folder:
 MedQuAD's answered pairs, judged answers that aren't among them, and PubMedQA's abstracts without titles and
@@ -162,6 +163,52 @@ def left_out(reranker: Reranker, part: str) -> AbstractContextManager[Any]:
     return patch.object(rerank, "query_focus", lambda text, _: whole(" ".join(text.split())))
 
 
+def summarized(task: Task, run: str, index: Index) -> None:
+    """Print the metrics of searches with a run's summaries of the messages, and with the experts' summaries."""
+    messages = [asked.wording for asked in task.questions]
+    started = time.perf_counter()
+    summaries = dict(zip(messages, written(run, messages), strict=True))
+    seconds = time.perf_counter() - started
+    experts = {asked.wording: asked.summary for asked in task.questions}
+    ranker = searched(index, task, sources=OF_LIVEQA)
+    forms: dict[str, Callable[[str, str], str]] = {
+        "the summary alone": lambda _, summary: summary,
+        "the summary, then the message": lambda message, summary: f"{summary}\n{message}",
+        "the message, then the summary": lambda message, summary: f"{message}\n{summary}",
+    }
+    print(f"{seconds / len(messages):.2f} s per summary, in one batch\n\n{HEAD}\n{row('the message', task, ranker)}")
+    for author, by in (("the run", summaries), ("experts", experts)):
+        for name, form in forms.items():
+            queries = {message: form(message, summary) for message, summary in by.items()}
+            print(row(f"{name}, by {author}", task, partial(_reworded, ranker, queries)))
+    for message, summary in summaries.items():
+        print(f"\n{message}\n    run: {summary}\n    expert: {experts[message]}")
+
+
+def _reworded(ranker: Ranker, queries: dict[str, str], message: str) -> list[int]:
+    return ranker(queries[message])
+
+
+def written(run: str, messages: Sequence[str]) -> list[str]:
+    """Return a run's answers to messages."""
+    from meditune.data.example import Example
+    from meditune.evaluate.weights_backend import generate_answers
+    from meditune.models.load import load
+    from meditune.prompts import Encoder
+
+    loaded = load(run)
+    if loaded.form is None:
+        raise SystemExit(f"{run} has no prompt format. Give the folder of a run.")
+    encoder = Encoder(loaded.tokenizer, loaded.form)
+    examples = [
+        Example(id=name, source="liveqa", question=text, group=name)
+        for name, text in zip(map(str, range(len(messages))), messages, strict=True)
+    ]
+    prompts = [encoder.prompt(example, "answer") for example in examples]
+    answers = generate_answers(loaded, prompts, loaded.form.answer_tokens, "Summarizing", no_repeat=4)
+    return [answers[example.id] for example in examples]
+
+
 def times(task: Task, index: Index) -> None:
     """Print the wall-clock and CPU time of each stage for one question."""
     ranker = index.opened.reranker
@@ -200,16 +247,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     cache = Path.home() / ".cache" / "meditune" / "benchmarks"
     parser.add_argument("--cache", type=Path, default=cache, help="folder for the index and vectors")
+    parser.add_argument("--summarizer", help="a run that summarizes messages as one question")
     parser.add_argument("--fit", action="store_true", help="write the fitted weights to the package")
     given = parser.parse_args()
     data = Path(os.environ["MEDITUNE_DATA"])
     task = sets.liveqa_medquad(data)
     index = sets.index(data, task, given.cache / "retrieval-index")
+    if given.summarizer:
+        summarized(task, given.summarizer, index)
+        return
     reranker = index.opened.reranker
     embed = index.encoder.encode
     by_words = Bm25s(task.passages)
-    by_title = nearest(reranker.title_vectors.of([passage.title for passage in task.passages], embed), embed)
-    rankers = {
+    by_title = nearest(reranker.title_vectors.vectors_of([passage.title for passage in task.passages], embed), embed)
+    rankers: dict[str, Ranker] = {
         "BM25 (bm25s)": by_words,
         "MiniLM on titles": by_title,
         "BM25 and titles, fused": both(by_words, by_title),

@@ -77,8 +77,8 @@ def questions(data: Path, passages: Sequence[Text], reranker: Reranker) -> dict[
         exact.update(by_text.get(_start(each.answer), ()))
         kinds = {KINDS.get(kind, kind) for kind in each.meta["question_type"]}
         for name in each.meta["focus"]:
-            named = [mention for mention in reranker.synonyms.find(name) if mention.end == len(words(name))]
-            topics = {topic for mention in named if mention.start == 0 for topic in mention.topics}
+            named = [each for each in reranker.synonyms.find(name) if len(words(each.name)) == len(words(name))]
+            topics = {topic for mention in named for topic in mention.topics}
             alike.update(index for topic in topics for index in by_topic[topic] if read[index].kind in kinds)
     return {question: both for question, both in found.items() if any(both)}
 
