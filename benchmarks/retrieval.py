@@ -3,6 +3,7 @@
     MEDITUNE_DATA=... python benchmarks/retrieval.py --cache FOLDER
     MEDITUNE_DATA=... python benchmarks/retrieval.py --fit    # also write the fitted weights to reranker.py
     MEDITUNE_DATA=... python benchmarks/retrieval.py --summarizer RUN    # only compare searches with summaries
+    MEDITUNE_DATA=... python benchmarks/retrieval.py --cross-encoder MODEL    # only compare with a cross-encoder
 
 Everything except the baseline rankers uses `Index.search`, on an index that the product builds in the cache folder:
 MedQuAD's answered pairs, judged answers that aren't among them, and PubMedQA's abstracts without titles and
@@ -31,6 +32,7 @@ import retrieval_fit as fitting
 import retrieval_set as sets
 from meditune.retrieve import hybrid_search, query_understanding
 from meditune.retrieve import reranker as rerank
+from meditune.retrieve.cross_encoder import CrossEncoder
 from meditune.retrieve.hybrid_search import compare
 from meditune.retrieve.index import Index
 from meditune.retrieve.query_understanding import build_query
@@ -248,6 +250,7 @@ def main() -> None:
     cache = Path.home() / ".cache" / "meditune" / "benchmarks"
     parser.add_argument("--cache", type=Path, default=cache, help="folder for the index and vectors")
     parser.add_argument("--summarizer", help="a run that summarizes messages as one question")
+    parser.add_argument("--cross-encoder", help="folder or hub id of a cross-encoder")
     parser.add_argument("--fit", action="store_true", help="write the fitted weights to the package")
     given = parser.parse_args()
     data = Path(os.environ["MEDITUNE_DATA"])
@@ -255,6 +258,15 @@ def main() -> None:
     index = sets.index(data, task, given.cache / "retrieval-index")
     if given.summarizer:
         summarized(task, given.summarizer, index)
+        return
+    if given.cross_encoder:
+        model = CrossEncoder(given.cross_encoder)
+        again = Index(index.store, index.encoder, model)
+        for one, options in ((task, {"sources": OF_LIVEQA}), (sets.rambling(task.passages), {})):
+            side_by_side(
+                one, {name: searched(by, one, **options) for name, by in (("hybrid", index), (model.name, again))}
+            )
+        times(task, again)
         return
     reranker = index.opened.reranker
     embed = index.encoder.encode

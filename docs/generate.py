@@ -26,8 +26,9 @@ LINK = re.compile(
 COMMANDS_INTRO = """# Command line
 
 This page lists every command of `meditune` with its arguments and options. `meditune COMMAND --help` prints the same
-information in a terminal. The guide explains the [exit codes](../how-to/train-and-evaluate.md#exit-codes). If you leave
-out an option that has an environment variable, the command uses the variable's value.
+information in a terminal. The guide [Train and evaluate](../how-to/train-and-evaluate.md#exit-codes) explains the exit
+codes. Some options have an environment variable: if you leave out such an option, the command uses the variable's
+value.
 """
 HTTP_INTRO = """# HTTP API
 
@@ -62,9 +63,10 @@ train:
 ```
 
 `--set KEY=VALUE` on the command line changes one option for one run, for example `--set train.epochs=1`,
-`--set data.sources.0.path=/data/pubmedqa` or `--set train.decision_share=null`. Write a list or a group of keys on one
-line: `--set 'train.tasks=[decision]'`. Before it computes anything, a command reports unknown keys, values of the wrong
-type and numbers out of range as errors. `meditune recipe show RECIPE` prints every value and its origin.
+`--set data.sources.0.path=/data/pubmedqa` or `--set train.decision_share=null`. Write a list or a group of keys in one
+line of YAML: `--set 'train.tasks=[decision]'`. Before a command computes anything, it reports unknown keys, values of
+the wrong type and numbers out of range as errors. `meditune recipe show RECIPE` prints every value, and where the value
+comes from.
 
 ## Shipped recipes
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,10 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    BertConfig,
+    BertModel,
     BertTokenizer,
     Gemma3Config,
     Gemma3ForCausalLM,
@@ -184,8 +189,6 @@ def save(folder: Path, architecture: str = "llama") -> Path:
 
 def sentence_model(folder: Path) -> Path:
     """A folder with a BERT of random weights, as sentence models are, and a tokenizer that knows every letter."""
-    from transformers import BertConfig, BertModel
-
     torch.manual_seed(0)
     letters = "abcdefghijklmnopqrstuvwxyz0123456789.,?!()=:-"
     vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *(f"##{letter}" for letter in letters)]
@@ -196,3 +199,24 @@ def sentence_model(folder: Path) -> Path:
     BertModel(BertConfig(vocab_size=len(made), max_position_embeddings=512, **shape)).eval().save_pretrained(folder)
     made.save_pretrained(folder)
     return folder
+
+
+def classifier(
+    folder: Path, labels: Sequence[str], texts: Sequence[str], kind: str = "Sequence", places: int = 64
+) -> Any:
+    """Save a BERT classifier of texts or tokens with random weights and the texts' vocabulary, and return the model."""
+    words = sorted({word.strip(".?").lower() for word in " ".join(texts).split()})
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", ".", *words]
+    folder.mkdir(parents=True)
+    (folder / "vocab.txt").write_text("\n".join(vocabulary), encoding="utf-8")
+    BertTokenizer(str(folder / "vocab.txt"), model_max_length=places).save_pretrained(folder)
+    config = BertConfig(
+        vocab_size=len(vocabulary), hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16,
+        max_position_embeddings=places, id2label=dict(enumerate(labels)),
+        label2id={each: number for number, each in enumerate(labels)},
+    )  # fmt: skip
+    torch.manual_seed(0)
+    maker = AutoModelForTokenClassification if kind == "Token" else AutoModelForSequenceClassification
+    made = maker.from_config(config)
+    made.save_pretrained(folder)
+    return made

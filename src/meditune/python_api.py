@@ -146,8 +146,9 @@ class Run:
 def compare(*models: Place | Run, resamples: int = 10_000, seed: int = 17) -> Comparison:
     """Compare the first model with each of the others, using paired statistics, like `meditune compare`.
 
-    A model is a run (its tuned model is compared), the folder of a run or of `meditune evaluate`, or a name as on the
-    command line, such as "runs/quickstart:base". Raises DataError if the models were evaluated on different items.
+    A model is a run (its tuned model is compared), the output folder of `meditune run` or `meditune evaluate`, or a
+    name as on the command line, such as "runs/quickstart:base". Raises DataError if the models were evaluated on
+    different items.
     """
     from meditune.evaluate import quality_gate
 
@@ -160,7 +161,7 @@ class Comparison:
     """A comparison of the first model with each of the others. A notebook displays a table for each of the others."""
 
     result: dict[str, Any] = field(repr=False)
-    """The content of the file that `meditune compare --json-file` writes, plus the changed items under `changes`"""
+    """The content of the file of `meditune compare --json-file`, plus the items with changed answers under `changes`"""
 
     def metrics(self) -> DataFrame:
         """Return a DataFrame with a row for each metric of each model that is compared with the first model.
@@ -285,15 +286,16 @@ def build_index(
         return Index.open(str(output), encoder)
 
 
-def open_index(place: Place, embedding: str | None = None) -> Index:
+def open_index(place: Place, embedding: str | None = None, cross_encoder: str | None = None) -> Index:
     """Open an index in a folder or in object storage, to search it: `open_index("library").search("gout", k=3)`.
 
-    Raises DataError if there is no index, and ModelError if its embedding model is unavailable.
+    `cross_encoder` is the folder or hub id of a cross-encoder, which scores the best passages of a search again.
+    Raises DataError if there is no index, and ModelError if its embedding model or the cross-encoder is unavailable.
     """
     from meditune.retrieve.index import Index
 
     with _call():
-        return Index.open(str(place), embedding)
+        return Index.open(str(place), embedding, cross_encoder)
 
 
 def export_model(model: Place | Run, to: str, output: Place | None = None, *, progress: Progress = False) -> Path:

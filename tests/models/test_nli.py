@@ -19,29 +19,7 @@ ANSWER = "Pain fell in adults. Bananas cure colds."
 
 
 def judge(folder, labels, kind="Sequence"):
-    """A tiny BERT with random weights and a vocabulary of its own."""
-    from transformers import (
-        AutoModelForSequenceClassification,
-        AutoModelForTokenClassification,
-        BertConfig,
-        BertTokenizer,
-    )
-
-    words = sorted({word.strip(".").lower() for word in " ".join((*SOURCES, ANSWER)).split()})
-    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", ".", *words]
-    folder.mkdir(parents=True)
-    (folder / "vocab.txt").write_text("\n".join(vocabulary), encoding="utf-8")
-    BertTokenizer(str(folder / "vocab.txt"), model_max_length=64).save_pretrained(folder)
-    config = BertConfig(
-        vocab_size=len(vocabulary), hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16,
-        max_position_embeddings=64, id2label=dict(enumerate(labels)),
-        label2id={each: number for number, each in enumerate(labels)},
-    )  # fmt: skip
-    torch.manual_seed(0)
-    maker = AutoModelForTokenClassification if kind == "Token" else AutoModelForSequenceClassification
-    model = maker.from_config(config)
-    model.save_pretrained(folder)
-    return model
+    return tiny.classifier(folder, labels, (*SOURCES, ANSWER), kind)
 
 
 def asked():

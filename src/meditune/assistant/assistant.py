@@ -262,6 +262,8 @@ class Assistant:
             )
         content = index.manifest.content if index else ""
         self.versions = {"meditune": __version__, "engine": writer.name, "index": content, **(versions or {})}
+        if index and index.cross_encoder:
+            self.versions["cross_encoder"] = index.cross_encoder.name
         if judge:
             self.versions["judge"] = judge.name
 
@@ -490,14 +492,14 @@ def load_assistant(
     return open_assistant(writer, place, opened, settings, versions, reader)
 
 
-def open_index(index: str) -> Index:
+def open_index(index: str, cross_encoder: str | None = None) -> Index:
     """Open an index with its embedding model; use the default model's 8-bit ONNX version if torch isn't loaded.
 
     Loading torch takes seconds and half a gigabyte of memory. Raises DataError if the index can't be opened.
     """
     own = read_manifest(index_storage(index)).embedding["name"]
     light = own == DEFAULT and "torch" not in sys.modules and find_spec("onnxruntime")
-    return Index.open(index, INT8 if light else None)
+    return Index.open(index, INT8 if light else None, cross_encoder)
 
 
 def triage_classifier() -> message_triage.TriageClassifier | None:

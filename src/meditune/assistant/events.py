@@ -51,7 +51,7 @@ class Source(_Documented):
     meaning: float | None
     """The cosine similarity of question and passage; null if the vector search didn't find the passage."""
     restricted: bool = False
-    """True if the text must not be sent to an API, such as text of MIMIC-III."""
+    """True if the text (for example, text of MIMIC-III) must not be sent to an API."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class Sentence(_Event):
     why: str = ""
     """The reason why the sentence isn't shown; empty if it is shown."""
     score: float = 0.0
-    """The detector's probability that a source supports the sentence."""
+    """The probability that a source supports the sentence, according to the detector of unsupported sentences."""
 
 
 @dataclass(frozen=True)
@@ -124,22 +124,22 @@ class Answer(_Event):
     text: str
     """The text to show. It consists of the texts of all `text` events, unless the answer was withdrawn."""
     outcome: Outcome
-    """abstained: sources support too few sentences; escalated: urgent help instead of an answer; declined: a question
-    that the assistant doesn't answer."""
+    """answered: the text is the answer; abstained: the sources don't support an answer; escalated: the text tells the
+    reader to get urgent help; declined: the assistant doesn't answer such questions."""
     refused: str
     """The reason why there is no answer; empty if there is one."""
     style: str
-    """The readers of the answer: plain (lay readers) or expert."""
+    """The intended readers of the answer: plain (lay readers) or expert (professionals)."""
     sentences: Sequence[Sentence] = ()
     sources: Sequence[Source] = ()
     notices: Sequence[Notice] = ()
     decision: Decision | None = None
     confidence: float | None = None
-    """The decision's probability; without a decision, the share of the model's sentences that sources support."""
+    """The decision's probability; if there is no decision, the share of the model's sentences that sources support."""
     reading_grade: float | None = None
     """The Flesch-Kincaid grade (a school grade) of the text."""
     limits: str = ""
-    """The limits of all answers. Show this text to the reader."""
+    """A note on the limits of all answers. Show this text to the reader."""
     safety: dict[str, str] = field(default_factory=dict)
     """The result of triage: `action` and `kind`."""
     versions: dict[str, str] = field(default_factory=dict)
@@ -147,7 +147,7 @@ class Answer(_Event):
     tokens: dict[str, int] = field(default_factory=dict)
     """The numbers of prompt tokens and of generated tokens."""
     timings: dict[str, float] = field(default_factory=dict)
-    """Stage -> seconds from the start of the request until this stage was reached."""
+    """For each stage, the seconds from the start of the request until the stage was reached."""
 
     def __str__(self) -> str:
         return "\n".join(answer_lines(self))

@@ -10,7 +10,18 @@ from typing import TYPE_CHECKING, Annotated, Literal, cast
 import typer
 from typer import Argument, Option
 
-from meditune.cli.options import Embedding, Group, Json, Paths, Text, Texts, documented, note_new_name, resolve
+from meditune.cli.options import (
+    CrossEncoderName,
+    Embedding,
+    Group,
+    Json,
+    Paths,
+    Text,
+    Texts,
+    documented,
+    note_new_name,
+    resolve,
+)
 from meditune.cli.tables import console, print_json, print_lines, print_notes
 from meditune.errors import DataError
 from meditune.text import counted, excerpt
@@ -56,6 +67,7 @@ def ask(
         Text,
         Option(metavar="RUN", help="Run folder of an evidence judge. The judge checks each sentence of the answer."),
     ] = None,
+    cross_encoder: CrossEncoderName = None,
     json: Json = False,
 ) -> None:
     """Ask a model one question, with or without sources to cite."""
@@ -69,12 +81,13 @@ def ask(
                 "Give --source or --index, not both. To add files to an index, run: "
                 "meditune index update INDEX --documents FOLDER"
             )
-        from meditune.assistant.assistant import AssistantSettings, load_assistant, triage_first
+        from meditune.assistant.assistant import AssistantSettings, load_assistant, open_index, triage_first
 
         found, answer = triage_first(question, style)
         if answer is None:
             limits = AssistantSettings(max_new_tokens=max_new_tokens) if max_new_tokens else None
-            assistant = load_assistant(model, index, source_filter, limits, api, judge)
+            opened = open_index(index, cross_encoder) if cross_encoder else index
+            assistant = load_assistant(model, opened, source_filter, limits, api, judge)
             try:
                 *_, last = assistant.ask(question, style=style, k=k, sources=source_filter, triaged=found)
             finally:
@@ -84,6 +97,8 @@ def ask(
         return
     if judge:
         raise DataError("--judge checks an answer against the passages of an index; name the index with --index.")
+    if cross_encoder:
+        raise DataError("--cross-encoder scores the passages of an index; name the index with --index.")
     if k or source_filter:
         raise DataError("-k and --source-filter select passages of an index; name the index with --index.")
     from meditune.assistant.writers import ask_model
@@ -134,7 +149,7 @@ def build(
     output: Annotated[
         str, Option("--output", "-o", metavar="INDEX", help="Where to write the index: a folder or s3://BUCKET/PREFIX.")
     ],
-    recipe: Annotated[Text, Argument(metavar="[RECIPE]", help="Recipe whose sources are indexed.")] = None,
+    recipe: Annotated[Text, Argument(metavar="[RECIPE]", help="Recipe whose sources to index.")] = None,
     source: Sources = None,
     documents: Documents = None,
     pubmed: Pubmed = None,
@@ -166,7 +181,10 @@ def update(
     remove: Annotated[Texts, Option(metavar="SOURCE", help="Remove this source from the index. Repeatable.")] = None,
     embedding: Embedding = None,
 ) -> None:
-    """Update an index: embed new and changed passages of its sources. Source options select sources or add new ones."""
+    """Update an index: embed new and changed passages of its sources.
+
+    Options such as --source select sources of the index or add new ones.
+    """
     from meditune.models.sentence_encoder import load_encoder
     from meditune.retrieve.build_index import update as update_index
     from meditune.retrieve.index import read as read_manifest
@@ -205,16 +223,18 @@ def search(
     question: Annotated[str, Argument(metavar="QUESTION", help="The question or search words, in quotes.")],
     k: Annotated[int, Option("-k", min=1, max=1000, help="Maximum number of passages to print.")] = 5,
     source: Annotated[Texts, Option("--source", help="Search only this source. Repeatable.")] = None,
-    since: Annotated[Text, Option(help="Earliest date of a passage: 2018, 2018-05 or 2018-05-17.")] = None,
+    since: Annotated[Text, Option(help="Earliest date of a passage, for example 2018, 2018-05 or 2018-05-17.")] = None,
     until: Annotated[Text, Option(help="Latest date of a passage, in the formats of --since.")] = None,
     mode: Annotated[
-        str, Option(help="Search method: hybrid, fused (without reranking), bm25 (words) or vectors (meaning).")
+        str,
+        Option(help="Search method: bm25 (words), vectors (meaning), fused (both) or hybrid (both, with reranking)."),
     ] = "hybrid",
     per_document: Annotated[int, Option(min=1, help="Maximum number of passages from one document.")] = 1,
     diversity: Annotated[
-        float, Option(min=0, max=1, help="Strength of the penalty for similarity to higher-ranked passages; 0: off.")
+        float, Option(min=0, max=1, help="Strength of the penalty on similarity to higher-ranked passages; 0: off.")
     ] = 0.0,
     embedding: Embedding = None,
+    cross_encoder: CrossEncoderName = None,
     json: Annotated[bool, Option("--json", help="Print a JSON object for each passage.")] = False,
 ) -> None:
     """Print the passages that best match a question."""
@@ -223,8 +243,10 @@ def search(
 
     if mode in RENAMED_MODES:
         note_new_name(f"--mode {mode}", f"--mode {RENAMED_MODES[mode]}")
+    if cross_encoder and mode != "hybrid":
+        raise DataError(f"--cross-encoder scores passages again only with --mode hybrid, not with --mode {mode}.")
     filters = {"sources": source, "since": since, "until": until, "per_document": per_document}
-    found = Index.open(index, embedding).search(question, k, mode=mode, diversity=diversity, **filters)
+    found = Index.open(index, embedding, cross_encoder).search(question, k, mode=mode, diversity=diversity, **filters)
     print_notes(found.remarks)
     if not json:
         print_lines(_hits(found))

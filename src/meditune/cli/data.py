@@ -30,7 +30,7 @@ def diversity(
         str, Argument(metavar="RECIPE|RUN", help="A recipe, or the output folder of `data prepare` or `run`.")
     ],
     output: Annotated[Path, Option("--output", "-o", help="Folder for diversity.json and diversity.html.")],
-    compare: Annotated[Text, Option(metavar="RECIPE|RUN", help="Earlier data to compare with.")] = None,
+    compare: Annotated[Text, Option(metavar="RECIPE|RUN", help="Earlier data to compare the data with.")] = None,
     clusters: Annotated[int, Option(min=0, max=24, help="Number of clusters of similar questions; 0: none.")] = 12,
     overrides: Overrides = None,
 ) -> None:
@@ -70,7 +70,7 @@ def push(
     public: Annotated[bool, Option("--public", help="Make the data set public; it is private by default.")] = False,
     yes: Annotated[bool, Option("--yes", help="Upload without asking.")] = False,
 ) -> None:
-    """Upload a prepared data set with its data card to the Hugging Face hub. Sets with restricted rows are refused."""
+    """Upload a prepared data set and its data card to the Hugging Face hub. The command refuses restricted rows."""
     from meditune.data import hub_upload
 
     upload = hub_upload.plan_upload(folder, repository, private=not public)

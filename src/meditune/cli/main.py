@@ -181,24 +181,23 @@ def compare(
         list[str],
         Argument(
             metavar="A B [C ...]",
-            help="Folders of `meditune evaluate` or `meditune run`, evaluated on the same items. RUN means the run's "
-            "tuned model, RUN:base the base model, and RUN:tuned+retrieved the tuned model with retrieved passages.",
+            help="Output folders of `meditune evaluate` or `meditune run` with the same test items. RUN means the "
+            "run's tuned model, RUN:base the base model, and RUN:tuned+retrieved the tuned model with retrieved "
+            "passages.",
         ),
     ],
     gate: Annotated[
-        Path | None, Option(help="YAML file with a gate policy; the exit code is 5 if a model fails it.")
+        Path | None, Option(help="YAML file with a gate policy; exit code 5 means that a model failed the gate.")
     ] = None,
     show_changes: Annotated[
         int, Option(min=0, help="Maximum number of improved items, and of worsened items, to show.")
     ] = 3,
-    changes_file: Annotated[
-        Path | None, Option(help="Write all items whose prediction changed to this JSON Lines file.")
-    ] = None,
+    changes_file: Annotated[Path | None, Option(help="JSON Lines file for all items whose prediction changed.")] = None,
     resamples: Resamples = 10_000,
     seed: Annotated[int, Option(min=0, help="Seed of the bootstrap.")] = 17,
     json_file: JsonFile = None,
 ) -> None:
-    """Compare models with the first one, using paired statistics. The command reads stored predictions only."""
+    """Compare each model with the first, using paired statistics. The command reads only stored predictions."""
     from meditune.cli.metrics_tables import print_side_by_side
     from meditune.evaluate import quality_gate as evaluation_gate
 
@@ -281,10 +280,17 @@ def ratings(
     file: Annotated[
         Path, Argument(metavar="FILE", help="Table with the columns id, score (1 to 4) and, optionally, model.")
     ],
-    folder: Annotated[Path | None, Option("--run", help="Run folder; the scores are stored with its answers.")] = None,
-    best: Annotated[bool, Option("--best", help="Use each question's highest score instead of the mean.")] = False,
+    folder: Annotated[
+        Path | None, Option("--run", help="Run folder; the scores are stored with the run's answers.")
+    ] = None,
+    best: Annotated[
+        bool, Option("--best", help="If a question has several scores, use the highest score instead of the mean.")
+    ] = False,
 ) -> None:
-    """Compute LiveQA's metrics from raters' scores. They are average score, succ@i+ and prec@i+ for i from 2 to 4."""
+    """Compute LiveQA's metrics from raters' scores.
+
+    The metrics are the average score, and succ@i+ and prec@i+ for i from 2 to 4.
+    """
     from meditune.cli.metrics_tables import print_ratings
     from meditune.evaluate import expert_ratings
 

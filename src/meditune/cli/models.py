@@ -84,7 +84,7 @@ def plan(
 
 @documented("models", "reference/data-and-models.md")
 def models() -> None:
-    """List the base models; those that suit this machine come first. All estimates are for tuning with LoRA."""
+    """List the base models; those that suit this machine come first. All estimates of memory and time are for LoRA."""
     from meditune.config.load_recipe import load_recipe
     from meditune.config.training_options import ModelSpec
     from meditune.train.init_recipe import machine_recipe
@@ -170,8 +170,8 @@ def export(
 ) -> None:
     """Export a model for other programs, and verify the result.
 
-    The command fails if the exported model's outputs differ from the original's by more than a tolerance, or if its
-    prompts have different tokens than in training.
+    The command fails if the exported model's outputs differ from the original's by more than a tolerance, or if it
+    splits prompts into other tokens than in training.
     """
     from meditune.engines.exported_model import EXPORTS
     from meditune.errors import ModelError

@@ -44,7 +44,7 @@ StateFile = Annotated[
     Path | None,
     Option(
         "--state",
-        help="File that saves where the next check begins; for a store, a file beside the reference by default.",
+        help="File that stores where the next check begins; for a store, a file beside the reference by default.",
     ),
 ]
 
@@ -59,7 +59,7 @@ def fit(
     embedding: Embedding = None,
     seed: Annotated[int, Option(help="Seed of the random split into requests for fitting and for calibration.")] = 17,
 ) -> None:
-    """Fit a reference to normal requests; later checks compare new requests with it."""
+    """Fit a reference to normal requests; later checks compare new requests with this reference."""
     from meditune.operate.drift import reference
     from meditune.operate.drift.drift_detection import RequestSource, fit_reference
 
@@ -82,7 +82,8 @@ def check(
     ] = "small",
     embedding: Embedding = None,
     canary: Annotated[
-        Path | None, Option(help="Results of `meditune drift canary`; an alert in them counts like a drift alert.")
+        Path | None,
+        Option(help="File with results of `meditune drift canary`; alerts in it have the same effect as drift alerts."),
     ] = None,
     page: Annotated[Path | None, Option(help="Also write the evidence to this HTML file.")] = None,
     json: Json = False,
@@ -131,7 +132,7 @@ def canary(
     output: Annotated[Path, Option("--output", "-o", metavar="RESULTS", help="Append the results to this file.")],
     url: Annotated[str, Option(envvar="MEDITUNE_URL", help="Address of the server.")] = "http://127.0.0.1:8000",
 ) -> None:
-    """Ask a server questions with known answers; exit code 6 means that its answers got worse.
+    """Ask a server questions with known answers; exit code 6 means that the server's answers got worse.
 
     The command reads the server's API key from the environment variable MEDITUNE_KEY.
     """
@@ -363,7 +364,8 @@ def _queue_lines(queued: Queued) -> Iterator[str]:
 def service_status(
     store: Store = None,
     url: Annotated[
-        Texts, Option(metavar="URL", help="Also show the server at this address, which isn't in the store. Repeatable.")
+        Texts,
+        Option(metavar="URL", help="Also show the server at this address, even if it isn't in the store. Repeatable."),
     ] = None,
     hours: Annotated[float, Option(min=0.1, help="Number of hours to look back.")] = 24.0,
     json: Json = False,

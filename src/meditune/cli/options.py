@@ -39,7 +39,7 @@ Overlap = Annotated[
     int | None,
     Option(
         min=1,
-        help="With --raters: number of raters who rate each item; by default 2, or all raters in `review create`.",
+        help="With --raters: number of raters who rate each item; by default 2 (in `review create`, all raters).",
     ),
 ]
 Store = Annotated[
@@ -57,6 +57,14 @@ Embedding = Annotated[
         metavar="MODEL",
         help="Embedding model: all-minilm-l6-v2, all-minilm-l6-v2-int8 (needs no torch), or a sentence-transformers "
         "model. By default, an existing index or reference keeps its model, and a new one gets all-minilm-l6-v2.",
+    ),
+]
+CrossEncoderName = Annotated[
+    Text,
+    Option(
+        "--cross-encoder",
+        metavar="MODEL",
+        help="Folder or hub id of a cross-encoder, which scores the best passages of a search again.",
     ),
 ]
 ExcludeRater = Annotated[Texts, Option(metavar="RATER", help="Exclude this rater, by name or code. Repeatable.")]

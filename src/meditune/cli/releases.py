@@ -109,7 +109,10 @@ def guard(
         Path | None, Option(metavar="RESULTS", help="Also consider these results of `meditune drift canary`.")
     ] = None,
 ) -> None:
-    """Roll back the served version, or end a canary's trial, if its answers got worse; the exit code is then 6."""
+    """Roll back the served version if its answers got worse, or end a canary's trial if the canary's answers got worse.
+
+    In both cases, the exit code is 6.
+    """
     from meditune.operate.retraining.rollback import guard as check_versions
 
     found = check_versions(registry, store, reference, canary)
@@ -126,14 +129,15 @@ def retrain(
         Texts,
         Option(
             metavar="KEY|all",
-            help="Besides experts' corrections, use those made with the API key of this id, or all. Repeatable.",
+            help="Besides experts' corrections, use the corrections made with the API key of this id; all: use all "
+            "corrections. Repeatable.",
         ),
     ] = None,
     labels: Annotated[
         Paths, Option(metavar="FILE", help="File of questions with experts' answers or decisions. Repeatable.")
     ] = None,
     queue: Annotated[
-        Paths, Option(metavar="DIR", help="Folder of a `meditune learn queue` that experts judged. Repeatable.")
+        Paths, Option(metavar="DIR", help="Folder that `meditune learn queue` wrote, judged by experts. Repeatable.")
     ] = None,
     literature: Annotated[
         Paths,
@@ -229,7 +233,7 @@ def loop(
         Path, Argument(metavar="CONFIG", help="YAML file with the loop's stages; the guide shows an example.")
     ],
     once: Annotated[
-        bool, Option("--once", help="Run the stages that are due, and exit, with code 1 if a stage failed.")
+        bool, Option("--once", help="Run the stages that are due, and exit; exit code 1 means that a stage failed.")
     ] = False,
     status: Annotated[bool, Option("--status", help="Print the state of each stage and exit.")] = False,
 ) -> None:

@@ -15,7 +15,9 @@ from meditune.errors import MedituneError
 app = Group("review", "Let people rate blinded answers, and report the results.", "how-to/rate-answers.md")
 
 Set = Annotated[Path, Argument(metavar="DIR", help="Folder of the rating set.")]
-Host = Annotated[str, Option(help="Address to listen on. Raters on other machines need the token that is printed.")]
+Host = Annotated[
+    str, Option(help="Address to listen on. Raters on other machines need the token that the command prints.")
+]
 Port = Annotated[int, Option(min=0, max=65535, help="Port; 0 selects a free port.")]
 Adjudicate = Annotated[bool, Option("--adjudicate", help="Show only items on which raters disagree.")]
 To = Annotated[Path | None, Option("--to", help="Output file; DIR/ratings.csv or DIR/label-studio.json by default.")]
@@ -151,7 +153,10 @@ annotate_app = Group("annotate", "Let people check rows of data, and apply their
 
 AnnotationSetFolder = Annotated[Path, Argument(metavar="DIR", help="Folder of the annotation set.")]
 ExcludeCareless = Annotated[
-    bool, Option("--exclude-careless", help="Exclude raters who judged too many items with a known verdict wrongly.")
+    bool,
+    Option(
+        "--exclude-careless", help="Exclude raters who gave a wrong verdict on too many items with a known verdict."
+    ),
 ]
 
 
@@ -164,7 +169,10 @@ def create_annotation_set(
         str, Option(help="Sample of rows: random, or suspicious (the rows with the most signs of errors).")
     ] = "random",
     stratify_by: Annotated[
-        str, Option(help="source, decision or question_type: choose equally many rows for each value; none: off.")
+        str,
+        Option(
+            help="source, decision or question_type: choose the same number of rows for each of its values; none: off."
+        ),
     ] = "none",
     raters: Raters = None,
     overlap: Overlap = None,
@@ -174,7 +182,7 @@ def create_annotation_set(
     ] = None,
     synthetic_gold: Annotated[
         int,
-        Option(min=0, help="Number of wrong items to add for finding careless raters: rows with another row's answer."),
+        Option(min=0, help="Number of wrong items (rows with another row's answer) to add, to find careless raters."),
     ] = 0,
     include_test: Annotated[
         bool, Option("--include-test", help="Also choose test items; decisions never change test items.")
@@ -257,7 +265,7 @@ def import_annotations(
     exclude_rater: ExcludeRater = None,
     exclude_careless: ExcludeCareless = False,
 ) -> None:
-    """Import ratings, or turn ratings into decisions about the data."""
+    """Import ratings, turn ratings into decisions about the data, or both."""
     from meditune.review.annotation_results import write_decisions
     from meditune.review.import_export import import_ratings as take
     from meditune.review.rating_set import VALIDATE

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer import Argument, Option
 
-from meditune.cli.options import Group, Store, Text, Texts, documented
+from meditune.cli.options import CrossEncoderName, Group, Store, Text, Texts, documented
 from meditune.cli.tables import print_lines
 from meditune.errors import DataError, GateError
 from meditune.text import counted
@@ -50,7 +50,9 @@ JudgeRun = Annotated[
 ]
 EngineName = Annotated[
     str,
-    Option(help="openvino, llamacpp, transformers, onnx, vllm, or auto (the run's fastest export, measured once)."),
+    Option(
+        help="openvino, llamacpp, transformers, onnx, vllm, or auto (the run's fastest export, which is measured once)."
+    ),
 ]
 EngineUrl = Annotated[Text, Option(help="With --engine vllm: address of the vLLM server, including /v1.")]
 ModelName = Annotated[Text, Option(help="Name under which clients address the model; by default, the folder's name.")]
@@ -98,7 +100,7 @@ KeepDays = Annotated[
     Option(min=0, envvar="MEDITUNE_KEEP_DAYS", help="Number of days after which stored answers are deleted; 0: never."),
 ]
 Country = Annotated[
-    str, Option(envvar="MEDITUNE_COUNTRY", help="Country whose emergency numbers users see: GB, US, DE ...")
+    str, Option(envvar="MEDITUNE_COUNTRY", help="Country whose emergency numbers users see, for example GB, US or DE.")
 ]
 
 
@@ -107,6 +109,7 @@ def serve(
     model: ServedModel,
     index: IndexPlace = None,
     judge: JudgeRun = None,
+    cross_encoder: CrossEncoderName = None,
     engine: EngineName = "auto",
     url: EngineUrl = None,
     name: ModelName = None,
@@ -163,7 +166,7 @@ def serve(
         Option(
             metavar="REFERENCE",
             envvar="MEDITUNE_DRIFT",
-            help="Check for drift from this reference (see `meditune drift fit`), and send alerts.",
+            help="Check for drift from this reference, which `meditune drift fit` wrote, and send alerts.",
         ),
     ] = None,
     drift_interval: Annotated[float, Option(min=1, help="Number of seconds between drift checks.")] = 60.0,
@@ -182,7 +185,9 @@ def serve(
         float,
         Option(min=0, envvar="MEDITUNE_HOURLY", help="Cost of the machine per hour, in the same currency as --price."),
     ] = 0.0,
-    check: Annotated[bool, Option("--check", help="Check whether these settings are safe, and exit.")] = False,
+    check: Annotated[
+        bool, Option("--check", help="Check whether these settings are safe, and exit without starting the server.")
+    ] = False,
 ) -> None:
     """Serve a model: chat page, cited answers, OpenAI-compatible API. The server runs until you press ctrl-C."""
     from meditune.serve import http_server
@@ -214,7 +219,7 @@ def serve(
     if check:
         _print_check(settings, place, store_place, allow_anonymous)
         return
-    options = (model, index, engine, name, country, url, judge)
+    options = (model, index, engine, name, country, url, judge, cross_encoder)
     watched = partial(_watched, store_place, drift, drift_interval, public_url) if drift else None
     _serve(options, settings, place, store_place, allow_anonymous, watched)
 
@@ -224,6 +229,7 @@ def mcp(
     model: ServedModel,
     index: IndexPlace = None,
     judge: JudgeRun = None,
+    cross_encoder: CrossEncoderName = None,
     engine: EngineName = "auto",
     url: EngineUrl = None,
     name: ModelName = None,
@@ -252,7 +258,11 @@ def mcp(
         Option(metavar="DIR", help="Also offer the tool evaluate, which writes its results to this folder."),
     ] = None,
     recipe: Annotated[
-        Text, Option(help="With --evaluate: recipe of the evaluation; by default, the run's own recipe, or quickstart.")
+        Text,
+        Option(
+            help="With --evaluate: recipe of the evaluation; by default, a run's own recipe, and quickstart for other "
+            "models."
+        ),
     ] = None,
 ) -> None:
     """Serve a model to programs as the MCP tools `ask` and `search`.
@@ -279,7 +289,7 @@ def mcp(
         keep_text=keep_text,
         keep_days=keep_days,
     )
-    options = (model, index, engine, name, country, url, judge)
+    options = (model, index, engine, name, country, url, judge, cross_encoder)
     from meditune.serve import mcp_tools
 
     evaluation = mcp_tools.evaluation_of(model, recipe, evaluate, url) if evaluate else None
@@ -409,7 +419,7 @@ def export(
 
 
 def _serve(
-    options: tuple[str, str | None, str, str | None, str, str | None, str | None],
+    options: tuple[str, str | None, str, str | None, str, str | None, str | None, str | None],
     settings: Settings,
     place: ListenConfig,
     store: str,

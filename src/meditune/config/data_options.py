@@ -59,7 +59,7 @@ class QualitySpec(Spec):
     rules: dict[str, str] = Field(default_factory=dict)
     """Actions to use instead of the rules' default actions, for example {too_short: drop}. The actions are drop (leave
     the row out), mend (correct it), flag (keep and count it) and off (disable the rule), and, for repeated_question,
-    keep, group, merge and off. docs/explanation/data-preparation.md lists the rules."""
+    keep, group, merge and off. docs/explanation/data-preparation.md lists the rules with their actions."""
     languages: list[str] = Field(default_factory=lambda: ["en"], min_length=1)
     """Allowed languages of answers, as ISO 639-1 codes."""
     keep: list[str] = Field(default_factory=list)
@@ -93,8 +93,8 @@ class SearchedSpec(Spec):
     """The collection to search."""
 
     index: str | None = Field(None, min_length=1)
-    """Index to search, built by `meditune index build`; or contexts, to search the contexts of the run's own examples
-    with BM25 in memory."""
+    """Index to search: an index built by `meditune index build`, or contexts. With contexts, BM25 searches the contexts
+    of the run's own examples in memory."""
 
 
 class RetrieveSpec(SearchedSpec):
@@ -108,7 +108,7 @@ class TrainRetrieveSpec(SearchedSpec):
 
     The method follows RAFT (Zhang et al. 2024, arXiv:2403.10131): the prompt of an example with retrieved passages
     contains three passages in random order. In a fifth of these prompts, the example's own passage is missing. If
-    `index` is null, the contexts of the run's examples are searched. Passages of dev and test items are never used.
+    `index` is null, Meditune searches the contexts of the run's examples. It never uses passages of dev and test items.
     """
 
     share: float = Field(0.0, ge=0, le=1, description="Share of training examples that get retrieved passages; 0: off.")
@@ -139,8 +139,8 @@ class SourceSpec(Spec):
     """Name of a known source, such as pubmedqa or scifact; or own, for your own file. If you have several files, name
     them own/NAME, for example own/trials."""
     path: str | None = None
-    """File or folder of the source. null: the source is read from the folder in the environment variable MEDITUNE_DATA
-    or from the cache, or downloaded."""
+    """File or folder of the source. null: read the source from the folder that the environment variable MEDITUNE_DATA
+    names or from the cache, or download it."""
     fields: dict[str, str] = Field(default_factory=dict)
     """For your own files: the column from which each field of an example is read. For example, {question: prompt} reads
     the question from the column prompt."""
@@ -153,9 +153,9 @@ class SourceSpec(Spec):
     """Licence of your own files, for example CC BY 4.0; a column named licence takes precedence."""
     citation: str | None = Field(None, description="Citation or address of your own files.")
     style: Style = "expert"
-    """plain: the evaluation asks for plain words, with prompt.plain_cue. In training, prompt.plain_cue precedes answers
-    up to the reading grade data.plain_grade, and prompt.answer_cue precedes harder answers. expert: the cue is always
-    prompt.answer_cue."""
+    """Cue before the answers of this source. expert: always prompt.answer_cue. plain: in the evaluation,
+    prompt.plain_cue; in training, prompt.plain_cue before answers up to the reading grade data.plain_grade, and
+    prompt.answer_cue before harder answers."""
     thoughts: Thoughts = "strip"
     """For your own conversations: strip or keep the text between `<think>` and `</think>` in assistant turns."""
     restricted: bool = False
@@ -168,7 +168,7 @@ class SourceSpec(Spec):
 
 
 class BalanceSpec(Spec):
-    """Rebalancing of training examples: the size of large groups is capped."""
+    """Rebalancing of the training examples with a maximum number of examples per group."""
 
     by: BalanceBy | None = Field(None, description="Property that defines the groups; null: nothing is rebalanced.")
     cap: int | None = Field(None, ge=1)
@@ -215,12 +215,13 @@ class DataSpec(Spec):
     """Sources of examples."""
     split: Literal["official", "group", "newest"] = "official"
     """official: each source's published test set, or, for sources without one, the split group; group: a random split
-    that keeps related examples together; newest: test on the most recent publications, by year."""
+    that keeps related examples together; newest: test on the publications of the most recent years."""
     fold: int | None = Field(None, ge=0, lt=10)
-    """Number of the PubMedQA fold (0 to 9) to use as the dev split; the other nine folds are for training."""
+    """Number (0 to 9) of PubMedQA's fold to use as the dev split; the other nine folds are the training split."""
     dev_share: float = Field(0.1, gt=0, lt=0.5, description="Share of the non-test examples to use as the dev split.")
     test_share: float = Field(0.2, gt=0, lt=0.9)
-    """Share of the examples to use for testing; sources with an official test set ignore it if split is official."""
+    """Share of the examples to use for testing; if split is official, it has no effect on sources with an official test
+    set."""
     quality: QualitySpec = Field(default_factory=QualitySpec, description="Quality control.")
     max_reading_grade: float | None = Field(None, ge=0)
     """Maximum Flesch-Kincaid grade of training answers; null: no limit. A row with a harder answer keeps only its
@@ -229,7 +230,8 @@ class DataSpec(Spec):
     """Maximum Flesch-Kincaid grade of plain answers, for sources whose style is plain."""
     balance: BalanceSpec = Field(default_factory=BalanceSpec, description="Rebalancing of the training examples.")
     decisions: str | None = None
-    """File of people's decisions about rows, written by `meditune annotate import`. Test items never change."""
+    """File of people's decisions about rows, written by `meditune annotate import`. The decisions never change test
+    items."""
     fallback_to_sample: bool = False
     """If a source is unavailable, use Meditune's synthetic sample instead of all sources."""
     phi: PhiSpec = Field(default_factory=PhiSpec, description="Identifiers of patients in the data.")
@@ -254,7 +256,8 @@ class PromptFormat(Spec):
         128, ge=8, description="Number of tokens to reserve for the answer when the context is shortened."
     )
     context_head: float = Field(0.0, ge=0, lt=1)
-    """Share of a shortened context's tokens that the first sentences get; the last sentences get the rest."""
+    """If a context is shortened: share of the remaining tokens that come from its beginning; the others come from its
+    end."""
     question_cue: str = Field("Question:", min_length=1, description="Text before the question.")
     answer_cue: str = Field("Conclusion:", min_length=1, description="Text that asks for a long answer.")
     plain_cue: str | None = Field(None, min_length=1)
@@ -262,7 +265,7 @@ class PromptFormat(Spec):
     decision_cue: str = Field("Answer:", min_length=1, description="Text that asks for a decision: yes, no or maybe.")
     quoted: bool = False
     """Begin every line of context with "> " so that no passage can imitate a part of the prompt. Tuned models use the
-    value in their prompt.json; untuned models always get quoted passages from an index."""
+    value in their prompt.json; for untuned models, passages from an index are always quoted."""
 
     @property
     def is_chat(self) -> bool:

@@ -29,8 +29,8 @@ class SuiteSpec(Spec):
 
     name: SuiteName = Field(description="Name of the suite. docs/how-to/medical-suites.md describes the suites.")
     path: str | None = Field(None, min_length=1)
-    """The publisher's file or folder, or a Hugging Face id; null: the folder with the suite's name in MEDITUNE_DATA or
-    in the cache."""
+    """The publisher's file or folder, or a Hugging Face id; null: the folder with the suite's name in the folder that
+    MEDITUNE_DATA names, or in the cache."""
     limit: int | None = Field(
         None, ge=1, description="Evaluate on a random sample of at most this many items; null: all."
     )
@@ -58,7 +58,7 @@ class EvaluateSpec(Spec):
     answers: int | None = Field(200, ge=1, description="Number of long answers to score (a fixed sample); null: all.")
     max_new_tokens: int = Field(96, ge=1, description="Maximum length of a generated answer in tokens.")
     no_repeat: int | None = Field(None, ge=2)
-    """A generated answer never contains a sequence of this many tokens twice; null: no limit."""
+    """Length of token sequences that a generated answer never contains twice; null: no limit."""
     general_tokens: int = Field(20_000, ge=0)
     """Number of WikiText-2 tokens for measuring forgetting; 0: off."""
     technical_tokens: int = Field(0, ge=0)
@@ -77,11 +77,11 @@ class EvaluateSpec(Spec):
     written_decisions: bool = False
     """Also generate decisions as text, and take the first yes, no or maybe in the text."""
     calibrate: Literal["none", "temperature", "batch", "prior"] = "none"
-    """Calibrate decisions on dev: temperature scales the confidence; batch removes the model's bias towards labels
-    (Zhou et al. 2023, arXiv:2309.17249); prior is like batch, and also applies the labels' frequencies."""
+    """Calibrate decisions on the dev split: temperature scales the confidence; batch removes the model's bias towards
+    labels (Zhou et al. 2023, arXiv:2309.17249); prior is like batch, and also applies the labels' frequencies."""
     abstain_target: float | None = Field(None, gt=0, le=1)
-    """Share of decisions that should be correct. The confidence from which this share of the dev decisions is correct
-    becomes the threshold on test; below it, the model abstains. null: off."""
+    """Share of decisions that should be correct. On the dev split, Meditune determines the confidence above which this
+    share of the decisions is correct. On the test split, the model abstains below this confidence. null: off."""
     safety_messages: int = Field(0, ge=0)
     """Number of messages of the safety battery, sampled from all of its categories; 0: off."""
     suites: list[SuiteSpec] = Field(default_factory=list)
@@ -93,8 +93,8 @@ class EvaluateSpec(Spec):
     """Address and prices of the suite_judge, if it is behind an API."""
     resamples: int = Field(10_000, ge=100, description="Number of bootstrap resamples for each interval.")
     allow_leakage: bool | list[LeakKind] = False
-    """Continue although test items leaked, and mark the report. true: allow all kinds of leakage; a list: allow only
-    these kinds."""
+    """Continue although test items leaked, and say so in the report. true: allow all kinds of leakage; a list: allow
+    only these kinds."""
 
     @property
     def fits_on_dev(self) -> bool:
@@ -135,7 +135,7 @@ class EvaluateSpec(Spec):
 
 
 class Recipe(Spec):
-    """All options of a run."""
+    """Options at the top level of a recipe."""
 
     name: str = Field(min_length=1, description="Name of the run in the report.")
     description: str = Field("", description="Purpose of the recipe in one sentence.")

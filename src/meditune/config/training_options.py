@@ -24,7 +24,7 @@ DevMetric = Literal["loss", "perplexity", "accuracy", "macro_f1"]
 
 
 class ReplaySpec(Spec):
-    """Additional training on other text, against forgetting (Rolnick et al. 2019, arXiv:1811.11682)."""
+    """Replay: additional training on other text, against forgetting (Rolnick et al. 2019, arXiv:1811.11682)."""
 
     share: float = Field(0.0, ge=0, lt=1)
     """Share of replay rows among all rows; 0: off. Replay rows are added to the training rows of each step."""
@@ -42,7 +42,7 @@ class EwcSpec(Spec):
 
 
 class MixSpec(Spec):
-    """How often each source's rows occur in an epoch; by default, every row occurs once."""
+    """How often the rows of each source occur in an epoch; by default, every row occurs once."""
 
     weights: dict[str, float] = Field(default_factory=dict)
     """Relative number of each source's rows in an epoch, for example {pubmedqa: 2, medquad: 1}."""
@@ -57,22 +57,22 @@ class MixSpec(Spec):
 class PreferenceSpec(Spec):
     """Experimental: pairs of a better and a worse answer for the objective dpo, or single rated answers for kto.
 
-    Unless `path` names a file, each answer of the training examples is paired with a worse one. The worse answer is a
-    corrupted copy, in which numbers are swapped, a negation is added or removed, or words such as higher are replaced
-    with lower; or it is another example's answer. For kto, the better answer of a pair counts as thumbs up, and the
-    worse answer as thumbs down.
+    Unless `path` names a file, each answer of the training examples is paired with a worse answer: a corrupted copy, or
+    another example's answer. In a corrupted copy, one number is replaced, a negation is added or removed, or a word
+    such as higher is replaced with its opposite. For kto, the better answer of a pair has the rating thumbs up, and
+    the worse answer has the rating thumbs down.
     """
 
     beta: float = Field(0.1, gt=0, description="Strength of the penalty on deviations from the initial model.")
     path: str | None = None
     """File of pairs (question, chosen, rejected) or of rated answers (question, answer, rating), or MedQuAD's folder of
-    judged answers, to use instead of corrupted answers. For kto, ratings are up or down; `meditune answers export`
-    writes a file with these ratings."""
+    judged answers, to use instead of corrupted answers. For kto, ratings are up or down; files that `meditune answers
+    export` writes have such ratings."""
     fields: dict[str, str] = Field(default_factory=dict)
-    """The column of the file in path from which each field is read, for example {chosen: better}. The fields are
+    """For the file in path: the column from which each field is read, for example {chosen: better}. The fields are
     question, context, group, id, chosen, rejected, answer and rating."""
     per_example: int = Field(1, ge=1, le=4)
-    """Maximum number of corrupted copies of each answer, each of a different kind."""
+    """Maximum number of worse answers for each answer, each of a different kind."""
 
 
 class DevSpec(Spec):
@@ -123,16 +123,17 @@ class TrainSpec(Spec):
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     """Schedule of the learning rate after the warm-up."""
     average_last: float = Field(0.0, ge=0, lt=1)
-    """Share of the steps, counted from the end, whose weights are averaged; 0: use the last weights."""
+    """Share of the steps, at the end of training, over which the weights are averaged; 0: use the last weights."""
     decision_share: float | None = Field(None, gt=0, lt=1)
     """Share of decisions in the loss; null: every token has the same weight."""
     prompt_share: float = Field(0.0, ge=0, lt=1)
-    """Share of prompt tokens in the loss; 0: only answers and decisions count."""
+    """Share of prompt tokens in the loss; 0: the loss contains only answers and decisions."""
     end_weight: float = Field(1.0, gt=0, le=1)
     """Loss weight of a long answer's end token. With a weight below 1, generated answers are longer."""
     class_balance: float = Field(0.0, ge=0, le=1)
-    """Each decision is weighted by its class's frequency to the power of -class_balance: 0 is off, 1 balances the
-    classes. The effect is weaker in steps with few examples, because each step's loss is averaged separately."""
+    """Balancing of the decisions in the loss: a decision's weight is proportional to f ** -class_balance, where f is
+    the frequency of its class. 0: off; 1: all classes have the same total weight. The effect is weaker in steps with
+    few examples, because each step's loss is averaged separately."""
     mix: MixSpec = Field(default_factory=MixSpec, description="Mixing of several sources.")
     retrieve: TrainRetrieveSpec = Field(default_factory=TrainRetrieveSpec)
     """Retrieved passages in the prompt instead of the given context."""
@@ -147,11 +148,11 @@ class TrainSpec(Spec):
     """Pairs or rated answers for dpo and kto; experimental."""
     dev: DevSpec = Field(default_factory=DevSpec, description="Early stopping, and selection of the best weights.")
     gradient_checkpointing: bool | None = None
-    """Recompute activations to save memory. null: never on a CPU; on a GPU, only if its memory would otherwise limit
-    batches to a fraction of their efficient size."""
+    """Recompute activations to save memory. null: never on a CPU; on a GPU, only if batches would otherwise be much
+    smaller than is efficient."""
     micro_batch_tokens: int | None = Field(None, ge=64)
     """Maximum number of tokens to compute at once in training and evaluation; it changes results only by rounding.
-    null: 1,024 on a CPU; on a GPU, as many as it computes efficiently and its free memory allows."""
+    null: 1,024 on a CPU; on a GPU, as many as are efficient and fit into the free memory."""
     compile: Literal["auto", "on", "off"] = "auto"
     """Compile the layers with torch.compile, which needs a C++ compiler. auto: only for long runs of the objective sft
     on a CPU, without dropout."""

@@ -2,7 +2,7 @@
 
 hybrid    BM25 finds candidates for the message, and for its question with other names of its topics. Vectors find the
           titles and passages that are nearest to the message and to its question. All these rankings are fused, and
-          the best candidates are reranked.
+          the best candidates are reranked. If the index has a cross-encoder, it scores the best of these again.
 fused     One ranking by BM25 and one by vectors are combined by reciprocal rank fusion, without reranking.
 bm25      The ranking is by BM25 only.
 vectors   The ranking is by vectors only.
@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from typing import Any, Literal, get_args
 
@@ -28,6 +28,7 @@ from meditune.errors import DataError
 from meditune.models.sentence_encoder import SentenceEncoder, Vectors
 from meditune.retrieve import storage
 from meditune.retrieve.bm25 import BM25Index
+from meditune.retrieve.cross_encoder import CrossEncoder
 from meditune.retrieve.documents.document import IndexedPassage
 from meditune.retrieve.query_understanding import Query, build_query, row_filter
 from meditune.retrieve.reranker import Passage, Reranker, RerankQuery, nearest
@@ -43,6 +44,7 @@ CONSTANT = 60
 FILTERS = 8  # Number of conditions whose matching rows are cached
 CANDIDATES = 100  # Number of passages, or titles, taken from each ranking
 RERANKED = 100  # Number of candidates that are reranked: the best by fusion; the others keep their order
+CROSS_ENCODED = 30  # Number of reranked candidates that a cross-encoder scores
 MAX_HITS = 10_000
 PROBES = 32  # Number of partitions of an approximate vector index to search
 REFINE = 4  # Factor by which more candidates are fetched, to be ordered by their full vectors
@@ -204,7 +206,9 @@ class Hit:
     """A passage that was found."""
 
     passage: IndexedPassage
-    score: float  # From the reranker, fusion or a single method. Higher is better. Comparable only within one search
+    score: float
+    """From the cross-encoder, reranker, fusion or a single method. Higher is better. Comparable only within one search
+    """
     words: float | None  # BM25 score; None if BM25 didn't find the passage as a candidate
     meaning: float | None
     """The passage's cosine with the message or with its question, whichever is higher. None if the passage wasn't
@@ -228,6 +232,7 @@ class OpenedIndex:
     rows: Rows
     sources: tuple[str, ...]
     reranker: Reranker
+    cross_encoder: CrossEncoder | None = None
 
 
 def search(
@@ -263,7 +268,10 @@ def search(
     query = build_query(question)
     where = row_filter(opened.sources, sources, since, until)
     if mode == "hybrid":
-        ranked = _reranked(opened, compare(opened, query, k, where, per_document))
+        compared = compare(opened, query, k, where, per_document)
+        ranked = _reranked(opened, compared)
+        if opened.cross_encoder:
+            ranked = _cross_encoded(opened.cross_encoder, query, compared, ranked)
     else:
         ranked = _fused(opened, encoder, query.text, k, where, mode, per_document)
     with storage.readable(opened.store):
@@ -337,6 +345,20 @@ def _reranked(opened: OpenedIndex, compared: ComparedPassages) -> _Ranked:
         dict(zip(compared.ids, scores.tolist(), strict=True)) | dict.fromkeys(compared.others, lowest),
         compared.words,
         dict(zip(compared.ids, cosines, strict=True)),
+    )
+
+
+def _cross_encoded(model: CrossEncoder, query: Query, compared: ComparedPassages, ranked: _Ranked) -> _Ranked:
+    """Return the ranking with its best rows in the order of a cross-encoder's scores; the other rows follow."""
+    best, others = ranked.ids[:CROSS_ENCODED], ranked.ids[CROSS_ENCODED:]
+    texts = dict(zip(compared.ids, (f"{each.title}\n{each.text}" for each in compared.passages), strict=True))
+    scores = dict(zip(best, model.scores(query.text, [texts[row] for row in best]).tolist(), strict=True))
+    # Scores of the other rows keep their order below the lowest score.
+    lowest = min(scores.values(), default=0.0) - max((ranked.scores[row] for row in others), default=0.0)
+    return replace(
+        ranked,
+        ids=[*sorted(best, key=lambda row: -scores[row]), *others],
+        scores=scores | {row: lowest + ranked.scores[row] for row in others},
     )
 
 

@@ -20,6 +20,7 @@ from meditune.errors import DataError, ModelError
 from meditune.models.sentence_encoder import EncoderIdentity, SentenceEncoder, load_encoder
 from meditune.retrieve import bm25, collections, hybrid_search, reranker, storage, topics
 from meditune.retrieve.collections import Collection, find_library
+from meditune.retrieve.cross_encoder import CrossEncoder
 from meditune.retrieve.hybrid_search import OpenedIndex, Rows, SearchResult
 from meditune.retrieve.query_understanding import row_filter
 from meditune.retrieve.reranker import Knowledge
@@ -194,21 +195,27 @@ def remove_unused(store: IndexStorage, new: Manifest, old: str | None) -> None:
 class Index:
     """An open index. Its version stays the same until `refresh` is called. Several threads can search it."""
 
-    def __init__(self, store: IndexStorage, embedding: SentenceEncoder | None = None) -> None:
-        self.store = store
+    def __init__(
+        self, store: IndexStorage, embedding: SentenceEncoder | None = None, cross_encoder: CrossEncoder | None = None
+    ) -> None:
+        self.store, self.cross_encoder = store, cross_encoder
         self.manifest = read(store)
         self.encoder = embedding or load_encoder(self.manifest.embedding["name"])
         self.manifest.check_encoder(self.encoder.identity, store)
         self.opened = self._open()
 
     @classmethod
-    def open(cls, location: Path | str, embedding: str | SentenceEncoder | None = None) -> Index:
+    def open(
+        cls, location: Path | str, embedding: str | SentenceEncoder | None = None, cross_encoder: str | None = None
+    ) -> Index:
         """Open the index in a folder or in object storage, by default with the embedding model that built it.
 
+        `cross_encoder` is the folder or hub id of a cross-encoder, which scores the best passages of a search again.
         Raises DataError if there is no index or the index is damaged, and ModelError if the embedding model is
         unavailable or isn't the one that built the index.
         """
-        return cls(index_storage(location), load_encoder(embedding) if isinstance(embedding, str) else embedding)
+        encoder = load_encoder(embedding) if isinstance(embedding, str) else embedding
+        return cls(index_storage(location), encoder, CrossEncoder(cross_encoder) if cross_encoder else None)
 
     def refresh(self) -> bool:
         """Switch to the newest version; return whether there was a newer one."""
@@ -257,4 +264,5 @@ class Index:
             words = bm25.read(self.store.get(name), f"{self.store.name}/{name}", self.manifest.passages)
         with storage.readable(self.store):
             rows = Rows(table, known.titles, not storage.is_approximate(table), words)
-        return OpenedIndex(self.store, rows, tuple(self.manifest.sources), known.reranker(self.encoder.encode))
+        reranker = known.reranker(self.encoder.encode)
+        return OpenedIndex(self.store, rows, tuple(self.manifest.sources), reranker, self.cross_encoder)

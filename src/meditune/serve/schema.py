@@ -114,7 +114,7 @@ Short = Annotated[str, Field(min_length=1, max_length=500)]
 Name = Annotated[str, Field(min_length=1, max_length=100)]
 Ignored = Annotated[str, Field(max_length=200, description="Accepted, but ignored.")]
 SourceNames = Annotated[
-    list[Name] | None, Field(max_length=20, description="The sources of the index to search; by default, all.")
+    list[Name] | None, Field(max_length=20, description="The sources in the index to search; by default, all sources.")
 ]
 
 
@@ -133,7 +133,7 @@ class GenerationBody(Body):
         1.0, gt=0, le=1, description="Sample only from the most likely tokens that together have this probability."
     )
     seed: int | None = Field(
-        None, ge=-(2**63), lt=2**63, description="Sampling with the same seed repeats the answer, except for rounding."
+        None, ge=-(2**63), lt=2**63, description="The same seed gives the same sampled answer, except for rounding."
     )
     stop: list[Short] = Field(
         [], max_length=4, description="A text, or up to four texts, at which the answer ends.", json_schema_extra=or_one
@@ -143,7 +143,7 @@ class GenerationBody(Body):
     guided_choice: list[Short] = Field(
         [],
         max_length=64,
-        description="If given, the answer is one of these texts (vLLM's parameter).",
+        description="If given, the answer is one of these texts (a parameter of vLLM).",
         json_schema_extra=or_one,
     )
     user: Ignored = ""
@@ -469,15 +469,15 @@ class AskBody(Body):
     # The server's settings limit the length, after triage: urgent help comes before any refusal.
     question: str = Field(min_length=1, pattern=r"\S")
     style: Literal["plain", "expert"] = Field(
-        "plain", description="The readers of the answer: plain (lay readers) or expert."
+        "plain", description="The intended readers of the answer: plain (lay readers) or expert (professionals)."
     )
-    k: int | None = Field(None, ge=1, le=50, description="The number of passages to retrieve.")
+    k: int | None = Field(None, ge=1, le=50, description="The number of passages to retrieve; by default, 5.")
     sources: SourceNames = None
     history: list[Past] = Field([], max_length=20, description="The conversation so far, oldest first.")
     max_new_tokens: int | None = Field(
         None, ge=1, le=4096, description="Maximum number of tokens in the answer; by default, the server's limit."
     )
-    stream: bool = Field(False, description="Send server-sent events: sources, text, sentence, notice, answer.")
+    stream: bool = Field(False, description="Send server-sent events (sources, text, sentence, notice, answer).")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -516,7 +516,7 @@ class Found(ResponseBody):
     notice: str = Field("", description="Text instead of passages (urgent help or a refusal), or a note on limits.")
     passages: list[Source] = []
     remarks: list[str] = Field([], description="Notes for the reader, such as a warning about the language.")
-    limits: str = Field(LIMITS_LINE, description="The limits of all answers. Show this text to the reader.")
+    limits: str = Field(LIMITS_LINE, description="A note on the limits of all answers. Show this text to the reader.")
 
 
 class FeedbackBody(Body):
@@ -556,14 +556,14 @@ class Deleted(ResponseBody):
 
 
 _WHY = {
-    400: "The request is invalid. `param` names the parameter.",
+    400: "The request is invalid. The error's field `param` names the invalid parameter.",
     401: "The key is missing or wrong.",
-    403: "The key lacks the required scope, or the request comes from a page of another site.",
+    403: "The key lacks the required scope, or the request comes from a page of another website.",
     404: "The model, answer or page doesn't exist, or the server lacks what the route needs, such as an index.",
     408: "The request didn't arrive in time.",
     413: "The request body is too large.",
     421: "The server doesn't accept requests for this host name.",
-    429: "The rate limit, quota or capacity is exhausted. `Retry-After` says when to try again.",
+    429: "The rate limit, quota or capacity is exhausted. The header `Retry-After` says when to try again.",
     500: "An error occurred in the server.",
     503: "The server isn't ready.",
     504: "The answer took longer than the server allows.",

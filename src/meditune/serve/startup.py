@@ -51,6 +51,8 @@ class ServerOptions:
     """The address of the server that runs the model, if the engine is a server"""
     judge: str | None = None
     """The run folder of a judge, which checks each sentence of the assistant's answers"""
+    cross_encoder: str | None = None
+    """The folder or hub id of a cross-encoder, which scores the best passages of a search again"""
 
 
 def safe(settings: Settings, place: ListenConfig, keys: Keys, allow_anonymous: bool) -> Settings:
@@ -77,13 +79,15 @@ def open_service(options: ServerOptions, settings: Settings, store: StoreLocatio
     """Load everything and return the service. Raises DataError or ModelError if something is unavailable."""
     if options.judge and not options.index:
         raise DataError("--judge checks answers against the passages of an index, so it needs --index.")
+    if options.cross_encoder and not options.index:
+        raise DataError("--cross-encoder scores the passages of an index, so it needs --index.")
     base, metrics = open_store(store), Metrics()
     place = Path(options.model).expanduser()
 
     @cache
     def index() -> Index | None:
         """Open the index once, after the first engine, which determines whether torch is loaded."""
-        return open_index(options.index) if options.index else None
+        return open_index(options.index, options.cross_encoder) if options.index else None
 
     @cache
     def judge() -> Judge | None:

@@ -27,7 +27,7 @@ class Health(ResponseBody):
 
 @router.get("/healthz", responses=errors(503), summary="Check whether the server is alive")
 async def healthz(request: Request) -> Health:
-    """Return 200 while the engine is alive or being restarted, and 503 if the engine can't be restarted.
+    """Return 200 while the inference engine runs or is being restarted, and 503 if it can't be restarted.
 
     After a 503, start the server again.
     """
@@ -39,7 +39,10 @@ async def healthz(request: Request) -> Health:
 
 @router.get("/readyz", responses=errors(503), summary="Check whether the server can take requests")
 async def readyz(request: Request) -> Health:
-    """Return 503 while the server shuts down, its engine is dead or restarting, or its queue is full; otherwise 200."""
+    """Return 503 while the server is shutting down, its inference engine isn't running, or its queue is full.
+
+    Otherwise, return 200.
+    """
     service: Service = request.app.state.service
     if not service.ready:
         raise ApiError(503, "The server is shutting down.", "not_ready", headers={"retry-after": "5"})
@@ -75,7 +78,7 @@ class Status(ResponseBody):
 
     model_config = ConfigDict(extra="allow")
     hours: float
-    """The period that the figures cover, in hours."""
+    """The period that the statistics cover, in hours."""
     time: float
     """Unix time of the report, in seconds."""
 
@@ -86,9 +89,9 @@ async def status(
     _: Annotated[Caller, Depends(allowed("admin"))],
     hours: Annotated[float, Query(ge=0.1, le=24 * 366, description="Look back this many hours.")] = 24.0,
 ) -> Status:
-    """Return figures about answers, feedback, versions, servers, drift and updates of the index.
+    """Return statistics about answers, feedback, versions, servers, drift and updates of the index.
 
-    The key needs the `admin` scope. `hours` is the length of the period that the figures cover.
+    The key needs the `admin` scope. `hours` is the length of the period that the statistics cover.
     """
     service: Service = request.app.state.service
     if service.answers is None:

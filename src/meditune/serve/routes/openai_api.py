@@ -70,7 +70,7 @@ async def chat(body: schema.ChatBody, request: Request, caller: Annotated[Caller
 async def complete(
     body: schema.CompletionBody, request: Request, caller: Annotated[Caller, Depends(allowed("raw", charged=True))]
 ) -> Any:
-    """Return the model's continuation of each prompt. With `echo` and `logprobs`, also score the prompt itself.
+    """Return the model's continuation of each prompt. With `echo` and `logprobs`, also score the prompts.
 
     The prompts don't go through triage, so this route requires a key with the `raw` scope.
     """

@@ -194,7 +194,7 @@ async def feedback(
 async def delete(id: str, request: Request, caller: Annotated[Caller, Depends(allowed("feedback"))]) -> Deleted:
     """Delete an answer and its feedback.
 
-    Only the key that asked the question and keys with the `admin` scope may delete the answer.
+    Only the key with which the question was asked and keys with the `admin` scope may delete the answer.
     """
     answers = await _answers_of(request.app.state.service, id, caller, "admin")
     if not await run_in_store_thread(answers.delete, id):
