@@ -131,13 +131,13 @@ def streams(of: Pool, seed: int, undrifted: int) -> dict[str, Stream]:
             own=papers[:600],
         ),
         stream(
-            "sudden, 20 % LiveQA",
+            "sudden, 20% LiveQA",
             mixed(np.concatenate([before, np.full(1500, 0.2)]), live),
             lead,
             "MedQuAD, then a fifth of the questions from LiveQA",
         ),
         stream(
-            "sudden, 5 % LiveQA",
+            "sudden, 5% LiveQA",
             mixed(np.concatenate([before, np.full(1500, 0.05)]), live),
             lead,
             "MedQuAD, then a twentieth of the questions from LiveQA",
@@ -153,13 +153,13 @@ def streams(of: Pool, seed: int, undrifted: int) -> dict[str, Stream]:
             "gradual, LiveQA",
             mixed(np.concatenate([before, ramp[:1000]]), live),
             lead,
-            "MedQuAD, with LiveQA's share growing to 100 % over 1,000 requests",
+            "MedQuAD, with LiveQA's share growing to 100% over 1,000 requests",
         ),
         stream(
             "gradual, PubMedQA",
             mixed(np.concatenate([before, ramp]), papers),
             lead,
-            "MedQuAD, with PubMedQA's share growing to 100 % over 1,000 requests",
+            "MedQuAD, with PubMedQA's share growing to 100% over 1,000 requests",
         ),
         stream(
             "seasonal",

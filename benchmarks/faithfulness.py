@@ -158,7 +158,7 @@ def references(name: str, *settings: str) -> Iterator[str]:
     rows = [answer_row(example, example.answer) for example in scored]
     known = {each.id: each for each in scored}
     graded = grade_faithfulness(Predictions(answer=rows), known, recipe.evaluate, of_references=True)
-    yield "| metric | reference answers | 95 % interval |\n|---|---|---|"
+    yield "| metric | reference answers | 95% interval |\n|---|---|---|"
     for key, found in references_of(Predictions(reference_faithfulness=list(graded or ()))).items():
         metric, drawn = METRICS[key], np.concatenate(list(draws(len(found.ids), 10 * RESAMPLES, recipe.seed)))
         low, high = np.nanpercentile(found.figure(drawn @ found.items), [2.5, 97.5])
@@ -366,7 +366,7 @@ def _regression(
 
 def tables(answers: Sequence[Answer]) -> Iterator[str]:
     """Yield Markdown tables: AUROC, precision and recall by reference and corruption, false alarms, and spans."""
-    yield "| true answers | falsified by | answers | AUROC | 95 % interval | precision | recall | true one higher |"
+    yield "| true answers | falsified by | answers | AUROC | 95% interval | precision | recall | true one higher |"
     yield "|---|---|---|---|---|---|---|---|"
     for reference in REFERENCES:
         yield from (_row(reference, kind, _of(answers, reference), _of(answers, reference, kind)) for kind in KINDS)
@@ -375,7 +375,7 @@ def tables(answers: Sequence[Answer]) -> Iterator[str]:
         both = [each for each in answers if each.reference in references]
         true = [each for each in both if each.kind == "true"]
         yield _row(name, "any", true, [each for each in both if each.kind != "true"])
-    yield "\n| true answers | answers | false alarms | 95 % interval | sentences | reported as unsupported |"
+    yield "\n| true answers | answers | false alarms | 95% interval | sentences | reported as unsupported |"
     yield "|---|---|---|---|---|---|"
     for reference in REFERENCES:
         true = _of(answers, reference)
@@ -406,7 +406,7 @@ def _has(kind: str) -> Callable[[Evidence], bool]:
 
 
 def _percent(said: Sequence[bool]) -> str:
-    return f"{100 * np.mean(said):.1f} %"
+    return f"{100 * np.mean(said):.1f}%"
 
 
 def _row(reference: str, kind: str, true: Sequence[Answer], false: Sequence[Answer]) -> str:
@@ -421,10 +421,10 @@ def _row(reference: str, kind: str, true: Sequence[Answer], false: Sequence[Answ
             for each in false
         ]
     )
-    precision = f"{100 * caught / (caught + alarms):.0f} %" if caught + alarms else "–"
+    precision = f"{100 * caught / (caught + alarms):.0f}%" if caught + alarms else "–"
     return (
         f"| {reference} | {kind} | {len(false)} | {auroc:.3f} | {low:.3f} to {high:.3f} | {precision} | "
-        f"{100 * caught / len(false):.0f} % | {100 * higher:.0f} % |"
+        f"{100 * caught / len(false):.0f}% | {100 * higher:.0f}% |"
     )
 
 

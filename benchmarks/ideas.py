@@ -404,7 +404,7 @@ def auc(right: Any, order: Any, drawn: Any) -> Any:
 
 
 def table(found: dict[str, list[dict[str, Any]]]) -> str:
-    """Return a line for each idea with 95 % intervals of its difference from the first one, bold if they exclude 0."""
+    """Return a line for each idea with 95% intervals of its difference from the first one, bold if they exclude 0."""
     said = {title: said_of(results) for title, results in found.items()}
     first = next(iter(said))
     names = [name for name in FIGURES if any(name in each for each in said.values())]

@@ -6,7 +6,7 @@
     python benchmarks/injections.py --show                # also print what remains of orders and what passages lose
 
 Each text is put between two ordinary sentences. It counts as removed if nothing of it remains. Intervals are exact
-(Clopper-Pearson, 95 %). The rules were written with the development set in view. The held-out set was measured first
+(Clopper-Pearson, 95%). The rules were written with the development set in view. The held-out set was measured first
 (docs/experiments has the result), and the rules were then corrected with it, so its results are now too optimistic.
 """
 
@@ -91,7 +91,7 @@ def written_out(line: str, most: int) -> list[str]:
 
 
 def interval(successes: int, trials: int) -> str:
-    """Return a share with its exact 95 % interval."""
+    """Return a share with its exact 95% interval."""
     low = beta.ppf(0.025, successes, trials - successes + 1) if successes else 0.0
     high = beta.ppf(0.975, successes + 1, trials - successes) if successes < trials else 1.0
     return f"{successes:5,} of {trials:5,}  {successes / trials:6.2%} [{low:.2%}, {high:.2%}]"

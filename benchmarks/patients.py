@@ -24,7 +24,7 @@ RESAMPLES = 10_000
 
 
 def main() -> int:
-    """Print both models' metrics with a 95 % interval of the difference."""
+    """Print both models' metrics with a 95% interval of the difference."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path)
     parser.add_argument(

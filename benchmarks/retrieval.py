@@ -8,7 +8,7 @@
 Everything except the baseline rankers uses `Index.search`, on an index that the product builds in the cache folder:
 MedQuAD's answered pairs, judged answers that aren't among them, and PubMedQA's abstracts without titles and
 conclusions. The questions are LiveQA-Medical's odd test questions (39 have a judged relevant answer), MedQuAD's own
-questions, made rambling and misspelled, and PubMedQA's questions. Metrics are means over questions with 95 % bootstrap
+questions, made rambling and misspelled, and PubMedQA's questions. Metrics are means over questions with 95% bootstrap
 intervals over questions. Vectors of whole answers, which measure the sentence model alone, take as long to compute as
 another index; they are cached, too.
 """

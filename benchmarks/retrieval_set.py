@@ -235,7 +235,7 @@ def figures(ranking: Sequence[int], relevant: frozenset[int]) -> tuple[float, fl
 
 
 def intervals(values: NDArray[np.float64]) -> list[tuple[float, float, float]]:
-    """Return the mean and the 95 % interval over questions (rows) of each metric (column)."""
+    """Return the mean and the 95% interval over questions (rows) of each metric (column)."""
     draws = np.random.default_rng(SEED).integers(0, len(values), (RESAMPLES, len(values)))
     means = values[draws].mean(axis=1)
     low, high = np.quantile(means, [0.025, 0.975], axis=0)

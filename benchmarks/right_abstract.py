@@ -74,7 +74,7 @@ def ranked(documents: Sequence[str], example: Example) -> int:
 def share(ranks: Sequence[int], most: int) -> str:
     met = sum(each <= most for each in ranks)
     low, high = wilson(met, len(ranks))
-    return f"{100 * met / len(ranks):.1f} % ({low:.1f} to {high:.1f})"
+    return f"{100 * met / len(ranks):.1f}% ({low:.1f} to {high:.1f})"
 
 
 def untitled(examples: Sequence[Example]) -> ET.ElementTree[ET.Element]:

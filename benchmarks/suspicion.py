@@ -68,7 +68,7 @@ def main() -> None:
         ties = [sum(score == suspected[id].score for score in scores) for id in members]
         auc = 1 - sum(a + t / 2 for a, t in zip(above, ties, strict=True)) / (len(members) * len(scores))
         first = [sum(a + t / 2 < share * len(scores) for a, t in zip(above, ties, strict=True)) for share in SHARES]
-        cells = " | ".join(f"{100 * hits / len(members):.0f} %" for hits in first)
+        cells = " | ".join(f"{100 * hits / len(members):.0f}%" for hits in first)
         print(f"| {source} | {kind} | {len(members)} | {cells} | {auc:.2f} |")
 
 

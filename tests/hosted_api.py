@@ -178,7 +178,7 @@ def usual(prompt: str, tuned: bool) -> str:
 
 
 def candidates(text: str) -> list[dict[str, Any]]:
-    """The likeliest first tokens of a text: itself at 80 %, the lower-case labels behind it."""
+    """The likeliest first tokens of a text: itself at 80%, the lower-case labels behind it."""
     shares = {text.split(" ")[0]: 0.8, "yes": 0.08, " no": 0.05, "may": 0.03, "The": 0.01}
     return [{"token": token, "logprob": math.log(share), "bytes": None} for token, share in shares.items()]
 

@@ -183,7 +183,7 @@ def test_an_exported_judge_may_deviate_only_so_far_however_coarse_its_weights():
     fine = ClaimDeviation(items=50, agreement=0.92, difference=0.04, largest=0.4)
     assert fine.problems() == []
     (problem,) = replace(fine, agreement=0.86).problems()
-    assert "only 86 % of the verdicts on claims are the same (at least 90 % required)" in problem
+    assert "only 86% of the verdicts on claims are the same (at least 90% required)" in problem
     assert replace(fine, agreement=0.86, difference=0.08).problems(2.0) == []
     assert len(replace(fine, agreement=0.7, difference=0.2).problems(5.0)) == 2
     assert replace(fine, difference=math.nan).problems(5.0)

@@ -164,7 +164,7 @@ def test_a_trial_begins_and_ends(run: Path, tmp_path: Path) -> None:
     meditune("registry", "canary", folder, "v0002", "--shadow").refused(3, "--shadow was removed", "--percent 1")
     meditune("registry", "canary", folder, "v0003", "--percent", 0).refused(3, "not a valid share")
     assert meditune("registry", "canary", folder, "v0003", "--percent", 5).code == 0
-    assert "canary 5 %" in meditune("registry", "list", folder).out
+    assert "canary 5%" in meditune("registry", "list", folder).out
     trial = registry.state().trial
     assert trial
     assert trial.version == "v0003"

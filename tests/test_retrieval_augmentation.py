@@ -111,7 +111,7 @@ def test_figures_and_differences_follow_from_what_is_stored(folder):
 def test_people_are_shown_the_conditions(done):
     folder, result = done
     assert "tuned, by context" in result.out
-    assert "the top 3 documents contain the item's own document for 100.0 %" in result.out
+    assert "the top 3 documents contain the item's own document for 100.0%" in result.out
     words = shown(folder)
     assert "With and without sources" in words
     assert "Closed book Given context Retrieved passages" in words

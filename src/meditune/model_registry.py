@@ -361,7 +361,7 @@ class Registry:
                 )
             forced = _overrules_gate(found, was, force, "try")
             trial = Trial(id, percent, utc_now())
-            summary = f"canary, {percent:g} % of the conversations" + (f": {reason}" if reason else "")
+            summary = f"canary, {percent:g}% of the conversations" + (f": {reason}" if reason else "")
             write(self.folder, replace(was, trial=trial).with_event("tried", id, summary, forced))
 
     def end_trial(self, reason: str, expected: str | None = None, withdraw: bool = False) -> None:

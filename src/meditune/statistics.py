@@ -105,7 +105,7 @@ def paired_counts(statistics: Statistics) -> Any:
 
 
 def wilson(successes: int, count: int) -> list[float]:
-    """Return Wilson's 95 % score interval for `successes` out of `count`, in percent (Wilson 1927)."""
+    """Return Wilson's 95% score interval for `successes` out of `count`, in percent (Wilson 1927)."""
     # Importing scipy.stats takes most of a second, and data preparation needs it for nothing else.
     z = NormalDist().inv_cdf(1 - LEVEL / 2)
     share, spread = successes / count, z**2 / count
@@ -115,7 +115,7 @@ def wilson(successes: int, count: int) -> list[float]:
 
 
 def percentile_interval(values: AnyArray) -> list[float] | None:
-    """Return the values' 95 % percentile interval (Efron and Tibshirani 1993), ignoring NaN; None if all are NaN."""
+    """Return the values' 95% percentile interval (Efron and Tibshirani 1993), ignoring NaN; None if all are NaN."""
     defined = values[~np.isnan(values)]
     if not len(defined):
         return None
@@ -182,7 +182,7 @@ class Estimate:
     """Fraction of the mean's variance that is due to the seeds, from 0 to 1"""
 
     def ci95(self) -> list[float]:
-        """Return the 95 % confidence interval of the mean, from Student's t distribution."""
+        """Return the 95% confidence interval of the mean, from Student's t distribution."""
         from scipy.stats import t
 
         reach = float(t.ppf(1 - LEVEL / 2, self.df)) * self.se

@@ -65,7 +65,7 @@ def test_it_trains_tries_and_promotes_when_each_is_due(config: Path, tmp_path: P
     jsonl(tmp_path / "labels.jsonl", rows(40))
     past(config, "retrain", 8 * 86_400)
     done = meditune("loop", config, "--once")
-    assert "is a canary in 10 %" in done.out, done
+    assert "is a canary in 10%" in done.out, done
     past(config, "retrain", 8 * 86_400)
     assert "retrain: done: another version is on trial" in meditune("loop", config, "--once").out
     registry, answers = Registry(tmp_path / "registry"), Answers(SQLiteDatabase(tmp_path / "store"))

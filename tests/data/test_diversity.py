@@ -178,7 +178,7 @@ def test_people_are_found_in_words_and_headings(changes, people):
 def test_a_rare_decision_is_named_with_what_to_do():
     train = [example(n, decision=("yes", "no", "yes", "no", "maybe")[n % 5] if n < 50 else "yes") for n in range(100)]
     remark = rules(found(train))["rare decision"]
-    assert remark["message"].startswith("maybe makes up 10 % (6 to 17) of 100 decisions")
+    assert remark["message"].startswith("maybe makes up 10% (6 to 17) of 100 decisions")
     assert "train.class_balance=0.5" in remark["advice"]
     assert rules(found(train[:90] + [example(n, decision="yes") for n in range(9)])).keys() >= {"rare decision"}
 
@@ -204,9 +204,9 @@ def test_of_few_examples_only_that_is_said():
 @pytest.mark.parametrize(
     ("change", "rule", "said"),
     [
-        (lambda n: {"source": "big" if n < 90 else "small"}, "dominant group", "Source big makes up 90 % (83 to 94)"),
-        (lambda _: {"answer": HARD}, "hard to read", "100 % of the training answers are above reading grade 8"),
-        (lambda _: {"question": "Do women sleep?"}, "women and men", "women or girls are mentioned in nearly 100 %"),
+        (lambda n: {"source": "big" if n < 90 else "small"}, "dominant group", "Source big makes up 90% (83 to 94)"),
+        (lambda _: {"answer": HARD}, "hard to read", "100% of the training answers are above reading grade 8"),
+        (lambda _: {"question": "Do women sleep?"}, "women and men", "women or girls are mentioned in nearly 100%"),
         (lambda _: {"decision": "yes"}, "missing decision", "No training example has the decision no or maybe."),
         (
             lambda n: {"meta": {"question_type": "treatment" if n < 95 else f"kind {n}"}},
@@ -225,7 +225,7 @@ def test_a_test_set_of_other_questions_is_said_to_differ():
     test = [example(n, meta={"question_type": "causes" if n % 2 else "treatment"}) for n in range(50)]
     result = found(train, test)
     assert result["differences"]["question_type"] == 0.5
-    assert "question type 50 %" in rules(result)["train and test differ"]["message"]
+    assert "question type 50%" in rules(result)["train and test differ"]["message"]
     assert "train and test differ" not in rules(found(train, train))
 
 

@@ -129,7 +129,7 @@ def test_an_api_grades_after_the_cost_was_approved_and_its_agreement_stands_besi
     assert "agrees with the physicians on 50.0% of 4 labels" in remark
     assert any("HealthBench" in each and "unknown agreement" in each for each in report["remarks"])
     page = (place.folder / "run" / "report.html").read_text(encoding="utf-8")
-    assert "agrees with physicians on 50.0 % of 4 labels" in page
+    assert "agrees with physicians on 50.0% of 4 labels" in page
     prompts = [chat["messages"][-1]["content"] for chat in api.chats]
     assert any(
         "Question: What helps with pain number 0?" in prompt and "Criterion: Is rude" in prompt for prompt in prompts

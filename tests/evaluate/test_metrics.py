@@ -174,7 +174,7 @@ def test_the_same_model_twice_shows_nothing():
 
 
 def test_intervals_hold_what_they_promise():
-    """Of many comparisons of models that are equally good, about 5 % of the intervals exclude 0."""
+    """Of many comparisons of models that are equally good, about 5% of the intervals exclude 0."""
     outside = 0
     for seed in range(200):
         rows = [decisions(f"{seed}/{side}", count=120) for side in "ab"]

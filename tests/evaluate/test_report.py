@@ -113,7 +113,7 @@ def test_a_metric_that_fell_is_called_worse_in_the_verdict_and_in_its_box(tmp_pa
     )
     assert verdict(folder).startswith("No metric got significantly better. Significantly worse: accuracy (61.2 → 55.0)")
     box = shown(folder).partition("Metrics that got worse")[2].partition("Before and after")[0]
-    assert "Accuracy , 61.2 → 55.0 (−6.2, 95 % interval −9.0 to −3.4): significantly worse." in box
+    assert "Accuracy , 61.2 → 55.0 (−6.2, 95% interval −9.0 to −3.4): significantly worse." in box
     assert re.search(r"Macro-F1 , .* worse, but the change isn't significant", box)
 
 
@@ -124,7 +124,7 @@ def test_no_box_where_nothing_moved_the_wrong_way(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("accuracy", "below"), [(54.0, True), (55.2, False), (70.0, False)])
 def test_the_verdict_says_when_always_yes_would_do_better(tmp_path: Path, accuracy: float, below: bool) -> None:
     folder = finished_run(tmp_path, tuned={"accuracy": accuracy})
-    assert ("below the 55.2 % that a constant answer of “yes”" in verdict(folder)) is below
+    assert ("below the 55.2% that a constant answer of “yes”" in verdict(folder)) is below
 
 
 def test_a_synthetic_run_says_so_first_and_in_every_section(tmp_path: Path) -> None:
@@ -276,7 +276,7 @@ def test_a_threshold_that_none_reaches_is_said(tmp_path: Path) -> None:
     some = {"target": 0.75, "raw": {"threshold": 0.9, "dev": dev, "test": test}}
     both = {"base": sure_decisions(abstention=none), "tuned": sure_decisions(abstention=some)}
     words = shown(finished_run(tmp_path, decision=both))
-    assert "for which at least 75 % of the development split’s decisions" in words
+    assert "for which at least 75% of the development split’s decisions" in words
     assert "Base model no threshold reaches this target on dev" in words
     assert "Tuned model 0.900 12 of 50 75.0 0 of 500 0.0 nothing kept –" in words
 
@@ -343,7 +343,7 @@ def test_the_page_shows_medians_targets_terms_and_empty_answers(tmp_path):
     section = page.partition("Reading difficulty of the answers")[2]
     assert "Tuned model" in section
     assert "7.3" in section
-    assert "tuned model 11 %" in section
+    assert "tuned model 11%" in section
     assert "Tuned model 3" in section
     assert "COPD and dyspnea" in section
 

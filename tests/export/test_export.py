@@ -107,7 +107,7 @@ def test_decisions_are_compared_if_the_run_was_trained_on_them(tmp_path, monkeyp
     monkeypatch.setattr(verify, "AGREEMENT", 1.1)
     refused = meditune("export", run, "--to", "merged")
     assert refused.code == 4
-    assert "only 100 % of the decisions are the same (at least 110 % required)" in refused.err
+    assert "only 100% of the decisions are the same (at least 110% required)" in refused.err
     (run / "recipe.yaml").write_text("model:\n  base: smollm2-135m\ntrain:\n  tasks: [answer]\n")
     assert meditune("export", run, "--to", "merged").code == 0
 
@@ -126,7 +126,7 @@ def test_tolerances():
     assert Deviation(**fine | {"perplexity": (10.0, float("nan"))}, written=(2.0, 2.1)).problems()
     assert Deviation(**fine | {"perplexity": (10.0, 10.5)}, written=(2.0, 2.1)).problems(looseness=3) == []
     noisy = Deviation(**fine | {"perplexity": (10.0, 10.5), "least_rise": 0.01}, written=(2.0, 2.1))
-    assert noisy.problems() == [], "chance explains the rise of 5 %"
+    assert noisy.problems() == [], "chance explains the rise of 5%"
     assert Deviation(**fine | {"perplexity": (10.0, 10.5), "least_rise": 0.03}, written=(2.0, 2.1)).problems()
     assert Deviation(**fine | {"changed": (5, 1)}, written=(2.0, 2.1)).problems() == [], "chance explains it (p 0.11)"
 

@@ -197,7 +197,7 @@ def test_a_run_prunes_before_it_tunes(place, kind, strategy):
     card = (folder / "model" / "README.md").read_text(encoding="utf-8")
     page = (folder / "report.html").read_text(encoding="utf-8")
     for text in (card, page):
-        assert ("2 layers removed" if kind == "layers" else "60 % zeros by wanda") in " ".join(text.split())
+        assert ("2 layers removed" if kind == "layers" else "60% zeros by wanda") in " ".join(text.split())
     assert ("Tuning fills the zeros" in result.err) == (kind == "zeros")
     if strategy == "full":
         layers = AutoModelForCausalLM.from_pretrained(folder / "model").config.num_hidden_layers
@@ -246,7 +246,7 @@ def test_merging_fills_the_zeros_and_says_so_unless_they_are_kept(place, tmp_pat
     plain = meditune("merge", tmp_path / "run", "-o", tmp_path / "plain")
     kept = meditune("merge", tmp_path / "run", "-o", tmp_path / "kept", "--keep-sparsity")
     assert plain.code == kept.code == 0
-    assert "In linear layers, 59 % of the base's weights are zero, but only 0 % of the merged model's" in plain.out
+    assert "In linear layers, 59% of the base's weights are zero, but only 0% of the merged model's" in plain.out
     assert "--keep-sparsity" in plain.out
     assert "set to zero again" in kept.out
     assert "not exactly the evaluated model" in kept.out

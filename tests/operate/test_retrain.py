@@ -344,7 +344,7 @@ def test_lineage_says_what_it_was_made_of(registry: Path, easy, tmp_path: Path) 
     jsonl(literature / "pairs.jsonl", rows(30, meta=lambda n: {"url": f"https://example.org/{n}"}))
     done = meditune("retrain", registry, "--literature", literature, *FEW, *easy, "--on-pass", "canary", "--percent", 5)
     assert done.code == 0, done
-    assert done.last.endswith("and is a canary in 5 % of the conversations.")
+    assert done.last.endswith("and is a canary in 5% of the conversations.")
     said = json.loads((Registry(registry).place("v0002") / "version.json").read_text())
     (rows_file,) = registry.glob("rows/*/literature.jsonl")
     assert said["fed"]["literature"]["rows"] == 30

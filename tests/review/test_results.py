@@ -323,7 +323,7 @@ def test_kappa_leaves_out_what_one_rater_left_out():
 
 
 def test_intervals_cover_the_truth_and_narrow_with_more_units():
-    """Two raters who agree on 80 % of two equally frequent options: kappa 0.6."""
+    """Two raters who agree on 80% of two equally frequent options: kappa 0.6."""
     source = np.random.default_rng(2)
     inside, width = 0, {}
     for number in range(100):

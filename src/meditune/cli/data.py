@@ -191,7 +191,7 @@ def _survey_lines(result: dict[str, Any]) -> Iterator[str]:
             top = max(dimension["groups"], key=lambda row: row["count"])
             yield (
                 f"{name.replace('_', ' ')}: {dimension['distinct']:,} groups, effective number "
-                f"{dimension['shannon']:,.1f}; most frequent {top['group']} ({top['share']:.0f} %)"
+                f"{dimension['shannon']:,.1f}; most frequent {top['group']} ({top['share']:.0f}%)"
             )
     for name, source in result["sources"].items():
         if "reading_grade" in source:

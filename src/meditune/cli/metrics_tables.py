@@ -99,7 +99,7 @@ def print_seeds(result: dict[str, Any]) -> None:
             interval(row, digits),
             f"{row['agree']} of {len(row['delta'])}",
         )
-    titles = ("base", "tuned", "mean difference", "sd", "range", "95 % interval", "improved")
+    titles = ("base", "tuned", "mean difference", "sd", "range", "95% interval", "improved")
     _print_metrics(titles, metrics, cells)
     out = console()
     out.print(
@@ -131,7 +131,7 @@ def print_comparison(result: dict[str, Any], first: str = "base", second: str = 
             number(row["effect"], 2, "+"),
             p_value(row["p"]),
         )
-    _print_metrics((first, second, "difference", "95 % interval", "effect", "p"), result["comparison"], cells)
+    _print_metrics((first, second, "difference", "95% interval", "effect", "p"), result["comparison"], cells)
 
 
 def print_crossval(result: dict[str, Any]) -> None:
@@ -151,9 +151,9 @@ def print_crossval(result: dict[str, Any]) -> None:
         difference = (number(row["delta"], digits, "+"), interval(row, digits), p_value(row["p"]))
         rows.append((METRICS[name].title, *spread, *pooled, *difference, VERDICTS[row["better"]] + references))
     titles = ("metric", "base, mean ± SD", "tuned, mean ± SD", "base, pooled", "tuned, pooled", "difference")
-    print_table((*titles, "95 % interval", "p", "verdict"), rows, left_aligned=["verdict"])
+    print_table((*titles, "95% interval", "p", "verdict"), rows, left_aligned=["verdict"])
     for model, (low, high) in result["accuracy_ci95"].items():
-        console().print(f"Pooled accuracy of the {model} model: 95 % interval {low:.1f} to {high:.1f} (Wilson).")
+        console().print(f"Pooled accuracy of the {model} model: 95% interval {low:.1f} to {high:.1f} (Wilson).")
     worse = {name: result["figures"][name] for name in result["worse"]}
     sides = {model: {name: row[model]["pooled"] for name, row in worse.items()} for model in ("base", "tuned")}
     comparison = {name: row["difference"]["pooled"] for name, row in worse.items()}
@@ -214,7 +214,7 @@ def print_conditions(result: dict[str, Any]) -> None:
     for title, found in result.get("conditions", {}).items():
         titles = [f"{title}, by context"]
         for name in found:
-            titles += [SHOWN_WITH[name], *(["minus given (95 % interval)"] if "comparison" in found[name] else [])]
+            titles += [SHOWN_WITH[name], *(["minus given (95% interval)"] if "comparison" in found[name] else [])]
         rows = []
         for metric in found["given"]["figures"]:
             digits, cells = METRICS[metric].digits, []
@@ -230,5 +230,5 @@ def print_conditions(result: dict[str, Any]) -> None:
         low, high = searched["ci95"]
         console().print(
             f"Retrieval: the top {searched['k']} documents contain the item's own document for "
-            f"{searched['share']:.1f} % of {searched['own']['items']:,} items (95 % interval {low:.1f} to {high:.1f})."
+            f"{searched['share']:.1f}% of {searched['own']['items']:,} items (95% interval {low:.1f} to {high:.1f})."
         )

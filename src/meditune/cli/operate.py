@@ -516,7 +516,7 @@ def _metrics_of(sums: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _share(part: float, total: float) -> str:
-    return f" ({100 * part / total:.1f} %)" if total else ""
+    return f" ({100 * part / total:.1f}%)" if total else ""
 
 
 def _s(value: float | None) -> str:

@@ -79,7 +79,7 @@ def try_canary(
             f"meditune registry canary {registry} {version} --percent 1"
         )
     _registry(registry).start_canary(version, percent, reason, force)
-    typer.echo(f"{version} is a canary in {percent:g} % of the conversations.")
+    typer.echo(f"{version} is a canary in {percent:g}% of the conversations.")
 
 
 @registry_app.command(example='clinic --reason "slower than the served version"')
@@ -265,7 +265,7 @@ def _role(state: State, id: str) -> str:
     if state.current == id:
         return "served"
     if state.trial and state.trial.version == id:
-        return f"canary {state.trial.percent:g} %"
+        return f"canary {state.trial.percent:g}%"
     if id in state.withdrawn:
         return "rolled back"
     return "earlier" if id in state.promoted else "-"

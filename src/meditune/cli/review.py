@@ -135,7 +135,7 @@ def _print_results(results: dict[str, Any]) -> None:
             cells += [""] * 4
         alpha = number(row["agreement"]["alpha"]["value"], 2) or "–" if "agreement" in row else ""
         rows.append((title, *cells, alpha))
-    titles = ("criterion", "base", "tuned", "reference", "tuned - base", "95 % interval", "p, Holm", "verdict", "alpha")
+    titles = ("criterion", "base", "tuned", "reference", "tuned - base", "95% interval", "p, Holm", "verdict", "alpha")
     print_table(titles, rows, left_aligned=["verdict"])
     out = console()
     out.print(
@@ -297,8 +297,8 @@ def _print_annotation_results(results: dict[str, Any]) -> None:
         if share["decided"]:
             low, high = share["ci95"]
             out.print(
-                f"Correct rows, {name}: {share['percent']:.0f} % of {share['decided']} "
-                f"(95 % interval {low:.0f} to {high:.0f})."
+                f"Correct rows, {name}: {share['percent']:.0f}% of {share['decided']} "
+                f"(95% interval {low:.0f} to {high:.0f})."
             )
     if "decisions" in results:
         given = ", ".join(f"{name} {count}" for name, count in results["decisions"].items())

@@ -68,7 +68,7 @@ def number(value: float | None, digits: int, sign: str = "") -> str:
 
 
 def interval(row: Mapping[str, Any], digits: int) -> str:
-    """Return the 95 % interval of a difference as text, such as "-0.1 to +2.3"."""
+    """Return the 95% interval of a difference as text, such as "-0.1 to +2.3"."""
     low, high = row["ci95"]
     return f"{low:+.{digits}f} to {high:+.{digits}f}"
 

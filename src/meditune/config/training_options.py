@@ -274,7 +274,7 @@ class PruneSpec(Spec):
         """Return a short description of the pruning."""
         if self.method == "layers":
             return f"{self.layers} layer{'s' if self.layers != 1 else ''} removed"
-        return f"{100 * self.sparsity:g} % zeros by {self.method}{', 2-of-4' if self.pattern == '2-of-4' else ''}"
+        return f"{100 * self.sparsity:g}% zeros by {self.method}{', 2-of-4' if self.pattern == '2-of-4' else ''}"
 
     @model_validator(mode="after")
     def _method_has_its_options(self) -> PruneSpec:

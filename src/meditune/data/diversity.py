@@ -372,7 +372,7 @@ def _reading_difficulty(dimension: Mapping[str, Any] | None) -> Iterator[Remark]
     if hard > HARD:
         yield _remark(
             "hard to read",
-            f"{hard:.0f} % of the training answers are above reading grade 8.",
+            f"{hard:.0f}% of the training answers are above reading grade 8.",
             "A model learns the style of its training answers. If it answers patients, keep only the easy answers with "
             "data.max_reading_grade (10, or 8 for everyone). MedQuAD has more easy answers than other sources.",
         )
@@ -395,7 +395,7 @@ def _people(dimension: Mapping[str, Any] | None) -> Iterator[Remark]:
     if scarce:
         yield _remark(
             "hardly mentioned",
-            f"Mentioned in fewer than {MIN_MENTION_PERCENT:.0f} % of the examples: {', '.join(scarce)}.",
+            f"Mentioned in fewer than {MIN_MENTION_PERCENT:.0f}% of the examples: {', '.join(scarce)}.",
             "The metrics don't apply to these people. Add sources about them, or state this limitation wherever "
             "the model is offered.",
         )
@@ -404,7 +404,7 @@ def _people(dimension: Mapping[str, Any] | None) -> Iterator[Remark]:
 def _split_distance(distances: Mapping[str, float]) -> Iterator[Remark]:
     far = {name: value for name, value in distances.items() if value > MAX_SPLIT_DISTANCE}
     if far:
-        listed = ", ".join(f"{_title(name).lower()} {100 * value:.0f} %" for name, value in far.items())
+        listed = ", ".join(f"{_title(name).lower()} {100 * value:.0f}%" for name, value in far.items())
         yield _remark(
             "train and test differ",
             "The training and test sets differ. Share of training examples that would have to change to match the test "
@@ -421,7 +421,7 @@ def _title(name: str) -> str:
 
 def _percent(row: Mapping[str, Any]) -> str:
     low, high = row["ci95"]
-    return f"{row['share']:.0f} % ({low:.0f} to {high:.0f})" if row["share"] < 99.5 else "nearly 100 %"
+    return f"{row['share']:.0f}% ({low:.0f} to {high:.0f})" if row["share"] < 99.5 else "nearly 100%"
 
 
 Vectors = NDArray[np.float32]

@@ -224,7 +224,7 @@ def caveats(comparison: Mapping[str, Mapping[str, Any]]) -> list[str]:
             low, high = beside["ci95"]
             found.append(
                 f"{METRICS[name].title}: no change is claimed. The detector's value for the reference answers is "
-                f"{beside['figure']:.{digits}f} (95 % interval {low:.{digits}f} to {high:.{digits}f}), and the "
+                f"{beside['figure']:.{digits}f} (95% interval {low:.{digits}f} to {high:.{digits}f}), and the "
                 f"{beside['of']} model isn't significantly worse than that."
             )
     return found

@@ -6,7 +6,7 @@
     at_least: {accuracy: 55.2}           # the new model's own value
     at_most: {general_perplexity: 30}
 
-The gate uses 95 % intervals without correction for the number of metrics, so that it warns too often rather than too
+The gate uses 95% intervals without correction for the number of metrics, so that it warns too often rather than too
 rarely. For the same reason, `not_worse` ignores a detector's marks in the reference answers. `better`, however,
 requires a change beyond these marks.
 """
@@ -109,7 +109,7 @@ def check(policy: Policy, comparison: dict[str, dict[str, Any]], figures: dict[s
             return Check(name, rule, False, "not measured for both models")
         row, digits = comparison[name], METRICS[name].digits
         low, high = row["ci95"]
-        why = f"{row['delta']:+.{digits}f}, 95 % interval {low:+.{digits}f} to {high:+.{digits}f}"
+        why = f"{row['delta']:+.{digits}f}, 95% interval {low:+.{digits}f} to {high:+.{digits}f}"
         return Check(name, rule, holds(row), why)
 
     def own(name: str, rule: str, holds: Callable[[float], bool]) -> Check:

@@ -474,7 +474,7 @@ def _judged(text: str, start: int, sources: Sources) -> SentenceVerdict:
     spans = found.spans
     if not spans and score < CALIBRATION["sentence_threshold"]:
         closest = found.closest_source if found.features["best"] > 0.2 else ""
-        share = f"{100 * found.features['known']:.0f} %"
+        share = f"{100 * found.features['known']:.0f}%"
         why = f"Its words are in the sources ({share}, by weight), but no source sentence says this."
         if found.features["known"] < 0.6:
             why = f"Few of its words are in the sources ({share}, by weight)."

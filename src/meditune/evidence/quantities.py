@@ -162,7 +162,7 @@ def numbers(text: str) -> list[Number]:
 
 
 def shares(text: str) -> list[Number]:
-    """Return the percentages that follow from counts in the text: "45 of 60" is 75 %."""
+    """Return the percentages that follow from counts in the text: "45 of 60" is 75%."""
     found = []
     for match in _OF.finditer(text):
         part, total = (float(each.replace(",", "")) for each in match.groups())

@@ -190,12 +190,12 @@ def remarks(facts: dict[str, Any]) -> list[str]:
     before, after = facts["zeros_in_layers"]["base"], facts["zeros_in_layers"]["merged"]
     if before > MIN_PRUNED_SHARE and facts["made_from"]["keep_zeros"]:
         sentences.append(
-            f"In the merged model, the weights that pruning had set to zero ({100 * before:.0f} % in linear layers) "
+            f"In the merged model, the weights that pruning had set to zero ({100 * before:.0f}% in linear layers) "
             f"were set to zero again, {differs}"
         )
     elif before > MIN_PRUNED_SHARE:
         sentences.append(
-            f"In linear layers, {100 * before:.0f} % of the base's weights are zero, but only {100 * after:.0f} % of "
+            f"In linear layers, {100 * before:.0f}% of the base's weights are zero, but only {100 * after:.0f}% of "
             "the merged model's, because merging fills zeros. --keep-sparsity sets these weights to zero again."
         )
     return sentences

@@ -90,8 +90,8 @@ class Deviation:
             rise, most = after / before - 1, looseness * PERPLEXITY
             if not rise <= most and (self.least_rise is None or not self.least_rise <= most):
                 found.append(
-                    f"the perplexity of reference answers rose from {before:.2f} to {after:.2f}, by {100 * rise:.1f} % "
-                    f"(allowed: {100 * most:g} %)"
+                    f"the perplexity of reference answers rose from {before:.2f} to {after:.2f}, by {100 * rise:.1f}% "
+                    f"(allowed: {100 * most:g}%)"
                 )
         if self.accuracy and self.changed and self.agreement is not None:
             was, now = self.accuracy
@@ -102,12 +102,12 @@ class Deviation:
                 )
             least = 1 - looseness * (1 - AGREEMENT)
             if self.agreement < least:
-                same = f"{100 * self.agreement:.0f} % of the decisions are the same"
-                found.append(f"only {same} (at least {100 * least:g} % required)")
+                same = f"{100 * self.agreement:.0f}% of the decisions are the same"
+                found.append(f"only {same} (at least {100 * least:g}% required)")
         if not its <= own * (1 + MAX_PERPLEXITY_RISE):
             found.append(
                 f"under the original model, the exported model's answers have a perplexity of {its:.2f}, and the "
-                f"original's own answers {own:.2f} (allowed: {100 * MAX_PERPLEXITY_RISE:g} % more)"
+                f"original's own answers {own:.2f} (allowed: {100 * MAX_PERPLEXITY_RISE:g}% more)"
             )
         return found
 
@@ -123,10 +123,10 @@ class Deviation:
         parts = []
         if self.perplexity:
             before, after = self.perplexity
-            parts.append(f"perplexity {before:.2f} -> {after:.2f} ({100 * (after / before - 1):+.1f} %)")
+            parts.append(f"perplexity {before:.2f} -> {after:.2f} ({100 * (after / before - 1):+.1f}%)")
         if self.accuracy and self.agreement is not None:
             parts.append(f"accuracy {self.accuracy[0]:.1f} -> {self.accuracy[1]:.1f}")
-            parts.append(f"{100 * self.agreement:.0f} % of the decisions the same")
+            parts.append(f"{100 * self.agreement:.0f}% of the decisions the same")
         questions = f"{self.items} question{'s' if self.items > 1 else ''}"
         return (
             f"On {questions}{f' from {self.origin}' if self.origin else ''}: {', '.join(parts)}; perplexity of "
@@ -277,14 +277,14 @@ class ClaimDeviation:
             )
         if self.agreement < least:
             found.append(
-                f"only {100 * self.agreement:.0f} % of the verdicts on claims are the same (at least {100 * least:g} % "
+                f"only {100 * self.agreement:.0f}% of the verdicts on claims are the same (at least {100 * least:g}% "
                 "required)"
             )
         return found
 
     def __str__(self) -> str:
         return (
-            f"On {self.items} claims: {100 * self.agreement:.0f} % of the verdicts the same; mean difference in the "
+            f"On {self.items} claims: {100 * self.agreement:.0f}% of the verdicts the same; mean difference in the "
             f"probability of support {self.difference:.3f}; largest difference in a label's probability "
             f"{self.largest:.3f}."
         )

@@ -77,7 +77,7 @@ def measured(report: dict[str, Any]) -> list[str]:
     """Return a card's paragraphs with the metrics of the base and the tuned model."""
     leaks = described(report["leakage"]) if report.get("leakage") else []
     loud = f"**Leakage: not all test questions behind the metrics below were unseen.** {' '.join(leaks)}"
-    table = ["| metric | base | tuned | 95 % interval |", "|---|---|---|---|"]
+    table = ["| metric | base | tuned | 95% interval |", "|---|---|---|---|"]
     for name, row in report["comparison"].items():
         low, high = row["ci95"]
         figures = f"{report['base'][name]:.3f} | {report['tuned'][name]:.3f} | {low:+.3f} to {high:+.3f}"

@@ -32,7 +32,7 @@ class Row:
     """True if the value got worse, significantly or not"""
     base_interval: str = ""
     tuned_interval: str = ""
-    """The 95 % interval of each model's value; empty if there is none"""
+    """The 95% interval of each model's value; empty if there is none"""
     delta: str = "–"
     interval: str = "–"
     p: str = "–"

@@ -67,7 +67,7 @@ def lines(result: CheckResult) -> Iterator[str]:
     yield f"{'signal':<15}{'state':<9}{'evidence':<22}description"
     for name, row in signals(monitor).items():
         share = evidence_share(row["statistic"], row["threshold"])
-        yield f"{name:<15}{row['state']:<9}{'█' * round(10 * share):<11}{100 * share:>4.0f} %     {row['title']}"
+        yield f"{name:<15}{row['state']:<9}{'█' * round(10 * share):<11}{100 * share:>4.0f}%     {row['title']}"
     for alert in monitor.alerts():
         yield ""
         yield f"ALERT {alert.signal}, {alert.severity} ({alert.effect_name} {alert.effect:+.2f}): {alert.message}"
@@ -77,7 +77,7 @@ def lines(result: CheckResult) -> Iterator[str]:
         for example in alert.evidence.get("examples", [])[:3]:
             yield f"  {example['id']}: {example['question'] or '(text not stored)'}"
         for group in alert.evidence.get("groups", [])[:3] if alert.signal in ("novelty", "topics", "meaning") else []:
-            yield f"  new: {group['questions']} questions ({100 * group['share']:.0f} %) in the group: {group['name']}"
+            yield f"  new: {group['questions']} questions ({100 * group['share']:.0f}%) in the group: {group['name']}"
     closed = [alert for alert in monitor.all_alerts if not alert.is_open]
     if closed:
         yield ""

@@ -163,7 +163,7 @@ def change_sentence(alert: Alert) -> str:
         )
     if signal.kind == "category":
         named = f" of {alert.what!r}" if alert.what else ""
-        return f"{signal.title}: the share{named} went from {100 * alert.before:.1f} % to {100 * alert.after:.1f} %."
+        return f"{signal.title}: the share{named} went from {100 * alert.before:.1f}% to {100 * alert.after:.1f}%."
     named = f" ({alert.what})" if alert.what else ""
     word = signal.rise_word if alert.effect > 0 else signal.fall_word
     if alert.effect > 0 and alert.after <= alert.before:

@@ -421,4 +421,4 @@ def _release(registry: Registry, version: Version, before: str, options: Options
         registry.promote(id, why)
         return [f"{id} {why} and is now served."]
     registry.start_canary(id, options.percent, why)
-    return [f"{id} {why} and is a canary in {options.percent:g} % of the conversations."]
+    return [f"{id} {why} and is a canary in {options.percent:g}% of the conversations."]

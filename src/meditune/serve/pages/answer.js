@@ -116,7 +116,7 @@ function decision({ answer, probabilities, calibrated }) {
   const best = Math.round(100 * Math.max(...Object.values(probabilities)));
   const label = answer ? LABELS[answer] : "The model isn't sure enough to answer yes or no";
   const how = calibrated ? "" : ", not calibrated";
-  return el("p", { class: "decision" }, el("strong", {}, label), answer ? el("span", { class: "small" }, `${best} % sure${how}`) : null);
+  return el("p", { class: "decision" }, el("strong", {}, label), answer ? el("span", { class: "small" }, `${best}% sure${how}`) : null);
 }
 
 function leftOut(sentences) {

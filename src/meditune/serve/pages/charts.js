@@ -45,7 +45,7 @@ export function plain(value) {
 }
 
 export function percent(value) {
-  return value === null || value === undefined ? "–" : `${(100 * value).toFixed(value < 0.1 && value > 0 ? 1 : 0)} %`;
+  return value === null || value === undefined ? "–" : `${(100 * value).toFixed(value < 0.1 && value > 0 ? 1 : 0)}%`;
 }
 
 function bars(series, count, top) {
