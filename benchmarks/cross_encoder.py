@@ -31,7 +31,7 @@ from meditune.retrieve.query_understanding import build_query, row_filter
 from meditune.retrieve.topics import key, read
 
 EVALUATED = 300
-"""The first of MedQuAD's rambling questions, which the retrieval benchmark measures"""
+"""The number of MedQuAD's rambling questions that the retrieval benchmark measures"""
 SOURCES = ("medquad", "medquad-judged")
 MAX_TOKENS = 256
 SEED = 17
@@ -51,8 +51,8 @@ def groups(data: Path, index: Index, task: sets.Task, count: int) -> Iterator[Gr
     for question, (exact, alike) in fitting.questions(data, task.passages, index.opened.reranker).items():
         yield from _group(index, task, question, exact | alike)
     everything = sets.rambling(task.passages, EVALUATED + count).questions
-    measured = {key(read(each.summary).topic) for each in everything[:EVALUATED]}
-    for each in everything[EVALUATED:]:
+    measured = {key(read(each.summary).topic) for each in sets.rambling(task.passages, EVALUATED).questions}
+    for each in everything:
         if key(read(each.summary).topic) not in measured:
             yield from _group(index, task, each.wording, set(each.relevant))
 

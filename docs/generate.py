@@ -49,7 +49,7 @@ names the statuses of the errors that it can return.
 
 RECIPES_INTRO = """# Recipes
 
-A recipe is a YAML file that describes a whole run. All options except `name` have defaults, so a recipe contains only
+A recipe is a YAML file that describes a whole run. All options except names have defaults, so a recipe contains only
 its name and the options that it changes:
 
 ```yaml

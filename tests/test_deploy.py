@@ -98,6 +98,15 @@ def test_the_container_installs_nothing_without_a_hash_and_its_base_can_be_pinne
         assert made["services"][name]["image"].startswith(f"${{{name.upper()}_IMAGE:-")
 
 
+def test_the_code_that_fetches_models_while_the_image_is_built_uses_what_exists():
+    text = (DEPLOY / "Containerfile").read_text(encoding="utf-8")
+    (code,) = re.findall(r'python -c \\\n\s*"(.+)"', text)
+    (line, call) = code.split("; ")
+    found = {}
+    exec(line, found)
+    assert callable(found[call.removesuffix("()")])
+
+
 def test_what_is_sent_to_the_builder_is_what_the_image_is_built_from():
     lines = (DEPLOY.parent / ".dockerignore").read_text(encoding="utf-8").splitlines()
     assert next(line for line in lines if line and not line.startswith("#")) == "*"

@@ -83,9 +83,29 @@ def test_what_cannot_rank_is_refused(tmp_path: Path) -> None:
         CrossEncoder(str(tmp_path / "three"))
     with pytest.raises(ModelError, match=r"(?s)neither an existing folder nor a hub id.*1. online"):
         CrossEncoder(str(tmp_path / "missing" / "model"))
+    with pytest.raises(ModelError, match=r"no weights for classifier.bias.*An embedding model can't be used"):
+        CrossEncoder(str(tiny.sentence_model(tmp_path / "headless")))
     (tmp_path / "three" / "model.safetensors").unlink()
     with pytest.raises(ModelError, match="copy the model's folder"):
         CrossEncoder(str(tmp_path / "three"))
+
+
+def test_scores_that_are_not_finite_are_an_error(tmp_path: Path) -> None:
+    model = tiny.classifier(tmp_path / "broken", ["relevance"], WORDS)
+    with torch.no_grad():
+        model.classifier.bias.fill_(torch.nan)
+    model.save_pretrained(tmp_path / "broken")
+    with pytest.raises(ModelError, match="broken gives scores that aren't finite"):
+        CrossEncoder(str(tmp_path / "broken")).scores(QUESTION, ["Steroids help."])
+
+
+def test_an_assistants_limit_of_distance_does_not_depend_on_it(library: Path, tmp_path: Path) -> None:
+    tiny.classifier(tmp_path / "cross", ["relevance"], WORDS)
+    plain = Index.open(library, corpus.TINY).search(QUESTION, 1)
+    for k in (1, 3):
+        found = Index.open(library, corpus.TINY, str(tmp_path / "cross")).search(QUESTION, k)
+        assert found.nearest == max(hit.meaning for hit in Index.open(library, corpus.TINY).search(QUESTION, k).hits)
+    assert plain.nearest == plain.hits[0].meaning
 
 
 def test_commands_take_it_by_name(library: Path, tmp_path: Path, monkeypatch) -> None:

@@ -396,8 +396,7 @@ class Assistant:
             least = MIN_COSINE.get(encoder.space, -1.0)
             if encoder.space not in MIN_COSINE:
                 remarks.append(UNMEASURED.format(encoder.name))
-        # A passage without a cosine wasn't found by vector search, so it is further away than the passages with one.
-        nearest = max((hit.meaning for hit in searched.hits if hit.meaning is not None), default=-1.0)
+        nearest = -1.0 if searched.nearest is None else searched.nearest
         refusal = NOTHING_FOUND if not packing.passages else TOO_FAR if nearest < least else ""
         return Retrieved(packing.passages, refusal, tuple(remarks))
 
@@ -498,7 +497,7 @@ def open_index(index: str, cross_encoder: str | None = None) -> Index:
     Loading torch takes seconds and half a gigabyte of memory. Raises DataError if the index can't be opened.
     """
     own = read_manifest(index_storage(index)).embedding["name"]
-    light = own == DEFAULT and "torch" not in sys.modules and find_spec("onnxruntime")
+    light = own == DEFAULT and not cross_encoder and "torch" not in sys.modules and find_spec("onnxruntime")
     return Index.open(index, INT8 if light else None, cross_encoder)
 
 

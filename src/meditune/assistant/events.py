@@ -49,7 +49,7 @@ class Source(_Documented):
     """The source's name in the index, such as medquad."""
     text: str
     meaning: float | None
-    """The cosine similarity of question and passage; null if the vector search didn't find the passage."""
+    """The cosine similarity of question and passage; null if the passage wasn't compared by vectors."""
     restricted: bool = False
     """True if the text (for example, text of MIMIC-III) must not be sent to an API."""
 

@@ -183,7 +183,8 @@ def update(
 ) -> None:
     """Update an index: embed new and changed passages of its sources.
 
-    Options such as --source select sources of the index or add new ones.
+    The sources of the index are read again, and passages that are no longer in them are removed. Options such as
+    --source select some of these sources or add new ones.
     """
     from meditune.models.sentence_encoder import load_encoder
     from meditune.retrieve.build_index import update as update_index

@@ -7,7 +7,9 @@ model without custom code from the model's folder.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +24,17 @@ MAX_TOKENS = 512  # Of a question with its passage; the usual limit of published
 
 
 class CrossEncoder:
-    """A cross-encoder that is loaded by its folder or hub id."""
+    """A cross-encoder that is loaded by its folder or hub id. Several threads can use it; they take turns."""
 
     def __init__(self, name: str) -> None:
         """Raise ModelError, with advice on getting a model, if the model can't be used."""
         # Imported here because a server without a cross-encoder runs without torch.
+        import torch
+
         from meditune.models.load import device, loading, source
         from meditune.models.quiet_libraries import no_telemetry
 
+        refuse_without_torch()
         folder = Path(name).expanduser()
         place = str(folder) if folder.is_dir() else name
         if not folder.is_dir() and not is_hub_id(name):
@@ -39,8 +44,17 @@ class CrossEncoder:
 
         with loading(f"--cross-encoder {name}", place, _advice(name)):
             self._tokenizer = AutoTokenizer.from_pretrained(**source(place), trust_remote_code=False)
-            model = AutoModelForSequenceClassification.from_pretrained(
-                **source(place), use_safetensors=True, trust_remote_code=False
+            model, found = AutoModelForSequenceClassification.from_pretrained(
+                **source(place),
+                use_safetensors=True,
+                trust_remote_code=False,
+                dtype=torch.float32,
+                output_loading_info=True,
+            )
+        if missing := sorted(found["missing_keys"]):
+            raise ModelError(
+                f"--cross-encoder {name}: the model has no weights for {', '.join(missing[:3])}, so it isn't a "
+                f"sequence classifier. (An embedding model can't be used as a cross-encoder.)\n{_advice(name)}"
             )
         if model.config.num_labels > 2:
             labels = ", ".join(map(str, model.config.id2label.values()))
@@ -48,7 +62,8 @@ class CrossEncoder:
                 f"--cross-encoder {name}: the model has {model.config.num_labels} labels ({labels}). A cross-encoder "
                 "for search has one label, or two: not relevant, relevant."
             )
-        self.name = name
+        self.name = folder.resolve().name if folder.is_dir() else name
+        self._lock = threading.Lock()
         self._model: Any = model.to(device()).eval()
         # RoBERTa doesn't use its first two positions, so it reads two tokens fewer.
         places = getattr(model.config, "max_position_embeddings", MAX_TOKENS + 2) or MAX_TOKENS + 2
@@ -57,7 +72,8 @@ class CrossEncoder:
     def scores(self, question: str, passages: Sequence[str]) -> NDArray[np.float32]:
         """Return the score of each of the n passages, shape (n,); higher is better.
 
-        If a question and its passage are too long together, the longer of the two is cut.
+        If a question and its passage are too long together, the longer of the two is cut. Raises ModelError if a score
+        isn't finite.
         """
         import torch
 
@@ -74,10 +90,20 @@ class CrossEncoder:
                 padding=True,
                 return_tensors="pt",
             )
-            with torch.inference_mode():
+            with self._lock, torch.inference_mode():
                 logits = self._model(**rows.to(self._model.device)).logits.float().cpu().numpy()
             found[places] = logits[:, -1] - (logits[:, 0] if logits.shape[1] == 2 else 0)
+        if not np.isfinite(found).all():
+            raise ModelError(f"The cross-encoder {self.name} gives scores that aren't finite. Use another one.")
         return found
+
+
+def refuse_without_torch() -> None:
+    """Raise ModelError if torch or transformers isn't installed."""
+    if not (find_spec("torch") and find_spec("transformers")):
+        raise ModelError(
+            "--cross-encoder needs torch and transformers. Install them with: pip install torch transformers"
+        )
 
 
 def _advice(name: str) -> str:

@@ -222,6 +222,8 @@ class SearchResult:
 
     hits: tuple[Hit, ...]
     remarks: tuple[str, ...] = ()  # Remarks for the user, for example that the question was truncated
+    nearest: float | None = None
+    """The highest cosine among the `k` best passages; a cross-encoder doesn't change it"""
 
 
 @dataclass(frozen=True)
@@ -269,11 +271,11 @@ def search(
     where = row_filter(opened.sources, sources, since, until)
     if mode == "hybrid":
         compared = compare(opened, query, k, where, per_document)
-        ranked = _reranked(opened, compared)
+        first = ranked = _reranked(opened, compared)
         if opened.cross_encoder:
             ranked = _cross_encoded(opened.cross_encoder, query, compared, ranked)
     else:
-        ranked = _fused(opened, encoder, query.text, k, where, mode, per_document)
+        first = ranked = _fused(opened, encoder, query.text, k, where, mode, per_document)
     with storage.readable(opened.store):
         ids = ranked.ids[:k]
         if diversity:
@@ -286,7 +288,9 @@ def search(
         Hit(passage, ranked.scores[row], ranked.words.get(row), ranked.meaning.get(row))
         for row, passage in zip(ids, passages, strict=True)
     )
-    return SearchResult(tuple(hits), query.remarks)
+    cosines = (first.meaning.get(row) for row in first.ids[:k])
+    nearest = max((cosine for cosine in cosines if cosine is not None), default=None)
+    return SearchResult(tuple(hits), query.remarks, nearest)
 
 
 @dataclass(frozen=True)

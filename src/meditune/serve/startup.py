@@ -22,6 +22,7 @@ from meditune.models.catalogue import SENTENCE_MODEL_INT8
 from meditune.models.sentence_encoder import onnx_sentence_model
 from meditune.prompts import load_format
 from meditune.retrieve.citations import Judge
+from meditune.retrieve.cross_encoder import refuse_without_torch
 from meditune.retrieve.index import Index
 from meditune.serve.auth import Authenticator
 from meditune.serve.chat_prompts import ChatPrompts
@@ -81,6 +82,8 @@ def open_service(options: ServerOptions, settings: Settings, store: StoreLocatio
         raise DataError("--judge checks answers against the passages of an index, so it needs --index.")
     if options.cross_encoder and not options.index:
         raise DataError("--cross-encoder scores the passages of an index, so it needs --index.")
+    if options.cross_encoder:
+        refuse_without_torch()
     base, metrics = open_store(store), Metrics()
     place = Path(options.model).expanduser()
 

@@ -161,7 +161,7 @@ def _caveat(report: dict[str, Any], compared: list[Row]) -> str:
         first, _, decision = baseline["name"].lower().partition(" ")
         if first == "always" and accuracy is not None and accuracy < baseline.get("accuracy", 0.0):
             parts.append(
-                f"the tuned model's accuracy is below the {text.number(baseline['accuracy'], 1)}\u00a0% that a "
+                f"the tuned model's accuracy is below the {text.number(baseline['accuracy'], 1)}% that a "
                 f"constant answer of “{decision}” would score"
             )
     if "training" in report and all(row.metric.name != "general_perplexity" for row in compared):

@@ -67,7 +67,7 @@ def lines(result: CheckResult) -> Iterator[str]:
     yield f"{'signal':<15}{'state':<9}{'evidence':<22}description"
     for name, row in signals(monitor).items():
         share = evidence_share(row["statistic"], row["threshold"])
-        yield f"{name:<15}{row['state']:<9}{'█' * round(10 * share):<11}{100 * share:>4.0f}%     {row['title']}"
+        yield f"{name:<15}{row['state']:<9}{'█' * round(10 * share):<11}{100 * share:>4.0f}%      {row['title']}"
     for alert in monitor.alerts():
         yield ""
         yield f"ALERT {alert.signal}, {alert.severity} ({alert.effect_name} {alert.effect:+.2f}): {alert.message}"
