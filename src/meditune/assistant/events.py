@@ -141,7 +141,7 @@ class Answer(_Event):
     limits: str = ""
     """A note on the limits of all answers. Show this text to the reader."""
     safety: dict[str, str] = field(default_factory=dict)
-    """The result of triage: `action` and `kind`."""
+    """The result of safety triage: `action` and `kind`."""
     versions: dict[str, str] = field(default_factory=dict)
     """The versions of Meditune, the model and the index."""
     tokens: dict[str, int] = field(default_factory=dict)

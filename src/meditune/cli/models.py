@@ -36,7 +36,7 @@ def merge(
     output: Annotated[Path, Option("--output", "-o", help="Folder of the merged model.")],
     keep_sparsity: Annotated[bool, Option("--keep-sparsity", help="Keep the zeros of a pruned base model.")] = False,
 ) -> None:
-    """Merge an adapter into its base model. The merged model has full precision and can be loaded without PEFT."""
+    """Merge an adapter into its base model. The merged model isn't quantized, and can be loaded without PEFT."""
     from meditune.export import merged
 
     print_lines(merged.remarks(merged.merge(model, output, keep_sparsity)))
@@ -170,8 +170,8 @@ def export(
 ) -> None:
     """Export a model for other programs, and verify the result.
 
-    The command fails if the exported model's outputs differ from the original's by more than a tolerance, or if it
-    splits prompts into other tokens than in training.
+    The command fails if the outputs of the exported model differ from those of the original model by more than a
+    tolerance, or if the exported model splits prompts into tokens that differ from those in training.
     """
     from meditune.engines.exported_model import EXPORTS
     from meditune.errors import ModelError

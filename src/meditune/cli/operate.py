@@ -44,7 +44,7 @@ StateFile = Annotated[
     Path | None,
     Option(
         "--state",
-        help="File that stores where the next check begins; for a store, a file beside the reference by default.",
+        help="File that stores where the next check begins; with a store, the default is a file beside the reference.",
     ),
 ]
 

@@ -129,8 +129,8 @@ def retrain(
         Texts,
         Option(
             metavar="KEY|all",
-            help="Besides experts' corrections, use the corrections made with the API key of this id; all: use all "
-            "corrections. Repeatable.",
+            help="Besides experts' corrections, use the corrections made with the API key that has this id; all: use "
+            "all corrections. Repeatable.",
         ),
     ] = None,
     labels: Annotated[

@@ -51,7 +51,8 @@ JudgeRun = Annotated[
 EngineName = Annotated[
     str,
     Option(
-        help="openvino, llamacpp, transformers, onnx, vllm, or auto (the run's fastest export, which is measured once)."
+        help="openvino, llamacpp, transformers, onnx, vllm, or auto (the run's fastest export; Meditune measures the "
+        "speeds of the exports only once)."
     ),
 ]
 EngineUrl = Annotated[Text, Option(help="With --engine vllm: address of the vLLM server, including /v1.")]

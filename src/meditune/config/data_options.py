@@ -233,8 +233,8 @@ class DataSpec(Spec):
     """File of people's decisions about rows, written by `meditune annotate import`. The decisions never change test
     items."""
     fallback_to_sample: bool = False
-    """If a source is unavailable, use Meditune's synthetic sample instead of all sources. This is off if a source has a
-    path or data.fold is set."""
+    """If a source is unavailable, use Meditune's synthetic sample instead of all sources. If a source has a path, or if
+    data.fold is set, this key has no effect."""
     phi: PhiSpec = Field(default_factory=PhiSpec, description="Identifiers of patients in the data.")
 
     @property

@@ -58,7 +58,7 @@ class EvaluateSpec(Spec):
     answers: int | None = Field(200, ge=1, description="Number of long answers to score (a fixed sample); null: all.")
     max_new_tokens: int = Field(96, ge=1, description="Maximum length of a generated answer in tokens.")
     no_repeat: int | None = Field(None, ge=2)
-    """Length of token sequences that a generated answer never contains twice; null: no limit."""
+    """Length of token sequences that a generated answer never contains twice; null: off."""
     general_tokens: int = Field(20_000, ge=0)
     """Number of WikiText-2 tokens for measuring forgetting; 0: off."""
     technical_tokens: int = Field(0, ge=0)
@@ -78,7 +78,7 @@ class EvaluateSpec(Spec):
     """Also generate decisions as text, and take the first yes, no or maybe in the text."""
     calibrate: Literal["none", "temperature", "batch", "prior"] = "none"
     """Calibrate decisions on the dev split: temperature scales the confidence; batch removes the model's bias towards
-    labels (Zhou et al. 2023, arXiv:2309.17249); prior is like batch, and also applies the labels' frequencies."""
+    certain labels (Zhou et al. 2023, arXiv:2309.17249); prior does the same, and also uses the labels' frequencies."""
     abstain_target: float | None = Field(None, gt=0, le=1)
     """Share of decisions that should be correct. On the dev split, Meditune determines the confidence above which this
     share of the decisions is correct. On the test split, the model abstains below this confidence. null: off."""

@@ -151,15 +151,16 @@ class TrainSpec(Spec):
     """Recompute activations to save memory. null: never on a CPU; on a GPU, only if batches would otherwise be much
     smaller than is efficient."""
     micro_batch_tokens: int | None = Field(None, ge=64)
-    """Maximum number of tokens to compute at once in training and evaluation; it changes results only by rounding.
+    """Maximum number of tokens to process at once in training and evaluation; it changes results only by rounding.
     null: 1,024 on a CPU; on a GPU, as many as are efficient and fit into the free memory."""
     compile: Literal["auto", "on", "off"] = "auto"
     """Compile the layers with torch.compile, which needs a C++ compiler. auto: only for long runs of the objective sft
     on a CPU, without dropout."""
     checkpoint_steps: int = Field(20, ge=1, description="Number of optimizer steps between checkpoints.")
     parallel: Literal["auto", "ddp", "fsdp"] = "auto"
-    """Distribution under torchrun: each process holds the whole model (ddp) or a shard of it (fsdp). auto uses fsdp
-    only if the whole model doesn't fit into the memory of a process."""
+    """Distribution under torchrun: each process holds the whole model (ddp) or a shard of it (fsdp). auto: fsdp if
+    the weights and the optimizer would take more than half of a process's memory and no option needs whole weights,
+    otherwise ddp."""
     tracker: TrackerName = "none"
     """Also log each step's metrics in the run's folder for TensorBoard, MLflow, Trackio or Weights & Biases; needs the
     tracker's package."""

@@ -512,8 +512,11 @@ class Found(ResponseBody):
 
     query: str
     outcome: Literal["found", "escalated", "declined"]
-    """found: the search ran; escalated or declined: no passages, but a notice (urgent help or a refusal)."""
-    notice: str = Field("", description="Text instead of passages (urgent help or a refusal), or a note on limits.")
+    """found: the search ran; escalated: the notice tells the reader to get urgent help; declined: the notice refuses
+    the request. If the outcome is escalated or declined, there are no passages."""
+    notice: str = ""
+    """If the query is escalated or declined, the text to show instead of passages; otherwise, for some queries, a note
+    on limits."""
     passages: list[Source] = []
     remarks: list[str] = Field([], description="Notes for the reader, such as a warning about the language.")
     limits: str = Field(LIMITS_LINE, description="A note on the limits of all answers. Show this text to the reader.")

@@ -72,7 +72,8 @@ async def complete(
 ) -> Any:
     """Return the model's continuation of each prompt. With `echo` and `logprobs`, also score the prompts.
 
-    The prompts don't go through triage, so this route requires a key with the `raw` scope.
+    The server doesn't check the prompts for emergencies or unsafe requests, so this route requires a key with the
+    `raw` scope.
     """
     service = route_request(request, caller, str(body.prompts()[0]))
     service.require_model(body.model)
@@ -438,7 +439,7 @@ def _counted(tokenizer: Any, texts: list[str]) -> list[int]:
 
 @router.get("/v1/models", responses=schema.errors(), summary="List the models")
 def models(request: Request, _: Annotated[Caller, Depends(allowed("generate"))]) -> schema.Models:
-    """Return the model that generates text and, if there is one, the model for embeddings."""
+    """Return the model that generates text and, if there is one, the embedding model."""
     service: Service = request.app.state.service
     return schema.Models(
         data=[schema.ServedModel(id=name, created=service.served.created) for name in service.models()]

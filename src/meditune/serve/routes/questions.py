@@ -144,7 +144,10 @@ class _AnswerRun:
 
 @router.post("/v1/search", responses=errors(404, 504), summary="Search the index")
 async def search(body: SearchBody, request: Request, caller: Annotated[Caller, Depends(allowed("generate"))]) -> Found:
-    """Return passages from the index, without an answer. The query goes through triage first, like a question."""
+    """Return passages from the index, without an answer.
+
+    Before the search, the server checks the query for emergencies and unsafe requests, as it does with questions.
+    """
     service = route_request(request, caller, body.query)
     if service.assistant is None or service.assistant.index is None:
         raise ApiError(404, "This server has no index to search.", "not_found")
