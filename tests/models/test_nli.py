@@ -50,6 +50,13 @@ def test_an_nli_model_gives_the_probability_of_entailment_wherever_its_label_sta
     assert all(each.spans == () for each in found)
 
 
+def test_a_run_without_a_judge_is_named_with_what_is_missing(tmp_path):
+    (tmp_path / "run" / "model").mkdir(parents=True)
+    (tmp_path / "run" / "recipe.yaml").write_text("name: claims\n", encoding="utf-8")
+    with pytest.raises(ModelError, match=r"contains no judge: .*model.claims.json is missing.*meditune run"):
+        check(str(tmp_path / "run"))
+
+
 def test_scores_depend_on_the_pair(tmp_path):
     judge(tmp_path / "nli", ["entailment", "neutral", "contradiction"])
     found = [each.score for each in load_support_model(str(tmp_path / "nli")).score(asked())]

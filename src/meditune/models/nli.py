@@ -18,6 +18,7 @@ from typing import Any
 from meditune.errors import ModelError
 from meditune.evidence.lexical_detector import Span
 from meditune.evidence.support_model import (
+    CLAIMS,
     Support,
     SupportQuestion,
     SupportScore,
@@ -62,6 +63,12 @@ def check(name: str) -> None:
     if kind == "judge":
         load_correction(model_folder(place))
         return
+    if (Path(place) / "recipe.yaml").is_file():
+        raise ModelError(
+            f"evaluate.faithfulness_model: the run {place} contains no judge: {model_folder(place) / CLAIMS} is missing. "
+            "`meditune run` writes this file after training on claims; `meditune train` alone doesn't. Repeat "
+            "the run's command with `meditune run`, or specify another model."
+        )
     from transformers import AutoConfig
 
     with loading(f"evaluate.faithfulness_model {name}", place, _download_advice(place)):
