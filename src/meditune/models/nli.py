@@ -65,7 +65,7 @@ def check(name: str) -> None:
         return
     if (Path(place) / "recipe.yaml").is_file():
         raise ModelError(
-            f"evaluate.faithfulness_model: the run {place} contains no judge: {model_folder(place) / CLAIMS} is missing. "
+            f"evaluate.faithfulness_model: {place} contains no judge: {model_folder(place) / CLAIMS} is missing. "
             "`meditune run` writes this file after training on claims; `meditune train` alone doesn't. Repeat "
             "the run's command with `meditune run`, or specify another model."
         )
