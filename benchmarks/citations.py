@@ -84,11 +84,15 @@ def main() -> None:
     parser.add_argument("--to-label", type=Path, help="file for the shown sentences, to be labelled")
     parser.add_argument("--labels", type=Path, help="which of the recorded sentences are supported")
     parser.add_argument("--at", type=float, nargs="+", default=[], help="more thresholds of the judge to compare")
+    parser.add_argument(
+        "--detector-at", type=float, nargs="+", default=[], help="thresholds of the detector to compare"
+    )
     arguments = parser.parse_args()
     if arguments.recorded:
         for line in checked_again(
-            arguments.recorded, arguments.judge, arguments.scores, arguments.to_label, arguments.labels, arguments.at
-        ):
+            arguments.recorded, arguments.judge, arguments.scores, arguments.to_label, arguments.labels, arguments.at,
+            arguments.detector_at,
+        ):  # fmt: skip
             print(line, flush=True)
         return
     if not arguments.index:
@@ -265,14 +269,17 @@ def checked_again(
     to_label: Path | None,
     labels_path: Path | None,
     at: Sequence[float] = (),
+    detector_at: Sequence[float] = (),
 ) -> Iterator[str]:
-    """Yield a table of what recorded answers show by the detector and by a judge, and write the file to label."""
+    """Yield a table of what recorded answers show by the detector, by a judge, and by both; write the file to label."""
     rows = {number: row for number, row in enumerate(read_jsonl(path)) if row["sentences"] and row["sources"]}
     if not rows:
         raise SystemExit(f"{path} has no answer with sentences and sources.")
     labels = read_labels(labels_path, rows) if labels_path else {}
     found = scored(rows, judge_name, scores)
     policies = {"detector": [[score > 0 for score in each] for each in found["detector"]]}
+    for least in detector_at:
+        policies[f"detector, threshold {least:.3f}"] = _reaching(found["detector"], least)
     if judge := found["judge"]:
         count, seconds = sum(map(len, judge["scores"])), judge["seconds"]
         yield f"{judge['name']}: {seconds / count:.2f} s a sentence, {seconds / len(rows):.2f} s an answer"
@@ -280,7 +287,11 @@ def checked_again(
             yield f"Sentences that the judge couldn't check, so that the detector's scores count: {judge['unjudged']}"
         yield ""
         for least in (judge["threshold"], *at):
-            policies[f"judge, threshold {least:.3f}"] = _reaching(judge["scores"], least)
+            policies[f"judge, threshold {least:.3f}"] = by_judge = _reaching(judge["scores"], least)
+            policies[f"detector and judge, threshold {least:.3f}"] = [
+                [one and other for one, other in zip(*pair, strict=True)]
+                for pair in zip(policies["detector"], by_judge, strict=True)
+            ]
         wanted = _answers(shown(rows, policies["detector"]))
         # With a higher threshold, fewer answers are shown.
         for least in sorted({score for each in judge["scores"] for score in each if score > 0}, reverse=True):
