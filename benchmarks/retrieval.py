@@ -290,10 +290,8 @@ def main() -> None:
     if given.cross_encoder:
         model = CrossEncoder(given.cross_encoder)
         again = Index(index.store, index.encoder, model)
-        for one, options in ((task, {"sources": OF_LIVEQA}), (sets.rambling(task.passages), {})):
-            side_by_side(
-                one, {name: searched(by, one, **options) for name, by in (("hybrid", index), (model.name, again))}
-            )
+        by = {"hybrid": index, model.name: again}
+        side_by_side(task, {name: searched(each, task, sources=OF_LIVEQA) for name, each in by.items()})
         times(task, again)
         return
     reranker = index.opened.reranker
