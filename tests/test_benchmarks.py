@@ -229,9 +229,10 @@ def test_recorded_answers_are_labelled_blind_and_compared_at_as_many_shown_answe
     lines = list(citations.checked_again(record, None, scores, sheet, None))
     assert lines[0] == "j: 1.00 s a sentence, 1.67 s an answer"
     # At the judge's own threshold, one answer is shown; the detector shows two, as the judge does from 0.5 on.
-    assert [line.split(" | ")[:3] for line in lines[-3:]] == [
+    assert [line.split(" | ")[:3] for line in lines[-4:]] == [
         ["| detector", "2 of 3", "3"],
         ["| judge, threshold 0.700", "1 of 3", "1"],
+        ["| detector and judge, threshold 0.700", "1 of 3", "1"],
         ["| judge, threshold 0.500 (as many answers as by the detector)", "2 of 3", "3"],
     ]
     rows = read_jsonl(sheet)
@@ -242,7 +243,7 @@ def test_recorded_answers_are_labelled_blind_and_compared_at_as_many_shown_answe
     for row in rows:
         row["supported"] = row["text"] != "Bananas cure colds."
     write_jsonl(sheet, rows)
-    *_, by_detector, own, equal = citations.checked_again(record, None, scores, None, sheet)
+    *_, by_detector, own, _, equal = citations.checked_again(record, None, scores, None, sheet)
     assert "| 3 | 3 | 0.0% (0.0 to " in by_detector
     assert "| 1 | 1 | 0.0%" in own
     assert "| 3 | 3 | 33.3% (" in equal

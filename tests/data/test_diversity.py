@@ -265,7 +265,7 @@ def test_a_recipes_data_are_surveyed(place, file, tmp_path):
     told = read_json(tmp_path / "out" / "diversity.json")
     assert told["splits"]["train"]["dimensions"]["question_type"]["distinct"] == 3
     assert "question type: 3 groups, effective number 3.0" in result.out
-    assert re.search(r"! maybe makes up \d+ % \(\d+ to \d+\) of \d+ decisions\. A model that never", result.out)
+    assert re.search(r"! maybe makes up \d+% \(\d+ to \d+\) of \d+ decisions\. A model that never", result.out)
     assert "! No training example has the decision no." in result.out
     assert result.last == f"Page: {tmp_path / 'out' / 'diversity.html'}"
     page = (tmp_path / "out" / "diversity.html").read_text(encoding="utf-8")
