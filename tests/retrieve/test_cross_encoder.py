@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -88,6 +89,13 @@ def test_what_cannot_rank_is_refused(tmp_path: Path) -> None:
     (tmp_path / "three" / "model.safetensors").unlink()
     with pytest.raises(ModelError, match="copy the model's folder"):
         CrossEncoder(str(tmp_path / "three"))
+
+
+def test_without_torch_it_says_what_to_install(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("meditune.retrieve.cross_encoder.find_spec", lambda _: None)
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(ModelError, match="pip install torch transformers"):
+        CrossEncoder(str(tmp_path))
 
 
 def test_scores_that_are_not_finite_are_an_error(tmp_path: Path) -> None:

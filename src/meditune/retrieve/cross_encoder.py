@@ -28,13 +28,13 @@ class CrossEncoder:
 
     def __init__(self, name: str) -> None:
         """Raise ModelError, with advice on getting a model, if the model can't be used."""
+        refuse_without_torch()
         # Imported here because a server without a cross-encoder runs without torch.
         import torch
 
         from meditune.models.load import device, loading, source
         from meditune.models.quiet_libraries import no_telemetry
 
-        refuse_without_torch()
         folder = Path(name).expanduser()
         place = str(folder) if folder.is_dir() else name
         if not folder.is_dir() and not is_hub_id(name):
