@@ -4,6 +4,7 @@
     python benchmarks/faults.py runs/quickstart --index library --faults engine-killed disk-full --users 4
     python benchmarks/faults.py runs/quickstart --index library --faults index-replaced --rebuild --source medquad
     python benchmarks/faults.py runs/quickstart --index library --faults version-promoted --postgresql
+    python benchmarks/faults.py runs/quickstart --index library --faults server-killed --servers 2
 
 For each fault, a server starts with an empty store that keeps texts (`--keep-text`), so each reply with status 200
 confirms that the answer is stored. Each user asks the questions of RUN/data/test.jsonl one after the other, a third of
@@ -14,7 +15,9 @@ feedback are looked up in the store after the server has ended. `Normal again` i
 first correct answer to a question asked after the injection, or after the last request that failed. The server's log
 goes to --logs. A disk that is full is a small tmpfs, or without the right to mount one, a limit on the size of the
 server's files (RLIMIT_FSIZE). PostgreSQL (stopped, or with --postgresql the store of every fault) needs its programs
-(initdb) and the package psycopg. The faults of a registry serve RUN as two versions of a registry.
+(initdb) and the package psycopg. The faults of a registry serve RUN as two versions of a registry. With `--servers 2`,
+HAProxy distributes the requests to two servers, as deploy/haproxy.cfg says; a fault of a server or an engine hits the
+first server.
 """
 
 from __future__ import annotations
@@ -195,16 +198,38 @@ class Trial:
     store: str = ""
     note: str = ""
     """What the fault has to add to its description"""
+    ports: list[int] = field(default_factory=lambda: [0])
+    """The servers' ports; 0 selects a free port"""
     server: Served = field(init=False)
+    """The first server, which the fault hits"""
     _running: ExitStack = field(default_factory=ExitStack)
+    _others: ExitStack = field(default_factory=ExitStack)
+    """The other server and the proxy"""
+
+    def start_all(self) -> None:
+        """Start the servers, and with several servers, the proxy in front of them."""
+        if self.options.servers == 1:
+            self.start()
+            return
+        self.ports = [servers.free_port() for _ in range(self.options.servers)]
+        self.start()
+        for port in self.ports[1:]:
+            self._serve(self._others, port)
+        self.users.address = self._others.enter_context(servers.haproxy(self.ports))
 
     def start(self) -> None:
-        """Start a server on the store."""
+        """Start the first server on the store."""
+        self.server = self._serve(self._running, self.ports[0])
+        if self.options.servers == 1:
+            self.users.address = self.server.address
+
+    def _serve(self, running: ExitStack, port: int) -> Served:
         index = self.folder / "index"
         words = ["--index", index, "--store", self.store, "--keep-text", "--engine", self.options.engine]
+        if self.options.servers > 1:
+            words += ["--proxy", "127.0.0.1", "--allow-anonymous"]
         model = str(self.registry) if self.registry.is_dir() else self.options.model
-        self.server = self._running.enter_context(servers.meditune(model, *words, log=self.log))
-        self.users.address = self.server.address
+        return running.enter_context(servers.meditune(model, *words, "--port", port, log=self.log))
 
     @property
     def registry(self) -> Path:
@@ -228,8 +253,13 @@ class Trial:
         self.note = f"{self.note}, {waited}" if self.note else waited
 
     def stop(self) -> None:
-        """Stop the server as its supervisor would (SIGTERM)."""
+        """Stop the first server as its supervisor would (SIGTERM)."""
         self._running.close()
+
+    def stop_all(self) -> None:
+        """Stop the proxy and all servers."""
+        self.stop()
+        self._others.close()
 
     def engine(self) -> psutil.Process:
         """Return the engine's process."""
@@ -437,12 +467,14 @@ def main() -> None:
     parser.add_argument("--questions", type=int, default=30)
     parser.add_argument("--engine", default="auto")
     parser.add_argument("--postgresql", action="store_true", help="the store is a PostgreSQL database")
+    parser.add_argument("--servers", type=int, default=1, choices=[1, 2], help="2: on PostgreSQL, behind HAProxy")
     parser.add_argument("--idle", type=int, default=IDLE, help="idle connections")
     parser.add_argument("--before", type=float, default=8, help="seconds of load before the fault")
     parser.add_argument("--after", type=float, default=15, help="seconds of load after the fault")
     parser.add_argument("--logs", type=Path, default=Path("faults-logs"))
     parser.add_argument("--rebuild", nargs=argparse.REMAINDER, default=["--source", "pubmedqa"], help="for the index")
     options = parser.parse_args()
+    options.postgresql |= options.servers > 1
     options.logs.mkdir(parents=True, exist_ok=True)
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
@@ -476,7 +508,7 @@ def injected(name: str, options: Any, expected: dict[str, dict[str, Any]]) -> st
         if name in OF_A_REGISTRY:
             trial.change("add", options.model)
             trial.change("add", options.model)
-        trial.start()
+        trial.start_all()
         people = [threading.Thread(target=users.ask, args=(user,)) for user in range(options.users)]
         try:
             for each in people:
@@ -490,7 +522,7 @@ def injected(name: str, options: Any, expected: dict[str, dict[str, Any]]) -> st
             users.ended.set()
             for each in people:
                 each.join()
-            trial.stop()
+            trial.stop_all()
         kept = {each["id"]: each["feedback"] for each in Answers(open_store(trial.store)).exported()}
     return row(f"{(FAULTS[name].__doc__ or '')} ({held:.0f} s; {trial.note})".replace("; )", ")"), users, kept, at)
 

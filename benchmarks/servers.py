@@ -1,8 +1,9 @@
-"""Servers as separate processes, for the other benchmarks: Meditune's, llama.cpp's and transformers' own."""
+"""Servers as separate processes, for the other benchmarks: Meditune's, llama.cpp's, transformers' own and HAProxy."""
 
 from __future__ import annotations
 
 import json
+import os
 import re
 import socket
 import subprocess
@@ -84,7 +85,7 @@ def llama_cpp(file: Path, tokens: int, at_once: int) -> Iterator[Served]:
 @contextmanager
 def transformers(folder: Path, *words: str) -> Iterator[Served]:
     """Run `transformers serve` on a model's folder."""
-    port = _free_port()
+    port = free_port()
     command = [str(Path(sys.executable).with_name("transformers")), "serve", str(folder), "--port", str(port), *words]
     with _started(command) as (process, begun):
         address = f"http://localhost:{port}/"
@@ -93,6 +94,26 @@ def transformers(folder: Path, *words: str) -> Iterator[Served]:
                 raise RuntimeError("`transformers serve` didn't start")
             time.sleep(0.2)
         yield Served(psutil.Process(process.pid), address, str(folder), time.monotonic() - begun)
+
+
+@contextmanager
+def haproxy(ports: Sequence[int]) -> Iterator[str]:
+    """Run HAProxy with deploy/haproxy.cfg in front of two servers on this machine; yield its address."""
+    place = f"127.0.0.1:{free_port()}"
+    addresses = {f"SERVER_{number}": f"127.0.0.1:{port}" for number, port in enumerate(ports, start=1)}
+    settings = Path(__file__).parents[1] / "deploy" / "haproxy.cfg"
+    command = ["haproxy", "-db", "-f", str(settings)]
+    process = subprocess.Popen(command, env={**os.environ, **addresses, "LISTEN": place})
+    try:
+        begun = time.monotonic()
+        while not _healthy(f"http://{place}/readyz"):
+            if process.poll() is not None or time.monotonic() - begun > READY_S:
+                raise RuntimeError("HAProxy didn't start")
+            time.sleep(0.1)
+        yield f"http://{place}/"
+    finally:
+        process.terminate()
+        process.wait()
 
 
 def streamed(line: str) -> dict[str, Any] | None:
@@ -139,7 +160,8 @@ def _healthy(address: str) -> bool:
         return False
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """Return a port that no program uses now."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         port: int = taken.getsockname()[1]

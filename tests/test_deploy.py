@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+import jsonpatch
 import pytest
 import typer.main
 import yaml
@@ -133,6 +134,55 @@ def test_the_manifests_hold_to_kubernetes_own_schema():
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("passed") == 4
+
+
+def patched():
+    """The manifests of kubernetes.yaml after the patches of kustomization.yaml."""
+    (wanted,) = documents("kustomization.yaml")
+    made = [each for name in wanted["resources"] for each in documents(name)]
+    for each in wanted["patches"]:
+        patch = yaml.safe_load(each["patch"])
+        if isinstance(patch, dict):
+            assert patch.pop("$patch") == "delete"
+            (found,) = [one for one in made if one["kind"] == patch["kind"] and one["metadata"] == patch["metadata"]]
+            made.remove(found)
+            continue
+        target = each["target"]
+        (place,) = [n for n, one in enumerate(made) if (one["kind"], one["metadata"]["name"]) == (*target.values(),)]
+        made[place] = jsonpatch.apply_patch(made[place], patch)
+    return made
+
+
+def test_two_servers_share_a_database_and_no_volume(tmp_path):
+    made = patched()
+    file = tmp_path / "patched.yaml"
+    file.write_text(yaml.safe_dump_all(made), encoding="utf-8")
+    words = [tool("kubernetes-validate"), "--strict", "--no-warn", file]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert [each["kind"] for each in made] == ["Deployment", "Service", "NetworkPolicy"]
+    spec = made[0]["spec"]
+    pod = spec["template"]["spec"]
+    (container,) = pod["containers"]
+    assert spec["replicas"] == 2
+    assert spec["strategy"]["rollingUpdate"]["maxUnavailable"] == 0
+    assert {each["name"] for each in container["env"]} == {"MEDITUNE_STORE", "PGPASSWORD"}
+    assert {each["name"] for each in container["volumeMounts"]} == {each["name"] for each in pod["volumes"]}
+    assert "store" not in {each["name"] for each in pod["volumes"]}
+    assert 5432 in [port["port"] for rule in made[2]["spec"]["egress"] for port in rule["ports"]]
+
+
+def test_haproxy_accepts_its_configuration_and_waits_longer_than_a_server():
+    found = shutil.which("haproxy")
+    if not found:
+        pytest.skip("haproxy isn't installed: apt-get install haproxy")
+    places = {"LISTEN": "127.0.0.1:8080", "SERVER_1": "127.0.0.1:8001", "SERVER_2": "127.0.0.1:8002"}
+    command = [found, "-c", "-f", DEPLOY / "haproxy.cfg"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, **places})
+    assert done.returncode == 0, done.stdout + done.stderr
+    text = (DEPLOY / "haproxy.cfg").read_text(encoding="utf-8")
+    (seconds,) = re.findall(r"timeout server (\d+)s", text)
+    assert int(seconds) > served(["x"])["timeout"]
 
 
 @pytest.mark.parametrize(("name", "kind"), [("kubernetes.yaml", "Deployment"), ("knative.yaml", "Service")])

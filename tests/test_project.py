@@ -96,7 +96,7 @@ def _integration(folder: Path, apt: str = "exit 1", **environment: str) -> "subp
 
 
 INSTALLS = """case "$1" in install)
-    for program in chromium initdb promtool systemd-analyze g++ ps; do
+    for program in chromium initdb promtool systemd-analyze g++ ps haproxy; do
         touch "${0%/*}/$program"; chmod +x "${0%/*}/$program"
     done;;
 esac"""
@@ -129,7 +129,7 @@ def test_continuous_integration_tries_three_times_and_no_test_runs_without_a_ser
     assert done.stderr.count("--no-install-recommends postgresql\n") == 6
     assert done.stderr.count("apt-get update -qq\n") == 6
     last = done.stderr.splitlines()[-1]
-    assert "not installed and could not be: postgresql prometheus systemd g++ procps." in last
+    assert "not installed and could not be: postgresql prometheus systemd g++ procps haproxy." in last
     assert "No test was run" in last
 
 
