@@ -2,14 +2,18 @@
 
 import math
 import random
+import re
 import shutil
+import time
 from dataclasses import replace
 
 import pytest
 
 from meditune.data.example import LABELS
 from meditune.engines.evidence_judge import load_judge, load_support_model
+from meditune.errors import ModelError
 from meditune.evaluate.metrics.decision import fit_correction
+from meditune.evidence.support_model import ClaimVerdict
 from meditune.export import verify
 from meditune.export.verify import ClaimDeviation
 from meditune.files import read_json
@@ -71,7 +75,11 @@ def test_a_run_measures_claims_by_source_with_the_labels_of_each(run):
     other = [chances[row["id"]] for row in stored if row["reference"] != "supported"]
     wins = sum((a > b) + (a == b) / 2 for a in good for b in other)
     assert report["tuned"]["claim_auroc"] == pytest.approx(wins / (len(good) * len(other)))
-    assert "Claims, AUROC" in (folder / "report.html").read_text(encoding="utf-8")
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    section = page[page.index('id="claims"') :].partition("</section>")[0]
+    for source, each in by_source.items():
+        (row,) = re.findall(rf"<tr[^>]*><th[^>]*>{source}</th>(.*?)</tr>", section, re.DOTALL)
+        assert f"→ {each['claim_auroc']:.3f}" in row
 
 
 def test_the_run_is_a_judge_whose_correction_was_fitted_on_dev(run):
@@ -111,6 +119,7 @@ def test_a_judge_grades_the_answers_of_another_run(run):
     rows = read_rows(place.folder / "graded" / "predictions" / "tuned-faithfulness.jsonl")
     assert {row["by"] for row in rows} == {str(folder)}
     assert all(0 <= sentence["score"] <= 1 for row in rows for sentence in row["sentences"])
+    assert {type(sentence["contradicting"]) for row in rows for sentence in row["sentences"]} == {bool}
 
 
 def test_a_file_of_claims_without_a_task_for_them_says_how_to_train_on_it(run):
@@ -139,6 +148,42 @@ def test_citations_follow_the_judge_but_not_against_names_nor_beyond_its_time(ru
     assert found.score >= verdict.supported
     assert Citer(passages, judge, threshold=0.0).judge("In group 7, pain fell with Metazolamine.").places == ()
     assert Citer(passages, judge, seconds=0).judge(statement) == Citer(passages).judge(statement)
+
+
+class SlowOrBroken:
+    """A judge that takes its time, or fails, for every passage."""
+
+    name = "slow or broken"
+
+    def __init__(self, seconds: float, error: Exception | None = None, supported: float = 0.9) -> None:
+        self.seconds, self.error, self.supported, self.asked = seconds, error, supported, 0
+
+    def supports(self, statements, passages, wait_s):
+        self.asked += 1
+        time.sleep(min(self.seconds, wait_s))
+        if self.error:
+            raise self.error
+        return [ClaimVerdict(self.supported, 0.0, 1 - self.supported, "") for _ in statements]
+
+
+@pytest.mark.parametrize(
+    ("judge", "reasons", "asked"),
+    [
+        (SlowOrBroken(0.3, supported=0.1), {"time": 3}, 2),  # the time ends between the passages of the first sentence
+        (SlowOrBroken(0.3), {"time": 2}, 2),  # the passage that was read in time supports the first sentence
+        (SlowOrBroken(0.3, ModelError("broken")), {"failure": 2, "time": 1}, 2),
+        (SlowOrBroken(0.0, TimeoutError()), {"time": 3}, 3),
+    ],
+)
+def test_a_slow_or_failing_judge_costs_no_more_than_its_time_and_the_detector_goes_on(judge, reasons, asked):
+    passages = [packed(f"Pain fell in group 7, said report {text}.") for text in ("A", "B", "C")]
+    citer, plain = Citer(passages, judge, seconds=0.5), Citer(passages)
+    started = time.monotonic()
+    found = [citer.judge(f"{word}, pain fell in group 7.") for word in ("Then", "Later", "Finally")]
+    assert time.monotonic() - started < 1.0
+    assert citer.unjudged == reasons
+    assert judge.asked == asked
+    assert found[-1] == plain.judge("Finally, pain fell in group 7.")
 
 
 def test_an_exported_judge_says_the_same_without_torch_and_reads_shared_passages_once(run, tmp_path):

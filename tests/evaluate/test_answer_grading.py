@@ -7,6 +7,7 @@ import re
 
 import numpy as np
 import pytest
+import torch
 
 from meditune.cli.metrics_tables import print_comparison, print_worse
 from meditune.config.recipe import EvaluateSpec
@@ -105,6 +106,19 @@ def test_a_model_gives_the_scores_and_the_spans_of_the_detector_stay(tmp_path):
             s for s in same["spans"] if s["kind"] != "unsupported"
         ]
     assert predictions.faithfulness[0]["score"] != by_words.faithfulness[0]["score"]
+
+
+@pytest.mark.parametrize(("logits", "percent"), [([0.0, 0.0, 2.0], 100), ([2.0, 0.0, 0.0], 0)])
+def test_a_model_that_knows_contradictions_decides_about_them(tmp_path, logits, percent):
+    folder = tmp_path / "nli"
+    made = judge(folder, ["entailment", "neutral", "contradiction"])
+    with torch.no_grad():
+        made.classifier.weight.zero_()
+        made.classifier.bias.copy_(torch.tensor(logits))
+    made.save_pretrained(folder)
+    figures = summarize(graded(tmp_path / "run", faithfulness_model=str(folder)))
+    assert figures["contradictions"] == percent
+    assert figures["unsupported_sentences"] == percent
 
 
 def marked(count, often, kind="direction"):

@@ -9,7 +9,7 @@ import pytest
 from meditune.data.preference_pairs import corrupt
 from meditune.data.readers import pubmedqa
 from meditune.data.readers.tables import Rejects
-from meditune.evidence.lexical_detector import Sources, detect
+from meditune.evidence.lexical_detector import Sources, detect, placed
 
 TEXTS = (
     "We gave aspirin or placebo to 1,200 adults for 3 weeks. Nobody was followed for long.",
@@ -109,6 +109,19 @@ def test_sentences_lie_where_they_stand_in_the_answer():
     found = detect(answer, SOURCES).sentences
     assert [answer[each.start : each.end] for each in found] == [
         "Nobody was followed.", "Aspirin did  not lower blood pressure.",
+    ]  # fmt: skip
+
+
+def test_the_numbers_and_bullets_of_a_list_are_no_sentences():
+    claims = ["Aspirin did not lower blood pressure.", "Severe headaches increased in 30 adults."]
+    plain = detect(" ".join(claims), SOURCES)
+    for first, second in (("1. ", "2. "), ("1) ", "2) "), ("- ", "- "), ("  * ", "  * "), ("(a) ", "(b) ")):
+        answer = f"{first}{claims[0]}\n{second}{claims[1]}"
+        found = detect(answer, SOURCES)
+        assert [answer[each.start : each.end] for each in found.sentences] == claims
+        assert found.score == plain.score
+    assert [text for _, text in placed("2.5 mg helped. A. baumannii is a bacterium.\n-5 degrees")] == [
+        "2.5 mg helped.", "A. baumannii is a bacterium.", "-5 degrees",
     ]  # fmt: skip
 
 

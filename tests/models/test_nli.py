@@ -65,6 +65,32 @@ def test_scores_depend_on_the_pair(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("kind", "labels"),
+    [
+        ("", ["entailment", "neutral", "contradiction"]),
+        ("hhem:", ["LABEL_0"]),
+        ("lettucedetect:", ["supported", "hallucinated"]),
+    ],
+)
+@pytest.mark.parametrize("words", [400, 480, 2_000])
+def test_a_sentence_longer_than_the_model_reads_is_judged_in_parts(tmp_path, kind, labels, words):
+    judge(tmp_path / "judge", labels, "Token" if kind == "lettucedetect:" else "Sequence")
+    long = " ".join(["pain fell"] * (words // 2)) + "."
+    question = SupportQuestion(SOURCES, "Does it help?", long, 0, len(long))
+    (found,) = load_support_model(f"{kind}{tmp_path / 'judge'}").score([question])
+    assert 0 < found.score < 1
+    assert all(0 <= span.start < span.end <= len(long) for span in found.spans)
+
+
+def test_an_nli_model_tells_what_the_sources_refute(tmp_path, sure):
+    model = judge(tmp_path / "nli", ["entailment", "neutral", "Contradiction"])
+    sure(tmp_path / "nli", model, [0.0, 0.0, 2.0])
+    (found, _) = load_support_model(str(tmp_path / "nli")).score(asked())
+    assert found.refuted == pytest.approx(float(torch.tensor([0.0, 0.0, 2.0]).softmax(0)[2]))
+    assert found.refuted > 0.5 > found.score
+
+
+@pytest.mark.parametrize(
     ("labels", "logits", "expected"),
     [
         (["LABEL_0"], [1.0], 0.7311),
@@ -134,6 +160,21 @@ def alone(made, statement, passages):
     with torch.no_grad():
         logits = made.model.loaded.model(torch.tensor([item.prompt])).logits[0, -1, list(item.choices)]
     return logits.softmax(0).tolist()
+
+
+def test_without_a_passage_everything_is_unclear():
+    (found,) = tiny_evidence_judge().supports(["The drug helps."], ["", " "])
+    assert (found.supported, found.refuted, found.unclear, found.sentence) == (0.0, 0.0, 1.0, "")
+
+
+def test_a_busy_judge_is_not_waited_for_longer_than_wanted_and_a_failing_one_is_named():
+    made = tiny_evidence_judge()
+    with made.model._lock, pytest.raises(TimeoutError):
+        made.supports(STATEMENTS, PASSAGES, 0.05)
+    assert len(made.supports(STATEMENTS, PASSAGES, 5.0)) == len(STATEMENTS)
+    made.model.loaded.model.get_output_embeddings().weight = torch.nn.Parameter(torch.zeros(1, 3))
+    with pytest.raises(ModelError, match="The judge tiny failed"):
+        made.supports(STATEMENTS, PASSAGES)
 
 
 def test_statements_judged_together_get_the_probabilities_of_each_alone():

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Literal
 
 from meditune.assistant.events import Citation, Sentence
 from meditune.evidence.lexical_detector import placed
 from meditune.observability import span
-from meditune.retrieve.citations import Citer, Judge, stated_sentences
+from meditune.retrieve.citations import Citer, Judge, Unjudged, stated_sentences, words_of
 from meditune.retrieve.context_packing import PackedPassage
 from meditune.retrieve.prompt_injection import is_instruction
 
@@ -96,6 +97,7 @@ class SentenceChecker:
         self._no_amounts = no_amounts
         self._finished = 0
         self._checked: dict[str, Sentence] = {}
+        """The words of a sentence -> the checked sentence"""
 
     def add(self, text: str) -> Iterator[Sentence]:
         """Add the next piece of text, and yield the sentences that it completes."""
@@ -105,7 +107,7 @@ class SentenceChecker:
             self._finished += 1
             if sentence.endswith("?"):
                 continue
-            if sentence in self._checked:
+            if words_of(sentence) in self._checked:
                 self.repeats += 1
                 continue
             yield self._check(sentence)
@@ -113,20 +115,20 @@ class SentenceChecker:
     def rest(self) -> Iterator[Sentence]:
         """Yield the remaining sentences at the end of the answer, except an incomplete last sentence."""
         for sentence in stated_sentences(self.text):
-            if sentence not in self._checked:
+            if words_of(sentence) not in self._checked:
                 yield self._check(sentence)
 
     @property
-    def unjudged(self) -> int:
-        """Return the number of sentences for which the judge had no time."""
-        return self._citer.unjudged if self._citer else 0
+    def unjudged(self) -> Counter[Unjudged]:
+        """Return the numbers of sentences that the judge didn't check, by reason."""
+        return self._citer.unjudged if self._citer else Counter()
 
     def refusal(self) -> str:
         """Return why the complete answer must be withheld; empty if enough of it is supported, or without an index."""
         if self._citer is None:
             return ""
         sentences = stated_sentences(self.text)
-        supported = sum(self._checked[each].supported for each in sentences)
+        supported = sum(self._checked[words_of(each)].supported for each in sentences)
         if not sentences:
             return "The model wrote no answer."
         if supported < SUPPORTED_SHARE * len(sentences):
@@ -149,5 +151,5 @@ class SentenceChecker:
         supported = bool(citations)
         reason = withheld(text, supported, searched=self._citer is not None, no_amounts=self._no_amounts)
         sentence = Sentence(text, citations, supported, reason is None, REASONS[reason] if reason else "", score)
-        self._checked[text] = sentence
+        self._checked[words_of(text)] = sentence
         return sentence

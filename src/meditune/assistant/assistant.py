@@ -39,7 +39,7 @@ from meditune.models.catalogue import SENTENCE_MODEL
 from meditune.models.sentence_encoder import DEFAULT, INT8
 from meditune.observability import LOGGER, span
 from meditune.prompts import LIMITS_LINE, load_format
-from meditune.retrieve.citations import Judge
+from meditune.retrieve.citations import Judge, Unjudged
 from meditune.retrieve.collections import row_named
 from meditune.retrieve.context_packing import PackedPassage, chooser, grade, pack
 from meditune.retrieve.index import Index
@@ -209,7 +209,10 @@ UNMEASURED = (
     "No similarity limit was measured for the embedding model {}. Answers are withheld only if the passages don't "
     "support them, not if the passages are far from the question."
 )
-UNJUDGED = "The judge ran out of time for {} of this answer; only words were compared in that part."
+UNJUDGED: dict[Unjudged, str] = {
+    "time": "The judge ran out of time for {} of this answer; only words were compared in that part.",
+    "failure": "The judge failed for {} of this answer; only words were compared in that part.",
+}
 NO_ANSWER = "The model wrote nothing that can be shown."
 
 
@@ -264,8 +267,8 @@ class Assistant:
         self.versions = {"meditune": __version__, "engine": writer.name, "index": content, **(versions or {})}
         if index and index.cross_encoder:
             self.versions["cross_encoder"] = index.cross_encoder.name
-        if judge:
-            self.versions["judge"] = judge.name
+        if judge or index:
+            self.versions["judge"] = judge.name if judge else "lexical detector"
 
     def ask(
         self,
@@ -369,8 +372,8 @@ class Assistant:
         chunks.close()
         for sentence in checker.rest():
             yield from progress.add_sentence(sentence)
-        if checker.unjudged:
-            yield progress.add_notice(Notice("remark", UNJUDGED.format(counted(checker.unjudged, "sentence"))))
+        for reason, count in checker.unjudged.items():
+            yield progress.add_notice(Notice("remark", UNJUDGED[reason].format(counted(count, "sentence"))))
         refusal = checker.refusal()
         if refusal or not any(each.shown for each in progress.sentences):
             yield progress.refuse(refusal or NO_ANSWER)

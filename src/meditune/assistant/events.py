@@ -91,7 +91,7 @@ class Sentence(_Event):
     why: str = ""
     """The reason why the sentence isn't shown; empty if it is shown."""
     score: float = 0.0
-    """The probability that a source supports the sentence, according to the detector of unsupported sentences."""
+    """The probability that a source supports the sentence, according to the judge or, without one, the lexical detector."""
 
 
 @dataclass(frozen=True)
@@ -143,7 +143,7 @@ class Answer(_Event):
     safety: dict[str, str] = field(default_factory=dict)
     """The result of safety triage: `action` and `kind`."""
     versions: dict[str, str] = field(default_factory=dict)
-    """The versions of Meditune, the model and the index."""
+    """The versions of Meditune, the model and the index, and what checked the sentences (`judge`)."""
     tokens: dict[str, int] = field(default_factory=dict)
     """The numbers of prompt tokens and of generated tokens."""
     timings: dict[str, float] = field(default_factory=dict)

@@ -21,6 +21,7 @@ from meditune.cli.models import HERE, availability
 from meditune.config.load_recipe import load_recipe
 from meditune.data.sources import DATA_VARIABLE, SOURCES, Source, locate_source
 from meditune.data.sources import offline as data_is_offline
+from meditune.engines.open_engine import exported_at
 from meditune.errors import DataError
 from meditune.evidence.support_model import CLAIMS
 from meditune.files import cache_folder
@@ -226,7 +227,7 @@ def _judges() -> Finding:
     if not folders:
         advice = "Answers are checked by comparing words. `meditune run evidence` trains a judge that compares meaning."
         return Finding("Evidence judge", "none in runs/", advice=advice)
-    engines = ["OpenVINO" if (folder / "export" / "openvino").is_dir() else "transformers" for folder in folders]
+    engines = ["OpenVINO" if exported_at(folder, "auto", ("openvino",)) else "transformers" for folder in folders]
     shown = ", ".join(f"{folder} ({engine})" for folder, engine in zip(folders, engines, strict=True))
     return Finding("Evidence judge", shown, advice=f"To use one: meditune ask RUN --index INDEX --judge {folders[0]}")
 

@@ -15,7 +15,9 @@ from __future__ import annotations
 
 import math
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import groupby
 from pathlib import Path
 from typing import Any, Protocol
@@ -55,8 +57,13 @@ class LabelModel(Protocol):
 
     encoder: Encoder
 
-    def logits(self, claims: Sequence[tuple[Encoded, Evidence]]) -> Iterator[tuple[Encoded, list[float]]]:
-        """Yield each claim with the logits of its choices, in any order. Several threads may call this method."""
+    def logits(
+        self, claims: Sequence[tuple[Encoded, Evidence]], wait_s: float = math.inf
+    ) -> Iterator[tuple[Encoded, list[float]]]:
+        """Yield each claim with the logits of its choices, in any order. Several threads may call this method.
+
+        Raises TimeoutError if the model is busy with other claims for more than `wait_s` seconds.
+        """
 
 
 class EvidenceJudge:
@@ -69,9 +76,17 @@ class EvidenceJudge:
         self.model, self.correction, self.name = model, correction, name
         self.threshold = correction.threshold
 
-    def supports(self, statements: Sequence[str], passages: Sequence[str]) -> list[ClaimVerdict]:
-        """Return a verdict for each statement, in order. For texts longer than the prompt, see the module docstring."""
-        found = self.probabilities([(statement, tuple(passages)) for statement in statements])
+    def supports(
+        self, statements: Sequence[str], passages: Sequence[str], wait_s: float = math.inf
+    ) -> list[ClaimVerdict]:
+        """Return a verdict for each statement, in order. For texts longer than the prompt, see the module docstring.
+
+        Raises TimeoutError if the judge is busy with other claims for more than `wait_s` seconds, and ModelError if it
+        fails.
+        """
+        if not any(passage.strip() for passage in passages):
+            return [ClaimVerdict(0.0, 0.0, 1.0, "") for _ in statements]
+        found = self.probabilities([(statement, tuple(passages)) for statement in statements], wait_s)
         sources = Sources(passages)
         closest = [evidence(Sentence(statement), sources).closest_source for statement in statements]
         return [
@@ -80,14 +95,19 @@ class EvidenceJudge:
         ]
 
     def score(self, asked: Sequence[SupportQuestion]) -> Iterator[SupportScore]:
-        """Yield the probability of support for each sentence, in order."""
+        """Yield the probabilities of support and refutation for each sentence, in order."""
         for start in range(0, len(asked), BATCH_SENTENCES):
             few = asked[start : start + BATCH_SENTENCES]
             for each in self.probabilities([(question.sentence, question.sources) for question in few]):
-                yield SupportScore(each["supported"])
+                yield SupportScore(each["supported"], each["refuted"])
 
-    def probabilities(self, asked: Sequence[tuple[str, tuple[str, ...]]]) -> list[dict[str, float]]:
-        """Return the probabilities of LABELS for each statement and its passages, in order."""
+    def probabilities(
+        self, asked: Sequence[tuple[str, tuple[str, ...]]], wait_s: float = math.inf
+    ) -> list[dict[str, float]]:
+        """Return the probabilities of LABELS for each statement and its passages, in order.
+
+        Raises TimeoutError and ModelError as `supports` does.
+        """
         claims: list[tuple[Encoded, Evidence]] = []
         owners: list[int] = []
         encoder = self.model.encoder
@@ -97,7 +117,7 @@ class EvidenceJudge:
                     claims.append((encoder.supervised(_claim(str(len(owners)), part, window), "claim"), window))
                 owners.append(number)
         strongest: dict[int, dict[str, float]] = {}
-        for item, logits in self.model.logits(claims):
+        for item, logits in self._logits(claims, wait_s):
             if not all(map(math.isfinite, logits)):
                 raise ModelError(
                     f"The judge {self.name} computes logits that aren't finite; its weights may be damaged."
@@ -113,6 +133,14 @@ class EvidenceJudge:
             whole["refuted"] = max(whole["refuted"], shares["refuted"])
         return [each | {UNCLEAR: max(0.0, 1 - each["supported"] - each["refuted"])} for each in result]
 
+    def _logits(
+        self, claims: Sequence[tuple[Encoded, Evidence]], wait_s: float
+    ) -> Iterator[tuple[Encoded, list[float]]]:
+        try:
+            yield from self.model.logits(claims, wait_s)
+        except RuntimeError as error:  # torch's and OpenVINO's errors
+            raise ModelError(f"The judge {self.name} failed: {error}") from error
+
 
 class TorchLabelModel:
     """A judge that runs with torch, in batches of many claims."""
@@ -125,7 +153,9 @@ class TorchLabelModel:
         # While a batch runs, the layers use faster matrix products, so only one batch may run at a time.
         self._lock = threading.Lock()
 
-    def logits(self, claims: Sequence[tuple[Encoded, Evidence]]) -> Iterator[tuple[Encoded, list[float]]]:
+    def logits(
+        self, claims: Sequence[tuple[Encoded, Evidence]], wait_s: float = math.inf
+    ) -> Iterator[tuple[Encoded, list[float]]]:
         """See `LabelModel`. Adjacent claims with the same evidence share one pass over the evidence."""
         from meditune.models.forward import label_logits
         from meditune.models.inference import inference, tokens_per_pass
@@ -133,7 +163,7 @@ class TorchLabelModel:
 
         rows = [join([item for item, _ in group]) for _, group in groupby(claims, key=lambda claim: claim[1])]
         loaded, head = self.loaded, self.loaded.model.get_output_embeddings()
-        with self._lock, inference(loaded.model):
+        with _turn(self._lock, wait_s), inference(loaded.model):
             for indices in by_length(rows, tokens_per_pass(loaded.model, BATCH_TOKENS)):
                 chosen = [rows[index] for index in indices]
                 _, predicted = loaded.frozen.predict(loaded.model, chosen, loaded.pad_id, logits=False)
@@ -156,12 +186,26 @@ class OpenvinoLabelModel:
         self._scorer = Scorer(folder)
         self._lock = threading.Lock()
 
-    def logits(self, claims: Sequence[tuple[Encoded, Evidence]]) -> Iterator[tuple[Encoded, list[float]]]:
+    def logits(
+        self, claims: Sequence[tuple[Encoded, Evidence]], wait_s: float = math.inf
+    ) -> Iterator[tuple[Encoded, list[float]]]:
         """See `LabelModel`."""
+        latest = time.monotonic() + wait_s
         for item, _ in claims:
-            with self._lock:
+            with _turn(self._lock, latest - time.monotonic()):
                 found = self._scorer.next_logits(item.prompt, item.choices)
             yield item, found
+
+
+@contextmanager
+def _turn(lock: threading.Lock, wait_s: float) -> Iterator[None]:
+    """Hold the lock. Raises TimeoutError if it isn't free within `wait_s` seconds."""
+    if not lock.acquire(timeout=min(max(wait_s, 0.0), threading.TIMEOUT_MAX)):
+        raise TimeoutError("the judge is busy with other claims")
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def load_judge(name: str) -> EvidenceJudge:

@@ -2,7 +2,8 @@
 
 Each grader returns one row for each answer. The rows are stored beside the predictions, so `meditune report` can add
 new metrics to an older run without its model. The detector in meditune.evidence grades faithfulness. If the recipe
-names a support model, the scores come from that model, and the spans from both.
+names a support model, the scores come from that model, and the spans from both. Whether a sentence contradicts its
+sources is decided by the support model, if it can tell.
 """
 
 from __future__ import annotations
@@ -36,6 +37,8 @@ GRADED: tuple[Kind, ...] = (
     *("retrieved_faithfulness", "retrieved_reference_faithfulness"),
 )
 """Kinds of rows that are computed from stored predictions"""
+REFUTED = 0.5
+"""The minimum probability of refutation, according to a support model, for a sentence to count as contradicting"""
 WORDS = "words"
 """Name of the grader that needs no model"""
 
@@ -113,6 +116,8 @@ def _by_model(rows: Sequence[dict[str, Any]], examples: Mapping[str, Example], n
         result = _row(row["id"], name, judgement)
         for sentence, support in zip(result["sentences"], supports, strict=True):
             sentence |= {"score": support.score, "supported": support.score >= model.threshold}
+            if support.refuted is not None:
+                sentence["contradicting"] = support.refuted >= REFUTED
         own = [asdict(span) for support in supports for span in support.spans]
         other_spans = [span for span in result["spans"] if span["kind"] != "unsupported"]
         unsupported = [] if model.has_spans else _unsupported(result["sentences"], other_spans)

@@ -37,6 +37,7 @@ CALIBRATION: dict[str, Any] = read_json(Path(__file__).parent / "calibration.jso
 """Fitted weights for the log-odds of answers and sentences, and the thresholds below which these count as unsupported;
 sentences that follow a source sentence almost word for word have their own weights.
 `python benchmarks/faithfulness.py --fit` writes them."""
+_LIST_MARKER = re.compile(r"\s*(?:[-*•–]|\(?\d{1,2}[.)]|\(?[a-z]\))(?:\s+|$)")
 WINDOW = 4
 """Number of content words on either side of a position that describe its context"""
 
@@ -426,12 +427,16 @@ def detect(answer: str, sources: Sources) -> Verdict:
 
 
 def placed(answer: str) -> Iterator[tuple[int, str]]:
-    """Yield the start and the text of each sentence with a word or number; a line break also ends a sentence."""
+    """Yield the start and the text of each sentence with a word or number; a line break also ends a sentence.
+
+    The number or bullet of a list item isn't a sentence or a part of one.
+    """
     start = 0
     for line in answer.splitlines():
-        for text in sentences(line):
+        marker = _LIST_MARKER.match(line)
+        for text in sentences(line[marker.end() :] if marker else line):
             start = answer.index(text, start)
-            if any(char.isalnum() for char in text):
+            if any(char.isalnum() for char in text) and not _LIST_MARKER.fullmatch(text):
                 yield start, text
             start += len(text)
 

@@ -39,6 +39,8 @@ class SupportScore:
 
     score: float
     """The probability that the sources support the sentence"""
+    refuted: float | None = None
+    """The probability that the sources refute the sentence; None if the model can't tell"""
     spans: tuple[Span, ...] = ()
     """Unsupported parts, with positions in the answer"""
 

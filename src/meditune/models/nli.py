@@ -49,7 +49,7 @@ def load_nli(name: str) -> Support:
     model.to(device()).eval()
     if kind == "lettucedetect":
         return TokenSupport(model, tokenizer)
-    return PairSupport(model, tokenizer, _supporting(model.config, kind, name))
+    return PairSupport(model, tokenizer, _supporting(model.config, kind, name), _refuting(model.config))
 
 
 def check(name: str) -> None:
@@ -87,28 +87,44 @@ def kind_and_model(name: str) -> tuple[str, str]:
 
 
 class PairSupport:
-    """A classifier of (source, sentence) pairs. If a source is split into windows, the highest score counts."""
+    """A classifier of (source, sentence) pairs.
+
+    If a source is split into windows, the highest probability of each label counts. If a sentence is split into parts,
+    the lowest probability of support and the highest probability of refutation count.
+    """
 
     has_spans = False
     threshold = 0.5
 
-    def __init__(self, model: Any, tokenizer: Any, label: int) -> None:
-        self._model, self._tokenizer, self._label = model, tokenizer, label
+    def __init__(self, model: Any, tokenizer: Any, supporting: int, refuting: int | None = None) -> None:
+        """Prepare the classifier; `supporting` and `refuting` are indices of labels."""
+        self._model, self._tokenizer = model, tokenizer
+        self._supporting, self._refuting = supporting, refuting
 
     def score(self, asked: Sequence[SupportQuestion]) -> Iterator[SupportScore]:
         """Yield one score for each sentence, in order."""
+        for question in asked:
+            source = " ".join(question.sources)
+            parts = _parts(self._model, self._tokenizer, question.sentence)
+            found = [self._shares(source, text) for _, text in parts]
+            supported = min((float(each[self._supporting]) for each in found), default=0.0)
+            refuted = None
+            if self._refuting is not None:
+                refuted = max((float(each[self._refuting]) for each in found), default=0.0)
+            yield SupportScore(supported, refuted)
+
+    def _shares(self, source: str, sentence: str) -> Any:
+        """Return the highest probability of each label over the windows of the source."""
         import torch
 
-        for question in asked:
-            rows = _windows(self._model, self._tokenizer, " ".join(question.sources), question.sentence)
-            best = 0.0
-            for start in range(0, rows["input_ids"].shape[0], BATCH):
-                batch = {key: value[start : start + BATCH].to(self._model.device) for key, value in rows.items()}
-                with torch.inference_mode():
-                    logits = self._model(**batch).logits.float()
-                shares = logits.sigmoid() if logits.shape[-1] == 1 else logits.softmax(-1)
-                best = max(best, float(shares[:, self._label].max()))
-            yield SupportScore(best)
+        rows = _windows(self._model, self._tokenizer, source, sentence)
+        found = []
+        for start in range(0, rows["input_ids"].shape[0], BATCH):
+            batch = {key: value[start : start + BATCH].to(self._model.device) for key, value in rows.items()}
+            with torch.inference_mode():
+                logits = self._model(**batch).logits.float()
+            found.append(logits.sigmoid() if logits.shape[-1] == 1 else logits.softmax(-1))
+        return torch.cat(found).amax(0)
 
 
 class TokenSupport:
@@ -125,10 +141,19 @@ class TokenSupport:
         return map(self._score_one, asked)
 
     def _score_one(self, question: SupportQuestion) -> SupportScore:
+        source = f"{question.question}\n" + "\n".join(question.sources)
+        doubts: dict[tuple[int, int], float] = {}
+        for begun, text in _parts(self._model, self._tokenizer, question.sentence):
+            doubts |= {
+                (begun + start, begun + end): value for (start, end), value in self._doubts(source, text).items()
+            }
+        return SupportScore(1.0 - max(doubts.values(), default=0.0), spans=tuple(_marked(question, doubts)))
+
+    def _doubts(self, source: str, sentence: str) -> dict[tuple[int, int], float]:
+        """Return the probability that each token of the sentence, from start to end, is unsupported."""
         import torch
 
-        source = f"{question.question}\n" + "\n".join(question.sources)
-        rows = _windows(self._model, self._tokenizer, source, question.sentence, offsets=True)
+        rows = _windows(self._model, self._tokenizer, source, sentence, offsets=True)
         places, which = rows.pop("offset_mapping"), rows.pop("second")
         with torch.inference_mode():
             batch = {key: value.to(self._model.device) for key, value in rows.items()}
@@ -140,8 +165,7 @@ class TokenSupport:
                 start, end = int(place[0]), int(place[1])
                 if second and end > start:
                     least[start, end] = min(least.get((start, end), 1.0), float(value))
-        spans = tuple(_marked(question, least))
-        return SupportScore(1.0 - max(least.values(), default=0.0), spans)
+        return least
 
 
 def _marked(question: SupportQuestion, doubts: dict[tuple[int, int], float]) -> Iterator[Span]:
@@ -156,13 +180,27 @@ def _marked(question: SupportQuestion, doubts: dict[tuple[int, int], float]) -> 
             run = []
 
 
+def _longest(model: Any, tokenizer: Any) -> int:
+    """Return the maximum number of tokens that the model reads at once."""
+    # RoBERTa doesn't use its first two positions, so it reads two tokens fewer.
+    places = getattr(model.config, "max_position_embeddings", 512) or 512
+    return int(min(places - 2, tokenizer.model_max_length, 4096))
+
+
+def _parts(model: Any, tokenizer: Any, sentence: str) -> Iterator[tuple[int, str]]:
+    """Yield the start and text of each part of a sentence; a part has at most half of the tokens that fit."""
+    most = _longest(model, tokenizer) // 2
+    places = tokenizer(sentence, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+    for first in range(0, len(places), most):
+        start, end = places[first][0], places[min(first + most, len(places)) - 1][1]
+        yield start, sentence[start:end]
+
+
 def _windows(model: Any, tokenizer: Any, source: str, sentence: str, offsets: bool = False) -> dict[str, Any]:
     """Return source and sentence as tokens. A long source is split into overlapping windows, one for each row."""
     import torch
 
-    # RoBERTa doesn't use its first two positions, so it reads two tokens fewer.
-    places = getattr(model.config, "max_position_embeddings", 512) or 512
-    longest = int(min(places - 2, tokenizer.model_max_length, 4096))
+    longest = _longest(model, tokenizer)
     encoded = tokenizer(
         source,
         sentence,
@@ -202,6 +240,12 @@ def _supporting(config: Any, kind: str, name: str) -> int:
             "lettucedetect:NAME or hhem:NAME."
         )
     return number
+
+
+def _refuting(config: Any) -> int | None:
+    """Return the index of the label that means "refuted"; None if the model has no such label."""
+    labels = {int(number): str(label).lower() for number, label in (config.id2label or {}).items()}
+    return next((number for number, label in labels.items() if label.startswith("contra")), None)
 
 
 def _download_advice(place: str) -> str:

@@ -7,11 +7,13 @@ is used up, and the detector checks the rest.
 
 from __future__ import annotations
 
+import re
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import exp
-from typing import Protocol
+from typing import Literal, Protocol
 
 from meditune.errors import ModelError
 from meditune.evidence import lexical_detector
@@ -28,7 +30,9 @@ JUDGED_SUPPORT = 0.65
 it was chosen to limit false alarms on true conclusions. With that threshold, more than half of the sentences shown were
 unsupported (docs/experiments/faithfulness.md)."""
 MAX_JUDGED_PASSAGES = 3  # Maximum number of passages that a judge reads for a sentence
-JUDGE_SECONDS = 20.0  # Maximum time for judging the sentences of one answer
+JUDGE_SECONDS = 20.0  # Maximum time for judging the sentences of one answer, except for the last passage
+Unjudged = Literal["time", "failure"]
+"""Why the judge didn't check a sentence: its time was used up, or it failed"""
 MISSING: frozenset[SpanKind] = frozenset(("name", "number", "unit"))
 """Kinds of unsupported spans that rule out a passage, whatever a judge decides: the passage lacks a name, number or
 unit of the sentence"""
@@ -39,8 +43,11 @@ class Judge(Protocol):
 
     name: str
 
-    def supports(self, statements: Sequence[str], passages: Sequence[str]) -> list[ClaimVerdict]:
-        """Return a verdict for each statement, in order."""
+    def supports(self, statements: Sequence[str], passages: Sequence[str], wait_s: float) -> list[ClaimVerdict]:
+        """Return a verdict for each statement, in order.
+
+        Raises TimeoutError if the judge is busy for more than `wait_s` seconds, and ModelError if it fails.
+        """
         ...
 
 
@@ -77,8 +84,8 @@ class Citer:
         self._passages, self._threshold = passages, threshold
         self._known = [lexical_detector.Sources([passage.text], passage.title) for passage in passages]
         self._judge, self._left = judge, seconds
-        self.unjudged = 0
-        """Number of sentences that the detector checked in place of the judge"""
+        self.unjudged: Counter[Unjudged] = Counter()
+        """Numbers of sentences that the detector checked in place of the judge, by reason"""
 
     def judge(self, text: str) -> SupportEvidence:
         """Return which passages support a sentence."""
@@ -93,26 +100,32 @@ class Citer:
         return SupportEvidence(tuple(ranked), tuple(judged[n].evidence.closest_source for n in ranked), top)
 
     def _read(self, judge: Judge, text: str, judged: Sequence[_Compared]) -> list[_Compared]:
-        """Return the judge's findings, or the detector's findings if no time is left or the judge fails.
+        """Return the judge's findings.
 
-        The judge reads only the passages that share the most words with the sentence and contain all of its names and
-        numbers. Other passages can't be cited.
+        If no time is left or the judge fails before it has found support, return the detector's findings. The judge
+        reads only the passages that share the most words with the sentence and contain all of its names and numbers.
+        Other passages can't be cited.
         """
-        if self._left <= 0:
-            self.unjudged += 1
-            return list(judged)
-        started = time.monotonic()
+        latest = time.monotonic() + self._left
+        reason: Unjudged | None = None
         found = [replace(each, score=0.0, bears=False) for each in judged]
         complete = [n for n, each in enumerate(judged) if not any(span.kind in MISSING for span in each.evidence.spans)]
         try:
             for n in sorted(complete, key=lambda n: -judged[n].evidence.features["known"])[:MAX_JUDGED_PASSAGES]:
-                (verdict,) = judge.supports([text], [self._passages[n].shown])
+                left = latest - time.monotonic()
+                if left <= 0:
+                    raise TimeoutError
+                (verdict,) = judge.supports([text], [self._passages[n].shown], left)
                 found[n] = replace(judged[n], score=verdict.supported, bears=verdict.supported >= self._threshold)
+        except TimeoutError:
+            reason = "time"
         except ModelError as error:
             LOGGER.warning("the judge can't check a sentence", extra={"why": str(error)})
-            self.unjudged += 1
+            reason = "failure"
+        self._left = latest - time.monotonic()
+        if reason and not any(each.bears for each in found):
+            self.unjudged[reason] += 1
             return list(judged)
-        self._left -= time.monotonic() - started
         return found
 
 
@@ -143,4 +156,12 @@ def stated_sentences(answer: str) -> list[str]:
     found = [text for text in found if not text.endswith("?")]  # a question makes no claim
     while found and found[-1].endswith(":"):
         found.pop()  # the colon introduces text that the model never wrote
-    return list(dict.fromkeys(found))
+    first: dict[str, str] = {}
+    for text in found:
+        first.setdefault(words_of(text), text)
+    return list(first.values())
+
+
+def words_of(sentence: str) -> str:
+    """Return the words of a sentence in lower case, without punctuation; equal for a sentence and its repetition."""
+    return " ".join(re.findall(r"\w+", sentence.casefold()))

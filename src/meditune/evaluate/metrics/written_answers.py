@@ -185,6 +185,8 @@ def by_sources(rows: Rows) -> dict[str, Statistics]:
 
 
 def _is_contradicted(sentence: dict[str, Any], spans: Rows) -> bool:
+    if "contradicting" in sentence:
+        return bool(sentence["contradicting"])
     return any(
         span["kind"] in CONTRADICTIONS and sentence["start"] <= span["start"] < sentence["end"] for span in spans
     )
