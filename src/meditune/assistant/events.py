@@ -91,7 +91,7 @@ class Sentence(_Event):
     why: str = ""
     """The reason why the sentence isn't shown; empty if it is shown."""
     score: float = 0.0
-    """The probability that a source supports the sentence, according to the judge or, without one, the lexical detector."""
+    """The probability that a source supports the sentence, by the judge or, without one, by the lexical detector."""
 
 
 @dataclass(frozen=True)
