@@ -50,12 +50,12 @@ from meditune.data.example import Example
 from meditune.data.readers import liveqa, medquad, pubmedqa
 from meditune.data.readers.tables import Rejects
 from meditune.data.splits import by_group
-from meditune.engines.evidence_judge import EvidenceJudge, load_judge
+from meditune.engines.evidence_judge import JUDGED_SUPPORT, EvidenceJudge, load_judge
 from meditune.evidence import lexical_detector
 from meditune.evidence.lexical_detector import evidence
 from meditune.files import numbered_jsonl, read_json, read_jsonl, write_json, write_jsonl
 from meditune.progress import Progress
-from meditune.retrieve.citations import JUDGED_SUPPORT, SUPPORT, Citer, stated_sentences, support
+from meditune.retrieve.citations import SUPPORT, Citer, stated_sentences, support
 from meditune.retrieve.context_packing import PackedPassage
 from meditune.retrieve.documents.document import IndexedPassage
 from meditune.retrieve.hybrid_search import Hit

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,10 @@ def answers_per_second(row: Mapping[str, Any]) -> float:
 
 def dollars(found: Mapping[str, Any], cores: int, vm_hour: float, gpu_hour: float) -> list[float]:
     """Return the numbers of one server: answers per second, five prices of 1,000 answers, and the GPU's break-even."""
-    alone, busy = (answers_per_second(row) for row in (found["rows"][0], found["rows"][-1]))
+    by_users = {row["users"]: answers_per_second(row) for row in found["rows"]}
+    if 1 not in by_users:
+        sys.exit(f"{found['side']} wasn't measured with one user: run engines.py again with --users 1 8 32.")
+    alone, busy = by_users[1], by_users[max(by_users)]
     on_vm = 1000 * vm_hour / 3600 / busy
     gigabytes = max(found["rss_mb"], cores * LAMBDA_MB_PER_CORE) / 1024
     warm = 1000 * (gigabytes / alone * LAMBDA_GB_SECOND + LAMBDA_REQUEST)

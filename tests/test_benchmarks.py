@@ -283,8 +283,8 @@ def test_an_engine_that_is_missing_or_late_is_left_out():
 
 
 def test_the_price_of_1000_answers_follows_from_throughput_and_prices():
-    alone, busy = ({"tokens": 100, "answers": 2, "tokens_per_s": speed} for speed in (25.0, 100.0))
-    found = {"side": "ours", "rows": [alone, busy], "rss_mb": 1024, "cold_start_s": 4.0}
+    alone, busy = ({"users": n, "tokens": 100, "answers": 2, "tokens_per_s": v} for n, v in ((1, 25.0), (8, 100.0)))
+    found = {"side": "ours", "rows": [busy, alone], "rss_mb": 1024, "cold_start_s": 4.0}
     speed, small_busy, small_alone, large, warm, cold, gpu = serving_cost.dollars(found, 2, vm_hour=0.72, gpu_hour=7.2)
     assert speed == 2.0
     # 1,000 answers take 500 s of a VM at $0.0002 per second if it is busy, and 2,000 s with one user.

@@ -154,6 +154,7 @@ class SlowOrBroken:
     """A judge that takes its time, or fails, for every passage."""
 
     name = "slow or broken"
+    citing_threshold = 0.65
 
     def __init__(self, seconds: float, error: Exception | None = None, supported: float = 0.9) -> None:
         self.seconds, self.error, self.supported, self.asked = seconds, error, supported, 0

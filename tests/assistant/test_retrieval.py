@@ -133,8 +133,9 @@ def test_how_near_the_index_comes_doesnt_depend_on_what_is_chosen(
     assert "too far" not in answer.refused
 
 
-def test_repeated_and_broken_off_sentences_are_left_out(index: Index) -> None:
-    answer = answer_of(index, "Colchicine calms an attack. Colchicine calms an attack. Colchicine calms an", "gout")
+@pytest.mark.parametrize("end", ["Colchicine calms an", "Colchicine calms an attack,", "Colchicine calms an attack ("])
+def test_repeated_and_broken_off_sentences_are_left_out(index: Index, end: str) -> None:
+    answer = answer_of(index, f"Colchicine calms an attack. COLCHICINE calms an attack. {end}", "gout")
     assert [sentence.text for sentence in answer.sentences] == ["Colchicine calms an attack."]
 
 

@@ -7,11 +7,15 @@ import torch
 
 from meditune.config.data_options import PromptFormat
 from meditune.data.example import LABEL, Example, Passage
-from meditune.engines.evidence_judge import EvidenceJudge, TorchLabelModel, load_support_model
+from meditune.engines.evidence_judge import EvidenceJudge, TorchLabelModel, load_support_model, open_judge
 from meditune.errors import ModelError
 from meditune.evidence.lexical_detector import placed
 from meditune.evidence.support_model import ClaimCorrection, SupportQuestion, load_correction
 from meditune.models.nli import check
+from meditune.retrieve.citations import Citer
+from meditune.retrieve.context_packing import PackedPassage
+from meditune.retrieve.documents.document import IndexedPassage
+from meditune.retrieve.hybrid_search import Hit
 from tests import tiny
 
 SOURCES = ("Pain fell in 47 of 120 adults.", "Nobody died. " + "The rest was told at length. " * 40)
@@ -128,6 +132,8 @@ def test_lettucedetect_marks_the_tokens_that_it_doubts(tmp_path, sure):
 )
 def test_a_model_that_is_not_to_be_had_is_named_with_the_ways_to_get_one(monkeypatch, name, said):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(ModelError, match=r"--judge.*Without this option[^$]*meditune run evidence"):
+        open_judge(name)
     with pytest.raises(ModelError, match=said) as refused:
         check(name)
     assert "evaluate.faithfulness_model" in str(refused.value)
@@ -140,6 +146,29 @@ def test_labels_that_mean_something_else_are_refused(tmp_path):
     judge(tmp_path / "three", ["a", "b", "c"], "Token")
     with pytest.raises(ModelError, match="this model has 3"):
         check(f"lettucedetect:{tmp_path / 'three'}")
+
+
+@pytest.mark.parametrize(
+    ("kind", "labels", "made", "supported"),
+    [
+        ("", ["contradiction", "neutral", "entailment"], "Sequence", [0.0, 0.0, 3.0]),
+        ("hhem:", ["LABEL_0", "LABEL_1"], "Sequence", [0.0, 3.0]),
+        ("lettucedetect:", ["supported", "hallucinated"], "Token", [3.0, 0.0]),
+    ],
+)
+def test_models_of_others_judge_the_sentences_of_answers(tmp_path, sure, kind, labels, made, supported):
+    folder = tmp_path / "judge"
+    model = judge(folder, labels, made)
+    passage = PackedPassage(
+        Hit(IndexedPassage("own:1#0", "own:1", "own", SOURCES[0]), 1.0, 1.0, 1.0), "Pain", SOURCES[0]
+    )
+    for logits, cited in ((supported, (0,)), (supported[::-1], ())):
+        sure(folder, model, logits)
+        found = open_judge(f"{kind}{folder}")
+        (verdict,) = found.supports(["Pain fell."], SOURCES)
+        assert (verdict.supported > 0.5) == bool(cited)
+        assert verdict.supported + verdict.refuted + verdict.unclear == pytest.approx(1)
+        assert Citer([passage], found).judge("Pain fell in 47 of 120 adults.").places == cited
 
 
 PASSAGES = ("Pain fell by 30 percent in the group with the drug.", "Sleep was not measured in this study.")

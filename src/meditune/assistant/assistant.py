@@ -468,13 +468,13 @@ def load_assistant(
     Raises DataError, before anything is loaded, if the `sources` to search must not be shown to the model. Raises
     DataError or ModelError if index, model or judge is unavailable.
     """
-    from meditune.engines.evidence_judge import load_judge
+    from meditune.engines.evidence_judge import open_judge
 
     opened = Index.open(index) if isinstance(index, str) else index
     remote = find_api(model, api)
     if remote and opened:
         refuse_restricted(opened, sources, remote.title)
-    reader = load_judge(judge) if judge else None
+    reader = open_judge(judge) if judge else None
     settings = replace(settings or AssistantSettings(), on_this_machine=True)
     versions = {"model": model}
     if remote:

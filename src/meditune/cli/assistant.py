@@ -65,7 +65,10 @@ def ask(
     ] = None,
     judge: Annotated[
         Text,
-        Option(metavar="RUN", help="Run folder of an evidence judge. The judge checks each sentence of the answer."),
+        Option(
+            metavar="RUN|MODEL",
+            help="Run of an evidence judge, or an NLI model. It checks each sentence of the answer.",
+        ),
     ] = None,
     cross_encoder: CrossEncoderName = None,
     json: Json = False,

@@ -46,7 +46,10 @@ ServedModel = Annotated[
 ]
 IndexPlace = Annotated[Text, Option(metavar="INDEX", help="Answer from this index, and cite its passages.")]
 JudgeRun = Annotated[
-    Text, Option(metavar="RUN", help="Run folder of an evidence judge. The judge checks each sentence of an answer.")
+    Text,
+    Option(
+        metavar="RUN|MODEL", help="Run of an evidence judge, or an NLI model. It checks each sentence of an answer."
+    ),
 ]
 EngineName = Annotated[
     str,

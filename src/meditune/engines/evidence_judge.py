@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from meditune.data.example import LABEL, LABELS, Example, Label, Passage
-from meditune.engines.exported_model import read_exported_model
+from meditune.engines.exported_model import EXPORT, read_exported_model
 from meditune.engines.open_engine import exported_at
 from meditune.engines.tokenizer import PlainTokenizer
 from meditune.errors import ModelError
@@ -43,6 +43,10 @@ from meditune.prompts import Encoded, Encoder, load_format
 from meditune.text import sentences
 
 BATCH_TOKENS = 2048
+JUDGED_SUPPORT = 0.65
+"""Minimum probability of support with which a sentence of an answer may cite a passage. The judge's own threshold is
+lower, because it was chosen to limit false alarms on true conclusions. With that threshold, more than half of the
+sentences shown were unsupported (docs/experiments/faithfulness.md)."""
 UNCLEAR: Label = "not_enough_information"
 BATCH_SENTENCES = 64
 """Number of sentences that are scored before the first score is returned"""
@@ -70,6 +74,7 @@ class EvidenceJudge:
     """A judge that decides whether passages support statements; it implements `evidence.support_model.Support`."""
 
     has_spans = False
+    citing_threshold = JUDGED_SUPPORT
 
     def __init__(self, model: LabelModel, correction: ClaimCorrection, name: str) -> None:
         """Prepare the judge; `name` is shown to users."""
@@ -242,6 +247,44 @@ def _named(exported: Path) -> str:
     """Return the name of an export's run: the folder that contains `export/openvino`, or the export's own folder."""
     home = exported.resolve()
     return home.parents[1].name if home.parent.name == "export" and (home.parents[1] / "model").is_dir() else home.name
+
+
+class SupportJudge:
+    """A judge that uses a model which wasn't trained on claims by Meditune, such as an NLI model."""
+
+    def __init__(self, model: Support, name: str) -> None:
+        self._model, self.name, self.citing_threshold = model, name, model.threshold
+        self._lock = threading.Lock()
+
+    def supports(
+        self, statements: Sequence[str], passages: Sequence[str], wait_s: float = math.inf
+    ) -> list[ClaimVerdict]:
+        """See `EvidenceJudge.supports`."""
+        asked = [SupportQuestion(tuple(passages), "", each, 0, len(each)) for each in statements]
+        sources = Sources(passages)
+        with _turn(self._lock, wait_s):
+            try:
+                found = list(self._model.score(asked))
+            except RuntimeError as error:
+                raise ModelError(f"The judge {self.name} failed: {error}") from error
+        verdicts = []
+        for statement, each in zip(statements, found, strict=True):
+            refuted = min(each.refuted or 0.0, 1 - each.score)
+            closest = evidence(Sentence(statement), sources).closest_source
+            verdicts.append(ClaimVerdict(each.score, refuted, 1 - each.score - refuted, closest))
+        return verdicts
+
+
+def open_judge(name: str) -> EvidenceJudge | SupportJudge:
+    """Return the judge with the name that the user gave with `--judge`: a judge, or a model of `models.nli`.
+
+    Raises ModelError if it can't be used.
+    """
+    if is_judge(name) or (Path(name).expanduser() / EXPORT).is_file():
+        return load_judge(name)
+    from meditune.models.nli import load_nli
+
+    return SupportJudge(load_nli(name, "--judge"), name)
 
 
 def load_support_model(name: str) -> Support:

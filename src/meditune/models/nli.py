@@ -35,45 +35,51 @@ UNSUPPORTED = 0.5
 """A token is marked if its probability of being unsupported is above this threshold."""
 
 
-def load_nli(name: str) -> Support:
-    """Return the model with this name. Raises ModelError, with advice on getting a model, if it can't be used."""
+EVALUATION = "evaluate.faithfulness_model"
+"""The recipe key that names a model for evaluation"""
+
+
+def load_nli(name: str, option: str = EVALUATION) -> Support:
+    """Return the model with this name, which the user gave with `option`.
+
+    Raises ModelError, with advice on getting a model, if it can't be used.
+    """
     kind, place = kind_and_model(name)
     no_telemetry()
     from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification, AutoTokenizer
 
-    check(name)
+    check(name, option)
     maker = AutoModelForTokenClassification if kind == "lettucedetect" else AutoModelForSequenceClassification
-    with loading(f"evaluate.faithfulness_model {name}", place, _download_advice(place)):
+    with loading(f"{option} {name}", place, _download_advice(place, option)):
         tokenizer = AutoTokenizer.from_pretrained(**source(place), trust_remote_code=False)
         model = maker.from_pretrained(**source(place), use_safetensors=True, trust_remote_code=False)
     model.to(device()).eval()
     if kind == "lettucedetect":
         return TokenSupport(model, tokenizer)
-    return PairSupport(model, tokenizer, _supporting(model.config, kind, name), _refuting(model.config))
+    return PairSupport(model, tokenizer, _supporting(model.config, kind, name, option), _refuting(model.config))
 
 
-def check(name: str) -> None:
+def check(name: str, option: str = EVALUATION) -> None:
     """Raise ModelError if the model with this name is unavailable or has no label that means "supported"."""
     kind, place = kind_and_model(name)
     if not Path(place).is_dir() and not is_hub_id(place):
         raise ModelError(
-            f"evaluate.faithfulness_model: {place} is neither an existing folder nor a hub "
-            f"id.\n{_download_advice(place)}"
+            f"{option}: {place} is neither an existing folder nor a hub id.\n{_download_advice(place, option)}"
         )
     if kind == "judge":
         load_correction(model_folder(place))
         return
     if (Path(place) / "recipe.yaml").is_file():
         raise ModelError(
-            f"evaluate.faithfulness_model: {place} contains no judge: {model_folder(place) / CLAIMS} is missing. "
+            f"{option}: {place} contains no judge: {model_folder(place) / CLAIMS} is missing. "
             "`meditune run` writes this file after training on claims; `meditune train` alone doesn't. Repeat "
             "the run's command with `meditune run`, or specify another model."
         )
     from transformers import AutoConfig
 
-    with loading(f"evaluate.faithfulness_model {name}", place, _download_advice(place)):
+    with loading(f"{option} {name}", place, _download_advice(place, option)):
         config = AutoConfig.from_pretrained(**source(place), trust_remote_code=False)
-    _supporting(config, kind, name)
+    _supporting(config, kind, name, option)
 
 
 def kind_and_model(name: str) -> tuple[str, str]:
@@ -220,7 +226,7 @@ def _windows(model: Any, tokenizer: Any, source: str, sentence: str, offsets: bo
     return rows
 
 
-def _supporting(config: Any, kind: str, name: str) -> int:
+def _supporting(config: Any, kind: str, name: str, option: str) -> int:
     """Return the index of the label that means "supported". Raises ModelError if the model has no such label."""
     labels = {int(number): str(label).lower() for number, label in (config.id2label or {}).items()}
     if kind == "hhem":
@@ -228,14 +234,14 @@ def _supporting(config: Any, kind: str, name: str) -> int:
     if kind == "lettucedetect":
         if len(labels) != 2:
             raise ModelError(
-                f"evaluate.faithfulness_model {name}: a LettuceDetect model has two labels, supported and "
+                f"{option} {name}: a LettuceDetect model has two labels, supported and "
                 f"unsupported; this model has {len(labels)} ({', '.join(labels.values())})."
             )
         return 0
     number = next((number for number, label in labels.items() if label.startswith("entail")), None)
     if number is None:
         raise ModelError(
-            f"evaluate.faithfulness_model {name}: none of its labels ({', '.join(labels.values())}) means entailment. "
+            f"{option} {name}: none of its labels ({', '.join(labels.values())}) means entailment. "
             "Choose an NLI model whose config.json has `entailment` in id2label; for models of other kinds, write "
             "lettucedetect:NAME or hhem:NAME."
         )
@@ -248,13 +254,14 @@ def _refuting(config: Any) -> int | None:
     return next((number for number, label in labels.items() if label.startswith("contra")), None)
 
 
-def _download_advice(place: str) -> str:
+def _download_advice(place: str, option: str) -> str:
     forbidden = offline_reason()
     hub_id = place if is_hub_id(place) else "OWNER/NAME"
     return (
-        "There are two ways to get a model for evaluate.faithfulness_model. Without this key, the lexical detector is "
-        "used, which needs no model.\n"
+        f"There are three ways to get a model for {option}. Without this option, the lexical detector is used, which "
+        "needs no model.\n"
         f"  1. online{f' (unset {forbidden})' if forbidden else ''}: specify the hub id: {hub_id}\n"
         "  2. offline: copy the model's folder (config.json, *.safetensors, tokenizer) to this machine, and specify "
-        "that folder"
+        "that folder\n"
+        "  3. train a judge: meditune run evidence --output runs/evidence"
     )

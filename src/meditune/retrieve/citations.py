@@ -25,14 +25,12 @@ from meditune.retrieve.context_packing import PackedPassage
 MAX_CITATIONS = 2  # Maximum number of passages cited for a sentence; the best ones are chosen
 SUPPORT = 0.437  # Minimum probability from the detector for a passage to support a sentence
 SHARE = 0.8  # Minimum weighted fraction of the sentence's words that the passage must contain
-JUDGED_SUPPORT = 0.65
-"""Minimum probability from a judge for a passage to support a sentence. The judge's own threshold is lower, because
-it was chosen to limit false alarms on true conclusions. With that threshold, more than half of the sentences shown were
-unsupported (docs/experiments/faithfulness.md)."""
 MAX_JUDGED_PASSAGES = 3  # Maximum number of passages that a judge reads for a sentence
 JUDGE_SECONDS = 20.0  # Maximum time for judging the sentences of one answer, except for the last passage
 Unjudged = Literal["time", "failure"]
 """Why the judge didn't check a sentence: its time was used up, or it failed"""
+UNFINISHED = ",;/([–—-"
+"""Characters at the end of a sentence that was cut off"""
 MISSING: frozenset[SpanKind] = frozenset(("name", "number", "unit"))
 """Kinds of unsupported spans that rule out a passage, whatever a judge decides: the passage lacks a name, number or
 unit of the sentence"""
@@ -42,6 +40,8 @@ class Judge(Protocol):
     """A judge that decides whether passages support statements."""
 
     name: str
+    citing_threshold: float
+    """Minimum probability of support with which a sentence may cite a passage"""
 
     def supports(self, statements: Sequence[str], passages: Sequence[str], wait_s: float) -> list[ClaimVerdict]:
         """Return a verdict for each statement, in order.
@@ -75,13 +75,15 @@ class Citer:
         passages: Sequence[PackedPassage],
         judge: Judge | None = None,
         seconds: float = JUDGE_SECONDS,
-        threshold: float = JUDGED_SUPPORT,
+        threshold: float | None = None,
     ) -> None:
         """Prepare the passages. `judge` checks the sentences, for up to `seconds` in total.
 
-        With a judge, a passage supports a sentence if the probability of support is at least `threshold`.
+        With a judge, a passage supports a sentence if the probability of support is at least `threshold` (None: the
+        judge's `citing_threshold`).
         """
-        self._passages, self._threshold = passages, threshold
+        self._passages = passages
+        self._threshold = threshold if threshold is not None else judge.citing_threshold if judge else SUPPORT
         self._known = [lexical_detector.Sources([passage.text], passage.title) for passage in passages]
         self._judge, self._left = judge, seconds
         self.unjudged: Counter[Unjudged] = Counter()
@@ -151,7 +153,7 @@ def _compared(sentence: lexical_detector.Sentence, passage: lexical_detector.Sou
 def stated_sentences(answer: str) -> list[str]:
     """Return an answer's sentences that state something, without repetitions or an unfinished last sentence."""
     found = [text for _, text in placed(answer)]
-    if len(found) > 1 and found[-1][-1].isalnum():
+    if len(found) > 1 and (found[-1][-1].isalnum() or found[-1][-1] in UNFINISHED):
         found.pop()
     found = [text for text in found if not text.endswith("?")]  # a question makes no claim
     while found and found[-1].endswith(":"):

@@ -51,7 +51,7 @@ class ServerOptions:
     url: str | None = None
     """The address of the server that runs the model, if the engine is a server"""
     judge: str | None = None
-    """The run folder of a judge, which checks each sentence of the assistant's answers"""
+    """The run of a judge, or the folder or hub id of an NLI model, which checks each sentence of the answers"""
     cross_encoder: str | None = None
     """The folder or hub id of a cross-encoder, which scores the best passages of a search again"""
 
@@ -95,9 +95,9 @@ def open_service(options: ServerOptions, settings: Settings, store: StoreLocatio
     @cache
     def judge() -> Judge | None:
         """Open the judge once, after the index, because the judge loads torch."""
-        from meditune.engines.evidence_judge import load_judge
+        from meditune.engines.evidence_judge import open_judge
 
-        return load_judge(options.judge) if options.judge else None
+        return open_judge(options.judge) if options.judge else None
 
     def service_for(parts: VersionParts) -> Service:
         return Service(
