@@ -45,6 +45,8 @@ FILTERS = 8  # Number of conditions whose matching rows are cached
 CANDIDATES = 100  # Number of passages, or titles, taken from each ranking
 RERANKED = 100  # Number of candidates that are reranked: the best by fusion; the others keep their order
 CROSS_ENCODED = 30  # Number of reranked candidates that a cross-encoder scores
+MEANING_WEIGHT = 3
+"""Weight of the ranking by vectors in `fused`; the ranking by BM25 has the weight 1 (docs/experiments/retrieval.md)"""
 MAX_HITS = 10_000
 PROBES = 32  # Number of partitions of an approximate vector index to search
 REFINE = 4  # Factor by which more candidates are fetched, to be ordered by their full vectors
@@ -384,7 +386,10 @@ def _fused(
         searches["meaning"] = partial(rows.by_meaning, encoder.encode([text])[0], most, condition)
     with storage.readable(opened.store):
         found = rows.run_parallel(list(searches.values()))
-    scores = found[0] if len(found) == 1 else reciprocal_rank([[row] for row in ranking] for ranking in found)
+    scores = found[0]
+    if len(found) == 2:
+        weighted = (*found, *[found[1]] * (MEANING_WEIGHT - 1))
+        scores = reciprocal_rank([[row] for row in ranking] for ranking in weighted)
     parts = dict(zip(searches, found, strict=True))
     return _Ranked(_limited(list(scores), rows, per_document), scores, parts.get("words", {}), parts.get("meaning", {}))
 
