@@ -37,6 +37,8 @@ def measured(engine: str, options: argparse.Namespace) -> dict[str, float]:
     """Start a server, ask it all questions, and return the measurements."""
     start = time.monotonic()
     arguments: list[Any] = ["--engine", engine, "--index", options.index]
+    if options.judge:
+        arguments += ["--judge", options.judge]
     with servers.meditune(options.run, *arguments) as server:
         ask(server, QUESTIONS[0], options.tokens)
         found = {"listening": server.ready_s, "answer": time.monotonic() - start}
@@ -57,6 +59,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run")
     parser.add_argument("--index", required=True)
+    parser.add_argument("--judge", help="an evidence judge that checks each sentence")
     parser.add_argument("--engines", nargs="+", default=["openvino", "llamacpp"])
     parser.add_argument("--times", type=int, default=3)
     parser.add_argument("--tokens", type=int, default=64)
