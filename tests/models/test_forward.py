@@ -13,12 +13,12 @@ import pytest
 import torch
 
 from meditune.config.data_options import PromptFormat
-from meditune.config.training_options import LoraSpec, TrainSpec
+from meditune.config.training_options import CPU_TOKENS, LoraSpec, TrainSpec
 from meditune.data.example import Example, Passage
 from meditune.evaluate.weights_backend import generate_answers
 from meditune.models import inference
 from meditune.models.adapters import add_lora
-from meditune.models.forward import add_prefix, add_prompt, predict
+from meditune.models.forward import ALIGNED, add_prefix, add_prompt, attention_masks, predict
 from meditune.models.hidden_state_cache import HiddenStateCache, blocks_of
 from meditune.models.inference import BLOCK
 from meditune.models.load import LoadedModel
@@ -26,6 +26,7 @@ from meditune.models.shared_prefix_batch import PROMPT, by_length, collate, join
 from meditune.train.dataset import TokenWeights
 from meditune.train.trainer import TrainingRows, train
 from tests import tiny
+from tests.models.simulated_gpu import simulate_gpu
 
 NEEDS_ONEDNN = pytest.mark.skipif(not inference.mkl_is_slow(), reason="MKL is as fast as this processor")
 
@@ -67,6 +68,31 @@ def test_fp32_reads_half_as_much_at_once():
     model = tiny.model("llama")
     assert inference.tokens_per_pass(model, 1024) == 512
     assert inference.tokens_per_pass(model.to(torch.bfloat16), 1024) == 1024
+
+
+def test_on_a_gpu_a_batch_follows_the_free_memory_within_limits(monkeypatch):
+    vocabulary = 50_000
+    model = tiny.model("llama", vocab_size=vocabulary)
+    free = 1_200_000_000
+    simulate_gpu(monkeypatch, free)
+    logits = 3 * 4 * vocabulary  # of a token: themselves, their copy and the probabilities, in FP32
+    assert 0.9 * free / 2 < inference.batch_limit(model) * logits <= free / 2
+    assert inference.batch_limit(model, 100) == 100
+    simulate_gpu(monkeypatch, 10**13)
+    assert inference.batch_limit(model) == inference.GPU_WORK // model.config.hidden_size
+    simulate_gpu(monkeypatch, 0)
+    assert inference.batch_limit(model) == CPU_TOKENS // 4
+
+
+@pytest.mark.parametrize("keys", [13, 16])
+def test_a_gpu_s_masks_begin_their_rows_where_its_kernels_expect_it(monkeypatch, keys):
+    model, sees = tiny.model("llama"), torch.ones(2, keys, keys, dtype=torch.bool).tril()
+    places = torch.arange(keys).expand(2, -1)
+    plain = attention_masks(model, sees, places, places)
+    simulate_gpu(monkeypatch, 10**9)
+    mask = attention_masks(model, sees, places, places)
+    assert torch.equal(mask, plain)
+    assert all(step % ALIGNED == 0 for step in mask.stride()[:-1])
 
 
 EXAMPLES = [

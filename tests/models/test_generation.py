@@ -13,15 +13,18 @@ from meditune.models import generation
 from meditune.models.catalogue import CATALOGUE
 from meditune.models.generation import (
     BATCH_TOKENS,
+    Decoder,
     GreedyDecoder,
     NotFiniteError,
     batch_size,
+    cached_tokens,
     left_pad,
     sample_texts,
     token_bytes,
 )
 from meditune.models.inference import inference
 from tests import tiny
+from tests.models.simulated_gpu import simulate_gpu
 
 
 @pytest.mark.parametrize(
@@ -47,6 +50,30 @@ def test_half_of_the_free_memory_is_for_the_cache(monkeypatch):
     assert batch_size(400, 100, made) == 6
     monkeypatch.setattr(generation, "memory_gb", lambda: (64.0, 0.0))
     assert batch_size(400, 100, made) == 1
+
+
+def test_on_a_gpu_the_cache_takes_half_of_the_memory_that_torch_can_still_use(monkeypatch):
+    """Memory that torch has reserved and doesn't use counts as free; there is no other limit."""
+    made = tiny.model("llama")
+    each = token_bytes(made.config, 4)
+    simulate_gpu(monkeypatch, free=10 * BATCH_TOKENS * each, reserved=7 * each, allocated=3 * each)
+    assert cached_tokens(made) == 5 * BATCH_TOKENS + 2
+    assert batch_size(400, 100, made) == (5 * BATCH_TOKENS + 2) // 500
+
+
+def test_on_a_gpu_with_little_memory_prompts_are_read_in_smaller_pieces(monkeypatch):
+    model, text = tiny.loaded("llama").model, list(range(2, 402))
+    passes, logits = [], []
+    hook = model.register_forward_pre_hook(
+        lambda _, __, inputs: passes.append(inputs["input_ids"].numel()), with_kwargs=True
+    )
+    for free in (10**10, 10**6):
+        simulate_gpu(monkeypatch, free)
+        with inference(model):
+            logits.append(Decoder(model, PAD).read([text]))
+    hook.remove()
+    assert passes == [400, 256, 144]
+    torch.testing.assert_close(logits[1], logits[0], atol=1e-4, rtol=1e-4)
 
 
 def test_rows_end_in_the_last_column():

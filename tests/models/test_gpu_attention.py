@@ -62,7 +62,7 @@ def hidden_and_slopes(loaded, rows):
     return hidden.detach(), slopes, gpu_attention.inputs_without_mask(loaded.model, batch)
 
 
-@pytest.mark.parametrize("architecture", tiny.ARCHITECTURES)
+@pytest.mark.parametrize("architecture", [*tiny.ARCHITECTURES, *tiny.RECENT])
 @pytest.mark.parametrize("share", [False, True], ids=["one task", "shared prompts"])
 def test_hidden_states_and_gradients_without_a_mask_are_those_with_one(architecture, share, packing):
     """Some rows are longer than the sliding windows of the tiny models, 64."""
@@ -74,7 +74,7 @@ def test_hidden_states_and_gradients_without_a_mask_are_those_with_one(architect
     assert not inputs
     found, others, inputs = hidden_and_slopes(masked, rows)
     assert inputs["attention_mask"].numel() == 0
-    assert ("packed" in inputs) == (share or architecture in {"mistral", "gemma3"})
+    assert ("packed" in inputs) == (share or architecture in {"mistral", "gemma3", "gemma3_images"})
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
     assert slopes.keys() == others.keys()
     for name, slope in slopes.items():
@@ -122,7 +122,7 @@ def wrong_kernel(window, *inputs, **options):
 
 
 @ON_GPU
-@pytest.mark.parametrize("architecture", tiny.ARCHITECTURES)
+@pytest.mark.parametrize("architecture", [*tiny.ARCHITECTURES, *tiny.RECENT])
 def test_the_gpu_s_kernels_agree_with_a_dense_mask(architecture):
     """In BF16, with grouped heads of a size that flash kernels support."""
     found = []

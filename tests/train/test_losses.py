@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from meditune.config.data_options import PromptFormat
 from meditune.config.training_options import LoraSpec, ReplaySpec, TrainSpec
@@ -12,7 +13,8 @@ from meditune.models.adapters import add_lora
 from meditune.models.forward import predict
 from meditune.models.hidden_state_cache import HiddenStateCache
 from meditune.models.shared_prefix_batch import collate, rows_of, windows
-from meditune.train import losses
+from meditune.progress import Progress
+from meditune.train import losses, trainer
 from meditune.train.dataset import TokenWeights
 from meditune.train.regularization import EWC, L2SP, Fisher, StartingPoint, estimate
 from meditune.train.replay import plan_replay
@@ -79,6 +81,55 @@ def test_a_claim_competes_only_with_the_labels_of_its_source_and_other_targets_a
     weights = torch.rand(len(each), generator=torch.Generator().manual_seed(0))
     found, _ = losses.loss_of_rows(loaded.model, loaded.frozen, rows, weights.tolist(), 1)
     assert found.detach().item() == pytest.approx(float((each * weights).sum()), rel=1e-5)
+
+
+class Copies(TorchDispatchMode):
+    """Counts the copies from the CPU to the meta device after the first matrix product."""
+
+    def __init__(self):
+        super().__init__()
+        self.late, self.multiplied = 0, False
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        found = func(*args, **kwargs or {})
+        self.multiplied |= func.overloadpacket in {torch.ops.aten.mm, torch.ops.aten.addmm}
+        from_cpu = args and torch.is_tensor(args[0]) and args[0].device.type == "cpu"
+        self.late += bool(self.multiplied and from_cpu and torch.is_tensor(found) and found.is_meta)
+        return found
+
+
+@pytest.mark.parametrize("objective", ["sft", "dpo"])
+def test_losses_never_wait_for_a_device(objective):
+    """The meta device has no values to read. A copy to a GPU waits for all earlier operations, so copies come first."""
+    loaded = tiny.loaded("qwen2")
+    model = add_lora(loaded.model, LoraSpec(r=4), seed=1).to("meta")
+    loaded = tiny.with_model(loaded, model)
+    encoder = loaded.encoder(FORMAT)
+    claim = EXAMPLES[0].model_copy(update={"id": "claim", "meta": {LABEL: "refuted"}})
+    rows = rows_of([encoder.supervised(example, task) for example in EXAMPLES for task in ("decision", "answer")])
+    claims, with_copies = rows_of([encoder.supervised(claim, "claim")]), Copies()
+    with with_copies:
+        if objective == "dpo":
+            losses.losses_of_rows(model, loaded.frozen, rows, 1)[0].sum().backward()
+        else:
+            losses.loss_of_rows(model, loaded.frozen, rows, [1.0] * sum(len(row.targets) for row in rows), 1)
+    assert with_copies.multiplied
+    assert with_copies.late == 0
+    losses.loss_of_rows(model, loaded.frozen, claims, [1.0], 1)[0].backward()
+
+
+def test_a_step_reads_its_losses_after_its_last_batch():
+    loaded, model = with_lora()
+    loaded = tiny.with_model(loaded, model.to("meta"))
+    encoder = loaded.encoder(FORMAT)
+    rows = rows_of([encoder.supervised(example, "answer") for example in EXAMPLES])
+    part = trainer._WeightedRows(rows, [[1.0] * len(row.targets) for row in rows], 1.0)
+    pieces = [trainer.RowShare([index]) for index in range(len(rows))]
+    with Progress("Training", None, "tokens") as progress:
+        loss = trainer._add_gradients(loaded, part, pieces, 1.0, progress, losses.loss_of_rows)
+        assert progress.done == sum(map(len, rows))
+    with pytest.raises(RuntimeError, match="meta"):
+        float(loss)
 
 
 STRENGTH = 0.3

@@ -90,6 +90,42 @@ def test_eight_bits_follow_thirty_two():
     assert 0 < apart < 0.05
 
 
+def test_states_are_paged_after_a_resume_too(monkeypatch):
+    """On a GPU, bitsandbytes prefetches the states that it allocated itself; here ordinary memory plays the paged."""
+    bitsandbytes = pytest.importorskip("bitsandbytes")
+    states = bitsandbytes.optim.optimizer
+    prefetched = []
+
+    def paged(_, weight, dtype):
+        buffer = torch.zeros_like(weight, dtype=dtype)
+        buffer.is_paged = True
+        return buffer
+
+    monkeypatch.setattr(bitsandbytes.optim, "AdamW8bit", bitsandbytes.optim.PagedAdamW8bit)
+    monkeypatch.setattr(states.Optimizer8bit, "get_state_buffer", paged)
+    monkeypatch.setattr(states.F, "prefetch_tensor", prefetched.append)
+
+    def stepped(optimizer, number):
+        torch.manual_seed(number)
+        for parameter in optimizer.parameters:
+            parameter.grad = torch.randn_like(parameter)
+        optimizer.step(1e-2)
+
+    def made():
+        weights = (torch.ones(2 * EIGHT_BIT_FROM), torch.ones(8))
+        return MasterOptimizer([torch.nn.Parameter(each) for each in weights], TrainSpec(optimizer="adamw8bit"))
+
+    whole, resumed = made(), made()
+    stepped(whole, 1)
+    resumed.restore({key: value.clone() for key, value in whole.state().items()})
+    prefetched.clear()
+    for optimizer in (whole, resumed):
+        stepped(optimizer, 2)
+        assert len(prefetched) == 4, "two states of two weights"
+        prefetched.clear()
+    assert all(map(torch.equal, whole.parameters, resumed.parameters))
+
+
 def test_adafactor_is_that_of_the_paper_with_the_recipes_rate():
     """Algorithms 4 and 5 of arXiv:1804.04235: factored second moment, update clipping, decay 1 - t ** -0.8."""
     torch.manual_seed(1)

@@ -7,12 +7,17 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, get_args
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig
 
 from meditune.config.load_recipe import load_recipe
@@ -20,9 +25,10 @@ from meditune.config.training_options import ModelSpec, Strategy
 from meditune.errors import RecipeError
 from meditune.models.adapters import make_trainable, parameter_counts
 from meditune.models.catalogue import CATALOGUE
+from meditune.models.generation import token_bytes
 from meditune.models.inference import register
-from meditune.train import machine_speed, resource_plan
-from meditune.train.machine_speed import cpu_speed, gpu_named, target_of
+from meditune.train import finetune, machine_speed, resource_plan
+from meditune.train.machine_speed import cpu_speed, gpu_named, matrix_flops, target_of
 from meditune.train.resource_plan import (
     WORK,
     config_of,
@@ -36,6 +42,7 @@ from meditune.train.resource_plan import (
 )
 from tests import tiny
 from tests.commands import meditune
+from tests.models.simulated_gpu import simulate_gpu
 
 MEDIUM = {
     "model_type": "llama",
@@ -123,7 +130,8 @@ def test_sizes_that_a_recipe_leaves_open_follow_the_memory_of_the_gpu() -> None:
 
 
 def test_attention_on_a_gpu_stores_neither_scores_nor_repeated_heads() -> None:
-    recipe = load_recipe("quickstart", ["model.top_layers=null", "prompt.max_tokens=1024", *SMALL_ROWS[:3]]).recipe
+    settings = ["model.top_layers=null", "prompt.max_tokens=1024", "train.tasks=[answer]", *SMALL_ROWS[:3]]
+    recipe = load_recipe("quickstart", settings).recipe
     held = []
     for key_heads in (4, 8):
         config = AutoConfig.for_model(**MEDIUM | {"num_key_value_heads": key_heads})
@@ -132,6 +140,55 @@ def test_attention_on_a_gpu_stores_neither_scores_nor_repeated_heads() -> None:
     per_layer = (held[1] - held[0]) / 10 / 1024
     # Keys before and after their rotation, and values, of four more heads of 64 numbers.
     assert per_layer <= 1.5 * 3 * 4 * 64 * 2
+
+
+def test_rows_that_share_a_prompt_are_planned_as_a_gpu_packs_them() -> None:
+    """The common start's keys and values are stored once for itself and once for each branch."""
+    found = {}
+    for tasks in ("[answer]", "[decision,answer]"):
+        settings = ["model.top_layers=null", "prompt.max_tokens=1024", f"train.tasks={tasks}", *SMALL_ROWS[:3]]
+        recipe = load_recipe("quickstart", settings).recipe
+        model = on_meta(AutoConfig.for_model(**MEDIUM), recipe.model, torch.bfloat16, use_fused_attention())
+        found[tasks] = rehearse_batch(model, recipe, on_gpu=True)
+    alone, shared = found.values()
+    assert alone.tokens == shared.tokens == 1024
+    common = recipe.prompt.max_tokens - recipe.prompt.answer_room
+    more = 2 * common * 2 * 4 * 64 * 2  # two copies, keys and values of four heads of 64 numbers
+    assert 10 * more <= shared.held - alone.held < 2 * 10 * more
+    # The branches don't see each other, which saves a little.
+    assert 0.95 * alone.flops < shared.flops < alone.flops
+
+
+def test_attention_that_stores_scores_or_repeats_heads_gets_smaller_batches(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As training chooses its batches on a GPU with 3 GB. Memory that the model's weights occupy counts once."""
+    model = SimpleNamespace(config=AutoConfig.for_model(**MEDIUM), dtype=torch.float16)
+    monkeypatch.setattr(finetune, "device", lambda: "cuda")
+
+    def chosen(attention: str, capability: tuple[int, int] = (8, 0), weights: int = 0) -> int:
+        settings = ["model.top_layers=null", "prompt.max_tokens=1024", "train.tasks=[answer]"]
+        further = [f"model.attention={attention}", "train.gradient_checkpointing=false"]
+        recipe = load_recipe("quickstart", settings + further).recipe
+        simulate_gpu(monkeypatch, 3 * 10**9 - weights, weights, weights, capability)
+        size = finetune._sized(model, recipe, "one").train.batch_tokens
+        assert f"Batches of up to {size:,} tokens, with activations stored" in capsys.readouterr().err
+        return size
+
+    flash, efficient = chosen("auto"), chosen("auto", (7, 5))
+    assert chosen("auto", weights=10**9) == flash
+    assert chosen("sdpa") < flash
+    assert chosen("eager") < 0.8 * efficient < 0.8 * flash
+
+
+def test_a_plan_counts_repeated_heads_for_gpus_without_flash_attention() -> None:
+    settings = ["model.dtype=float16", "train.micro_batch_tokens=4096", "train.tasks=[answer]"]
+    recipe = load_recipe("quickstart", settings).recipe
+    pieces = []
+    for name in ("v100-32gb", "a10"):
+        target = replace(target_of(recipe.model, name), memory_gb=24.0)
+        pieces.append(resource_plan.estimate(recipe, AutoConfig.for_model(**MEDIUM), target).memory.piece)
+    assert pieces[0] > 1.02 * pieces[1]
 
 
 def test_adapters_need_no_gradients_of_the_weights_below() -> None:
@@ -212,6 +269,21 @@ def test_operations_of_the_one_operation_are_those_of_peft(monkeypatch: pytest.M
     assert flops[0] == flops[1]
 
 
+def test_starting_an_operation_hardly_lowers_the_measured_speed_of_a_fast_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A simulated GPU computes 10^15 operations a second, and needs 30 microseconds to start and report."""
+
+    def timed(work: Callable[[], object], _: object) -> float:
+        with FlopCounterMode(display=False) as counter:
+            work()
+        return float(counter.get_total_flops()) / 1e15 + 30e-6
+
+    on_meta_device = partial(torch.randn, device="meta")
+    monkeypatch.setattr(torch, "randn", lambda *shape, **_: on_meta_device(*shape))
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(machine_speed, "_median_seconds", timed)
+    assert matrix_flops(torch.bfloat16) == pytest.approx(1e15, rel=0.05)
+
+
 def test_two_measurements_agree_even_if_other_programs_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine_speed, "SECONDS", 0.1)
     monkeypatch.setattr(machine_speed, "PROBED_TOKENS", 64)
@@ -253,3 +325,16 @@ def test_longer_and_more_answers_take_longer() -> None:
     assert seconds[2].writing < seconds[1].writing
     assert seconds[0].scoring == seconds[1].scoring > 0
     assert found.measuring(recipe, 500, 300, 0).writing == 0
+
+
+def test_answers_that_a_gpu_writes_at_once_are_those_whose_cache_fits_into_half_of_its_free_memory() -> None:
+    recipe = load_recipe("quickstart", ["evaluate.answers=100000"]).recipe
+    config = AutoConfig.for_model(**MEDIUM)
+    writing = []
+    for memory_gb in (2.0, 80.0):
+        target = replace(target_of(recipe.model, "a10"), memory_gb=memory_gb)
+        found = resource_plan.estimate(recipe, config, target)
+        free = memory_gb * 1e9 - found.memory.weights - found.memory.process
+        assert found.cached_tokens == pytest.approx(free / 2 / token_bytes(config, 2), rel=1e-3)
+        writing.append(found.measuring(recipe, 0, recipe.prompt.answer_room, 100_000).writing)
+    assert writing[0] > 20 * writing[1]

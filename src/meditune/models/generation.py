@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from meditune.config.training_options import CPU_TOKENS
 from meditune.hardware import free_gpu_bytes, memory_gb
 from meditune.models import forward
 from meditune.models.forward import attention_masks, head_only_at
@@ -219,7 +218,7 @@ class Decoder:
         self.virtual = forward.virtual_tokens(model)
         self.called = model.get_base_model() if self.virtual else model
         self.device = next(model.parameters()).device
-        self.read_tokens = batch_limit(self.called) if self.device.type == "cuda" else CPU_TOKENS
+        self.read_tokens = batch_limit(self.called)
         """Maximum number of prompt tokens that are read in one forward pass"""
         self.slots = KVCache(count)
         self.lengths: list[int] = []
@@ -441,12 +440,16 @@ def token_bytes(config: Any, element_size: int) -> int:
 
 
 def cached_tokens(model: Any) -> int:
-    """Return the number of tokens whose cache fits into half of the free memory; on a CPU, at most BATCH_TOKENS."""
+    """Return the result of `cache_limit` for the memory that is free now on the model's device."""
     weight = model.get_input_embeddings().weight
-    each = token_bytes(model.config, weight.element_size())
-    if weight.is_cuda:
-        return free_gpu_bytes(weight.device) // 2 // each
-    return min(BATCH_TOKENS, int(memory_gb()[1] * 1e9) // 2 // each)
+    free = free_gpu_bytes(weight.device) if weight.is_cuda else int(memory_gb()[1] * 1e9)
+    return cache_limit(model.config, weight.element_size(), free, weight.is_cuda)
+
+
+def cache_limit(config: Any, element_size: int, free: int, on_gpu: bool) -> int:
+    """Return the number of tokens whose cache fits into half of `free` bytes; on a CPU, at most BATCH_TOKENS."""
+    fitting = free // 2 // token_bytes(config, element_size)
+    return fitting if on_gpu else min(BATCH_TOKENS, fitting)
 
 
 def batch_size(longest: int, max_new_tokens: int, model: Any = None) -> int:

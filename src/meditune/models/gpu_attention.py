@@ -25,6 +25,8 @@ from meditune.models.shared_prefix_batch import Batch, sees_of
 NAME = "meditune_gpu"
 CAUSAL_MASK_ATTENTION = {NAME}
 """Names of attention implementations that accept `causal_mask`"""
+PACKED_ATTENTION = {NAME}
+"""Names of attention implementations that accept packed sequences"""
 HALF = (torch.bfloat16, torch.float16)
 """Dtypes that flash kernels support"""
 MAX_HEAD_SIZE = 256
@@ -47,8 +49,11 @@ class PackedSequences(NamedTuple):
     longest_keys: int
 
     def to(self, device: torch.device) -> PackedSequences:
-        """Return the same layout with its tensors on `device`."""
-        names = ("queries", "keys", "query_ends", "key_ends")
+        """Return the same layout with its tensors on `device`.
+
+        For the meta device, the ends stay where their values can be read, because plans count operations from them.
+        """
+        names = ("queries", "keys") if device.type == "meta" else ("queries", "keys", "query_ends", "key_ends")
         return self._replace(**{name: getattr(self, name).to(device) for name in names})
 
 
@@ -99,9 +104,9 @@ def inputs_without_mask(model: Any, batch: Batch) -> dict[str, Any]:
 
 
 def packs(model: Any) -> bool:
-    """Return whether this model's layers can process packed sequences on this machine."""
+    """Return whether this model's layers can process packed sequences on this machine, or on a plan's GPU."""
     config, weight = model.config.get_text_config(), model.get_input_embeddings().weight
-    if model.config._attn_implementation != NAME or not weight.is_cuda or weight.dtype not in HALF:
+    if model.config._attn_implementation not in PACKED_ATTENTION or weight.is_cpu or weight.dtype not in HALF:
         return False
     rates = (getattr(config, name, None) for name in ("attention_dropout", "attn_pdrop"))
     parameters = inspect.signature(type(model.get_decoder()).forward).parameters.values()
@@ -110,6 +115,8 @@ def packs(model: Any) -> bool:
         return False
     heads = config.num_attention_heads
     size = getattr(config, "head_dim", None) or config.hidden_size // heads
+    if weight.is_meta:
+        return int(size) <= MAX_HEAD_SIZE
     groups = heads // (getattr(config, "num_key_value_heads", None) or heads)
     with torch.inference_mode(False), torch.enable_grad():
         return _packs(weight.dtype, groups, size, weight.device)
@@ -228,7 +235,12 @@ def gpu_attention(
 def _has_flash(query: torch.Tensor) -> bool:
     if query.dtype not in HALF or query.shape[-1] > MAX_HEAD_SIZE:
         return False
-    return not query.is_cuda or torch.cuda.get_device_capability(query.device) >= (8, 0)
+    return not query.is_cuda or has_flash_kernels(query.device)
+
+
+def has_flash_kernels(device: torch.device | str) -> bool:
+    """Return whether this GPU has flash attention kernels."""
+    return torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def register() -> str:

@@ -28,6 +28,7 @@ from meditune.models import torch_compile
 from meditune.models.adapters import fuse_lora, is_adapter, make_trainable, merged, parameter_counts
 from meditune.models.catalogue import START
 from meditune.models.fsdp import copy_from_first, gather_weights, is_sharded, shard
+from meditune.models.gpu_attention import has_flash_kernels
 from meditune.models.load import LoadedModel, device, locate
 from meditune.models.quantization import TRAINING
 from meditune.models.quiet_libraries import quiet_transformers
@@ -72,12 +73,13 @@ def _sized(model: Any, recipe: Recipe, parallel: str) -> Recipe:
     spec = recipe.train
     if device() != "cuda" or not (spec.gradient_checkpointing is None or spec.micro_batch_tokens is None):
         return recipe
-    from meditune.train.resource_plan import on_meta, sized, use_fused_attention
+    from meditune.train.resource_plan import on_meta, planned_attention, sized
 
     # The plan counts the weights again, so add the memory that they already occupy.
     room = free_gpu_bytes(device()) + (torch.cuda.memory_allocated() if parallel != "fsdp" else 0)
     processes = distributed.world() if parallel == "fsdp" else 1
-    planned = on_meta(model.config, recipe.model, model.dtype, use_fused_attention())
+    attention = planned_attention(recipe.model, device(), has_flash_kernels(device()))
+    planned = on_meta(model.config, recipe.model, model.dtype, attention)
     chosen = distributed.broadcast(sized(recipe, planned, room, processes)[0].train)
     recompute = "recomputed" if chosen.gradient_checkpointing else "stored"
     print(

@@ -51,13 +51,13 @@ def loss_of_rows(
 ) -> tuple[Any, Batch]:
     """Return the sum of weight * cross-entropy over the rows' targets, and the rows' batch."""
     head = model.get_output_embeddings() if is_plain_head(model) else None
+    targets = _targets(model, rows)
+    weight = torch.tensor(weights, device=targets.device)
     batch, predicted = frozen.predict(model, rows, pad_id, logits=head is None)
-    device = predicted.hidden.device
-    weight, targets = torch.tensor(weights, device=device), batch.targets.to(device)
     total: Any = 0.0
     if choices := choices_of(rows):
         rest = [place for place in range(len(targets)) if place not in choices]
-        total = choice_loss(model, predicted.hidden, targets, weight, choices)
+        total = choice_loss(model, predicted.hidden, batch.targets, weight, choices)
         if not rest:
             return total, batch
         targets, weight = targets[rest], weight[rest]
@@ -73,12 +73,21 @@ def losses_of_rows(
 ) -> tuple[torch.Tensor, Batch]:
     """Return the (N,) cross-entropy of each of the rows' targets in FP32, and the rows' batch."""
     head = model.get_output_embeddings() if is_plain_head(model) else None
+    targets = _targets(model, rows)
     batch, predicted = frozen.predict(model, rows, pad_id, logits=head is None)
-    targets = batch.targets.to(predicted.hidden.device)
     if head is None:
         return torch.nn.functional.cross_entropy(predicted.logits.float(), targets, reduction="none"), batch
     losses: torch.Tensor = _TokenLosses.apply(predicted.hidden, head.weight, head.bias, targets)  # type: ignore[no-untyped-call]
     return losses, batch
+
+
+def _targets(model: Any, rows: Sequence[Row]) -> torch.Tensor:
+    """Return the (N,) ids of the rows' targets on the model's device.
+
+    A copy to a GPU waits for the operations before it, so this is called before the forward pass.
+    """
+    targets = [target for row in rows for target in row.targets]
+    return torch.tensor(targets, dtype=torch.long, device=next(model.parameters()).device)
 
 
 def choices_of(rows: Sequence[Row]) -> dict[int, tuple[int, ...]]:
@@ -96,7 +105,8 @@ def choice_loss(
 ) -> torch.Tensor:
     """Return the sum of weight * cross-entropy over the targets with `choices`, normalized over the choices alone.
 
-    The logits are computed in FP32 from the (N, hidden size) states.
+    The logits are computed in FP32 from the (N, hidden size) states. `targets` should be on the CPU, because they are
+    read one by one.
     """
     total = torch.zeros((), dtype=torch.float32, device=hidden.device)
     for tokens in sorted(set(choices.values())):

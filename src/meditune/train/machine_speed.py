@@ -25,6 +25,7 @@ from meditune.hardware import cores, gpu, memory_gb
 from meditune.models.adapters import make_trainable
 from meditune.models.catalogue import CATALOGUE
 from meditune.models.generation import Decoder
+from meditune.models.gpu_attention import has_flash_kernels
 from meditune.models.inference import inference, register
 from meditune.models.load import number_format
 from meditune.models.quiet_libraries import no_telemetry, quiet_transformers
@@ -37,7 +38,7 @@ class Gpu(NamedTuple):
     memory_gb: float
     tflops: float
     """10^12 operations per second in BF16 (FP16 where BF16 is missing) with FP32 accumulation, without sparsity."""
-    bf16: bool
+    bf16: bool  # whether it has BF16 and flash attention; NVIDIA's GPUs have both from compute capability 8.0 on
     source: str
 
 
@@ -83,6 +84,7 @@ class Target:
     starting a layer's operations takes about a millisecond."""
     layer_bytes: float = 500e6
     """Bytes of weights that are read in `layer_seconds`. On a CPU, those of the measured layer; for a GPU, assumed."""
+    has_flash: bool = True  # whether a GPU has flash attention kernels
 
     @property
     def rough(self) -> str:
@@ -116,24 +118,27 @@ def target_of(spec: ModelSpec, gpu_name: str | None) -> Target:
         known = gpu_named(gpu_name)
         usual = torch.bfloat16 if known.bf16 else torch.float16
         dtype = usual if spec.dtype == "auto" else getattr(torch, spec.dtype)
-        return Target(known.name, known.memory_gb, known.tflops * 1e12, "cuda", dtype, known.source)
+        speed = known.tflops * 1e12
+        return Target(known.name, known.memory_gb, speed, "cuda", dtype, known.source, has_flash=known.bf16)
     dtype, card = number_format(spec.dtype), gpu()
     if card:
-        return Target(*card, matrix_flops(dtype), "cuda", dtype, MEASURED)
+        return Target(*card, matrix_flops(dtype), "cuda", dtype, MEASURED, has_flash=has_flash_kernels("cuda"))
     room = memory_gb()[1]
     flops, layer_seconds, layer_bytes = cpu_speed(dtype)
     return Target("this machine's CPU", room, flops, "cpu", dtype, MEASURED, layer_seconds, layer_bytes)
 
 
-SIZE = 2048
+SIZE = 8192
+"""A product of matrices of this size takes about a millisecond on the fastest GPUs, much longer than starting it."""
 
 
 def matrix_flops(dtype: Any) -> float:
-    """Return the operations per second of 2,048 x 2,048 matrix products on the GPU, the median after a warm-up."""
+    """Return the operations per second of SIZE x SIZE matrix products on the GPU, the median after a warm-up."""
     one = torch.randn(SIZE, SIZE, device="cuda").to(dtype)
 
     def multiply() -> None:
-        (one @ one)[0, 0].item()
+        _ = one @ one
+        torch.cuda.synchronize()
 
     return 2 * SIZE**3 / _median_seconds(multiply, time.perf_counter)
 

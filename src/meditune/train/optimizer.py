@@ -70,8 +70,7 @@ class MasterOptimizer:
         self.optimizer.step()
         self.optimizer.zero_grad()
         with torch.no_grad():
-            for master, parameter in zip(self.masters, self.parameters, strict=True):
-                parameter.copy_(master)
+            torch._foreach_copy_(_own_shares(self.parameters), _own_shares(self.masters))
         return float(norm)
 
     def state(self) -> dict[str, torch.Tensor]:
@@ -89,13 +88,21 @@ class MasterOptimizer:
         """Restore the state that `state` returned."""
         self.scale, self.good_steps = float(tensors["scale"][0]), int(tensors["scale"][1])
         for key, value in tensors.items():
-            kind, *index_and_name = key.split(".", 2)
-            if kind == "state":
-                master = self.masters[int(index_and_name[0])]
+            if not key.startswith("state."):
+                continue
+            _, index, name = key.split(".", 2)
+            master = self.masters[int(index)]
+            state = self.optimizer.state[master]
+            if not state and hasattr(self.optimizer, "init_state"):
+                # bitsandbytes pages only the memory that it allocates itself, so copy into that memory.
+                self.optimizer.init_state(self.optimizer.param_groups[0], master, 0, int(index))
+            if not value.dim():
                 # Scalars stay on the CPU; counts become plain integers.
-                restored = value.to(master.device) if value.dim() else value
-                is_count = not (value.dim() or value.is_floating_point())
-                self.optimizer.state[master][index_and_name[1]] = int(value) if is_count else restored
+                state[name] = value if value.is_floating_point() else int(value)
+            elif name in state:
+                state[name].copy_(value)
+            else:
+                state[name] = value.to(master.device)
         self.set_weights([tensors[f"master.{index}"] for index in range(len(self.masters))])
 
     @torch.no_grad()
@@ -104,6 +111,11 @@ class MasterOptimizer:
         for master, parameter, weight in zip(self.masters, self.parameters, weights, strict=True):
             master.copy_(weight)
             parameter.copy_(master)
+
+
+def _own_shares(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """Return this process's share of each tensor; PyTorch's `_foreach` operations don't support sharded tensors."""
+    return [tensor.to_local() if hasattr(tensor, "to_local") else tensor for tensor in tensors]
 
 
 def check_optimizer(name: OptimizerName, device: str) -> None:

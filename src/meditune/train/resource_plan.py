@@ -23,10 +23,11 @@ from meditune.config.recipe import Recipe
 from meditune.config.training_options import VIRTUAL, ModelSpec, Quantize, Strategy
 from meditune.data.sources import locate_source
 from meditune.errors import DataError
+from meditune.models import gpu_attention
 from meditune.models.adapters import fuse_lora, make_trainable, parameter_counts
 from meditune.models.catalogue import ADAPTER_FILE, CATALOGUE
 from meditune.models.forward import virtual_tokens
-from meditune.models.generation import BATCH_TOKENS
+from meditune.models.generation import cache_limit
 from meditune.models.hidden_state_cache import HiddenStateCache, frozen_count
 from meditune.models.inference import register
 from meditune.models.load import base_of, in_range, loading, locate, refuse_unreadable, source
@@ -39,7 +40,7 @@ from meditune.train.machine_speed import STEP_TEXTS, UTILIZATION, Target, target
 from meditune.train.optimizer import state_bytes
 from meditune.train.trainer import recompute_activations
 
-FUSED = "meditune_planned_fused"
+PACKED, EFFICIENT = "meditune_planned_packed", "meditune_planned_efficient"
 BLOCK, OUTER_BLOCK = 64, 256
 """NF4 has one scale per BLOCK weights, and one scale of scales per OUTER_BLOCK scales (QLoRA, arXiv:2305.14314)."""
 
@@ -101,22 +102,42 @@ def dequantized_bytes(model: Any, quantize: Quantize) -> int:
     return max((weight.numel() * weight.element_size() for weight in _quantizable(model, quantize)), default=0)
 
 
-def use_fused_attention() -> str:
+def planned_attention(spec: ModelSpec, device: str, has_flash: bool) -> str:
+    """Return the `attn_implementation` that needs on the meta device what `spec.attention` needs on `device`."""
+    if spec.attention == "eager":
+        return "eager"
+    if device == "cpu" or spec.attention == "grouped":
+        return register()
+    # PyTorch's flash kernels don't support the dense masks of sdpa.
+    return use_fused_attention(has_flash and spec.attention == "auto")
+
+
+def use_fused_attention(has_flash: bool = True) -> str:
     """Register PyTorch's attention operators for GPUs with transformers; return their name for `attn_implementation`.
 
     On the meta device, `scaled_dot_product_attention` would fall back to the plain formula, which stores all scores.
+    Without flash kernels, heads are repeated and rows aren't packed.
     """
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.integrations.sdpa_attention import repeat_kv
     from transformers.masking_utils import eager_mask
 
-    from meditune.models.gpu_attention import CAUSAL_MASK_ATTENTION, HALF, MAX_HEAD_SIZE
-
     def fused(
-        _module: Any, query: Any, key: Any, value: Any, mask: Any, scaling: float | None = None, **_: Any
+        _module: Any,
+        query: Any,
+        key: Any,
+        value: Any,
+        mask: Any,
+        scaling: float | None = None,
+        packed: Any = None,
+        sliding_window: int | None = None,
+        **_: Any,
     ) -> tuple[Any, None]:
+        if packed is not None:
+            return gpu_attention.packed_attention(query, key, value, packed, scaling, sliding_window), None
         causal = mask is None or not mask.numel()
-        if causal and query.dtype in HALF and query.shape[-1] <= MAX_HEAD_SIZE:
+        supported = query.dtype in gpu_attention.HALF and query.shape[-1] <= gpu_attention.MAX_HEAD_SIZE
+        if has_flash and causal and supported:
             flash = torch.ops.aten._scaled_dot_product_flash_attention
             mixed = flash(query, key, value, 0.0, True, scale=scaling)[0]
         else:
@@ -127,10 +148,13 @@ def use_fused_attention() -> str:
             mixed = efficient(query, key, value, bias, True, 0.0, causal, scale=scaling)[0]
         return mixed.transpose(1, 2).contiguous(), None
 
-    AttentionInterface.register(FUSED, fused)
-    AttentionMaskInterface.register(FUSED, eager_mask)
-    CAUSAL_MASK_ATTENTION.add(FUSED)
-    return FUSED
+    name = PACKED if has_flash else EFFICIENT
+    AttentionInterface.register(name, fused)
+    AttentionMaskInterface.register(name, eager_mask)
+    gpu_attention.CAUSAL_MASK_ATTENTION.add(name)
+    if has_flash:
+        gpu_attention.PACKED_ATTENTION.add(name)
+    return name
 
 
 def _quantizable(model: Any, quantize: Quantize) -> list[torch.nn.Parameter]:
@@ -168,10 +192,15 @@ class RehearsedBatch:
 
 
 def longest_rows(recipe: Recipe) -> list[Row]:
-    """Return one batch of rows with `prompt.max_tokens` tokens; the answer in each row is as long as possible."""
-    form = recipe.prompt
-    prompt, answer = [0] * (form.max_tokens - form.answer_room), [0] * (form.answer_room + 1)
-    row = join([Encoded("longest", "answer", prompt, answer, answer_cut=False)])
+    """Return one batch of rows with `prompt.max_tokens` tokens; the answer in each row is as long as possible.
+
+    If an example's tasks or a pair's answers share a prompt, the answer is divided among two branches.
+    """
+    form, spec = recipe.prompt, recipe.train
+    prompt, length = [0] * (form.max_tokens - form.answer_room), form.answer_room + 1
+    are_shared = spec.objective == "dpo" or (spec.objective == "sft" and len(spec.tasks) > 1)
+    lengths = [length // 2, length - length // 2] if are_shared else [length]
+    row = join([Encoded("longest", "answer", prompt, [0] * each, answer_cut=False) for each in lengths])
     row = with_prompt(row) if recipe.train.prompt_share else row
     return [row] * max(1, recipe.train.batch_tokens // len(row))
 
@@ -338,6 +367,7 @@ class Estimate:
     read_tokens_per_s: float  # speed of reading given text, without training
     step_s: float  # seconds to compute one more token of each answer of a batch
     text_s: float  # seconds that each answer of the batch adds to that
+    cached_tokens: int  # number of tokens in the key-value cache of a batch of answers
 
     def seconds(self, tokens: int) -> float:
         """Return the duration in seconds of training on this number of tokens."""
@@ -353,7 +383,7 @@ class Estimate:
         # The likelihood of an answer is measured with and without its question.
         tokens = items * item_tokens + answers * min(item_tokens, form.answer_room) + spec.choices * CHOICE_TOKENS
         tokens += (spec.general_tokens if _has_wikitext() else 0) + spec.technical_tokens
-        at_once = max(1, BATCH_TOKENS // (form.max_tokens - form.answer_room + spec.max_new_tokens))
+        at_once = max(1, self.cached_tokens // (form.max_tokens - form.answer_room + spec.max_new_tokens))
         writing = answers * max(0.0, item_tokens - form.answer_room) / self.read_tokens_per_s
         for begin in range(0, answers, at_once):
             texts = min(at_once, answers - begin)
@@ -416,15 +446,14 @@ def plan(recipe: Recipe, gpu: str | None = None) -> Planned:
 
 def estimate(recipe: Recipe, config: Any, target: Target) -> Estimate:
     """Return the prediction for training with this recipe on this machine."""
-    fast = use_fused_attention if target.device == "cuda" else register  # what model.attention: auto uses there
-    attention = "eager" if recipe.model.attention == "eager" else fast()
+    on_gpu = target.device == "cuda"
     dtype = in_range(target.dtype, config) if recipe.model.dtype == "auto" else target.dtype
-    model = on_meta(config, recipe.model, dtype, attention)
-    if target.device == "cuda":
+    model = on_meta(config, recipe.model, dtype, planned_attention(recipe.model, target.device, target.has_flash))
+    if on_gpu:
         recipe, piece = sized(recipe, model, target.memory_gb * 1e9)
     else:
         piece = rehearse_batch(model, recipe)
-    memory = peak_of(model, piece, recipe, target.device == "cuda")
+    memory = peak_of(model, piece, recipe, on_gpu)
     speed = target.flops * UTILIZATION[target.device] / (piece.flops / piece.tokens)
     share = memory.total / (target.memory_gb * 1e9)
     verdict: Verdict = "fits" if share <= TIGHT else "tight" if share <= 1 else "no"
@@ -435,10 +464,11 @@ def estimate(recipe: Recipe, config: Any, target: Target) -> Estimate:
     layer_bytes = weight_bytes(model, recipe.model.quantize) / layers
     step = layers * target.layer_seconds * max(1.0, layer_bytes / target.layer_bytes)
     # On a CPU, half of the time is assumed to grow with the number of answers; a GPU computes them at once.
-    step, text = (step / 2, step / 2 / STEP_TEXTS) if target.device == "cpu" else (step, 0.0)
-    return Estimate(
-        recipe.model.strategy, recipe.model.quantize, *counts, memory, speed, verdict, *sizes, reading, step, text
-    )
+    step, text = (step, 0.0) if on_gpu else (step / 2, step / 2 / STEP_TEXTS)
+    free = max(0, int(target.memory_gb * 1e9) - memory.weights - memory.process)
+    cached = cache_limit(config, dtype.itemsize, free, on_gpu)
+    kind = recipe.model.strategy, recipe.model.quantize
+    return Estimate(*kind, *counts, memory, speed, verdict, *sizes, reading, step, text, cached)
 
 
 def _alternatives(recipe: Recipe) -> Iterator[Recipe]:

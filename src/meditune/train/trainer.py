@@ -332,7 +332,7 @@ def train(
             total_weight = sum(part.total for part in parts)
             tokens, read = sum(len(row) for part in parts for row in part.rows), progress.done
             supervised = sum(len(row.targets) for row in parts[0].rows)
-            own_losses = []
+            own_losses = []  # read only when all of the step's passes have been started
             for part in parts:
                 pieces = deal_rows(part.rows, spec.batch_tokens, lockstep)
                 own_losses.append(
@@ -340,7 +340,8 @@ def train(
                         loaded, part, pieces, total_weight, progress, loss_of=data.loss_of, scale=optimizer.scale
                     )
                 )
-            losses = distributed.all_reduce_sum(torch.tensor(own_losses, dtype=torch.float64)).tolist()
+            own = torch.tensor([float(each) for each in own_losses], dtype=torch.float64)
+            losses = distributed.all_reduce_sum(own).tolist()
             if not lockstep:
                 sum_gradients(trainable)
             progress.advance(
@@ -404,7 +405,8 @@ def probe(loaded: LoadedModel, data: TrainingRows, spec: TrainSpec) -> float:
     started = time.monotonic()
     with Progress("Trying one batch", None, unit="tokens") as progress:
         piece = RowShare(list(range(len(longest.rows))))
-        _add_gradients(loaded, longest, [piece], longest.total, progress, loss_of=data.loss_of)
+        # Reading the loss waits until a GPU has computed the batch.
+        float(_add_gradients(loaded, longest, [piece], longest.total, progress, loss_of=data.loss_of))
     loaded.model.zero_grad()
     return distributed.world() * sum(map(len, longest.rows)) / (time.monotonic() - started)
 
@@ -445,15 +447,18 @@ def _add_gradients(
     progress: Progress,
     loss_of: LossOfRows,
     scale: float = 1.0,
-) -> float:
-    """Add `scale` times the gradient of these pieces' share of the step's loss; return their share of the mean loss."""
-    total = 0.0
+) -> Any:
+    """Add `scale` times the gradient of these pieces' share of the step's loss; return their share of the mean loss.
+
+    The result is a number, or an FP64 tensor on the model's device, because reading a number would wait for a GPU.
+    """
+    total: Any = 0.0
     for indices, idle in pieces:
         # Scale the weights, not the loss, because gradients are in FP16 from the output head on.
         weights = [0.0 if idle else scale * value / total_weight for index in indices for value in part.weights[index]]
         rows = [part.rows[index] for index in indices]
         loss, batch = loss_of(loaded.model, loaded.frozen, rows, weights, loaded.pad_id)
         loss.backward()
-        total += loss.item() / scale
+        total = total + loss.detach().double() / scale
         progress.advance(0 if idle else batch.real_tokens)
     return total * (total_weight / part.total)
