@@ -5,18 +5,24 @@
     python benchmarks/gpu.py --rehearse
 
 Nothing is downloaded: weights and tokens are random, and examples have PubMedQA's lengths (a context and question of
-250 to 420 tokens that a decision and an answer of 40 to 90 tokens share). Peers run where they are installed. A job
-whose turn comes after --minutes is left out, and listed as left out. --rehearse does everything with tiny models on a
-CPU, to check the script; its numbers mean nothing.
+250 to 420 tokens that a decision and an answer of 40 to 90 tokens share). Peers run where they are installed. A run
+whose turn comes after --minutes is left out, and listed as left out; a run that fails is listed with its error. The
+JSON file is written after every run. --rehearse does everything with tiny models on a CPU, to check the script; its
+numbers mean nothing.
 
-- training: LoRA in optimizer steps of 32 examples. Meditune chooses its own sizes; peers run once for each number of
-  rows in --batch, and their fastest batch counts. A peer reads one row for the decision and one for the answer;
-  Meditune reads their common prompt once. `trl` packs rows where FlashAttention is installed, `liger` is the Trainer
-  with Liger's kernels. The first step isn't counted. `peak_gb` is the memory that PyTorch reserved, `predicted_gb` what
-  `meditune plan` predicts for the same sizes. `mfu` is the minimum of operations for the tokens read (cost.py) per
-  second, as a share of `matrix_tflops`, the fastest BF16 product of this card now.
-- likelihoods: 500 decisions, beside a plain transformers loop at its best batch and lm-evaluation-harness.
-- answers: 200 answers of 128 tokens, beside transformers' static cache at its best batch and vLLM.
+A peer first runs with --batch rows at once (four times as many for answers), then with twice as many as long as that
+is faster. If the first number doesn't fit into memory, it is halved until it fits. The peer's fastest batch counts.
+
+- training: LoRA in optimizer steps of 32 examples, for a few seconds after a first step that isn't counted. Meditune
+  chooses its own sizes. A peer reads one row for the decision and one for the answer; Meditune reads their common
+  prompt once. `trl` reads rows without padding where FlashAttention is installed, `liger` is the Trainer with Liger's
+  kernels, in a process of its own. `meditune-compiled` compiles the layers, and `meditune-recomputed` recomputes
+  activations. `peak_gb` is the memory that PyTorch reserved, `predicted_gb` what `meditune plan` predicts for the same
+  sizes, without the CUDA context. `mfu` is the minimum of operations for the tokens read (cost.py) per second, as a
+  share of `matrix_tflops`, the fastest BF16 product of this card now.
+- likelihoods: 500 decisions, beside a plain transformers loop and lm-evaluation-harness.
+- answers: 200 answers of 128 tokens, beside transformers' static cache and vLLM.
+- loading: BF16 weights from files that were just written, as they are, in NF4 and in int8, beside transformers.
 - agreement: FP32 log-likelihoods beside the plain loop's, and the loss of 50 BF16 steps beside a plain FP32 loop.
 """
 
@@ -33,7 +39,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
@@ -49,11 +55,29 @@ from memory import peak_gb, restart
 
 SHAPES = ("smollm2-135m", "qwen2.5-coder-0.5b", "llama2-7b", "mistral-7b")
 LARGE = ("llama2-7b", "mistral-7b")
-JOBS = ("training", "likelihoods", "answers", "agreement")
-ENGINES = ("meditune", "transformers", "trainer", "trl", "liger", "lm-eval", "vllm")
+COMPILED = ("smollm2-135m", "llama2-7b")
+"""Shapes that are also trained with compiled layers; compiling takes up to a minute"""
+INT8 = "llama2-7b"
+"""The shape that is also trained on an int8 base"""
+LOADED = "qwen2.5-coder-0.5b"
+JOBS = {
+    "likelihoods": "items_per_s",
+    "answers": "tokens_per_s",
+    "loading": "gb_per_s",
+    "agreement": "",
+    "training": "examples_per_s",
+}
+"""Jobs, and the name of their speed. The longest comes last, so that none takes the others' time."""
+OWN: dict[str, dict[str, Any]] = {
+    "meditune": {},
+    "meditune-compiled": {"compile": "on"},
+    "meditune-recomputed": {"gradient_checkpointing": True},
+}
+"""Meditune's engines, and their options in training"""
+ENGINES = (*OWN, "transformers", "trainer", "trl", "liger", "lm-eval", "vllm")
 PACKAGES = ("torch", "transformers", "peft", "trl", "bitsandbytes", "liger_kernel", "lm_eval", "vllm", "meditune")
-STEP, STEPS = 32, 3
-"""Examples in an optimizer step, and number of steps, of which the first is a warm-up"""
+STEP = 32
+"""Examples in an optimizer step"""
 PAD, END = 0, 1
 Row = dict[str, list[int]]
 
@@ -64,50 +88,49 @@ class Size:
 
     device: str
     shapes: tuple[str, ...]
-    steps: int
+    steps: int  # at most; the first is a warm-up
+    seconds: float  # after which no step of training begins
     step: int
     decisions: int
     answers: int
     new_tokens: int
     curve: int
-    batch: tuple[int, ...]
+    batch: int
 
 
-FULL = Size("cuda", SHAPES, STEPS, STEP, 500, 200, 128, 50, (8, 16, 32, 64))
-TINY = Size("cpu", ("llama2-7b",), 2, 4, 6, 4, 4, 7, (2, 4))
+FULL = Size("cuda", SHAPES, 61, 3.0, STEP, 500, 200, 128, 50, 16)
+TINY = Size("cpu", ("llama2-7b",), 2, 0.0, 2, 4, 4, 4, 7, 4)
 
 
 def main(words: Sequence[str] | None = None) -> None:
     """Run the chosen jobs in this process, and print a line for each measurement and the ratios."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="+", choices=JOBS, default=list(JOBS), help="jobs to run")
+    parser.add_argument("--only", nargs="+", choices=list(JOBS), default=list(JOBS), help="jobs to run")
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, help="models whose shapes are trained")
     parser.add_argument("--engines", nargs="+", choices=ENGINES, default=list(ENGINES), help="engines to run")
-    parser.add_argument("--batch", type=int, nargs="+", help="numbers of rows in the peers' batches")
-    parser.add_argument("--minutes", type=float, default=8.0, help="no job starts after this time")
+    parser.add_argument("--batch", type=int, help="number of rows in a peer's first batch")
+    parser.add_argument("--minutes", type=float, default=8.0, help="no run starts after this time")
     parser.add_argument("--rehearse", action="store_true", help="check the script on a CPU with tiny models")
-    parser.add_argument("--json", type=Path, help="write all metrics to this file")
+    parser.add_argument("--json", type=Path, help="write all metrics to this file after every run")
     options = parser.parse_args(words)
     size = TINY if options.rehearse else FULL
     if options.shapes:
         size = replace(size, shapes=tuple(options.shapes))
     if options.batch:
-        size = replace(size, batch=tuple(options.batch))
+        size = replace(size, batch=options.batch)
     import torch
 
     if size.device == "cuda" and not torch.cuda.is_available():
         sys.exit("PyTorch finds no GPU here. Use --rehearse to check the script on a CPU.")
-    found = about(size)
-    bench = Bench(size, options.engines, time.monotonic() + 60 * options.minutes, found["matrix_tflops"])
-    found |= {"words": list(words if words is not None else sys.argv[1:]), "runs": bench.runs}
-    print(json.dumps({key: found[key] for key in ("card", "driver", "versions")}))
+    facts = about(size) | {"words": list(words if words is not None else sys.argv[1:])}
+    bench = Bench(size, options.engines, time.monotonic() + 60 * options.minutes, facts, options.json)
+    print(json.dumps({key: facts[key] for key in ("card", "driver", "versions")}))
     for job in options.only:
-        getattr(bench, job)()
-    found["ratios"] = ratios(bench.runs)
+        bench.attempt(getattr(bench, job), job=job)
+    bench.write()
+    found = bench.found()
     for line in found["ratios"]:
         print(f"{line['what']}: {line['ratio']:.2f} (target {line['target']})")
-    if options.json:
-        options.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(found))
 
 
@@ -125,7 +148,8 @@ def about(size: Size) -> dict[str, Any]:
     if size.device == "cuda":
         card = torch.cuda.get_device_name()
         query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-        driver = subprocess.run(query, capture_output=True, text=True, check=False).stdout.strip() or None
+        with suppress(OSError):
+            driver = subprocess.run(query, capture_output=True, text=True, check=False).stdout.strip() or None
     return {"card": card, "driver": driver, "versions": versions, "matrix_tflops": matrix_peak(size) / 1e12}
 
 
@@ -159,11 +183,12 @@ def wait(size: Size) -> None:
 
 
 def restart_peak(size: Size) -> None:
-    """Free what isn't used, and measure the peak from here on."""
+    """Free what isn't used, also compiled code with its CUDA graphs, and measure the peak from here on."""
     import torch
 
-    gc.collect()
     if size.device == "cuda":
+        torch.compiler.reset()
+        gc.collect()
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
     else:
@@ -196,6 +221,8 @@ def shape_of(recipe: Any, size: Size) -> Any:
     if size.device == "cpu":
         tiny = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "vocab_size": 500}
         config.update(tiny | {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16})
+        if getattr(config, "layer_types", None):
+            config.layer_types = config.layer_types[: config.num_hidden_layers]
     return config
 
 
@@ -210,13 +237,13 @@ def fresh(recipe: Any, size: Size, dtype: Any) -> Any:
     torch.manual_seed(0)
     with torch.device(size.device):
         model = AutoModelForCausalLM.from_config(shape_of(recipe, size), dtype=dtype, attn_implementation=name)
-    return quantized(model, dtype) if recipe.model.quantize == "nf4" else model
+    return model if recipe.model.quantize == "none" else quantized(model, recipe.model.quantize == "nf4", dtype)
 
 
-def quantized(model: Any, dtype: Any) -> Any:
-    """Return the model with NF4 layers, marked as transformers marks a model that it loads in four bits."""
+def quantized(model: Any, is_nf4: bool, dtype: Any) -> Any:
+    """Return the model with NF4 or int8 layers, marked as transformers marks a model that it loads quantized."""
     import torch
-    from bitsandbytes.nn import Linear4bit, Params4bit
+    from bitsandbytes.nn import Int8Params, Linear4bit, Linear8bitLt, Params4bit
 
     from meditune.models.quantization import keep_trainable
 
@@ -224,13 +251,18 @@ def quantized(model: Any, dtype: Any) -> Any:
     for parent in list(model.modules()):
         for name, layer in list(parent.named_children()):
             if type(layer) is torch.nn.Linear and layer is not head:
-                small = Linear4bit(
-                    layer.in_features, layer.out_features, bias=False, compute_dtype=dtype, device="meta"
-                )
-                weight = Params4bit(layer.weight.data, requires_grad=False, quant_type="nf4", compress_statistics=True)
+                shape = {"bias": False, "device": "meta"}
+                if is_nf4:
+                    small = Linear4bit(layer.in_features, layer.out_features, compute_dtype=dtype, **shape)
+                    weight = Params4bit(layer.weight.data, requires_grad=False, quant_type="nf4")
+                else:
+                    int8 = {"has_fp16_weights": False, "threshold": 6.0}
+                    small = Linear8bitLt(layer.in_features, layer.out_features, **int8, **shape)
+                    weight = Int8Params(layer.weight.data, requires_grad=False)
                 small.weight, small.bias = weight._quantize(layer.weight.device), layer.bias
                 setattr(parent, name, small)
-    model.is_loaded_in_4bit, model.quantization_method = True, "bitsandbytes"
+    model.quantization_method = "bitsandbytes"
+    setattr(model, "is_loaded_in_4bit" if is_nf4 else "is_loaded_in_8bit", True)
     keep_trainable(model)
     return model
 
@@ -271,61 +303,174 @@ class OneForEach:
         return [1.0] * len(row.targets)
 
 
+class Steps:
+    """The times at which optimizer steps ended. The first step is a warm-up."""
+
+    def __init__(self, size: Size) -> None:
+        self.size = size
+        self.ends: list[float] = []
+
+    def ended(self) -> bool:
+        """Note the end of a step; return whether enough steps have been timed."""
+        wait(self.size)
+        self.ends.append(time.perf_counter())
+        return len(self.ends) > 1 and self.seconds >= self.size.seconds
+
+    @property
+    def seconds(self) -> float:
+        """The duration of all steps but the first."""
+        return self.ends[-1] - self.ends[0]
+
+
+@contextmanager
+def adapted(base: Any, add: Callable[[], Any]) -> Iterator[Any]:
+    """Inside the block, the base has the adapter that `add` creates; afterwards, it is as before, even after errors."""
+    attention, model = base.config._attn_implementation, add()
+    try:
+        yield model
+    finally:
+        model.unload()
+        base.gradient_checkpointing_disable()
+        base.set_attn_implementation(attention)
+
+
+@contextmanager
+def failure_in(found: dict[str, Any]) -> Iterator[None]:
+    """Record an error inside the block in `found`, so that the measurements after it go on."""
+    try:
+        yield
+    except ImportError as error:
+        found["left_out"] = f"{error.name} isn't installed"
+    except Exception as error:  # noqa: BLE001 - a peer can raise any error, and the error is its result
+        found["error"] = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:300]}"
+
+
 class Bench:
     """The measurements of one call."""
 
-    def __init__(self, size: Size, engines: Sequence[str], end: float, matrix_tflops: float) -> None:
-        self.size, self.engines, self.end, self.matrix_tflops = size, engines, end, matrix_tflops
+    def __init__(
+        self, size: Size, engines: Sequence[str], end: float, facts: dict[str, Any], path: Path | None = None
+    ) -> None:
+        self.size, self.engines, self.end, self.facts, self.path = size, engines, end, facts, path
         self.runs: list[dict[str, Any]] = []
+
+    def found(self) -> dict[str, Any]:
+        """Return everything measured so far."""
+        return self.facts | {"runs": self.runs, "ratios": ratios(self.runs)}
+
+    def write(self) -> None:
+        """Write everything measured so far to the file, if there is one."""
+        if self.path:
+            self.path.write_text(json.dumps(self.found(), indent=1) + "\n", encoding="utf-8")
+
+    def add(self, found: dict[str, Any]) -> None:
+        """Print a finished run, and write it to the file."""
+        self.runs.append(found)
+        print(json.dumps(found), flush=True)
+        self.write()
+
+    def attempt(self, work: Callable[[], object], **facts: Any) -> None:
+        """Do the work, unless the time is over. If it fails outside a run, record that as a run of its own."""
+        found = dict(facts)
+        if time.monotonic() > self.end:
+            found["left_out"] = "no time"
+        else:
+            with failure_in(found):
+                work()
+        if found != facts:
+            self.add(found)
 
     @contextmanager
     def run(self, job: str, engine: str, **facts: Any) -> Iterator[dict[str, Any] | None]:
         """Record one measurement; None if the engine isn't wanted or the time is over. An error is recorded."""
-        import torch
-
         found = {"job": job, "engine": engine, **facts}
         if engine not in self.engines:
             yield None
             return
         if time.monotonic() > self.end:
-            self.runs.append(found | {"left_out": "no time"})
+            self.add(found | {"left_out": "no time"})
             yield None
             return
         restart_peak(self.size)
         started = time.monotonic()
-        try:
+        with failure_in(found):
             yield found
-        except ImportError as error:
-            found["left_out"] = f"{error.name} isn't installed"
-        except (torch.OutOfMemoryError, RuntimeError, ValueError, TypeError, AttributeError) as error:
-            found["error"] = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:300]}"
         found["peak_gb"] = peak(self.size)
         found["job_seconds"] = round(time.monotonic() - started, 1)
-        self.runs.append(found)
-        print(json.dumps(found), flush=True)
+        self.add(found)
+
+    def search(
+        self, job: str, engine: str, first: int, most: int, measure: Callable[[dict[str, Any]], None], **facts: Any
+    ) -> None:
+        """Measure a peer with twice as many rows at once as long as that is faster, or with half until they fit."""
+        batch, best = min(first, most), 0.0
+        while 1 <= batch <= most:
+            with self.run(job, engine, **facts, batch=batch) as found:
+                if found is not None:
+                    measure(found)
+            if found is None:
+                return
+            speed = found.get(JOBS[job], 0.0)
+            if not best and found.get("error", "").startswith("OutOfMemoryError"):
+                batch, most = batch // 2, batch - 1
+            elif speed > best:
+                batch, best = 2 * batch, speed
+            else:
+                return
 
     def training(self) -> None:
-        """Measure LoRA on each shape, in BF16, and in NF4 where it is large."""
+        """Measure LoRA on each shape, in BF16, and in NF4 (one in int8, too) where it is large."""
+        is_liger = list(self.engines) == ["liger"]
+        for shape in self.size.shapes:
+            kinds = ("none", "nf4") if shape in LARGE else ("none",)
+            for quantize in (*kinds, "int8") if shape == INT8 and not is_liger else kinds:
+                # Liger's kernels replace transformers' classes in the whole process.
+                peers = ["liger"] if is_liger else ["trainer", "trl"] if quantize != "int8" else ["trainer"]
+                work = partial(self.train_shape, shape, quantize, peers)
+                self.attempt(work, job="training", shape=shape, quantize=quantize)
+        if "liger" in self.engines and not is_liger:
+            self.attempt(self.liger, job="training", engine="liger")
+
+    def train_shape(self, shape: str, quantize: str, peers: Sequence[str]) -> None:
+        """Measure LoRA on one base."""
         import torch
 
-        for shape in self.size.shapes:
-            for quantize in ("none", "nf4") if shape in LARGE else ("none",):
-                recipe = recipe_of(shape, quantize)
-                base = fresh(recipe, self.size, torch.bfloat16)
-                pairs = examples(self.size.steps * self.size.step, base.config.vocab_size)
-                facts = {"shape": shape, "quantize": quantize}
-                with self.run("training", "meditune", **facts) as found:
+        recipe = recipe_of(shape, quantize)
+        base = fresh(recipe, self.size, torch.bfloat16)
+        pairs = examples(self.size.steps * self.size.step, base.config.vocab_size)
+        facts = {"shape": shape, "quantize": quantize}
+        for engine, options in OWN.items():
+            if engine == "meditune" or (quantize == "none" and (shape in COMPILED or "compile" not in options)):
+                with self.run("training", engine, **facts) as found:
                     if found is not None:
-                        base = self.own_training(base, recipe, pairs, found)
-                for engine in ("trainer", "trl", "liger"):
-                    for batch in self.size.batch if engine == "trainer" else self.size.batch[-2:]:
-                        with self.run("training", engine, **facts, batch=batch) as found:
-                            if found is not None:
-                                base = self.peer_training(base, recipe, pairs, found)
-                del base
+                        self.own_training(base, recipe, options, pairs, found)
+        for engine in peers:
+            measure = partial(self.peer_training, base, recipe, pairs)
+            self.search("training", engine, self.size.batch, 2 * self.size.step, measure, **facts)
 
-    def own_training(self, base: Any, recipe: Any, pairs: list[list[Any]], found: dict[str, Any]) -> Any:
-        """Record the speed of Meditune's training loop, and return the base without its adapter."""
+    def liger(self) -> None:
+        """Measure Liger in a process of its own."""
+        import tempfile
+
+        import liger_kernel  # noqa: F401
+
+        restart_peak(self.size)
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "gpu.json"
+            words = ["--only", "training", "--engines", "liger", "--shapes", *self.size.shapes, "--json", str(path)]
+            words += ["--batch", str(self.size.batch), "--minutes", str((self.end - time.monotonic()) / 60)]
+            words += ["--rehearse"] if self.size.device == "cpu" else []
+            status = subprocess.run([sys.executable, __file__, *words], check=False).returncode
+            if path.is_file():
+                self.runs += json.loads(path.read_text(encoding="utf-8"))["runs"]
+                self.write()
+        if status:
+            raise RuntimeError(f"Liger's process ended with status {status}.")
+
+    def own_training(
+        self, base: Any, recipe: Any, options: dict[str, Any], pairs: list[list[Any]], found: dict[str, Any]
+    ) -> None:
+        """Record the speed of Meditune's training loop with these options."""
         import torch
 
         from meditune.models.adapters import add_lora
@@ -335,37 +480,36 @@ class Bench:
         from meditune.train.trainer import TrainingRows, plan_steps, train
 
         on_gpu = self.size.device == "cuda"
+        recipe = recipe.model_copy(update={"train": recipe.train.model_copy(update=options)})
         planned = on_meta(base.config, recipe.model, torch.bfloat16, use_fused_attention())
         room = torch.cuda.get_device_properties(0).total_memory if on_gpu else 80e9
         recipe, batch = sized(recipe, planned, room)
         spec = recipe.train.model_copy(update={"batch_size": self.size.step})
         predicted = peak_of(planned, batch, recipe, on_gpu=True)
-        rows = [join(pair) for pair in pairs]
-        model = add_lora(base, recipe.model.lora, recipe.seed)
-        with torch.device(self.size.device):
-            cost = cost_of(model)
-        in_training = loaded_of(model)
-        ends: list[float] = []
-        with fast_layers(model, spec, 0, lambda: None):
-            for _ in train(in_training, TrainingRows(rows, OneForEach()), spec, recipe.seed):
-                wait(self.size)
-                ends.append(time.perf_counter())
-        later = [rows[index] for step in plan_steps(len(rows), spec, recipe.seed)[1:] for index in step]
-        seconds, read = ends[-1] - ends[0], total([read_of_row(row) for row in later])
+        rows, steps = [join(pair) for pair in pairs], Steps(self.size)
+        with adapted(base, partial(add_lora, base, recipe.model.lora, recipe.seed)) as model:
+            with torch.device(self.size.device):
+                cost = cost_of(model)
+            in_training = loaded_of(model)
+            with fast_layers(model, spec, 0, lambda: None):
+                for _ in train(in_training, TrainingRows(rows, OneForEach()), spec, recipe.seed):
+                    if steps.ended():
+                        break
+        timed_steps = plan_steps(len(rows), spec, recipe.seed)[1 : len(steps.ends)]
+        later = [rows[index] for step in timed_steps for index in step]
+        read = total([read_of_row(row) for row in later])
         found |= {
-            "examples_per_s": len(later) / seconds,
-            "tokens_per_s": read.tokens / seconds,
-            "mfu": cost.of(read) / seconds / 1e12 / self.matrix_tflops,
+            "examples_per_s": len(later) / steps.seconds,
+            "tokens_per_s": read.tokens / steps.seconds,
+            "mfu": cost.of(read) / steps.seconds / 1e12 / self.facts["matrix_tflops"],
             "batch_tokens": spec.batch_tokens,
             "checkpointing": bool(spec.gradient_checkpointing),
-            "predicted_gb": predicted.total / 1e9,
+            # PyTorch doesn't count the CUDA context either.
+            "predicted_gb": (predicted.total - predicted.process) / 1e9,
         }
-        restored = model.unload()
-        restored.gradient_checkpointing_disable()
-        return restored
 
-    def peer_training(self, base: Any, recipe: Any, pairs: list[list[Any]], found: dict[str, Any]) -> Any:
-        """Record the speed of transformers' Trainer or TRL's, and return the base without its adapter."""
+    def peer_training(self, base: Any, recipe: Any, pairs: list[list[Any]], found: dict[str, Any]) -> None:
+        """Record the speed of transformers' Trainer or TRL's."""
         import tempfile
 
         import torch
@@ -375,23 +519,18 @@ class Bench:
 
         from meditune.models.adapters import USUAL_TARGETS
 
-        ends: list[float] = []
-        size = self.size
+        steps = Steps(self.size)
 
         class Watch(TrainerCallback):
-            def on_step_end(self, *_: Any, **__: Any) -> None:
-                wait(size)
-                ends.append(time.perf_counter())
+            def on_step_end(self, _arguments: Any, _state: Any, control: Any, **_: Any) -> None:
+                if steps.ended():
+                    control.should_training_stop = True
 
-        own_attention, lora = base.config._attn_implementation, recipe.model.lora
-        base.set_attn_implementation("sdpa")
+        lora, batch = recipe.model.lora, found["batch"]
         adapter = LoraConfig(task_type="CAUSAL_LM", r=lora.r, lora_alpha=lora.alpha, target_modules=USUAL_TARGETS)
-        torch.manual_seed(0)
-        model = get_peft_model(base, adapter)
-        data = Dataset.from_list(labelled(pairs))
         arguments = {
-            "per_device_train_batch_size": found["batch"],
-            "gradient_accumulation_steps": max(1, 2 * self.size.step // found["batch"]),
+            "per_device_train_batch_size": batch,
+            "gradient_accumulation_steps": max(1, 2 * self.size.step // batch),
             "num_train_epochs": 1,
             "bf16": True,
             "use_cpu": self.size.device == "cpu",
@@ -402,17 +541,15 @@ class Bench:
             "train_sampling_strategy": "sequential",
             "gradient_checkpointing": False,
         }
-        try:
-            with tempfile.TemporaryDirectory() as folder:
-                trainer = trainer_of(found["engine"], model, data, arguments | {"output_dir": folder})
-                trainer.add_callback(Watch())
-                trainer.train()
-        finally:
-            base = model.unload()
-            base.set_attn_implementation(own_attention)
-        rows = arguments["gradient_accumulation_steps"] * found["batch"] * (len(ends) - 1)
-        found["examples_per_s"] = rows / 2 / (ends[-1] - ends[0])
-        return base
+        torch.manual_seed(0)
+        with adapted(base, partial(get_peft_model, base, adapter)) as model, tempfile.TemporaryDirectory() as folder:
+            base.set_attn_implementation("sdpa")
+            data = Dataset.from_list(labelled(pairs))
+            trainer = trainer_of(found["engine"], model, data, arguments | {"output_dir": folder})
+            trainer.add_callback(Watch())
+            trainer.train()
+        rows = arguments["gradient_accumulation_steps"] * batch * (len(steps.ends) - 1)
+        found["examples_per_s"] = rows / 2 / steps.seconds
 
     def likelihoods(self) -> None:
         """Measure the likelihoods of decisions."""
@@ -425,19 +562,24 @@ class Bench:
             if found is not None:
                 own_likelihoods(model, items[:8])
                 found["items_per_s"] = len(items) / timed(self.size, lambda: own_likelihoods(model, items))
-        for batch in self.size.batch:
-            with self.run("likelihoods", "transformers", batch=batch) as found:
-                if found is not None:
-                    plain_likelihoods(model, items[:batch], batch)
-                    work = partial(plain_likelihoods, model, items, batch)
-                    found["items_per_s"] = len(items) / timed(self.size, work)
-        with self.run("likelihoods", "lm-eval") as found:
-            if found is not None:
-                harness = harness_of(model)
-                requests = [(("", ""), item.prompt, item.target) for item in items]
-                found["items_per_s"] = len(items) / timed(
-                    self.size, lambda: harness._loglikelihood_tokens(requests, disable_tqdm=True)
-                )
+        model.set_attn_implementation("sdpa")
+
+        def measure(found: dict[str, Any]) -> None:
+            batch = found["batch"]
+            plain_likelihoods(model, items[:batch], batch)
+            work = partial(plain_likelihoods, model, items, batch)
+            found["items_per_s"] = len(items) / timed(self.size, work)
+
+        self.search("likelihoods", "transformers", self.size.batch, len(items), measure)
+
+        def measure_harness(found: dict[str, Any]) -> None:
+            harness = harness_of(model, found["batch"])
+            requests = [(("", ""), item.prompt, item.target) for item in items]
+            harness._loglikelihood_tokens(requests[: found["batch"]], disable_tqdm=True)
+            work = partial(harness._loglikelihood_tokens, requests, disable_tqdm=True)
+            found["items_per_s"] = len(items) / timed(self.size, work)
+
+        self.search("likelihoods", "lm-eval", self.size.batch, len(items), measure_harness)
 
     def answers(self) -> None:
         """Measure greedy answers of a fixed length."""
@@ -458,15 +600,38 @@ class Bench:
                 own_answers(model, prompts[:2], 2)
                 seconds = timed(self.size, lambda: own_answers(model, prompts, new))
                 found["tokens_per_s"] = len(prompts) * new / seconds
-        for batch in self.size.batch[1:]:
-            with self.run("answers", "transformers", batch=batch) as found:
-                if found is not None:
-                    model.set_attn_implementation("sdpa")
-                    # Two batches of the longest prompts stand for all, because all of them take long.
-                    some = sorted(prompts, key=len)[-2 * batch :]
-                    seconds = timed(self.size, partial(static_answers, model, some, new, batch))
-                    found["tokens_per_s"] = len(some) * new / seconds
+        model.set_attn_implementation("sdpa")
+        in_order = sorted(prompts, key=len)
+
+        def measure(found: dict[str, Any]) -> None:
+            # The prompts of medium length stand for all, because all of them take long.
+            first = (len(prompts) - found["batch"]) // 2
+            some = in_order[first : first + found["batch"]]
+            # The first call compiles the decoding step for this batch.
+            static_answers(model, some, new)
+            found["tokens_per_s"] = len(some) * new / timed(self.size, partial(static_answers, model, some, new))
+
+        self.search("answers", "transformers", 4 * self.size.batch, len(prompts), measure)
         return model.config, prompts
+
+    def loading(self) -> None:
+        """Measure loading a model from files, as they are and quantized."""
+        import tempfile
+
+        import torch
+
+        with tempfile.TemporaryDirectory() as folder:
+            model = fresh(recipe_of(LOADED, "none"), self.size, torch.bfloat16)
+            model.save_pretrained(folder)
+            word_tokenizer().save_pretrained(folder)
+            del model
+            gigabytes = sum(path.stat().st_size for path in Path(folder).glob("*.safetensors")) / 1e9
+            for quantize in ("none", "nf4", "int8"):
+                for engine, load in (("meditune", own_load), ("transformers", plain_load)):
+                    with self.run("loading", engine, shape=LOADED, quantize=quantize) as found:
+                        if found is not None:
+                            load(folder, quantize)
+                            found["gb_per_s"] = gigabytes / timed(self.size, partial(load, folder, quantize))
 
     def agreement(self) -> None:
         """Compare FP32 log-likelihoods with the plain loop's, and the loss in BF16 with a plain FP32 loop's."""
@@ -477,7 +642,9 @@ class Bench:
             if found is not None:
                 model = fresh(recipe, self.size, torch.float32).eval()
                 items = [pair[1] for pair in examples(min(64, self.size.decisions), model.config.vocab_size)]
-                ours, plain = own_likelihoods(model, items), plain_likelihoods(model, items, self.size.batch[0])
+                ours = own_likelihoods(model, items)
+                model.set_attn_implementation("sdpa")
+                plain = plain_likelihoods(model, items, self.size.batch)
                 found["largest_difference"] = max(abs(ours[key] - plain[key]) for key in ours)
                 del model
         with self.run("agreement", "meditune", what="loss in BF16 beside FP32") as found:
@@ -546,6 +713,26 @@ def word_tokenizer() -> Any:
     return PreTrainedTokenizerFast(tokenizer_object=raw, pad_token="<pad>", eos_token="<end>", unk_token="<unk>")
 
 
+def own_load(folder: str, quantize: Any) -> Any:
+    """Return the model and tokenizer in the folder as Meditune loads them."""
+    from meditune.config.training_options import ModelSpec
+    from meditune.models.load import load
+
+    return load(folder, ModelSpec(base=folder, quantize=quantize, dtype="bfloat16"))
+
+
+def plain_load(folder: str, quantize: Any) -> Any:
+    """Return the model and tokenizer in the folder as transformers loads them."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from meditune.models.load import device
+    from meditune.models.quantization import loading_options
+
+    options = {"dtype": torch.bfloat16, "device_map": device(), **loading_options(quantize, torch.bfloat16)}
+    return AutoModelForCausalLM.from_pretrained(folder, **options), AutoTokenizer.from_pretrained(folder)
+
+
 def own_likelihoods(model: Any, items: list[Any]) -> dict[str, float]:
     """Return each item's log-likelihood by Meditune: of its answer, or of the first of three decisions."""
     from meditune.evaluate.likelihood import score
@@ -561,8 +748,7 @@ def plain_likelihoods(model: Any, items: list[Any], batch: int) -> dict[str, flo
     """Return each item's log-likelihood without its end token by a plain transformers loop, longest batches first."""
     import torch
 
-    own_attention, found = model.config._attn_implementation, {}
-    model.set_attn_implementation("sdpa")
+    found = {}
     order = sorted(items, key=lambda item: -len(item.prompt) - len(item.target))
     with torch.inference_mode():
         for first in range(0, len(order), batch):
@@ -576,15 +762,14 @@ def plain_likelihoods(model: Any, items: list[Any], batch: int) -> dict[str, flo
                 start, count = len(item.prompt), max(1, len(item.target) - (item.task == "answer"))
                 each = logits[index, start - 1 : start - 1 + count].float().log_softmax(-1)
                 found[item.id] = float(each.gather(1, ids[index, start : start + count, None]).sum())
-    model.set_attn_implementation(own_attention)
     return found
 
 
-def harness_of(model: Any) -> Any:
-    """Return lm-evaluation-harness's wrapper of a loaded model, with its own choice of the batch."""
+def harness_of(model: Any, batch: int) -> Any:
+    """Return lm-evaluation-harness's wrapper of a loaded model."""
     from lm_eval.models.huggingface import HFLM
 
-    return HFLM(pretrained=model, tokenizer=word_tokenizer(), batch_size="auto", max_batch_size=64)
+    return HFLM(pretrained=model, tokenizer=word_tokenizer(), batch_size=batch)
 
 
 def own_answers(model: Any, prompts: list[list[int]], new: int) -> None:
@@ -598,8 +783,8 @@ def own_answers(model: Any, prompts: list[list[int]], new: int) -> None:
             pass
 
 
-def static_answers(model: Any, prompts: list[list[int]], new: int, batch: int) -> None:
-    """Write answers with transformers' static cache."""
+def static_answers(model: Any, prompts: list[list[int]], new: int) -> None:
+    """Write the answers of one batch with transformers' static cache."""
     import torch
     from transformers import GenerationConfig
 
@@ -609,10 +794,9 @@ def static_answers(model: Any, prompts: list[list[int]], new: int, batch: int) -
     settings = GenerationConfig(
         do_sample=False, max_new_tokens=new, min_new_tokens=new, eos_token_id=None, pad_token_id=PAD, **static
     )
-    for first in range(0, len(prompts), batch):
-        ids, mask = (part.to(model.device) for part in left_pad(prompts[first : first + batch], PAD))
-        with torch.inference_mode():
-            model.generate(input_ids=ids, attention_mask=mask, generation_config=settings)
+    ids, mask = (part.to(model.device) for part in left_pad(prompts, PAD))
+    with torch.inference_mode():
+        model.generate(input_ids=ids, attention_mask=mask, generation_config=settings)
 
 
 def vllm_speed(config: Any, prompts: list[list[int]], new: int, size: Size) -> float:
@@ -680,10 +864,9 @@ def ratios(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
     def add(what: str, ratio: float, target: str) -> None:
         found.append({"what": what, "ratio": ratio, "target": target})
 
-    keys = {"training": "examples_per_s", "likelihoods": "items_per_s", "answers": "tokens_per_s"}
     for own in runs:
         job, large = own["job"], own.get("shape") in LARGE
-        if own["engine"] != "meditune" or (key := keys.get(job, "")) not in own:
+        if own.get("engine") != "meditune" or (key := JOBS[job]) not in own:
             continue
         name = " ".join([job, *(own[part] for part in ("shape", "quantize") if part in own)])
         alike = [run for run in runs if key in run and job == run["job"]]
@@ -691,11 +874,12 @@ def ratios(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
         for engine in sorted({run["engine"] for run in alike} - {"meditune"}):
             best = max((run for run in alike if run["engine"] == engine), key=lambda run: run[key])
             speeds = {"training": "1.3" if large else "2", "likelihoods": "3", "answers": "4"}
-            target = "0.7" if engine == "vllm" else speeds[job]
-            add(f"{name}, speed beside {engine}", own[key] / best[key], f"at least {target}")
+            has_target = job in speeds and engine not in OWN and own.get("quantize") != "int8"
+            target = "0.7" if engine == "vllm" else speeds.get(job)
+            add(f"{name}, speed beside {engine}", own[key] / best[key], f"at least {target}" if has_target else "none")
             if job == "training":
-                memory = own["peak_gb"] / best["peak_gb"]
-                add(f"{name}, memory beside {engine}", memory, f"at most {0.8 if large else 1}")
+                memory, most = own["peak_gb"] / best["peak_gb"], 0.8 if large else 1
+                add(f"{name}, memory beside {engine}", memory, f"at most {most}" if has_target else "none")
         if large:
             add(f"{name}, share of the matrix peak", own["mfu"], "at least 0.5")
         if "predicted_gb" in own:

@@ -7,12 +7,18 @@ The benchmark for GPUs runs on a CPU with tiny models, so that it works where a 
 
 import argparse
 import importlib.util
+import itertools
 import json
 import math
+import subprocess
 import sys
+import time
+import types
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
@@ -22,6 +28,7 @@ import serving_cost
 import training
 from meditune.assistant.events import Answer, Sentence, Source
 from meditune.files import read_jsonl, write_jsonl
+from meditune.train.resource_plan import Memory
 from tests import tiny
 
 SCRIPT = Path(__file__).parents[1] / "benchmarks" / "tables.py"
@@ -253,24 +260,42 @@ def test_recorded_answers_are_labelled_blind_and_compared_at_as_many_shown_answe
         list(citations.checked_again(record, None, scores, None, sheet))
 
 
-def test_a_rehearsal_measures_every_job_without_an_error(tmp_path, capsys):
-    pytest.importorskip("bitsandbytes")
-    gpu.main(["--rehearse", "--engines", "meditune", "transformers", "--json", str(tmp_path / "gpu.json")])
+def test_a_rehearsal_measures_every_job_and_installed_peer_without_an_error(tmp_path, capsys):
+    for package in ("bitsandbytes", "datasets", "trl", "lm_eval"):
+        pytest.importorskip(package)
+    # Compiling takes longer than everything else together.
+    engines = ["meditune", "meditune-recomputed", "transformers", "trainer", "trl", "lm-eval"]
+    gpu.main(["--rehearse", "--engines", *engines, "--json", str(tmp_path / "gpu.json")])
     found = json.loads((tmp_path / "gpu.json").read_text(encoding="utf-8"))
     assert not [run for run in found["runs"] if "error" in run or "left_out" in run]
-    own = [run for run in found["runs"] if run["engine"] == "meditune"]
-    assert [(run["job"], run.get("quantize")) for run in own[:2]] == [("training", "none"), ("training", "nf4")]
-    assert {run["job"] for run in own} == set(gpu.JOBS)
-    assert all(0 < run["mfu"] < 1 for run in own[:2])
-    scores, losses = (run["largest_difference"] for run in own[-2:])
+    assert {run["engine"] for run in found["runs"]} == set(engines)
+    own = {(run["job"], run.get("quantize")): run for run in found["runs"] if run["engine"] == "meditune"}
+    assert {job for job, _ in own} == set(gpu.JOBS)
+    assert {kind for job, kind in own if job == "training"} == {"none", "nf4", "int8"}
+    assert 0 < own["training", "nf4"]["mfu"] < 1
+    recomputed = next(run for run in found["runs"] if run["engine"] == "meditune-recomputed")
+    assert (own["training", "none"]["checkpointing"], recomputed["checkpointing"]) == (False, True)
+    scores, losses = (run["largest_difference"] for run in found["runs"] if run["job"] == "agreement")
     assert scores < 1e-3
     assert losses < 0.01
-    assert any("likelihoods, speed beside transformers" in line["what"] for line in found["ratios"])
+    compared = {line["what"] for line in found["ratios"]}
+    assert {
+        "likelihoods, speed beside lm-eval",
+        "answers, speed beside transformers",
+        "loading qwen2.5-coder-0.5b nf4, speed beside transformers",
+        "training llama2-7b none, speed beside meditune-recomputed",
+        "training llama2-7b nf4, memory beside trl",
+        "training llama2-7b int8, speed beside trainer",
+    } <= compared
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["versions"]["torch"]
 
 
+def gpu_bench(engines, path=None, end=math.inf):
+    return gpu.Bench(gpu.TINY, engines, end, {"matrix_tflops": 1.0}, path)
+
+
 def test_an_engine_that_is_missing_or_late_is_left_out():
-    bench = gpu.Bench(gpu.TINY, ["vllm"], end=math.inf, matrix_tflops=1.0)
+    bench = gpu_bench(["vllm"])
     with bench.run("answers", "vllm") as found:
         assert found is not None
         raise ImportError("No module named 'vllm'", name="vllm")
@@ -279,7 +304,133 @@ def test_an_engine_that_is_missing_or_late_is_left_out():
     bench.end = 0.0
     with bench.run("answers", "vllm") as found:
         assert found is None
-    assert [run["left_out"] for run in bench.runs] == ["vllm isn't installed", "no time"]
+    bench.attempt(lambda: pytest.fail("starts after the time is over"), job="loading")
+    assert [run["left_out"] for run in bench.runs] == ["vllm isn't installed", "no time", "no time"]
+
+
+def test_a_failed_run_is_written_at_once_and_the_next_one_starts(tmp_path):
+    path = tmp_path / "gpu.json"
+    bench = gpu_bench(["vllm"], path)
+
+    def load_and_run():
+        with bench.run("answers", "vllm"):
+            raise KeyError("tokens")
+        assert json.loads(path.read_text("utf-8"))["runs"][0]["error"] == "KeyError: 'tokens'"
+        raise OSError("the disk is full")
+
+    bench.attempt(load_and_run, job="answers")
+    with bench.run("answers", "vllm") as found:
+        found["tokens_per_s"] = 1.0
+    runs = json.loads(path.read_text("utf-8"))["runs"]
+    assert [run.get("error") for run in runs] == ["KeyError: 'tokens'", "OSError: the disk is full", None]
+
+
+def test_a_card_without_nvidia_smi_is_measured(monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "H100")
+    monkeypatch.setattr(gpu, "matrix_peak", lambda _: 1e12)
+    found = gpu.about(gpu.FULL)
+    assert (found["card"], found["driver"]) == ("H100", None)
+
+
+@pytest.mark.parametrize(
+    ("speeds", "tried"),
+    [
+        ({16: 5.0, 32: 6.0, 64: 7.0}, [16, 32, 64]),
+        ({16: 5.0, 32: 4.0, 64: 7.0}, [16, 32]),
+        ({16: 5.0}, [16, 32]),
+        ({4: 5.0, 8: 6.0}, [16, 8]),
+        ({2: 5.0}, [16, 8, 4, 2]),
+    ],
+)
+def test_a_peer_is_measured_at_the_best_batch_that_fits(speeds, tried, monkeypatch):
+    monkeypatch.setattr(gpu, "restart_peak", lambda _: None)
+    bench = gpu_bench(["trl"])
+
+    def measure(found):
+        if found["batch"] not in speeds:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        found["examples_per_s"] = speeds[found["batch"]]
+
+    bench.search("training", "trl", 16, 64, measure)
+    assert [run["batch"] for run in bench.runs] == tried
+
+
+def test_a_peer_that_fails_for_another_reason_is_not_tried_again():
+    bench = gpu_bench(["trl"])
+    bench.search("training", "trl", 16, 64, lambda _: {}["missing"])
+    assert [run["error"] for run in bench.runs] == ["KeyError: 'missing'"]
+
+
+def test_training_is_timed_for_some_seconds_after_the_first_step(monkeypatch):
+    clock = itertools.count(0, 0.5)
+    monkeypatch.setattr(gpu.time, "perf_counter", lambda: next(clock))
+    steps = gpu.Steps(replace(gpu.TINY, seconds=2.0))
+    assert [steps.ended() for _ in range(5)] == [False, False, False, False, True]
+    assert steps.seconds == 2.0
+
+
+def test_every_batch_size_is_decoded_once_before_it_is_timed(monkeypatch):
+    decoded = []
+    monkeypatch.setattr(gpu, "static_answers", lambda _, prompts, new: decoded.append((len(prompts), new)))
+    monkeypatch.setattr(gpu, "timed", lambda _, work: decoded.append("timed") or work() or 1 / len(decoded))
+    bench = gpu_bench(["transformers"])
+    bench.size = replace(gpu.TINY, answers=16, batch=2)
+    bench.answers()
+    assert decoded == [(8, 4), "timed", (8, 4), (16, 4), "timed", (16, 4)]
+
+
+def test_after_an_error_in_training_the_base_is_as_before(monkeypatch):
+    base, recipe, pairs = gpu_base()
+
+    def fail(loaded, *_):
+        assert any("lora_A" in name for name, _ in loaded.model.named_parameters())
+        loaded.model.gradient_checkpointing_enable()
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("meditune.train.trainer.train", fail)
+    with pytest.raises(torch.OutOfMemoryError):
+        gpu_bench([]).own_training(base, recipe, {}, pairs, {})
+    assert not any("lora" in name for name, _ in base.named_parameters())
+    assert not base.is_gradient_checkpointing
+
+
+def test_predicted_and_measured_gpu_memory_both_exclude_the_cuda_context(monkeypatch):
+    planned = Memory(weights=10**9, training=2 * 10**9, piece=4 * 10**9, process=8 * 10**9)
+    monkeypatch.setattr("meditune.train.resource_plan.peak_of", lambda *_, **__: planned)
+    base, recipe, pairs = gpu_base()
+    found = {}
+    gpu_bench([]).own_training(base, recipe, {}, pairs, found)
+    assert found["predicted_gb"] == 7.0
+
+
+def gpu_base():
+    recipe = gpu.recipe_of("llama2-7b", "none")
+    base = gpu.fresh(recipe, gpu.TINY, torch.bfloat16)
+    return base, recipe, gpu.examples(gpu.TINY.steps * gpu.TINY.step, base.config.vocab_size)
+
+
+def test_liger_runs_in_a_process_of_its_own(monkeypatch):
+    started = []
+
+    def run_child(command, **_):
+        started.append(command[1])
+        gpu.main(command[2:])
+        return subprocess.CompletedProcess(command, 1)
+
+    def train_shape(self, shape, quantize, peers):
+        assert "liger" not in peers or started
+        for peer in peers:
+            self.search("training", peer, 2, 2, lambda found: found.update(examples_per_s=3.0), shape=shape)
+
+    monkeypatch.setitem(sys.modules, "liger_kernel", types.ModuleType("liger_kernel"))
+    monkeypatch.setattr(gpu.Bench, "train_shape", train_shape)
+    monkeypatch.setattr(gpu.subprocess, "run", run_child)
+    bench = gpu_bench(["trainer", "liger"], end=time.monotonic() + 600)
+    bench.training()
+    assert started == [gpu.__file__]
+    assert [run["engine"] for run in bench.runs] == ["trainer", "trainer", "trainer", "liger", "liger", "liger"]
+    assert bench.runs[-1]["error"] == "RuntimeError: Liger's process ended with status 1."
 
 
 def test_the_price_of_1000_answers_follows_from_throughput_and_prices():

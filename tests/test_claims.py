@@ -187,6 +187,13 @@ def test_a_slow_or_failing_judge_costs_no_more_than_its_time_and_the_detector_go
     assert found[-1] == plain.judge("Finally, pain fell in group 7.")
 
 
+def test_a_passage_that_the_judge_rejected_in_time_is_not_cited_when_the_time_ends():
+    passages = [packed("Pain fell in group 7, said report A."), packed("Pain fell in group 7, said report B.")]
+    assert Citer(passages).judge("Pain fell in group 7.").places == (0, 1)
+    found = Citer(passages, SlowOrBroken(0.3, supported=0.02), seconds=0.2).judge("Pain fell in group 7.")
+    assert found.places == (1,)
+
+
 def test_an_exported_judge_says_the_same_without_torch_and_reads_shared_passages_once(run, tmp_path):
     pytest.importorskip("openvino_genai")
     _, folder, _ = run

@@ -182,7 +182,8 @@ def test_haproxy_accepts_its_configuration_and_waits_longer_than_a_server():
     assert done.returncode == 0, done.stdout + done.stderr
     text = (DEPLOY / "haproxy.cfg").read_text(encoding="utf-8")
     (seconds,) = re.findall(r"timeout server (\d+)s", text)
-    assert int(seconds) > served(["x"])["timeout"]
+    settings = Settings()
+    assert int(seconds) > settings.triage_wait_s + settings.wait_s + served(["x"])["timeout"]
 
 
 @pytest.mark.parametrize(("name", "kind"), [("kubernetes.yaml", "Deployment"), ("knative.yaml", "Service")])

@@ -23,7 +23,7 @@ from meditune.models.api_client import ApiError, ApiModel, Chat
 from meditune.prompts import prompt_text, save_format
 from meditune.retrieve import collections
 from meditune.retrieve.build_index import build
-from meditune.retrieve.citations import Citer
+from meditune.retrieve.citations import Citer, stated_sentences
 from meditune.retrieve.context_packing import pack
 from meditune.retrieve.documents.document import IndexedPassage
 from meditune.retrieve.hybrid_search import Hit
@@ -137,6 +137,11 @@ def test_how_near_the_index_comes_doesnt_depend_on_what_is_chosen(
 def test_repeated_and_broken_off_sentences_are_left_out(index: Index, end: str) -> None:
     answer = answer_of(index, f"Colchicine calms an attack. COLCHICINE calms an attack. {end}", "gout")
     assert [sentence.text for sentence in answer.sentences] == ["Colchicine calms an attack."]
+
+
+def test_statements_that_differ_in_a_sign_are_not_repetitions() -> None:
+    answer = "Pain fell (p < 0.05). Pain fell (p > 0.05). PAIN  fell (p < 0.05)!"
+    assert stated_sentences(answer) == ["Pain fell (p < 0.05).", "Pain fell (p > 0.05)."]
 
 
 @pytest.mark.parametrize(

@@ -120,6 +120,16 @@ def test_the_numbers_and_bullets_of_a_list_are_no_sentences():
         found = detect(answer, SOURCES)
         assert [answer[each.start : each.end] for each in found.sentences] == claims
         assert found.score == plain.score
+    for answer, texts in {
+        "How many died? 47.": ["How many died?", "47."],
+        "12.": ["12."],
+        "1. Rest. 2. Drink.\n3.": ["Rest.", "Drink."],
+        "1. 1": ["1"],
+    }.items():
+        found = list(placed(answer))
+        assert [text for _, text in found] == texts
+        assert all(answer[start:].startswith(text) for start, text in found)
+    assert list(placed("1. 1")) == [(3, "1")]
     assert [text for _, text in placed("2.5 mg helped. A. baumannii is a bacterium.\n-5 degrees")] == [
         "2.5 mg helped.", "A. baumannii is a bacterium.", "-5 degrees",
     ]  # fmt: skip

@@ -11,7 +11,7 @@ from meditune.engines.evidence_judge import EvidenceJudge, TorchLabelModel, load
 from meditune.errors import ModelError
 from meditune.evidence.lexical_detector import placed
 from meditune.evidence.support_model import ClaimCorrection, SupportQuestion, load_correction
-from meditune.models.nli import check
+from meditune.models.nli import _parts, check
 from meditune.retrieve.citations import Citer
 from meditune.retrieve.context_packing import PackedPassage
 from meditune.retrieve.documents.document import IndexedPassage
@@ -77,13 +77,22 @@ def test_scores_depend_on_the_pair(tmp_path):
     ],
 )
 @pytest.mark.parametrize("words", [400, 480, 2_000])
-def test_a_sentence_longer_than_the_model_reads_is_judged_in_parts(tmp_path, kind, labels, words):
-    judge(tmp_path / "judge", labels, "Token" if kind == "lettucedetect:" else "Sequence")
+def test_a_sentence_longer_than_the_model_reads_is_judged_in_parts(tmp_path, sure, kind, labels, words):
+    model = judge(tmp_path / "judge", labels, "Token" if kind == "lettucedetect:" else "Sequence")
     long = " ".join(["pain fell"] * (words // 2)) + "."
     question = SupportQuestion(SOURCES, "Does it help?", long, 0, len(long))
-    (found,) = load_support_model(f"{kind}{tmp_path / 'judge'}").score([question])
-    assert 0 < found.score < 1
-    assert all(0 <= span.start < span.end <= len(long) for span in found.spans)
+    found = load_support_model(f"{kind}{tmp_path / 'judge'}")
+    parts = list(_parts(found._model, found._tokenizer, long))
+    assert "".join(text for _, text in parts) == long
+    assert all(long[start:].startswith(text) for start, text in parts)
+    assert min(len(text) for _, text in parts) > 0.8 * max(len(text) for _, text in parts)
+    (score,) = found.score([question])
+    alone = [next(found.score([replace(question, start=start, end=start + len(text))])) for start, text in parts]
+    assert score.score == pytest.approx(min(each.score for each in alone), abs=1e-6)
+    if kind == "lettucedetect:":
+        sure(tmp_path / "judge", model, [0.0, 2.0])
+        (doubtful,) = load_support_model(f"{kind}{tmp_path / 'judge'}").score([question])
+        assert "".join(long[each.start : each.end] for each in doubtful.spans) == long
 
 
 def test_an_nli_model_tells_what_the_sources_refute(tmp_path, sure):
@@ -165,6 +174,7 @@ def test_models_of_others_judge_the_sentences_of_answers(tmp_path, sure, kind, l
     for logits, cited in ((supported, (0,)), (supported[::-1], ())):
         sure(folder, model, logits)
         found = open_judge(f"{kind}{folder}")
+        assert found.name == f"{kind}judge", "no path on this machine"
         (verdict,) = found.supports(["Pain fell."], SOURCES)
         assert (verdict.supported > 0.5) == bool(cited)
         assert verdict.supported + verdict.refuted + verdict.unclear == pytest.approx(1)

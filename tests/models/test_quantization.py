@@ -55,6 +55,14 @@ def evaluated(loaded):
     return loaded
 
 
+def backward(loaded, model):
+    """Compute the gradients of the adapters, and return the last hidden states."""
+    batch, predicted = loaded.frozen.predict(model, rows_for(loaded), loaded.pad_id)
+    device = predicted.logits.device
+    plain_loss(predicted, batch.targets.to(device), torch.ones(len(batch.targets), device=device)).backward()
+    return predicted.hidden.detach()
+
+
 def gradients(loaded, spec):
     """Of every adapter weight at the second pass, with adapters that already say something."""
     model = make_trainable(loaded.model, spec, seed=1)
@@ -66,8 +74,7 @@ def gradients(loaded, spec):
     model.train()
     for _ in range(2):
         model.zero_grad()
-        batch, predicted = loaded.frozen.predict(model, rows_for(loaded), loaded.pad_id)
-        plain_loss(predicted, batch.targets, torch.ones(len(batch.targets))).backward()
+        backward(loaded, model)
     return {name: parameter.grad for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
@@ -100,9 +107,8 @@ def test_gradients_are_those_of_the_same_weights_in_full_precision(folder, quant
         assert likeness > 0.98, name
 
 
-@pytest.mark.parametrize(("dtype", "dropout", "within"), [("float32", 0.2, 1e-5), ("bfloat16", 0.0, 0.08)])
-@pytest.mark.parametrize("quantize", ["nf4", "int8"])
-def test_one_operation_on_a_quantized_base_gives_what_peft_gives(folder, quantize, dtype, dropout, within):
+def largest_difference(folder, quantize, dtype, dropout):
+    """Between one operation and peft, in hidden states and in gradients of the adapters, relative to peft."""
     found = []
     for is_fused in (False, True):
         spec = spec_of(quantize, dtype=dtype).model_copy(update={"lora": LoraSpec(r=4, dropout=dropout)})
@@ -116,27 +122,23 @@ def test_one_operation_on_a_quantized_base_gives_what_peft_gives(folder, quantiz
         with fuse_lora(model) if is_fused else nullcontext(0) as count:
             assert count == (len(adapters) / 2 if is_fused else 0)
             torch.manual_seed(3)
-            batch, predicted = loaded.frozen.predict(model, rows_for(loaded), loaded.pad_id)
-            plain_loss(predicted, batch.targets, torch.ones(len(batch.targets))).backward()
-        found.append([predicted.hidden.detach(), *(each.grad for each in adapters)])
-    for one, other in zip(*found, strict=True):
-        assert torch.linalg.norm((one - other).float()) <= within * torch.linalg.norm(one.float())
+            hidden = backward(loaded, model)
+        found.append([hidden.float(), *(each.grad.float() for each in adapters)])
+    pairs = zip(*found, strict=True)
+    return torch.stack([torch.linalg.norm(one - other) / torch.linalg.norm(one) for one, other in pairs]).max()
+
+
+@pytest.mark.parametrize(("dtype", "dropout", "within"), [("float32", 0.2, 1e-5), ("bfloat16", 0.0, 0.08)])
+@pytest.mark.parametrize("quantize", ["nf4", "int8"])
+def test_one_operation_on_a_quantized_base_gives_what_peft_gives(folder, quantize, dtype, dropout, within):
+    assert largest_difference(folder, quantize, dtype, dropout) <= within
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("quantize", ["nf4", "int8"])
-def test_quantized_layers_train_on_a_gpu(folder, quantize):
-    """In one operation, with gradients close to those of the same weights in full precision."""
-    spec = spec_of(quantize, dtype="bfloat16")
-    loaded = load(str(folder), spec)
-    with fuse_lora(make_trainable(loaded.model, spec, seed=1)) as count:
-        assert count
-    found = gradients(load(str(folder), spec), spec)
-    plain = load(str(folder), spec)
-    plain.model = plain.model.dequantize()
-    for name, slope in gradients(plain, spec).items():
-        likeness = torch.nn.functional.cosine_similarity(slope.flatten().float(), found[name].flatten().float(), dim=0)
-        assert likeness > 0.95, name
+def test_one_operation_on_a_quantized_base_gives_what_peft_gives_on_a_gpu(folder, quantize):
+    """There, peft's int8 layers also round their inputs to 8 bits."""
+    assert largest_difference(folder, quantize, "bfloat16", 0.0) <= 0.1
 
 
 def test_a_repacked_base_is_refused(folder, monkeypatch):

@@ -59,7 +59,7 @@ def test_the_written_recipe_is_the_chosen_one_and_runs(
     assert recipe == choose(inspect_data(data)).recipe
     assert recipe.model.base == "qwen2.5-coder-0.5b"
     assert recipe.data.sources[0].fields == {"decision": "verdict"}
-    assert (recipe.train.batch_size, recipe.train.decision_share, recipe.train.class_balance) == (4, 0.5, 0.65)
+    assert (recipe.train.batch_size, recipe.train.decision_share, recipe.train.class_balance) == (4, 0.8, 0.9)
     assert 128 <= recipe.prompt.max_tokens <= 256
     assert "# Rare decisions get a higher weight: 10% of decisions are maybe." in output.read_text(encoding="utf-8")
 

@@ -253,7 +253,11 @@ class SupportJudge:
     """A judge that uses a model which wasn't trained on claims by Meditune, such as an NLI model."""
 
     def __init__(self, model: Support, name: str) -> None:
-        self._model, self.name, self.citing_threshold = model, name, model.threshold
+        """Prepare the judge; `name` is shown to users, and of a folder only its own name."""
+        kind, colon, place = name.rpartition(":")
+        folder = Path(place).expanduser()
+        self.name = f"{kind}{colon}{folder.resolve().name}" if folder.is_dir() else name
+        self._model, self.citing_threshold = model, model.threshold
         self._lock = threading.Lock()
 
     def supports(
@@ -269,7 +273,7 @@ class SupportJudge:
                 raise ModelError(f"The judge {self.name} failed: {error}") from error
         verdicts = []
         for statement, each in zip(statements, found, strict=True):
-            refuted = min(each.refuted or 0.0, 1 - each.score)
+            refuted = each.refuted or 0.0
             closest = evidence(Sentence(statement), sources).closest_source
             verdicts.append(ClaimVerdict(each.score, refuted, 1 - each.score - refuted, closest))
         return verdicts

@@ -429,16 +429,22 @@ def detect(answer: str, sources: Sources) -> Verdict:
 def placed(answer: str) -> Iterator[tuple[int, str]]:
     """Yield the start and the text of each sentence with a word or number; a line break also ends a sentence.
 
-    The number or bullet of a list item isn't a sentence or a part of one.
+    The number or bullet at the start of a list item isn't a sentence or a part of one, but "12." as an answer is.
     """
-    start = 0
-    for line in answer.splitlines():
+    line_start, in_list = 0, False
+    for line in answer.splitlines(keepends=True):
+        start = line_start
         marker = _LIST_MARKER.match(line)
-        for text in sentences(line[marker.end() :] if marker else line):
+        if marker and (marker.end() < len(line) or in_list):
+            start, in_list = line_start + marker.end(), True
+        found = sentences(answer[start : line_start + len(line)])
+        for number, text in enumerate(found, start=1):
             start = answer.index(text, start)
-            if any(char.isalnum() for char in text) and not _LIST_MARKER.fullmatch(text):
+            is_marker = number < len(found) and _LIST_MARKER.fullmatch(text)
+            if any(char.isalnum() for char in text) and not is_marker:
                 yield start, text
             start += len(text)
+        line_start += len(line)
 
 
 def _ended(answer: str) -> str:

@@ -31,6 +31,7 @@ from meditune.models.load import device, loading, offline_reason, source
 from meditune.models.quiet_libraries import no_telemetry
 
 BATCH = 16
+MAX_WORD_LETTERS = 40  # Longer runs of letters without a space are cut
 UNSUPPORTED = 0.5
 """A token is marked if its probability of being unsupported is above this threshold."""
 
@@ -69,7 +70,7 @@ def check(name: str, option: str = EVALUATION) -> None:
     if kind == "judge":
         load_correction(model_folder(place))
         return
-    if (Path(place) / "recipe.yaml").is_file():
+    if any((Path(place) / file).is_file() for file in ("recipe.yaml", "prompt.json")):
         raise ModelError(
             f"{option}: {place} contains no judge: {model_folder(place) / CLAIMS} is missing. "
             "`meditune run` writes this file after training on claims; `meditune train` alone doesn't. Repeat "
@@ -116,7 +117,8 @@ class PairSupport:
             supported = min((float(each[self._supporting]) for each in found), default=0.0)
             refuted = None
             if self._refuting is not None:
-                refuted = max((float(each[self._refuting]) for each in found), default=0.0)
+                # Different windows can support and refute a sentence.
+                refuted = min(1 - supported, max((float(each[self._refuting]) for each in found), default=0.0))
             yield SupportScore(supported, refuted)
 
     def _shares(self, source: str, sentence: str) -> Any:
@@ -194,11 +196,20 @@ def _longest(model: Any, tokenizer: Any) -> int:
 
 
 def _parts(model: Any, tokenizer: Any, sentence: str) -> Iterator[tuple[int, str]]:
-    """Yield the start and text of each part of a sentence; a part has at most half of the tokens that fit."""
-    most = _longest(model, tokenizer) // 2
+    """Yield the start and text of each part of a sentence, of about equal numbers of tokens.
+
+    A part has about half of the tokens that fit, or fewer. It begins after a space if there is one near.
+    """
     places = tokenizer(sentence, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
-    for first in range(0, len(places), most):
-        start, end = places[first][0], places[min(first + most, len(places)) - 1][1]
+    if not places:
+        return
+    count = -(-len(places) // (_longest(model, tokenizer) // 2))
+    starts = [0]
+    for number in range(1, count):
+        start = places[len(places) * number // count][0]
+        space = sentence.rfind(" ", starts[-1], start) + 1
+        starts.append(space if start - space < MAX_WORD_LETTERS and space > starts[-1] else start)
+    for start, end in zip(starts, [*starts[1:], len(sentence)], strict=True):
         yield start, sentence[start:end]
 
 
@@ -263,5 +274,5 @@ def _download_advice(place: str, option: str) -> str:
         f"  1. online{f' (unset {forbidden})' if forbidden else ''}: specify the hub id: {hub_id}\n"
         "  2. offline: copy the model's folder (config.json, *.safetensors, tokenizer) to this machine, and specify "
         "that folder\n"
-        "  3. train a judge: meditune run evidence --output runs/evidence"
+        "  3. train a judge (meditune run evidence --output runs/evidence), and specify runs/evidence"
     )

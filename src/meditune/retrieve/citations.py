@@ -7,7 +7,6 @@ is used up, and the detector checks the rest.
 
 from __future__ import annotations
 
-import re
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -29,7 +28,7 @@ MAX_JUDGED_PASSAGES = 3  # Maximum number of passages that a judge reads for a s
 JUDGE_SECONDS = 20.0  # Maximum time for judging the sentences of one answer, except for the last passage
 Unjudged = Literal["time", "failure"]
 """Why the judge didn't check a sentence: its time was used up, or it failed"""
-UNFINISHED = ",;/([–—-"
+UNFINISHED = ",;/([<>=–—-"
 """Characters at the end of a sentence that was cut off"""
 MISSING: frozenset[SpanKind] = frozenset(("name", "number", "unit"))
 """Kinds of unsupported spans that rule out a passage, whatever a judge decides: the passage lacks a name, number or
@@ -104,21 +103,23 @@ class Citer:
     def _read(self, judge: Judge, text: str, judged: Sequence[_Compared]) -> list[_Compared]:
         """Return the judge's findings.
 
-        If no time is left or the judge fails before it has found support, return the detector's findings. The judge
-        reads only the passages that share the most words with the sentence and contain all of its names and numbers.
-        Other passages can't be cited.
+        The judge reads only the passages that share the most words with the sentence and contain all of its names and
+        numbers. Other passages can't be cited. If no time is left or the judge fails before it has found support, the
+        detector's findings count for the passages that the judge hasn't read.
         """
         latest = time.monotonic() + self._left
         reason: Unjudged | None = None
         found = [replace(each, score=0.0, bears=False) for each in judged]
         complete = [n for n, each in enumerate(judged) if not any(span.kind in MISSING for span in each.evidence.spans)]
+        unread = sorted(complete, key=lambda n: -judged[n].evidence.features["known"])[:MAX_JUDGED_PASSAGES]
         try:
-            for n in sorted(complete, key=lambda n: -judged[n].evidence.features["known"])[:MAX_JUDGED_PASSAGES]:
-                left = latest - time.monotonic()
+            while unread:
+                n, left = unread[0], latest - time.monotonic()
                 if left <= 0:
                     raise TimeoutError
                 (verdict,) = judge.supports([text], [self._passages[n].shown], left)
                 found[n] = replace(judged[n], score=verdict.supported, bears=verdict.supported >= self._threshold)
+                unread.pop(0)
         except TimeoutError:
             reason = "time"
         except ModelError as error:
@@ -127,7 +128,8 @@ class Citer:
         self._left = latest - time.monotonic()
         if reason and not any(each.bears for each in found):
             self.unjudged[reason] += 1
-            return list(judged)
+            for n in unread:
+                found[n] = judged[n]
         return found
 
 
@@ -165,5 +167,5 @@ def stated_sentences(answer: str) -> list[str]:
 
 
 def words_of(sentence: str) -> str:
-    """Return the words of a sentence in lower case, without punctuation; equal for a sentence and its repetition."""
-    return " ".join(re.findall(r"\w+", sentence.casefold()))
+    """Return a sentence in lower case, without the punctuation at its end; equal for a sentence and its repetition."""
+    return " ".join(sentence.casefold().split()).strip(".!\"'“”‘’ ")

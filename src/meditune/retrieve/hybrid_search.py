@@ -14,6 +14,7 @@ and postings are kept in memory, too.
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -52,16 +53,18 @@ PROBES = 32  # Number of partitions of an approximate vector index to search
 REFINE = 4  # Factor by which more candidates are fetched, to be ordered by their full vectors
 
 
-def reciprocal_rank(rankings: Iterable[Iterable[Sequence[int]]]) -> dict[int, float]:
-    """Return each item's sum of 1 / (60 + rank) over the rankings, the best item first.
+def reciprocal_rank(
+    rankings: Iterable[Iterable[Sequence[int]]], weights: Iterable[float] = itertools.repeat(1)
+) -> dict[int, float]:
+    """Return each item's sum of weight / (60 + rank) over the rankings, the best item first.
 
     Ranks are 1-based. Items may share a rank.
     """
     scores: dict[int, float] = {}
-    for ranking in rankings:
+    for ranking, weight in zip(rankings, weights, strict=False):
         for rank, items in enumerate(ranking, start=1):
             for item in items:
-                scores[item] = scores.get(item, 0.0) + 1 / (CONSTANT + rank)
+                scores[item] = scores.get(item, 0.0) + weight / (CONSTANT + rank)
     return dict(sorted(scores.items(), key=lambda pair: -pair[1]))
 
 
@@ -388,8 +391,7 @@ def _fused(
         found = rows.run_parallel(list(searches.values()))
     scores = found[0]
     if len(found) == 2:
-        weighted = (*found, *[found[1]] * (MEANING_WEIGHT - 1))
-        scores = reciprocal_rank([[row] for row in ranking] for ranking in weighted)
+        scores = reciprocal_rank(([[row] for row in ranking] for ranking in found), (1, MEANING_WEIGHT))
     parts = dict(zip(searches, found, strict=True))
     return _Ranked(_limited(list(scores), rows, per_document), scores, parts.get("words", {}), parts.get("meaning", {}))
 
