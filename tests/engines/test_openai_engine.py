@@ -152,6 +152,26 @@ def test_an_end_that_is_told_is_an_end(lines, finish):
     assert (text(pieces), pieces[-1].finish) == ("yes", finish)
 
 
+@pytest.mark.parametrize("together", [True, False], ids=["one chunk", "a chunk of its own"])
+def test_the_token_that_ends_an_answer_is_no_part_of_it(together):
+    """vLLM lists the end token among the tokens with log-probabilities, with or without text before it."""
+    tokenizer = tiny.tokenizer()
+    numbers = tokenizer("yes", add_special_tokens=False)["input_ids"]
+
+    def chunk(words, ids, reason=None):
+        names = [f"token_id:{number}" for number in ids]
+        logprobs = {"tokens": names, "token_logprobs": [-0.5] * len(ids), "top_logprobs": [{}] * len(ids)}
+        return json.dumps({"choices": [{"text": words, "finish_reason": reason, "logprobs": logprobs}]})
+
+    end = tokenizer.eos_token_id
+    lines = [chunk("yes", [*numbers, end], "stop")] if together else [chunk("yes", numbers), chunk("", [end], "stop")]
+    with serving([*lines, "[DONE]"]) as (engine, _):
+        pieces = ask(engine, GenerationRequest(STREAMED_PROMPT, 8, logprobs=1))
+    assert [token for piece in pieces for token in piece.tokens] == numbers
+    assert len([each for piece in pieces for each in piece.likely]) == len(numbers)
+    assert pieces[-1].finish == "stop"
+
+
 def test_an_answer_that_breaks_off_is_no_answer():
     with serving([said("Take no"), said(" more than")]) as (engine, _):
         last = ask(engine, GenerationRequest(STREAMED_PROMPT, 8))[-1]

@@ -178,7 +178,7 @@ class OpenAIEngine(ThreadPoolEngine[ForwardedRequest]):
         yield GenerationChunk("", finish=finish)
 
     def _tokens(self, choice: dict[str, Any], text: str) -> tuple[tuple[int, ...], tuple[TokenLogprob, ...]]:
-        """Return the tokens and log-probabilities of a chunk of text.
+        """Return the tokens and log-probabilities of a chunk of text, without the token that ends the answer.
 
         If the response contains no token ids, Meditune's tokenizer provides them, without log-probabilities.
         """
@@ -186,6 +186,8 @@ class OpenAIEngine(ThreadPoolEngine[ForwardedRequest]):
         numbers = [_number(token) for token in tokens]
         if tokens and None not in numbers:
             logprobs = _logprobs(choice["logprobs"], range(len(tokens)))
+            if choice.get("finish_reason") == "stop" and logprobs[-1].token in self.tokenizer.all_special_ids:
+                logprobs.pop()
             return tuple(each.token for each in logprobs), tuple(logprobs)
         ids = self.tokenizer(text, add_special_tokens=False)["input_ids"] if text else []
         return tuple(ids), ()
