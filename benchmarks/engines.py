@@ -9,8 +9,9 @@ several questions about the same sources. CPU seconds are the server's, so other
 them; wall-clock times are affected.
 
 `openvino`, `llamacpp` and `transformers` are `meditune serve` with that engine. `llama-server` is llama.cpp's own
-server on the same GGUF file. `transformers-serve` is transformers' own server on the merged model, with `-batching` for
-continuous batching and `-fp32` for 32-bit weights. RUN needs the exports; `--texts` takes the sources from another run.
+server on the same GGUF file. `vllm` is vLLM's own server on the merged model, and `transformers-serve` is transformers'
+own, with `-batching` for continuous batching and `-fp32` for 32-bit weights. RUN needs the exports; `--texts` takes the
+sources from another run.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ import servers
 from servers import Served, streamed
 
 OURS = ("openvino", "llamacpp", "transformers")
-PEERS = ("llama-server", "transformers-serve", "transformers-serve-batching", "transformers-serve-fp32")
+PEERS = ("llama-server", "vllm", "transformers-serve", "transformers-serve-batching", "transformers-serve-fp32")
 PROMPT_TOKENS = 450
 SHARED_TOKENS = 400
 """Number of these tokens that are from the sources; repeated prompts share them"""
@@ -96,6 +97,8 @@ def served(side: str, run: Path, users: int) -> AbstractContextManager[Served]:
         return servers.meditune(str(folder), *words, "--raw-chat")
     if side == "llama-server":
         return servers.llama_cpp(next((run / "export" / "gguf").glob("*.gguf")), max(16, users) * 1024, users)
+    if side == "vllm":
+        return servers.vllm(run / "export" / "merged", users)
     words = {"batching": ["--continuous-batching"], "fp32": ["--dtype", "float32"]}.get(side.rpartition("-")[2], [])
     return servers.transformers(run / "export" / "merged", *words)
 

@@ -1,4 +1,4 @@
-"""Servers as separate processes, for the other benchmarks: Meditune's, llama.cpp's, transformers' own and HAProxy."""
+"""Servers as separate processes, for the other benchmarks: Meditune's, those of other libraries, and HAProxy."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +20,8 @@ import httpx2
 import psutil
 
 READY_S = 120.0
+COMPILED_S = 600.0
+"""The longest wait for vLLM, which compiles the model first"""
 LLAMA = """
 import sys, time
 from pathlib import Path
@@ -97,6 +99,23 @@ def transformers(folder: Path, *words: str) -> Iterator[Served]:
 
 
 @contextmanager
+def vllm(folder: Path, at_once: int) -> Iterator[Served]:
+    """Run `vllm serve`, which must be on the PATH, on a model's folder, without usage statistics."""
+    port = free_port()
+    words = ["--port", str(port), "--max-model-len", "1024", "--max-num-seqs", str(at_once)]
+    words += ["--uvicorn-log-level", "error"]
+    quiet = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "HF_HUB_OFFLINE": "1", "VLLM_CPU_KVCACHE_SPACE": "2"}
+    quiet["VLLM_LOGGING_LEVEL"] = "ERROR"  # nobody reads its output
+    with _started(["vllm", "serve", str(folder), *words], env={**os.environ, **quiet}) as (process, begun):
+        address = f"http://localhost:{port}/"
+        while not _healthy(f"{address}health"):
+            if process.poll() is not None or time.monotonic() - begun > COMPILED_S:
+                raise RuntimeError("`vllm serve` didn't start")
+            time.sleep(0.2)
+        yield Served(psutil.Process(process.pid), address, str(folder), time.monotonic() - begun)
+
+
+@contextmanager
 def haproxy(ports: Sequence[int]) -> Iterator[str]:
     """Run HAProxy with deploy/haproxy.cfg in front of two servers on this machine; yield its address."""
     place = f"127.0.0.1:{free_port()}"
@@ -125,10 +144,12 @@ def streamed(line: str) -> dict[str, Any] | None:
 
 
 @contextmanager
-def _started(command: Sequence[str], to: Path | None = None) -> Iterator[tuple[subprocess.Popen[str], float]]:
+def _started(
+    command: Sequence[str], to: Path | None = None, env: Mapping[str, str] | None = None
+) -> Iterator[tuple[subprocess.Popen[str], float]]:
     with to.open("a+") if to else tempfile.TemporaryFile("w+") as log:
         begun = time.monotonic()
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, env=env)
         try:
             yield process, begun
         except BaseException:
