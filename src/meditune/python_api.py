@@ -198,7 +198,7 @@ def open_assistant(
     """Open a model to ask it questions, like `meditune ask`. With an index, answers cite passages of the index.
 
     `model` is a run, a model folder, a catalogue name, a hub id, or api:NAME. `sources` are the sources of the index to
-    search, by default all. `judge` is the run of an evidence judge, or an NLI model. `api` sets keys of `model.api`,
+    search, by default all. `judge` is an evidence judge's run, or an NLI model. `api` sets keys of `model.api`,
     such as `url`. Raises ModelError or DataError if the model, the index or the judge can't be used.
     """
     from meditune.assistant import assistant as opening

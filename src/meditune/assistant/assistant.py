@@ -210,8 +210,8 @@ UNMEASURED = (
     "support them, not if the passages are far from the question."
 )
 UNJUDGED: dict[Unjudged, str] = {
-    "time": "The judge ran out of time for {} of this answer; only words were compared in that part.",
-    "failure": "The judge failed for {} of this answer; only words were compared in that part.",
+    "time": "The judge ran out of time for {} of this answer; there, only words were compared.",
+    "failure": "The judge failed for {} of this answer; there, only words were compared.",
 }
 NO_ANSWER = "The model wrote nothing that can be shown."
 

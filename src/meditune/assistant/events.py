@@ -143,7 +143,8 @@ class Answer(_Event):
     safety: dict[str, str] = field(default_factory=dict)
     """The result of safety triage: `action` and `kind`."""
     versions: dict[str, str] = field(default_factory=dict)
-    """The versions of Meditune, the model and the index, and what checked the sentences (`judge`)."""
+    """The versions of Meditune, the model and the index, and what checked the sentences: `judge` names the judge or the
+    lexical detector."""
     tokens: dict[str, int] = field(default_factory=dict)
     """The numbers of prompt tokens and of generated tokens."""
     timings: dict[str, float] = field(default_factory=dict)

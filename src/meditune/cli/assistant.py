@@ -67,7 +67,7 @@ def ask(
         Text,
         Option(
             metavar="RUN|MODEL",
-            help="Run of an evidence judge, or an NLI model. It checks each sentence of the answer.",
+            help="Evidence judge (run folder) or NLI model (folder or hub id) that checks each sentence of the answer.",
         ),
     ] = None,
     cross_encoder: CrossEncoderName = None,

@@ -48,7 +48,8 @@ IndexPlace = Annotated[Text, Option(metavar="INDEX", help="Answer from this inde
 JudgeRun = Annotated[
     Text,
     Option(
-        metavar="RUN|MODEL", help="Run of an evidence judge, or an NLI model. It checks each sentence of an answer."
+        metavar="RUN|MODEL",
+        help="Evidence judge (run folder) or NLI model (folder or hub id) that checks each sentence of an answer.",
     ),
 ]
 EngineName = Annotated[

@@ -2,8 +2,8 @@
 
 Each grader returns one row for each answer. The rows are stored beside the predictions, so `meditune report` can add
 new metrics to an older run without its model. The detector in meditune.evidence grades faithfulness. If the recipe
-names a support model, the scores come from that model, and the spans from both. Whether a sentence contradicts its
-sources is decided by the support model, if it can tell.
+names a support model, the scores come from that model, and the spans from both. If the support model can tell, it also
+decides whether a sentence contradicts its sources.
 """
 
 from __future__ import annotations

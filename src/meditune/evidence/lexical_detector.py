@@ -429,7 +429,7 @@ def detect(answer: str, sources: Sources) -> Verdict:
 def placed(answer: str) -> Iterator[tuple[int, str]]:
     """Yield the start and the text of each sentence with a word or number; a line break also ends a sentence.
 
-    The number or bullet at the start of a list item isn't a sentence or a part of one, but "12." as an answer is.
+    The number or bullet of a list item doesn't count as a sentence or a part of one, but "12." as a whole answer does.
     """
     line_start, in_list = 0, False
     for line in answer.splitlines(keepends=True):

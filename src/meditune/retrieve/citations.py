@@ -167,5 +167,8 @@ def stated_sentences(answer: str) -> list[str]:
 
 
 def words_of(sentence: str) -> str:
-    """Return a sentence in lower case, without the punctuation at its end; equal for a sentence and its repetition."""
+    """Return a sentence in lower case, without quotation marks, full stops and exclamation marks at its ends.
+
+    The result is the same for a sentence and its repetition.
+    """
     return " ".join(sentence.casefold().split()).strip(".!\"'“”‘’ ")
