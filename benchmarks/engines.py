@@ -9,9 +9,10 @@ several questions about the same sources. CPU seconds are the server's, so other
 them; wall-clock times are affected.
 
 `openvino`, `llamacpp` and `transformers` are `meditune serve` with that engine. `llama-server` is llama.cpp's own
-server on the same GGUF file. `vllm` is vLLM's own server on the merged model, and `transformers-serve` is transformers'
-own, with `-batching` for continuous batching and `-fp32` for 32-bit weights. RUN needs the exports; `--texts` takes the
-sources from another run.
+server on the same GGUF file: the server of the package xllamacpp or, with `--llama-server`, a program that was built
+from llama.cpp's source. `openvino-int4`, `llamacpp-q4` and `llama-server-q4` use exports with 4-bit weights. `vllm` is
+vLLM's own server on the merged model, and `transformers-serve` is transformers' own, with `-batching` for continuous
+batching and `-fp32` for 32-bit weights. RUN needs the exports; `--texts` takes the sources from another run.
 """
 
 from __future__ import annotations
@@ -34,8 +35,20 @@ import httpx2
 import servers
 from servers import Served, streamed
 
-OURS = ("openvino", "llamacpp", "transformers")
-PEERS = ("llama-server", "vllm", "transformers-serve", "transformers-serve-batching", "transformers-serve-fp32")
+OURS = ("openvino", "openvino-int4", "llamacpp", "llamacpp-q4", "transformers")
+PEERS = (
+    *("llama-server", "llama-server-q4", "vllm"),
+    *("transformers-serve", "transformers-serve-batching", "transformers-serve-fp32"),
+)
+EXPORTS = {
+    "openvino": "openvino",
+    "openvino-int4": "openvino-int4",
+    "llamacpp": "gguf",
+    "llamacpp-q4": "gguf-Q4_K_M",
+    "llama-server": "gguf",
+    "llama-server-q4": "gguf-Q4_K_M",
+}
+"""Side -> folder of its export; the other sides use the merged model"""
 PROMPT_TOKENS = 450
 SHARED_TOKENS = 400
 """Number of these tokens that are from the sources; repeated prompts share them"""
@@ -89,18 +102,19 @@ class Prompts:
         return ids
 
 
-def served(side: str, run: Path, users: int) -> AbstractContextManager[Served]:
-    """Return the server of one side as a context manager."""
+def served(side: str, run: Path, users: int, program: Path | None) -> AbstractContextManager[Served]:
+    """Return the server of one side as a context manager. `program` is a `llama-server` that replaces the package's."""
+    folder = run / "export" / EXPORTS.get(side, "merged")
     if side in OURS:
-        folder = run / "export" / {"openvino": "openvino", "llamacpp": "gguf", "transformers": "merged"}[side]
-        words = ["--engine", side, "--concurrency", users, "--queue-size", 2 * users, "--timeout", 600]
-        return servers.meditune(str(folder), *words, "--raw-chat")
-    if side == "llama-server":
-        return servers.llama_cpp(next((run / "export" / "gguf").glob("*.gguf")), max(16, users) * 1024, users)
+        words = ["--engine", side.partition("-")[0], "--concurrency", users, "--queue-size", 2 * users]
+        return servers.meditune(str(folder), *words, "--timeout", 600, "--raw-chat")
+    if side.startswith("llama-server"):
+        file, tokens = next(folder.glob("*.gguf")), max(16, users) * 1024
+        return servers.llama_server(program, file, tokens, users) if program else servers.llama_cpp(file, tokens, users)
     if side == "vllm":
-        return servers.vllm(run / "export" / "merged", users)
+        return servers.vllm(folder, users)
     words = {"batching": ["--continuous-batching"], "fp32": ["--dtype", "float32"]}.get(side.rpartition("-")[2], [])
-    return servers.transformers(run / "export" / "merged", *words)
+    return servers.transformers(folder, *words)
 
 
 async def asked(client: httpx2.AsyncClient, server: Served, prompt: str, more: int) -> Answer:
@@ -152,7 +166,7 @@ async def measured(side: str, run: Path, prompts: Prompts, given: argparse.Names
     # Use a new connection for each question, because servers close idle ones at different times.
     async with httpx2.AsyncClient(timeout=600, limits=httpx2.Limits(max_keepalive_connections=0)) as client:
         begun = time.perf_counter()
-        with served(side, run, max(given.users)) as server:
+        with served(side, run, max(given.users), given.llama_server) as server:
             client.headers["Authorization"] = f"Bearer {server.key or 'none'}"
             await asked(client, server, "Question: What is asthma?\nConclusion:", 1)
             cold, cold_cpu = time.perf_counter() - begun, server.cpu()
@@ -213,6 +227,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=64, help="the most tokens of an answer")
     parser.add_argument("--sides", nargs="+", choices=OURS + PEERS, default=OURS + PEERS)
     parser.add_argument("--texts", type=Path, help="the run whose data the prompts are made of")
+    parser.add_argument("--llama-server", type=Path, help="a program `llama-server` instead of the package xllamacpp")
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     from meditune.engines.tokenizer import PlainTokenizer

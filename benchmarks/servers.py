@@ -1,17 +1,20 @@
-"""Servers as separate processes, for the other benchmarks: Meditune's, those of other libraries, and HAProxy."""
+"""Servers for the other benchmarks: Meditune's, those of other libraries, HAProxy, and object storage."""
 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +33,7 @@ started = server(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), "key")
 print(started.listening_address + "/", flush=True)
 time.sleep(1e9)
 """
-"""llama.cpp's own HTTP server, from the package xllamacpp"""
+"""llama.cpp's own HTTP server, from the package xllamacpp, whose wheel is built for many processors"""
 
 
 @dataclass
@@ -59,16 +62,22 @@ class Served:
 
 @contextmanager
 def meditune(
-    model: str, *words: Any, store: Path | None = None, key: str = "", log: Path | None = None
+    model: str,
+    *words: Any,
+    store: Path | None = None,
+    key: str = "",
+    log: Path | None = None,
+    env: Mapping[str, str] | None = None,
 ) -> Iterator[Served]:
     """Run `meditune serve` with these options on a free port; `key` is a key of the store, if it has keys.
 
-    The server's log is appended to the file `log`. By default, its end is printed if the block fails.
+    The server's log is appended to the file `log`. By default, its end is printed if the block fails. The variables
+    `env` are added to the server's environment.
     """
     with tempfile.TemporaryDirectory() as folder:
         kept = str(store or folder)
         command = [sys.executable, "-m", "meditune", "serve", model, "--port", "0", "--store", kept]
-        with _started([*command, *map(str, words)], log) as (process, begun):
+        with _started([*command, *map(str, words)], log, {**os.environ, **(env or {})}) as (process, begun):
             address = _printed_address(process)
             ready = time.monotonic() - begun
             headers = {"authorization": f"Bearer {key}"} if key else {}
@@ -82,6 +91,20 @@ def llama_cpp(file: Path, tokens: int, at_once: int) -> Iterator[Served]:
     with _started([sys.executable, "-c", LLAMA, str(file), str(tokens), str(at_once)]) as (process, begun):
         address = _printed_address(process)
         yield Served(psutil.Process(process.pid), address, "model", time.monotonic() - begun, "key")
+
+
+@contextmanager
+def llama_server(program: Path, file: Path, tokens: int, at_once: int) -> Iterator[Served]:
+    """Like `llama_cpp`, but with llama.cpp's own program `llama-server`, for example one built for this processor."""
+    port = free_port()
+    words = ["-m", str(file), "-c", str(tokens), "-np", str(at_once), "-t", str(os.cpu_count() or 1)]
+    with _started([str(program), *words, "--port", str(port), "--no-webui"]) as (process, begun):
+        address = f"http://127.0.0.1:{port}/"
+        while not _healthy(f"{address}health"):
+            if process.poll() is not None or time.monotonic() - begun > READY_S:
+                raise RuntimeError("`llama-server` didn't start")
+            time.sleep(0.05)
+        yield Served(psutil.Process(process.pid), address, "model", time.monotonic() - begun)
 
 
 @contextmanager
@@ -133,6 +156,57 @@ def haproxy(ports: Sequence[int]) -> Iterator[str]:
     finally:
         process.terminate()
         process.wait()
+
+
+REGION = "us-east-1"
+
+
+class ObjectStorage:
+    """moto's server for S3's interface, in this process. It counts the bytes that each access key reads."""
+
+    def __init__(self) -> None:
+        from moto.moto_server.werkzeug_app import DomainDispatcherApplication, MotoRequestHandler, create_backend_app
+        from werkzeug.serving import make_server
+
+        logging.getLogger("werkzeug").setLevel(logging.ERROR)
+        self.read: Counter[str] = Counter()
+        self._lock = threading.Lock()
+        self._app = DomainDispatcherApplication(create_backend_app)
+        self._server = make_server("127.0.0.1", 0, self._answer, threaded=True, request_handler=MotoRequestHandler)
+        # moto's servers in one process share their buckets.
+        self._bucket = f"library-{self._server.port}"
+        self.index = f"s3://{self._bucket}/index"
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+
+    def publish(self, folder: Path) -> None:
+        """Copy an index from a folder to the object storage."""
+        from pyarrow.fs import S3FileSystem, copy_files
+
+        place = f"127.0.0.1:{self._server.port}"
+        files = S3FileSystem(
+            access_key="publisher",
+            secret_key="any",
+            region=REGION,
+            scheme="http",
+            endpoint_override=place,
+            allow_bucket_creation=True,
+        )
+        files.create_dir(self._bucket)
+        copy_files(str(folder), self.index.removeprefix("s3://"), destination_filesystem=files)
+
+    def env(self, key: str) -> dict[str, str]:
+        """Return the environment variables with which a program reads the object storage by this access key."""
+        endpoint = f"http://127.0.0.1:{self._server.port}"
+        keys = {"AWS_ACCESS_KEY_ID": key, "AWS_SECRET_ACCESS_KEY": "any"}
+        return {"AWS_ENDPOINT_URL": endpoint, "AWS_REGION": REGION, **keys}
+
+    def _answer(self, environ: dict[str, Any], start_response: Any) -> Iterator[bytes]:
+        found = re.search(r"Credential=(\w+)/", environ.get("HTTP_AUTHORIZATION", ""))
+        with closing(self._app(environ, start_response)) as parts:
+            for part in parts:
+                with self._lock:
+                    self.read[found[1] if found else ""] += len(part)
+                yield part
 
 
 def streamed(line: str) -> dict[str, Any] | None:

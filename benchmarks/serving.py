@@ -1,6 +1,7 @@
 """Put a server under twice its capacity, and check that its queue and memory stay bounded and that it refuses properly.
 
     python benchmarks/serving.py runs/quickstart --minutes 10
+    python benchmarks/serving.py runs/quickstart --minutes 60              # a soak: does memory grow?
     python benchmarks/serving.py runs/quickstart --minutes 10 --rude       # also with slow and half-open clients
     python benchmarks/serving.py runs/quickstart --minutes 0 --kill        # kill it under load and start it again
 
@@ -41,6 +42,8 @@ TEXT = (
 )
 WORDS = TEXT.split()
 SAMPLE_S = 5.0
+WARM_MINUTES = 10
+"""Minutes in which caches fill; growth is measured after them"""
 RUDE = 8
 
 
@@ -188,6 +191,14 @@ async def overload(ask: Asking, server: Served, rate: float, seconds: float) -> 
         mb, threads, files = (statistics.mean(column) for column in zip(*part, strict=True))
         print(f"  minute {minute + 1}: memory {mb:.0f} MB, {threads:.0f} threads, {files:.0f} open files")
     print(f"  peak memory {max(size for size, _, _ in sizes):.0f} MB")
+    if len(sizes) > 2 * WARM_MINUTES * each:
+        mb = [size for size, _, _ in sizes[WARM_MINUTES * each :]]
+        slope = statistics.linear_regression(range(len(mb)), mb).slope * each * 60
+        half = len(mb) // 2
+        print(
+            f"  after minute {WARM_MINUTES}: {statistics.mean(mb[:half]):.0f} MB in the first half, "
+            f"{statistics.mean(mb[half:]):.0f} MB in the second; growth {slope:+.1f} MB per hour"
+        )
 
 
 async def rudeness(address: str) -> None:

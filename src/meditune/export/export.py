@@ -24,7 +24,7 @@ from meditune.evidence.support_model import copy_correction
 from meditune.export import gguf, openvino_onnx
 from meditune.export import prompt_templates as templates
 from meditune.export.merged import write_merged
-from meditune.export.verify import SAMPLE, Check, ClaimCheck, ClaimDeviation, Deviation, checks_of
+from meditune.export.verify import SAMPLE, Check, ClaimCheck, ClaimDeviation, Deviation, calibration_rows, checks_of
 from meditune.files import is_result_of, read_json, replace_folder, sha256, write_json
 from meditune.models.api_client import find_api_model
 from meditune.models.catalogue import ADAPTER_FILE
@@ -61,13 +61,17 @@ PLAIN = "merged"
 """The format from which the other formats are made: a transformers folder in BF16, called a plain folder"""
 
 
-def _convert(source: Path, folder: Path, to: str, quantization: str, form: PromptFormat | None) -> dict[str, str]:
+def _convert(
+    source: Path, folder: Path, to: str, quantization: str, form: PromptFormat | None, run: Path | None
+) -> dict[str, str]:
     """Convert a plain folder; return package -> version for the packages used. `form` is None for untuned models."""
     for file in TEXTS:
         if (source / file).is_file():
             shutil.copyfile(source / file, folder / file)
     if to == "openvino":
-        return openvino_onnx.write_openvino(source, folder, quantization)
+        is_coarse = quantization != KINDS[to].weights
+        rows = calibration_rows(run, form or PromptFormat(), PlainTokenizer(source)) if is_coarse else []
+        return openvino_onnx.write_openvino(source, folder, quantization, rows)
     if to == "onnx":
         return openvino_onnx.write_onnx(source, folder)
     if to == "vllm":
@@ -142,7 +146,7 @@ def export(name: str, to: str, output: Path | None = None, quantization: str | N
         if to == PLAIN:
             write_merged(place, partial)
         else:
-            tools |= _convert(source, partial, to, weights, tuned)
+            tools |= _convert(source, partial, to, weights, tuned, home)
         save_format(form, partial)
         if Path(place).is_dir():
             copy_record(Path(place), partial)

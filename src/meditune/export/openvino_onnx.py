@@ -15,12 +15,13 @@ import importlib.metadata
 import logging
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
 import torch
 
 from meditune.engines.exported_model import import_package
@@ -175,8 +176,13 @@ TOLERANCE_FACTORS = {"int4": 2.0}
 """Number format -> factor for the tolerances in verify.py, which are meant for 8-bit weights"""
 
 
-def write_openvino(source: Path, folder: Path, weights: str = "int8") -> dict[str, str]:
-    """Like `write_onnx`, but for OpenVINO. `weights` is int8 or int4."""
+def write_openvino(
+    source: Path, folder: Path, weights: str = "int8", rows: Sequence[Sequence[int]] = ()
+) -> dict[str, str]:
+    """Like `write_onnx`, but for OpenVINO. `weights` is int8 or int4.
+
+    With int4, `rows` are token ids of typical texts, on which NNCF measures the activations to choose the scales.
+    """
     ov, nncf = import_package("openvino", "openvino"), import_package("openvino", "nncf")
     tokenizers = import_package("openvino", "openvino_tokenizers")
     from transformers import AutoTokenizer
@@ -186,7 +192,7 @@ def write_openvino(source: Path, folder: Path, weights: str = "int8") -> dict[st
         converted = _stateful(_traced_openvino(model))
     nncf.set_log_level(logging.ERROR)
     with redirect_stdout(sys.stderr):
-        converted = nncf.compress_weights(converted, **_options(nncf, weights))
+        converted = nncf.compress_weights(converted, **_options(nncf, weights, rows))
     ov.save_model(converted, folder / "openvino_model.xml")
     # GenAI reads the vocabulary for JSON schemas from these files.
     for name, part in zip(
@@ -198,11 +204,27 @@ def write_openvino(source: Path, folder: Path, weights: str = "int8") -> dict[st
     return {"openvino": ov.__version__, "nncf": nncf.__version__, "openvino_tokenizers": tokenizers.__version__}
 
 
-def _options(nncf: Any, weights: str) -> dict[str, Any]:
+def _options(nncf: Any, weights: str, rows: Sequence[Sequence[int]]) -> dict[str, Any]:
     if weights == "int8":
         return {"mode": nncf.CompressWeightsMode.INT8_ASYM}
     smaller = nncf.AdvancedCompressionParameters(group_size_fallback_mode=nncf.GroupSizeFallbackMode.ADJUST)
-    return {"mode": nncf.CompressWeightsMode.INT4_ASYM, "group_size": GROUP, "advanced_parameters": smaller}
+    options = {"mode": nncf.CompressWeightsMode.INT4_ASYM, "group_size": GROUP, "advanced_parameters": smaller}
+    if rows:
+        # AWQ (Lin et al. 2023) protects the weights of channels with large activations.
+        data = nncf.Dataset(rows, _inputs)
+        options |= {"dataset": data, "subset_size": len(rows), "awq": True, "scale_estimation": True}
+    return options
+
+
+def _inputs(row: Sequence[int]) -> dict[str, np.ndarray]:
+    """Return the exported model's inputs for one row of tokens."""
+    count = len(row)
+    return {
+        "input_ids": np.array([row]),
+        "attention_mask": np.ones((1, count), dtype=np.int64),
+        "position_ids": np.arange(count)[None],
+        "beam_idx": np.zeros(1, dtype=np.int32),
+    }
 
 
 def _traced_openvino(model: Any) -> Any:

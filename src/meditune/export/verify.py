@@ -20,7 +20,7 @@ from functools import cache
 from itertools import takewhile
 from pathlib import Path
 from statistics import NormalDist, fmean, stdev
-from typing import Any
+from typing import Any, cast
 
 import yaml
 
@@ -362,8 +362,30 @@ def checks_of(place: Path, run: Path | None, form: PromptFormat) -> list[Check |
         checks.append(Check(answered, decided, form, OWN_DATA))
     if not checks:
         examples, origin = _public_items()
-        checks.append(Check(examples, examples, form, origin))
+        checks.append(Check(examples[:COUNT], examples[:COUNT], form, origin))
     return checks
+
+
+CALIBRATION_ROWS, CALIBRATION_TOKENS = 32, 512
+"""Number of rows for calibration, and of each row's last tokens that are used"""
+
+
+def calibration_rows(run: Path | None, form: PromptFormat, tokenizer: Any) -> list[list[int]]:
+    """Return tokens of training rows, with which a quantizer measures activations. The checks use other examples.
+
+    The rows are a run's training rows of all tasks; for a model without a run, rows of the public items.
+    """
+    stored = stored_data(run / "data").splits.train if run and _has_data(run) else []
+    examples = _shuffled(stored) if stored else _public_items()[0][COUNT:]
+    encoder, rows = Encoder(tokenizer, form), []
+    for example in examples:
+        kinds = {"decision": example.decision, "answer": example.answer.strip(), "claim": example.label}
+        for task in (task for task, given in kinds.items() if given):
+            for item in _fitting(encoder, [example], cast(Task, task), 1):
+                rows.append([*item.prompt, *item.target][-CALIBRATION_TOKENS:])
+        if len(rows) >= CALIBRATION_ROWS:
+            break
+    return rows[:CALIBRATION_ROWS]
 
 
 def _exp(logprobs: list[float]) -> float:
@@ -386,7 +408,7 @@ def _perplexity(original: Engine, output: ModelOutput) -> float:
 
 
 def _public_items() -> tuple[list[Example], str]:
-    """Return examples of PubMedQA's training half, or else of the synthetic sample, and where they come from.
+    """Return PubMedQA's training half, or else the synthetic sample, in random order, and where they come from.
 
     If PubMedQA isn't available, a message on stderr says so. Test items are never used.
     """
@@ -397,8 +419,8 @@ def _public_items() -> tuple[list[Example], str]:
         reader = SOURCES["sample"].reader
         assert reader is not None
         examples = [example for example in reader(locate_source("sample"), Rejects()) if example.decision]
-        return _shuffled(examples)[:COUNT], SAMPLE
-    return _shuffled(pubmedqa.official_split(labelled)[0])[:COUNT], PUBMEDQA
+        return _shuffled(examples), SAMPLE
+    return _shuffled(pubmedqa.official_split(labelled)[0]), PUBMEDQA
 
 
 @cache
@@ -409,10 +431,14 @@ def _print_once(text: str) -> None:
 
 def _stored(run: Path | None) -> list[Example]:
     """Return a run's examples in random order: those for development first, then test and training examples."""
-    if run is None or not (run / "data" / "quality.json").is_file():
+    if run is None or not _has_data(run):
         return []
     splits = stored_data(run / "data").splits
     return [example for part in (splits.dev, splits.test, splits.train) for example in _shuffled(part)]
+
+
+def _has_data(run: Path) -> bool:
+    return (run / "data" / "quality.json").is_file()
 
 
 def _tasks(run: Path) -> Sequence[Task]:
