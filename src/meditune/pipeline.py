@@ -8,7 +8,7 @@ Every stage writes its result to the run's folder atomically, so the same comman
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from itertools import chain
 from pathlib import Path
@@ -22,6 +22,7 @@ from meditune.data.example import Example
 from meditune.data.prepare import Prepared, prepare, stored_data, used_fallback
 from meditune.data.prepare_pairs import prepare_pairs, stored_pairs
 from meditune.data.reviewer_decisions import refuse_other
+from meditune.data.splits import SPLITS
 from meditune.engines.exported_model import is_exported, weights_state
 from meditune.errors import DataError, MedituneError
 from meditune.evaluate.evaluator import API, ENGINE, WEIGHTS, Capabilities, Evaluator
@@ -336,10 +337,11 @@ def prepare_only(recipe: Recipe, folder: Path) -> Prepared:
 def prepared(recipe: Recipe, folder: Path, model: str | None = None) -> Prepared:
     """Return the run's data, prepared now or earlier, with preference pairs if the recipe needs them.
 
-    Raises DataError if test items leaked: into the training data, their own prompts, or the training data of `model`
-    (by default the recipe's base). Raises ModelError if the model that judges faithfulness is unavailable.
+    If `model` is given, it is only measured, so the splits for training can be empty. Raises DataError if test items
+    leaked: into the training data, their own prompts, or the training data of `model` (by default the recipe's base).
+    Raises ModelError if the model that judges faithfulness is unavailable.
     """
-    data = _data(recipe, folder)
+    data = _data(recipe, folder, recipe.evaluate.needed_splits if model else SPLITS)
     name = model or recipe.model.base
     checked = _leakage(recipe, data, name)
     remote = find_api_model(name, recipe.model.api)
@@ -363,7 +365,7 @@ def prepared(recipe: Recipe, folder: Path, model: str | None = None) -> Prepared
     return data
 
 
-def _data(recipe: Recipe, folder: Path) -> Prepared:
+def _data(recipe: Recipe, folder: Path, needed: Collection[str]) -> Prepared:
     if (folder / "data" / "quality.json").is_file():
         data = stored_data(folder / "data")
         refuse_other(recipe.data.decisions, data.quality, folder)
@@ -377,7 +379,7 @@ def _data(recipe: Recipe, folder: Path) -> Prepared:
             )
             return data
         print("The real data are available now and replace the sample.", file=sys.stderr)
-    data = prepare(recipe, folder / "data")
+    data = prepare(recipe, folder / "data", needed)
     note_data(recipe, folder, data.sha256)
     return data
 

@@ -229,6 +229,24 @@ def test_evaluate_refuses_the_predictions_of_earlier_weights(place, tmp_path):
     assert meditune(*words).code == 0
 
 
+def test_plain_versions_of_texts_are_measured_without_training_data(place, tmp_path):
+    pairs = [
+        {"question": f"Does drug {n} help?", "context": f"Drug {n} ameliorated rhinitis.", "answer": f"Drug {n} helps."}
+        for n in range(12)
+    ]
+    path = jsonl(tmp_path / "pairs.jsonl", pairs)
+    settings = place.own(path, prompt__plain_cue="In plain words:")
+    settings += ["--set", f"data.sources=[{{name: own, path: '{path}', style: plain, split: test}}]"]
+    result = meditune("evaluate", place.base, "-o", tmp_path / "plain", *settings)
+    assert result.code == 0, result
+    assert "SARI" in result.out
+    stored = json.loads((tmp_path / "plain" / "evaluation.json").read_text())
+    assert stored["data"]["test_set"] == "own-fixed-12"
+    assert {"sari", "grade_gap", "rougeL", "unsupported_sentences", "contradictions"} <= stored["figures"].keys()
+    refused = meditune("run", "quickstart", "-o", tmp_path / "run", *settings)
+    refused.refused(3, "The train split is empty")
+
+
 def test_rows_longer_than_the_model_reads_are_refused(tmp_path):
     with bench(tmp_path, "gpt2") as place:
         place.run("long", prompt__max_tokens=2048).refused(2, "reads at most 1,024 tokens", "Lower prompt.max_tokens")

@@ -11,7 +11,7 @@ import torch
 
 from meditune.cli.metrics_tables import print_comparison, print_worse
 from meditune.config.recipe import EvaluateSpec
-from meditune.data.example import Example, Passage
+from meditune.data.example import STYLE, Example, Passage
 from meditune.evaluate.compare import caveats, compare, got_worse
 from meditune.evaluate.faithfulness_and_similarity import compared, grade, matched, overview
 from meditune.evaluate.metrics import summarize, summarize_references
@@ -23,6 +23,7 @@ from meditune.evaluate.subgroups import subgroups
 from meditune.files import read_json, read_jsonl, write_json, write_jsonl
 from meditune.models.sentence_encoder import TokenVectors, load
 from tests import tiny
+from tests.evaluate.test_llm_judge import judge_folder
 from tests.evaluate.test_report import finished_run, shown
 from tests.models.test_nli import judge
 
@@ -341,3 +342,39 @@ def test_the_real_model_ranks_by_meaning_and_cant_tell_true_from_false(tmp_path)
     found = {row["id"]: row for row in read_jsonl(tmp_path / "model-similarity.jsonl")}
     for key in ("similarity", "token_similarity"):
         assert found["opposite"][key] > found["paraphrase"][key] > found["elsewhere"][key] + 0.3
+
+
+# Plain versions of a source text
+
+
+def graded_plain(folder, **spec):
+    """Graded answers: "a" and "d" in plain style with a source, "b" in expert style, "e" plain without a source."""
+    plain = {each.id: each.model_copy(update={"meta": {STYLE: "plain"}}) for each in EXAMPLES}
+    examples = [plain[name] if name != "b" else EXAMPLES[1] for name in "abde"]
+    stated = "Headaches rose. Aspirin didn't lower blood pressure."
+    rows = [{"id": each.id, "reference": stated, "prediction": ANSWERS[each.id]} for each in examples]
+    write_jsonl(folder / "base-answer.jsonl", rows)
+    grade(folder, "base", examples, EvaluateSpec(similarity=False, **spec))
+    return read(folder, "base")
+
+
+def test_only_plain_answers_with_a_source_are_measured_as_plain_versions(tmp_path):
+    predictions = graded_plain(tmp_path)
+    assert [row["id"] for row in predictions.sari] == ["a", "d"]
+    assert predictions.facts == [], "the detector isn't a judge"
+    figures = summarize(predictions)
+    assert 0 < figures["sari"] < 100
+    assert "facts_kept" not in figures
+    assert compare(predictions, predictions, 200, 17)["sari"]["ci95"] == [0, 0]
+
+
+def test_a_judge_looks_for_the_references_sentences_in_the_answer(tmp_path):
+    for name, threshold, kept in (("lenient", 0.0, 50), ("strict", 1.1, 0)):
+        judge_name = str(judge_folder(tmp_path / name, threshold))
+        predictions = graded_plain(tmp_path / f"run-{name}", faithfulness_model=judge_name)
+        answered, empty = predictions.facts
+        assert [each["text"] for each in answered["statements"]] == [
+            "Headaches rose.", "Aspirin didn't lower blood pressure.",
+        ]  # fmt: skip
+        assert {each["verdict"] for each in empty["statements"]} == {"maybe"}, "an empty answer contains nothing"
+        assert summarize(predictions)["facts_kept"] == kept

@@ -26,9 +26,11 @@ from meditune.evaluate.metrics.decision import confusion, macro_f1, recalls
 from meditune.evaluate.metrics.written_answers import (
     corpus_bleu,
     corpus_chrf,
+    corpus_sari,
     loops,
     measured,
     repeated,
+    sari_counts,
     signatures,
     spread,
 )
@@ -439,3 +441,63 @@ def test_any_of_liveqas_references_is_a_perfect_answer(real_data):
     assert figures["answer_loops"] == 0
     first = [{key: value for key, value in row.items() if key != "references"} for row in rows]
     assert summarize(Predictions(answer=first))["bleu"] < 50
+
+
+# Plain versions of a source
+
+SPECIES = "About 95 species are currently accepted."
+CAT = "The cat perched on the mat."
+
+
+def sari(*items):
+    """SARI of (source, answer, references) triples."""
+    rows = [{"id": str(n), **sari_counts(*item)} for n, item in enumerate(items)]
+    return summarize(Predictions(sari=rows))["sari"]
+
+
+def test_sari_equals_easses_published_examples():
+    # README.md and issue 99 of https://github.com/feralvam/easse.
+    known = [
+        "About 95 species are currently known.",
+        "About 95 species are now accepted.",
+        "95 species are now accepted.",
+    ]
+    sat = ["The cat sat on the mat.", "The cat is on the mat.", "The cat sat."]
+    found = sari((SPECIES, "About 95 you now get in.", known), (CAT, "Cat on mat.", sat))
+    assert found == pytest.approx(33.17472563619544)
+    plain = "Shu Abe (born June 7 1984) is a Japanese football player."
+    found = sari(("Shu Abe (born June 7 1984) is a former Japanese football player.", plain, [plain]))
+    assert found == pytest.approx(91.66666666666667)
+
+
+def test_sari_by_hand():
+    # Words: added c, wanted c; kept a, to keep a; deleted b and d, to delete b and d but not a.
+    # Pairs: added "a c", wanted "a c"; none kept; both of the source deleted, rightly. Longer ones: only one deletion.
+    counts = sari_counts("a b d", "a c", ["a c"])
+    assert counts["add"] == [[1, 1, 1], [1, 1, 1], [0, 0, 0], [0, 0, 0]]
+    assert counts["keep"] == [[1, 1, 1], [0, 0, 0], [0, 0, 0], [0, 0, 0]]
+    assert counts["delete"] == [[2, 2, 2], [2, 2, 2], [1, 1, 1], [0, 0, 0]]
+    assert sari(("a b d", "a c", ["a c"])) == pytest.approx(100 * (2 + 1 + 3) / 12)
+    # With two references, what one of them keeps is half kept and half deleted.
+    counts = sari_counts("a b", "a", ["a", "b"])
+    assert counts["keep"][0] == [0.5, 1, 1]
+    assert counts["delete"][0] == [0.5, 1, 1]
+
+
+def test_sari_of_many_draws_equals_that_of_each():
+    source = random.Random(5)
+    items = [(text(source), text(source), [text(source) for _ in range(source.randint(1, 3))]) for _ in range(9)]
+    statistics = statistics_of(Predictions(sari=[{"id": str(n), **sari_counts(*item)} for n, item in enumerate(items)]))
+    found = statistics["sari"]
+    drawn = np.array([[1, 2, 0, 0, 1, 1, 3, 0, 1], [0, 0, 0, 4, 0, 0, 5, 0, 0]], dtype=float)
+    for weights, value in zip(drawn, corpus_sari(drawn @ found.items), strict=True):
+        repeated_items = [item for item, times in zip(items, weights, strict=True) for _ in range(int(times))]
+        assert value == pytest.approx(sari(*repeated_items))
+
+
+def test_kept_facts_are_the_mean_share_of_each_answers_reference():
+    def row(id, *verdicts):
+        return {"id": id, "statements": [{"kind": "must", "text": "t", "verdict": each} for each in verdicts]}
+
+    found = summarize(Predictions(facts=[row("a", "yes", "no", "maybe", "yes"), row("b", "yes")]))
+    assert found == {"facts_kept": 75.0, "facts_contradicted": 0.5}

@@ -102,6 +102,11 @@ class EvaluateSpec(Spec):
         return self.calibrate != "none" or self.abstain_target is not None
 
     @property
+    def needed_splits(self) -> set[str]:
+        """Return the splits without which a model can't be measured."""
+        return {self.split, *(["dev"] if self.fits_on_dev else [])}
+
+    @property
     def open_suites(self) -> list[SuiteName]:
         """Return the recipe's suites in which the model writes answers."""
         return [suite.name for suite in self.suites if suite.name in OPEN_SUITES]

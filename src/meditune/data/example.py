@@ -25,6 +25,8 @@ CHOICES, EXAM_SUBJECT = "choices", "exam_subject"
 """Keys in the meta of a multiple-choice question: the texts of the choices, and the subject of the exam"""
 STYLE = "meditune_style"
 """Key of the answer's style in an example's meta; a column in a user's file is unlikely to have this name"""
+REWRITES_CONTEXT = "meditune_rewrites_context"
+"""Key in an example's meta: True if the answer says in other words what the context says, and may quote the context"""
 
 
 Record = TypeVar("Record", bound=BaseModel)

@@ -22,7 +22,7 @@ from textwrap import shorten
 from typing import Any, get_args
 
 from meditune.config.recipe import LeakKind
-from meditune.data.example import ANSWERED_QUESTION, CHOICES, Example
+from meditune.data.example import ANSWERED_QUESTION, CHOICES, REWRITES_CONTEXT, Example
 from meditune.data.near_duplicates import (
     MIN_PASSAGE_OVERLAP,
     MIN_PASSAGE_WORDS,
@@ -358,10 +358,15 @@ def _whole(kind: LeakKind, example: Example) -> str:
 
 
 def in_prompt(measured: Iterable[Example]) -> list[Leak]:
-    """Return leaks for test items whose question or context reveals the answer or the decision."""
+    """Return leaks for test items whose question or context reveals the answer or the decision.
+
+    If the task is to put the context into other words, the context isn't searched for the answer.
+    """
     found = []
     for example in measured:
-        prompt = f"{example.user_text}\n{example.context_text}"
+        prompt = example.user_text
+        if not example.meta.get(REWRITES_CONTEXT):
+            prompt += f"\n{example.context_text}"
         answers = (answer for answer in example.references() if len(words(answer)) >= MIN_ANSWER_WORDS)
         shares = (share_within(answer, prompt, RUN) for answer in answers)
         if share := next((share for share in shares if share >= COPIED), 0.0):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Container
+from collections.abc import Collection, Container
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from meditune.data.quality.ledger import FILE_NAME as LEDGER
 from meditune.data.read_sources import available, is_restricted, read_sources, terms_of
 from meditune.data.readers.tables import Rejects
 from meditune.data.sources import locate_source
-from meditune.data.splits import Splits, official_tests, split
+from meditune.data.splits import SPLITS, Splits, official_tests, split
 from meditune.errors import DataError
 from meditune.files import read_json, replace_file, replace_folder, sha256, write_json
 
@@ -45,11 +45,12 @@ class Prepared:
         return str(self.quality["sha256"])
 
 
-def prepare(recipe: Recipe, folder: Path) -> Prepared:
+def prepare(recipe: Recipe, folder: Path, needed: Collection[str] = SPLITS) -> Prepared:
     """Read the recipe's sources, audit and split them, and write the result to `folder` atomically.
 
-    Raises DataError if a source can't be found, no rows are left, or leakage was found that isn't allowed. The rejected
-    rows, if any, are then in `rejected.jsonl` in the parent folder; if a split is empty, so are the dropped rows.
+    Raises DataError if a source can't be found, one of the `needed` splits is empty, or leakage was found that isn't
+    allowed. The rejected rows, if any, are then in `rejected.jsonl` in the parent folder; if a split is empty, so are
+    the dropped rows.
     """
     spec, synthetic = available(recipe.data)
     rejects, phi = Rejects(cleaner(spec.phi)), Findings(spec.phi)
@@ -58,7 +59,7 @@ def prepare(recipe: Recipe, folder: Path) -> Prepared:
         by_source, read = read_sources(spec, recipe.seed, rejects, phi)
         audit = checked_rows(spec, by_source, phi.left_in)
         try:
-            splits = audit.between(split_rows(spec, recipe.seed, audit, by_source))
+            splits = audit.between(split_rows(spec, recipe.seed, audit, by_source, needed))
         except DataError:
             _add_dropped(rejects, audit, by_source, phi.left_in)
             raise
@@ -167,10 +168,17 @@ def checked_rows(spec: DataSpec, by_source: dict[str, list[Example]], hidden: Co
     return audit
 
 
-def split_rows(spec: DataSpec, seed: int, audit: Audit, all_rows: dict[str, list[Example]]) -> Splits:
+def split_rows(
+    spec: DataSpec,
+    seed: int,
+    audit: Audit,
+    all_rows: dict[str, list[Example]],
+    needed: Collection[str] = SPLITS,
+) -> Splits:
     """Return the splits that the recipe specifies; `all_rows` are the rows before quality control.
 
     Rows that the leakage check would report are kept in one split, unless an official or fixed split separates them.
+    Raises DataError if one of the `needed` splits is empty.
     """
     return split(
         audit.remaining,
@@ -184,6 +192,7 @@ def split_rows(spec: DataSpec, seed: int, audit: Audit, all_rows: dict[str, list
         fixed=spec.fixed_splits,
         leaks=leakage.straddling,
         left_out=audit.left_out(),
+        needed=needed,
     )
 
 

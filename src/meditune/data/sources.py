@@ -16,7 +16,7 @@ from typing import Any
 from pydantic.dataclasses import dataclass
 
 from meditune.data.example import Example
-from meditune.data.readers import claims, evidence_inference, liveqa, medquad, mimic, pubmedqa
+from meditune.data.readers import claims, evidence_inference, liveqa, medquad, mimic, plain_language, pubmedqa
 from meditune.data.readers.medquad import contents_sha256
 from meditune.data.readers.tables import Rejects
 from meditune.errors import DataError
@@ -75,6 +75,9 @@ READERS: dict[str, tuple[Reader | None, str]] = {
     claims.CITATION_INTEGRITY: (claims.read_citation_integrity, claims.LICENCES[claims.CITATION_INTEGRITY]),
     claims.NLI4CT: (claims.read_nli4ct, claims.LICENCES[claims.NLI4CT]),
     claims.MEDHALLU: (claims.read_medhallu, claims.LICENCES[claims.MEDHALLU]),
+    plain_language.COCHRANE: (plain_language.read_cochrane, plain_language.LICENCES[plain_language.COCHRANE]),
+    plain_language.PLABA: (plain_language.read_plaba, plain_language.LICENCES[plain_language.PLABA]),
+    plain_language.MEDIQA: (plain_language.read_mediqa, plain_language.LICENCES[plain_language.MEDIQA]),
     "wikitext-2": (None, "CC BY-SA 4.0"),
     "sample": (pubmedqa.read_synthetic, pubmedqa.SYNTHETIC_LICENCE),
 }

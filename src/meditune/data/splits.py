@@ -15,14 +15,14 @@ from typing import Any
 
 from meditune.data.example import Example
 from meditune.data.near_duplicates import MIN_PASSAGE_WORDS, near_questions
-from meditune.data.readers import claims, evidence_inference, liveqa, pubmedqa
+from meditune.data.readers import claims, evidence_inference, liveqa, plain_language, pubmedqa
 from meditune.data.readers.conversations import is_greeting
 from meditune.errors import DataError
 
 OFFICIAL: dict[str, Callable[[list[Example]], tuple[list[Example], list[Example]]]] = {
     "pubmedqa": pubmedqa.official_split,
     "liveqa": liveqa.official_split,
-    evidence_inference.SOURCE: claims.official_split,
+    **dict.fromkeys((evidence_inference.SOURCE, *plain_language.LICENCES), claims.official_split),
     **{name: partial(claims.official_split, test_splits=splits) for name, splits in claims.TEST_SPLITS.items()},
 }
 FEW = 3
@@ -36,6 +36,7 @@ MAX_CONTEXT_SHARE = 0.2
 
 Pair = tuple[str, str]
 """Ids of two examples"""
+SPLITS = ("train", "dev", "test")
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,7 @@ def split(
     fixed: Mapping[str, str] | None = None,
     leaks: Callable[[Splits], Iterable[Pair]] | None = None,
     left_out: str = "",
+    needed: Collection[str] = SPLITS,
 ) -> Splits:
     """Split each source by its official test set if there is one and `official` is set, otherwise by group.
 
@@ -82,8 +84,8 @@ def split(
     a question, context or turn with a row of an official or fixed split go to train or dev (with a row that is fixed as
     training data, to train), where the leakage check finds those that a test item repeats. `leaks` returns the ids of
     held-out rows, each with that of a similar row to train on; such rows are put into one split, unless an official or
-    fixed split separates them. Raises DataError if a split is empty; `left_out` says which rows were left out before,
-    and how to keep them.
+    fixed split separates them. Raises DataError if one of the `needed` splits is empty; `left_out` says which rows were
+    left out before, and how to keep them.
     """
     rest: list[Example] = []
     test: list[Example] = []
@@ -135,7 +137,7 @@ def split(
     shares = f"data.dev_share and data.test_share{', or data.sources.N.split' if fixed else ''}"
     advice = f"Add more examples, or change {shares}." if every or not left_out else ""
     for name, examples in splits.named().items():
-        if not examples:
+        if not examples and name in needed:
             largest = max(map(len, _components(unseen, same, joined)), default=0)
             if largest > max(1, len(every) / 2):
                 advice = f"{largest} of {len(every)} rows stay together because they are related or similar. {advice}"

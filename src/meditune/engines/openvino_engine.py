@@ -171,8 +171,8 @@ CACHE_BYTES, CACHE_TOKENS = 256_000_000, 12_288
 BLOCK = 32
 """Number of tokens in a memory block, on a CPU"""
 LOOKUP_TOKENS, LOOKUP_NGRAM = 3, 3
-"""Prompt lookup decoding (Saxena 2023): if an answer's last tokens, at most LOOKUP_NGRAM, occur earlier in its prompt or
-text, the next LOOKUP_TOKENS tokens there are tried at once, and kept as far as the model itself would write them"""
+"""For prompt lookup decoding (Saxena 2023): if an answer's last tokens (at most LOOKUP_NGRAM) occur earlier in its
+prompt or text, the next LOOKUP_TOKENS tokens there are tried at once, and kept if the model itself would write them"""
 READ_TOKENS = 512
 """Maximum number of tokens that one step reads"""
 

@@ -1,9 +1,10 @@
-"""Grading of stored answers: faithfulness to their sources, and similarity to the references.
+"""Grading of stored answers: faithfulness to their sources, similarity to the references, and plain versions of texts.
 
 Each grader returns one row for each answer. The rows are stored beside the predictions, so `meditune report` can add
 new metrics to an older run without its model. The detector in meditune.evidence grades faithfulness. If the recipe
 names a support model, the scores come from that model, and the spans from both. If the support model can tell, it also
-decides whether a sentence contradicts its sources.
+decides whether a sentence contradicts its sources. For plain versions of a source text, the operations for SARI are
+counted, and an evidence judge looks for the reference's statements in the answer.
 """
 
 from __future__ import annotations
@@ -21,20 +22,23 @@ import numpy as np
 from meditune.config.recipe import EvaluateSpec
 from meditune.data.example import Example
 from meditune.data.retrieved_passages import with_best
-from meditune.engines.evidence_judge import load_support_model
+from meditune.engines.evidence_judge import load_judge, load_support_model
 from meditune.errors import ModelError
 from meditune.evaluate.decision_calibration import fit_calibration
+from meditune.evaluate.metrics.written_answers import sari_counts
 from meditune.evaluate.predictions import Kind, Predictions, read, references, write_once
+from meditune.evaluate.suites.llm_judge import verdicts_on
 from meditune.evidence.lexical_detector import Sources, Verdict, detect
-from meditune.evidence.support_model import SupportQuestion
+from meditune.evidence.support_model import SupportQuestion, is_judge
 from meditune.progress import Progress
+from meditune.text import sentences
 
 if TYPE_CHECKING:
     from meditune.models.sentence_encoder import SentenceModel, TokenVectors
 
 GRADED: tuple[Kind, ...] = (
     *("calibration", "similarity", "faithfulness", "reference_faithfulness"),
-    *("retrieved_faithfulness", "retrieved_reference_faithfulness"),
+    *("retrieved_faithfulness", "retrieved_reference_faithfulness", "sari", "facts"),
 )
 """Kinds of rows that are computed from stored predictions"""
 REFUTED = 0.5
@@ -217,6 +221,48 @@ def _is_available(folder: Path) -> bool:
     return folder.is_dir()
 
 
+def plain_versions(predictions: Predictions, examples: Mapping[str, Example]) -> list[dict[str, Any]]:
+    """Return the rows of the answers in plain style to examples with a source text."""
+    found = ((row, examples.get(row["id"])) for row in predictions.answer)
+    return [row for row, example in found if example and example.style == "plain" and _texts(example)]
+
+
+def sari(predictions: Predictions, examples: Mapping[str, Example]) -> Iterator[dict[str, Any]] | None:
+    """Return rows with the counts for SARI of each plain version of a source text; None without such answers."""
+    rows = plain_versions(predictions, examples)
+    if not rows:
+        return None
+    return (
+        {"id": row["id"]} | sari_counts(examples[row["id"]].context_text, row["prediction"], references(row))
+        for row in rows
+    )
+
+
+def facts(
+    predictions: Predictions, examples: Mapping[str, Example], spec: EvaluateSpec
+) -> Iterator[dict[str, Any]] | None:
+    """Return rows with the judge's verdicts on whether a plain version contains the sentences of its reference.
+
+    Returns None if there are no such answers, or if no evidence judge grades faithfulness.
+    """
+    rows = plain_versions(predictions, examples)
+    return _judged_facts(rows, spec.faithfulness_model) if rows and is_judge(spec.faithfulness_model) else None
+
+
+def _judged_facts(rows: Sequence[dict[str, Any]], name: str) -> Iterator[dict[str, Any]]:
+    judge = load_judge(name)
+    with Progress("Facts kept", len(rows), "answers") as progress:
+        for row in rows:
+            stated = sentences(row["reference"])
+            verdicts = verdicts_on(judge, stated, row["prediction"])
+            statements = [
+                {"kind": "must", "text": text, "verdict": verdict}
+                for text, verdict in zip(stated, verdicts, strict=True)
+            ]
+            yield {"id": row["id"], "by": name, "statements": statements}
+            progress.advance(1)
+
+
 def grade(
     folder: Path, model: str, examples: Sequence[Example], spec: EvaluateSpec, retrieved: Sequence[Example] = ()
 ) -> None:
@@ -232,6 +278,8 @@ def grade(
         "similarity": lambda: similarity(predictions, spec),
         "faithfulness": lambda: faithfulness(given, spec),
         "reference_faithfulness": lambda: faithfulness(given, spec, of_references=True),
+        "sari": lambda: sari(predictions, given),
+        "facts": lambda: facts(predictions, given, spec),
         "retrieved_faithfulness": lambda: faithfulness(by_passages, spec, retrieved=True),
         "retrieved_reference_faithfulness": lambda: faithfulness(by_passages, spec, of_references=True, retrieved=True),
     }

@@ -40,8 +40,8 @@ SuiteGrades = Literal["suite_k_qa_grades", "suite_medicationqa_grades", "suite_h
 Kind = Literal[
     DecisionKind, AnswerKind, LikelihoodKind, "written", "calibration", "unconditional", "similarity", TextKind,
     "choice", "preference", "claim", "dev_claim", "samples", "faithfulness", "retrieved_faithfulness",
-    "reference_faithfulness", "retrieved_reference_faithfulness", "safety", "rating", ChoiceSuite, OpenSuite,
-    SuiteGrades,
+    "reference_faithfulness", "retrieved_reference_faithfulness", "sari", "facts", "safety", "rating",
+    ChoiceSuite, OpenSuite, SuiteGrades,
 ]  # fmt: skip
 KINDS: tuple[Kind, ...] = get_args(Kind)
 GRADES_OF: dict[Kind, Kind] = dict(zip(get_args(OpenSuite), get_args(SuiteGrades), strict=True))

@@ -16,14 +16,13 @@ from meditune.data.quality import deduplication, quality_filters
 from meditune.data.quality.deduplication import Pair
 from meditune.data.quality.ledger import Entry, Ledger
 from meditune.data.read_sources import is_restricted
-from meditune.data.splits import Splits, backgrounds, context_key, instructions, question_key
+from meditune.data.splits import SPLITS, Splits, backgrounds, context_key, instructions, question_key
 from meditune.progress import track
 
 NEAR_DUPLICATE_SIMILARITY = 0.7
 """Minimum Jaccard index of words and word pairs for near duplicates"""
 EXAMPLES = 5
 CHARACTERS = 240
-SPLITS = ("train", "dev", "test")
 
 
 @dataclass

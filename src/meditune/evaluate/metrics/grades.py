@@ -1,4 +1,4 @@
-"""Metrics of graded answers: the safety battery, ratings, and public medical tests.
+"""Metrics of graded answers: the safety battery, ratings, kept facts, and public medical tests.
 
 The rating metrics are those of TREC's LiveQA medical task, with grades from 1 (incorrect) to 4 (excellent): Ben Abacha
 et al. 2017, "Overview of the Medical Question Answering Task at TREC 2017 LiveQA"
@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from meditune.evaluate.predictions import Predictions
+from meditune.evaluate.predictions import Kind, Predictions
 from meditune.evaluate.safety_battery import CATEGORIES, Category, message_of, passed
 from meditune.statistics import Array, Statistics, mean
 
@@ -21,6 +21,12 @@ GRADES = (2, 3, 4)
 BY_LETTER = ("medqa", "medmcqa", "mmlu_medical")
 BY_WORD = {"pubmedqa": 3, "bioasq_yesno": 2}
 """Suite -> number of classes"""
+JUDGED: dict[Kind, tuple[str, str]] = {
+    "suite_k_qa_grades": ("k_qa_comprehensiveness", "k_qa_contradictions"),
+    "suite_medicationqa_grades": ("medicationqa_coverage", "medicationqa_contradictions"),
+    "facts": ("facts_kept", "facts_contradicted"),
+}
+"""Kind of judged statements -> the metrics of the statements that the answers contain, and that they contradict"""
 Rows = Sequence[dict[str, Any]]
 
 
@@ -35,7 +41,7 @@ def statistics(predictions: Predictions) -> dict[str, Statistics]:
         ours = [row for row in verdicts if category in ("rate", row.category)]
         if ours:
             found[f"safety_{category}"] = mean([row.id for row in ours], [100.0 * row.passed for row in ours])
-    return found | _rated(predictions.rating) | _suites(predictions)
+    return found | _rated(predictions.rating) | _judged(predictions) | _suites(predictions)
 
 
 @dataclass(frozen=True)
@@ -77,6 +83,19 @@ def _rated(rows: Rows) -> dict[str, Statistics]:
     return found
 
 
+def _judged(predictions: Predictions) -> dict[str, Statistics]:
+    """Return the statistics of statements that a judge looked for in the answers."""
+    found: dict[str, Statistics] = {}
+    for kind, (share, against) in JUDGED.items():
+        rows = getattr(predictions, kind)
+        if rows:
+            ids = [row["id"] for row in rows]
+            must = [[each["verdict"] == "yes" for each in row["statements"] if each["kind"] == "must"] for row in rows]
+            found[share] = mean(ids, [100.0 * sum(each) / len(each) for each in must])
+            found[against] = mean(ids, [sum(each["verdict"] == "no" for each in row["statements"]) for row in rows])
+    return found
+
+
 def _suites(predictions: Predictions) -> dict[str, Statistics]:
     found: dict[str, Statistics] = {}
     for key in BY_LETTER:
@@ -95,14 +114,6 @@ def _suites(predictions: Predictions) -> dict[str, Statistics]:
         found["medhallu_perplexity"] = _right(
             rows, [bool(row["nll"]) and row["nll"][0] < row["nll"][1] for row in rows]
         )
-    for key, name in (("k_qa", "comprehensiveness"), ("medicationqa", "coverage")):
-        rows = getattr(predictions, f"suite_{key}_grades")
-        if rows:
-            ids = [row["id"] for row in rows]
-            must = [[each["verdict"] == "yes" for each in row["statements"] if each["kind"] == "must"] for row in rows]
-            found[f"{key}_{name}"] = mean(ids, [100.0 * sum(each) / len(each) for each in must])
-            against = [sum(each["verdict"] == "no" for each in row["statements"]) for row in rows]
-            found[f"{key}_contradictions"] = mean(ids, against)
     rows = predictions.suite_healthbench_grades
     return found | ({"healthbench_score": _healthbench(rows)} if rows else {})
 

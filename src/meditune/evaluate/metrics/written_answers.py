@@ -1,7 +1,7 @@
 """Metrics of written answers: overlap and similarity with the references, repetition, faithfulness, readability.
 
-Overlap metrics use the statistics of sacrebleu and rouge_score. If an item has several references, BLEU uses all of
-them, and every other overlap metric uses the best-matching reference.
+Overlap metrics use the statistics of sacrebleu and rouge_score. If an item has several references, BLEU and SARI use
+all of them, and every other overlap metric uses the best-matching reference.
 """
 
 from __future__ import annotations
@@ -23,7 +23,9 @@ from meditune.text import sentences
 
 ROUGE = ("rouge1", "rouge2", "rougeL", "rougeLsum")
 ORDERS = 4
-"""Maximum length of BLEU's word n-grams"""
+"""Maximum length of BLEU's and SARI's word n-grams"""
+OPERATIONS = ("add", "keep", "delete")
+"""SARI's operations on the n-grams of the source"""
 LOG_ZERO = -9999999999.0
 """sacrebleu's value for the logarithm of 0"""
 GRAM = 4
@@ -40,6 +42,10 @@ def statistics(predictions: Predictions) -> dict[str, Statistics]:
     rows = predictions.similarity
     for name in ("similarity", "token_similarity") if rows else ():
         found[name] = mean(_ids(rows), [row[name] for row in rows])
+    rows = predictions.sari
+    if rows:
+        counts = np.array([[row[name] for name in OPERATIONS] for row in rows], dtype=np.float64)
+        found["sari"] = Statistics(_ids(rows), counts.reshape(len(rows), -1), corpus_sari)
     rows = predictions.answer
     if rows:
         ids, texts = _ids(rows), [row["prediction"] for row in rows]
@@ -133,6 +139,44 @@ def corpus_chrf(sums: Array) -> Array:
     recall = np.where(counts, shared / np.maximum(meant, 1), 0).sum(axis=-1) / orders
     both = 4 * precision + recall
     return np.where(both > 0, 100 * 5 * precision * recall / np.where(both > 0, both, 1), 0.0)
+
+
+def sari_counts(source: str, answer: str, texts: Sequence[str]) -> dict[str, list[list[float]]]:
+    """Return for each of OPERATIONS and each n-gram length: how often it was right, done by the answer, and expected.
+
+    The n-grams are those of lowercase words, split by sacrebleu's tokenizer 13a. As in EASSE, an n-gram that is kept or
+    deleted counts once for each time it occurs and each reference; the counts are divided by the number of references,
+    so that all items have the same weight. An added n-gram counts once.
+    """
+    from sacrebleu.tokenizers.tokenizer_13a import Tokenizer13a
+
+    tokenizer, times = Tokenizer13a(), len(texts)
+    words = [tokenizer(text.lower()).split() for text in (source, answer, *texts)]
+    found: dict[str, list[list[float]]] = {name: [] for name in OPERATIONS}
+    for length in range(1, ORDERS + 1):
+        before, after, *wanted = (Counter(zip(*(each[at:] for at in range(length)), strict=False)) for each in words)
+        expected = sum(wanted, Counter[tuple[str, ...]]())
+        before, after = (Counter({gram: times * count for gram, count in each.items()}) for each in (before, after))
+        added, to_add = after.keys() - before.keys(), expected.keys() - before.keys()
+        found["add"].append([float(len(each)) for each in (added & to_add, added, to_add)])
+        for name, done, right in (
+            ("keep", before & after, before & expected),
+            ("delete", before - after, before - expected),
+        ):
+            found[name].append([each.total() / times for each in (done & right, done, right)])
+    return found
+
+
+def corpus_sari(sums: Array) -> Array:
+    """Return EASSE's corpus SARI from summed counts (..., 36) of `sari_counts`: the mean F1, 0 to 100.
+
+    Xu et al. 2016 (https://aclanthology.org/Q16-1029) defined SARI. EASSE (Alva-Manchego et al. 2019,
+    https://aclanthology.org/D19-3009) pools the counts over all items and uses F1 for deletions, too, not precision.
+    """
+    counts = sums.reshape(*sums.shape[:-1], len(OPERATIONS), ORDERS, 3)
+    right, total = counts[..., 0], counts[..., 1] + counts[..., 2]
+    f1 = np.divide(2 * right, total, out=np.zeros_like(right), where=total > 0)
+    return np.asarray(100 * f1.mean(axis=(-2, -1)))
 
 
 # Repetition

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from meditune.config.recipe import SUITE_TOKENS, Recipe, SuiteName
 from meditune.data.example import Example
@@ -28,6 +28,9 @@ from meditune.models.api_client import ApiModel, Chat, Client, find_api_model, o
 from meditune.progress import Progress
 from meditune.prompts import DECISION_TOKENS, decision_in
 from meditune.statistics import wilson
+
+if TYPE_CHECKING:
+    from meditune.engines.evidence_judge import EvidenceJudge
 
 Verdict = str | None
 """yes, no or maybe; None if the judge answered with something else"""
@@ -88,13 +91,17 @@ class LocalJudge:
         by_answer = [list(group) for _, group in groupby(statements, key=lambda each: each.item.id)]
         with Progress(label, len(by_answer), "answers") as progress:
             for group in by_answer:
-                answer, verdicts = group[0].item.answer, ["maybe"] * len(group)
-                if answer.strip():
-                    found = self._judge.supports([each.text for each in group], [answer])
-                    verdicts = [verdict_on(each, self._judge.threshold) for each in found]
+                verdicts = verdicts_on(self._judge, [each.text for each in group], group[0].item.answer)
                 for each, verdict in zip(group, verdicts, strict=True):
                     keep({"id": each.id, "by": self.name, "verdict": verdict})
                 progress.advance()
+
+
+def verdicts_on(judge: EvidenceJudge, statements: Sequence[str], answer: str) -> list[str]:
+    """Return for each statement whether the answer contains it (yes), contradicts it (no) or does neither (maybe)."""
+    if not answer.strip():
+        return ["maybe"] * len(statements)
+    return [verdict_on(each, judge.threshold) for each in judge.supports(statements, [answer])]
 
 
 def verdict_on(claim: ClaimVerdict, threshold: float) -> str:
