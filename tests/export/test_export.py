@@ -1,19 +1,23 @@
 """`meditune export` as a user meets it: what it leaves, when it leaves nothing, and what is sent to a hub."""
 
 import json
+import random
+from statistics import fmean
 
 import pytest
+import torch
 import yaml
 from transformers import AutoTokenizer
 
 from meditune.config.data_options import DataSpec, PromptFormat, SourceSpec
 from meditune.config.recipe import Recipe
-from meditune.data.example import Example
+from meditune.data.example import DECISIONS, Example
 from meditune.data.leakage import FILE_NAME
-from meditune.data.prepare import prepare
+from meditune.data.prepare import prepare, stored_data
 from meditune.engines.open_engine import open_engine
+from meditune.engines.openvino_engine import Scorer
 from meditune.errors import ModelError
-from meditune.export import export, verify
+from meditune.export import export, openvino_onnx, verify
 from meditune.export.prompt_templates import ollama_template
 from meditune.export.verify import Deviation
 from meditune.models.load import load
@@ -110,6 +114,46 @@ def test_decisions_are_compared_if_the_run_was_trained_on_them(tmp_path, monkeyp
     assert "only 100% of the decisions are the same (at least 110% required)" in refused.err
     (run / "recipe.yaml").write_text("model:\n  base: smollm2-135m\ntrain:\n  tasks: [answer]\n")
     assert meditune("export", run, "--to", "merged").code == 0
+
+
+def test_calibration_reads_all_tasks_of_training_rows_that_no_check_uses(tmp_path):
+    run = finished(tmp_path)
+    splits = stored_data(run / "data").splits
+    tokenizer = load(str(run / "model")).tokenizer
+    texts = [tokenizer.decode(row) for row in verify.calibration_rows(run, PromptFormat(), tokenizer)]
+    assert len(texts) == min(verify.CALIBRATION_ROWS, 2 * len(splits.train))
+    assert {any(text.endswith(f" {word}</s>") for text in texts) for word in DECISIONS} == {True}
+    assert any(example.answer[-30:] in text for example in splits.train for text in texts)
+    held_out = [example.question for example in (*splits.dev, *splits.test)]
+    assert not [question for question in held_out if any(question in text for text in texts)]
+
+
+def test_calibrated_4_bit_weights_are_closer_to_a_model_with_a_few_strong_channels(tmp_path):
+    pytest.importorskip("nncf")
+    strong = tiny.model("llama", hidden_size=128, intermediate_size=256)
+    with torch.no_grad():
+        for layer in strong.model.layers:
+            layer.input_layernorm.weight[::16] = 30
+            layer.post_attention_layernorm.weight[::16] = 30
+    strong.save_pretrained(tmp_path / "model")
+    tiny.tokenizer().save_pretrained(tmp_path / "model")
+    chance = random.Random(1)
+    rows, texts = ([[chance.randrange(2, 490) for _ in range(40)] for _ in range(count)] for count in (16, 4))
+    with torch.no_grad():
+        exact = strong(torch.tensor(texts)).logits.log_softmax(-1)
+    error = []
+    for number, given in enumerate(((), rows)):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        openvino_onnx.write_openvino(tmp_path / "model", folder, "int4", given)
+        scorer = Scorer(folder)
+        pairs = [
+            (found.logprob, exact[row, place, text[place + 1]].item())
+            for row, text in enumerate(texts)
+            for place, found in enumerate(scorer.score(text[:1], [text[1:]])[0])
+        ]
+        error.append(fmean(abs(one - other) for one, other in pairs))
+    assert error[1] < 0.8 * error[0]
 
 
 def test_an_unknown_form_gets_the_known_ones(tmp_path):

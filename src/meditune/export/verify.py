@@ -371,12 +371,13 @@ CALIBRATION_ROWS, CALIBRATION_TOKENS = 32, 512
 
 
 def calibration_rows(run: Path | None, form: PromptFormat, tokenizer: Any) -> list[list[int]]:
-    """Return tokens of training rows, with which a quantizer measures activations. The checks use other examples.
+    """Return tokens of training rows, with which a quantizer measures activations.
 
-    The rows are a run's training rows of all tasks; for a model without a run, rows of the public items.
+    The rows are a run's training rows of all tasks; for a model without a run, rows of the public items. The checks use
+    other examples if there are enough, because they begin at the other end.
     """
     stored = stored_data(run / "data").splits.train if run and _has_data(run) else []
-    examples = _shuffled(stored) if stored else _public_items()[0][COUNT:]
+    examples = (_shuffled(stored) or _public_items()[0])[::-1]
     encoder, rows = Encoder(tokenizer, form), []
     for example in examples:
         kinds = {"decision": example.decision, "answer": example.answer.strip(), "claim": example.label}
