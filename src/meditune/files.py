@@ -183,10 +183,14 @@ def _unreadable(error: Exception) -> str:
     return "values nested too deeply" if isinstance(error, RecursionError) else "a number with too many digits"
 
 
-def read_text(path: Path) -> str:
-    """Return the text of a UTF-8 file. Raises DataError if the file doesn't exist or isn't UTF-8."""
+def read_text(path: Path, newline: str | None = None) -> str:
+    """Return the text of a UTF-8 file. Raises DataError if the file doesn't exist or isn't UTF-8.
+
+    `newline` is that of `open`: by default, every kind of line end becomes a line feed.
+    """
     try:
-        return path.read_text(encoding="utf-8-sig")
+        with path.open(encoding="utf-8-sig", newline=newline) as stream:
+            return stream.read()
     except (FileNotFoundError, IsADirectoryError) as error:
         raise DataError(f"{path}: no such file.") from error
     except UnicodeDecodeError as error:

@@ -170,9 +170,6 @@ CACHE_BYTES, CACHE_TOKENS = 256_000_000, 12_288
 450 tokens with answers of 62). More is reserved if a single full context needs it."""
 BLOCK = 32
 """Number of tokens in a memory block, on a CPU"""
-LOOKUP_TOKENS, LOOKUP_NGRAM = 3, 3
-"""For prompt lookup decoding (Saxena 2023): if an answer's last tokens (at most LOOKUP_NGRAM) occur earlier in its
-prompt or text, the next LOOKUP_TOKENS tokens there are tried at once, and kept if the model itself would write them"""
 READ_TOKENS = 512
 """Maximum number of tokens that one step reads"""
 
@@ -198,7 +195,7 @@ class OpenvinoEngine(BatchingEngine):
             # fault.
             with ThreadPoolExecutor(2, thread_name_prefix="meditune-openvino") as threads:
                 scorer = threads.submit(Scorer, folder) if scores else None
-                options = {KERNELS: MAX_KERNELS, "prompt_lookup": True}
+                options = {KERNELS: MAX_KERNELS}
                 pipeline = threads.submit(self._genai.ContinuousBatchingPipeline, str(folder), settings, "CPU", options)
             self._pipeline: Any = pipeline.result()
             self._scorer: Scorer | None = scorer.result() if scorer else None
@@ -281,7 +278,6 @@ class OpenvinoEngine(BatchingEngine):
     def _settings(self, request: GenerationRequest) -> Any:
         settings = self._genai.GenerationConfig()
         settings.max_new_tokens = request.max_new_tokens
-        settings.num_assistant_tokens, settings.max_ngram_size = LOOKUP_TOKENS, LOOKUP_NGRAM
         settings.eos_token_id = self.model.stop_tokens[0]
         settings.stop_token_ids = set(self.model.stop_tokens)
         settings.logprobs = 1 if request.logprobs else 0

@@ -57,6 +57,8 @@ KINDS = {
     "ollama": ExportFormat("llamacpp", ""),
     "vllm": ExportFormat("transformers", "bfloat16"),
 }
+CALIBRATION = "AWQ and scale estimation on 32 texts"
+"""How the scales of 4-bit weights for OpenVINO are chosen; exports that were made in another way are made again"""
 PLAIN = "merged"
 """The format from which the other formats are made: a transformers folder in BF16, called a plain folder"""
 
@@ -138,6 +140,7 @@ def export(name: str, to: str, output: Path | None = None, quantization: str | N
         "to": to,
     }
     made_from |= {} if weights == kind.weights else {"quantization": weights}
+    made_from |= {"calibration": CALIBRATION} if to == "openvino" and weights != kind.weights else {}
     if is_result_of(folder, EXPORT, made_from):
         facts: dict[str, Any] = read_json(folder / EXPORT)
         return facts

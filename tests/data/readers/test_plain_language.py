@@ -23,7 +23,7 @@ def write(path: Path, *lines: str) -> None:
 def cochrane(folder: Path) -> Path:
     place = folder / "data" / "data-1024"
     for name, numbers in (("train", (1, 2)), ("val", (3,)), ("test", (4,))):
-        write(place / f"{name}.source", *(f"Zinc {n} (OR 1.{n})\u2028shortened colds." for n in numbers))
+        write(place / f"{name}.source", *(f"Zinc {n} (OR 1.{n})\u2028shortened\rcolds." for n in numbers))
         write(place / f"{name}.target", *(f"Zinc number {n} made colds shorter." for n in numbers))
         write(place / f"{name}.doi", *(f"10.1002/14651858.CD00000{n}.pub{n}" for n in numbers))
     write(folder / "data" / "dummy" / "train.source", "Not data.")
@@ -39,7 +39,7 @@ def test_a_line_of_each_cochrane_file_is_a_pair_with_its_published_split(tmp_pat
         ("cochrane:10.1002/14651858.CD000002.pub2", "10.1002/14651858.CD000002", "train"),
         ("cochrane:10.1002/14651858.CD000003.pub3", "10.1002/14651858.CD000003", "val"),
     ]
-    assert found[0].context_text == "Zinc 4 (OR 1.4)\u2028shortened colds.", "only a line feed ends a line"
+    assert found[0].context_text == "Zinc 4 (OR 1.4)\u2028shortened\rcolds.", "only a line feed ends a line"
     assert found[0].answer == "Zinc number 4 made colds shorter."
     assert found[0].meta["url"] == "https://doi.org/10.1002/14651858.CD000004.pub4"
     rest, test = OFFICIAL["cochrane"](found)
@@ -162,6 +162,9 @@ def test_mediqas_answers_can_be_json_lines_and_a_missing_file_is_named(tmp_path:
     (folder / "MEDIQA2021_Task2_ValidationSet_MultiExtractiveSummaries.txt").unlink()
     validation = next(each for each in pairs.read_mediqa(folder, Rejects()))
     assert validation.references() == ["Zinc may help"]
+    write(tmp_path / "copy" / "ShortQuestions.txt", "3||What helps a cold?")
+    with pytest.raises(DataError, match=r"ShortQuestions\.txt look like the questions of the validation set"):
+        list(pairs.read_mediqa(tmp_path, Rejects()))
     with pytest.raises(DataError, match=r"lacks ShortQuestions\.txt and MultiAbstrativeSummaries\.txt and Answers"):
         list(pairs.read_mediqa(tmp_path / "nowhere", Rejects()))
 

@@ -105,11 +105,11 @@ def _aligned(file: Path) -> Iterator[Row]:
 
 
 def _lines(file: Path) -> list[str]:
-    # str.splitlines would also split a text at separators such as U+2028.
+    # A text can contain other separators, such as U+2028 or a carriage return, at which str.splitlines would split it.
     if not file.is_file():
         raise DataError(f"{file}: no such file. Copy it from the publisher's folder.")
     refuse_other_kinds(file)
-    return read_text(file).removesuffix("\n").split("\n")
+    return [line.removesuffix("\r") for line in read_text(file, newline="\n").removesuffix("\n").split("\n")]
 
 
 def read_plaba(path: Path, rejects: Rejects) -> Iterator[Example]:
@@ -163,14 +163,19 @@ def read_mediqa(path: Path, rejects: Rejects) -> Iterator[Example]:
     The extractive summary, if there is one, is a further reference. The questions and summaries are text files with
     lines ID||TEXT. The retrieved answers are the sheet of `Answers.xlsx`, saved as CSV, or JSON Lines, with the columns
     QuestionID, AnswerID and Answer. A file with "test" in its name belongs to the test split. Raises DataError if a
-    split lacks one of the files.
+    split lacks one of the files or has it twice.
     """
     files: dict[str, dict[str, Path]] = {}
     for file in sorted(each for each in path.rglob("*") if each.is_file()):
         split = "test" if "test" in file.name.lower() else "validation"
         for kind, (pattern, _) in _MEDIQA_FILES.items():
             if re.search(pattern, file.name.lower()):
-                files.setdefault(split, {}).setdefault(kind, file)
+                other = files.setdefault(split, {}).setdefault(kind, file)
+                if other != file:
+                    raise DataError(
+                        f"{path}: both {other.name} and {file.name} look like the {kind} of the {split} set. Keep the "
+                        "publisher's file names, and put each file there once."
+                    )
     for split in files or ("validation",):
         missing = [name for kind, (_, name) in _MEDIQA_FILES.items() if name and kind not in files.get(split, {})]
         if missing:
