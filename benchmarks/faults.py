@@ -5,19 +5,22 @@
     python benchmarks/faults.py runs/quickstart --index library --faults index-replaced --rebuild --source medquad
     python benchmarks/faults.py runs/quickstart --index library --faults version-promoted --postgresql
     python benchmarks/faults.py runs/quickstart --index library --faults server-killed --servers 2
+    python benchmarks/faults.py runs/quickstart --index library --faults index-replaced --servers 2 --object-storage
 
 For each fault, a server starts with an empty store that keeps texts (`--keep-text`), so each reply with status 200
 confirms that the answer is stored. Each user asks the questions of RUN/data/test.jsonl one after the other, a third of
-them as streams, and sends feedback on every second answer. The fault is injected while they ask. Before that, a server
-without faults answers each question once; an answer is wrong if it is empty, is cut off, cites a passage that it
-doesn't show, has other sources than the undisturbed answer, or belongs to another question. Confirmed answers and
-feedback are looked up in the store after the server has ended. `Normal again` is the time from the injection to the
-first correct answer to a question asked after the injection, or after the last request that failed. The server's log
-goes to --logs. A disk that is full is a small tmpfs, or without the right to mount one, a limit on the size of the
-server's files (RLIMIT_FSIZE). PostgreSQL (stopped, or with --postgresql the store of every fault) needs its programs
-(initdb) and the package psycopg. The faults of a registry serve RUN as two versions of a registry. With `--servers 2`,
-HAProxy distributes the requests to two servers, as deploy/haproxy.cfg says; a fault of a server or an engine hits the
-first server.
+them as streams, sends feedback on every second answer, and deletes every fourth answer. The fault is injected while
+they ask. Before that, a server without faults answers each question once; an answer is wrong if it is empty, is cut
+off, cites a passage that it doesn't show, has other sources than the undisturbed answer, or belongs to another
+question. Confirmed answers, feedback and deletions, and the order of each user's answers, are looked up in the store
+after the server has ended. `Normal again` is the time from the injection to the first correct answer to a question
+asked after the injection, or after the last request that failed. The server's log goes to --logs. A disk that is full
+is a small tmpfs, or without the right to mount one, a limit on the size of the server's files (RLIMIT_FSIZE).
+PostgreSQL (stopped, or with --postgresql the store of every fault) needs its programs (initdb) and the package psycopg.
+The faults of a registry serve RUN as two versions of a registry. libfaketime sets the clock that the server sees. With
+`--servers 2`, HAProxy distributes the requests to two servers, as deploy/haproxy.cfg says; a fault of a server, an
+engine or a clock hits the first server. With `--object-storage`, the servers read the index from a server for S3's
+interface (moto), and the note says how many bytes they read from there.
 """
 
 from __future__ import annotations
@@ -25,6 +28,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import os
 import resource
 import shutil
 import socket
@@ -34,7 +38,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
@@ -56,6 +60,7 @@ HELD_S = 10.0
 """How long a process is stopped, the store is locked, and the disk is full"""
 SWITCHED_S = 60.0
 """The longest wait for the first answer by another version of a registry"""
+FAKETIME = next(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"), None)
 FIRST, SECOND = "v0001", "v0002"
 UNTESTED = ("--force", "--reason", "benchmark")
 """Options that accept a version without a gate"""
@@ -100,6 +105,10 @@ class Users:
     replies: list[Reply] = field(default_factory=list)
     confirmed: dict[str, str] = field(default_factory=dict)
     """Id of a confirmed answer -> the confirmed correction, or empty"""
+    deleted: set[str] = field(default_factory=set)
+    """The ids of the answers whose deletion was confirmed"""
+    asked: dict[int, list[str]] = field(default_factory=lambda: defaultdict(list))
+    """The ids of each user's answers, in order"""
     reworded: int = 0
     """Answers whose words differ from those without faults: in a batch, an engine rounds numbers differently"""
     versions: list[str] = field(default_factory=list)
@@ -113,8 +122,12 @@ class Users:
             if self.ended.wait(PAUSE_S):
                 return
             answer = self.one(question, stream=number % 3 == 2)
+            if answer:
+                self.asked[user].append(answer["id"])
             if answer and number % 2 == 0:
                 self.rate(answer["id"], f"user {user} said {number}")
+            if answer and number % 4 == 1:
+                self.delete(answer["id"])
 
     def one(self, question: str, stream: bool = False) -> dict[str, Any] | None:
         """Ask one question, and record the result; return the answer if there is one."""
@@ -141,15 +154,26 @@ class Users:
         else:
             self.replies.append(Reply(begun, time.monotonic(), f"feedback {what}", detail))
 
-    def _sent(self, route: str, body: dict[str, Any]) -> tuple[str, str]:
+    def delete(self, id: str) -> None:
+        """Delete an answer. A 404 means that it was deleted by a request whose response was lost."""
+        begun = time.monotonic()
+        what, detail = self._sent(f"answers/{id}", method="DELETE")
+        self.confirmed.pop(id)
+        if what in ("200", "404"):
+            self.deleted.add(id)
+        if what != "200":
+            self.replies.append(Reply(begun, time.monotonic(), f"deletion {what}", detail))
+
+    def _sent(self, route: str, body: dict[str, Any] | None = None, method: str = "POST") -> tuple[str, str]:
         """Return the status of a request and the text of the response, or what broke."""
         try:
-            reply = httpx2.post(f"{self.address}v1/{route}", json=body, timeout=150)
+            reply = httpx2.request(method, f"{self.address}v1/{route}", json=body, timeout=150)
         except httpx2.ConnectError:
             return "no connection", ""
         except httpx2.HTTPError as error:
             return "broken", repr(error)
-        return str(reply.status_code), reply.text
+        readable = reply.status_code == 200 or reply.headers.get("content-type", "").startswith("application/json")
+        return f"{reply.status_code}{'' if readable else ' without JSON'}", reply.text
 
 
 def _answer(text: str) -> tuple[dict[str, Any] | None, str]:
@@ -204,6 +228,10 @@ class Trial:
     """What the fault has to add to its description"""
     ports: list[int] = field(default_factory=lambda: [0])
     """The servers' ports; 0 selects a free port"""
+    clock: Path | None = None
+    """The file with the deviation of the first server's clock; None if the clock stays right"""
+    storage: servers.ObjectStorage | None = None
+    """The object storage with the index; None if the index is in a folder"""
     server: Served = field(init=False)
     """The first server, which the fault hits"""
     _running: ExitStack = field(default_factory=ExitStack)
@@ -217,23 +245,53 @@ class Trial:
             return
         self.ports = [servers.free_port() for _ in range(self.options.servers)]
         self.start()
-        for port in self.ports[1:]:
-            self._serve(self._others, port)
+        for number in range(1, self.options.servers):
+            self._serve(self._others, number, {})
         self.users.address = self._others.enter_context(servers.haproxy(self.ports))
 
     def start(self) -> None:
         """Start the first server on the store."""
-        self.server = self._serve(self._running, self.ports[0])
+        self.server = self._serve(self._running, 0, _faked(self.clock) if self.clock else {})
         if self.options.servers == 1:
             self.users.address = self.server.address
 
-    def _serve(self, running: ExitStack, port: int) -> Served:
-        index = self.folder / "index"
-        words = ["--index", index, "--store", self.store, "--keep-text", "--engine", self.options.engine]
+    def _serve(self, running: ExitStack, number: int, env: dict[str, str]) -> Served:
+        words = ["--index", self.index, "--store", self.store, "--keep-text", "--engine", self.options.engine]
         if self.options.servers > 1:
             words += ["--proxy", "127.0.0.1", "--allow-anonymous"]
         model = str(self.registry) if self.registry.is_dir() else self.options.model
-        return running.enter_context(servers.meditune(model, *words, "--port", port, log=self.log))
+        env |= self.storage.env(f"server{number}") if self.storage else {}
+        words += ["--port", self.ports[number]]
+        return running.enter_context(servers.meditune(model, *words, log=self.log, env=env))
+
+    @property
+    def index(self) -> str:
+        """Return the location of the index."""
+        return self.storage.index if self.storage else str(self.folder / "index")
+
+    def bytes_read(self) -> str:
+        """Return a note about the bytes that each server has read from the object storage since the last call."""
+        if self.storage is None:
+            return ""
+        read = [self.storage.read.pop(f"server{number}", 0) / 1e6 for number in range(len(self.ports))]
+        return f", {' and '.join(f'{each:.1f} MB' for each in read)} read from the object storage"
+
+    def set_clock(self, deviation: str) -> None:
+        """Set the first server's clock, for example to `-1h`: one hour slow. The server sees it within a second."""
+        assert self.clock is not None
+        new = self.clock.with_suffix(".new")
+        new.write_text(f"{deviation}\n")
+        new.replace(self.clock)
+
+    def await_index(self) -> None:
+        """Wait until every server's log says that it uses a new version of the index, and note how long that took."""
+        begun, found = time.monotonic(), 0
+        while time.monotonic() - begun < SWITCHED_S and found < len(self.ports):
+            time.sleep(0.1)
+            found = self.log.read_text().count("the index has changed")
+        self.note += (
+            f"; {found} of {len(self.ports)} servers used the new version after {time.monotonic() - begun:.1f} s"
+        )
 
     @property
     def registry(self) -> Path:
@@ -295,7 +353,9 @@ def server_killed(trial: Trial) -> None:
     trial.stop()
     _, left = psutil.wait_procs(children, timeout=10)
     trial.note = f"{len(left)} of its processes stayed"
+    trial.bytes_read()
     trial.start()
+    trial.note += f", the new server started in {trial.server.ready_s:.1f} s{trial.bytes_read()}"
 
 
 def server_terminated(trial: Trial) -> None:
@@ -337,10 +397,13 @@ def store_locked(trial: Trial) -> None:
 def index_replaced(trial: Trial) -> None:
     """the index is replaced by a new build of the same documents"""
     begun = time.monotonic()
-    words = ["index", "build", *trial.options.rebuild, "-o", str(trial.folder / "index"), "--replace"]
-    subprocess.run([sys.executable, "-m", "meditune", *words], check=True, capture_output=True)
+    words = ["index", "build", *trial.options.rebuild, "-o", trial.index, "--replace"]
+    env = {**os.environ, **(trial.storage.env("builder") if trial.storage else {})}
+    trial.bytes_read()
+    subprocess.run([sys.executable, "-m", "meditune", *words], check=True, capture_output=True, env=env)
     trial.note = f"the build took {time.monotonic() - begun:.0f} s"
-    time.sleep(35)  # the server looks for a new version every 30 s
+    trial.await_index()
+    trial.note += trial.bytes_read()
 
 
 def index_removed(trial: Trial) -> None:
@@ -406,6 +469,23 @@ def postgresql_stopped(trial: Trial) -> None:
     trial.options.cluster.start()
 
 
+def clock_set_back(trial: Trial) -> None:
+    """the clock is set back by an hour, after 10 s by ten years, and after 10 s set right"""
+    for deviation in ("-1h", "-10y", "+0"):
+        trial.set_clock(deviation)
+        time.sleep(HELD_S)
+
+
+def clock_slow_at_start(trial: Trial) -> None:
+    """the server is started again with a clock that is ten years slow, the clock is set right, and it starts again"""
+    for deviation in ("-10y", "+0"):
+        trial.set_clock(deviation)
+        time.sleep(HELD_S)
+        trial.stop()
+        trial.start()
+        time.sleep(HELD_S)
+
+
 def version_promoted(trial: Trial) -> None:
     """another version of the registry is promoted"""
     trial.change("promote", SECOND, *UNTESTED)
@@ -453,12 +533,14 @@ FAULTS: dict[str, Callable[[Trial], None]] = {
     each.__name__.replace("_", "-"): each
     for each in (
         engine_killed, engine_stopped, server_killed, server_terminated, disk_full, store_locked, index_replaced,
-        index_removed, index_corrupted, half_open, idle, malformed, postgresql_stopped, version_promoted,
-        canary_promoted, version_rolled_back, version_damaged,
+        index_removed, index_corrupted, half_open, idle, malformed, postgresql_stopped, clock_set_back,
+        clock_slow_at_start, version_promoted, canary_promoted, version_rolled_back, version_damaged,
     )
 }  # fmt: skip
 OF_A_REGISTRY = ("version-promoted", "canary-promoted", "version-rolled-back", "version-damaged")
+OF_A_CLOCK = ("clock-set-back", "clock-slow-at-start")
 SQLITE_ONLY = ("disk-full", "store-locked")
+FOLDER_ONLY = ("index-removed", "index-corrupted")
 
 
 def main() -> None:
@@ -472,6 +554,7 @@ def main() -> None:
     parser.add_argument("--engine", default="auto")
     parser.add_argument("--postgresql", action="store_true", help="the store is a PostgreSQL database")
     parser.add_argument("--servers", type=int, default=1, choices=[1, 2], help="2: on PostgreSQL, behind HAProxy")
+    parser.add_argument("--object-storage", action="store_true", help="the servers read the index from object storage")
     parser.add_argument("--idle", type=int, default=IDLE, help="idle connections")
     parser.add_argument("--before", type=float, default=8, help="seconds of load before the fault")
     parser.add_argument("--after", type=float, default=15, help="seconds of load after the fault")
@@ -485,14 +568,20 @@ def main() -> None:
     with (Path(options.model) / "data" / "test.jsonl").open() as stream:
         questions = [json.loads(line)["question"] for line in itertools.islice(stream, options.questions)]
     expected: dict[str, dict[str, Any]] = {}
-    with servers.meditune(options.model, "--index", options.index, "--engine", options.engine) as server:
+    storage = _published(options)
+    index, env = (storage.index, storage.env("calm")) if storage else (options.index, {})
+    with servers.meditune(options.model, "--index", index, "--engine", options.engine, env=env) as server:
+        started = f"{server.ready_s:.1f} s"
+        if storage:
+            started += f" and read {storage.read['calm'] / 1e6:.1f} MB from the object storage"
         calm = Users(expected, server.address)
         answers = {question: calm.one(question) for question in questions}
     expected |= {question: answer for question, answer in answers.items() if answer}
     print(
-        f"{len(expected)} questions, {options.users} users\n\n"
-        "| fault | answered | refused or ended | wrong | answers, feedback confirmed | missing | slowest answer "
-        "| normal again after |\n|---|---|---|---|---|---|---|---|"
+        f"{len(expected)} questions, {options.users} users; without load, a server started in {started}\n\n"
+        "| fault | answered | refused or ended | wrong | answers, feedback, deletions confirmed "
+        "| answers or feedback missing, answers still there | slowest answer | normal again after |\n"
+        "|---|---|---|---|---|---|---|---|"
     )
     for name in options.faults:
         print(injected(name, options, expected), flush=True)
@@ -500,15 +589,19 @@ def main() -> None:
 
 def injected(name: str, options: Any, expected: dict[str, dict[str, Any]]) -> str:
     """Inject one fault, and return the row of the table."""
+    if why := _impossible(name, options):
+        return f"| {name} | not run: {why} | | | | | | |"
     with tempfile.TemporaryDirectory() as place, ExitStack() as stack:
         folder, users = Path(place), Users(expected)
-        shutil.copytree(options.index, folder / "index")
         trial = Trial(options, folder, users, options.logs / f"{name}.log")
         trial.log.unlink(missing_ok=True)
-        try:
-            trial.store = stack.enter_context(_store(name, options, folder))
-        except LookupError as error:
-            return f"| {name} | not run: {error} | | | | | | |"
+        trial.storage = _published(options)
+        if not trial.storage:
+            shutil.copytree(options.index, folder / "index")
+        trial.store = stack.enter_context(_store(name, options, folder))
+        if name in OF_A_CLOCK:
+            trial.clock = folder / "clock"
+            trial.set_clock("+0")
         if name in OF_A_REGISTRY:
             trial.change("add", options.model)
             trial.change("add", options.model)
@@ -518,6 +611,8 @@ def injected(name: str, options: Any, expected: dict[str, dict[str, Any]]) -> st
             for each in people:
                 each.start()
             time.sleep(options.before)
+            while not users.replies:
+                time.sleep(0.1)
             at = time.monotonic()
             FAULTS[name](trial)
             held = time.monotonic() - at
@@ -542,6 +637,11 @@ def row(described: str, users: Users, kept: dict[str, list[dict[str, Any]]], at:
     failed = max([at, *(each.begun for each in users.replies if each.what != "answered")])
     normal = [each.ended for each in users.replies if each.what == "answered" and each.begun >= failed]
     slowest = max((each.ended - each.begun for each in users.replies if each.what == "answered"), default=0)
+    places = {id: place for place, id in enumerate(kept)}
+    for ids in users.asked.values():
+        found = [places[id] for id in ids if id in places]
+        if found != sorted(found):
+            described += " (STORED IN ANOTHER ORDER)"
     for each in {reply.what: reply for reply in users.replies if reply.detail}.values():
         print(f"  {each.what}: {each.detail[:1000]}", file=sys.stderr)
     cells = [
@@ -549,27 +649,52 @@ def row(described: str, users: Users, kept: dict[str, list[dict[str, Any]]], at:
         f"{good} ({users.reworded} reworded)" if users.reworded else str(good),
         ", ".join(f"{kind}: {count}" for kind, count in sorted(what.items())) or "0",
         ", ".join(f"{kind}: {count}" for kind, count in bad.items()) or "0",
-        f"{len(users.confirmed)}, {len(said)}",
-        f"{lost}, {lost_feedback}",
+        f"{len(users.confirmed)}, {len(said)}, {len(users.deleted)}",
+        f"{lost}, {lost_feedback}, {sum(id in kept for id in users.deleted)}",
         f"{slowest:.1f} s",
         f"{min(normal) - at:.1f} s" if normal else "never",
     ]
     return f"| {' | '.join(cells)} |"
 
 
+def _impossible(name: str, options: Any) -> str:
+    """Return why a fault can't be injected; empty if it can."""
+    if options.postgresql and name in SQLITE_ONLY:
+        return "the fault is one of the SQLite store"
+    if options.object_storage and name in FOLDER_ONLY:
+        return "the fault is one of an index in a folder"
+    if name in OF_A_CLOCK and FAKETIME is None:
+        return "libfaketime, which sets the server's clock, isn't installed: apt-get install libfaketime"
+    installed = shutil.which("initdb") or [*Path("/usr/lib/postgresql").glob("*/bin/initdb")]
+    if (options.postgresql or name == "postgresql-stopped") and not installed:
+        return "PostgreSQL isn't installed: apt-get install postgresql"
+    return ""
+
+
+def _published(options: Any) -> servers.ObjectStorage | None:
+    """Return object storage that contains the index; None if the servers read the index from a folder."""
+    if not options.object_storage:
+        return None
+    storage = servers.ObjectStorage()
+    storage.publish(options.index)
+    return storage
+
+
+def _faked(clock: Path) -> dict[str, str]:
+    """Return the variables with which libfaketime adds the deviation in a file to a program's wall clock."""
+    limits = {"FAKETIME_CACHE_DURATION": "1", "FAKETIME_DONT_FAKE_MONOTONIC": "1", "NO_FAKE_STAT": "1"}
+    return {"LD_PRELOAD": str(FAKETIME), "FAKETIME_TIMESTAMP_FILE": str(clock), **limits}
+
+
 @contextmanager
 def _store(name: str, options: Any, folder: Path) -> Iterator[str]:
-    """Yield the location of an empty store for a fault. Raises LookupError if it can't be had here."""
+    """Yield the location of an empty store for a fault."""
     place = folder / "store"
     place.mkdir()
-    if options.postgresql and name in SQLITE_ONLY:
-        raise LookupError("the fault is one of the SQLite store")
     if options.postgresql or name == "postgresql-stopped":
         sys.path.insert(0, str(Path(__file__).parents[1]))
         from tests.conftest import cluster
 
-        if not (shutil.which("initdb") or [*Path("/usr/lib/postgresql").glob("*/bin/initdb")]):
-            raise LookupError("PostgreSQL isn't installed")
         with cluster() as made:
             options.cluster = made
             yield made.new()

@@ -17,13 +17,17 @@ import types
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
+import annotators
 import citations
+import faults
 import gpu
+import label_queue
 import serving_cost
 import training
 from meditune.assistant.events import Answer, Sentence, Source
@@ -445,3 +449,75 @@ def test_the_price_of_1000_answers_follows_from_throughput_and_prices():
     assert warm == pytest.approx(1000 * (2 * gigabytes * 0.0000166667 + 0.2e-6))
     assert cold - warm == pytest.approx(1000 * 4 * gigabytes * 0.0000166667)
     assert gpu == pytest.approx(20.0)
+
+
+def test_a_fault_that_cant_be_injected_says_what_to_install(monkeypatch):
+    monkeypatch.setattr(faults, "FAKETIME", None)
+    options = argparse.Namespace(postgresql=False, object_storage=False)
+    assert "apt-get install libfaketime" in faults.injected("clock-set-back", options, {})
+
+
+def test_a_faults_row_reports_what_the_store_lacks_keeps_and_has_in_another_order():
+    users = faults.Users({}, confirmed={"a": "", "b": "", "lost": "words"}, deleted={"gone", "undeleted"})
+    users.replies = [faults.Reply(0, 1, "answered"), faults.Reply(2, 3, "deletion 404")]
+    users.asked[0] = ["a", "gone", "b", "lost"]
+    right = faults.row("fault", users, {"a": [], "b": [], "undeleted": []}, 0.0)
+    assert right == "| fault | 1 | deletion 404: 1 | 0 | 3, 1, 2 | 1, 1, 1 | 1.0 s | never |"
+    assert "STORED IN ANOTHER ORDER" in faults.row("fault", users, {"b": [], "a": []}, 0.0)
+
+
+def test_margin_and_committee_ask_for_the_items_that_the_head_decides_least_clearly():
+    generator = np.random.default_rng(0)
+    right = generator.integers(0, 2, 200)
+    inputs = (2.0 * right - 1)[:, None] + generator.normal(size=(200, 1))
+    targets, rest = np.eye(3)[right], np.arange(100, 200)
+    asked = {
+        each: label_queue.ranked(each, inputs, targets, np.arange(100), rest, 1.0) for each in ("random", "margin")
+    }
+    assert asked["random"].tolist() == rest.tolist()
+    assert sorted(asked["margin"]) == rest.tolist()
+    assert abs(inputs[asked["margin"][:10]]).max() < 0.5 < 1 < abs(inputs[asked["margin"][-10:]]).min()
+    # An input that few labelled items have, with contradictory labels, has a different weight in each sample.
+    rare = np.append(np.arange(6), np.arange(100, 110))
+    inputs = np.hstack([inputs, 3.0 * np.isin(np.arange(200), rare)[:, None]])
+    committee = label_queue.ranked("committee", inputs, targets, np.arange(100), rest, 1.0)
+    assert np.isin(committee[:10], rare).sum() >= 6
+
+
+def test_inputs_without_signal_are_regularized_most_and_clear_inputs_least():
+    generator, right = np.random.default_rng(0), np.arange(300) % 3
+    noise, clear = generator.normal(size=(300, 50)), np.eye(3)[right]
+    chosen = [label_queue.cross_validated(each, np.eye(3)[right], right, 0)[0] for each in (noise, clear)]
+    assert chosen == [min(label_queue.STRENGTHS), max(label_queue.STRENGTHS)]
+
+
+def test_a_learning_curve_never_learns_from_held_out_items():
+    generator = np.random.default_rng(0)
+    right, pool, held = np.arange(500) % 3, np.arange(400), np.arange(400, 500)
+    inputs = np.eye(3)[right] + 0.3 * generator.normal(size=(500, 3))
+    curve = list(label_queue.curve("margin", inputs, right, pool, held, 0))
+    altered = np.where(np.isin(np.arange(500), held), (right + 1) % 3, right)
+    assert len(curve) == len(label_queue.BUDGETS)
+    assert np.array_equal(curve, list(label_queue.curve("margin", inputs, altered, pool, held, 0)))
+    assert (curve[-1].argmax(axis=1) == right[held]).mean() > 0.9
+
+
+def test_a_head_fitted_to_soft_targets_predicts_their_shares():
+    targets = np.array([[0.7, 0.1, 0.2]] * 30)
+    assert label_queue.chances(label_queue.fit(np.zeros((30, 1)), targets, 1.0), np.zeros((1, 1))) == pytest.approx(
+        targets[:1], abs=0.01
+    )
+
+
+def test_a_bias_for_maybe_finds_more_of_them_and_costs_no_accuracy():
+    said = np.array([[0.5, 0.1, 0.4], [0.45, 0.15, 0.4], [0.55, 0.05, 0.4], [0.7, 0.1, 0.2]])
+    bias = annotators.best_bias(said, np.array([2, 2, 0, 0]))
+    assert annotators.biased(said, bias).argmax(axis=1).tolist() == [2, 2, 0, 0]
+    assert annotators.best_bias(said, np.array([0, 2, 0, 0])) == pytest.approx(0.15)
+
+
+def test_the_area_under_the_curve_of_a_draw_counts_an_item_as_often_as_it_was_drawn():
+    scores, positive, negative = np.array([3.0, 1.0, 2.0, 1.0]), np.array([0, 1]), np.array([2, 3])
+    figure, items = label_queue.auc(scores, positive, negative)
+    assert figure(items.sum(axis=0)) == pytest.approx((1 + 1 + 0 + 0.5) / 4)
+    assert figure(np.array([2.0, 1, 0, 3]) @ items) == pytest.approx((2 * 3 * 1 + 1 * 3 * 0.5) / 9)

@@ -6,9 +6,14 @@ import os
 import re
 import shlex
 import shutil
+import socket
 import subprocess
 import sys
+import threading
 import time
+from contextlib import contextmanager, suppress
+from http.client import HTTPResponse
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import jsonpatch
@@ -21,6 +26,7 @@ from torch.distributed.run import get_args_parser
 
 from meditune.cli.main import cli_app
 from meditune.config.load_recipe import load_recipe
+from meditune.serve.api_errors import ApiError
 from meditune.serve.metrics import Metrics
 from meditune.serve.settings import Settings
 from meditune.store import open_store
@@ -172,18 +178,140 @@ def test_two_servers_share_a_database_and_no_volume(tmp_path):
     assert 5432 in [port["port"] for rule in made[2]["spec"]["egress"] for port in rule["ports"]]
 
 
-def test_haproxy_accepts_its_configuration_and_waits_longer_than_a_server():
+def haproxy_program():
     found = shutil.which("haproxy")
     if not found:
         pytest.skip("haproxy isn't installed: apt-get install haproxy")
+    return found
+
+
+def test_haproxy_accepts_its_configuration_and_waits_longer_than_a_server():
     places = {"LISTEN": "127.0.0.1:8080", "SERVER_1": "127.0.0.1:8001", "SERVER_2": "127.0.0.1:8002"}
-    command = [found, "-c", "-f", DEPLOY / "haproxy.cfg"]
+    command = [haproxy_program(), "-c", "-f", DEPLOY / "haproxy.cfg"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, **places})
     assert done.returncode == 0, done.stdout + done.stderr
     text = (DEPLOY / "haproxy.cfg").read_text(encoding="utf-8")
     (seconds,) = re.findall(r"timeout server (\d+)s", text)
     settings = Settings()
     assert int(seconds) > settings.triage_wait_s + settings.wait_s + served(["x"])["timeout"]
+
+
+ANSWERED, BUSY = {"deleted": True}, ApiError(503, "The queue is full.", "overloaded").as_dict()
+
+
+class Backend(BaseHTTPRequestHandler):
+    """A server behind HAProxy. What it does with each request depends on `server.does`."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self):
+        self.reply(200, {"status": "ok"})
+
+    def do_DELETE(self):
+        self.server.asked.append(self.path)
+        if self.server.does == "dies":
+            self.close_connection = True
+        elif self.server.does == "breaks off":
+            self.close_connection = True
+            self.wfile.write(b"HTTP/1.1 200 OK\r\ncontent-type: application")
+        elif self.server.does == "hangs":
+            time.sleep(3)
+            self.close_connection = True
+        else:
+            self.reply(*((503, BUSY) if self.server.does == "is busy" else (200, ANSWERED)))
+
+    def reply(self, status, value):
+        body = json.dumps(value).encode()
+        self.send_response(status)
+        self.send_header("content-type", "application/json")
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_):
+        pass
+
+
+@contextmanager
+def behind_haproxy(folder, *does):
+    """Yield HAProxy's port and the two servers behind it. HAProxy waits for a request and for a server only 1 s."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    text = (DEPLOY / "haproxy.cfg").read_text(encoding="utf-8")
+    settings = folder / "haproxy.cfg"
+    settings.write_text(re.sub(r"(timeout (http-request|server)) \d+s", r"\1 1s", text), encoding="utf-8")
+    backends = [ThreadingHTTPServer(("127.0.0.1", 0), Backend) for _ in does]
+    for backend, each in zip(backends, does, strict=True):
+        backend.does, backend.asked, backend.daemon_threads = each, [], True
+        backend.handle_error = lambda *_: None  # HAProxy leaves in the middle of a response that it won't forward
+        threading.Thread(target=backend.serve_forever, args=(0.05,), daemon=True).start()
+    places = {f"SERVER_{number}": f"127.0.0.1:{each.server_port}" for number, each in enumerate(backends, start=1)}
+    environment = {**os.environ, **places, "LISTEN": f"127.0.0.1:{port}"}
+    process = subprocess.Popen([haproxy_program(), "-db", "-f", settings], env=environment)
+    try:
+        for _ in range(200):
+            with suppress(OSError), socket.create_connection(("127.0.0.1", port)):
+                break
+            time.sleep(0.02)
+        yield port, *backends
+    finally:
+        process.kill()
+        process.wait()
+        for backend in backends:
+            backend.shutdown()
+            backend.server_close()
+
+
+def raw_reply(port, request=b"DELETE /v1/answers/ask-1 HTTP/1.1\r\nHost: a\r\n\r\n"):
+    """Return the status, the headers and the JSON of a response."""
+    with socket.create_connection(("127.0.0.1", port), timeout=30) as client:
+        client.sendall(request)
+        reply = HTTPResponse(client)
+        reply.begin()
+        assert reply.headers["content-type"] == "application/json", reply.read()
+        return reply.status, reply.headers, json.loads(reply.read())
+
+
+def test_haproxy_sends_a_deletion_to_the_other_server_if_a_server_dies_or_is_busy(tmp_path):
+    with behind_haproxy(tmp_path, "dies", "answers") as (port, one, two):
+        for does in ("dies", "is busy"):
+            one.does = does
+            assert [raw_reply(port)[::2] for _ in range(4)] == [(200, ANSWERED)] * 4
+            assert one.asked, "the first server got no request"
+            assert len(two.asked) == 4
+            one.asked.clear()
+            two.asked.clear()
+
+
+def test_haproxy_reports_its_own_errors_in_the_format_of_the_api(tmp_path):
+    half = b"POST /v1/ask HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\n{"
+    with behind_haproxy(tmp_path, "is busy", "is busy") as (port, *backends):
+        seen = {"is busy": raw_reply(port), "slow": raw_reply(port, half)}
+        for does in ("dies", "breaks off", "hangs"):
+            for each in backends:
+                each.does = does
+            seen[does] = raw_reply(port)
+    nobody = tmp_path / "nobody"
+    nobody.mkdir()
+    with behind_haproxy(nobody, "answers", "answers") as (port, *backends):
+        for each in backends:
+            each.shutdown()
+            each.server_close()
+        seen["ended"] = raw_reply(port)
+    errors = {name: (status, reply["error"]["code"]) for name, (status, _, reply) in seen.items()}
+    assert errors == {
+        "is busy": (503, "overloaded"),
+        "slow": (408, "timeout"),
+        "dies": (502, "server_died"),
+        "breaks off": (502, "server_died"),
+        "hangs": (504, "timeout"),
+        "ended": (503, "no_server"),
+    }
+    assert int(seen["ended"][1]["retry-after"]) > 0
+    for status, _, reply in seen.values():
+        expected = ApiError(status, reply["error"]["message"], reply["error"]["code"]).as_dict()
+        assert reply == expected
 
 
 @pytest.mark.parametrize(("name", "kind"), [("kubernetes.yaml", "Deployment"), ("knative.yaml", "Service")])
