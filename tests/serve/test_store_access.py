@@ -84,6 +84,24 @@ def test_nothing_is_lost_where_the_clock_jumps_ahead(tmp_path, hands):
     assert asyncio.run(made.prune()) == 1
 
 
+def test_nothing_is_lost_where_the_clock_was_slow_for_a_while(tmp_path, hands):
+    answers = Answers(open_store(tmp_path))
+    answers.keep(Answer("before", "", "ask", "m"))
+    running = service(tmp_path, Settings(keep_days=30))
+    assert asyncio.run(running.prune()) == 0
+    hands.passes(3600)
+    hands.wall -= 10 * YEAR
+    answers.keep(Answer("slow", "", "ask", "m"))
+    hands.wall += 10 * YEAR
+    hands.passes(3600)
+    # Between two checks of the running server, the clock hasn't moved too far, and a new server has never seen it slow.
+    for server in (running, service(tmp_path, Settings(keep_days=30))):
+        assert asyncio.run(server.prune()) == 0
+    assert answers.get("slow")
+    hands.passes(31 * 86_400)
+    assert asyncio.run(running.prune()) == 2
+
+
 URGENT = {"question": "My dad's mouth droops and he can't speak since ten minutes"}
 
 

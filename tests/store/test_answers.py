@@ -100,6 +100,23 @@ def test_what_is_old_is_deleted_with_its_feedback(answers):
     assert answers.prune(30) == 0
 
 
+def test_answers_with_a_wrong_time_are_deleted_with_the_answers_stored_before_and_after_them(answers, monkeypatch):
+    start = time.time()
+    # The clock is right, ten years slow, ten years fast, and right again, and each answer comes a day later.
+    for day, deviation in enumerate([0, -3650, 3650, 0]):
+        answers.keep(Answer(f"day {day}", "k1", "ask", "m v1", time=start + (day + deviation) * 86_400))
+
+    def left(day):
+        monkeypatch.setattr(time, "time", lambda: start + day * 86_400)
+        answers.prune(30)
+        return [each["id"] for each in answers.exported()]
+
+    assert left(29) == ["day 0", "day 1", "day 2", "day 3"]
+    # Times leave only the order, so the day with the slow clock goes with the day before it.
+    assert left(30.5) == ["day 2", "day 3"]
+    assert left(33.5) == []
+
+
 def test_all_of_a_key_is_deleted_on_request(answers):
     for id, who in (("a1", "k1"), ("a2", "k2"), ("a3", "k1")):
         answers.keep(Answer(id, who, "ask", "m v1", question="What helps?"))

@@ -18,6 +18,8 @@ from meditune.store.database import Database, Row
 Rating = Literal["up", "down"]
 PAGE = 1000
 """Number of answers that are read from the database at a time"""
+MAX_PLACE = 2**63 - 1
+"""Largest number that an answer's place can have"""
 
 
 @dataclass(frozen=True)
@@ -111,9 +113,18 @@ class Answers:
         return self._delete("DELETE FROM answers WHERE who = ?", caller)
 
     def prune(self, days: float) -> int:
-        """Delete answers older than this many days, with their feedback; return the number of deleted answers."""
+        """Delete answers older than this many days, with their feedback; return the number of deleted answers.
+
+        If the clock was wrong for a while, times contradict the order of storage, and the order counts. An answer that
+        seems old stays as long as an answer that was stored before it. An answer with a time in the future is deleted
+        when an answer that was stored after it is old.
+        """
+        now = time.time()
+        oldest = now - days * 86_400
+        first_recent = "SELECT min(place) FROM answers WHERE time BETWEEN ? AND ?"
+        last_old = f"SELECT max(place) FROM answers WHERE time < ? AND place < coalesce(({first_recent}), {MAX_PLACE})"
         # Cleaning up runs even if no answer is old: an earlier deletion may have left data behind.
-        return self._delete("DELETE FROM answers WHERE time < ?", time.time() - days * 86_400)
+        return self._delete(f"DELETE FROM answers WHERE place <= ({last_old})", oldest, oldest, now)
 
     def latest(self) -> float:
         """Return the time of the latest answer, in seconds since 1970; 0 without answers."""
