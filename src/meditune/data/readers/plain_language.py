@@ -150,7 +150,7 @@ def _joined(value: Any) -> str:
 
 _MEDIQA_FILES = {
     "questions": (r"shortquestions\.txt$", "ShortQuestions.txt"),
-    "plain": (r"abstrac?tivesummaries\.txt$", "MultiAbstrativeSummaries.txt"),
+    "plain": (r"abstra\w*tivesummaries\.txt$", "MultiAbstrativeSummaries.txt"),
     "answers": (r"answer\w*\.(csv|jsonl)$", "Answers.csv (the sheet of Answers.xlsx, saved as CSV in UTF-8)"),
     "extractive": (r"extractivesummaries\.txt$", ""),
 }
