@@ -187,9 +187,8 @@ def auc(scores: Array, positive: Array, negative: Array) -> Side:
 def sides(said: Array, right: Array) -> list[Side]:
     """Return the metrics in DIGITS of (N, 3) probabilities.
 
-    Selection changes the shares of the decisions among the labels, and so the shares that the head gives. With a fixed
-    share, this effect is removed: as many items as are labelled no, those with the highest odds of no, get no, and all
-    others get yes. AUC is that of yes against no.
+    Heads differ in how often they answer no, which changes macro-F1. A fixed share removes this effect: as many items
+    as are labelled no, those with the highest odds of no, get no, and all others yes. AUC is that of yes against no.
     """
     rows, odds = np.arange(len(right)), np.log(said[:, 1] / said[:, 0])
 
