@@ -24,7 +24,16 @@ from meditune.evidence.support_model import copy_correction
 from meditune.export import gguf, openvino_onnx
 from meditune.export import prompt_templates as templates
 from meditune.export.merged import write_merged
-from meditune.export.verify import SAMPLE, Check, ClaimCheck, ClaimDeviation, Deviation, calibration_rows, checks_of
+from meditune.export.verify import (
+    CALIBRATION_ROWS,
+    SAMPLE,
+    Check,
+    ClaimCheck,
+    ClaimDeviation,
+    Deviation,
+    calibration_rows,
+    checks_of,
+)
 from meditune.files import is_result_of, read_json, replace_folder, sha256, write_json
 from meditune.models.api_client import find_api_model
 from meditune.models.catalogue import ADAPTER_FILE
@@ -57,7 +66,7 @@ KINDS = {
     "ollama": ExportFormat("llamacpp", ""),
     "vllm": ExportFormat("transformers", "bfloat16"),
 }
-CALIBRATION = "AWQ and scale estimation on 32 texts"
+CALIBRATION = f"AWQ and scale estimation on {CALIBRATION_ROWS} texts"
 """How the scales of 4-bit weights for OpenVINO are chosen; exports that were made in another way are made again"""
 PLAIN = "merged"
 """The format from which the other formats are made: a transformers folder in BF16, called a plain folder"""
