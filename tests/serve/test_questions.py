@@ -119,13 +119,14 @@ def test_without_leave_no_text_is_kept(tmp_path):
 def test_what_is_old_is_deleted_when_the_server_starts(tmp_path):
     from meditune.store.answers import Answer
 
-    Answers(SQLiteDatabase(tmp_path)).keep(Answer("new", "", "ask", "m"))
     Answers(SQLiteDatabase(tmp_path)).keep(Answer("old", "", "ask", "m", time=time.time() - 40 * 86_400))
+    Answers(SQLiteDatabase(tmp_path)).keep(Answer("new", "", "ask", "m"))
     with served(tmp_path) as server:
         until = time.monotonic() + 5
         while server.service.answers.get("old") and time.monotonic() < until:
             time.sleep(0.01)
         assert server.service.answers.get("old") is None
+        assert server.service.answers.get("new") is not None
 
 
 def test_the_assistant_is_told_when_the_client_leaves(server):
