@@ -11,7 +11,7 @@ SOURCE = Path(meditune.__file__).parent
 FILES = sorted(SOURCE.rglob("*.py"))
 LAYERS = (
     *("__main__", "cli", "python_api"),
-    *("operate", "serve", "assistant", "cross_validation", "pipeline", "hosted_pipeline", "review"),
+    *("operate", "serve", "assistant", "cross_validation", "pipeline", "out_of_fold", "hosted_pipeline", "review"),
     *("export", "model_registry", "retrieval_augmentation", "run_folder", "evaluate", "retrieve", "train", "engines"),
     "models",
     *("prompts", "chat_template", "data", "store", "phi", "evidence", "readability", "config"),

@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +23,6 @@ from meditune.data.example import Example
 from meditune.data.prepare import Prepared, prepare, stored_data, used_fallback
 from meditune.data.prepare_pairs import prepare_pairs, stored_pairs
 from meditune.data.reviewer_decisions import refuse_other
-from meditune.data.splits import SPLITS
 from meditune.engines.exported_model import is_exported, weights_state
 from meditune.errors import DataError, MedituneError
 from meditune.evaluate.evaluator import API, ENGINE, WEIGHTS, Capabilities, Evaluator
@@ -33,6 +33,7 @@ from meditune.files import read_json, read_jsonl, write_json
 from meditune.hosted_pipeline import Approve, refuse
 from meditune.models.api_client import ApiModel, find_api_model
 from meditune.models.catalogue import PRUNED, PRUNING
+from meditune.out_of_fold import copy_out_of_fold, decide_out_of_fold, fold_splits
 from meditune.prompts import QuestionTooLongError, load_format
 from meditune.run_folder import (
     EVALUATION,
@@ -86,6 +87,8 @@ def _ready_to_tune(recipe: Recipe, folder: Path) -> Iterator[tuple[Recipe, Prepa
             with stage(folder, "prepare"):
                 data = prepared(recipe, folder)
             check(data.splits, recipe)
+            for others, _ in fold_splits(data.splits, recipe):
+                check(others, recipe)
         distributed.barrier()
         distributed.check_shared(folder / RECIPE)
         data = data or stored_data(folder / "data")
@@ -103,6 +106,8 @@ def _refuse_several(recipe: Recipe, remote: ApiModel | None) -> None:
         raise MedituneError(f"{recipe.model.base} is trained behind an API, which {alone}")
     if recipe.train.objective != "sft":
         raise MedituneError(f"train.objective {recipe.train.objective} {alone}")
+    if recipe.evaluate.calibration_folds:
+        raise MedituneError(f"evaluate.calibration_folds {alone} Or set it to 0.")
     if recipe.model.prune.method != "none":
         raise MedituneError(
             "model.prune needs a single process. Prune with `meditune prune` first, then set model.base to the result."
@@ -128,6 +133,9 @@ def _tune_here(recipe: Recipe, data: Prepared, folder: Path) -> None:
         loaded = _pruned(recipe, data, folder) or loaded
         with stage(folder, "train"):
             fine_tune(loaded, data.splits, recipe, folder, dev_measure(loaded, data.splits.dev, recipe))
+    if recipe.evaluate.calibration_folds:
+        loaded = None  # free the memory for the models of the folds
+        _decide_out_of_fold(data, recipe, folder)
     dev = [example for example in data.splits.dev if example.label]
     corrects = bool(dev) and "claim" in recipe.train.tasks and load_correction(folder / "model") is None
     if corrects or not evaluator.is_done("tuned"):
@@ -138,6 +146,14 @@ def _tune_here(recipe: Recipe, data: Prepared, folder: Path) -> None:
             evaluator.measure(backend, "tuned")
             if corrects:
                 _correct_claims(backend, dev, folder)
+
+
+def _decide_out_of_fold(data: Prepared, recipe: Recipe, folder: Path) -> None:
+    from meditune.train.training_plan import starting_point
+
+    is_pruned = recipe.model.prune.method != "none"
+    start = str(folder / PRUNED) if is_pruned else starting_point(recipe, folder)
+    decide_out_of_fold(data.splits, recipe, folder, start, partial(_load, recipe))
 
 
 def _correct_claims(backend: WeightsBackend, claims: Sequence[Example], folder: Path) -> None:
@@ -166,7 +182,8 @@ def _evaluator(recipe: Recipe, data: Prepared, folder: Path, can: Capabilities =
     pairs = stored_pairs(folder).held_out if recipe.train.objective != "sft" else []
     retrieved = retrieval_augmentation.with_retrieved(recipe, examples, folder)
     suites = stored_suites(recipe, folder)
-    return Evaluator(recipe, examples, folder / "predictions", pairs, data.splits.dev, retrieved, can, suites)
+    fitted_on = data.splits.train if recipe.evaluate.calibration_folds else data.splits.dev
+    return Evaluator(recipe, examples, folder / "predictions", pairs, fitted_on, retrieved, can, suites)
 
 
 def train(recipe: Recipe, folder: Path, approve: Approve = refuse) -> None:
@@ -174,7 +191,8 @@ def train(recipe: Recipe, folder: Path, approve: Approve = refuse) -> None:
     with _ready_to_tune(recipe, folder) as (recipe, data, remote):
         if remote:
             hosted_pipeline.tune(remote, data, recipe, folder, approve)
-        elif not distributed.broadcast((folder / "model" / "training.json").is_file()):
+            return
+        if not distributed.broadcast((folder / "model" / "training.json").is_file()):
             from meditune.evaluate.decision_calibration import dev_measure
             from meditune.train.finetune import fine_tune
             from meditune.train.training_plan import starting_point
@@ -187,6 +205,9 @@ def train(recipe: Recipe, folder: Path, approve: Approve = refuse) -> None:
                     on = ("cpu" if distributed.is_first() else "meta") if several else None
                     loaded = _pruned(recipe, data, folder) or _load(recipe, start, on=on)
                 fine_tune(loaded, data.splits, recipe, folder, dev_measure(loaded, data.splits.dev, recipe))
+                del loaded
+        if recipe.evaluate.calibration_folds:
+            _decide_out_of_fold(data, recipe, folder)
 
 
 def _pruned(recipe: Recipe, data: Prepared, folder: Path) -> Any:
@@ -218,6 +239,7 @@ def evaluate(model: str, recipe: Recipe, folder: Path, approve: Approve = refuse
         write_json(folder / EVALUATION, state)
         with stage(folder, "prepare"):
             data = prepared(recipe, folder, model)
+        copy_out_of_fold(model, data.splits, recipe, folder)
         remote = find_api_model(model, recipe.model.api)
         hosted_pipeline.approve_judge(recipe, folder, ["model"], approve)
         if remote:
@@ -341,7 +363,7 @@ def prepared(recipe: Recipe, folder: Path, model: str | None = None) -> Prepared
     leaked: into the training data, their own prompts, or the training data of `model` (by default the recipe's base).
     Raises ModelError if the model that judges faithfulness is unavailable.
     """
-    data = _data(recipe, folder, recipe.evaluate.needed_splits if model else SPLITS)
+    data = _data(recipe, folder, (recipe.evaluate if model else recipe).needed_splits)
     name = model or recipe.model.base
     checked = _leakage(recipe, data, name)
     remote = find_api_model(name, recipe.model.api)

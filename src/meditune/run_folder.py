@@ -21,6 +21,7 @@ from meditune.data.example import Example
 from meditune.data.leakage import Record, read_record
 from meditune.data.prepare import stored_data
 from meditune.data.read_sources import refuse_restricted_sources_for_api
+from meditune.engines.exported_model import EXPORT
 from meditune.errors import DataError, MedituneError, ModelError
 from meditune.files import exclusive_lock, read_json, write_json
 from meditune.models.catalogue import MERGED, PRUNING
@@ -109,6 +110,11 @@ def _check_model(recipe: Recipe, name: str, to_tune: bool) -> None:
         refuse_restricted_sources_for_api(recipe.data.sources, remote.title)
         if recipe.model.prune.method != "none":
             raise ModelError(f"model.prune: {remote.title} is behind an API, so its weights can't be pruned.")
+        if to_tune and recipe.evaluate.calibration_folds:
+            raise ModelError(
+                f"evaluate.calibration_folds: {remote.title} is behind an API, which Meditune tunes only once. Fit on "
+                "the dev split instead: set evaluate.calibration_folds to 0 and data.dev_share above 0."
+            )
         remote.key()
         return
     from meditune.models.load import device, locate
@@ -201,8 +207,8 @@ def stage(folder: Path, name: str) -> Iterator[None]:
 
 
 def run_behind(model: Path) -> Path:
-    """Return the folder of the run that trained this model, even if the model was merged or pruned later."""
-    for mark, source in ((MERGED, "adapter"), (PRUNING, "model")):
+    """Return the folder of the run that trained this model, even if the model was merged, pruned or exported later."""
+    for mark, source in ((MERGED, "adapter"), (PRUNING, "model"), (EXPORT, "model")):
         if (model / mark).is_file():
             return run_behind(Path(read_json(model / mark)["made_from"][source]))
     return model.parent if model.name == "model" else model

@@ -218,7 +218,8 @@ class DataSpec(Spec):
     that keeps related examples together; newest: test on the publications of the most recent years."""
     fold: int | None = Field(None, ge=0, lt=10)
     """Number (0 to 9) of PubMedQA's fold to use as the dev split; the other nine folds are the training split."""
-    dev_share: float = Field(0.1, gt=0, lt=0.5, description="Share of the non-test examples to use as the dev split.")
+    dev_share: float = Field(0.1, ge=0, lt=0.5)
+    """Share of the non-test examples to use as the dev split; 0: no dev split, so training uses these examples, too."""
     test_share: float = Field(0.2, gt=0, lt=0.9)
     """Share of the examples to use for testing; if split is official, it has no effect on sources with an official test
     set."""

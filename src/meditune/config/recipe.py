@@ -77,8 +77,11 @@ class EvaluateSpec(Spec):
     written_decisions: bool = False
     """Also generate decisions as text, and take the first yes, no or maybe in the text."""
     calibrate: Literal["none", "temperature", "batch", "prior"] = "none"
-    """Calibrate decisions on the dev split: temperature scales the confidence; batch removes the model's bias towards
+    """Calibrate decisions on the dev split (or with calibration_folds): temperature scales the confidence; batch removes the model's bias towards
     certain labels (Zhou et al. 2023, arXiv:2309.17249); prior does the same, and also uses the labels' frequencies."""
+    calibration_folds: int = Field(0, ge=0)
+    """Fit calibration and abstention to cross-validated decisions on the training items, instead of on the dev split:
+    number of folds. For each fold, a further model is trained, without the items of the fold. 0: off."""
     abstain_target: float | None = Field(None, gt=0, le=1)
     """Share of decisions that should be correct. On the dev split, Meditune determines the confidence above which this
     share of the decisions is correct. On the test split, the model abstains below this confidence. null: off."""
@@ -97,14 +100,20 @@ class EvaluateSpec(Spec):
     only these kinds."""
 
     @property
+    def fits_decisions(self) -> bool:
+        """Return whether calibration or a threshold is fitted to decisions."""
+        return self.calibrate != "none" or self.abstain_target is not None
+
+    @property
     def fits_on_dev(self) -> bool:
         """Return whether calibration or a threshold is fitted to decisions on the dev split."""
-        return self.calibrate != "none" or self.abstain_target is not None
+        return self.fits_decisions and not self.calibration_folds
 
     @property
     def needed_splits(self) -> set[str]:
         """Return the splits without which a model can't be measured."""
-        return {self.split, *(["dev"] if self.fits_on_dev else [])}
+        fitted_on = "train" if self.calibration_folds else "dev"
+        return {self.split, *([fitted_on] if self.fits_decisions else [])}
 
     @property
     def open_suites(self) -> list[SuiteName]:
@@ -157,6 +166,16 @@ class Recipe(Spec):
         if problems:
             raise ValueError("\n".join(problems))
         return self
+
+    @property
+    def needed_splits(self) -> set[str]:
+        """Return the splits without which a model can't be tuned and measured."""
+        return {"train", self.evaluate.split, *([] if self._has_no_dev else ["dev"])}
+
+    @property
+    def _has_no_dev(self) -> bool:
+        data = self.data
+        return data.dev_share == 0 and data.fold is None and "dev" not in data.fixed_splits.values()
 
     @property
     def needs_full_weights(self) -> list[str]:
@@ -232,12 +251,42 @@ class Recipe(Spec):
                 "evaluate.calibrate and evaluate.abstain_target are fitted on dev, so dev can't evaluate them; "
                 "set evaluate.split to test, or leave them out"
             )
+        yield from self._split_conflicts()
         if self.data.fold is not None and evaluate.split == "dev" and train.dev.is_on:
             yield "train.dev would choose weights on data.fold, which evaluate.split dev evaluates; leave train.dev out"
         if train.mix.weights and train.mix.weights.keys() != sources:
             yield f"train.mix.weights must have one weight for each of data.sources ({named})"
         if unknown := sorted(set(self.data.balance.sources) - sources):
             yield f"data.balance.sources: {', '.join(unknown)} isn't among data.sources ({named})"
+
+    def _split_conflicts(self) -> Iterator[str]:
+        """Yield a message for each setting that needs a dev split or decisions that the recipe doesn't have."""
+        train, evaluate = self.train, self.evaluate
+        folds = evaluate.calibration_folds
+        if self._has_no_dev:
+            needing = {
+                "train.dev": train.dev.is_on,
+                "evaluate.split dev": evaluate.split == "dev",
+                "evaluate.calibrate or evaluate.abstain_target without evaluate.calibration_folds": (
+                    evaluate.fits_on_dev
+                ),
+            }
+            for key in (key for key, given in needing.items() if given):
+                yield f"data.dev_share is 0, so there is no dev split for {key}; raise data.dev_share"
+        if folds == 1:
+            yield "evaluate.calibration_folds must be 0 or at least 2"
+        if folds and not evaluate.fits_decisions:
+            yield (
+                "evaluate.calibration_folds has no effect without evaluate.calibrate and evaluate.abstain_target; "
+                "leave it out"
+            )
+        if folds and (train.objective != "sft" or "decision" not in train.tasks):
+            yield (
+                "evaluate.calibration_folds needs training on decisions: train.objective sft, and decision in "
+                "train.tasks; set it to 0"
+            )
+        if folds and evaluate.protocol == "lm-eval":
+            yield "evaluate.calibration_folds has no effect with evaluate.protocol lm-eval; leave it out"
 
 
 NEUTRAL = frozenset([("description",), *(("train", name) for name in RESULT_NEUTRAL)])

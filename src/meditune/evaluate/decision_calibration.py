@@ -1,4 +1,4 @@
-"""Calibration and abstention thresholds, fitted only on the dev split, and the dev metric during training."""
+"""Calibration and abstention thresholds, fitted on the dev split or out of fold, and the dev metric during training."""
 
 from __future__ import annotations
 

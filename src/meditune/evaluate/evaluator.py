@@ -151,7 +151,7 @@ class Backend:
 class Evaluator:
     """An evaluator, which measures models on the same items and stores their predictions on disk.
 
-    Decisions are measured on every example with a reference decision, and on `dev` if anything is fitted on it. Long
+    Decisions are measured on every example with a reference decision, and on `dev` if anything is fitted to them. Long
     answers are measured on a seeded subset, which is the same for every model. Predictions are stored in
     `folder/NAME-KIND.jsonl`; a kind whose file exists isn't computed again. `can` contains the capabilities of the back
     ends that will be used.
@@ -414,11 +414,11 @@ def decided_on(
 ) -> dict[DecisionKind, list[Example]]:
     """Return the examples for each kind of decision, as the model sees them; kinds without examples are absent.
 
-    `dev` is used only if something is fitted on it. `retrieved` contains the examples with retrieved passages instead
-    of the given context.
+    `dev` are the examples to fit on, which are used only if something is fitted. `retrieved` contains the examples with
+    retrieved passages instead of the given context.
     """
     kinds: dict[DecisionKind, list[Example]] = {"decision": _decided(examples)}
-    if spec.fits_on_dev:
+    if spec.fits_decisions:
         kinds["dev_decision"] = _decided(dev)
     for condition, items in under_conditions(examples, spec, retrieved).items():
         kinds[condition] = _decided(items)

@@ -190,9 +190,11 @@ def decisions(predictions: Predictions, spec: EvaluateSpec) -> dict[str, Any]:
     for fit in predictions.calibration:
         after = calibrated(rows, fit)
         curves = {"reliability": reliability(after), "risk_coverage": risk_coverage(after)}
-        found["calibration"] = {key: fit[key] for key in ("method", "temperature", "bias", "items")} | curves
+        facts = {key: fit[key] for key in ("method", "temperature", "bias", "items")}
+        found["calibration"] = facts | {"folds": spec.calibration_folds} | curves
     if spec.abstain_target is not None:
-        found["abstention"] = {"target": spec.abstain_target} | (abstention(predictions, spec.abstain_target) or {})
+        facts = {"target": spec.abstain_target, "folds": spec.calibration_folds}
+        found["abstention"] = facts | (abstention(predictions, spec.abstain_target) or {})
     if predictions.written:
         unclear = sum(row["prediction"] is None for row in predictions.written)
         found["written"] = {"items": len(predictions.written), "without_label": unclear}

@@ -21,7 +21,9 @@ def confidence(report: dict[str, Any]) -> dict[str, Any]:
     """Return the content of confidence.html; parts that weren't measured are empty."""
     measured = {name: found for name, found in (report.get("decision") or {}).items() if name in MODELS and found}
     fits = {name: found["calibration"] for name, found in measured.items() if "calibration" in found}
+    fitted = [found[key] for found in measured.values() for key in ("calibration", "abstention") if key in found]
     return {
+        "folds": max((each.get("folds", 0) for each in fitted), default=0),
         "models": measured,
         "plots": [pair for pair in (_plots(measured, ""), _plots(fits, ", calibrated")) if pair],
         "fits": {name: _fit(fit) for name, fit in fits.items()},
