@@ -252,6 +252,9 @@ def test_the_command_says_what_fits_and_refuses_what_it_doesnt_know() -> None:
     assert "Time of `meditune run`, assuming 278 test items, 200 of them answered in writing:" in done.out
     assert "evaluating the base model" in done.out
     assert "rough" in done.out
+    folds = ("--set", "evaluate.calibrate=temperature", "--set", "evaluate.calibration_folds=3")
+    folded = meditune("plan", "quickstart", "--gpu", "t4", "--set", "model.base=distilgpt2", *folds)
+    assert "(with 3 further models for evaluate.calibration_folds)" in folded.out
     meditune("plan", "quickstart", "--gpu", "rtx4099").refused(2, "rtx4090")
     longer = meditune(
         "plan", "quickstart", "--gpu", "t4", "--set", "model.base=gpt2", "--set", "prompt.max_tokens=2048"
