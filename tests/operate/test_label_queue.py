@@ -89,8 +89,21 @@ def test_what_users_say_goes_first_and_the_rest_is_drawn_by_the_seed(tmp_path):
     for removed in ("mix", "uncertainty", "disagreement", "diversity", "novelty"):
         with pytest.raises(DataError, match=f"--strategy {removed} was removed.*Use --strategy feedback"):
             choose(pool, 5, removed)
-    with pytest.raises(DataError, match="Choose from feedback, random"):
+    with pytest.raises(DataError, match="Choose from feedback, margin, random"):
         choose(pool, 5, "luck")
+
+
+def test_the_least_certain_decisions_follow_what_users_say(tmp_path):
+    for name, yes in (("sure", 0.96), ("torn", 0.47), ("leaning", 0.6)):
+        shares = {"yes": yes, "no": 0.97 - yes, "maybe": 0.03}
+        keep(tmp_path / "store", name, f"Is {name} treatable?", decision={"answer": "yes", "probabilities": shares})
+    pool = read(store(tmp_path / "store"))[0]
+    chosen = choose(pool, 20, "margin")
+    assert ids(chosen)[:6] == ["corrected", "disliked", "torn", "leaning", "fine", "sure"]
+    assert set(ids(chosen)[6:]) == {"unsure", "plain", "abstained"}, "without probabilities, they come last"
+    assert chosen[2].reasons == {"uncertain": "its two likeliest labels are 3 percentage points apart"}
+    assert chosen[0].reasons == choose(pool, 1)[0].reasons
+    assert chosen[-1].reasons == {"random": "chosen at random"}
 
 
 def test_a_queue_of_a_store_is_a_set_to_annotate_that_holds_no_identifier(tmp_path):
@@ -151,7 +164,7 @@ def test_what_cant_be_queued_is_told(tmp_path, monkeypatch):
 
     refused(empty, told=["no answers yet"])
     refused(tmp_path / "nowhere", told=["no such file or folder"])
-    refused(rows, "--strategy", "best", told=["Unknown --strategy best", "feedback, random"])
+    refused(rows, "--strategy", "best", told=["Unknown --strategy best", "feedback, margin, random"])
     refused(rows, "--strategy", "mix", told=["--strategy feedback"])
     refused(rows, "--samples", "2", code=1, told=["--samples was removed", "--strategy feedback"])
     refused(rows, "--training-data", rows, told=["none is left to ask"])

@@ -283,7 +283,8 @@ def queue(
     strategy: Annotated[
         str,
         Option(
-            help="feedback: answers that users corrected or rated down, then random items; random: only random items."
+            help="feedback: answers that users corrected or rated down, then random items; margin: then the answers "
+            "with the least certain decisions; random: only random items."
         ),
     ] = "feedback",
     training_data: Annotated[

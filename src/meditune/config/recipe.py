@@ -77,8 +77,9 @@ class EvaluateSpec(Spec):
     written_decisions: bool = False
     """Also generate decisions as text, and take the first yes, no or maybe in the text."""
     calibrate: Literal["none", "temperature", "batch", "prior"] = "none"
-    """Calibrate decisions on the dev split (or with calibration_folds): temperature scales the confidence; batch removes the model's bias towards
-    certain labels (Zhou et al. 2023, arXiv:2309.17249); prior does the same, and also uses the labels' frequencies."""
+    """Calibrate decisions on the dev split, or with calibration_folds: temperature scales the confidence; batch removes
+    the model's bias towards certain labels (Zhou et al. 2023, arXiv:2309.17249); prior does the same, and also uses the
+    labels' frequencies."""
     calibration_folds: int = Field(0, ge=0)
     """Fit calibration and abstention to cross-validated decisions on the training items, instead of on the dev split:
     number of folds. For each fold, a further model is trained, without the items of the fold. 0: off."""
@@ -218,11 +219,17 @@ class Recipe(Spec):
             yield f"train.dev.{choosing[0]} can't be combined with train.average_last; set train.average_last to 0"
         if train.end_weight != 1 and "answer" not in train.tasks:
             yield "train.end_weight is for answers, but train.tasks doesn't contain answer; set train.end_weight to 1"
+        if train.claim_share is not None and not {"claim"} < set(train.tasks):
+            yield (
+                "train.claim_share divides the loss between claims and other tasks, but train.tasks is "
+                f"[{', '.join(train.tasks)}]; add the missing tasks, or leave train.claim_share out"
+            )
         if train.objective != "sft":
             without_effect = {
                 "train.dev": (train.dev.is_on, "leave it out"),
                 "train.replay.share": (train.replay.share, "set it to 0"),
                 "train.prompt_share": (train.prompt_share, "set it to 0"),
+                "train.claim_share": (train.claim_share, "leave it out"),
                 "train.end_weight": (train.end_weight != 1, "set it to 1"),
                 "train.retrieve.share": (train.retrieve.share, "set it to 0"),
                 "train.mix": (train.mix != MixSpec(), "leave it out"),

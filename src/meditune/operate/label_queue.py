@@ -1,8 +1,8 @@
 """The queue of questions for experts (`meditune learn queue`), and the training rows from the experts' judgements.
 
 Candidates are a server's stored answers and rows of data. Questions that were asked before are removed, and so are
-questions in known data unless users gave feedback. Answers that users corrected or rated down come first; the others
-are chosen at random. `meditune annotate` shows the queue to experts.
+questions in known data unless users gave feedback. Answers that users corrected or rated down come first. The others
+are chosen at random, or the least certain decisions are chosen. `meditune annotate` shows the queue to experts.
 """
 
 from __future__ import annotations
@@ -50,6 +50,8 @@ class Candidate:
     feedback: Sequence[Mapping[str, Any]] = ()
     """Users' feedback in the format of the store: rating (up or down), reasons, comment, correction"""
     times_asked: int = 1
+    margin: float | None = None
+    """The probability of the answer's decision minus that of the second most likely label; None if it isn't stored"""
 
     @property
     def id(self) -> str:
@@ -114,7 +116,15 @@ def _answer(row: Mapping[str, Any], passage: Find) -> Candidate:
         group=group_of("", row["question"]),
         meta={"model": row["model"], "index": row["index_content"], "when": when},
     )
-    return Candidate(example, "answer", row["feedback"])
+    return Candidate(example, "answer", row["feedback"], margin=_margin(stated))
+
+
+def _margin(stated: Any) -> float | None:
+    """Return the margin of a stored decision with the probabilities of its labels; None for anything else."""
+    if not isinstance(stated, Mapping) or not isinstance(found := stated.get("probabilities"), Mapping):
+        return None
+    first, second, *_ = [*sorted(map(float, found.values()), reverse=True), 0.0, 0.0]
+    return first - second if found else None
 
 
 def _rows(path: Path) -> tuple[list[Candidate], int]:
@@ -225,8 +235,10 @@ def _in_index(location: str) -> Find:
     return lambda id: of_document(id.rpartition("#")[0]).get(id)
 
 
-STRATEGIES = ("feedback", "random")
+STRATEGIES = ("feedback", "margin", "random")
 REMOVED_STRATEGIES = ("mix", "uncertainty", "disagreement", "diversity", "novelty")
+NO_MARGIN = 2.0
+"""A value above every margin, so that candidates without a decision come last"""
 DISLIKE_WEIGHT = 0.8
 SEED = 17
 
@@ -244,8 +256,10 @@ class Chosen:
 def choose(
     candidates: Sequence[Candidate], budget: int, strategy: str = STRATEGIES[0], seed: int = SEED
 ) -> list[Chosen]:
-    """Return at most `budget` candidates in random order; with the strategy `feedback`, corrected and disliked answers
-    come first.
+    """Return at most `budget` candidates in random order.
+
+    With `feedback` and `margin`, corrected and disliked answers come first. With `margin`, they are followed by the
+    answers with the smallest margin (Scheffer et al. 2001, "Active hidden Markov models for information extraction").
     """
     if strategy in REMOVED_STRATEGIES:
         raise DataError(
@@ -260,7 +274,19 @@ def choose(
     else:
         found = [_with_feedback(candidates[place]) for place in order]
         found.sort(key=lambda each: -each.score)
+    if strategy == "margin":
+        found = [_with_margin(each) for each in found]
+        found.sort(
+            key=lambda each: (-each.score, NO_MARGIN if each.candidate.margin is None else each.candidate.margin)
+        )
     return found[:budget]
+
+
+def _with_margin(chosen: Chosen) -> Chosen:
+    if chosen.score or chosen.candidate.margin is None:
+        return chosen
+    points = 100 * chosen.candidate.margin
+    return replace(chosen, reasons={"uncertain": f"its two likeliest labels are {points:.0f} percentage points apart"})
 
 
 def _with_feedback(candidate: Candidate) -> Chosen:
