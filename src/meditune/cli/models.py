@@ -302,8 +302,8 @@ def _print_plan(planned: Planned, recipe: Recipe, examples: int) -> None:
     out.print(
         f"Time of `meditune run`, assuming {items:,} test items, {answers:,} of them answered in writing: "
         f"{clock(training + 2 * measuring.total)}, of which training: {clock(training)}{further}, evaluating the base "
-        f"model: {clock(measuring.total)} ({clock(measuring.writing)} of it for writing answers), and the tuned model: the "
-        "same again. To write fewer or shorter answers, lower evaluate.answers or evaluate.max_new_tokens. "
+        f"model: {clock(measuring.total)} ({clock(measuring.writing)} of it for writing answers), and the tuned model: "
+        "the same again. To write fewer or shorter answers, lower evaluate.answers or evaluate.max_new_tokens. "
         f"{target.rough}"
     )
     out.print(
