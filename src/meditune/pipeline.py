@@ -223,8 +223,14 @@ def _pruned(recipe: Recipe, data: Prepared, folder: Path) -> Any:
     return _load(recipe, str(folder / PRUNED))
 
 
-def evaluate(model: str, recipe: Recipe, folder: Path, approve: Approve = refuse) -> dict[str, Any]:
-    """Evaluate any model, in its own prompt format if it has one, and return the content of evaluation.json."""
+def evaluate(
+    model: str, recipe: Recipe, folder: Path, approve: Approve = refuse, url: str | None = None
+) -> dict[str, Any]:
+    """Evaluate any model, in its own prompt format if it has one, and return the content of evaluation.json.
+
+    With `url`, the model is measured on a vLLM server at this address (up to and including /v1), which serves the same
+    model; `model` is then a local folder, for the tokenizer and the prompt format.
+    """
     from meditune.evaluate.evaluator import coverage_remarks, unmeasured_ids
     from meditune.evaluate.faithfulness_and_similarity import grade
     from meditune.evaluate.metrics import summarize, summarize_references
@@ -233,9 +239,9 @@ def evaluate(model: str, recipe: Recipe, folder: Path, approve: Approve = refuse
 
     with lock_run(recipe, folder, model):
         weights = weights_state(model)
-        state = {"model": model} | ({"weights": weights} if weights else {})
+        state = {"model": model} | ({"weights": weights} if weights else {}) | ({"url": url} if url else {})
         if (folder / "predictions").exists() and (folder / EVALUATION).is_file():
-            _refuse_other_model(read_json(folder / EVALUATION), model, weights, folder)
+            _refuse_other_model(read_json(folder / EVALUATION), state, folder)
         write_json(folder / EVALUATION, state)
         with stage(folder, "prepare"):
             data = prepared(recipe, folder, model)
@@ -244,8 +250,8 @@ def evaluate(model: str, recipe: Recipe, folder: Path, approve: Approve = refuse
         hosted_pipeline.approve_judge(recipe, folder, ["model"], approve)
         if remote:
             hosted_pipeline.measure(remote, data, recipe, folder, approve, _evaluator(recipe, data, folder, API))
-        elif is_exported(model):
-            _measure_engine(model, recipe, data, folder)
+        elif url or is_exported(model):
+            _measure_engine(model, recipe, data, folder, url)
         else:
             _measure_here(model, recipe, data, folder)
         hosted_pipeline.judge_suites(recipe, folder, ["model"])
@@ -290,16 +296,23 @@ def _measure_here(model: str, recipe: Recipe, data: Prepared, folder: Path) -> N
             evaluator.measure(WeightsBackend(loaded, recipe, form), "model")
 
 
-def _measure_engine(model: str, recipe: Recipe, data: Prepared, folder: Path) -> None:
-    """Evaluate an exported model with the engine that serves it."""
+SERVER_REQUESTS = 32
+"""Number of items that a server scores at the same time"""
+
+
+def _measure_engine(model: str, recipe: Recipe, data: Prepared, folder: Path, url: str | None) -> None:
+    """Evaluate an exported model with the engine that serves it, or a model on a server."""
     from meditune.engines.open_engine import open_engine
     from meditune.evaluate.backends import EngineBackend
+    from meditune.models.load import locate
 
     evaluator = _evaluator(recipe, data, folder, ENGINE)
     if not evaluator.is_done("model"):
-        with closing(open_engine(model)) as engine, stage(folder, "measure"):
-            form = load_format(Path(model).expanduser()) or recipe.prompt
-            evaluator.measure(EngineBackend(engine, form), "model")
+        place = Path(model).expanduser() if is_exported(model) else Path(locate(model))
+        name, concurrency = ("vllm", SERVER_REQUESTS) if url else ("auto", 1)
+        with closing(open_engine(str(place), name, SERVER_REQUESTS, url)) as engine, stage(folder, "measure"):
+            form = load_format(place) or recipe.prompt
+            evaluator.measure(EngineBackend(engine, form, concurrency), "model")
 
 
 def report(folder: Path, command: str | None = None) -> dict[str, Any]:
@@ -441,13 +454,21 @@ def _load(recipe: Recipe, name: str, on: str | None = None) -> Any:
     return loaded
 
 
-def _refuse_other_model(stored: dict[str, Any], model: str, weights: dict[str, str], folder: Path) -> None:
-    """Raise MedituneError if `folder` contains predictions of another model, or of earlier weights of this one."""
-    earlier = stored["model"]
+def _refuse_other_model(stored: dict[str, Any], state: dict[str, Any], folder: Path) -> None:
+    """Raise MedituneError if `folder` contains predictions of another model, or of other weights or another server."""
+    earlier, model = stored["model"], state["model"]
     if earlier != model and not (Path(earlier).is_dir() and Path(earlier).resolve() == Path(model).resolve()):
         raise MedituneError(f"{folder} contains the evaluation of another model. Choose another --output.")
-    if stored.get("weights", weights) != weights:
+    if "weights" in stored and stored["weights"] != state.get("weights", {}):
         raise MedituneError(
             f"{folder} contains predictions from earlier weights of {model}. Choose another --output, or delete "
             f"{folder / 'predictions'} to evaluate the model again."
         )
+    if stored.get("url") != state.get("url"):
+        raise MedituneError(
+            f"{folder} contains predictions of {model} {_where(stored)}, not {_where(state)}. Choose another --output."
+        )
+
+
+def _where(state: dict[str, Any]) -> str:
+    return f"on the server at {state['url']}" if "url" in state else "in Meditune's own process"

@@ -12,13 +12,16 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 import torch
 
+from meditune.config.training_options import ModelSpec
 from meditune.engines.engine import GenerationRequest
 from meditune.engines.llamacpp_engine import server
 from meditune.engines.open_engine import open_engine
 from meditune.engines.openai_engine import OpenAIEngine
 from meditune.errors import ModelError
 from meditune.export.gguf import DEFAULT, file_name, write_gguf
+from meditune.models.load import load
 from tests import tiny
+from tests.commands import bench, meditune, read_rows
 from tests.engines.test_engines import ask, collect, text, tokens
 
 llama = pytest.importorskip("xllamacpp")
@@ -213,3 +216,88 @@ def test_of_several_models_none_is_guessed(named):
     with pytest.raises(ModelError, match="base, tuned") as refused, serving([], models=SEVERAL, served_as=named):
         pass
     assert "MEDITUNE_ENGINE_MODEL" in str(refused.value)
+
+
+@contextmanager
+def as_vllm(loaded):
+    """The address of a server that runs this model, and answers what Meditune asks in the form of vLLM's responses."""
+    model, tokenizer = loaded.model, loaded.tokenizer
+    computing = threading.Lock()
+
+    def likely(ids, places):
+        with computing, torch.no_grad():
+            rows = torch.log_softmax(model(torch.tensor([ids])).logits[0].float(), dim=-1)
+        return [None if place == 0 else float(rows[place - 1, ids[place]]) for place in places]
+
+    def named(ids, likelihoods):
+        return {"tokens": [f"token_id:{id}" for id in ids], "token_logprobs": likelihoods, "top_logprobs": None}
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self._answer(json.dumps({"data": [{"id": "m", "max_model_len": 2048}]}))
+
+        def do_POST(self):
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            ids = list(body["prompt"])
+            if body.get("echo"):
+                known = named([*ids, 0], [*likely(ids, range(len(ids))), -1.0])
+                self._answer(json.dumps({"choices": [{"text": "", "finish_reason": "length", "logprobs": known}]}))
+                return
+            with computing, torch.no_grad():
+                tokens = model.generate(torch.tensor([ids]), max_new_tokens=body["max_tokens"], do_sample=False)[0]
+            written = tokens[len(ids) :].tolist()
+            reason = "stop" if written[-1] == tokenizer.eos_token_id else "length"
+            text = tokenizer.decode(written, skip_special_tokens=True)
+            self._answer("".join(f"data: {line}\n\n" for line in (said(text, reason), "[DONE]")))
+
+        def _answer(self, body):
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(body.encode())
+
+        def log_message(self, *_):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,))
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}/v1"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def test_a_model_on_a_server_is_measured_like_one_in_this_process(tmp_path):
+    fewer = {"evaluate__answers": "4", "evaluate__general_tokens": "0", "model__dtype": "float32"}
+    with bench(tmp_path) as place:
+        assert place.run("run", **fewer).code == 0
+        run, words = place.folder / "run", ["--recipe", "quickstart", *place.settings(**fewer)]
+        with as_vllm(load(str(run), ModelSpec(base=str(place.base), dtype="float32"))) as url:
+            done = meditune("evaluate", run, "--url", url, "-o", tmp_path / "there", *words)
+            assert done.code == 0, done
+            assert meditune("evaluate", run, "--url", url, "-o", tmp_path / "there", *words).code == 0
+        assert meditune("evaluate", run, "-o", tmp_path / "here", *words).code == 0
+        refused = meditune("evaluate", run, "-o", tmp_path / "there", *words)
+        refused.refused(1, "on the server at http://127.0.0.1", "not in Meditune's own process")
+    kinds = ("decision", "likelihood", "answer")
+    here, there = (
+        {kind: read_rows(tmp_path / side / "predictions" / f"model-{kind}.jsonl") for kind in kinds}
+        for side in ("here", "there")
+    )
+    assert there["answer"] == here["answer"]
+    for ours, theirs in zip(here["likelihood"], there["likelihood"], strict=True):
+        assert theirs == ours | {"nll": pytest.approx(ours["nll"], abs=1e-3)}
+    for ours, theirs in zip(here["decision"], there["decision"], strict=True):
+        assert theirs["prediction"] == ours["prediction"]
+        # A server returns log-probabilities, which differ from logits by a constant.
+        ours, theirs = (row["logits"] for row in (ours, theirs))
+        assert theirs["yes"] - theirs["no"] == pytest.approx(ours["yes"] - ours["no"], abs=1e-3)
+    assert json.loads((tmp_path / "there" / "evaluation.json").read_text(encoding="utf-8"))["url"] == url
+
+
+def test_a_server_that_is_away_is_said(tmp_path):
+    with bench(tmp_path) as place:
+        words = ["--url", "http://127.0.0.1:9/v1", "-o", tmp_path / "no", *place.settings()]
+        meditune("evaluate", place.base, *words).refused(4, "No server answers at http://127.0.0.1:9/v1")

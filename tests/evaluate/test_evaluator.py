@@ -383,7 +383,7 @@ def test_the_figures_follow_from_what_is_stored(folder):
         said = report["decision"][name]
         assert said["written"]["without_label"] == sum(row["prediction"] is None for row in rows["written"])
         assert said["calibration"]["bias"].keys() == set(DECISIONS)
-        assert said["abstention"].keys() == {"target", "raw", "calibrated"}
+        assert said["abstention"].keys() == {"target", "folds", "raw", "calibrated"}
         assert said["risk_coverage"][-1]["risk"] == pytest.approx(1 - report[name]["accuracy"] / 100)
     assert report["comparison"].keys() == report["base"].keys()
 

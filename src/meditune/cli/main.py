@@ -155,6 +155,9 @@ def evaluate(
             help="Prompts and scoring: meditune, or lm-eval for those of lm-evaluation-harness (decisions only).",
         ),
     ] = None,
+    url: Annotated[
+        Text, Option(help="Measure MODEL on the vLLM server at this address (including /v1), which serves it.")
+    ] = None,
     overrides: Overrides = None,
     yes: Yes = False,
 ) -> None:
@@ -166,7 +169,7 @@ def evaluate(
 
     chosen = [f"evaluate.protocol={protocol}"] if protocol else []
     resolved = resolve(recipe, [*(overrides or []), *chosen])
-    result = pipeline.evaluate(model, resolved.recipe, output, approval(yes))
+    result = pipeline.evaluate(model, resolved.recipe, output, approval(yes), url)
     print_figures(result)
     print_conditions(result)
     print_remarks(result["remarks"])

@@ -19,7 +19,7 @@ from meditune.config.recipe import Recipe
 from meditune.data.example import DECISIONS, Example
 from meditune.engines.engine import Engine, GenerationRequest, generate_all
 from meditune.errors import DataError
-from meditune.evaluate.evaluator import WRITTEN, Backend, Evaluator, KeepScore, KeepText
+from meditune.evaluate.evaluator import WRITTEN, Backend, Evaluator, KeepScore, KeepText, Row
 from meditune.models.api_client import ApiError, ApiModel, Chat, Client, of_chat
 from meditune.progress import Progress
 from meditune.prompts import DECISION_TOKENS, Encoder, chat_messages
@@ -29,10 +29,13 @@ GRACE_SECONDS = 20.0
 
 
 class EngineBackend(Backend):
-    """A model in an engine, with prompts in the format `form`."""
+    """A model in an engine, with prompts in the format `form`.
 
-    def __init__(self, engine: Engine, form: PromptFormat) -> None:
-        self.engine, self.encoder = engine, Encoder(engine.tokenizer, form)
+    The engine scores up to `concurrency` items at the same time; this pays for a server, which batches them.
+    """
+
+    def __init__(self, engine: Engine, form: PromptFormat, concurrency: int = 1) -> None:
+        self.engine, self.encoder, self.concurrency = engine, Encoder(engine.tokenizer, form), concurrency
 
     def accepted(self, examples: Sequence[Example]) -> Sequence[Example]:
         """See Backend."""
@@ -41,29 +44,38 @@ class EngineBackend(Backend):
     def score(
         self, decision_examples: Sequence[Example], answer_examples: Sequence[Example], label: str, keep: KeepScore
     ) -> None:
-        """Score one decision or answer at a time."""
+        """Score decisions and answers."""
         from meditune.evaluate.likelihood import scored_bytes
 
         labels = self.encoder.label_ids() if decision_examples else {}
-        with Progress(
-            f"{label}, {self.engine.name}", len(decision_examples) + len(answer_examples), "items"
-        ) as progress:
-            for example in decision_examples:
-                prompt = self.encoder.supervised(example, "decision").prompt
-                scored = self.engine.score(prompt, [[labels[each]] for each in DECISIONS])
-                logits = {each: one[0].logprob for each, one in zip(DECISIONS, scored, strict=True)}
-                prediction = max(logits, key=lambda each: logits[each])
-                row = {"id": example.id, "reference": example.decision, "prediction": prediction, "logits": logits}
-                keep("decision", row)
-                progress.advance()
-            for example in answer_examples:
-                item = self.encoder.supervised(example, "answer")
-                text = item.target if item.answer_cut else item.target[:-1]
-                nll = -sum(one.logprob for one in self.engine.score(item.prompt, [text])[0])
-                answer_bytes = len(example.answer.strip().encode())
-                size = scored_bytes(self.engine.tokenizer, item) if item.answer_cut else answer_bytes
-                keep("likelihood", {"id": example.id, "nll": nll, "tokens": len(text), "bytes": size})
-                progress.advance()
+
+        def decide(example: Example) -> Row:
+            prompt = self.encoder.supervised(example, "decision").prompt
+            scored = self.engine.score(prompt, [[labels[each]] for each in DECISIONS])
+            logits = {each: one[0].logprob for each, one in zip(DECISIONS, scored, strict=True)}
+            prediction = max(logits, key=lambda each: logits[each])
+            return {"id": example.id, "reference": example.decision, "prediction": prediction, "logits": logits}
+
+        def measure(example: Example) -> Row:
+            item = self.encoder.supervised(example, "answer")
+            text = item.target if item.answer_cut else item.target[:-1]
+            nll = -sum(one.logprob for one in self.engine.score(item.prompt, [text])[0])
+            answer_bytes = len(example.answer.strip().encode())
+            size = scored_bytes(self.engine.tokenizer, item) if item.answer_cut else answer_bytes
+            return {"id": example.id, "nll": nll, "tokens": len(text), "bytes": size}
+
+        count = len(decision_examples) + len(answer_examples)
+        with Progress(f"{label}, {self.engine.name}", count, "items") as progress:
+            pool = ThreadPoolExecutor(self.concurrency)
+            try:
+                for row in pool.map(decide, decision_examples):
+                    keep("decision", row)
+                    progress.advance()
+                for row in pool.map(measure, answer_examples):
+                    keep("likelihood", row)
+                    progress.advance()
+            finally:
+                pool.shutdown(cancel_futures=True)
 
     def write(self, examples: Sequence[Example], task: Task, max_new_tokens: int, label: str, keep: KeepText) -> None:
         """Generate the answers in batches that the engine chooses."""

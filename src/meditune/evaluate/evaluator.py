@@ -110,8 +110,8 @@ ENGINE = Capabilities(
     frozenset(
         {"decision", "dev_decision", "closed", "likelihood", "written", "answer", "safety", *get_args(OpenSuite)}
     ),
-    "An exported model can be evaluated only with evaluate.protocol meditune. For the lm-eval protocol, evaluate the "
-    "model that it was exported from, or point lm-eval at `meditune serve`.",
+    "An exported model, or a model on a server, can be evaluated only with evaluate.protocol meditune. For the lm-eval "
+    "protocol, evaluate the original model without --url, or point lm-eval at `meditune serve`.",
     resumes=True,
 )
 API = Capabilities(
@@ -174,8 +174,8 @@ class Evaluator:
             raise DataError(can.refuses_lm_eval)
         if self.spec.no_repeat and not can.no_repeat:
             raise DataError(
-                "evaluate.no_repeat works only for models that Meditune loads itself, not for an exported model or an "
-                "API. Set it to null, also for the models that you compare this one with."
+                "evaluate.no_repeat works only for models that Meditune loads itself, not for an exported model, a "
+                "server or an API. Set it to null, also for the models that you compare this one with."
             )
         if self.uses_lm_eval and not any(example.decision for example in examples):
             raise DataError(
