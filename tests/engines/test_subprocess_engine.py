@@ -7,8 +7,10 @@ import signal
 import threading
 import time
 
+import psutil
 import pytest
 
+from meditune.engines import openvino_engine
 from meditune.engines.engine import GenerationRequest
 from meditune.engines.open_engine import open_engine
 from meditune.engines.subprocess_engine import SubprocessEngine
@@ -97,6 +99,44 @@ def test_this_process_goes_on_while_prompts_are_read(engine):
     ended.set()
     ticking.join()
     assert longest < max(0.3, whole / 2)
+
+
+def test_prompts_of_more_lengths_need_no_more_memory(folder, monkeypatch):
+    # The export ran in this process, and torch's models limit the cache here, too.
+    monkeypatch.delenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY", raising=False)
+    engine = open_engine(str(folder), "openvino", in_subprocess=True, scores=True)
+
+    def memory_after(lengths):
+        for length in lengths:
+            prompt = [5 + length] * length
+            ask(engine, GenerationRequest(prompt, 1))
+            engine.score(prompt, [[7]])
+        return psutil.Process(engine._process.pid).memory_info().rss / 1e6
+
+    try:
+        warm = memory_after(range(1, 21))
+        assert memory_after(range(21, 91)) < warm + 20
+    finally:
+        engine.close()
+
+
+def test_all_are_answered_while_the_grammars_of_many_schemas_are_freed(folder, monkeypatch):
+    monkeypatch.setattr(openvino_engine, "MAX_SCHEMAS", 3)
+    schemas = [{"type": "object", "properties": {f"k{number}": {"type": "integer"}}} for number in range(10)]
+    jobs = [GenerationRequest(PROMPT, 6, json_schema=schema) for schema in schemas]
+    engine = open_engine(str(folder), "openvino", concurrency=2)
+    opened = [engine._pipeline]
+    original = engine._open
+    engine._open = lambda: opened.append(original()) or opened[-1]
+    try:
+        plain = text(ask(engine, GenerationRequest(PROMPT, 6)))
+        found = together(engine, [*jobs, GenerationRequest(PROMPT, 6)])
+        assert [pieces[-1].error for pieces in found] == [None] * 11
+        assert all(text(pieces).lstrip().startswith("{") for pieces in found[:-1])
+        assert text(found[-1]) == plain
+        assert 3 <= len(opened) <= 4
+    finally:
+        engine.close()
 
 
 def test_an_end_of_the_process_is_told_to_all_and_to_who_comes(engine):

@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from meditune.engines.scheduler import BatchingEngine, ScheduledRequest
 from meditune.engines.tokenizer import PlainTokenizer
 from meditune.errors import ModelError
 from meditune.files import read_json
-from meditune.hardware import release_file, release_memory
+from meditune.hardware import limit_onednn_cache, release_file, release_memory
 
 ROW_TOKENS = 1024
 """Maximum number of text tokens that are read at once, including padding"""
@@ -48,6 +49,7 @@ class Scorer:
     """
 
     def __init__(self, folder: Path) -> None:
+        limit_onednn_cache()
         ov = import_package("openvino", "openvino")
         core = ov.Core()
         model = core.read_model(folder / "openvino_model.xml")
@@ -172,6 +174,9 @@ BLOCK = 32
 """Number of tokens in a memory block, on a CPU"""
 READ_TOKENS = 512
 """Maximum number of tokens that one step reads"""
+MAX_SCHEMAS = 64
+"""Number of different JSON schemas after which the pipeline is opened again. A pipeline keeps the grammar of each
+schema, which takes a megabyte or more, and has no limit."""
 
 
 class OpenvinoEngine(BatchingEngine):
@@ -179,6 +184,7 @@ class OpenvinoEngine(BatchingEngine):
 
     def __init__(self, folder: Path, concurrency: int = 32, scores: bool = False) -> None:
         """Open the model and, if `scores`, its copy for scoring. Raises ModelError if OpenVINO can't open them."""
+        limit_onednn_cache()
         self._genai = import_package("openvino", "openvino_genai")
         self._tensor = import_package("openvino", "openvino").Tensor
         self.model = model = read_exported_model(folder)
@@ -196,7 +202,8 @@ class OpenvinoEngine(BatchingEngine):
             with ThreadPoolExecutor(2, thread_name_prefix="meditune-openvino") as threads:
                 scorer = threads.submit(Scorer, folder) if scores else None
                 options = {KERNELS: MAX_KERNELS}
-                pipeline = threads.submit(self._genai.ContinuousBatchingPipeline, str(folder), settings, "CPU", options)
+                self._open = partial(self._genai.ContinuousBatchingPipeline, str(folder), settings, "CPU", options)
+                pipeline = threads.submit(self._open)
             self._pipeline: Any = pipeline.result()
             self._scorer: Scorer | None = scorer.result() if scorer else None
         except RuntimeError as error:
@@ -204,6 +211,7 @@ class OpenvinoEngine(BatchingEngine):
             advice = "Export the model again with the installed version of OpenVINO."
             raise ModelError(f"OpenVINO can't open {folder}: {reason}. {advice}") from error
         self._weights = ReadOnce(folder)
+        self._schemas: set[str] = set()
         super().__init__(f"openvino {model.weights}", PlainTokenizer(folder), model.context_tokens, concurrency)
 
     @contextmanager
@@ -224,6 +232,18 @@ class OpenvinoEngine(BatchingEngine):
             self._scorer = Scorer(self.model.folder)
             release_memory()
         return self._scorer.score(prompt, texts)
+
+    def _once(self) -> None:
+        super()._once()
+        if len(self._schemas) >= MAX_SCHEMAS and not self.running:
+            self._schemas.clear()
+            self._pipeline = None
+            release_memory()
+            self._pipeline, self._weights = self._open(), ReadOnce(self.model.folder)
+
+    def _chosen(self) -> list[ScheduledRequest]:
+        # The running answers end before the pipeline is opened again.
+        return [] if len(self._schemas) >= MAX_SCHEMAS else super()._chosen()
 
     def _join(self, answers: list[ScheduledRequest]) -> None:
         """Add prompts to the pipeline; if a request chooses among given texts, score these instead."""
@@ -288,6 +308,7 @@ class OpenvinoEngine(BatchingEngine):
             settings.rng_seed = seed % 2**31
         if request.json_schema is not None:
             schema = json.dumps(request.json_schema)
+            self._schemas.add(schema)
             settings.structured_output_config = self._genai.StructuredOutputConfig(json_schema=schema)
         return settings
 

@@ -19,6 +19,7 @@ from meditune.config.training_options import VIRTUAL, ModelSpec
 from meditune.data.example import Example
 from meditune.errors import ModelError, RecipeError
 from meditune.files import read_json
+from meditune.hardware import limit_onednn_cache
 from meditune.models import gpu_attention, inference, package_download, quantization
 from meditune.models.adapters import merged
 from meditune.models.catalogue import (
@@ -84,9 +85,7 @@ def load(name: str, spec: ModelSpec | None = None, on: str | None = None) -> Loa
     advice on getting a model, if the model isn't available.
     """
     no_telemetry()
-    # By default, oneDNN caches code for the last 1,024 shapes of matrix products, which can take a gigabyte if every
-    # batch has a different shape.
-    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
+    limit_onednn_cache()
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     place = locate(name)
