@@ -22,7 +22,7 @@ from meditune.retrieve.citations import Citer
 from meditune.retrieve.context_packing import PackedPassage
 from meditune.retrieve.documents.document import IndexedPassage
 from meditune.retrieve.hybrid_search import Hit
-from tests.commands import bench, jsonl, meditune, read_rows
+from tests.commands import bench, jsonl, meditune, read_rows, rows
 
 WORDS = {"supported": "fell", "refuted": "rose", "not_enough_information": "was not measured"}
 
@@ -120,6 +120,35 @@ def test_a_judge_grades_the_answers_of_another_run(run):
     assert {row["by"] for row in rows} == {str(folder)}
     assert all(0 <= sentence["score"] <= 1 for row in rows for sentence in row["sentences"])
     assert {type(sentence["contradicting"]) for row in rows for sentence in row["sentences"]} == {bool}
+
+
+def cross_entropy(folder, model, kind):
+    """The mean over stored predictions, in nats: of a label, or of an answer's token."""
+    rows = read_rows(folder / "predictions" / f"{model}-{kind}.jsonl")
+    if kind == "likelihood":
+        return sum(row["nll"] for row in rows) / sum(row["tokens"] for row in rows)
+    losses = [math.log(sum(map(math.exp, row["logits"].values()))) - row["logits"][row["reference"]] for row in rows]
+    return sum(losses) / len(losses)
+
+
+def test_one_run_learns_decisions_answers_and_claims(run):
+    place, _, _ = run
+    questions = [row | {"decision": ("yes", "yes", "no")[row["id"] % 3]} for row in rows(60)]
+    files = {"claims": claims(60, seed=3), "questions": questions}
+    paths = {name: jsonl(place.folder / f"{name}.jsonl", each) for name, each in files.items()}
+    sources = ", ".join(f"{{name: own/{name}, path: '{path}'}}" for name, path in paths.items())
+    changes = {"data__sources": f"[{sources}]", "data__sources__0__limit": None, "data__test_share": 0.3}
+    changes |= {"train__tasks": "[decision, answer, claim]", "train__claim_share": 0.4, "train__epochs": 6}
+    changes |= {"model__top_layers": None, "evaluate__answers": 6}
+    result = place.run("three-tasks", *place.settings(**changes))
+    assert result.code == 0, result.err
+    folder = place.folder / "three-tasks"
+    for kind in ("decision", "likelihood", "claim"):
+        before, after = (cross_entropy(folder, model, kind) for model in ("base", "tuned"))
+        assert after < 0.95 * before, kind
+    assert len(read_rows(folder / "predictions" / "tuned-answer.jsonl")) == 6
+    assert load_judge(str(folder)).correction.temperature > 0
+    assert {"accuracy", "perplexity", "rougeL", "claim_accuracy"} <= place.report("three-tasks")["comparison"].keys()
 
 
 def test_a_file_of_claims_without_a_task_for_them_says_how_to_train_on_it(run):

@@ -72,7 +72,7 @@ def test_all_problems_are_reported_at_once_with_file_line_key_and_remedy(tmp_pat
         "did you mean cosine?",
         "mine.yaml, line 8: model.learning_rate: no such key; did you mean train.learning_rate?",
         "mine.yaml, line 11: data.sources.0.name: missing; expected text that isn't empty.",
-        "mine.yaml, line 12: data.dev_share: expected a number above 0 and below 0.5, found 0.5.",
+        "mine.yaml, line 12: data.dev_share: expected a number of at least 0 and below 0.5, found 0.5.",
         "--set train.epoch: no such key; did you mean train.epochs?",
     ]
 
@@ -94,6 +94,14 @@ def test_only_one_option_chooses_the_weights_that_training_ends_with(key: str) -
     [found] = problems("quickstart", (chosen,))
     assert "set train.average_last to 0" in found
     assert load_recipe("quickstart", (chosen, "train.average_last=0")).recipe.train.dev.is_on
+
+
+@pytest.mark.parametrize("tasks", ["[decision, answer]", "[claim]"])
+def test_claims_get_a_share_of_the_loss_only_beside_other_tasks(tasks: str) -> None:
+    [found] = problems("quickstart", ("train.claim_share=0.3", f"train.tasks={tasks}"))
+    assert f"but train.tasks is {tasks}" in found
+    recipe = load_recipe("quickstart", ("train.claim_share=0.3", "train.tasks=[claim, decision, answer]")).recipe
+    assert recipe.train.claim_share == 0.3
 
 
 @pytest.mark.parametrize(

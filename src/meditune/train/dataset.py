@@ -50,12 +50,14 @@ def retrieved_described(facts: dict[str, int]) -> str:
 class TokenWeights:
     """The weight of every supervised token: 1, unless the recipe sets one of the following options.
 
-    - `decision_share` s: all decision tokens together get the share s of the loss over the data set, and all answer
-      tokens get the rest, regardless of the numbers of tokens.
+    - `decision_share` s: of the loss of decisions and answers over the data set, all decision tokens together get the
+      share s, and all answer tokens get the rest, regardless of the numbers of tokens.
+    - `claim_share` c: all claims together get the share c of the loss over the data set, and decisions and answers get
+      the rest.
     - `prompt_share` p: the tokens of the prompts get the share p of the total loss, and the tokens after the prompts
       get the rest.
     - `class_balance` b: a decision whose class has frequency f gets the weight f ** -b. These weights are scaled so
-      that their mean over the examples stays 1.
+      that their mean over the examples stays 1. Claims aren't balanced.
     - `end_weight` e: the end token of an answer has e times the weight of the answer's other tokens. At a position
       where some answers end and others continue, a fully trained model then multiplies the odds of ending by e.
 
@@ -92,6 +94,12 @@ class TokenWeights:
                 "decision": share * every / tokens["decision"],
                 "answer": (1 - share) * every / tokens["answer"],
             }
+        rest = tokens["decision"] + tokens["answer"]
+        if spec.claim_share is not None and tokens["claim"] and rest:
+            every = tokens["claim"] + rest
+            others = (1 - spec.claim_share) * every / rest
+            self.by_task = {task: others * weight for task, weight in self.by_task.items()}
+            self.by_task["claim"] = spec.claim_share * every / tokens["claim"]
 
         prompt = sum(row.of.count(PROMPT) * often[row.encoded[0].id] for row in rows)
         self.end = spec.end_weight
