@@ -2,18 +2,23 @@
 
 import json
 from collections import Counter
+from contextlib import contextmanager
 
 import pytest
 
+from meditune.config.data_options import PromptFormat
 from meditune.config.load_recipe import load_recipe
 from meditune.data.example import Example, Passage, read_examples
 from meditune.data.splits import Splits
-from meditune.errors import DataError, RecipeError
+from meditune.errors import DataError, RecipeError, Stopped
 from meditune.evaluate.weights_backend import Scoring
 from meditune.models.load import load
 from meditune.out_of_fold import folds
+from meditune.run_folder import run_behind
+from meditune.train import finetune
 from meditune.train.finetune import fine_tune
-from tests.commands import bench, meditune, read_rows, stopped_after
+from tests import tiny
+from tests.commands import bench, meditune, read_rows
 
 FOLDED = {
     "data__dev_share": "0",
@@ -71,12 +76,36 @@ def test_a_fold_is_decided_by_a_model_that_was_trained_without_it(place, folder)
         assert rows[row["id"]]["logits"] == pytest.approx(row["logits"], abs=1e-3)
 
 
+@contextmanager
+def stopped_in(training, step):
+    """Inside the block the user stops the n-th training after this step."""
+    real, begun = finetune.train, []
+
+    def stopping(*given, **named):
+        begun.append(None)
+        for done in real(*given, **named):
+            yield done
+            if len(begun) == training and done.step == step:
+                raise Stopped
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(finetune, "train", stopping)
+        yield
+
+
 def test_a_stopped_cross_validation_goes_on_and_ends_the_same(place, folder):
-    with stopped_after(2):
+    stopped = place.folder / "stopped"
+    with stopped_in(training=3, step=2):
         assert place.run("stopped", **FOLDED).code == 130
+    assert {path.name for path in (stopped / "folds").iterdir()} == {"1.jsonl", "2"}
+    first = (stopped / "folds" / "1.jsonl").stat().st_mtime_ns
+    with stopped_in(training=2, step=1):
+        assert place.run("stopped", **FOLDED).code == 130
+    assert (stopped / "folds" / "1.jsonl").stat().st_mtime_ns == first
     assert place.run("stopped", **FOLDED).code == 0
-    kept = [read_rows(each / "predictions" / "tuned-dev_decision.jsonl") for each in (folder, place.folder / "stopped")]
+    kept = [read_rows(each / "predictions" / "tuned-dev_decision.jsonl") for each in (folder, stopped)]
     assert kept[0] == kept[1]
+    assert not (stopped / "folds").exists()
 
 
 def test_a_trained_run_is_evaluated_with_the_decisions_of_its_folds(place, folder):
@@ -93,7 +122,17 @@ def test_a_run_without_folds_cant_be_calibrated_on_what_it_was_trained_on(place)
     assert meditune("train", "quickstart", "-o", place.folder / "plain", *words).code == 0
     words = place.settings(**FOLDED)
     result = meditune("evaluate", place.folder / "plain", "--recipe", "quickstart", "-o", place.folder / "no", *words)
-    result.refused(3, "no out-of-fold decisions", "evaluate.calibrate to none")
+    result.refused(3, "was trained on 48 of the 48 items", "evaluate.calibrate to none")
+    words = place.settings(**plain | {"data__dev_share": "0.3", "evaluate__calibrate": "temperature"})
+    result = meditune("evaluate", place.folder / "plain", "--recipe", "quickstart", "-o", place.folder / "dev", *words)
+    result.refused(3, "was trained on 14 of the 14 items")
+
+
+def test_a_base_that_knows_the_items_cant_be_calibrated_on_them(place, folder):
+    words = place.settings(**FOLDED | {"model__base": str(folder / "model")})
+    result = meditune("run", "quickstart", "-o", place.folder / "further", *words)
+    result.refused(3, "was trained on 48 of the 48 items")
+    assert not (place.folder / "further" / "model").exists()
 
 
 def examples(count, decisions=("yes", "yes", "no"), alike=()):
@@ -102,13 +141,13 @@ def examples(count, decisions=("yes", "yes", "no"), alike=()):
         words = [
             f"{word}{number if number not in alike else 0}" for word in ("serum", "dose", "renal", "trial", "mean")
         ]
-        text = " ".join(f"{first} {second}" for first in words for second in words)
+        text = " ".join(f"{first} {second}" for first in words for second in words) + f" site {number}"
         made.append(
             Example(
                 id=f"x:{number}",
                 source="x",
                 group=str(number),
-                question=f"Does {words[0]} lower {words[1]} in {words[2]}?",
+                question=f"Does {words[0]} lower {words[1]} in {words[2]} at site {number} after {words[4]}?",
                 context=(Passage(text=text),),
                 decision=decisions[number % len(decisions)],
             )
@@ -132,7 +171,7 @@ def test_similar_items_share_a_fold():
 
 
 def test_too_many_folds_are_refused():
-    with pytest.raises(DataError, match="Use fewer folds"):
+    with pytest.raises(DataError, match="fewer folds"):
         folds(examples(2), 3, 17)
 
 
@@ -143,6 +182,7 @@ def test_too_many_folds_are_refused():
         (["data.dev_share=0", "evaluate.split=dev"], "no dev split for evaluate.split dev"),
         (["data.dev_share=0", "train.dev.patience=2", "train.average_last=0"], "no dev split for train.dev"),
         (["evaluate.calibration_folds=3"], "no effect without evaluate.calibrate"),
+        (["data.dev_share=0", "train.tasks=[claim]"], "no dev split for the correction of claims"),
         (["evaluate.calibration_folds=1", "evaluate.calibrate=prior"], "0 or at least 2"),
         (
             ["evaluate.calibration_folds=3", "evaluate.calibrate=prior", "train.tasks=[answer]"],
@@ -153,6 +193,20 @@ def test_too_many_folds_are_refused():
 def test_settings_that_dont_fit_together_are_refused(settings, said):
     with pytest.raises(RecipeError, match=said):
         load_recipe("quickstart", settings)
+
+
+def test_the_run_behind_an_export_is_found(tmp_path):
+    export = tmp_path / "run" / "export" / "openvino"
+    export.mkdir(parents=True)
+    (export / "export.json").write_text(json.dumps({"made_from": {"model": str(tmp_path / "run" / "model")}}))
+    assert run_behind(export) == tmp_path / "run"
+
+
+def test_items_that_training_leaves_out_arent_decided():
+    encoder = tiny.loaded().encoder(PromptFormat(max_tokens=64, answer_tokens=8))
+    short, long = examples(2)
+    long = long.model_copy(update={"question": "Does it help? " * 100})
+    assert encoder.fitting([short, long], "decision") == [short]
 
 
 def test_dev_decisions_may_be_measured_if_something_is_fitted_to_training_items():

@@ -1,9 +1,10 @@
-"""Out-of-fold decisions on the training items: each item is decided by a model that was trained without it.
+"""Decisions to fit calibration to: on the dev split, or out of fold on the training items.
 
 Calibration and the threshold for abstaining need decisions on items that the model wasn't trained on. If few items have
 decisions, a dev split is too small for this, and training lacks its items. Cross-validation instead trains one more
-model for each fold of the training items, and pools the decisions (Platt 1999, "Probabilistic outputs for support
-vector machines"). What is fitted to them is then applied to the model that was trained on all items.
+model for each fold of the training items, which decides the items of this fold, and pools the decisions (Platt 1999,
+"Probabilistic outputs for support vector machines"). What is fitted to them is then applied to the model that was
+trained on all items.
 """
 
 from __future__ import annotations
@@ -29,6 +30,33 @@ if TYPE_CHECKING:
 
 FOLDER = "folds"
 """Folder in the run's folder with models and decisions of the folds, which exists until all folds are finished"""
+MIN_ITEMS = 10
+"""Minimum number of decisions to fit to"""
+
+
+def unseen_items(model: str, splits: Splits, recipe: Recipe) -> list[Example]:
+    """Return the items to fit to: those with a decision on which the model `model` wasn't trained before this run.
+
+    They come from the dev split or, with folds, from the training split; nothing is returned if nothing is fitted.
+    Raises DataError if fewer than MIN_ITEMS are left because the model was trained on the others.
+    """
+    if not recipe.evaluate.fits_decisions:
+        return []
+    decided = [example for example in _to_fit(splits, recipe) if example.decision]
+    known = {leak.test for leak in known_test_items(*training_data_of(model), decided)}
+    unseen = [example for example in decided if example.id not in known]
+    if known and len(unseen) < MIN_ITEMS:
+        raise DataError(
+            f"{model} was trained on {len(known)} of the {len(decided)} items that evaluate.calibrate and "
+            "evaluate.abstain_target would be fitted to, so its decisions on them would look too good. Evaluate it "
+            "with the recipe that it was trained with, train it with evaluate.calibration_folds, or set "
+            "evaluate.calibrate to none and evaluate.abstain_target to null."
+        )
+    return unseen
+
+
+def _to_fit(splits: Splits, recipe: Recipe) -> list[Example]:
+    return splits.train if recipe.evaluate.calibration_folds else splits.dev
 
 
 def folds(examples: Sequence[Example], count: int, seed: int) -> list[list[Example]]:
@@ -46,7 +74,8 @@ def folds(examples: Sequence[Example], count: int, seed: int) -> list[list[Examp
         if not all(any(example.decision for example in held) for held in divided):
             raise DataError(
                 f"evaluate.calibration_folds: the {len(examples)} training examples can't be divided into {count} "
-                "folds that each have a decision, because related and similar examples stay together. Use fewer folds."
+                "folds that each have a decision. Related and similar examples stay together. Use more examples or, if "
+                "there are more than 2 folds, fewer folds; or set evaluate.calibration_folds to 0."
             )
         similar = {pair for held in divided for pair in straddling(Splits(_other(examples, held), [], held, ""))}
         if similar <= joined:
@@ -54,73 +83,94 @@ def folds(examples: Sequence[Example], count: int, seed: int) -> list[list[Examp
         joined |= similar
 
 
-def fold_splits(splits: Splits, recipe: Recipe) -> list[tuple[Splits, list[Example]]]:
-    """Return, for each fold, the splits for training without it, and its examples; empty without folds."""
-    count = recipe.evaluate.calibration_folds
-    divided = folds(splits.train, count, recipe.seed) if count else []
+Fold = tuple[Splits, list[Example]]
+"""The splits for training without a fold, and the fold's examples"""
+
+
+def missing_folds(splits: Splits, recipe: Recipe, folder: Path) -> list[Fold]:
+    """Return the folds; empty if the recipe has none, or if the run's folder already has all decisions."""
+    if not recipe.evaluate.calibration_folds or _stored(folder).is_file():
+        return []
+    divided = folds(splits.train, recipe.evaluate.calibration_folds, recipe.seed)
     return [(replace(splits, train=_other(splits.train, held)), held) for held in divided]
 
 
 def decide_out_of_fold(
-    splits: Splits, recipe: Recipe, folder: Path, start: str, load: Callable[[str], LoadedModel]
+    divided: Sequence[Fold],
+    recipe: Recipe,
+    folder: Path,
+    start: str,
+    load: Callable[[str], LoadedModel],
+    items: Sequence[Example],
 ) -> None:
-    """Train a model for each fold, and store all decisions as those of the tuned model on the dev split.
+    """Train a model for each fold, and store the decisions on `items` as those of the tuned model on the dev split.
 
     `start` names the model that tuning starts from, and `load` loads it. A finished fold isn't computed again, so the
-    same call resumes. Without folds, or if the decisions are stored already, this does nothing.
+    same call resumes.
     """
+    rows: dict[str, Row] = {}
+    wanted = {example.id for example in items}
+    for number, (others, held) in enumerate(divided, start=1):
+        finished = folder / FOLDER / f"{number}.jsonl"
+        if not finished.is_file():
+            with stage(folder, f"cross-validate, fold {number}"):
+                decided = [example for example in held if example.id in wanted]
+                write_jsonl(finished, _decided(number, others, decided, recipe, folder, start, load))
+        shutil.rmtree(folder / FOLDER / str(number), ignore_errors=True)
+        rows |= {row["id"]: row for row in read_jsonl(finished)}
+    if divided:
+        write_jsonl(_stored(folder), (rows[example.id] for example in items if example.id in rows))
+    shutil.rmtree(folder / FOLDER, ignore_errors=True)
+
+
+def _decided(
+    number: int,
+    splits: Splits,
+    decided: Sequence[Example],
+    recipe: Recipe,
+    folder: Path,
+    start: str,
+    load: Callable[[str], LoadedModel],
+) -> list[Row]:
+    """Train a fold's model on the training split, unless an interrupted call did, and return its decisions."""
     from meditune.evaluate.decision_calibration import dev_measure
     from meditune.evaluate.weights_backend import Scoring
     from meditune.train.finetune import fine_tune
     from meditune.train.replay import FILE as REPLAY
 
-    stored = path_of(folder / "predictions", "tuned", "dev_decision")
-    if not recipe.evaluate.calibration_folds or stored.is_file():
-        return
-    untracked = recipe.model_copy(update={"train": recipe.train.model_copy(update={"tracker": "none"})})
-    rows: dict[str, Row] = {}
-    for number, (others, held) in enumerate(fold_splits(splits, recipe), start=1):
-        place = folder / FOLDER / str(number)
-        finished = place.with_suffix(".jsonl")
-        if not finished.is_file():
-            with stage(folder, f"cross-validate, fold {number}"):
-                place.mkdir(parents=True, exist_ok=True)
-                is_trained = (place / "model" / "training.json").is_file()
-                loaded = load(str(place / "model") if is_trained else start)
-                if not is_trained:
-                    for name in (TRAINING, REPLAY):
-                        if (folder / name).is_file():
-                            shutil.copyfile(folder / name, place / name)
-                    fine_tune(loaded, others, untracked, place, dev_measure(loaded, others.dev, recipe))
-                decided = [example for example in held if example.decision]
-                scoring = Scoring(loaded.encoder(recipe.prompt), decided, [])
-                scored = scoring.predictions(loaded, recipe.train.micro_batch_tokens, f"Scoring fold {number}")
-                write_jsonl(finished, scored.decision)
-                shutil.rmtree(place)
-        rows |= {row["id"]: row for row in read_jsonl(finished)}
-    write_jsonl(stored, (rows[example.id] for example in splits.train if example.decision))
-    shutil.rmtree(folder / FOLDER)
+    place = folder / FOLDER / str(number)
+    place.mkdir(parents=True, exist_ok=True)
+    if (place / "model" / "training.json").is_file():
+        loaded = load(str(place / "model"))
+    else:
+        loaded = load(start)
+        for name in (TRAINING, REPLAY):
+            if (folder / name).is_file():
+                shutil.copyfile(folder / name, place / name)
+        untracked = recipe.model_copy(update={"train": recipe.train.model_copy(update={"tracker": "none"})})
+        fine_tune(loaded, splits, untracked, place, dev_measure(loaded, splits.dev, recipe))
+    encoder = loaded.encoder(recipe.prompt)
+    scoring = Scoring(encoder, encoder.fitting(decided, "decision"), [])
+    return scoring.predictions(loaded, recipe.train.micro_batch_tokens, f"Scoring fold {number}").decision
 
 
 def copy_out_of_fold(model: str, splits: Splits, recipe: Recipe, folder: Path) -> None:
-    """Store the out-of-fold decisions of the run that trained `model` as those of the evaluated model.
+    """Store the out-of-fold decisions of the run that trained `model`, if any, as those of the evaluated model.
 
-    Does nothing without folds, or if the model wasn't trained on these items, because it can then decide them itself.
-    Raises DataError if it was trained on them, but its run has no out-of-fold decisions on them.
+    With folds, a model that was trained on none of the items decides them itself.
     """
-    decided = [example for example in splits.train if example.decision]
-    if not recipe.evaluate.calibration_folds or not known_test_items(*training_data_of(model), decided):
+    stored = _stored(run_behind(Path(model).expanduser()))
+    if not recipe.evaluate.calibration_folds or not stored.is_file():
         return
-    run = run_behind(Path(model).expanduser())
-    stored = path_of(run / "predictions", "tuned", "dev_decision")
-    rows = read_jsonl(stored) if stored.is_file() else []
-    if {row["id"]: row["reference"] for row in rows} != {example.id: example.decision for example in decided}:
-        raise DataError(
-            f"evaluate.calibration_folds: {model} was trained on some of the {len(decided)} training items, and {run} "
-            "contains no out-of-fold decisions on them. Train the model with this recipe, or set evaluate.calibrate to "
-            "none and evaluate.abstain_target to null."
-        )
-    write_once(folder / "predictions", "model", "dev_decision", lambda: rows)
+    decided = {example.id: example.decision for example in splits.train if example.decision}
+    rows = [row for row in read_jsonl(stored) if decided.get(row["id"]) == row["reference"]]
+    known = known_test_items(*training_data_of(model), [each for each in splits.train if each.decision])
+    if known and len(rows) >= MIN_ITEMS:
+        write_once(folder / "predictions", "model", "dev_decision", lambda: rows)
+
+
+def _stored(folder: Path) -> Path:
+    return path_of(folder / "predictions", "tuned", "dev_decision")
 
 
 def _other(examples: Sequence[Example], held: Sequence[Example]) -> list[Example]:

@@ -13,7 +13,7 @@ from contextlib import closing, contextmanager, suppress
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from meditune import distributed, hosted_pipeline, retrieval_augmentation
 from meditune.config.load_recipe import load_recipe
@@ -24,8 +24,9 @@ from meditune.data.prepare import Prepared, prepare, stored_data, used_fallback
 from meditune.data.prepare_pairs import prepare_pairs, stored_pairs
 from meditune.data.reviewer_decisions import refuse_other
 from meditune.engines.exported_model import is_exported, weights_state
-from meditune.errors import DataError, MedituneError
+from meditune.errors import DataError, MedituneError, ModelError
 from meditune.evaluate.evaluator import API, ENGINE, WEIGHTS, Capabilities, Evaluator
+from meditune.evaluate.predictions import path_of
 from meditune.evaluate.suites.llm_judge import described_suites, refuse_unusable_judge, suite_remarks
 from meditune.evaluate.suites.load_suites import check_suites, prepare_suites, stored_suites, suite_examples
 from meditune.evidence.support_model import load_correction
@@ -33,8 +34,8 @@ from meditune.files import read_json, read_jsonl, write_json
 from meditune.hosted_pipeline import Approve, refuse
 from meditune.models.api_client import ApiModel, find_api_model
 from meditune.models.catalogue import PRUNED, PRUNING
-from meditune.out_of_fold import copy_out_of_fold, decide_out_of_fold, fold_splits
-from meditune.prompts import QuestionTooLongError, load_format
+from meditune.out_of_fold import Fold, copy_out_of_fold, decide_out_of_fold, missing_folds, unseen_items
+from meditune.prompts import load_format
 from meditune.run_folder import (
     EVALUATION,
     RECIPE,
@@ -61,20 +62,32 @@ def run(recipe: Recipe, folder: Path, command: str, approve: Approve = refuse) -
 
     `approve` is called before anything is sent to an API. Raises MedituneError if the folder contains another run.
     """
-    with _ready_to_tune(recipe, folder) as (recipe, data, remote):
+    with _ready_to_tune(recipe, folder) as (recipe, data, remote, divided):
         hosted_pipeline.approve_judge(recipe, folder, BOTH, approve)
         if remote:
             hosted_pipeline.tune(remote, data, recipe, folder, approve, _evaluator(recipe, data, folder, API))
         else:
-            _tune_here(recipe, data, folder)
+            _tune_here(recipe, data, folder, divided)
         hosted_pipeline.judge_suites(recipe, folder, BOTH)
         announce("compare and report")
         return report(folder, command)
 
 
+class _Ready(NamedTuple):
+    """What tuning needs, checked."""
+
+    recipe: Recipe
+    """The recipe with the base's prompt format"""
+    data: Prepared
+    remote: ApiModel | None
+    """The base, if it is behind an API"""
+    divided: list[Fold]
+    """The folds for calibration that aren't decided yet"""
+
+
 @contextmanager
-def _ready_to_tune(recipe: Recipe, folder: Path) -> Iterator[tuple[Recipe, Prepared, ApiModel | None]]:
-    """Lock the run; yield the recipe with its prompt format, the checked data, and the base if it is behind an API."""
+def _ready_to_tune(recipe: Recipe, folder: Path) -> Iterator[_Ready]:
+    """Lock the run, prepare and check its data, and yield what tuning needs."""
     from meditune.models.load import prompt_for
     from meditune.train.training_plan import check
 
@@ -82,12 +95,14 @@ def _ready_to_tune(recipe: Recipe, folder: Path) -> Iterator[tuple[Recipe, Prepa
     if distributed.world() > 1:
         _refuse_several(recipe, remote)
     with distributed.only_first(lock_run(recipe, folder, recipe.model.base, to_tune=True)):
-        data = None
+        data, divided = None, []
         if distributed.is_first():
             with stage(folder, "prepare"):
                 data = prepared(recipe, folder)
             check(data.splits, recipe)
-            for others, _ in fold_splits(data.splits, recipe):
+            unseen_items(recipe.model.base, data.splits, recipe)
+            divided = missing_folds(data.splits, recipe, folder)
+            for others, _ in divided:
                 check(others, recipe)
         distributed.barrier()
         distributed.check_shared(folder / RECIPE)
@@ -96,7 +111,7 @@ def _ready_to_tune(recipe: Recipe, folder: Path) -> Iterator[tuple[Recipe, Prepa
             examples = chain(data.splits.train, data.splits.measured(recipe.evaluate.split))
             form = prompt_for(recipe.prompt, recipe.model.base, examples)
             recipe = recipe.model_copy(update={"prompt": form})
-        yield recipe, data, remote
+        yield _Ready(recipe, data, remote, divided)
 
 
 def _refuse_several(recipe: Recipe, remote: ApiModel | None) -> None:
@@ -114,7 +129,7 @@ def _refuse_several(recipe: Recipe, remote: ApiModel | None) -> None:
         )
 
 
-def _tune_here(recipe: Recipe, data: Prepared, folder: Path) -> None:
+def _tune_here(recipe: Recipe, data: Prepared, folder: Path, divided: Sequence[Fold]) -> None:
     from meditune.evaluate.decision_calibration import dev_measure
     from meditune.evaluate.weights_backend import WeightsBackend
     from meditune.train.finetune import fine_tune
@@ -133,9 +148,9 @@ def _tune_here(recipe: Recipe, data: Prepared, folder: Path) -> None:
         loaded = _pruned(recipe, data, folder) or loaded
         with stage(folder, "train"):
             fine_tune(loaded, data.splits, recipe, folder, dev_measure(loaded, data.splits.dev, recipe))
-    if recipe.evaluate.calibration_folds:
+    if divided:
         loaded = None  # free the memory for the models of the folds
-        _decide_out_of_fold(data, recipe, folder)
+        _decide_out_of_fold(divided, data, recipe, folder)
     dev = [example for example in data.splits.dev if example.label]
     corrects = bool(dev) and "claim" in recipe.train.tasks and load_correction(folder / "model") is None
     if corrects or not evaluator.is_done("tuned"):
@@ -148,24 +163,21 @@ def _tune_here(recipe: Recipe, data: Prepared, folder: Path) -> None:
                 _correct_claims(backend, dev, folder)
 
 
-def _decide_out_of_fold(data: Prepared, recipe: Recipe, folder: Path) -> None:
+def _decide_out_of_fold(divided: Sequence[Fold], data: Prepared, recipe: Recipe, folder: Path) -> None:
     from meditune.train.training_plan import starting_point
 
     is_pruned = recipe.model.prune.method != "none"
     start = str(folder / PRUNED) if is_pruned else starting_point(recipe, folder)
-    decide_out_of_fold(data.splits, recipe, folder, start, partial(_load, recipe))
+    items = unseen_items(recipe.model.base, data.splits, recipe)
+    decide_out_of_fold(divided, recipe, folder, start, partial(_load, recipe), items)
 
 
 def _correct_claims(backend: WeightsBackend, claims: Sequence[Example], folder: Path) -> None:
     """Fit the correction of an evidence judge to its predictions for dev claims, and store it with the weights."""
     from meditune.evaluate.metrics.decision import fit_correction
-    from meditune.evaluate.predictions import path_of, write_once
+    from meditune.evaluate.predictions import write_once
 
-    fitting = []
-    for claim in claims:
-        with suppress(QuestionTooLongError):
-            backend.encoder.supervised(claim, "claim")
-            fitting.append(claim)
+    fitting = backend.encoder.fitting(claims, "claim")
     if len(fitting) < len(claims):
         print(
             f"{len(claims) - len(fitting)} of {len(claims)} dev claims are longer than prompt.max_tokens and aren't "
@@ -177,18 +189,22 @@ def _correct_claims(backend: WeightsBackend, claims: Sequence[Example], folder: 
     fit_correction(read_jsonl(path_of(predictions, "tuned", "dev_claim"))).save(folder / "model")
 
 
-def _evaluator(recipe: Recipe, data: Prepared, folder: Path, can: Capabilities = WEIGHTS) -> Evaluator:
+def _evaluator(
+    recipe: Recipe, data: Prepared, folder: Path, can: Capabilities = WEIGHTS, model: str | None = None
+) -> Evaluator:
+    """Return the evaluator of the run, or of `model` if only that model is measured."""
     examples = data.splits.measured(recipe.evaluate.split)
     pairs = stored_pairs(folder).held_out if recipe.train.objective != "sft" else []
     retrieved = retrieval_augmentation.with_retrieved(recipe, examples, folder)
     suites = stored_suites(recipe, folder)
-    fitted_on = data.splits.train if recipe.evaluate.calibration_folds else data.splits.dev
-    return Evaluator(recipe, examples, folder / "predictions", pairs, fitted_on, retrieved, can, suites)
+    is_decided = model is not None and path_of(folder / "predictions", "model", "dev_decision").is_file()
+    to_fit = [] if is_decided else unseen_items(model or recipe.model.base, data.splits, recipe)
+    return Evaluator(recipe, examples, folder / "predictions", pairs, to_fit, retrieved, can, suites)
 
 
 def train(recipe: Recipe, folder: Path, approve: Approve = refuse) -> None:
     """Prepare the data and train without evaluating; several processes (distributed.py) train together."""
-    with _ready_to_tune(recipe, folder) as (recipe, data, remote):
+    with _ready_to_tune(recipe, folder) as (recipe, data, remote, divided):
         if remote:
             hosted_pipeline.tune(remote, data, recipe, folder, approve)
             return
@@ -206,8 +222,8 @@ def train(recipe: Recipe, folder: Path, approve: Approve = refuse) -> None:
                     loaded = _pruned(recipe, data, folder) or _load(recipe, start, on=on)
                 fine_tune(loaded, data.splits, recipe, folder, dev_measure(loaded, data.splits.dev, recipe))
                 del loaded
-        if recipe.evaluate.calibration_folds:
-            _decide_out_of_fold(data, recipe, folder)
+        if divided:
+            _decide_out_of_fold(divided, data, recipe, folder)
 
 
 def _pruned(recipe: Recipe, data: Prepared, folder: Path) -> Any:
@@ -236,7 +252,14 @@ def evaluate(
     from meditune.evaluate.metrics import summarize, summarize_references
     from meditune.evaluate.predictions import read, write_pubmedqa
     from meditune.evaluate.subgroups import subgroups
+    from meditune.models.load import locate
 
+    remote = find_api_model(model, recipe.model.api)
+    if url and (remote or not Path(locate(model)).is_dir()):
+        raise ModelError(
+            f"--url: {model} must be a run or a model on this machine, for its tokenizer and prompt format. Name the "
+            "folder of the model that the server serves."
+        )
     with lock_run(recipe, folder, model):
         weights = weights_state(model)
         state = {"model": model} | ({"weights": weights} if weights else {}) | ({"url": url} if url else {})
@@ -246,10 +269,9 @@ def evaluate(
         with stage(folder, "prepare"):
             data = prepared(recipe, folder, model)
         copy_out_of_fold(model, data.splits, recipe, folder)
-        remote = find_api_model(model, recipe.model.api)
         hosted_pipeline.approve_judge(recipe, folder, ["model"], approve)
         if remote:
-            hosted_pipeline.measure(remote, data, recipe, folder, approve, _evaluator(recipe, data, folder, API))
+            hosted_pipeline.measure(remote, data, recipe, folder, approve, _evaluator(recipe, data, folder, API, model))
         elif url or is_exported(model):
             _measure_engine(model, recipe, data, folder, url)
         else:
@@ -286,7 +308,7 @@ def _measure_here(model: str, recipe: Recipe, data: Prepared, folder: Path) -> N
     from meditune.models.forward import virtual_tokens
     from meditune.models.load import load, prompt_for, refuse_unreadable
 
-    evaluator = _evaluator(recipe, data, folder)
+    evaluator = _evaluator(recipe, data, folder, WEIGHTS, model)
     if not evaluator.is_done("model"):
         loaded = load(model, recipe.model)
         form = loaded.form or prompt_for(recipe.prompt, model, data.splits.measured(recipe.evaluate.split))
@@ -304,14 +326,15 @@ def _measure_engine(model: str, recipe: Recipe, data: Prepared, folder: Path, ur
     """Evaluate an exported model with the engine that serves it, or a model on a server."""
     from meditune.engines.open_engine import open_engine
     from meditune.evaluate.backends import EngineBackend
-    from meditune.models.load import locate
+    from meditune.models.load import locate, prompt_for
 
-    evaluator = _evaluator(recipe, data, folder, ENGINE)
+    evaluator = _evaluator(recipe, data, folder, ENGINE, model)
     if not evaluator.is_done("model"):
         place = Path(model).expanduser() if is_exported(model) else Path(locate(model))
         name, concurrency = ("vllm", SERVER_REQUESTS) if url else ("auto", 1)
         with closing(open_engine(str(place), name, SERVER_REQUESTS, url)) as engine, stage(folder, "measure"):
-            form = load_format(place) or recipe.prompt
+            examples = data.splits.measured(recipe.evaluate.split)
+            form = load_format(place) or prompt_for(recipe.prompt, str(place), examples)
             evaluator.measure(EngineBackend(engine, form, concurrency), "model")
 
 

@@ -19,7 +19,7 @@ import re
 import sys
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import accumulate, takewhile
@@ -223,6 +223,15 @@ class Encoder:
             shown = " ".join(str(error) for error in list(rejected.values())[:SHOWN_ERRORS])
             print(f"{len(rejected)} of {len(talks)} conversations are left out. {shown}", file=sys.stderr)
         return [example for example in examples if example.id not in rejected]
+
+    def fitting(self, examples: Sequence[Example], task: Task) -> list[Example]:
+        """Return the examples that training uses: without too long questions, and without rejected conversations."""
+        found = []
+        for example in self.accepted(examples):
+            with suppress(QuestionTooLongError):
+                self.supervised(example, task)
+                found.append(example)
+        return found
 
     def prompt(self, example: Example, task: Task) -> Encoded:
         """Return the tokens of the prompt that the model continues."""

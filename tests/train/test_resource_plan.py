@@ -4,6 +4,7 @@ What the rehearsal counts doesn't depend on how a LoRA layer is computed.
 """
 
 import json
+import re
 import subprocess
 import sys
 import time
@@ -255,6 +256,12 @@ def test_the_command_says_what_fits_and_refuses_what_it_doesnt_know() -> None:
     folds = ("--set", "evaluate.calibrate=temperature", "--set", "evaluate.calibration_folds=3")
     folded = meditune("plan", "quickstart", "--gpu", "t4", "--set", "model.base=distilgpt2", *folds)
     assert "(with 3 further models for evaluate.calibration_folds)" in folded.out
+    alone, together = (
+        int(minutes) * 60 + int(seconds)
+        for each in (done, folded)
+        for minutes, seconds in re.findall(r"of which training: (\d+):(\d+)", each.out)
+    )
+    assert together == pytest.approx(3 * alone, abs=3)
     meditune("plan", "quickstart", "--gpu", "rtx4099").refused(2, "rtx4090")
     longer = meditune(
         "plan", "quickstart", "--gpu", "t4", "--set", "model.base=gpt2", "--set", "prompt.max_tokens=2048"

@@ -41,6 +41,10 @@ class EngineBackend(Backend):
         """See Backend."""
         return self.encoder.accepted(examples)
 
+    def decidable(self, examples: Sequence[Example]) -> Sequence[Example]:
+        """See Backend."""
+        return self.encoder.fitting(examples, "decision")
+
     def score(
         self, decision_examples: Sequence[Example], answer_examples: Sequence[Example], label: str, keep: KeepScore
     ) -> None:

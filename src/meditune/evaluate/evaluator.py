@@ -53,14 +53,14 @@ KeepText = Callable[[str, str, int], None]
 passages that didn't fit into the prompt"""
 SCORED: tuple[tuple[DecisionKind, LikelihoodKind | None, str], ...] = (
     ("decision", "likelihood", ""),
-    ("dev_decision", None, ", dev split"),
+    ("dev_decision", None, ", items for calibration"),
     ("closed", "closed_likelihood", ", closed book"),
     ("retrieved", "retrieved_likelihood", ", retrieved passages"),
 )
 """Kinds that are scored together, and the text that follows the model's name in the progress display"""
 TITLES: dict[Kind, str] = {
     "decision": "decisions",
-    "dev_decision": "dev decisions",
+    "dev_decision": "decisions for calibration",
     "closed": "closed-book decisions",
     "retrieved": "decisions with retrieved passages",
     "likelihood": "likelihoods",
@@ -127,6 +127,10 @@ class Backend:
 
     def accepted(self, examples: Sequence[Example]) -> Sequence[Example]:
         """Return the examples, leaving out conversations that the model's chat template rejects."""
+        return examples
+
+    def decidable(self, examples: Sequence[Example]) -> Sequence[Example]:
+        """Return the examples that the model can decide, as training would use them."""
         return examples
 
     def score(
@@ -238,6 +242,8 @@ class Evaluator:
         if self.remarks:
             print(" ".join(self.remarks), file=sys.stderr)
         self._leave_out_rejected(backend)
+        if "dev_decision" in self.items and not self._is_stored(name, "dev_decision"):
+            self.items["dev_decision"] = backend.decidable(self.items["dev_decision"])
         if self.uses_lm_eval:
             label = f"Scoring {name}, lm-eval protocol"
             write_once(

@@ -129,6 +129,10 @@ class WeightsBackend(Backend):
         """See Backend."""
         return self.encoder.accepted(examples) if examples else examples
 
+    def decidable(self, examples: Sequence[Example]) -> Sequence[Example]:
+        """See Backend."""
+        return self.encoder.fitting(examples, "decision")
+
     def score(
         self, decision_examples: Sequence[Example], answer_examples: Sequence[Example], label: str, keep: KeepScore
     ) -> None:

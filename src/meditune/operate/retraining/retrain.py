@@ -42,6 +42,7 @@ from meditune.run_folder import RECIPE, announce, note_data, versions
 from meditune.store import named
 
 LEARNING_RATE_FACTOR = 0.5
+DEV_SHARE = 0.1  # value of data.dev_share if the parent had no dev split; the actual share comes from the command
 OWN, SAMPLE = "own", "sample"
 
 
@@ -64,6 +65,9 @@ def derive_recipe(parent: Path, old: Splits, new: Splits, files: Sequence[Path],
         "balance": {},
         "fallback_to_sample": False,
     }
+    # The parent was trained on the replayed rows, so only the new dev rows are unseen.
+    keys["evaluate"]["calibration_folds"] = 0
+    keys["data"]["dev_share"] = before.data.dev_share or DEV_SHARE
     keys["train"]["learning_rate"] *= LEARNING_RATE_FACTOR
     if before.train.mix.weights:
         # The weights of the old mix are for the old sources, which have changed.
