@@ -3,6 +3,7 @@
     python benchmarks/faithfulness.py          # the tables of docs/experiments/faithfulness.md
     python benchmarks/faithfulness.py --fit    # first fit src/meditune/evidence/calibration.json again
     python benchmarks/faithfulness.py --references quickstart   # the detector metrics of a recipe's reference answers
+    python benchmarks/faithfulness.py --judge runs/evidence --items 50   # a judge beside the detector, on a sample
 
 MEDITUNE_DATA names the folder with the publishers' pubmedqa and medquad. Only the 500 items of the publisher's training
 set of PubMedQA are used: half for fitting and choosing thresholds, the other half for the tables.
@@ -17,6 +18,9 @@ An item's sources are its abstract and its question. There are four kinds of tru
 Each true answer is falsified in one way: a number swapped, a negation added or removed, a direction reversed, a disease
 or drug swapped for another one (found by MedQuAD's topics, not by the detector's own rules; half of the topics are for
 fitting, the other half for the tables), a sentence replaced by another item's, or a sentence added.
+
+`--judge` takes what evaluate.faithfulness_model takes: a judge's run or its export, or an NLI model. The score of an
+answer is that of its worst sentence, as in an evaluation.
 """
 
 from __future__ import annotations
@@ -26,9 +30,10 @@ import json
 import os
 import random
 import re
+import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -41,12 +46,15 @@ from meditune.data.preference_pairs import corrupt
 from meditune.data.prepare import prepare
 from meditune.data.readers import medquad, pubmedqa
 from meditune.data.readers.tables import Rejects
+from meditune.engines.evidence_judge import load_support_model
 from meditune.evaluate.evaluator import chosen_answers
 from meditune.evaluate.faithfulness_and_similarity import grade_faithfulness
 from meditune.evaluate.metrics import METRICS, references_of
 from meditune.evaluate.predictions import Predictions, answer_row
 from meditune.evidence import lexical_detector
 from meditune.evidence.lexical_detector import Evidence, Sentence, Sources, evidence
+from meditune.evidence.support_model import Support, SupportQuestion
+from meditune.progress import Progress
 from meditune.statistics import draws
 from meditune.text import sentences
 
@@ -115,6 +123,7 @@ class Answer:
     """Numbers of the false sentences"""
     found: list[Evidence] = field(default_factory=list)
     score: float = 0.0
+    sentence_scores: list[float] = field(default_factory=list)
 
     def false(self) -> list[Evidence]:
         """Return the evidence of the false sentences."""
@@ -132,6 +141,8 @@ def main() -> None:
         metavar=("RECIPE", "KEY=VALUE"),
         help="only print the detector metrics of this recipe's reference answers",
     )
+    parser.add_argument("--judge", metavar="RUN", help="only compare this judge with the detector, on a sample")
+    parser.add_argument("--items", type=int, default=50, help="items of PubMedQA and of MedQuAD for --judge")
     arguments = parser.parse_args()
     if arguments.references:
         print("\n".join(references(*arguments.references)))
@@ -144,9 +155,14 @@ def main() -> None:
     topics = named(pairs, root / "medquad")
     first, second = items[: len(items) // 2], items[len(items) // 2 :]
     if arguments.fit:
-        fit(judged([*conclusions(first), *extracts(first)], half(topics, 0)))
-    answers = judged([*conclusions(second), *extracts(second), *of_medquad(pairs)], half(topics, 1))
-    print("\n".join(tables(answers)))
+        fit(judged(with_corruptions([*conclusions(first), *extracts(first)], half(topics, 0))))
+    answers = with_corruptions([*conclusions(second), *extracts(second), *of_medquad(pairs)], half(topics, 1))
+    if arguments.judge:
+        model = load_support_model(arguments.judge)
+        answers = judged(sampled(answers, arguments.items))
+        print("\n".join(comparison(answers, by_judge(answers, model), model.threshold)))
+        return
+    print("\n".join(tables(judged(answers))))
 
 
 def references(name: str, *settings: str) -> Iterator[str]:
@@ -223,18 +239,59 @@ def extract(passages: Sequence[str], chance: random.Random) -> str:
     return " ".join(OPENING.sub(lambda match: match[1].upper(), each) for each in shorter)
 
 
-def judged(truths: Sequence[Answer], topics: Topics) -> list[Answer]:
-    """Return each true answer and its corruptions, with the evidence in their sentences."""
+def with_corruptions(truths: Sequence[Answer], topics: Topics) -> list[Answer]:
+    """Return each true answer and its corruptions."""
     answers = list(truths)
     for reference in REFERENCES:
         answers += corrupted([each for each in truths if each.reference == reference], topics)
+    return answers
+
+
+def judged(answers: list[Answer]) -> list[Answer]:
+    """Return the answers with the detector's scores and the evidence in their sentences."""
     sources: dict[str, Sources] = {}
     for each in answers:
         known = sources.get(each.item.id) or Sources((p.text for p in each.item.context), each.item.question)
         sources[each.item.id] = known
         each.found = [evidence(Sentence(text), known) for _, text in lexical_detector.placed(each.text)]
         each.score = lexical_detector.detect(each.text, known).score or 0.0
+        each.sentence_scores = [_chance(lexical_detector.sentence_logit(seen)) for seen in each.found]
     return answers
+
+
+def sampled(answers: Sequence[Answer], count: int) -> list[Answer]:
+    """Return all answers of a seeded sample of `count` items of each source; a larger sample contains a smaller one."""
+    chosen: set[str] = set()
+    for source in sorted({each.item.source for each in answers}):
+        ids = sorted({each.item.id for each in answers if each.item.source == source})
+        random.Random(SEED).shuffle(ids)
+        chosen.update(ids[:count])
+    return [each for each in answers if each.item.id in chosen]
+
+
+def by_judge(answers: Sequence[Answer], model: Support) -> list[Answer]:
+    """Return the answers with the scores of a judge instead of the detector's.
+
+    The judge reads a sentence only once for each item, although several answers contain it.
+    """
+    texts = [[text for _, text in lexical_detector.placed(each.text)] for each in answers]
+    asked: dict[tuple[str, str], SupportQuestion] = {}
+    for each, said in sorted(zip(answers, texts, strict=True), key=lambda pair: pair[0].item.id):
+        sources = tuple(passage.text for passage in each.item.context)
+        for text in said:
+            question = SupportQuestion(sources, each.item.question, text, 0, len(text))
+            asked.setdefault((each.item.id, text), question)
+    started, scores = time.monotonic(), {}
+    with Progress("Judge", len(asked), "sentences") as progress:
+        for key, score in zip(asked, model.score(list(asked.values())), strict=True):
+            scores[key] = score.score
+            progress.advance(1)
+    print(f"{len(asked)} sentences, {(time.monotonic() - started) / len(asked):.2f} seconds each.\n")
+    found = []
+    for each, said in zip(answers, texts, strict=True):
+        supports = [scores[each.item.id, text] for text in said]
+        found.append(replace(each, score=min(supports, default=0.0), sentence_scores=supports))
+    return found
 
 
 def corrupted(truths: Sequence[Answer], topics: Topics) -> Iterator[Answer]:
@@ -366,24 +423,21 @@ def _regression(
 
 def tables(answers: Sequence[Answer]) -> Iterator[str]:
     """Yield Markdown tables: AUROC, precision and recall by reference and corruption, false alarms, and spans."""
+    threshold = lexical_detector.CALIBRATION["answer_threshold"]
     yield "| true answers | falsified by | answers | AUROC | 95% interval | precision | recall | true one higher |"
     yield "|---|---|---|---|---|---|---|---|"
-    for reference in REFERENCES:
-        yield from (_row(reference, kind, _of(answers, reference), _of(answers, reference, kind)) for kind in KINDS)
-        yield _row(reference, "any", _of(answers, reference), _of(answers, reference, *KINDS))
-    for name, references in (("all of PubMedQA", REFERENCES[:3]), ("all", REFERENCES)):
-        both = [each for each in answers if each.reference in references]
-        true = [each for each in both if each.kind == "true"]
-        yield _row(name, "any", true, [each for each in both if each.kind != "true"])
+    for reference, kind, true, false in _groups(answers):
+        area, low, high = _interval(_areas(true, false))
+        precision, recall = _precision_and_recall(true, false, threshold)
+        figures = f"{area:.3f} | {low:.3f} to {high:.3f} | {precision} | {recall} | {_higher(true, false)}"
+        yield f"| {reference} | {kind} | {len(false)} | {figures} |"
     yield "\n| true answers | answers | false alarms | 95% interval | sentences | reported as unsupported |"
     yield "|---|---|---|---|---|---|"
     for reference in REFERENCES:
         true = _of(answers, reference)
-        alarms = [each.score < lexical_detector.CALIBRATION["answer_threshold"] for each in true]
-        low, high = _wilson(sum(alarms), len(alarms))
-        said = [_below(seen) for each in true for seen in each.found]
-        shares = f"{_percent(alarms)} | {low:.1f} to {high:.1f} | {len(said)} | {_percent(said)}"
-        yield f"| {reference} | {len(true)} | {shares} |"
+        alarms, low, high, unsupported = _alarms(true, threshold, lexical_detector.CALIBRATION["sentence_threshold"])
+        said = sum(len(each.sentence_scores) for each in true)
+        yield f"| {reference} | {len(true)} | {alarms} | {low:.1f} to {high:.1f} | {said} | {unsupported} |"
     yield f"\n| kind of span | true answers with one: {' | '.join(REFERENCES)} |"
     yield "|---|" + "---|" * len(REFERENCES)
     for kind in ("number", "unit", "name", "negation", "direction"):
@@ -394,6 +448,58 @@ def tables(answers: Sequence[Answer]) -> Iterator[str]:
     for kind in ("number", "negation", "direction", "name"):
         falsified = [[seen for each in _of(answers, name, kind) for seen in each.false()] for name in REFERENCES]
         yield f"| {kind} | {' | '.join(_percent([*map(_has(kind), column)]) for column in falsified)} |"
+
+
+def comparison(answers: Sequence[Answer], others: Sequence[Answer], threshold: float) -> Iterator[str]:
+    """Yield the first two tables for the detector's `answers`, and for the same answers with a judge's scores.
+
+    `threshold` is the judge's, for sentences and answers alike. The draws are the same for both, so that the intervals
+    of the differences are those of a paired bootstrap.
+    """
+    detector = lexical_detector.CALIBRATION
+    yield (
+        "| true answers | falsified by | answers | AUROC, detector (95% interval) | AUROC, judge (95% interval) | "
+        "judge - detector (95% interval) | precision and recall, detector | judge | true one higher, detector | judge |"
+    )
+    yield "|---|---|---|---|---|---|---|---|---|---|"
+    for (reference, kind, true, false), (_, _, other_true, other_false) in zip(
+        _groups(answers), _groups(others), strict=True
+    ):
+        areas, other_areas = _areas(true, false), _areas(other_true, other_false)
+        columns = [
+            *(f"{area:.3f} ({low:.3f} to {high:.3f})" for area, low, high in map(_interval, (areas, other_areas))),
+            "{:+.3f} ({:+.3f} to {:+.3f})".format(*_interval(other_areas - areas)),
+            " and ".join(_precision_and_recall(true, false, detector["answer_threshold"])),
+            " and ".join(_precision_and_recall(other_true, other_false, threshold)),
+            *(_higher(true, false), _higher(other_true, other_false)),
+        ]
+        yield f"| {reference} | {kind} | {len(false)} | {' | '.join(columns)} |"
+    yield (
+        "\n| true answers | answers | false alarms, detector (95% interval) | judge (95% interval) | sentences | "
+        "reported as unsupported, detector | judge |"
+    )
+    yield "|---|---|---|---|---|---|---|"
+    for reference in dict.fromkeys(each.reference for each in answers):
+        true = _of(answers, reference)
+        both = [
+            _alarms(true, detector["answer_threshold"], detector["sentence_threshold"]),
+            _alarms(_of(others, reference), threshold, threshold),
+        ]
+        alarms = " | ".join(f"{share} ({low:.1f} to {high:.1f})" for share, low, high, _ in both)
+        said = sum(len(each.sentence_scores) for each in true)
+        yield f"| {reference} | {len(true)} | {alarms} | {said} | {' | '.join(each[3] for each in both)} |"
+
+
+def _groups(answers: Sequence[Answer]) -> Iterator[tuple[str, str, list[Answer], list[Answer]]]:
+    """Yield the rows of the first table: names of the true answers and of the corruption, true and false answers."""
+    for reference in REFERENCES:
+        for kind, kinds in (*((each, (each,)) for each in KINDS), ("any", KINDS)):
+            if false := _of(answers, reference, *kinds):
+                yield reference, kind, _of(answers, reference), false
+    for name, references in (("all of PubMedQA", REFERENCES[:3]), ("all", REFERENCES)):
+        both = [each for each in answers if each.reference in references]
+        false = [each for each in both if each.kind != "true"]
+        yield name, "any", [each for each in both if each.kind == "true"], false
 
 
 def _of(answers: Sequence[Answer], reference: str, *kinds: str) -> list[Answer]:
@@ -409,39 +515,48 @@ def _percent(said: Sequence[bool]) -> str:
     return f"{100 * np.mean(said):.1f}%"
 
 
-def _row(reference: str, kind: str, true: Sequence[Answer], false: Sequence[Answer]) -> str:
-    auroc, low, high = _auroc(true, false)
-    caught = sum(each.score < lexical_detector.CALIBRATION["answer_threshold"] for each in false)
+def _precision_and_recall(true: Sequence[Answer], false: Sequence[Answer], threshold: float) -> tuple[str, str]:
+    """Return both in percent, as if there were as many true answers as false ones."""
+    caught = sum(each.score < threshold for each in false)
     # Weigh true and false answers alike, or precision would depend on the number of corruptions.
-    alarms = np.mean([each.score < lexical_detector.CALIBRATION["answer_threshold"] for each in true]) * len(false)
-    of = {(each.reference, each.item.id): each.score for each in true}
-    higher = np.mean(
-        [
-            (of[each.reference, each.item.id] > each.score) + 0.5 * (of[each.reference, each.item.id] == each.score)
-            for each in false
-        ]
-    )
+    alarms = np.mean([each.score < threshold for each in true]) * len(false)
     precision = f"{100 * caught / (caught + alarms):.0f}%" if caught + alarms else "–"
-    return (
-        f"| {reference} | {kind} | {len(false)} | {auroc:.3f} | {low:.3f} to {high:.3f} | {precision} | "
-        f"{100 * caught / len(false):.0f}% | {100 * higher:.0f}% |"
-    )
+    return precision, f"{100 * caught / len(false):.0f}%"
 
 
-def _auroc(true: Sequence[Answer], false: Sequence[Answer]) -> tuple[float, float, float]:
-    """Return AUROC and the percentile interval of a bootstrap over items."""
+def _higher(true: Sequence[Answer], false: Sequence[Answer]) -> str:
+    """Return the share of false answers that score lower than their true answer; equal scores count half."""
+    of = {(each.reference, each.item.id): each.score for each in true}
+    pairs = [(of[each.reference, each.item.id], each.score) for each in false]
+    return f"{100 * np.mean([(a > b) + 0.5 * (a == b) for a, b in pairs]):.0f}%"
+
+
+def _alarms(true: Sequence[Answer], threshold: float, sentence_threshold: float) -> tuple[str, float, float, str]:
+    """Return the share of true answers below the threshold with its 95% interval, and that of their sentences."""
+    alarms = [each.score < threshold for each in true]
+    below = [score < sentence_threshold for each in true for score in each.sentence_scores]
+    return _percent(alarms), *_wilson(sum(alarms), len(alarms)), _percent(below)
+
+
+def _areas(true: Sequence[Answer], false: Sequence[Answer]) -> Any:
+    """Return AUROC, followed by its values in a bootstrap over items; the draws depend only on the items' number."""
     groups = sorted({each.item.group for each in (*true, *false)})
     number = {group: index for index, group in enumerate(groups)}
     scores = np.array([each.score for each in (*true, *false)])
     labels = np.array([True] * len(true) + [False] * len(false))
     owner = np.array([number[each.item.group] for each in (*true, *false)])
     draws = np.random.default_rng(SEED)
-    figures = []
+    figures = [_area(scores, labels, np.ones(len(scores)))]
     for _ in range(RESAMPLES):
         weight = draws.multinomial(len(groups), np.full(len(groups), 1 / len(groups)))[owner]
         figures.append(_area(scores, labels, weight))
-    low, high = np.quantile(figures, [0.025, 0.975])
-    return _area(scores, labels, np.ones(len(scores))), float(low), float(high)
+    return np.array(figures)
+
+
+def _interval(areas: Any) -> tuple[float, float, float]:
+    """Return the first value, and the percentile interval of the others; draws without false answers are left out."""
+    low, high = np.nanquantile(areas[1:], [0.025, 0.975])
+    return float(areas[0]), float(low), float(high)
 
 
 def _area(scores: Any, labels: Any, weight: Any) -> float:
@@ -450,13 +565,12 @@ def _area(scores: Any, labels: Any, weight: Any) -> float:
     good = np.bincount(place, weight * labels, len(values))
     bad = np.bincount(place, weight * ~labels, len(values))
     below = np.cumsum(bad) - bad
-    return float((good * (below + 0.5 * bad)).sum() / (good.sum() * bad.sum()))
+    pairs = good.sum() * bad.sum()
+    return float((good * (below + 0.5 * bad)).sum() / pairs) if pairs else float("nan")
 
 
-def _below(seen: Evidence) -> bool:
-    return bool(
-        1 / (1 + np.exp(-lexical_detector.sentence_logit(seen))) < lexical_detector.CALIBRATION["sentence_threshold"]
-    )
+def _chance(logit: float) -> float:
+    return float(1 / (1 + np.exp(-logit)))
 
 
 def _wilson(successes: int, count: int) -> tuple[float, float]:

@@ -2,8 +2,10 @@
 
     python -m venv lm-eval-venv && lm-eval-venv/bin/pip install lm-eval==0.4.13 torch transformers accelerate
     python benchmarks/harness.py --lm-eval-python lm-eval-venv/bin/python --json metrics.json
+    python benchmarks/harness.py --suite medmcqa --items 100
 
-Both score PubMedQA's official 500 test questions with the same model, number format and threads. Each side is a
+Both score PubMedQA's official 500 test questions with the same model, number format and threads, or with --suite a
+sample of a medical suite, by letters and by full options with the harness's prompts. Each side is a
 separate process with the model loaded. The sides take turns on --piece items, so that drift of a shared machine affects
 all alike. The timed part goes from texts to scores: tokenizing, the forward passes, choosing. `cpu` is CPU time, which
 other programs on the machine disturb least; `wall` is wall-clock time.
@@ -34,6 +36,7 @@ def main() -> None:
     parser.add_argument("--model", default="smollm2-135m", help="catalogue name or folder")
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"], choices=("float32", "bfloat16"))
     parser.add_argument("--batch", nargs="+", default=["1", "4", "8"], help="batch sizes of the harness, or auto")
+    parser.add_argument("--suite", choices=("medqa", "medmcqa", "mmlu-medical"), help="a suite instead of PubMedQA")
     parser.add_argument("--items", type=int, default=500)
     parser.add_argument("--piece", type=int, default=50, help="number of items in a turn")
     parser.add_argument(
@@ -41,7 +44,7 @@ def main() -> None:
     )
     parser.add_argument("--lm-eval-python", default=sys.executable, help="interpreter that has lm-eval")
     parser.add_argument("--json", type=Path, help="also write all metrics and scores to this file")
-    parser.add_argument("--worker", nargs=4, help=argparse.SUPPRESS)
+    parser.add_argument("--worker", nargs=5, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker:
         work(*options.worker)
@@ -54,7 +57,7 @@ def compare(options: argparse.Namespace) -> None:
     found: dict[str, Any] = {"command": sys.argv[1:], "model": options.model, "formats": {}}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        rows = exported(folder, options.items)
+        rows = suite_rows(folder, options) if options.suite else exported(folder, options.items)
         for dtype in options.dtypes:
             sides = ["meditune", *(f"lm-eval-{size}" for size in options.batch)]
             results = turns(sides, dtype, folder, len(rows), options)
@@ -76,6 +79,18 @@ def exported(folder: Path, count: int) -> list[dict[str, Any]]:
     rows = rows_of(folder, "test")[:count]
     (folder / FILE).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return rows
+
+
+def suite_rows(folder: Path, options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Return a sample of a suite's items, and write them to `folder` as examples."""
+    from meditune.config.recipe import SuiteSpec
+    from meditune.data.readers.tables import Rejects
+    from meditune.evaluate.suites.load_suites import read_suite
+    from meditune.evaluate.suites.suite_readers import CORRECT
+
+    items = read_suite(SuiteSpec(name=options.suite, limit=options.items), 17, Rejects())[0]
+    (folder / FILE).write_text("".join(f"{item.model_dump_json()}\n" for item in items), encoding="utf-8")
+    return [{"right": item.meta[CORRECT]} for item in items]
 
 
 def turns(
@@ -109,7 +124,7 @@ def started(side: str, dtype: str, folder: Path, options: argparse.Namespace) ->
     place = locate(options.model)
     away = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": str(folder / "cache"), "TOKENIZERS_PARALLELISM": "false"}
     worker = subprocess.Popen(
-        [python, str(Path(__file__).resolve()), "--worker", side, place, dtype, str(TASKS)],
+        [python, str(Path(__file__).resolve()), "--worker", side, place, dtype, str(TASKS), options.suite or ""],
         cwd=folder,
         env=os.environ | away,
         stdin=subprocess.PIPE,
@@ -133,9 +148,13 @@ def asked(worker: subprocess.Popen[str], piece: list[int]) -> dict[str, Any]:
     sys.exit(f"{' '.join(map(str, worker.args))} ended early. Its error is printed above.")  # type: ignore[union-attr, arg-type]
 
 
-def work(side: str, place: str, dtype: str, tasks: str) -> None:
+def work(side: str, place: str, dtype: str, tasks: str, suite: str) -> None:
     """Read lists of item numbers from standard input, a line each, and print scores and seconds."""
-    scorer = _meditune(place, dtype) if side == "meditune" else _harness(place, dtype, side.split("-")[-1], tasks)
+    batch = side.split("-")[-1]
+    if suite:
+        scorer = _suite_by_meditune(place, dtype, suite) if side == "meditune" else _suite(place, dtype, batch)
+    else:
+        scorer = _meditune(place, dtype) if side == "meditune" else _harness(place, dtype, batch, tasks)
     for line in sys.stdin:
         scores, cpu, wall = scorer(json.loads(line))
         print(json.dumps({"scores": scores, "cpu": cpu, "wall": wall}), flush=True)
@@ -203,6 +222,60 @@ def _harness(place: str, dtype: str, batch: str, tasks: str) -> Scorer:
     return score
 
 
+def _suite_items() -> list[Any]:
+    from meditune.data.example import Example
+
+    return [Example.model_validate_json(line) for line in Path(FILE).read_text(encoding="utf-8").splitlines()]
+
+
+def _suite_by_meditune(place: str, dtype: str, suite: str) -> Scorer:
+    from meditune.config.data_options import PromptFormat
+    from meditune.config.training_options import ModelSpec
+    from meditune.evaluate.suites.load_suites import SUITES
+    from meditune.evaluate.suites.multiple_choice_scoring import score_suite
+    from meditune.models.load import load
+
+    loaded = load(place, ModelSpec.model_validate({"base": place, "dtype": dtype}))
+    items, encoder = _suite_items(), loaded.encoder(PromptFormat())
+
+    def score(piece: list[int]) -> tuple[list[list[float]], float, float]:
+        with _Clocks() as clocks:
+            chosen = [items[index] for index in piece]
+            made = list(score_suite(loaded, encoder, SUITES[suite].kind, chosen, None, "Scoring"))
+        return [[*row["letters"], *row["options"]] for row in made], clocks.cpu, clocks.wall
+
+    return score
+
+
+def _suite(place: str, dtype: str, batch: str) -> Scorer:
+    from lm_eval.api.instance import Instance
+    from lm_eval.models.huggingface import HFLM
+
+    from meditune.data.example import CHOICES as OPTIONS
+    from meditune.evaluate.suites.multiple_choice_scoring import letters_prompt, options_prompt
+
+    model = HFLM(pretrained=place, dtype=dtype, batch_size=int(batch) if batch.isdigit() else batch, device="cpu")
+    items = _suite_items()
+
+    def score(piece: list[int]) -> tuple[list[list[float]], float, float]:
+        with _Clocks() as clocks:
+            found: list[list[float]] = [[] for _ in piece]
+            # The harness scores each task by itself: first all letters, then all options.
+            for is_by_letter in (True, False):
+                asked, owners = [], []
+                for owner, item in enumerate(items[index] for index in piece):
+                    options = item.meta[OPTIONS]
+                    prompt = letters_prompt(item) if is_by_letter else options_prompt(item)
+                    for text in "ABCD"[: len(options)] if is_by_letter else options:
+                        asked.append(Instance("loglikelihood", {}, (prompt, f" {text}"), len(asked)))
+                        owners.append(owner)
+                for owner, (likelihood, _) in zip(owners, model.loglikelihood(asked, disable_tqdm=True), strict=True):
+                    found[owner].append(float(likelihood))
+        return found, clocks.cpu, clocks.wall
+
+    return score
+
+
 class _Clocks:
     """A context manager that measures CPU and wall-clock seconds."""
 
@@ -216,16 +289,21 @@ class _Clocks:
         self.cpu, self.wall = time.process_time() - self._cpu, time.perf_counter() - self._wall
 
 
-def choices(result: dict[str, Any]) -> Iterator[str]:
-    """Return the choice for each item; of equal scores the first wins, as in the harness."""
-    return (CHOICES[scores.index(max(scores))] for scores in result["scores"])
+def choices(result: dict[str, Any]) -> Iterator[int]:
+    """Return the choice for each item, in a suite by letters; of equal scores the first wins, as in the harness."""
+    parts = (scores[: len(scores) // 2] if len(scores) > len(CHOICES) else scores for scores in result["scores"])
+    return (scores.index(max(scores)) for scores in parts)
 
 
 def told(result: dict[str, Any], rows: list[dict[str, Any]]) -> dict[str, Any]:
     """Return one side's scores with its metrics."""
-    right = sum(chosen == row["final_decision"] for chosen, row in zip(choices(result), rows, strict=False))
+    right = sum(chosen == _right(row) for chosen, row in zip(choices(result), rows, strict=False))
     items = len(result["scores"])
     return result | {"items": items, "accuracy": 100 * right / items}
+
+
+def _right(row: dict[str, Any]) -> int:
+    return row["right"] if "right" in row else CHOICES.index(row["final_decision"])
 
 
 def show(dtype: str, results: dict[str, dict[str, Any]], rows: list[dict[str, Any]]) -> None:

@@ -25,12 +25,15 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
 import annotators
 import citations
+import faithfulness
 import faults
 import gpu
 import label_queue
 import serving_cost
 import training
 from meditune.assistant.events import Answer, Sentence, Source
+from meditune.data.example import Example, Passage
+from meditune.evidence.support_model import SupportScore
 from meditune.files import read_jsonl, write_jsonl
 from meditune.train.resource_plan import Memory
 from tests import tiny
@@ -262,6 +265,66 @@ def test_recorded_answers_are_labelled_blind_and_compared_at_as_many_shown_answe
     write_jsonl(sheet, [rows[0] | {"supported": "false"}])
     with pytest.raises(SystemExit, match="line 1: supported is 'false'"):
         list(citations.checked_again(record, None, scores, None, sheet))
+
+
+class LiteralJudge:
+    """A judge that supports what its sources say word for word."""
+
+    has_spans, threshold = False, 0.5
+
+    def __init__(self):
+        self.asked = []
+
+    def score(self, asked):
+        self.asked += [(each.sources, each.sentence) for each in asked]
+        for each in asked:
+            yield SupportScore(0.9 if each.sentence in each.sources[0] else 0.1)
+
+
+def test_a_judge_is_compared_with_the_detector_on_the_same_planted_errors():
+    words = ("aspirin", "rest", "sleep", "walking", "yoga", "tea", "music", "heat")
+    texts = [
+        f"In all {word} users, pain fell by {n}0 percent. No harm of {word} was seen."
+        for n, word in enumerate(words, 1)
+    ]
+    items = [
+        Example(
+            id=f"x:{n}", source="x", question="Less pain?", context=(Passage(text=text),), answer=text, group=f"{n}"
+        )
+        for n, text in enumerate(texts)
+    ]
+    answers = faithfulness.judged(faithfulness.with_corruptions(faithfulness.conclusions(items), {}))
+    few = faithfulness.sampled(answers, 5)
+    assert few == faithfulness.sampled(answers, 5)
+    assert len({each.item.id for each in few}) == 5
+    assert [each for each in answers if each.item.id == few[0].item.id] == [
+        each for each in few if each.item == few[0].item
+    ]
+
+    judge = LiteralJudge()
+    found = faithfulness.by_judge(few, judge)
+    assert len(judge.asked) == len(set(judge.asked)) < sum(len(each.sentence_scores) for each in found)
+    assert [(each.kind, each.text) for each in found] == [(each.kind, each.text) for each in few]
+    # One false sentence is enough, and the detector's scores stay as they are.
+    assert {each.score for each in found if each.kind == "added"} == {0.1}
+    assert {each.score for each in found if each.kind == "true"} == {0.9}
+    assert {each.score for each in few} != {each.score for each in found}
+
+    lines = list(faithfulness.comparison(few, found, judge.threshold))
+    columns = {tuple(cells[:2]): cells for cells in (line.strip("| ").split(" | ") for line in lines)}
+    added = columns["conclusions", "added"]
+    area = faithfulness._interval(
+        faithfulness._areas(faithfulness._of(few, "conclusions"), faithfulness._of(few, "conclusions", "added"))
+    )
+    assert added[2] == "5"
+    assert added[3] == "{:.3f} ({:.3f} to {:.3f})".format(*area)
+    assert added[4] == "1.000 (1.000 to 1.000)"
+    assert added[5].startswith(f"{1 - area[0]:+.3f} (")
+    assert added[7] == "100% and 100%"
+    assert added[9] == "100%"
+    alarms = columns["conclusions", "5"]
+    assert alarms[3] == "0.0% (0.0 to 43.4)"
+    assert alarms[4:] == ["10", alarms[5], "0.0%"]
 
 
 def test_a_rehearsal_measures_every_job_and_installed_peer_without_an_error(tmp_path, capsys):

@@ -227,7 +227,7 @@ class AssistantSettings:
     nearest: float | None = None
     """The minimum cosine similarity of the nearest passage; None: the value measured for the embedding model"""
     calibration: Mapping[str, Any] | None = None
-    """The temperature and bias of decisions, fitted on the development split; None: those of the model's run"""
+    """The temperature and bias of decisions, fitted to decisions of the model's run; None: those of the model's run"""
     on_this_machine: bool = False
     """True on the command line, where the user may see file paths"""
 

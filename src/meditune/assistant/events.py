@@ -112,7 +112,7 @@ class Decision(_Documented):
     """yes, no or maybe; null if the model isn't sure enough."""
     probabilities: dict[str, float]
     calibrated: bool
-    """True if the probabilities were calibrated, on items that the model wasn't trained on."""
+    """True if the probabilities were calibrated in the model's run."""
 
 
 @dataclass(frozen=True)
