@@ -162,6 +162,15 @@ def test_temperature_undoes_wrong_sharpness_and_changes_no_decision(heat):
     assert figures["calibrated_macro_f1"] == figures["macro_f1"]
 
 
+def test_bias_corrected_temperature_scaling_undoes_wrong_sharpness_and_a_leaning():
+    figures, fit = corrected("bcts", lean=(-1.5, 2.0, 0.0), heat=2.0)
+    assert fit["temperature"] == pytest.approx(2.0, rel=0.2)
+    assert fit["bias"]["yes"] == 0
+    assert fit["bias"]["no"] == pytest.approx(-3.5 / 2, abs=0.4)
+    assert figures["calibrated_ece"] < 0.04 < figures["ece"]
+    assert figures["calibrated_accuracy"] > figures["accuracy"] + 5
+
+
 def test_prior_calibration_undoes_a_leaning():
     figures, fit = corrected("prior", lean=(-1.5, 2.0, 0.0))
     assert figures["calibrated_accuracy"] > figures["accuracy"] + 5
@@ -194,7 +203,7 @@ def test_the_fit_never_sees_the_test():
 
 def test_a_label_that_dev_lacks_isnt_ruled_out():
     dev = [row for row in leaning("dev", 100) if row["reference"] != "maybe"]
-    for method in ("prior", "batch", "temperature"):
+    for method in ("prior", "batch", "temperature", "bcts"):
         (fit,) = fit_calibration(Predictions(dev_decision=dev), EvaluateSpec(calibrate=method))
         assert all(math.isfinite(value) for value in (fit["temperature"], *fit["bias"].values()))
 

@@ -76,10 +76,10 @@ class EvaluateSpec(Spec):
     retrieve: RetrieveSpec = Field(default_factory=RetrieveSpec, description="Also evaluate with retrieved passages.")
     written_decisions: bool = False
     """Also generate decisions as text, and take the first yes, no or maybe in the text."""
-    calibrate: Literal["none", "temperature", "batch", "prior"] = "none"
-    """Calibrate decisions on the dev split, or with calibration_folds: temperature scales the confidence; batch removes
-    the model's bias towards certain labels (Zhou et al. 2023, arXiv:2309.17249); prior does the same, and also uses the
-    labels' frequencies."""
+    calibrate: Literal["none", "temperature", "bcts", "batch", "prior"] = "none"
+    """Calibrate decisions on the dev split, or with calibration_folds: temperature scales the confidence; bcts adds a
+    bias to each label, too (Alexandari et al. 2020, arXiv:1901.06852); batch removes the model's bias towards certain
+    labels (Zhou et al. 2023, arXiv:2309.17249); prior does the same, and also uses the labels' frequencies."""
     calibration_folds: int = Field(0, ge=0)
     """Fit calibration and abstention to cross-validated decisions on the training items, instead of on the dev split:
     number of folds. For each fold, a further model is trained, without the items of the fold. 0: off."""

@@ -19,6 +19,8 @@ from meditune.statistics import wilson
 
 MIN_TEMPERATURE, MAX_TEMPERATURE = 0.05, 20.0
 """Range in which the temperature is searched for"""
+BIAS_SD, MAX_BIAS = 2.0, 10.0
+"""Standard deviation of the biases' prior, and limit of a bias, in nats"""
 MIN_PROBABILITY = 1e-9
 """Lower limit of a label's mean probability"""
 
@@ -33,32 +35,38 @@ def fit_calibration(predictions: Predictions, spec: EvaluateSpec) -> list[dict[s
     has_logits = all("logits" in row for row in (*rows, *predictions.decision))
     if spec.calibrate == "none" or not rows or not has_logits:
         return None
-    sharpness = spec.calibrate == "temperature"
-    return [
-        {
-            "id": spec.calibrate,
-            "method": spec.calibrate,
-            "temperature": _temperature(rows) if sharpness else 1.0,
-            "bias": dict.fromkeys(DECISIONS, 0.0) if sharpness else _bias(rows, spec.calibrate == "prior"),
-            "items": len(rows),
-        }
-    ]
+    temperature = 1.0
+    if spec.calibrate in ("temperature", "bcts"):
+        temperature, bias = _likeliest(rows, with_bias=spec.calibrate == "bcts")
+    else:
+        bias = _bias(rows, spec.calibrate == "prior")
+    fit = {"id": spec.calibrate, "method": spec.calibrate, "temperature": temperature, "bias": bias}
+    return [fit | {"items": len(rows)}]
 
 
-def _temperature(rows: Rows) -> float:
-    """Return the temperature that maximizes the references' likelihood (Guo et al. 2017, arXiv:1706.04599)."""
-    from scipy.optimize import minimize_scalar
+def _likeliest(rows: Rows, with_bias: bool) -> tuple[float, dict[str, float]]:
+    """Return the temperature that maximizes the references' likelihood (Guo et al. 2017, arXiv:1706.04599).
+
+    With `with_bias`, a bias for each label is fitted at the same time: bias-corrected temperature scaling (BCTS,
+    Alexandari et al. 2020, arXiv:1901.06852). A weak normal prior keeps a label without references possible.
+    """
+    from scipy.optimize import minimize
 
     logits = np.array([[row["logits"][label] for label in DECISIONS] for row in rows])
     right = np.array([DECISIONS.index(row["reference"]) for row in rows])
 
-    def loss(log_temperature: float) -> float:
-        scaled = logits / math.exp(log_temperature)
+    def loss(values: np.ndarray) -> float:
+        biases = np.append(0.0, values[1:]) if with_bias else np.zeros(len(DECISIONS))
+        scaled = logits / math.exp(values[0]) + biases
         scaled -= scaled.max(axis=1, keepdims=True)
-        return float((np.log(np.exp(scaled).sum(axis=1)) - scaled[np.arange(len(right)), right]).mean())
+        missed = np.log(np.exp(scaled).sum(axis=1)) - scaled[np.arange(len(right)), right]
+        return float(missed.mean() + (biases**2).sum() / (2 * BIAS_SD**2 * len(right)))
 
-    bounds = (math.log(MIN_TEMPERATURE), math.log(MAX_TEMPERATURE))
-    return math.exp(minimize_scalar(loss, bounds=bounds, method="bounded").x)
+    bounds = [(math.log(MIN_TEMPERATURE), math.log(MAX_TEMPERATURE))]
+    bounds += [(-MAX_BIAS, MAX_BIAS)] * (len(DECISIONS) - 1) if with_bias else []
+    found = minimize(loss, np.zeros(len(bounds)), bounds=bounds, method="L-BFGS-B", tol=1e-10).x
+    biases = [0.0, *map(float, found[1:])] if with_bias else [0.0] * len(DECISIONS)
+    return math.exp(found[0]), dict(zip(DECISIONS, biases, strict=True))
 
 
 def _bias(rows: Rows, to_prior: bool) -> dict[str, float]:

@@ -60,6 +60,7 @@ def _fit(fit: dict[str, Any]) -> str:
         least = min(fit["bias"].values())
         factors = {label: math.exp(fit["bias"][label] - least) for label in DECISIONS}
         text = ", ".join(f"{label} × {number(value, 2 if value < 100 else 0)}" for label, value in factors.items())
+        text = f"temperature {number(fit['temperature'], 2)}; {text}" if fit["method"] == "bcts" else text
     return f"{text} (fitted on {fit['items']} decisions)"
 
 
