@@ -9,6 +9,7 @@ trained on all items.
 
 from __future__ import annotations
 
+import gc
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -23,6 +24,7 @@ from meditune.data.splits import Pair, Splits, by_group
 from meditune.errors import DataError
 from meditune.evaluate.predictions import Row, path_of, write_once
 from meditune.files import read_jsonl, write_jsonl
+from meditune.hardware import release_memory
 from meditune.run_folder import run_behind, stage, training_data_of
 
 if TYPE_CHECKING:
@@ -116,6 +118,9 @@ def decide_out_of_fold(
             with stage(folder, f"cross-validate, fold {number}"):
                 decided = [example for example in held if example.id in wanted]
                 write_jsonl(finished, _decided(number, others, decided, recipe, folder, start, load))
+            # Free the memory of this fold's model before the next one is loaded.
+            gc.collect()
+            release_memory()
         shutil.rmtree(folder / FOLDER / str(number), ignore_errors=True)
         rows |= {row["id"]: row for row in read_jsonl(finished)}
     if divided:
