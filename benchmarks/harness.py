@@ -228,10 +228,10 @@ def _suite_items() -> list[Any]:
     return [Example.model_validate_json(line) for line in Path(FILE).read_text(encoding="utf-8").splitlines()]
 
 
-def _suite_by_meditune(place: str, dtype: str, suite: str) -> Scorer:
+def _suite_by_meditune(place: str, dtype: str, suite: Any) -> Scorer:
     from meditune.config.data_options import PromptFormat
     from meditune.config.training_options import ModelSpec
-    from meditune.evaluate.suites.load_suites import SUITES
+    from meditune.evaluate.predictions import suite_kind
     from meditune.evaluate.suites.multiple_choice_scoring import score_suite
     from meditune.models.load import load
 
@@ -241,7 +241,7 @@ def _suite_by_meditune(place: str, dtype: str, suite: str) -> Scorer:
     def score(piece: list[int]) -> tuple[list[list[float]], float, float]:
         with _Clocks() as clocks:
             chosen = [items[index] for index in piece]
-            made = list(score_suite(loaded, encoder, SUITES[suite].kind, chosen, None, "Scoring"))
+            made = list(score_suite(loaded, encoder, suite_kind(suite), chosen, None, "Scoring"))
         return [[*row["letters"], *row["options"]] for row in made], clocks.cpu, clocks.wall
 
     return score
