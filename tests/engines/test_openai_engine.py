@@ -301,3 +301,4 @@ def test_a_server_that_is_away_is_said(tmp_path):
     with bench(tmp_path) as place:
         words = ["--url", "http://127.0.0.1:9/v1", "-o", tmp_path / "no", *place.settings()]
         meditune("evaluate", place.base, *words).refused(4, "No server answers at http://127.0.0.1:9/v1")
+        meditune("evaluate", "api:other", *words).refused(4, "api:other must be a run or a model on this machine")
