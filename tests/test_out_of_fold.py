@@ -108,6 +108,13 @@ def test_a_stopped_cross_validation_goes_on_and_ends_the_same(place, folder):
     assert not (stopped / "folds").exists()
 
 
+def test_folds_that_a_killed_run_left_behind_are_removed(place, folder):
+    (folder / "folds").mkdir()
+    (folder / "folds" / "1.jsonl").touch()
+    assert place.run("run", **FOLDED).code == 0
+    assert not (folder / "folds").exists()
+
+
 def test_a_trained_run_is_evaluated_with_the_decisions_of_its_folds(place, folder):
     settings = place.settings(**FOLDED)
     result = meditune("evaluate", folder, "--recipe", "quickstart", "-o", place.folder / "again", *settings)

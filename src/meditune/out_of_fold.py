@@ -91,7 +91,11 @@ Fold = tuple[Splits, list[Example]]
 
 def missing_folds(splits: Splits, recipe: Recipe, folder: Path) -> list[Fold]:
     """Return the folds; empty if the recipe has none, or if the run's folder already has all decisions."""
-    if not recipe.evaluate.calibration_folds or _stored(folder).is_file():
+    if not recipe.evaluate.calibration_folds:
+        return []
+    if _stored(folder).is_file():
+        # A run that was killed after storing the decisions may have left its folds behind.
+        shutil.rmtree(folder / FOLDER, ignore_errors=True)
         return []
     divided = folds(splits.train, recipe.evaluate.calibration_folds, recipe.seed)
     return [(replace(splits, train=_other(splits.train, held)), held) for held in divided]

@@ -74,7 +74,7 @@ def run(recipe: Recipe, folder: Path, command: str, approve: Approve = refuse) -
 
 
 class _Ready(NamedTuple):
-    """What tuning needs, checked."""
+    """The inputs of tuning, after all checks."""
 
     recipe: Recipe
     """The recipe with the base's prompt format"""
@@ -87,7 +87,7 @@ class _Ready(NamedTuple):
 
 @contextmanager
 def _ready_to_tune(recipe: Recipe, folder: Path) -> Iterator[_Ready]:
-    """Lock the run, prepare and check its data, and yield what tuning needs."""
+    """Lock the run, prepare and check its data, and yield the inputs of tuning."""
     from meditune.models.load import prompt_for
     from meditune.train.training_plan import check
 

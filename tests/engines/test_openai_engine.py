@@ -95,45 +95,57 @@ def test_a_wrong_key_and_a_wrong_address_are_said(served):
 STREAMED_PROMPT = [20, 30, 40]
 
 
+class Answering(BaseHTTPRequestHandler):
+    """A handler that answers with a body, and logs nothing."""
+
+    def answer(self, body):
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(body.encode())
+
+    def log_message(self, *_):
+        pass
+
+
+@contextmanager
+def listening(handler):
+    """The address of a server on loopback with this handler."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,))
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}/v1"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
 @contextmanager
 def serving(lines, hold=None, models=({"id": "m", "max_model_len": 512},), served_as=None):
     """An engine on a server that streams these lines, waits for `hold`, and ends; and the jobs that reached it."""
     got: queue.Queue = queue.Queue()
 
-    class Handler(BaseHTTPRequestHandler):
+    class Handler(Answering):
         def do_GET(self):
-            self._answer(json.dumps({"data": models}))
+            self.answer(json.dumps({"data": models}))
 
         def do_POST(self):
             got.put(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-            self._answer("".join(f"data: {line}\n\n" for line in lines))
+            self.answer("".join(f"data: {line}\n\n" for line in lines))
             if hold:
                 hold.wait(60)
 
-        def _answer(self, body):
-            self.send_response(200)
-            self.end_headers()
-            self.wfile.write(body.encode())
-
-        def log_message(self, *_):
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, args=(0.02,))
-    thread.start()
-    engine = None
-    try:
-        url = f"http://127.0.0.1:{server.server_port}/v1"
-        engine = OpenAIEngine(url, tiny.tokenizer(), concurrency=1, served_as=served_as)
-        yield engine, got
-    finally:
-        if hold:
-            hold.set()
-        if engine:
-            engine.close()
-        server.shutdown()
-        thread.join()
-        server.server_close()
+    with listening(Handler) as url:
+        engine = None
+        try:
+            engine = OpenAIEngine(url, tiny.tokenizer(), concurrency=1, served_as=served_as)
+            yield engine, got
+        finally:
+            if hold:
+                hold.set()
+            if engine:
+                engine.close()
 
 
 def said(words, reason=None):
@@ -232,41 +244,26 @@ def as_vllm(loaded):
     def named(ids, likelihoods):
         return {"tokens": [f"token_id:{id}" for id in ids], "token_logprobs": likelihoods, "top_logprobs": None}
 
-    class Handler(BaseHTTPRequestHandler):
+    class Handler(Answering):
         def do_GET(self):
-            self._answer(json.dumps({"data": [{"id": "m", "max_model_len": 2048}]}))
+            self.answer(json.dumps({"data": [{"id": "m", "max_model_len": 2048}]}))
 
         def do_POST(self):
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             ids = list(body["prompt"])
             if body.get("echo"):
                 known = named([*ids, 0], [*likely(ids, range(len(ids))), -1.0])
-                self._answer(json.dumps({"choices": [{"text": "", "finish_reason": "length", "logprobs": known}]}))
+                self.answer(json.dumps({"choices": [{"text": "", "finish_reason": "length", "logprobs": known}]}))
                 return
             with computing, torch.no_grad():
                 tokens = model.generate(torch.tensor([ids]), max_new_tokens=body["max_tokens"], do_sample=False)[0]
             written = tokens[len(ids) :].tolist()
             reason = "stop" if written[-1] == tokenizer.eos_token_id else "length"
             text = tokenizer.decode(written, skip_special_tokens=True)
-            self._answer("".join(f"data: {line}\n\n" for line in (said(text, reason), "[DONE]")))
+            self.answer("".join(f"data: {line}\n\n" for line in (said(text, reason), "[DONE]")))
 
-        def _answer(self, body):
-            self.send_response(200)
-            self.end_headers()
-            self.wfile.write(body.encode())
-
-        def log_message(self, *_):
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, args=(0.02,))
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}/v1"
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
+    with listening(Handler) as url:
+        yield url
 
 
 def test_a_model_on_a_server_is_measured_like_one_in_this_process(tmp_path):
