@@ -330,6 +330,25 @@ def test_training_is_the_same_with_and_without_memory(architecture):
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)
 
 
+def test_frozen_layers_run_before_the_first_step_only():
+    """Otherwise, the progress of training would show a low speed and too long a time left at first."""
+    loaded = tiny.loaded()
+    model = add_lora(loaded.model, LoraSpec(r=4), seed=1, top_layers=1)
+    made = rows(loaded)
+    frozen = HiddenStateCache(model, 1)
+    frozen.group(made, 700)
+    spec = TrainSpec(batch_size=2, accumulation=1, epochs=2)
+    steps = train(
+        replace(loaded, model=model, frozen=frozen), TrainingRows(made, TokenWeights(EXAMPLES, made, spec)), spec, 1
+    )
+    computed, compute = [], frozen._compute
+    frozen._compute = lambda *given: computed.append(1) or compute(*given)
+    next(steps)
+    before = len(computed)
+    assert len(list(steps)) > 1
+    assert 0 < before == len(computed)
+
+
 @pytest.mark.parametrize(
     ("dtype", "max_gb"), [(torch.float32, 2.0), (torch.float32, 1e-4), (torch.bfloat16, 2.0)], ids=str
 )

@@ -270,6 +270,11 @@ def epoch_steps(count: int, spec: TrainSpec) -> int:
     return math.ceil(count / (spec.batch_size * spec.accumulation))
 
 
+def visited_rows(rows: Sequence[Row], steps: Sequence[Sequence[int]]) -> list[Row]:
+    """Return the rows that any of the steps reads, in the order of `rows`."""
+    return [rows[index] for index in sorted({index for step in steps for index in step})]
+
+
 def train(
     loaded: LoadedModel,
     data: TrainingRows,
@@ -315,6 +320,8 @@ def train(
         if checkpoint:
             checkpoint(number, optimizer.state() | average.state() | (dev_monitor.state() if dev_monitor else {}))
 
+    rehearsed = visited_rows(replay.rows, replay.steps[done:]) if replay else []
+    loaded.frozen.fill(model, [*visited_rows(rows, steps[done:]), *rehearsed], loaded.pad_id)
     total = sum(len(rows[index]) for step in steps[done:] for index in step)
     total += replay.tokens(done) if replay else 0
     with Progress("Training", total, "tokens") as progress:
