@@ -425,7 +425,7 @@ def _scores(row: dict[str, Any], judge: EvidenceJudge | None) -> tuple[list[floa
     passages = [packed(each["title"], each["text"]) for each in row["sources"]]
     citer = Citer(passages, judge, seconds=float("inf"), threshold=0.0)
     found = [citer.judge(text) for text in row["sentences"]]
-    return [each.score if each.places else 0.0 for each in found], citer.unjudged
+    return [each.score if each.places else 0.0 for each in found], citer.unjudged.total()
 
 
 def packed(title: str, text: str) -> PackedPassage:
