@@ -18,11 +18,19 @@ from meditune.data.example import Example, Passage
 from meditune.evaluate.weights_backend import generate_answers
 from meditune.models import inference
 from meditune.models.adapters import add_lora
-from meditune.models.forward import ALIGNED, add_prefix, add_prompt, attention_masks, predict
+from meditune.models.forward import (
+    ALIGNED,
+    _predict,
+    add_prefix,
+    add_prompt,
+    attention_masks,
+    predict,
+    skips_padding,
+)
 from meditune.models.hidden_state_cache import HiddenStateCache, blocks_of
 from meditune.models.inference import BLOCK
 from meditune.models.load import LoadedModel
-from meditune.models.shared_prefix_batch import PROMPT, by_length, collate, join, rows_of, with_prompt
+from meditune.models.shared_prefix_batch import PROMPT, by_length, collate, join, rows_of, windows, with_prompt
 from meditune.train.dataset import TokenWeights
 from meditune.train.trainer import TrainingRows, train
 from tests import tiny
@@ -328,6 +336,55 @@ def test_training_is_the_same_with_and_without_memory(architecture):
         losses.append([step.loss for step in steps])
     assert losses[0][-1] < losses[0][0]
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+
+
+@pytest.mark.parametrize("architecture", tiny.ARCHITECTURES + tiny.RECENT)
+@pytest.mark.parametrize("frozen", [0, 1])
+def test_logits_and_gradients_are_the_same_without_padding(architecture, frozen):
+    loaded = tiny.loaded(architecture)
+    model = add_lora(loaded.model, LoraSpec(r=4), seed=1, top_layers=2 - frozen)
+    weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    with torch.no_grad():
+        for weight in weights:
+            weight += 0.1 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(5))
+    long = EXAMPLES[0].model_copy(update={"id": "long", "question": "Does the drug help? " * 8})
+    encoder = loaded.encoder(PromptFormat(max_tokens=256, answer_tokens=32))
+    tasks = [(EXAMPLES[0], "answer"), (EXAMPLES[1], "decision"), (long, "decision"), (long, "answer")]
+    made = rows_of([encoder.supervised(example, task) for example, task in tasks])
+    batch = collate(made, loaded.pad_id)
+    assert skips_padding(model, batch)
+    found = []
+    for skipped in (False, True):
+        cache = HiddenStateCache(model, frozen)
+        for _ in range(1 + frozen):  # the second time from the cache
+            model.zero_grad()
+            if skipped:
+                logits = cache.predict(model, made, loaded.pad_id)[1].logits
+            else:
+                logits = _predict(model, batch, True, unpadded=False).logits
+            torch.nn.functional.cross_entropy(logits, batch.targets, reduction="sum").backward()
+        found.append([logits, *(weight.grad for weight in weights)])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-3)
+
+
+def test_padding_is_computed_if_a_layer_needs_it(monkeypatch):
+    """Such as a layer that doesn't tell its attention where the rows end."""
+    loaded = tiny.loaded()
+    attention = loaded.model.model.layers[1].self_attn
+    plain = attention.forward
+
+    def forgetful(*given, **named):
+        named.pop("real_tokens", None)
+        return plain(*given, **named)
+
+    monkeypatch.setattr(attention, "forward", forgetful)
+    batch = collate(windows("", range(40, 60), 20) + windows("", range(60, 65), 5), loaded.pad_id)
+    assert not skips_padding(loaded.model, batch)
+    unpatched = tiny.loaded().model
+    assert skips_padding(unpatched, batch)
+    with torch.no_grad():
+        torch.testing.assert_close(predict(loaded.model, batch).logits, predict(unpatched, batch).logits)
 
 
 def test_frozen_layers_run_before_the_first_step_only():

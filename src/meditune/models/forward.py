@@ -11,13 +11,16 @@ import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import torch
 
 from meditune.models.gpu_attention import inputs_without_mask
 from meditune.models.quiet_libraries import quiet_transformers
-from meditune.models.shared_prefix_batch import Batch, sees_of
+from meditune.models.shared_prefix_batch import Batch, collate, sees_of, windows
 
+UNPADDED_ATTENTION = {"meditune_grouped"}
+"""Names of attention implementations that accept `real_tokens` (`models/inference.py`)"""
 ALIGNED = 8
 """CUDA's attention expects each row of a mask to begin at a multiple of this number of elements."""
 
@@ -163,20 +166,77 @@ class Predicted(NamedTuple):
 
 def predict(model: Any, batch: Batch, logits: bool = True) -> Predicted:
     """Return predictions for the batch. The head runs only on the supervised tokens, or not at all without `logits`."""
+    return _predict(model, batch, logits, skips_padding(model, batch))
+
+
+def _predict(model: Any, batch: Batch, logits: bool, unpadded: bool) -> Predicted:
     device = next(model.parameters()).device
-    tokens, positions = batch.tokens.to(device), batch.positions.to(device)
-    called, shift = model, 0
+    tokens, positions, branch = (part.to(device) for part in (batch.tokens, batch.positions, batch.branch))
+    rows, columns = batch.rows.to(device), batch.columns.to(device)
+    called = model
     if virtual_tokens(model):
-        inputs, shift = inputs_of(model, tokens, sees_of(batch.branch.to(device)), positions)
-        called = model.get_base_model()
+        inputs, shift = inputs_of(model, tokens, sees_of(branch), positions)
+        called, columns = model.get_base_model(), columns + shift
+    elif unpadded:
+        real = (branch >= 0).flatten()
+        inputs = {
+            "input_ids": tokens.flatten()[real].unsqueeze(0),
+            "position_ids": positions.flatten()[real].unsqueeze(0),
+            "attention_mask": attention_masks(model, sees_of(branch), positions, positions),
+            "real_tokens": real.nonzero()[:, 0],
+        }
+        rows, columns = torch.zeros_like(rows), (real.cumsum(0) - 1)[rows * tokens.shape[1] + columns]
     else:
         inputs = {"input_ids": tokens, "position_ids": positions, **inputs_without_mask(model, batch)}
         if "attention_mask" not in inputs:
-            sees = sees_of(batch.branch.to(device))
-            inputs["attention_mask"] = attention_masks(model, sees, positions, positions)
-    with head_only_at(model, batch.rows.to(device), batch.columns.to(device) + shift, logits) as selected:
+            inputs["attention_mask"] = attention_masks(model, sees_of(branch), positions, positions)
+    with head_only_at(model, rows, columns, logits) as selected:
         output = called(**inputs, use_cache=False)
     return Predicted(selected[0], output.logits[0])
+
+
+MIN_PADDING = 0.1
+"""Share of padding in a batch from which on it is skipped; attention pads and unpads the tokens, which takes time"""
+
+
+def skips_padding(model: Any, batch: Batch) -> bool:
+    """Return whether `predict` computes only the real tokens of this batch; then the layers see them as one row."""
+    return batch.real_tokens < (1 - MIN_PADDING) * batch.tokens.numel() and takes_unpadded(model)
+
+
+_TAKES_UNPADDED: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
+
+
+def takes_unpadded(model: Any) -> bool:
+    """Return whether the model's attention can read several rows without padding.
+
+    That needs `inference.grouped_attention` and layers that pass `real_tokens` on to it. The first call tries it out,
+    so it runs the model.
+    """
+    weight = next(model.parameters())
+    is_sharded = hasattr(weight, "full_tensor")  # then all processes would have to try it out at the same time
+    if is_sharded or weight.is_meta or virtual_tokens(model):
+        return False
+    if model.config._attn_implementation not in UNPADDED_ATTENTION:
+        return False
+    if model.training and any(isinstance(part, torch.nn.Dropout) and part.p > 0 for part in model.modules()):
+        # Its results are random. Compiled layers are also faster without it.
+        return False
+    if model not in _TAKES_UNPADDED:
+        _TAKES_UNPADDED[model] = _equals_padded(model)
+    return _TAKES_UNPADDED[model]
+
+
+@torch.no_grad()
+def _equals_padded(model: Any) -> bool:
+    rows = [windows("", range(10, 10 + length), length)[0] for length in (7, 3)]
+    batch = collate(rows, pad_id=0)
+    padded = _predict(model, batch, False, False).hidden.float()
+    try:
+        unpadded = _predict(model, batch, False, True).hidden.float()
+    except (RuntimeError, TypeError, ValueError):
+        return False  # a layer that doesn't pass `real_tokens` on
+    return bool((padded - unpadded).norm() <= 0.05 * padded.norm())
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from meditune.models.forward import Predicted, predict
+from meditune.models.forward import Predicted, predict, skips_padding
 from meditune.models.shared_prefix_batch import Batch, Row, by_length, collate
 from meditune.progress import Progress
 
@@ -84,12 +84,13 @@ class HiddenStateCache:
         batch = collate(rows, pad_id)
         if not self.blocks:
             return batch, predict(model, batch, logits)
+        unpadded = skips_padding(model, batch)
         keys = [_key(row) for row in rows]
         if all(key in self._kept or key in self._groups for key in keys):
             for key in keys:
                 if key not in self._kept:
                     self._compute(model, self._groups[key], pad_id)
-            with self._given([self._kept[key] for key in keys], batch.tokens.shape[1]):
+            with self._given([self._kept[key] for key in keys], unpadded):
                 return batch, predict(model, batch, logits)
         with self._remembering(rows):
             return batch, predict(model, batch, logits)
@@ -118,11 +119,14 @@ class HiddenStateCache:
         def passed_on(states: torch.Tensor, *_: Any, **__: Any) -> Any:
             return (states,) if self._as_tuple else states
 
+        batch = collate(rows, pad_id)
+        # The first time, this runs the model, which must happen before a layer is replaced.
+        skips_padding(model, batch)
         with ExitStack() as afterwards:
             afterwards.enter_context(self._remembering(rows, grouped=True))
             for block in self._above:
                 afterwards.enter_context(replayed(block, passed_on))
-            predict(model, collate(rows, pad_id), logits=False)
+            predict(model, batch, logits=False)
 
     @contextmanager
     def _remembering(self, rows: Sequence[Row], grouped: bool = False) -> Iterator[None]:
@@ -134,12 +138,14 @@ class HiddenStateCache:
         def keep(_: torch.nn.Module, __: Any, output: Any) -> None:
             self._as_tuple = isinstance(output, tuple)
             hidden = (output[0] if self._as_tuple else output).detach()
-            for index, row in enumerate(rows):
+            # Without padding, all rows are in one row.
+            each = hidden if len(hidden) == len(rows) else hidden[0].split([len(row) for row in rows])
+            for states, row in zip(each, rows, strict=True):
                 key, size = _key(row), self._size(row)
                 if key in self._kept or (key in self._groups) != grouped:
                     continue
                 if grouped or self.bytes + size <= self.max_bytes:
-                    self._kept[key] = hidden[index, : len(row)].clone()
+                    self._kept[key] = states[: len(row)].clone()
                     self.bytes += 0 if grouped else size
 
         hook = self.blocks[-1].register_forward_hook(keep)
@@ -149,10 +155,10 @@ class HiddenStateCache:
             hook.remove()
 
     @contextmanager
-    def _given(self, cached: Sequence[torch.Tensor], length: int) -> Iterator[None]:
+    def _given(self, cached: Sequence[torch.Tensor], unpadded: bool) -> Iterator[None]:
         """Inside the block, make the last frozen layer return cached states, and skip the layers below it."""
-        hidden = torch.nn.utils.rnn.pad_sequence(list(cached), batch_first=True)
-        assert hidden.shape[1] == length
+        states = list(cached)
+        hidden = torch.cat(states)[None] if unpadded else torch.nn.utils.rnn.pad_sequence(states, batch_first=True)
 
         def nothing(states: torch.Tensor, *_: Any, **__: Any) -> Any:
             return (states,) if self._as_tuple else states

@@ -129,6 +129,7 @@ def grouped_attention(
     attention_mask: torch.Tensor | None,
     scaling: float | None = None,
     dropout: float = 0.0,
+    real_tokens: torch.Tensor | None = None,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
     """Return the output of attention from `query` to `key` and `value`, and None instead of attention weights.
@@ -136,7 +137,24 @@ def grouped_attention(
     `query` is (batch, heads, queries, size), `key` and `value` are (batch, key heads, keys, size).
     `attention_mask` (batch or 1, 1, queries, keys) is added to the scores. The output is (batch, queries, heads, size)
     and equals that of transformers' "sdpa" (checked by a test).
+
+    With `real_tokens`, the three inputs and the output contain only the N real tokens of all rows, as one row:
+    (1, heads, N, size). `attention_mask` is (batch, 1, length, length) for the padded rows, and `real_tokens` (N,)
+    contains the places of the real tokens among their batch * length tokens.
     """
+    if real_tokens is not None:
+        assert attention_mask is not None
+        rows, length = len(attention_mask), attention_mask.shape[-1]
+
+        def padded(part: torch.Tensor) -> torch.Tensor:
+            real = part[0].transpose(0, 1)
+            all_tokens = real.new_zeros(rows * length, *real.shape[1:]).index_copy(0, real_tokens, real)
+            return all_tokens.view(rows, length, *real.shape[1:]).transpose(1, 2)
+
+        whole = grouped_attention(module, padded(query), padded(key), padded(value), attention_mask, scaling, dropout)[
+            0
+        ]
+        return whole.flatten(0, 1).index_select(0, real_tokens).unsqueeze(0), None
     batch, heads, queries, size = query.shape
     keys = key.shape[2]
     scale = scaling if scaling is not None else 1 / math.sqrt(size)

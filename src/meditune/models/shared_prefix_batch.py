@@ -169,18 +169,24 @@ def collate(rows: Sequence[Row], pad_id: int) -> Batch:
     )
 
 
-def by_length(rows: Sequence[Sized], max_tokens: int) -> list[list[int]]:
+def by_length(rows: Sequence[Sized], max_tokens: int, unpadded: bool = False) -> list[list[int]]:
     """Return batches of row indices, in which rows have similar lengths; the longest rows come first.
 
-    A batch has at most `max_tokens` tokens including padding, or a single longer row.
+    A batch has at most `max_tokens` tokens including padding, or a single longer row. If padding isn't computed
+    (`unpadded`), a batch has at most `max_tokens` real tokens. Including padding, it may have twice as many, because
+    attention still computes the padding.
     """
     order = sorted(range(len(rows)), key=lambda index: -len(rows[index]))
     batches: list[list[int]] = []
+    real = 0
     for index in order:
-        if batches and (len(batches[-1]) + 1) * len(rows[batches[-1][0]]) <= max_tokens:
+        size = (len(batches[-1]) + 1) * len(rows[batches[-1][0]]) if batches else 0
+        real += len(rows[index])
+        if batches and (size <= 2 * max_tokens and real <= max_tokens if unpadded else size <= max_tokens):
             batches[-1].append(index)
         else:
             batches.append([index])
+            real = len(rows[index])
     return batches
 
 

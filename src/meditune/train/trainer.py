@@ -23,6 +23,7 @@ from meditune import distributed
 from meditune.config.recipe import Recipe
 from meditune.config.training_options import TrainSpec
 from meditune.hardware import memory_gb, used_gb
+from meditune.models.forward import takes_unpadded
 from meditune.models.fsdp import is_sharded
 from meditune.models.hidden_state_cache import HiddenStateCache
 from meditune.models.load import LoadedModel
@@ -168,8 +169,8 @@ class RowShare(NamedTuple):
     """True if the rows get weights of zero, because they are computed only to gather sharded layers in all processes"""
 
 
-def deal_rows(rows: Sequence[Row], max_tokens: int, lockstep: bool) -> list[RowShare]:
-    """Return this process's rows in pieces of at most `max_tokens` tokens.
+def deal_rows(rows: Sequence[Row], max_tokens: int, lockstep: bool, unpadded: bool = False) -> list[RowShare]:
+    """Return this process's rows in pieces of at most `max_tokens` tokens; see `by_length` about `unpadded`.
 
     With `lockstep`, all processes get the same number of pieces.
     """
@@ -177,7 +178,7 @@ def deal_rows(rows: Sequence[Row], max_tokens: int, lockstep: bool) -> list[RowS
 
     def pieces_of(rank: int) -> list[RowShare]:
         share = order[rank :: distributed.world()]
-        grouped = by_length([rows[index] for index in share], max_tokens)
+        grouped = by_length([rows[index] for index in share], max_tokens, unpadded)
         return [RowShare([share[index] for index in group]) for group in grouped]
 
     pieces = pieces_of(distributed.rank())
@@ -310,7 +311,7 @@ def train(
         if dev_monitor:
             dev_monitor.restore(tensors)
     _set_training_mode(loaded, spec)
-    lockstep = is_sharded(model)
+    lockstep, unpadded = is_sharded(model), takes_unpadded(model)
 
     def divergence_error(number: int, what: str) -> DivergenceError:
         read = [rows[index] for index in steps[number]] + (replay.step(number) if replay else [])
@@ -341,7 +342,7 @@ def train(
             supervised = sum(len(row.targets) for row in parts[0].rows)
             own_losses = []  # read only when all of the step's passes have been started
             for part in parts:
-                pieces = deal_rows(part.rows, spec.batch_tokens, lockstep)
+                pieces = deal_rows(part.rows, spec.batch_tokens, lockstep, unpadded)
                 own_losses.append(
                     _add_gradients(
                         loaded, part, pieces, total_weight, progress, loss_of=data.loss_of, scale=optimizer.scale
