@@ -87,11 +87,17 @@ def main() -> None:
     parser.add_argument(
         "--detector-at", type=float, nargs="+", default=[], help="thresholds of the detector to compare"
     )
+    parser.add_argument(
+        "--share",
+        type=float,
+        default=SUPPORTED_SHARE,
+        help="show an answer if this share of its sentences is supported",
+    )
     arguments = parser.parse_args()
     if arguments.recorded:
         for line in checked_again(
             arguments.recorded, arguments.judge, arguments.scores, arguments.to_label, arguments.labels, arguments.at,
-            arguments.detector_at,
+            arguments.detector_at, arguments.share,
         ):  # fmt: skip
             print(line, flush=True)
         return
@@ -270,6 +276,7 @@ def checked_again(
     labels_path: Path | None,
     at: Sequence[float] = (),
     detector_at: Sequence[float] = (),
+    share: float = SUPPORTED_SHARE,
 ) -> Iterator[str]:
     """Yield a table of what recorded answers show by the detector, by a judge, and by both; write the file to label."""
     rows = {number: row for number, row in enumerate(read_jsonl(path)) if row["sentences"] and row["sources"]}
@@ -292,16 +299,16 @@ def checked_again(
                 [one and other for one, other in zip(*pair, strict=True)]
                 for pair in zip(policies["detector"], by_judge, strict=True)
             ]
-        wanted = _answers(shown(rows, policies["detector"]))
+        wanted = _answers(shown(rows, policies["detector"], share))
         # With a higher threshold, fewer answers are shown.
         for least in sorted({score for each in judge["scores"] for score in each if score > 0}, reverse=True):
             equal = _reaching(judge["scores"], least)
-            if _answers(shown(rows, equal)) >= wanted:
+            if _answers(shown(rows, equal, share)) >= wanted:
                 policies[f"judge, threshold {least:.3f} (as many answers as by the detector)"] = equal
                 break
         else:
             yield f"At no threshold does the judge show as many answers as the detector ({wanted}).\n"
-    visible = {name: shown(rows, policy) for name, policy in policies.items()}
+    visible = {name: shown(rows, policy, share) for name, policy in policies.items()}
     if to_label:
         yield f"{write_unlabelled(to_label, rows, visible.values())} sentences to label: {to_label}\n"
     yield "| checked by | answers shown | sentences shown | labelled | unsupported (95% interval) | minus detector's |"
@@ -352,11 +359,11 @@ def scored(rows: dict[int, dict[str, Any]], judge_name: str | None, stored: Path
     return found
 
 
-def shown(rows: dict[int, dict[str, Any]], supported: Sequence[Sequence[bool]]) -> list[tuple[int, int]]:
+def shown(rows: dict[int, dict[str, Any]], supported: Sequence[Sequence[bool]], share: float) -> list[tuple[int, int]]:
     """Return answer and sentence, both counted from 0, of each sentence that an assistant would show."""
     found = []
     for (number, row), yes in zip(rows.items(), supported, strict=True):
-        if sum(yes) >= SUPPORTED_SHARE * len(yes):
+        if sum(yes) >= share * len(yes):
             texts = enumerate(row["sentences"])
             found += [(number, place) for place, text in texts if yes[place] and not withheld(text, True, True, False)]
     return found
