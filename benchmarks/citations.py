@@ -91,7 +91,7 @@ def main() -> None:
         "--share",
         type=float,
         default=SUPPORTED_SHARE,
-        help="show an answer if this share of its sentences is supported",
+        help="smallest share of supported sentences in a recorded answer that is shown",
     )
     arguments = parser.parse_args()
     if arguments.recorded:

@@ -26,6 +26,7 @@ from meditune.models.forward import (
     attention_masks,
     predict,
     skips_padding,
+    takes_unpadded,
 )
 from meditune.models.hidden_state_cache import HiddenStateCache, blocks_of
 from meditune.models.inference import BLOCK
@@ -387,23 +388,31 @@ def test_padding_is_computed_if_a_layer_needs_it(monkeypatch):
         torch.testing.assert_close(predict(loaded.model, batch).logits, predict(unpatched, batch).logits)
 
 
-def test_frozen_layers_run_before_the_first_step_only():
-    """Otherwise, the progress of training would show a low speed and too long a time left at first."""
+def test_training_doesn_t_run_the_frozen_layers_again_after_they_were_computed():
     loaded = tiny.loaded()
     model = add_lora(loaded.model, LoraSpec(r=4), seed=1, top_layers=1)
     made = rows(loaded)
     frozen = HiddenStateCache(model, 1)
-    frozen.group(made, 700)
+    frozen.group(made, 100)
+    frozen.fill(model, loaded.pad_id)
     spec = TrainSpec(batch_size=2, accumulation=1, epochs=2)
-    steps = train(
-        replace(loaded, model=model, frozen=frozen), TrainingRows(made, TokenWeights(EXAMPLES, made, spec)), spec, 1
-    )
-    computed, compute = [], frozen._compute
-    frozen._compute = lambda *given: computed.append(1) or compute(*given)
-    next(steps)
-    before = len(computed)
-    assert len(list(steps)) > 1
-    assert 0 < before == len(computed)
+    data = TrainingRows(made, TokenWeights(EXAMPLES, made, spec))
+    assert takes_unpadded(model)  # which ran the model
+    ran = []
+    blocks_of(model)[0].self_attn.register_forward_hook(lambda *_: ran.append(1))
+    assert len(list(train(replace(loaded, model=model, frozen=frozen), data, spec, 1))) > 1
+    assert not ran
+
+
+def test_batches_without_padding_hold_more_rows_but_not_more_attention():
+    lengths = [500, 300, 250, 250, 100, 60, 60, 20]
+    texts = [range(length) for length in lengths]
+    padded = by_length(texts, 1000)
+    unpadded = by_length(texts, 1000, longest=500)
+    assert [[lengths[index] for index in batch] for batch in padded] == [[500, 300], [250, 250, 100, 60], [60, 20]]
+    assert [[lengths[index] for index in batch] for batch in unpadded] == [[500, 300], [250, 250, 100, 60, 60, 20]]
+    # With hardly any padding, padding is computed.
+    assert by_length([range(350), range(340), range(334)], 1024, longest=511) == [[0, 1], [2]]
 
 
 @pytest.mark.parametrize(
@@ -453,6 +462,7 @@ def test_what_is_remembered_is_no_noise():
     """GPT-2's attention drops out by itself, beside its dropout layers."""
     loaded = tiny.loaded("gpt2", frozen=1)
     tiny.blocks_drop_out(loaded.model, 0.5)
+    assert takes_unpadded(loaded.model)  # which ran the model
     seen = []
     hook = blocks_of(loaded.model)[0].register_forward_hook(lambda _, __, output: seen.append(output))
     loaded.model.train()

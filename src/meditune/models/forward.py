@@ -17,9 +17,9 @@ import torch
 
 from meditune.models.gpu_attention import inputs_without_mask
 from meditune.models.quiet_libraries import quiet_transformers
-from meditune.models.shared_prefix_batch import Batch, collate, sees_of, windows
+from meditune.models.shared_prefix_batch import MIN_PADDING, Batch, collate, sees_of, windows
 
-UNPADDED_ATTENTION = {"meditune_grouped"}
+UNPADDED_ATTENTION: set[str] = set()
 """Names of attention implementations that accept `real_tokens` (`models/inference.py`)"""
 ALIGNED = 8
 """CUDA's attention expects each row of a mask to begin at a multiple of this number of elements."""
@@ -195,10 +195,6 @@ def _predict(model: Any, batch: Batch, logits: bool, unpadded: bool) -> Predicte
     return Predicted(selected[0], output.logits[0])
 
 
-MIN_PADDING = 0.1
-"""Share of padding in a batch from which on it is skipped; attention pads and unpads the tokens, which takes time"""
-
-
 def skips_padding(model: Any, batch: Batch) -> bool:
     """Return whether `predict` computes only the real tokens of this batch; then the layers see them as one row."""
     return batch.real_tokens < (1 - MIN_PADDING) * batch.tokens.numel() and takes_unpadded(model)
@@ -210,7 +206,7 @@ _TAKES_UNPADDED: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
 def takes_unpadded(model: Any) -> bool:
     """Return whether the model's attention can read several rows without padding.
 
-    That needs `inference.grouped_attention` and layers that pass `real_tokens` on to it. The first call tries it out,
+    That needs `inference.grouped_attention`, and layers that pass `real_tokens` on to it. The first call tries it out,
     so it runs the model.
     """
     weight = next(model.parameters())
@@ -219,9 +215,6 @@ def takes_unpadded(model: Any) -> bool:
         return False
     if model.config._attn_implementation not in UNPADDED_ATTENTION:
         return False
-    if model.training and any(isinstance(part, torch.nn.Dropout) and part.p > 0 for part in model.modules()):
-        # Its results are random. Compiled layers are also faster without it.
-        return False
     if model not in _TAKES_UNPADDED:
         _TAKES_UNPADDED[model] = _equals_padded(model)
     return _TAKES_UNPADDED[model]
@@ -229,14 +222,19 @@ def takes_unpadded(model: Any) -> bool:
 
 @torch.no_grad()
 def _equals_padded(model: Any) -> bool:
-    rows = [windows("", range(10, 10 + length), length)[0] for length in (7, 3)]
-    batch = collate(rows, pad_id=0)
-    padded = _predict(model, batch, False, False).hidden.float()
+    batch = collate([windows("", ids, len(ids))[0] for ids in (range(10, 17), range(30, 33))], pad_id=0)
+    training = [module for module in model.modules() if module.training]
+    model.eval()  # the results of dropout are random
     try:
-        unpadded = _predict(model, batch, False, True).hidden.float()
-    except (RuntimeError, TypeError, ValueError):
+        padded, unpadded = (_predict(model, batch, False, skipped).hidden.float() for skipped in (False, True))
+    except torch.OutOfMemoryError:
+        raise
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError):
         return False  # a layer that doesn't pass `real_tokens` on
-    return bool((padded - unpadded).norm() <= 0.05 * padded.norm())
+    finally:
+        for module in training:
+            module.training = True
+    return bool(((padded - unpadded).norm(dim=-1) <= 0.05 * padded.norm(dim=-1)).all())
 
 
 @contextmanager

@@ -63,17 +63,17 @@ class HiddenStateCache:
             self.bytes += size
             self._groups |= {_key(row): batch for row in batch}
 
-    def fill(self, model: Any, rows: Sequence[Row], pad_id: int) -> None:
-        """Compute and cache the states of `rows` now, with a progress bar, as far as `group` reserved memory for them.
+    def fill(self, model: Any, pad_id: int) -> None:
+        """Compute and cache the states of all batches of `group` now, with a progress bar.
 
-        Otherwise, early training steps would compute most of the states, and the time left would be overestimated.
+        Otherwise, early training steps would compute most of them, and the time left would be overestimated.
         """
-        needed = [batch for row in rows if (key := _key(row)) not in self._kept and (batch := self._groups.get(key))]
-        batches = list({id(batch): batch for batch in needed}.values())
-        with Progress("Frozen layers", sum(len(row) for batch in batches for row in batch), "tokens") as progress:
-            for batch in batches:
-                self._compute(model, batch, pad_id)
-                progress.advance(sum(map(len, batch)))
+        batches = list({id(batch): batch for key, batch in self._groups.items() if key not in self._kept}.values())
+        if batches:
+            with Progress("Frozen layers", sum(len(row) for batch in batches for row in batch), "tokens") as progress:
+                for batch in batches:
+                    self._compute(model, batch, pad_id)
+                    progress.advance(sum(map(len, batch)))
 
     def forget(self) -> None:
         """Clear the cache, and forget the batches that `group` fixed."""

@@ -21,6 +21,7 @@ import torch
 
 from meditune.config.training_options import CPU_TOKENS
 from meditune.hardware import free_gpu_bytes
+from meditune.models.forward import UNPADDED_ATTENTION
 from meditune.models.hidden_state_cache import replayed
 
 FEW = 32
@@ -143,7 +144,8 @@ def grouped_attention(
     contains the places of the real tokens among their batch * length tokens.
     """
     if real_tokens is not None:
-        assert attention_mask is not None
+        if attention_mask is None:
+            raise ValueError("real_tokens needs the mask of the padded rows")
         rows, length = len(attention_mask), attention_mask.shape[-1]
 
         def padded(part: torch.Tensor) -> torch.Tensor:
@@ -193,5 +195,6 @@ def register() -> str:
     from transformers.masking_utils import eager_mask
 
     AttentionInterface.register(NAME, grouped_attention)
+    UNPADDED_ATTENTION.add(NAME)
     AttentionMaskInterface.register(NAME, eager_mask)
     return NAME

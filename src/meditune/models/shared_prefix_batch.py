@@ -169,25 +169,36 @@ def collate(rows: Sequence[Row], pad_id: int) -> Batch:
     )
 
 
-def by_length(rows: Sequence[Sized], max_tokens: int, unpadded: bool = False) -> list[list[int]]:
+MIN_PADDING = 0.1
+"""Share of padding in a batch above which `forward.predict` skips it, if the model's attention allows that"""
+
+
+def by_length(rows: Sequence[Sized], max_tokens: int, longest: int | None = None) -> list[list[int]]:
     """Return batches of row indices, in which rows have similar lengths; the longest rows come first.
 
-    A batch has at most `max_tokens` tokens including padding, or a single longer row. If padding isn't computed
-    (`unpadded`), a batch has at most `max_tokens` real tokens. Including padding, it may have twice as many, because
-    attention still computes the padding.
+    A batch has at most `max_tokens` tokens including padding, or a single longer row. If padding is skipped, pass the
+    length of the longest of all rows as `longest`. Then a batch with enough padding may have `max_tokens` tokens
+    without padding, if it has at most twice as many with padding. As attention doesn't skip padding, such a batch
+    computes at most as many attention scores as a batch of `max_tokens` tokens in rows of the length `longest`.
     """
     order = sorted(range(len(rows)), key=lambda index: -len(rows[index]))
     batches: list[list[int]] = []
     real = 0
     for index in order:
-        size = (len(batches[-1]) + 1) * len(rows[batches[-1][0]]) if batches else 0
         real += len(rows[index])
-        if batches and (size <= 2 * max_tokens and real <= max_tokens if unpadded else size <= max_tokens):
+        if batches and _fits(len(batches[-1]) + 1, len(rows[batches[-1][0]]), real, max_tokens, longest):
             batches[-1].append(index)
         else:
             batches.append([index])
             real = len(rows[index])
     return batches
+
+
+def _fits(count: int, length: int, real: int, max_tokens: int, longest: int | None) -> bool:
+    size = count * length
+    if longest is None or real >= (1 - MIN_PADDING) * size:
+        return size <= max_tokens
+    return real <= max_tokens and size <= 2 * max_tokens and size * length <= max_tokens * longest
 
 
 def rows_of_pairs(pairs: Sequence[Pair], encoder: Encoder) -> tuple[list[Row], list[Pair]]:

@@ -27,6 +27,7 @@ from meditune.hardware import free_gpu_bytes
 from meditune.models import torch_compile
 from meditune.models.adapters import fuse_lora, is_adapter, make_trainable, merged, parameter_counts
 from meditune.models.catalogue import START
+from meditune.models.forward import takes_unpadded
 from meditune.models.fsdp import copy_from_first, gather_weights, is_sharded, shard
 from meditune.models.gpu_attention import has_flash_kernels
 from meditune.models.load import LoadedModel, device, locate
@@ -183,7 +184,15 @@ def fine_tune(
     def probe_chunk() -> float:
         return probe(in_training, tried, recipe.train)
 
-    with fast_layers(model, recipe.train, planned.tokens, probe_chunk) as are_compiled:
+    def probe_layouts() -> None:
+        if takes_unpadded(model):
+            probe(in_training, tried, recipe.train, padded=True)
+        probe_chunk()
+
+    if distributed.world() == 1:  # with more processes, each computes only the batches that it needs
+        model.eval()
+        loaded.frozen.fill(model, loaded.pad_id)
+    with fast_layers(model, recipe.train, planned.tokens, probe_layouts) as are_compiled:
         if device() == "cuda":
             probe_chunk()  # load the kernels before the speed is measured
         speed = probe_chunk()

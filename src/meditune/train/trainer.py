@@ -169,8 +169,8 @@ class RowShare(NamedTuple):
     """True if the rows get weights of zero, because they are computed only to gather sharded layers in all processes"""
 
 
-def deal_rows(rows: Sequence[Row], max_tokens: int, lockstep: bool, unpadded: bool = False) -> list[RowShare]:
-    """Return this process's rows in pieces of at most `max_tokens` tokens; see `by_length` about `unpadded`.
+def deal_rows(rows: Sequence[Row], max_tokens: int, lockstep: bool, longest: int | None = None) -> list[RowShare]:
+    """Return this process's rows in pieces of at most `max_tokens` tokens; see `by_length` about `longest`.
 
     With `lockstep`, all processes get the same number of pieces.
     """
@@ -178,7 +178,7 @@ def deal_rows(rows: Sequence[Row], max_tokens: int, lockstep: bool, unpadded: bo
 
     def pieces_of(rank: int) -> list[RowShare]:
         share = order[rank :: distributed.world()]
-        grouped = by_length([rows[index] for index in share], max_tokens, unpadded)
+        grouped = by_length([rows[index] for index in share], max_tokens, longest)
         return [RowShare([share[index] for index in group]) for group in grouped]
 
     pieces = pieces_of(distributed.rank())
@@ -271,11 +271,6 @@ def epoch_steps(count: int, spec: TrainSpec) -> int:
     return math.ceil(count / (spec.batch_size * spec.accumulation))
 
 
-def visited_rows(rows: Sequence[Row], steps: Sequence[Sequence[int]]) -> list[Row]:
-    """Return the rows that any of the steps reads, in the order of `rows`."""
-    return [rows[index] for index in sorted({index for step in steps for index in step})]
-
-
 def train(
     loaded: LoadedModel,
     data: TrainingRows,
@@ -311,7 +306,8 @@ def train(
         if dev_monitor:
             dev_monitor.restore(tensors)
     _set_training_mode(loaded, spec)
-    lockstep, unpadded = is_sharded(model), takes_unpadded(model)
+    lockstep = is_sharded(model)
+    longest = max(map(len, [*rows, *(replay.rows if replay else [])])) if takes_unpadded(model) else None
 
     def divergence_error(number: int, what: str) -> DivergenceError:
         read = [rows[index] for index in steps[number]] + (replay.step(number) if replay else [])
@@ -321,8 +317,6 @@ def train(
         if checkpoint:
             checkpoint(number, optimizer.state() | average.state() | (dev_monitor.state() if dev_monitor else {}))
 
-    rehearsed = visited_rows(replay.rows, replay.steps[done:]) if replay else []
-    loaded.frozen.fill(model, [*visited_rows(rows, steps[done:]), *rehearsed], loaded.pad_id)
     total = sum(len(rows[index]) for step in steps[done:] for index in step)
     total += replay.tokens(done) if replay else 0
     with Progress("Training", total, "tokens") as progress:
@@ -342,7 +336,7 @@ def train(
             supervised = sum(len(row.targets) for row in parts[0].rows)
             own_losses = []  # read only when all of the step's passes have been started
             for part in parts:
-                pieces = deal_rows(part.rows, spec.batch_tokens, lockstep, unpadded)
+                pieces = deal_rows(part.rows, spec.batch_tokens, lockstep, longest)
                 own_losses.append(
                     _add_gradients(
                         loaded, part, pieces, total_weight, progress, loss_of=data.loss_of, scale=optimizer.scale
@@ -406,9 +400,14 @@ def train(
     model.eval()
 
 
-def probe(loaded: LoadedModel, data: TrainingRows, spec: TrainSpec) -> float:
-    """Return the tokens per second of one batch of the longest rows; this batch also reaches training's peak memory."""
-    longest = _weigh([data.rows[index] for index in by_length(data.rows, spec.batch_tokens)[0]], data.weights.of)
+def probe(loaded: LoadedModel, data: TrainingRows, spec: TrainSpec, padded: bool = False) -> float:
+    """Return the tokens per second of one batch of the longest rows; this batch also reaches training's peak memory.
+
+    With `padded`, the batch contains the longest and the shortest row instead.
+    """
+    batches = by_length(data.rows, spec.batch_tokens)
+    indices = [batches[0][0], batches[-1][-1]] if padded else batches[0]
+    longest = _weigh([data.rows[index] for index in indices], data.weights.of)
     _set_training_mode(loaded, spec)
     started = time.monotonic()
     with Progress("Trying one batch", None, unit="tokens") as progress:

@@ -51,7 +51,7 @@ from meditune.train.dataset import (
 from meditune.train.early_stopping import check_dev
 from meditune.train.losses import PairLoss, Reference, SingleAnswerLoss, log_likelihoods, mismatched
 from meditune.train.replay import Replay, check_source, mix_of, plan_replay, replay_rows
-from meditune.train.trainer import TrainingRows, plan_steps, visited_rows
+from meditune.train.trainer import TrainingRows, plan_steps
 
 
 def mixture(
@@ -243,6 +243,11 @@ def check(splits: Splits, recipe: Recipe) -> None:
     mix_of([example.source for example in splits.train], recipe.train.mix.weights)
     check_source(recipe)
     check_dev(splits, recipe)
+
+
+def visited_rows(rows: Sequence[Row], steps: Sequence[Sequence[int]]) -> list[Row]:
+    """Return the rows that any of the steps reads, in the order of `rows`."""
+    return [rows[index] for index in sorted({index for step in steps for index in step})]
 
 
 def plan(loaded: LoadedModel, splits: Splits, recipe: Recipe, folder: Path) -> Plan:
