@@ -192,14 +192,16 @@ def open_assistant(
     *,
     sources: Sequence[str] | None = None,
     judge: Place | Run | None = None,
+    judge_threshold: float | None = None,
     max_new_tokens: int | None = None,
     api: Mapping[str, Any] | None = None,
 ) -> Assistant:
     """Open a model to ask it questions, like `meditune ask`. With an index, answers cite passages of the index.
 
     `model` is a run, a model folder, a catalogue name, a hub id, or api:NAME. `sources` are the sources of the index to
-    search, by default all. `judge` is an evidence judge's run, or an NLI model. `api` sets keys of `model.api`,
-    such as `url`. Raises ModelError or DataError if the model, the index or the judge can't be used.
+    search, by default all. `judge` is an evidence judge's run, or an NLI model; a sentence is shown if the
+    judge's probability of support is at least `judge_threshold` (None: 0.65; for NLI models 0.5). `api` sets keys of
+    `model.api`, such as `url`. Raises ModelError or DataError if the model, the index or the judge can't be used.
     """
     from meditune.assistant import assistant as opening
     from meditune.config.load_recipe import load_recipe as load
@@ -210,7 +212,8 @@ def open_assistant(
         settings = opening.AssistantSettings()
         settings = replace(settings, max_new_tokens=max_new_tokens) if max_new_tokens else settings
         place = str(index) if isinstance(index, str | Path) else index
-        opened = opening.load_assistant(_name(model), place, sources, settings, spec, _name(judge) if judge else None)
+        named = _name(judge) if judge else None
+        opened = opening.load_assistant(_name(model), place, sources, settings, spec, named, judge_threshold)
     return Assistant(opened, sources)
 
 

@@ -179,6 +179,11 @@ def test_models_of_others_judge_the_sentences_of_answers(tmp_path, sure, kind, l
         assert (verdict.supported > 0.5) == bool(cited)
         assert verdict.supported + verdict.refuted + verdict.unclear == pytest.approx(1)
         assert Citer([passage], found).judge("Pain fell in 47 of 120 adults.").places == cited
+    # No probability reaches the highest threshold.
+    strict = open_judge(f"{kind}{folder}", 1.0)
+    assert strict.name == f"{kind}judge, threshold 1"
+    sure(folder, model, supported)
+    assert Citer([passage], strict).judge("Pain fell in 47 of 120 adults.").places == ()
 
 
 PASSAGES = ("Pain fell by 30 percent in the group with the drug.", "Sleep was not measured in this study.")

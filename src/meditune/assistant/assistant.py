@@ -462,11 +462,13 @@ def load_assistant(
     settings: AssistantSettings | None = None,
     api: ApiSpec | None = None,
     judge: str | None = None,
+    judge_threshold: float | None = None,
 ) -> Assistant:
     """Return an assistant with the model of this name and, unless `index` is None, with this index.
 
-    Raises DataError, before anything is loaded, if the `sources` to search must not be shown to the model. Raises
-    DataError or ModelError if index, model or judge is unavailable.
+    `judge` and `judge_threshold` are those of `open_judge`. Raises DataError, before anything is loaded, if the
+    `sources` to search must not be shown to the model. Raises DataError or ModelError if index, model or judge is
+    unavailable.
     """
     from meditune.engines.evidence_judge import open_judge
 
@@ -474,7 +476,7 @@ def load_assistant(
     remote = find_api(model, api)
     if remote and opened:
         refuse_restricted(opened, sources, remote.title)
-    reader = open_judge(judge) if judge else None
+    reader = open_judge(judge, judge_threshold) if judge else None
     settings = replace(settings or AssistantSettings(), on_this_machine=True)
     versions = {"model": model}
     if remote:

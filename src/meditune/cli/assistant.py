@@ -15,6 +15,8 @@ from meditune.cli.options import (
     Embedding,
     Group,
     Json,
+    JudgeRun,
+    JudgeThreshold,
     Paths,
     Text,
     Texts,
@@ -63,19 +65,16 @@ def ask(
             help="Set a recipe key under model.api, for example url=https://... Repeatable.",
         ),
     ] = None,
-    judge: Annotated[
-        Text,
-        Option(
-            metavar="RUN|MODEL",
-            help="Evidence judge (run folder) or NLI model (folder or hub id) that checks each sentence of the answer.",
-        ),
-    ] = None,
+    judge: JudgeRun = None,
+    judge_threshold: JudgeThreshold = None,
     cross_encoder: CrossEncoderName = None,
     json: Json = False,
 ) -> None:
     """Ask a model one question, with or without sources to cite."""
     from meditune.files import read_text
 
+    if judge_threshold is not None and not judge:
+        raise DataError("--judge-threshold is the threshold of a judge; name the judge with --judge.")
     named = resolve("quickstart", [f"model.api.{item}" for item in settings]) if settings else None
     api = named.recipe.model.api if named else None
     if index:
@@ -90,7 +89,7 @@ def ask(
         if answer is None:
             limits = AssistantSettings(max_new_tokens=max_new_tokens) if max_new_tokens else None
             opened = open_index(index, cross_encoder) if cross_encoder else index
-            assistant = load_assistant(model, opened, source_filter, limits, api, judge)
+            assistant = load_assistant(model, opened, source_filter, limits, api, judge, judge_threshold)
             try:
                 *_, last = assistant.ask(question, style=style, k=k, sources=source_filter, triaged=found)
             finally:

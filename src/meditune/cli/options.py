@@ -59,6 +59,23 @@ Embedding = Annotated[
         "model. By default, an existing index or reference keeps its model, and a new one gets all-minilm-l6-v2.",
     ),
 ]
+JudgeRun = Annotated[
+    Text,
+    Option(
+        metavar="RUN|MODEL",
+        help="Evidence judge (run folder) or NLI model (folder or hub id) that checks each sentence of an answer.",
+    ),
+]
+JudgeThreshold = Annotated[
+    float | None,
+    Option(
+        min=0,
+        max=1,
+        metavar="PROBABILITY",
+        help="Show a sentence if the judge's probability of support is at least this. By default 0.65, or 0.5 for "
+        "models that others trained. If it is higher, fewer answers and fewer unsupported sentences are shown.",
+    ),
+]
 CrossEncoderName = Annotated[
     Text,
     Option(

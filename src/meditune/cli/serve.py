@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer import Argument, Option
 
-from meditune.cli.options import CrossEncoderName, Group, Store, Text, Texts, documented
+from meditune.cli.options import CrossEncoderName, Group, JudgeRun, JudgeThreshold, Store, Text, Texts, documented
 from meditune.cli.tables import print_lines
 from meditune.errors import DataError, GateError
 from meditune.text import counted
@@ -45,13 +45,6 @@ ServedModel = Annotated[
     ),
 ]
 IndexPlace = Annotated[Text, Option(metavar="INDEX", help="Answer from this index, and cite its passages.")]
-JudgeRun = Annotated[
-    Text,
-    Option(
-        metavar="RUN|MODEL",
-        help="Evidence judge (run folder) or NLI model (folder or hub id) that checks each sentence of an answer.",
-    ),
-]
 EngineName = Annotated[
     str,
     Option(
@@ -114,6 +107,7 @@ def serve(
     model: ServedModel,
     index: IndexPlace = None,
     judge: JudgeRun = None,
+    judge_threshold: JudgeThreshold = None,
     cross_encoder: CrossEncoderName = None,
     engine: EngineName = "auto",
     url: EngineUrl = None,
@@ -224,7 +218,7 @@ def serve(
     if check:
         _print_check(settings, place, store_place, allow_anonymous)
         return
-    options = (model, index, engine, name, country, url, judge, cross_encoder)
+    options = (model, index, engine, name, country, url, judge, judge_threshold, cross_encoder)
     watched = partial(_watched, store_place, drift, drift_interval, public_url) if drift else None
     _serve(options, settings, place, store_place, allow_anonymous, watched)
 
@@ -234,6 +228,7 @@ def mcp(
     model: ServedModel,
     index: IndexPlace = None,
     judge: JudgeRun = None,
+    judge_threshold: JudgeThreshold = None,
     cross_encoder: CrossEncoderName = None,
     engine: EngineName = "auto",
     url: EngineUrl = None,
@@ -294,7 +289,7 @@ def mcp(
         keep_text=keep_text,
         keep_days=keep_days,
     )
-    options = (model, index, engine, name, country, url, judge, cross_encoder)
+    options = (model, index, engine, name, country, url, judge, judge_threshold, cross_encoder)
     from meditune.serve import mcp_tools
 
     evaluation = mcp_tools.evaluation_of(model, recipe, evaluate, url) if evaluate else None
@@ -424,7 +419,7 @@ def export(
 
 
 def _serve(
-    options: tuple[str, str | None, str, str | None, str, str | None, str | None, str | None],
+    options: tuple[Any, ...],
     settings: Settings,
     place: ListenConfig,
     store: str,

@@ -279,16 +279,22 @@ class SupportJudge:
         return verdicts
 
 
-def open_judge(name: str) -> EvidenceJudge | SupportJudge:
+def open_judge(name: str, threshold: float | None = None) -> EvidenceJudge | SupportJudge:
     """Return the judge with the name that the user gave with `--judge`: a judge, or a model of `models.nli`.
 
-    Raises ModelError if it can't be used.
+    `threshold` replaces its `citing_threshold`, if given. Raises ModelError if the judge can't be used.
     """
+    judge: EvidenceJudge | SupportJudge
     if is_judge(name) or (Path(name).expanduser() / EXPORT).is_file():
-        return load_judge(name)
-    from meditune.models.nli import load_nli
+        judge = load_judge(name)
+    else:
+        from meditune.models.nli import load_nli
 
-    return SupportJudge(load_nli(name, "--judge"), name)
+        judge = SupportJudge(load_nli(name, "--judge"), name)
+    if threshold is not None:
+        judge.citing_threshold = threshold
+        judge.name += f", threshold {threshold:g}"
+    return judge
 
 
 def load_support_model(name: str) -> Support:

@@ -52,6 +52,8 @@ class ServerOptions:
     """The address of the server that runs the model, if the engine is a server"""
     judge: str | None = None
     """The run of a judge, or the folder or hub id of an NLI model, which checks each sentence of the answers"""
+    judge_threshold: float | None = None
+    """The probability of support with which a sentence is shown; None: the judge's own threshold for answers"""
     cross_encoder: str | None = None
     """The folder or hub id of a cross-encoder, which scores the best passages of a search again"""
 
@@ -80,8 +82,12 @@ def open_service(options: ServerOptions, settings: Settings, store: StoreLocatio
     """Load everything and return the service. Raises DataError or ModelError if something is unavailable."""
     if options.judge and not options.index:
         raise DataError("--judge checks answers against the passages of an index, so it needs --index.")
+    if options.judge_threshold is not None and not options.judge:
+        raise DataError("--judge-threshold is the threshold of a judge; name the judge with --judge.")
     if options.cross_encoder and not options.index:
         raise DataError("--cross-encoder scores the passages of an index, so it needs --index.")
+    if options.judge_threshold is not None and not options.judge:
+        raise DataError("--judge-threshold is the threshold of a judge; name the judge with --judge.")
     if options.cross_encoder:
         refuse_without_torch()
     base, metrics = open_store(store), Metrics()
@@ -97,7 +103,7 @@ def open_service(options: ServerOptions, settings: Settings, store: StoreLocatio
         """Open the judge once, after the index, because the judge loads torch."""
         from meditune.engines.evidence_judge import open_judge
 
-        return open_judge(options.judge) if options.judge else None
+        return open_judge(options.judge, options.judge_threshold) if options.judge else None
 
     def service_for(parts: VersionParts) -> Service:
         return Service(
