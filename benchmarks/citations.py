@@ -23,7 +23,8 @@ sources support the sentence? As the order is random, the first rows are a rando
 
 The fourth command adds to the table, from the labels, the share of unsupported sentences among those shown, with its
 95% interval (Wilson), and the difference from the detector's share (bootstrap over answers). A row's `answer` and
-`sentence` are counted from 0, in answers.jsonl and in its row's `sentences`.
+`sentence` are counted from 0, in answers.jsonl and in its row's `sentences`. With --labels other-scores.json, the
+verdicts of another judge take the place of people's labels.
 """
 
 from __future__ import annotations
@@ -392,8 +393,18 @@ def write_unlabelled(path: Path, rows: dict[int, dict[str, Any]], visible: Itera
 
 
 def read_labels(path: Path, rows: dict[int, dict[str, Any]]) -> dict[tuple[int, int], bool]:
-    """Return whether each labelled sentence is supported; rows without a label don't count."""
+    """Return whether each labelled sentence is supported; rows without a label don't count.
+
+    `path` may also be another judge's file of scores. Its judge supports a sentence with a probability of at least 0.5.
+    """
     found = {}
+    if path.suffix == ".json":
+        other = read_json(path)
+        if other["sentences"] != [row["sentences"] for row in rows.values()]:
+            raise SystemExit(f"{path} has the scores of other answers.")
+        for answer, scores in zip(rows, other["judge"]["scores"], strict=True):
+            found |= {(answer, sentence): score >= 0.5 for sentence, score in enumerate(scores)}
+        return found
     for line, each in numbered_jsonl(path):
         answer, sentence, label = each.get("answer"), each.get("sentence"), each.get("supported")
         if answer not in rows or sentence not in range(len(rows[answer]["sentences"])):

@@ -262,6 +262,8 @@ def test_recorded_answers_are_labelled_blind_and_compared_at_as_many_shown_answe
     assert "| 1 | 1 | 0.0%" in own
     assert "| 3 | 3 | 33.3% (" in equal
     assert "| +33.3 (+0.0 to +" in equal
+    *_, by_detector, _, _, _ = citations.checked_again(record, None, scores, None, scores)
+    assert "| 3 | 3 | 33.3% (" in by_detector, "the judge itself finds one of the detector's three unsupported"
     write_jsonl(sheet, [rows[0] | {"supported": "false"}])
     with pytest.raises(SystemExit, match="line 1: supported is 'false'"):
         list(citations.checked_again(record, None, scores, None, sheet))
