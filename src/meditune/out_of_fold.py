@@ -111,8 +111,9 @@ def decide_out_of_fold(
 ) -> None:
     """Train a model for each fold, and store the decisions on `items` as those of the tuned model on the dev split.
 
-    `start` names the model that tuning starts from, and `load` loads it. A finished fold isn't computed again, so the
-    same call resumes.
+    A fold's model is trained for as many steps as the model on all items: with fewer steps, it would be less confident,
+    so the fitted temperature would be too low. `start` names the model that tuning starts from, and `load` loads it. A
+    finished fold isn't computed again, so the same call resumes.
     """
     rows: dict[str, Row] = {}
     wanted = {example.id for example in items}
@@ -121,7 +122,10 @@ def decide_out_of_fold(
         if not finished.is_file():
             with stage(folder, f"cross-validate, fold {number}"):
                 decided = [example for example in held if example.id in wanted]
-                write_jsonl(finished, _decided(number, others, decided, recipe, folder, start, load))
+                longer = (len(others.train) + len(held)) / len(others.train)
+                trained = recipe.train.model_copy(update={"tracker": "none", "epochs": recipe.train.epochs * longer})
+                of_fold = recipe.model_copy(update={"train": trained})
+                write_jsonl(finished, _decided(number, others, decided, of_fold, folder, start, load))
             # Free the memory of this fold's model before the next one is loaded.
             gc.collect()
             release_memory()
@@ -156,8 +160,7 @@ def _decided(
         for name in (TRAINING, REPLAY):
             if (folder / name).is_file():
                 shutil.copyfile(folder / name, place / name)
-        untracked = recipe.model_copy(update={"train": recipe.train.model_copy(update={"tracker": "none"})})
-        fine_tune(loaded, splits, untracked, place, dev_measure(loaded, splits.dev, recipe))
+        fine_tune(loaded, splits, recipe, place, dev_measure(loaded, splits.dev, recipe))
     encoder = loaded.encoder(recipe.prompt)
     scoring = Scoring(encoder, encoder.fitting(decided, "decision"), [])
     return scoring.predictions(loaded, recipe.train.micro_batch_tokens, f"Scoring fold {number}").decision

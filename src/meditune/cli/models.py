@@ -295,9 +295,8 @@ def _print_plan(planned: Planned, recipe: Recipe, examples: int) -> None:
     items = round(examples * tests / ((1 - tests) * (1 - devs)))
     answers = min(recipe.evaluate.answers or items, items)
     measuring = planned.own.measuring(recipe, items, recipe.prompt.max_tokens, answers)
-    # Each of the k models for calibration is trained on (k - 1) / k of the items.
     folds = recipe.evaluate.calibration_folds
-    training = planned.own.seconds(tokens) * max(1, folds)
+    training = planned.own.seconds(tokens) * (1 + folds)
     further = f" (with {folds} further models for evaluate.calibration_folds)" if folds else ""
     out.print(
         f"Time of `meditune run`, assuming {items:,} test items, {answers:,} of them answered in writing: "
