@@ -689,3 +689,25 @@ def test_a_server_that_is_gone_and_a_store_that_isnt_there(tmp_path):
     fill_busy_store(tmp_path, 1)
     found = meditune("status", "--store", tmp_path, "--url", "http://127.0.0.1:1")
     assert (found.code, "no answer (ConnectError)" in found.out) == (0, True)
+
+
+def test_a_signal_during_a_destructor_stops_the_program_all_the_same():
+    """Python ignores an exception there."""
+    script = """
+import signal, time
+from meditune.cli.main import stop_on_signals
+from meditune.errors import Stopped
+
+class Busy:
+    def __del__(self):
+        signal.raise_signal(signal.SIGTERM)
+
+stop_on_signals()
+try:
+    Busy()
+    time.sleep(60)
+except Stopped:
+    print("stopped")
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=50, check=True)
+    assert (done.stdout, done.stderr) == ("stopped\n", "")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import shlex
 import signal
 import sys
+import threading
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -32,6 +33,8 @@ from meditune.cli.options import (
     with_new_names,
 )
 from meditune.errors import MedituneError, Stopped, os_error_sentence
+
+REPEAT_SECONDS = 0.1
 
 recipe_app = Group("recipe", "Show and check recipes.", "reference/recipes.md")
 
@@ -357,8 +360,7 @@ def main() -> None:
     from meditune.models.quiet_libraries import no_telemetry
 
     no_telemetry()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _stop)
+    stop_on_signals()
     try:
         with distributed.process_group():
             cli_app(prog_name="meditune")
@@ -374,6 +376,25 @@ def main() -> None:
             raise
         typer.secho(f"Error: {sentence}", fg="red", err=True)
         sys.exit(1)
+
+
+def stop_on_signals() -> None:
+    """Raise Stopped in the main thread at ctrl-C or the system's termination signal.
+
+    Python ignores an exception that is raised while it destroys an object, so the signal is then repeated.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _stop)
+    report = sys.unraisablehook
+
+    def repeat(ignored: sys.UnraisableHookArgs) -> None:
+        if isinstance(ignored.exc_value, Stopped):
+            again = [threading.main_thread().ident, signal.SIGTERM]
+            threading.Timer(REPEAT_SECONDS, signal.pthread_kill, again).start()
+        else:
+            report(ignored)
+
+    sys.unraisablehook = repeat
 
 
 def _stop(*_: object) -> None:
