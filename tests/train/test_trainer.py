@@ -22,6 +22,7 @@ from meditune.data.example import LABEL
 from meditune.errors import MedituneError, ModelError
 from meditune.files import read_json, write_json
 from meditune.models.adapters import add_lora, make_trainable
+from meditune.models.forward import takes_unpadded
 from meditune.models.hidden_state_cache import blocks_of
 from meditune.models.shared_prefix_batch import PROMPT, rows_of, with_prompt
 from meditune.train import checkpoint, losses
@@ -149,6 +150,7 @@ def test_with_checkpointing_frozen_layers_take_one_forward_pass_and_no_backward_
     for checkpointing in (False, True):
         spec = spec.model_copy(update={"gradient_checkpointing": checkpointing})
         model = make_trainable(tiny.loaded(architecture).model, ModelSpec(strategy=strategy, top_layers=1), seed=1)
+        assert takes_unpadded(model)  # which ran the model
         passes, slopes = [], {}
         for number, block in enumerate(blocks_of(model)):
             block.mlp.register_forward_pre_hook(lambda *_, passes=passes, number=number: passes.append(number))
