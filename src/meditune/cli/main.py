@@ -390,7 +390,9 @@ def stop_on_signals() -> None:
     def repeat(ignored: sys.UnraisableHookArgs) -> None:
         if isinstance(ignored.exc_value, Stopped):
             again = [threading.main_thread().ident, signal.SIGTERM]
-            threading.Timer(REPEAT_SECONDS, signal.pthread_kill, again).start()
+            timer = threading.Timer(REPEAT_SECONDS, signal.pthread_kill, again)
+            timer.daemon = True  # a program that has ended needs no signal
+            timer.start()
         else:
             report(ignored)
 

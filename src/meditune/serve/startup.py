@@ -86,8 +86,6 @@ def open_service(options: ServerOptions, settings: Settings, store: StoreLocatio
         raise DataError("--judge-threshold is the threshold of a judge; name the judge with --judge.")
     if options.cross_encoder and not options.index:
         raise DataError("--cross-encoder scores the passages of an index, so it needs --index.")
-    if options.judge_threshold is not None and not options.judge:
-        raise DataError("--judge-threshold is the threshold of a judge; name the judge with --judge.")
     if options.cross_encoder:
         refuse_without_torch()
     base, metrics = open_store(store), Metrics()
