@@ -1,10 +1,10 @@
 """Decisions to fit calibration to: on the dev split, or out of fold on the training items.
 
 Calibration and the threshold for abstaining need decisions on items that the model wasn't trained on. If few items have
-decisions, a dev split is too small for this, and training lacks its items. Cross-validation instead trains one more
-model for each fold of the training items, which decides the items of this fold, and pools the decisions (Platt 1999,
-"Probabilistic outputs for support vector machines"). What is fitted to them is then applied to the model that was
-trained on all items.
+decisions, a dev split is too small for this, and its items are missing from training. Cross-validation instead
+trains one more model for each fold of the training items, predicts the decisions on this fold with it, and pools the
+decisions (Platt 1999, "Probabilistic outputs for support vector machines"). The correction that is fitted to these
+decisions is then applied to the model that was trained on all items.
 """
 
 from __future__ import annotations

@@ -159,7 +159,7 @@ def evaluate(
         ),
     ] = None,
     url: Annotated[
-        Text, Option(help="Measure MODEL on the vLLM server at this address (including /v1), which serves it.")
+        Text, Option(help="Address of the vLLM server that serves MODEL, including /v1; MODEL is measured there.")
     ] = None,
     overrides: Overrides = None,
     yes: Yes = False,

@@ -17,13 +17,14 @@ from meditune.evaluate.predictions import Predictions
 Row = dict[str, Any]
 SHOWN_WITH = {"closed": "closed book", "given": "given context", "retrieved": "retrieved"}
 MANY_SEEDS = 10  # With fewer seeds, a note explains what so few seeds can't show
+CHANGES = {"gained": "improved", "lost": "worsened", "neither": "neither"}
 HINTED = "no significant change (better before correction)"
 
 
 def print_side_by_side(result: dict[str, Any], changed: int) -> None:
     """Print how each model compares with the first: the metrics, those that got worse, and changed items.
 
-    At most `changed` lost items and `changed` gained items are printed.
+    At most `changed` worsened items and `changed` improved items are printed.
     """
     out, (first, *others) = console(), result["models"]
     last = {name: name.rstrip("/").rpartition("/")[2] for name in result["models"]}
@@ -49,11 +50,12 @@ def _print_changes(rows: list[dict[str, Any]], limit: int) -> None:
     out = console()
     for kind, counts in count_changes(rows).items():
         what = "decisions" if kind == "decision" else "written answers (by ROUGE-L)"
-        out.print(f"Changed {what}: {counts['gained']} gained, {counts['lost']} lost, {counts['neither']} neither.")
+        changes = ", ".join(f"{counts[change]} {word}" for change, word in CHANGES.items())
+        out.print(f"Changed {what}: {changes}.")
     lost = [row for row in rows if row["change"] == "lost"][:limit]
     gained = [row for row in rows[::-1] if row["change"] == "gained"][:limit]
     for row in (*lost, *gained):
-        out.print(f"  {row['change']}  {row['id']}  {short(row['question'], 80)}", markup=False)
+        out.print(f"  {CHANGES[row['change']]}  {row['id']}  {short(row['question'], 80)}", markup=False)
         answers = f"{short(row['base'])} -> {short(row['tuned'])} (reference: {short(row['reference'])})"
         out.print(f"        {answers}", markup=False, style="dim")
 

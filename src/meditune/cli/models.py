@@ -258,14 +258,12 @@ def _print_plan(planned: Planned, recipe: Recipe, examples: int) -> None:
 
     out, target = console(), planned.target
     tokens = round(examples * recipe.train.epochs * recipe.prompt.max_tokens)
-    reach = (
-        "in training"
-        if target.device == "cpu"
-        else f"of which training is assumed to reach {UTILIZATION[target.device]:.0%}"
-    )
+    measured, reach = " in training", ""
+    if target.device != "cpu":
+        measured, reach = "", f", of which training is assumed to reach {UTILIZATION[target.device]:.0%}"
     out.print(
-        f"{recipe.model.base} on {target.name}: {target.memory_gb:.1f} GB, {target.flops / 1e12:,.2f} TFLOP/s "
-        f"({target.source}), {reach}."
+        f"{recipe.model.base} on {target.name}: {target.memory_gb:.1f} GB, {target.flops / 1e12:,.2f} "
+        f"TFLOP/s{measured} ({target.source}){reach}."
     )
     rows = []
     colours = {"fits": "green", "tight": "yellow", "no": "red"}

@@ -44,7 +44,8 @@ def create(
     typer.echo(f"{counts['answers']} answers to {counts['questions']} questions, in random order, with hidden origin.")
     if counts["alike"]:
         typer.echo(
-            f"{counts['alike']} of these answers come from several of base, tuned and reference. Each is rated once."
+            f"{counts['alike']} of these answers were given by two or more of base model, tuned model and reference. "
+            "Each is rated once."
         )
     typer.echo(f"Rating set: {folder.resolve()}. Start the page for raters: meditune review serve {folder}")
 

@@ -77,12 +77,13 @@ class EvaluateSpec(Spec):
     written_decisions: bool = False
     """Also generate decisions as text, and take the first yes, no or maybe in the text."""
     calibrate: Literal["none", "temperature", "bcts", "batch", "prior"] = "none"
-    """Calibrate decisions on the dev split, or with calibration_folds: temperature scales the confidence; bcts adds a
-    bias to each label, too (Alexandari et al. 2020, arXiv:1901.06852); batch removes the model's bias towards certain
-    labels (Zhou et al. 2023, arXiv:2309.17249); prior does the same, and also uses the labels' frequencies."""
+    """Method for calibrating decisions, on the dev split or with calibration_folds. temperature scales the confidence;
+    bcts adds a bias to each label, too (Alexandari et al. 2020, arXiv:1901.06852); batch removes the model's bias
+    towards certain labels (Zhou et al. 2023, arXiv:2309.17249); prior does the same, and also uses the labels'
+    frequencies."""
     calibration_folds: int = Field(0, ge=0)
-    """Fit calibration and abstention to cross-validated decisions on the training items, instead of on the dev split:
-    number of folds. For each fold, a further model is trained, without the items of the fold. 0: off."""
+    """Number of folds for fitting calibration and abstention to cross-validated decisions on the training items instead
+    of the dev split. For each fold, a further model is trained, without the items of the fold. 0: off."""
     abstain_target: float | None = Field(None, gt=0, le=1)
     """Share of decisions that should be correct. On the dev split, Meditune determines the confidence above which this
     share of the decisions is correct. On the test split, the model abstains below this confidence. null: off."""
@@ -295,8 +296,8 @@ class Recipe(Spec):
             )
         if folds and self.data.balance.by == "decision":
             yield (
-                "evaluate.calibration_folds would fit to the decisions that data.balance.by decision leaves; set "
-                "evaluate.calibration_folds to 0"
+                "evaluate.calibration_folds can't be combined with data.balance.by decision, which changes how "
+                "frequent each decision is; set evaluate.calibration_folds to 0"
             )
         if folds and evaluate.protocol == "lm-eval":
             yield "evaluate.calibration_folds has no effect with evaluate.protocol lm-eval; leave it out"

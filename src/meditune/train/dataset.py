@@ -44,7 +44,8 @@ def retrieved_described(facts: dict[str, int]) -> str:
     """Return the counts of `retrieved_facts` in words."""
     without = facts["examples"] - facts["right"]
     room = f" {facts['left_out']} passages did not fit." if facts["left_out"] else ""
-    return f"{facts['examples']} examples show retrieved passages, {without} of them without their own passage.{room}"
+    missing = f"in {without}, the example's own passage is missing"
+    return f"{facts['examples']} examples show retrieved passages; {missing}.{room}"
 
 
 class TokenWeights:

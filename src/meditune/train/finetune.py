@@ -360,12 +360,12 @@ def _train_with_checkpoints(
 def _preflight(planned: Plan, counts: dict[str, int], recipe: Recipe, loaded: LoadedModel) -> None:
     tokens, share = planned.fitted, counts["trainable_parameters"] / counts["parameters"]
     report = [
-        f"Training on {tokens.rows} {planned.unit}: {tokens.tokens:,} tokens in total, "
+        f"Training on {tokens.rows} {planned.unit}: {tokens.tokens:,} tokens in one pass, "
         f"{tokens.supervised_tokens:,} of them supervised; the longest row has {tokens.longest} tokens.",
         f"To fit {recipe.prompt.max_tokens} tokens: {tokens.shortened} contexts shortened, {tokens.cut} answers cut, "
         f"{tokens.dropped} {planned.unit} left out.",
         f"{counts['trainable_parameters']:,} of {counts['parameters']:,} parameters are trained ({share:.1%}); "
-        f"{len(planned.steps)} steps, {planned.tokens:,} tokens in total.",
+        f"{len(planned.steps)} steps, which read {planned.tokens:,} tokens in all.",
         *([template.described()] if (template := loaded.encoder(recipe.prompt).template) else []),
         planned.row_introduction,
         *(f"    {line}" for line in marked(planned.rows[0], loaded.tokenizer).splitlines()),

@@ -535,7 +535,8 @@ def _options(initial: Initial) -> Iterable[tuple[str, Any, str]]:
     spoken, items = recipe.evaluate, round((source.limit or data.total) * tests * data.answers / data.rows)
     if data.answers and spoken.answers and spoken.answers < items:
         fewer = (
-            f"Number of test answers to measure, out of about {items}: writing them may not take longer than training."
+            f"Number of test answers to measure, out of about {items}, so that writing doesn't take longer than "
+            "training."
         )
         yield "evaluate.answers", spoken.answers, fewer
     enough = sum(count <= spoken.max_new_tokens for count in data.answer_tokens) / max(1, len(data.answer_tokens))

@@ -98,8 +98,8 @@ class Target:
         if load > 0.75 * cores():
             # Threads wait for each other after each of many short operations, so the slowdown exceeds the load.
             busy = (
-                f" It is busy now ({load:.0f} programs on {cores()} cores), so a run takes several times as long: with "
-                "two to three programs per core, ten times was measured."
+                f" It is busy now ({load:.0f} programs on {cores()} cores), so a run takes several times as long (ten "
+                "times in a measurement with two to three programs per core)."
             )
         return f"{measured}, and applies while no other program is busy on this machine.{busy}"
 

@@ -76,7 +76,7 @@ def warnings(report: dict[str, Any] | None) -> list[str]:
 def measured(report: dict[str, Any]) -> list[str]:
     """Return a card's paragraphs with the metrics of the base and the tuned model."""
     leaks = described(report["leakage"]) if report.get("leakage") else []
-    loud = f"**Leakage: not all test questions behind the metrics below were unseen.** {' '.join(leaks)}"
+    loud = f"**Leakage: the model may have seen some test questions behind the metrics below.** {' '.join(leaks)}"
     table = ["| metric | base | tuned | 95% interval |", "|---|---|---|---|"]
     for name, row in report["comparison"].items():
         low, high = row["ci95"]
