@@ -66,7 +66,7 @@ ALARMS = 0.1
 """Share of the true answers of the harder kind that score below the threshold, in the half used for fitting"""
 FOLLOWING = (
     "in_order known best length negation_turned directions_against directions_turned directions_unseen "
-    "numbers_elsewhere number_replaced numbers_missing units names replaced inserted"
+    "numbers_elsewhere number_replaced numbers_missing names replaced inserted"
 )
 PARAPHRASING = (
     "known known_below_20 known_below_40 known_below_60 best best_below_20 question_below_20 length rare rarest "

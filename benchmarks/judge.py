@@ -41,7 +41,7 @@ from meditune.data.readers.tables import Rejects
 from meditune.data.sources import locate_own
 from meditune.engines.evidence_judge import BATCH_SENTENCES, EvidenceJudge, TorchLabelModel, load_support_model
 from meditune.evaluate.metrics.decision import auroc
-from meditune.evidence.lexical_detector import Sources, detect
+from meditune.evidence.lexical_detector import CALIBRATION, Sources, detect
 from meditune.evidence.support_model import ClaimCorrection, SupportQuestion
 from meditune.files import read_jsonl
 from meditune.models.load import load
@@ -211,7 +211,7 @@ def main() -> None:
             started = time.monotonic()
             judged = list(by_model(model, claims) if model else by_words(claims))
             seconds = time.monotonic() - started
-            threshold = model.threshold if model else 0.315
+            threshold = model.threshold if model else CALIBRATION["answer_threshold"]
             figures = measured(judged, threshold) | {"seconds_per_claim": seconds / len(claims)}
             if title == "medhallu":
                 hard = [each for each in judged if each.claim.meta["difficulty"] == "hard"]

@@ -9,6 +9,7 @@ import pytest
 
 from meditune import readability
 from meditune.readability import counted, flesch_kincaid, is_rare, is_term, smog, syllables, terms
+from meditune.text import sentences
 
 
 def test_flesch_kincaid_gives_published_examples():
@@ -48,6 +49,22 @@ def test_sentences_end_with_lines_too_and_bullets_are_no_words():
 
 def test_an_abbreviation_ends_no_sentence():
     assert counted("Dr. Who saw it. It was small.").sentences == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "last"),
+    [
+        ("Rickets comes from a lack of vitamin D. It softens the bones.", "It softens the bones."),
+        ("You may have hepatitis C. See a doctor.", "See a doctor."),
+        ("The answer is no. Aspirin is safe.", "Aspirin is safe."),
+        ("See table no. 5 first.", "See table no. 5 first."),
+        ("It was described by J. Smith.", "It was described by J. Smith."),
+        ("Robert F. Kennedy spoke.", "Robert F. Kennedy spoke."),
+        ("No. Aspirin does not help.", "No. Aspirin does not help."),
+    ],
+)
+def test_where_a_sentence_begins(text, last):
+    assert sentences(text)[-1] == last
 
 
 @pytest.mark.parametrize("text", ["", " \n", "...", "- \n-", "?!"])

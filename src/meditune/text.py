@@ -6,20 +6,45 @@ import re
 import textwrap
 
 _ENDING = re.compile(r"[.!?][\"')\]]*\s+(?=[\"'(\[]?[A-Z0-9])")
-_ABBREVIATION = re.compile(r"(?:\b(?:Dr|Mr|Mrs|Ms|Prof|vs|cf|al|Fig|fig|No|no|approx|i\.e|e\.g|Inc|St)|\b[A-Z])\.$")
+_ABBREVIATION = re.compile(r"\b(?:Dr|Mr|Mrs|Ms|Prof|vs|cf|al|Fig|fig|approx|i\.e|e\.g|Inc|St)\.$")
+_NUMBERED = re.compile(r"\b[Nn]o\.$")
+"""An abbreviation of "number" if a digit follows"""
+_LETTER = re.compile(r"(?:(?P<before>\S+)\s+)?\b[A-Z]\.$")
+_LETTERED = re.compile(
+    r"appendix|category|class|factor|grade|group|hepatitis|influenza|level|panel|part|phase|stage|type|vitamin"
+)
+"""Words that a single letter belongs to: the letter in "vitamin D." isn't an initial"""
+_BEFORE_NAMES = re.compile("and|by|for|from|in|of|or|than|to|with")
+_ALONE = re.compile(r"\W*(?:yes|no)[.!]\W*", re.IGNORECASE)
 
 
 def sentences(text: str) -> list[str]:
-    """Return the sentences of a prose text. Joined with spaces, they contain all words of `text` in order."""
+    """Return the sentences of a prose text. Joined with spaces, they contain all words of `text` in order.
+
+    A lone "Yes." or "No." belongs to the sentence that follows it.
+    """
     found, start = [], 0
     for match in _ENDING.finditer(text):
         piece = text[start : match.start() + 1]
-        if _ABBREVIATION.search(piece):
+        numbered = _NUMBERED.search(piece) and text[match.end()].isdigit()
+        if _ABBREVIATION.search(piece) or numbered or _ends_in_initial(piece) or _ALONE.fullmatch(piece):
             continue
         found.append(text[start : match.end()].strip())
         start = match.end()
     found.append(text[start:].strip())
     return [sentence for sentence in found if sentence]
+
+
+def _ends_in_initial(piece: str) -> bool:
+    """Return whether a text ends in the initial of a name, such as "by J." or "Robert F.", unlike "vitamin D."."""
+    match = _LETTER.search(piece)
+    if not match:
+        return False
+    before = match["before"] or ""
+    plain = before.strip("\"'([").lower()
+    if _LETTERED.fullmatch(plain):
+        return False
+    return not before[:1].islower() or _BEFORE_NAMES.fullmatch(plain) is not None
 
 
 def counted(count: int, noun: str) -> str:

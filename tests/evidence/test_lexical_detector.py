@@ -43,6 +43,68 @@ def test_spans(answer, expected):
 
 
 @pytest.mark.parametrize(
+    ("stated", "known"),
+    [
+        ("1,500 mg", "1500 mg"),
+        ("4 g", "4000 mg"),
+        ("2 mg/day", "2.0 mg/day"),
+        ("7 days", "1 week"),
+        ("25%", "25.4%"),
+        ("13%", "12.5%"),
+        ("12%", "12.5%"),
+        ("12%", "12.0 percent"),
+        ("p < 0.05", "p = 0.003"),
+        ("p < 0.05", "p < 0.01"),
+        ("p = .03", "p = 0.03"),
+    ],
+)
+def test_a_number_in_another_form_is_no_error(stated, known):
+    said = "In this trial, the treated adults with asthma had the value {} after the first month."
+    assert detect(said.format(stated), Sources([said.format(known)])).spans == ()
+
+
+@pytest.mark.parametrize(
+    ("stated", "known"),
+    [("30%", "25%"), ("25%", "25.6%"), ("4 mg", "4 g"), ("p < 0.12", "p < 0.01"), ("p < 0.01", "p = 0.03")],
+)
+def test_a_number_with_another_value_is_an_error(stated, known):
+    said = "In this trial, the treated adults with asthma had the value {} after the first month."
+    verdict = detect(said.format(stated), Sources([said.format(known)]))
+    assert verdict.spans
+    assert not verdict.faithful
+
+
+def test_the_word_that_answers_a_question_is_no_negation():
+    sources = Sources(["Antibiotics do not help against colds or the flu."])
+    for answer in (
+        "No, antibiotics do not help against colds or the flu.",
+        "No. Antibiotics do not help against colds.",
+    ):
+        assert detect(answer, sources).spans == ()
+    (span,) = detect("No, antibiotics help against colds or the flu.", sources).spans
+    assert span.kind == "negation"
+
+
+@pytest.mark.parametrize(
+    ("condition", "abbreviation", "known"),
+    [
+        ("atrial fibrillation", "AF", True),
+        ("a few weeks of illness", "AF", False),
+        ("myocardial infarction", "MI", True),
+        ("mild infections", "MI", False),
+        ("chronic obstructive pulmonary disease", "COPD", True),
+        ("old pain. Doctors agree", "OPD", False),
+    ],
+)
+def test_an_abbreviation_needs_its_words_in_a_source(condition, abbreviation, known):
+    sources = Sources([f"Beta blockers reduce the risk of death in adults with {condition}."])
+    kinds = [
+        span.kind for span in detect(f"Beta blockers reduce the risk of death with {abbreviation}.", sources).spans
+    ]
+    assert kinds == ([] if known else ["name"])
+
+
+@pytest.mark.parametrize(
     ("source", "faithful", "false"),
     [
         ("Methotrexate is taken once a week.", "Methotrexate is taken once weekly.",

@@ -9,7 +9,7 @@ changes a feature of the score, and some mismatches are also reported as spans.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from difflib import SequenceMatcher
 from math import exp, log
@@ -21,7 +21,9 @@ from meditune.evidence.lexical_features import (
     DEFINED,
     NEGATIVE,
     NULL_FINDING,
+    STANDS_FOR,
     Name,
+    Token,
     directions,
     information_weight,
     names,
@@ -29,7 +31,7 @@ from meditune.evidence.lexical_features import (
     stem,
     tokens,
 )
-from meditune.evidence.quantities import is_supported_number, numbers, rates, shares
+from meditune.evidence.quantities import Number, is_supported_number, numbers, rates, shares
 from meditune.files import read_json
 from meditune.text import sentences
 
@@ -37,6 +39,8 @@ CALIBRATION: dict[str, Any] = read_json(Path(__file__).parent / "calibration.jso
 """Fitted weights for the log-odds of answers and sentences, and the thresholds below which these count as unsupported;
 sentences that follow a source sentence almost word for word have their own weights.
 `python benchmarks/faithfulness.py --fit` writes them."""
+_YES_NO = re.compile(r"\W*(?:yes|no)\s*[,.;:!–—-]\s+", re.IGNORECASE)
+"""The word that answers a yes/no question, before the sentence that says the same in full"""
 _LIST_MARKER = re.compile(r"\s*(?:[-*•–]|\(?\d{1,2}[.)]|\(?[a-z]\))(?:\s+|$)")
 WINDOW = 4
 """Number of content words on either side of a position that describe its context"""
@@ -47,7 +51,10 @@ class Sentence:
 
     def __init__(self, text: str) -> None:
         self.text = text
-        self.tokens = tokens(text)
+        answered = _YES_NO.match(text)
+        self.start = answered.end() if answered else 0
+        """Start of the statement; a leading "No," neither negates the statement nor counts as one of its words"""
+        self.tokens = [token for token in tokens(text) if token.start >= self.start]
         self.numbers = numbers(text)
         self.weights: dict[str, float] = {}
         for token in self.tokens:
@@ -56,15 +63,19 @@ class Sentence:
         self.total = sum(self.weights.values())
         self.rates = rates(text, self.numbers)
         self.stems = [token.stem for token in self.tokens]
-        self.negated = len(NEGATIVE.findall(text)) % 2 == 1
+        self.negated = len(NEGATIVE.findall(text, self.start)) % 2 == 1
         """True if the sentence has an odd number of negations"""
-        self.finds_nothing = self.negated or NULL_FINDING.search(text) is not None
+        self.finds_nothing = self.negated or NULL_FINDING.search(text, self.start) is not None
         """True if the sentence is negated or reports no difference, effect or association"""
 
     def share_in(self, known: Container[str]) -> float:
         """Return the weighted share of the sentence's words whose stems are in `known`."""
         # Summed in the sentence's order: the order of a set differs between processes and would change the last digits.
         return sum(value for each, value in self.weights.items() if each in known) / self.total if self.total else 0.0
+
+    def numbers_in(self, part: Sequence[Token]) -> list[Number]:
+        """Return the numbers with a token in a part of the sentence."""
+        return [each for each in self.numbers if any(each.start <= token.start < each.end for token in part)]
 
     def about(self, start: int, end: int) -> dict[str, float]:
         """Return the stems and weights of the WINDOW content words before `start` and after `end`."""
@@ -90,7 +101,8 @@ class Sources:
         self.directions_about = self._places(lambda each: directions(each.text))
         self.rates_about = self._places(lambda each: each.rates)
         self._rare = {token.text.lower() for each in both for token in each.tokens if _is_rare(token.text)}
-        self._initials = "".join(token.text[0].lower() for token in tokens(joined))
+        self._initials = [initials for each in both for initials in _initials(each.tokens)]
+        self._phrases = [f" {' '.join(each.stems)} " for each in both]
         self._introduced = {match[1].casefold() for match in DEFINED.finditer(joined)}
 
     def _places(self, find: Callable[[Sentence], Iterable[Any]]) -> list[tuple[Any, Sentence, dict[str, float]]]:
@@ -98,11 +110,19 @@ class Sources:
         return [(found, each, each.about(found.start, found.end)) for each in self.sentences for found in find(each)]
 
     def has_name(self, name: Name) -> bool:
-        """Return whether the sources contain the name or, judging by initials, the words that it abbreviates."""
+        """Return whether the sources contain the name or the words that it abbreviates.
+
+        The initials of consecutive words in a sentence count if the abbreviation has at least three letters.
+        """
         if stem(name.text) in self.known or name.text.casefold() in self._introduced:
             return True
+        if name.kind != "abbreviation":
+            return False
         letters = re.sub(r"[^a-z]", "", name.text.lower().removesuffix("s"))
-        return name.kind == "abbreviation" and len(letters) > 1 and letters in self._initials
+        meanings = (f" {' '.join(words)} " for words in STANDS_FOR.get(letters, ()))
+        if any(words in phrase for words in meanings for phrase in self._phrases):
+            return True
+        return len(letters) > 2 and any(letters in initials for initials in self._initials)
 
     def nearly_spelled(self, word: str) -> str:
         """Return the rare word in the sources that `word` misspells with one or two typos; empty if there is none."""
@@ -114,6 +134,14 @@ class Sources:
         distances = {each: OSA.distance(low, _american(each), score_cutoff=most) for each in sorted(self._rare)}
         near = min(distances, key=lambda each: distances[each], default="")
         return near if near and 0 < distances[near] <= most and not _same_root(_american(low), _american(near)) else ""
+
+
+def _initials(words: Sequence[Token]) -> tuple[str, str]:
+    """Return the initials of all words in lowercase, and those of the content words."""
+    return (
+        "".join(token.text[0].lower() for token in words),
+        "".join(token.text[0].lower() for token in words if information_weight(token.text)),
+    )
 
 
 def _is_rare(word: str) -> bool:
@@ -245,7 +273,7 @@ def _numbers(sentence: Sentence, sources: Sources, found: Evidence) -> None:
             if context and other - same > CLEAR_MARGIN:
                 why = f"The sources give {text} for something else, and a different number here."
                 found.spans.append(Span(number.start, number.end, "number", why, place))
-        elif any(number.same_value(each) and number.clashes(each) for each in sources.numbers):
+        elif any(number.same_value(each) and number.has_another_unit_than(each) for each in sources.numbers):
             units += 1
             why = f"The sources have the number in {text} with a different unit."
             found.spans.append(Span(number.start, number.end, "unit", why, place))
@@ -334,7 +362,7 @@ def _word_by_word(sentence: Sentence, closest: Sentence | None, found: Evidence)
     features["in_order"] = sum(block.size for block in matcher.get_matching_blocks()) / max(1, len(sentence.stems))
     if sentence.negated != closest.negated:
         features["negation_turned"] = features["best"] * features["in_order"]
-        negation = NEGATIVE.search(sentence.text)
+        negation = NEGATIVE.search(sentence.text, sentence.start)
         start, end = negation.span() if negation else (0, len(sentence.text))
         why = "The source doesn't deny this." if negation else "The source denies this."
         if found.follows:
@@ -343,9 +371,11 @@ def _word_by_word(sentence: Sentence, closest: Sentence | None, found: Evidence)
         own, source = sentence.tokens[start:end], closest.tokens[first:last]
         said_most = max((information_weight(token.text) for token in own if not token.is_number), default=0.0)
         if tag == "replace":
-            both_numbers = any(token.is_number for token in own) and any(token.is_number for token in source)
-            features["number_replaced"] += both_numbers
             numbers_here = [token for token in own if token.is_number]
+            both_numbers = numbers_here and any(token.is_number for token in source)
+            if both_numbers and _agree(sentence.numbers_in(own), closest.numbers_in(source)):
+                both_numbers = False
+            features["number_replaced"] += bool(both_numbers)
             if both_numbers and found.follows and not _marked(found, numbers_here[0].start, numbers_here[-1].end):
                 instead = ", ".join(token.text for token in source if token.is_number)
                 why = f"The source has {instead} here."
@@ -355,6 +385,11 @@ def _word_by_word(sentence: Sentence, closest: Sentence | None, found: Evidence)
             )
         elif tag == "delete":
             features["inserted"] += said_most
+
+
+def _agree(stated: Sequence[Number], known: Sequence[Number]) -> bool:
+    """Return whether there are stated numbers, and the known numbers support all of them."""
+    return bool(stated) and all(is_supported_number(number, known) for number in stated)
 
 
 def _rates(sentence: Sentence, sources: Sources, found: Evidence) -> None:

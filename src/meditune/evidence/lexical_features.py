@@ -213,6 +213,11 @@ _WHOLE: dict[NameKind, frozenset[str]] = {
     "disease": frozenset(_LISTS["diseases"].split()),
     "drug": frozenset(_LISTS["drugs"].split()),
 }
+STANDS_FOR = {
+    letters: [[stem(word) for word in words.split()] for words in meanings]
+    for letters, meanings in _LISTS["abbreviations"].items()
+}
+"""An abbreviation of two letters in lowercase -> the stems of the words that it can stand for"""
 _CAPITALS = re.compile(r"(?:[A-Z][a-z]?[\d/-]*){2,}s?")
 DEFINED = re.compile(r"\(\s*([A-Za-z][\w/-]{1,9})\s*[;,)]")
 COMMON = 0.75

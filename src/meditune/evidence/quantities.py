@@ -62,6 +62,8 @@ _NUMBER = re.compile(
 )
 _OF = re.compile(rf"({_DIGITS})\s*(?:/|of(?: the)?|out of(?: the)?)\s*({_DIGITS})", re.IGNORECASE)
 _P = frozenset(("p<", "p>", "p="))
+_P_LIMITS = frozenset((0.1, 0.05, 0.025, 0.01, 0.005, 0.001, 0.0005, 0.0001))
+"""Usual limits for p-values; a sentence may compare a p-value with one of them although its source doesn't"""
 _RANGE = re.compile(r"\s*(?:-|–|to|and)\s*$", re.IGNORECASE)
 
 
@@ -94,10 +96,14 @@ class Number:
         return next((size for kind, size in self._bases().items() if kind == "time" and size > 0.04), 0.0)
 
     def same_value(self, other: Number) -> bool:
-        """Return whether the values are equal, or this value is the other value rounded; units are ignored."""
+        """Return whether the values are equal, or this value is the other value rounded; units are ignored.
+
+        A value halfway between two rounded values, such as 12.5, may be rounded to either.
+        """
         if isclose(self.value, other.value, rel_tol=1e-9):
             return True
-        return other.decimals > self.decimals and isclose(round(other.value, self.decimals), self.value)
+        half = 0.5 * 10.0**-self.decimals
+        return other.decimals > self.decimals and abs(other.value - self.value) <= half * (1 + 1e-9)
 
     def agrees(self, other: Number) -> bool:
         """Return whether the other number supports this one, taking the units into account."""
@@ -113,19 +119,23 @@ class Number:
         return self.same_value(other) and not self.clashes(other)
 
     def _holds_given(self, other: Number) -> bool:
-        """Return whether the other p-value supports this one: p = 0.03 supports p < 0.05."""
-        known = other.unit[-1]
-        if self.unit == "p<":
-            return known in "<=" and other.value <= self.value and (known == "<" or other.value < self.value)
-        if self.unit == "p>":
-            return known in ">=" and other.value >= self.value and (known == ">" or other.value > self.value)
-        return known == "=" and self.same_value(other)
+        """Return whether the other p-value supports this one: p = 0.03 supports p < 0.05, but not p < 0.12."""
+        if self.unit == other.unit and self.same_value(other):
+            return True
+        if self.unit == "p=" or self.value not in _P_LIMITS:
+            return False
+        beyond = other.value < self.value if self.unit == "p<" else other.value > self.value
+        return beyond and other.unit in ("p=", self.unit)
 
     def clashes(self, other: Number) -> bool:
         """Return whether both numbers have units, but of different dimensions: mg and weeks, or mg and mg/kg."""
         if not self.dimension or not other.dimension:
             return False
         return self.dimension != other.dimension or not self._same_base(other)
+
+    def has_another_unit_than(self, other: Number) -> bool:
+        """Return whether both numbers have units that differ: mg and weeks, mg and g, or mg and mg/kg."""
+        return self.clashes(other) or (bool(self.dimension and other.dimension) and self.unit != other.unit)
 
     def _same_base(self, other: Number) -> bool:
         """Return whether both have equal denominators; one may lack "dose", or else a period of a day or longer."""
