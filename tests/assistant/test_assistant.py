@@ -393,6 +393,11 @@ def until(holds) -> None:
         "Give 5 cc.",
         "Give 10 mEq.",
         "Take 650 every four hours.",
+        "Take .5 mg of clonazepam at night.",
+        "Take **500** mg of paracetamol.",
+        "Adults can take two aspirin with water.",
+        "Take up to 8 paracetamol in 24 hours.",
+        "Take 2 Tylenol now and 2 more later.",
     ],
 )
 def test_amounts_of_medicines_are_seen(sentence: str) -> None:
@@ -410,6 +415,9 @@ def test_amounts_of_medicines_are_seen(sentence: str) -> None:
         "It helps in 2 of 3 people.",
         "It lasts for 3 days.",
         "There was a drop in pressure.",
+        "Of these, 20 metformin users had low blood sugar.",
+        "In 3 aspirin trials, bleeding was more common.",
+        "It has two types.",
     ],
 )
 def test_other_numbers_are_no_amounts(sentence: str) -> None:

@@ -10,6 +10,7 @@ from typing import Literal
 
 from meditune.assistant.events import Citation, Sentence
 from meditune.evidence.lexical_detector import placed
+from meditune.evidence.lexical_features import kind_of
 from meditune.observability import span
 from meditune.retrieve.citations import Citer, Judge, Unjudged, stated_sentences, words_of
 from meditune.retrieve.context_packing import PackedPassage
@@ -28,7 +29,7 @@ _TENS = (
     "(?:twenty|thirty|forty|fifty|sixty|seventy|eighty|ninety)(?:[ -](?:one|two|three|four|five|six|seven|eight|nine))?"
 )
 _NUMBER = (
-    rf"(?:\d+(?:[.,/⁄]\d+)*|(?:{_ONES}|{_TENS})(?: (?:hundred|thousand))?|half"
+    rf"(?:\.?\d+(?:[.,/⁄]\d+)*|(?:{_ONES}|{_TENS})(?: (?:hundred|thousand))?|half"
     r"|(?:a|one) (?:hundred|thousand|quarter|third)|(?:a )?couple|(?:a )?few|several)"
 )
 _RANGE = rf"{_NUMBER}(?:\s*(?:-|–|to|or)\s*{_NUMBER})?"
@@ -51,6 +52,12 @@ _AMOUNT = re.compile(
     rf"|\b(?:an?|another)\s+{_UNIT}[^.]{{0,40}}?{_HOW_OFTEN}",
     re.IGNORECASE,
 )
+_COUNTED = re.compile(
+    rf"(?<![\w.,]){_RANGE}{_BETWEEN}(?<=[\s-])(?P<drug>[a-z]{{4,}})\b"
+    r"(?! (?:users?|patients?|adults|children|people|trials?|studies|groups?|arms?|cohorts?)\b)",
+    re.IGNORECASE,
+)
+_MARKUP = str.maketrans("", "", "*_`")
 _OFTEN = re.compile(rf"\b{_HOW_OFTEN}", re.IGNORECASE)
 _REASSURES = re.compile(
     r"\b(?:no need (?:to|for)|(?:do not|don't|does not|doesn't) need(?: to)?|needn't|not necessary to)\W+"
@@ -61,8 +68,14 @@ _REASSURES = re.compile(
 
 
 def names_amount(sentence: str) -> bool:
-    """Return whether a sentence names an amount of a medicine."""
-    return bool(_AMOUNT.search(unicodedata.normalize("NFKC", sentence)))
+    """Return whether a sentence names an amount of a medicine, such as "500 mg" or "two aspirin"."""
+    plain = _plain(sentence)
+    return bool(_AMOUNT.search(plain)) or any(kind_of(match["drug"]) == "drug" for match in _COUNTED.finditer(plain))
+
+
+def _plain(sentence: str) -> str:
+    """Return a sentence without Markdown's emphasis, and with full-width digits and the like as plain ones."""
+    return unicodedata.normalize("NFKC", sentence).translate(_MARKUP)
 
 
 def withheld(sentence: str, supported: bool, searched: bool, no_amounts: bool) -> Kept | None:
@@ -73,7 +86,7 @@ def withheld(sentence: str, supported: bool, searched: bool, no_amounts: bool) -
     """
     if is_instruction(sentence):
         return "order"
-    how_often = no_amounts and _OFTEN.search(unicodedata.normalize("NFKC", sentence))
+    how_often = no_amounts and _OFTEN.search(_plain(sentence))
     if how_often or (names_amount(sentence) and (no_amounts or not supported)):
         return "amount"
     if _REASSURES.search(sentence) and not supported:
