@@ -352,6 +352,27 @@ def test_a_groups_figures_are_those_of_its_items_alone():
     assert row["ci95"][0] <= row["delta"] <= row["ci95"][1]
 
 
+def test_items_about_one_document_are_no_independent_evidence():
+    """Two of twenty documents, each with five questions, got worse."""
+    kinds = ("one", "two")
+    examples = [
+        example(5 * document + n, source, group=str(document))
+        for source in kinds
+        for document in range(20)
+        for n in range(5)
+    ]
+    lost = {("one", "0"), ("one", "1")}
+    base, tuned = (
+        decided_where(examples, lambda item, fallen=fallen: not (fallen and (item.source, item.group) in lost))
+        for fallen in (False, True)
+    )
+    row = rows_of(subgroups(examples, base, tuned, 1))["source", "one"]
+    assert row["flags"] == []
+    assert row["p"] > 0.05
+    alone = [item.model_copy(update={"group": item.id}) for item in examples]
+    assert "got worse" in rows_of(subgroups(alone, base, tuned, 1))["source", "one"]["flags"]
+
+
 def test_the_worst_group_comes_first_and_is_flagged_and_small_ones_come_last():
     sizes = {"poor": 40, "good": 40, "few": MIN_GROUP_SIZE - 1}
     sizes = {"big": 60, "silent": 3, "worse": 40}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,13 +11,15 @@ from numpy.typing import NDArray
 
 from meditune import statistics as stats
 from meditune.data.example import TRAITS, Example
+from meditune.evaluate.compare import MIN_GROUPS, group_numbers
 from meditune.evaluate.metrics import METRICS, references_of, statistics_of
 from meditune.evaluate.metrics.grades import BY_WORD
-from meditune.evaluate.predictions import Predictions
+from meditune.evaluate.predictions import Predictions, groups_of
 from meditune.statistics import Array, Metric, Statistics
 
 MIN_GROUP_SIZE = 10
-"""Minimum size of a group; smaller groups are listed, but neither ranked nor tested"""
+"""Minimum size of a group; smaller groups are listed, but neither ranked nor tested, nor are groups with items of fewer
+than MIN_GROUPS (compare.py) documents"""
 WITHIN_A_CLASS = {"macro_f1", *(f"{key}_macro_f1" for key in BY_WORD)}
 """Metrics that are meaningless for items that all have the same reference decision"""
 
@@ -30,21 +33,22 @@ def subgroups(examples: Sequence[Example], base: Predictions | None, tuned: Pred
     the group or for the other items.
 
     For percentages of items, intervals are Wilson's (1927), and p comes from Fisher's and McNemar's exact tests. For
-    other metrics, intervals are percentiles of a bootstrap over all items, and p comes from Student's t distribution of
-    the difference divided by its bootstrap standard error; the degrees of freedom are the group's number of items
-    minus 1.
+    other metrics, and if several items are about one document, intervals are percentiles of a bootstrap over all
+    documents, and p comes from Student's t distribution of the difference divided by its bootstrap standard error; the
+    degrees of freedom are the number of documents in the group minus 1.
     """
     known = {example.id: example for example in examples}
+    documents = groups_of(known)
     found, before = statistics_of(tuned), statistics_of(base) if base else {}
     marked = references_of(tuned)
-    drawn: dict[tuple[str, ...], Array] = {}
+    drawn: dict[tuple[str, ...], _Draws] = {}
     metrics: dict[str, list[dict[str, Any]]] = {}
     for name, statistics in found.items():
         ids = statistics.ids
         if not set(ids) <= known.keys() or (name in before and before[name].ids != ids):
             continue
         if ids not in drawn:
-            drawn[ids] = np.concatenate(list(stats.draws(len(ids), stats.RESAMPLES, seed)))
+            drawn[ids] = _Draws.of(group_numbers(ids, documents), seed)
         groups = _groups([known[each] for each in ids])
         rows = [
             {"by": by, "group": group} | row
@@ -53,26 +57,44 @@ def subgroups(examples: Sequence[Example], base: Predictions | None, tuned: Pred
             if (row := _row(METRICS[name], before.get(name), statistics, mask, drawn[ids]))
         ]
         if METRICS[name].detector:
-            for row in (row for row in rows if row["items"] >= MIN_GROUP_SIZE):
+            for row in (row for row in rows if "p_others" in row):
                 row |= _compare_with_references(
-                    METRICS[name], statistics, marked.get(name), groups[row["by"], row["group"]], seed
+                    METRICS[name], statistics, marked.get(name), groups[row["by"], row["group"]], drawn[ids], seed
                 )
         if rows:
             metrics[name] = _ranked(METRICS[name], rows)
     return {"least": MIN_GROUP_SIZE, "resamples": stats.RESAMPLES, "level": stats.LEVEL, "metrics": metrics}
 
 
+@dataclass(frozen=True)
+class _Draws:
+    """The documents of n items, and bootstrap draws of them."""
+
+    documents: Any  # (n,) numbers
+    counts: Array  # (resamples, n): how often a draw contains each item
+
+    @classmethod
+    def of(cls, documents: Any, seed: int) -> _Draws:
+        drawn = np.concatenate(list(stats.draws(int(documents.max()) + 1, stats.RESAMPLES, seed)))
+        return cls(documents, drawn[:, documents])
+
+    @property
+    def are_items(self) -> bool:
+        """Return whether each item is about a document of its own."""
+        return len(np.unique(self.documents)) == len(self.documents)
+
+
 def _groups(examples: Sequence[Example]) -> dict[tuple[str, str], NDArray[np.bool_]]:
     masks = {}
-    for by, groups_of in TRAITS.items():
-        found = [groups_of(example) for example in examples]
+    for by, trait in TRAITS.items():
+        found = [trait(example) for example in examples]
         for group in dict.fromkeys(group for groups in found for group in sorted(groups)):
             masks[by, group] = np.array([group in groups for groups in found])
     return masks
 
 
 def _row(
-    metric: Metric, base: Statistics | None, tuned: Statistics, mask: NDArray[np.bool_], counts: Array
+    metric: Metric, base: Statistics | None, tuned: Statistics, mask: NDArray[np.bool_], drawn: _Draws
 ) -> dict[str, Any]:
     row: dict[str, Any] = {"items": int(mask.sum()), "tuned": _figure(tuned, mask)}
     if not np.isfinite([row["tuned"], _figure(tuned, ~mask)]).all():
@@ -85,8 +107,10 @@ def _row(
             "base": _figure(base, mask),
             "delta": float(stats.standard_gap(metric, _figure(tuned, mask), _figure(base, mask))),
         }
-    if row["items"] < MIN_GROUP_SIZE:
+    documents = len(np.unique(drawn.documents[mask]))
+    if row["items"] < MIN_GROUP_SIZE or documents < MIN_GROUPS:
         return row
+    counts = drawn.counts
     counts = counts[(counts[:, mask].sum(axis=1) > 0) & (counts[:, ~mask].sum(axis=1) > 0)]
     own, rest = _figures(tuned, mask, counts), _figures(tuned, ~mask, counts)
     was = _figures(base, mask, counts) if base else np.zeros(len(counts))
@@ -94,26 +118,32 @@ def _row(
     own, rest, was = own[known], rest[known], was[known]
     row |= {"others": _figure(tuned, ~mask), "tuned_ci95": stats.percentile_interval(own)}
     behind = _higher_is_better(metric, row["tuned"]) - _higher_is_better(metric, row["others"])
-    se, df = float(np.std(_higher_is_better(metric, own) - _higher_is_better(metric, rest))), row["items"] - 1
+    se, df = float(np.std(_higher_is_better(metric, own) - _higher_is_better(metric, rest))), documents - 1
     row["p_others"] = stats.student_p(behind, se, df)
     if base:
         change = stats.standard_gap(metric, own, was)
         row |= {"base_ci95": stats.percentile_interval(was), "ci95": stats.percentile_interval(change)}
         row["p"] = stats.student_p(row["delta"], float(np.std(change)), df)
-    if metric.share:
+    if metric.share and drawn.are_items:
         row |= _exact(base, tuned, mask)
     return row
 
 
 def _compare_with_references(
-    metric: Metric, tuned: Statistics, references: Statistics | None, mask: NDArray[np.bool_], seed: int
+    metric: Metric,
+    tuned: Statistics,
+    references: Statistics | None,
+    mask: NDArray[np.bool_],
+    drawn: _Draws,
+    seed: int,
 ) -> dict[str, Any]:
     """Return the value for the group's references and p, which is 1 if `tuned` isn't worse or can't be compared."""
     figure = _figure(references, mask) if references and references.ids == tuned.ids else np.nan
     if references is None or not np.isfinite(figure):
         return {"p_references": 1.0}
-    swaps = stats.random_swaps(int(mask.sum()), stats.RESAMPLES, seed)
-    p = stats.permutation_p(tuned.items[mask], references.items[mask], tuned.figure, swaps)
+    clusters = stats.clusters_of(drawn.documents[mask].tolist())
+    own, known = (stats.by_cluster(each.items[mask], clusters) for each in (tuned, references))
+    p = stats.permutation_p(own, known, tuned.figure, stats.random_swaps(len(own), stats.RESAMPLES, seed))
     behind = _higher_is_better(metric, _figure(tuned, mask)) < _higher_is_better(metric, figure)
     return {"references": figure, "p_references": p if behind else 1.0}
 
@@ -133,7 +163,7 @@ def _exact(base: Statistics | None, tuned: Statistics, mask: NDArray[np.bool_]) 
 
 def _ranked(metric: Metric, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return the rows with flags after Holm's correction, from the worst group to the best; small groups come last."""
-    large = [row for row in rows if row["items"] >= MIN_GROUP_SIZE]
+    large = [row for row in rows if "p_others" in row]
     for row in large:
         row["flags"] = []
     for key, flag in (("p_others", "below the others"), ("p", "got worse")):
@@ -144,7 +174,7 @@ def _ranked(metric: Metric, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
             was = row["others"] if key == "p_others" else row["base"]
             if _higher_is_better(metric, row["tuned"]) < _higher_is_better(metric, was) and adjusted < stats.LEVEL:
                 row["flags"].append(flag)
-    small = [row for row in rows if row["items"] < MIN_GROUP_SIZE]
+    small = [row for row in rows if "p_others" not in row]
     return [*sorted(large, key=lambda row: float(_higher_is_better(metric, row["tuned"]))), *small]
 
 
