@@ -17,6 +17,7 @@ from meditune.out_of_fold import folds
 from meditune.run_folder import run_behind
 from meditune.train import finetune
 from meditune.train.finetune import fine_tune
+from meditune.train.trainer import epoch_steps, plan_steps
 from tests import tiny
 from tests.commands import bench, meditune, read_rows
 
@@ -71,9 +72,11 @@ def test_a_fold_is_decided_by_a_model_that_was_trained_without_it(place, folder)
     own.mkdir()
     loaded = load(str(place.base), recipe.model)
     # As many steps as the model that is trained on all items.
-    epochs = recipe.train.epochs * len(train) / len(others)
+    steps = len(plan_steps(len(train), recipe.train, recipe.seed))
+    epochs = steps / epoch_steps(len(others), recipe.train)
     longer = recipe.model_copy(update={"train": recipe.train.model_copy(update={"epochs": epochs})})
     fine_tune(loaded, Splits(others, [], [], ""), longer, own)
+    assert len(read_rows(own / "training.jsonl")) == steps
     scored = Scoring(loaded.encoder(recipe.prompt), held, []).predictions(loaded, None, "By hand").decision
     for row in scored:
         assert rows[row["id"]]["logits"] == pytest.approx(row["logits"], abs=1e-3)

@@ -339,8 +339,10 @@ def test_leftovers_of_a_killed_run_are_removed(place, uninterrupted):
     (folder / f".checkpoint.{ended.pid}.partial").mkdir()
     (folder / f".report.json.{ended.pid}.partial").write_text("{", encoding="utf-8")
     (folder / f".data.{os.getpid()}.partial").mkdir()
+    (folder / "checkpoint").mkdir()  # of a run that was killed between saving the model and removing the checkpoint
     assert place.run(uninterrupted, **STEPS).code == 0
     assert [path.name for path in folder.glob(".*.*")] == [f".data.{os.getpid()}.partial"]
+    assert not (folder / "checkpoint").exists()
     (folder / f".data.{os.getpid()}.partial").rmdir()
 
 

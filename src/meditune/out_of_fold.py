@@ -115,6 +115,8 @@ def decide_out_of_fold(
     so the fitted temperature would be too low. `start` names the model that tuning starts from, and `load` loads it. A
     finished fold isn't computed again, so the same call resumes.
     """
+    from meditune.train.trainer import epoch_steps
+
     rows: dict[str, Row] = {}
     wanted = {example.id for example in items}
     for number, (others, held) in enumerate(divided, start=1):
@@ -122,7 +124,8 @@ def decide_out_of_fold(
         if not finished.is_file():
             with stage(folder, f"cross-validate, fold {number}"):
                 decided = [example for example in held if example.id in wanted]
-                longer = (len(others.train) + len(held)) / len(others.train)
+                kept, whole = len(others.train), len(others.train) + len(held)
+                longer = epoch_steps(whole, recipe.train) / epoch_steps(kept, recipe.train)
                 trained = recipe.train.model_copy(update={"tracker": "none", "epochs": recipe.train.epochs * longer})
                 of_fold = recipe.model_copy(update={"train": trained})
                 write_jsonl(finished, _decided(number, others, decided, of_fold, folder, start, load))

@@ -7,6 +7,7 @@ Every stage writes its result to the run's folder atomically, so the same comman
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
@@ -89,6 +90,7 @@ class _Ready(NamedTuple):
 def _ready_to_tune(recipe: Recipe, folder: Path) -> Iterator[_Ready]:
     """Lock the run, prepare and check its data, and yield the inputs of tuning."""
     from meditune.models.load import prompt_for
+    from meditune.train import checkpoint
     from meditune.train.training_plan import check
 
     remote = find_api_model(recipe.model.base, recipe.model.api)
@@ -101,6 +103,9 @@ def _ready_to_tune(recipe: Recipe, folder: Path) -> Iterator[_Ready]:
                 data = prepared(recipe, folder)
             check(data.splits, recipe)
             unseen_items(recipe.model.base, data.splits, recipe)
+            if (folder / "model" / "training.json").is_file():
+                # A run that was killed just after it had saved the model leaves a checkpoint that nobody needs.
+                shutil.rmtree(folder / checkpoint.FOLDER, ignore_errors=True)
             divided = missing_folds(data.splits, recipe, folder)
             for others, _ in divided:
                 check(others, recipe)

@@ -59,6 +59,7 @@ WORD_OF_LABEL: dict[Label, str] = dict(zip(LABELS, DECISIONS, strict=True))
 
 SHOWN_ERRORS = 3  # number of rejected conversations whose reasons are printed
 
+MAX_KNOWN_LENGTHS = 100_000  # number of sentences whose token counts an encoder remembers
 DECISION_TOKENS = 8  # enough for a decision in words, too few for an explanation that contains such a word by chance
 
 CHAT_SYSTEM = (
@@ -435,6 +436,8 @@ class Encoder:
         return prompt, dropped
 
     def _length(self, text: str) -> int:
+        if len(self._lengths) > MAX_KNOWN_LENGTHS:
+            self._lengths.clear()  # a server keeps its encoder for months
         if text not in self._lengths:
             self._lengths[text] = len(self.tokenize(f" {text}"))
         return self._lengths[text]

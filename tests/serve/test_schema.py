@@ -4,6 +4,7 @@ The document as a page that loads nothing from elsewhere. The examples of docs/h
 against a server with a tiny model.
 """
 
+import functools
 import json
 import re
 import subprocess
@@ -38,6 +39,7 @@ ASKED = {"model": MODEL, "messages": [{"role": "user", "content": "Does it help?
         ({"messages": [{"role": "tool", "content": "x"}]}, "invalid_value", "messages.0.role", "'system'"),
         ({"messages": [{"role": "assistant", "content": "x"}]}, "invalid_value", "messages", "must be the user's"),
         ({"messages": [{"role": "user", "content": "\ud800"}]}, "invalid_value", None, "surrogate"),
+        ({"stop": functools.reduce(lambda inner, _: [inner], range(200), "a")}, "invalid_value", None, "levels deep"),
         ({"stop": ["a"] * 5}, "invalid_value", "stop", "at most 4"),
         ({"stop": [""]}, "invalid_value", "stop.0", "at least 1 character"),
         ({"messages": [{"role": "user", "content": 5}]}, "invalid_value", "messages.0.content", "none of the types"),

@@ -76,6 +76,20 @@ def test_the_share_of_replay_rows_is_the_one_asked_for(share, size):
     assert plan_replay(rows[:5], steps, None, ReplaySpec(share=share, rows=3), 1).rows == rows[:3]
 
 
+def test_facts_of_a_run_that_stopped_early_are_those_of_its_steps():
+    loaded = tiny.loaded()
+    encoder = loaded.encoder(FORMAT)
+    rows = rows_of([encoder.supervised(each, "answer") for each in EXAMPLES])
+    spec = TrainSpec(batch_size=1, accumulation=1, epochs=2, replay={"share": 0.5})
+    weights = TokenWeights(EXAMPLES, rows, spec)
+    steps = plan_steps(len(rows), spec, 1)
+    replay = plan_replay(dummy_rows(4, loaded), steps, weights, spec.replay, 1)
+    whole, half = replay.facts(1.0), replay.facts(1.0, len(steps) // 2)
+    assert whole["visits"] == len(steps)
+    assert half["visits"] == len(steps) // 2
+    assert half["tokens"] < whole["tokens"]
+
+
 def test_a_step_minimizes_the_weighted_mean_over_answers_and_replay():
     """The gradient of the first step against autograd through transformers' own logits, row by row."""
     loaded = tiny.loaded()

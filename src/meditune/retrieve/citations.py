@@ -18,7 +18,7 @@ from meditune.errors import ModelError
 from meditune.evidence import lexical_detector
 from meditune.evidence.lexical_detector import Evidence, SpanKind, evidence, placed, sentence_logit
 from meditune.evidence.support_model import ClaimVerdict
-from meditune.observability import LOGGER
+from meditune.observability import LOGGER, error_location
 from meditune.retrieve.context_packing import PackedPassage
 
 MAX_CITATIONS = 2  # Maximum number of passages cited for a sentence; the best ones are chosen
@@ -123,7 +123,7 @@ class Citer:
         except TimeoutError:
             reason = "time"
         except ModelError as error:
-            LOGGER.warning("the judge can't check a sentence", extra={"why": str(error)})
+            LOGGER.warning("the judge can't check a sentence", extra=error_location(error))
             reason = "failure"
         self._left = latest - time.monotonic()
         if reason and not any(each.bears for each in found):

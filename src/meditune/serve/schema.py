@@ -100,13 +100,28 @@ def or_one(schema: dict[str, Any]) -> None:
     schema["anyOf"] = [inner.get("items", {"type": "string"}), inner]
 
 
+MAX_DEPTH = 64
+"""Maximum depth to which lists and objects in a request may be nested"""
+
+
 def _refuse_broken_text(value: Any) -> None:
-    """Raise ValueError if a text contains an unpaired surrogate, which JSON can express but UTF-8 can't encode."""
-    if isinstance(value, str) and not value.isascii() and _HALF_PAIR.search(value):
-        raise ValueError("the text contains an unpaired surrogate, which isn't a character")
-    if isinstance(value, dict | list):
-        for inner in [*value, *value.values()] if isinstance(value, dict) else value:
-            _refuse_broken_text(inner)
+    """Raise ValueError if a text contains an unpaired surrogate, or if lists and objects are nested too deeply.
+
+    JSON can express an unpaired surrogate, but UTF-8 can't encode it.
+    """
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        if any(isinstance(each, str) and not each.isascii() and _HALF_PAIR.search(each) for each in level):
+            raise ValueError("the text contains an unpaired surrogate, which isn't a character")
+        level = [
+            inner
+            for each in level
+            if isinstance(each, dict | list)
+            for inner in ([*each, *each.values()] if isinstance(each, dict) else each)
+        ]
+        if not level:
+            return
+    raise ValueError(f"lists and objects are nested more than {MAX_DEPTH} levels deep")
 
 
 SEEDS = 2**32

@@ -124,14 +124,18 @@ class Replay:
         """Return the number of replay tokens after the first `done` steps."""
         return sum(len(self.rows[index]) for step in self.steps[done:] for index in step)
 
-    def facts(self, examples: float) -> dict[str, Any]:
-        """Return counts for the whole training run; `examples` is the sum of the token weights of the examples."""
-        rehearsed = sum(sum(self.weights.of(self.rows[index])) for step in self.steps for index in step)
+    def facts(self, examples: float, done: int | None = None) -> dict[str, Any]:
+        """Return counts for the first `done` steps, or for all steps.
+
+        `examples` is the sum of the token weights of the examples in these steps.
+        """
+        replayed = [self.rows[index] for step in self.steps[:done] for index in step]
+        rehearsed = sum(sum(self.weights.of(row)) for row in replayed)
         return {
             "source": self.spec.source,
             "rows": len(self.rows),
-            "visits": sum(map(len, self.steps)),
-            "tokens": self.tokens(),
+            "visits": len(replayed),
+            "tokens": sum(map(len, replayed)),
             "loss_share": round(rehearsed / (rehearsed + examples), 4),
         }
 

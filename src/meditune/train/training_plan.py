@@ -208,7 +208,7 @@ class Plan(TrainingRows):
         if self.mix:
             found["mix"] = self.mix.visits
         if self.replay:
-            found["replay"] = self.replay.facts(self._weight)
+            found["replay"] = self.replay.facts(self._weight(done), done)
         return found | ({"mixture": self._mixture(done)} if self.sources else {})
 
     def lines(self, tokenizer: Any) -> list[str]:
@@ -218,7 +218,7 @@ class Plan(TrainingRows):
             found.append(f"An epoch has {self.mix.size} rows: {self.mix.described()}.")
         if self.replay:
             found += [
-                f"Replay: {self.replay.described(self._weight)} One row, with the supervised part between « »:",
+                f"Replay: {self.replay.described(self._weight())} One row, with the supervised part between « »:",
                 *(f"    {line}" for line in marked(self.replay.rows[0], tokenizer).splitlines()),
             ]
         parts = self._mixture() if self.sources else []
@@ -229,11 +229,10 @@ class Plan(TrainingRows):
     def _mixture(self, done: int | None = None) -> list[dict[str, Any]]:
         return mixture(self.rows, self.sources, self.steps[:done], self.replay)
 
-    @property
-    def _weight(self) -> float:
-        """Sum of the weights of the examples' tokens over all steps."""
+    def _weight(self, done: int | None = None) -> float:
+        """Return the sum of the weights of the examples' tokens over the first `done` steps, or over all steps."""
         of_row = [sum(self.weights.of(row)) for row in self.rows]
-        return sum(of_row[index] for step in self.steps for index in step)
+        return sum(of_row[index] for step in self.steps[:done] for index in step)
 
 
 def check(splits: Splits, recipe: Recipe) -> None:

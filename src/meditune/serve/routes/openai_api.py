@@ -10,6 +10,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mappi
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import accumulate
 from typing import Annotated, Any, ClassVar
 
 from fastapi import APIRouter, Depends, Request
@@ -330,7 +331,7 @@ class _TextCompletion(_GenerationResponse):
             tokens=texts,
             token_logprobs=[_finite(each.logprob) for each in likely],
             top_logprobs=[_named(tokenizer, each) for each in likely],
-            text_offset=[offset + sum(map(len, texts[:number])) for number in range(len(texts))],
+            text_offset=[*accumulate(map(len, texts[:-1]), initial=offset)] if texts else [],
         )
 
 
