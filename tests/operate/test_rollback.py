@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -174,6 +175,20 @@ def test_a_server_that_watches_drift_takes_back_what_its_alerts_speak_against(
     told({"problem": "", "alerts": [alert("support", "v0001").as_dict()]})
     assert registry.state().current == "v0001"
     assert len(seen) == 4
+
+
+@pytest.mark.parametrize(("outcome", "served"), [("abstained", "v0001"), ("escalated", "v0002")])
+def test_fewer_answers_speak_against_a_version_only_if_it_withholds_them(
+    registry: Registry, tmp_path: Path, outcome: str, served: str
+) -> None:
+    answers = Answers(SQLiteDatabase(tmp_path / "store"))
+    on(registry, "v0002")
+    rated(answers, "v0001", 40, 0, ago=500)
+    rated(answers, "v0002", 20, 0, ago=100)
+    rated(answers, "v0002", 20, 0, outcome=outcome, ago=100)
+    found = replace(alert("outcome", "v0002-answered-k{}-0"), what="answered", since_id="v0002-answered-k{}-0")
+    on_drift(registry.folder, str(tmp_path / "store"), lambda _: None)({"problem": "", "alerts": [found.as_dict()]})
+    assert registry.state().current == served
 
 
 def alert(signal: str, opened_id: str) -> Alert:

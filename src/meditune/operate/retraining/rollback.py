@@ -155,8 +155,25 @@ def _against(alerts: Sequence[Alert], answers: Answers, state: State) -> Iterato
     """Yield alerts that indicate worse answers and opened with an answer of the current version."""
     for alert in alerts:
         opened = answers.get(alert.opened_id)
-        if opened and is_rated_worse(alert) and _named(opened.model) == state.current:
+        if not opened or _named(opened.model) != state.current:
+            continue
+        if is_rated_worse(alert) or _abstains_more(alert, answers):
             yield f"drift in {alert.signal} ({alert.severity}): {alert.message}"
+
+
+def _abstains_more(alert: Alert, answers: Answers) -> bool:
+    """Return whether an alert about fewer answered questions opened because more answers are withheld.
+
+    The alert names only the outcome that changed most, and the users' questions could also cause the others.
+    """
+    began = answers.get(alert.since_id)
+    if not began or (alert.signal, alert.what) != ("outcome", "answered") or alert.after >= alert.before:
+        return False
+    since, earlier = Counts(), Counts()
+    for row in answers.exported():
+        if row["outcome"] in ("answered", "abstained"):
+            (since if row["time"] >= began.time else earlier).add(row["outcome"] == "abstained")
+    return is_worse(since, earlier)
 
 
 def is_rated_worse(alert: Alert) -> bool:
