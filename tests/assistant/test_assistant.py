@@ -436,7 +436,15 @@ def test_why_a_sentence_is_kept_back() -> None:
 
 
 def test_how_often_isnt_shown_where_an_amount_was_wanted() -> None:
-    for sentence in ("It is given every 4 to 6 hours.", "It is taken three times a day."):
+    for sentence in (
+        "It is given every 4 to 6 hours.",
+        "It is taken three times a day.",
+        "Adults can take 1 or 2 at once, but no more than 8 in 24 hours.",
+        "The maximum is four per day.",
+        "Take two at bedtime.",
+        "You can take twice the usual dose.",
+        "Double the dose if you miss one.",
+    ):
         assert withheld(sentence, supported=True, searched=True, no_amounts=True) == "amount"
         assert withheld(sentence, supported=True, searched=True, no_amounts=False) is None
     assert withheld("It lasts for 3 days.", supported=True, searched=True, no_amounts=True) is None

@@ -57,6 +57,12 @@ _COUNTED = re.compile(
     r"(?! (?:users?|patients?|adults|children|people|trials?|studies|groups?|arms?|cohorts?)\b)",
     re.IGNORECASE,
 )
+_QUANTITY = re.compile(rf"\b(?:{_NUMBER}|twice|double|triple|half)\b|\d", re.IGNORECASE)
+_DOSING = re.compile(
+    r"\b(?:take[ns]?|taking|took|give|given|giving|swallow\w*|inject\w*|doses?|dosage|dosing|maximum|max|limit|at once"
+    r"|at (?:bedtime|night)|in the (?:morning|evening)|(?:per|a|each|every|in (?:one|a|24)) (?:day|hours?)|daily)\b",
+    re.IGNORECASE,
+)
 _MARKUP = str.maketrans("", "", "*_`")
 _OFTEN = re.compile(rf"\b{_HOW_OFTEN}", re.IGNORECASE)
 _REASSURES = re.compile(
@@ -73,6 +79,13 @@ def names_amount(sentence: str) -> bool:
     return bool(_AMOUNT.search(plain)) or any(kind_of(match["drug"]) == "drug" for match in _COUNTED.finditer(plain))
 
 
+def _names_dose(sentence: str) -> bool:
+    """Return whether a sentence could state a dose or how often to take it, even without a medicine or a unit."""
+    plain = _plain(sentence)
+    stated = _QUANTITY.search(plain) and _DOSING.search(plain)
+    return names_amount(sentence) or bool(stated or _OFTEN.search(plain))
+
+
 def _plain(sentence: str) -> str:
     """Return a sentence without Markdown's emphasis, and with full-width digits and the like as plain ones."""
     return unicodedata.normalize("NFKC", sentence).translate(_MARKUP)
@@ -86,8 +99,7 @@ def withheld(sentence: str, supported: bool, searched: bool, no_amounts: bool) -
     """
     if is_instruction(sentence):
         return "order"
-    how_often = no_amounts and _OFTEN.search(_plain(sentence))
-    if how_often or (names_amount(sentence) and (no_amounts or not supported)):
+    if (no_amounts and _names_dose(sentence)) or (names_amount(sentence) and not supported):
         return "amount"
     if _REASSURES.search(sentence) and not supported:
         return "reassurance"

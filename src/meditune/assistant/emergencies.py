@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from meditune.assistant.message_clauses import clauses, phrase_pattern, texts_of, windows
+from meditune.assistant.message_clauses import clauses, phrase_pattern, plain, texts_of, windows
 from meditune.errors import DataError
 from meditune.readability import per_million
 
@@ -28,7 +28,8 @@ _GAP = r"(?:\\S+ ){0,4}?"
 def signs_in(message: str) -> tuple[frozenset[str], ...]:
     """Return the signs in a message, one set for each stretch of text within which signs belong together."""
     found = clauses(message, spelled)
-    signs = {id(clause): frozenset(_in(clause.text)) if clause.happening else frozenset() for clause in found}
+    recurs = phrase_pattern("recurs").search(plain(message))
+    signs = {id(clause): frozenset(_in(clause.text)) if clause.happening or recurs else frozenset() for clause in found}
     return tuple(frozenset().union(*(signs[id(clause)] for clause in stretch)) for stretch in windows(found, NEAR))
 
 
@@ -54,12 +55,17 @@ def _slip(word: str) -> str:
     from rapidfuzz.distance import OSA
 
     known = _vocabulary()
-    if word in known or per_million(word) >= KNOWN:
+    if word in known or word in _requested() or per_million(word) >= KNOWN:
         return word
     most = 1 if len(word) < 8 else 2
-    near = [(OSA.distance(word, other, score_cutoff=most), other) for other in known if other[0] == word[0]]
-    best = min(near, default=(most + 1, word))
-    return best[1] if best[0] <= most else word
+    # Of equally near words, one with the same ending is meant: "overdosd" is "overdosed", not "overdose".
+    near = [
+        (OSA.distance(word, other, score_cutoff=most), other[-1] != word[-1], other)
+        for other in known
+        if other[0] == word[0]
+    ]
+    best = min(near, default=(most + 1, True, word))
+    return best[2] if best[0] <= most else word
 
 
 @cache
@@ -93,8 +99,25 @@ def _vocabulary() -> frozenset[str]:
     )
     found = set()
     for word, star in re.findall(r"([a-z]{4,})(\*?)", re.sub(r"\\\w|@\w+", " ", text)):
-        found |= {word + ending for ending in ("", "s", "ing", "ed", "ness")} if star else {word}
+        found |= _inflected(word) if star else {word}
     return frozenset(word for word in found if len(word) >= 5)
+
+
+def _inflected(start: str) -> set[str]:
+    """Return the forms of a word that begin like a pattern such as "stop*", without "stoped" for "stopped"."""
+    found = {start, f"{start}s", f"{start}ness"}
+    for ending in ("ing", "ed"):
+        forms = start + ending, start + start[-1] + ending
+        found.add(max(forms, key=per_million))
+    return found
+
+
+@cache
+def _requested() -> frozenset[str]:
+    """Return the words of requests.yaml, such as names of medicines, which aren't misspelled signs of danger."""
+    texts = texts_of("requests")
+    patterns = [*texts["words"].values(), *texts["dose"]]
+    return frozenset(re.findall(r"[a-z]{5,}", " ".join(patterns)))
 
 
 Help = Literal["emergency", "poison", "crisis"]

@@ -10,6 +10,7 @@ from functools import cache
 from meditune.assistant import emergencies
 from meditune.assistant.message_clauses import WORD, plain, texts_of
 from meditune.data.quality.quality_filters import is_health_word
+from meditune.evidence.lexical_features import kind_of
 from meditune.retrieve.prompt_injection import is_override
 from meditune.text import sentences
 
@@ -58,7 +59,10 @@ def is_confidential_care(message: str) -> bool:
 
 def asks_dose(message: str) -> bool:
     """Return whether a message asks how much of a medicine to take or give."""
-    return any(pattern.search(_words(message)) for pattern in _patterns("dose")) and _names_drug(message)
+    words = _words(message)
+    if any(pattern.search(words) for pattern in _patterns("surely_dose")):
+        return True
+    return any(pattern.search(words) for pattern in _patterns("dose")) and _names_drug(message)
 
 
 def asks_diagnosis(message: str) -> bool:
@@ -93,9 +97,9 @@ def _is_surely_outside(text: str) -> bool:
 
 
 def _names_drug(message: str) -> bool:
-    return bool(
-        emergencies.compiled("(@drug|dose*|dosage|@amount)", texts_of("requests")["words"]).search(_words(message))
-    )
+    words = _words(message)
+    named = emergencies.compiled("(@drug|dose*|dosage|@amount)", texts_of("requests")["words"]).search(words)
+    return bool(named) or any(kind_of(word) == "drug" for word in words.split())
 
 
 def _words(message: str) -> str:

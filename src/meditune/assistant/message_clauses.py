@@ -32,6 +32,7 @@ _CONTRACTIONS = tuple(
         (r"\b(he|she|that|what)s\b", r"\1 is"),
         (r"\b(you|we|they)'re\b", r"\1 are"),
         (r"\b(you|we|they)'ve\b", r"\1 have"),
+        (r"\b(?:od|o\.d\.?)['’]?(?:e?d)\b", "overdosed"),
         (r"'ll\b", " will"),
         (r"'d\b", " would"),
         (r"'s\b", " is"),
@@ -39,7 +40,11 @@ _CONTRACTIONS = tuple(
         (r"\bn\b", "and"),
         (r"\brn\b", "right now"),
         (r"\bgonna\b", "going to"),
-        (r"\bwanna\b", "want to"),
+        (r"\bwann?a\b", "want to"),
+        (r"\bkil\b", "kill"),
+        (r"\b(my|him|her|your|them) self\b", r"\1self"),
+        (r"\b(?:trid|tryed)\b", "tried"),
+        (r"\bhlp\b", "help"),
     )
 )
 _NUMBERS = {

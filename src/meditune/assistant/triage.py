@@ -29,8 +29,15 @@ from meditune.assistant.emergencies import (
     mentions_emergency,
     signs_in,
 )
-from meditune.assistant.message_clauses import LAST_CHARACTERS, MAX_CHARACTERS, is_shortened, texts_of
-from meditune.data.quality.quality_filters import language_probability
+from meditune.assistant.message_clauses import (
+    LAST_CHARACTERS,
+    MAX_CHARACTERS,
+    WORD,
+    is_shortened,
+    plain,
+    texts_of,
+)
+from meditune.data.quality.quality_filters import is_health_word, language_probability
 from meditune.errors import ModelError
 from meditune.models import package_download, sentence_encoder
 from meditune.models.catalogue import SENTENCE_MODEL, SENTENCE_MODEL_INT8
@@ -183,6 +190,12 @@ SHORT = 12
 DANGER = "danger"
 """The kind of emergency for labels that aren't in KINDS"""
 _WORSE = re.compile(r"\b(?:worse|worsening|still|not better|spreading|same)\b", re.IGNORECASE)
+_SETTLED = re.compile(
+    r"\b(?:thanks|thank you|thx|false alarm|just kidding|(?:is|are|feels?|am|'m|'s) (?:fine|ok|okay|better|safe) now"
+    r"|ambulance (?:is |has |'s )?(?:here|coming|arrived|on (?:its|the) way)|already called|at the hospital)\b",
+    re.IGNORECASE,
+)
+"""Words that show that help isn't needed any more, or is there"""
 CUT = (
     f"The message is very long: only its first {MAX_CHARACTERS:,} and last {LAST_CHARACTERS:,} characters were "
     "checked for emergencies and harmful requests."
@@ -232,24 +245,35 @@ def triage(message: str, numbers: Numbers, before: Sequence[str] = (), classifie
     """Return how to handle a message. `before` contains the same person's earlier messages, the oldest first.
 
     A short message that continues the previous message ("it's getting worse") is also judged together with it. A
-    question that refers to earlier questions ("What about paracetamol?") is judged together with them.
+    question that refers to earlier questions ("What about paracetamol?") is judged together with them. A short message
+    after an emergency ("help") gets the same answer again, unless it is a question about something else.
     """
-    kind = emergency(message) or _ongoing_emergency(message, before)
+    question, orders = harmful_requests.without_instructions(message)
+    only_orders = not question.strip()
+    combined = question if _SETTLED.search(message) else with_previous_question(question, before)
+    scores = {text: classifier.classify(text) for text in dict.fromkeys((message, combined))} if classifier else {}
+    earlier = _earlier_emergency(before, classifier) if len(message.split()) <= SHORT else None
+    kind = (
+        emergency(message)
+        or _ongoing_emergency(message, before)
+        or emergency(combined)
+        # Before the other rules: a word of another field ("car") or a dangerous mixture may be part of an emergency.
+        or next(filter(None, (_emergency_of(each, only_orders) for each in scores.values())), None)
+        or (earlier if earlier and not _is_new_question(message) else None)
+    )
     if kind:
         return _urgent(kind, numbers)
-    question, orders = harmful_requests.without_instructions(message)
-    if not question.strip():
+    if only_orders:
         return _reply("decline", "orders", numbers)
-    combined = with_previous_question(question, before)
     harm = harmful_requests.harmful_request(message) or harmful_requests.harmful_request(combined)
     if harm:
         return _stopped(harm, numbers)
     if harmful_requests.is_outside(question):
         return _reply("decline", "outside medicine", numbers)
-    found = _classified(message, combined, numbers, classifier) if classifier else None
+    found = _declined(message, scores, numbers)
     if found:
         return found
-    remarks = _remarks(message, orders, numbers)
+    remarks = _remarks(message, orders, bool(earlier), numbers)
     if harmful_requests.asks_dose(combined):
         return _reply("bound", "dose", numbers, combined, remarks)
     if harmful_requests.asks_diagnosis(combined):
@@ -274,14 +298,21 @@ def _stopped(harm: harmful_requests.HarmfulRequest, numbers: Numbers) -> Triage:
     return Triage("decline", harm.name, "Not safe to explain", harm.answer)
 
 
-def _classified(message: str, combined: str, numbers: Numbers, classifier: Classifier) -> Triage | None:
-    """Return the classifier's decision on `message` or on `combined`; None if neither reaches a threshold."""
-    for text in dict.fromkeys((message, combined)):
-        verdict = classifier.classify(text)
-        if verdict["emergency: self-harm"] + verdict["harmful: self-harm"] >= CRISIS_AT:
-            return _urgent(emergency_named("self-harm"), numbers)
-        if verdict["emergency"] >= EMERGENCY_AT:
-            return _urgent(emergency_named(KINDS.get(verdict.most_likely_label("emergency"), DANGER)), numbers)
+def _emergency_of(scores: TriageScores, only_orders: bool = False) -> EmergencyKind | None:
+    """Return the kind of emergency that the classifier sees in a message; None if it reaches no threshold.
+
+    The classifier takes some messages that consist only of orders to the model for thoughts of self-harm.
+    """
+    if not only_orders and scores["emergency: self-harm"] + scores["harmful: self-harm"] >= CRISIS_AT:
+        return emergency_named("self-harm")
+    if scores["emergency"] >= EMERGENCY_AT:
+        return emergency_named(KINDS.get(scores.most_likely_label("emergency"), DANGER))
+    return None
+
+
+def _declined(message: str, scores: Mapping[str, TriageScores], numbers: Numbers) -> Triage | None:
+    """Return the reply if the classifier declines the message, or the questions before it; otherwise None."""
+    for text, verdict in scores.items():
         if verdict["harmful"] >= HARMFUL_AT and not harmful_requests.is_confidential_care(text):
             if verdict.most_likely_label("harmful") == "harmful: eating disorder":
                 return _stopped(harmful_requests.harmful_request_named(EATING), numbers)
@@ -291,21 +322,37 @@ def _classified(message: str, combined: str, numbers: Numbers, classifier: Class
     return None
 
 
+def _earlier_emergency(before: Sequence[str], classifier: Classifier | None) -> EmergencyKind | None:
+    """Return the emergency of the last messages, back to the last question about something else."""
+    for earlier in reversed(before[-MAX_FOLLOW_UP_TURNS:]):
+        kind = emergency(earlier) or (_emergency_of(classifier.classify(earlier)) if classifier else None)
+        if kind or _is_new_question(earlier):
+            return kind
+    return None
+
+
+def _is_new_question(message: str) -> bool:
+    """Return whether a message names a topic of health and doesn't refer back, or says that help isn't needed."""
+    if _SETTLED.search(message):
+        return True
+    return not _GOES_ON.search(message) and any(is_health_word(word) for word in WORD.findall(plain(message)))
+
+
 def _ongoing_emergency(message: str, before: Sequence[str]) -> EmergencyKind | None:
-    if not before or len(message.split()) > SHORT:
+    if not before or len(message.split()) > SHORT or _SETTLED.search(message):
         return None
     if not (any(signs_in(message)) or _WORSE.search(message)):
         return None  # "thank you", or a question about something else
     return emergency(f"{before[-1]}\n{message}")
 
 
-def _remarks(message: str, orders: int, numbers: Numbers) -> tuple[str, ...]:
+def _remarks(message: str, orders: int, was_urgent: bool, numbers: Numbers) -> tuple[str, ...]:
     found = []
     if orders:
         found.append("Instructions to the assistant were left out of the message; the question was answered as usual.")
     if is_shortened(message):
         found.append(CUT)
-    if mentions_emergency(message):
+    if was_urgent or mentions_emergency(message):
         found.append(IF_NOW.format(emergency=numbers.emergency))
     elif is_in_other_language(message):
         found.append(OTHER_LANGUAGE.format(emergency=numbers.emergency))
