@@ -256,6 +256,10 @@ def test_another_question_after_an_emergency_is_answered_with_a_remark() -> None
     assert not judged("What is diabetes?", "What is anemia?").remarks
 
 
+def test_an_odd_word_is_no_overdose() -> None:
+    assert judged("My son has ODD, and an odd rash.").action == "answer"
+
+
 @pytest.mark.parametrize(
     "message",
     [

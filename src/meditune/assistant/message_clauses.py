@@ -32,7 +32,7 @@ _CONTRACTIONS = tuple(
         (r"\b(he|she|that|what)s\b", r"\1 is"),
         (r"\b(you|we|they)'re\b", r"\1 are"),
         (r"\b(you|we|they)'ve\b", r"\1 have"),
-        (r"\b(?:od|o\.d\.?)['’]?(?:e?d)\b", "overdosed"),
+        (r"\bo\.?d\.?'e?d\b|\boded\b", "overdosed"),
         (r"'ll\b", " will"),
         (r"'d\b", " would"),
         (r"'s\b", " is"),
@@ -62,6 +62,7 @@ _BREAK = re.compile(
     r"\n|\s+(?=(?:and )?(?:now|today)\b\s+\w)"
     r"|\s+(?=(?:and|&) (?:i|my|he|she|his|her|it|we|our|they|am|is|are|has|have|can|feels?)\b)"
     r"|,\s+(?=(?:i|my|he|she|his|her|we|our|they)\b)"
+    r"|,\s+(?=(?:what|which|how|why)\b)"
     r"|,\s+(?=(?:can|could|should|do|does|will|may|would|am|is|are) (?:i|he|she|we|they|it|my|his|her)\b)"
 )
 """Places where a new statement may begin without a full stop: "I have a history of ... and I can't breathe" """
