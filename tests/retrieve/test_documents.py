@@ -51,6 +51,12 @@ def test_kinds_of_file(tmp_path: Path) -> None:
     assert titles["mine:c.txt"][0] == "c"
 
 
+def test_comments_in_markdown_are_no_text(tmp_path: Path) -> None:
+    text = "# Gout\n\nRest.<!-- a note\n# To the editor\n\nCheck this. --> Ice.\n\np <!-- 5 mg\n"
+    (tmp_path / "a.md").write_text(text)
+    assert sections(tmp_path)["documents:a.md"] == [("", "Rest. Ice.\n\np <!-- 5 mg")]
+
+
 def test_what_gives_no_text_is_named_and_the_rest_is_read(tmp_path: Path) -> None:
     (tmp_path / "good.txt").write_text("Good.")
     (tmp_path / "blank.md").write_text("\n\n")

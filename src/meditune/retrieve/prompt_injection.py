@@ -236,11 +236,12 @@ _TEMPLATE = re.compile(
 )
 _HEADING = re.compile(r"(?m)^\s*(?:#{2,}|-{3,}|={3,}|`{3,}|>{2,})\s*")
 _UNSEEN = re.compile(
-    r"<!--.*?(?:-->|$)"
-    r"|<(\w+)\b[^<>]*(?:\bhidden\b|display\s*:\s*none|visibility\s*:\s*hidden|font-size\s*:\s*0|opacity\s*:\s*0"
-    r"|color\s*:\s*(?:white|transparent|#fff))[^<>]*>.*?(?:</\1\s*>|$)"
+    r"<!--.*?(?:-->|\Z)"
+    r"|<(?!(?:area|br|col|embed|hr|img|input|link|meta|source|track|wbr)\b)(\w+)\b[^<>]*"
+    r"(?:\bhidden\b|display\s*:\s*none|visibility\s*:\s*hidden|font-size\s*:\s*0|opacity\s*:\s*0"
+    r"|color\s*:\s*(?:white|transparent|#fff))[^<>]*>.*?(?:</\1\s*>|\Z)"
     r"|\[//\]:\s*#\s*\([^)\n]*\)|!\[[^\]\n]*\]\([^)\n]*\)|\{\s*\"(?:role|instruction|system)\"\s*:[^{}]*\}",
-    re.IGNORECASE | re.DOTALL | re.MULTILINE,
+    re.IGNORECASE | re.DOTALL,
 )  # Content that a reader of the page doesn't see: HTML comments, hidden elements, image links, chat messages in JSON
 _ELEMENT = re.compile(
     r"<\s*(system|instructions?|important|prompt|admin|developer|assistant|user|order|command|note|secret|override)\b"

@@ -43,7 +43,7 @@ def decoded(path: Path) -> str:
 
 def read(path: Path) -> tuple[str, list[Section]]:
     """Return a Markdown file's title (its first heading), and the text under each heading without markup."""
-    lines = decoded(path).splitlines()
+    lines = _without_comments(decoded(path)).splitlines()
     if lines[:1] == ["---"] and "---" in lines[1:]:
         lines = lines[lines.index("---", 1) + 1 :]  # skip the metadata (front matter) of static site generators
     title, heading, fenced = "", "", False
@@ -63,6 +63,15 @@ def read(path: Path) -> tuple[str, list[Section]]:
         title, heading, body = title or name, name, []
     sections.append(Section("\n".join(body), heading))
     return title, [Section(each.text, "" if each.heading == title else each.heading) for each in sections]
+
+
+def _without_comments(markup: str) -> str:
+    parts: list[str] = []
+    at = 0
+    while (start := markup.find("<!--", at)) >= 0 and (end := markup.find("-->", start)) >= 0:
+        parts.append(markup[at:start])
+        at = end + len("-->")
+    return "".join([*parts, markup[at:]])
 
 
 def _bare(line: str) -> str:
@@ -106,13 +115,8 @@ def _closed(markup: str) -> str:
 
     For each of these, the parser would search the whole rest of the markup for the end.
     """
-    parts: list[str] = []
-    at = 0
-    while (start := markup.find("<!--", at)) >= 0:
-        parts.append(markup[at:start])
-        end = markup.find("-->", start)
-        at = end + 3 if end >= 0 else len(markup)
-    text = re.sub(r"<[!?]\S{0,20}", "<meta ", "".join([*parts, markup[at:]]))
+    visible = _without_comments(markup).partition("<!--")[0]
+    text = re.sub(r"<[!?]\S{0,20}", "<meta ", visible)
     last = text.rfind(">") + 1
     return text[:last] + text[last:].replace("<", " ")
 
