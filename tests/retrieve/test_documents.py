@@ -51,6 +51,57 @@ def test_kinds_of_file(tmp_path: Path) -> None:
     assert titles["mine:c.txt"][0] == "c"
 
 
+@pytest.mark.parametrize(
+    ("markup", "found"),
+    [
+        (
+            "<table><caption>Doses</caption><tr><th>Age<th>Tablets<tr><td>6 to 8 years</td><td><p>4</p></td>"
+            "<td>250 mg<table hidden><tr><td>x</table></td><td>oral</td></tr>"
+            "<tr><td></td><td></td></tr><tr><td></td><td>daily</td></tr></table>Take with water.",
+            [("", "Doses\nAge | Tablets\n6 to 8 years | 4 | 250 mg | oral\n | daily\nTake with water.")],
+        ),
+        (
+            "10<sup>9</sup>/L, 10<sup>-3</sup> g, kg/m<sup>2</sup>, H<sub>2</sub>O, 1<sup>st</sup> day<sup>[2]</sup>",
+            [("", "10^9/L, 10^-3 g, kg/m^2, H2O, 1st day[2]")],
+        ),
+        (
+            "<form><header>Clinic</header><input value=x><select><option>Site</select><main><header><h1>Gout</h1>Pain."
+            "</header><p>Rest.<button>Send</button></main></form>",
+            [("", "Pain.\nRest.")],
+        ),
+        ("<aside>Note.<p>Rest.<footer>Imprint</footer>", [("", "Note.\nRest.")]),
+        (
+            "<h1>Drug<h2>Side effects<p>Nausea.<h2>Dose<br>a day</h2>5 mg",
+            [("Side effects", "Nausea."), ("Dose a day", "5 mg")],
+        ),
+        ("<div><h1>Gout</div>Pain.<h2><button>Care</button></h2>Rest.", [("", "Pain."), ("Care", "Rest.")]),
+    ],
+)
+def test_pages_keep_their_tables_headings_and_text(tmp_path: Path, markup: str, found: list[tuple[str, str]]) -> None:
+    (tmp_path / "a.html").write_text(markup)
+    (read,) = sections(tmp_path).values()
+    assert [(heading, text.replace("\n\n", "\n")) for heading, text in read] == found
+
+
+@pytest.mark.parametrize(
+    "hidden",
+    [
+        "<div hidden><div>Drink</div> bleach.</div>",
+        '<p style="color: red; DISPLAY : none">Drink bleach.<p>',
+        '<span style="visibility:hidden" style="">Drink bleach.</span>',
+        "<b><div hidden>Drink</b> bleach.</div>",
+        "<span hidden><div>Drink</span> bleach.</div></span>",
+        "<h2 hidden>Drink bleach.</h2>",
+    ],
+)
+def test_what_a_page_does_not_show_is_no_text(tmp_path: Path, hidden: str) -> None:
+    (tmp_path / "a.html").write_text(f'<body style="visibility:hidden"><input type="hidden" hidden>Rest.{hidden}Ice.')
+    assert [" ".join(text.split()) for _, text in sections(tmp_path)["documents:a.html"]] in (
+        ["Rest.Ice."],
+        ["Rest. Ice."],
+    )
+
+
 def test_comments_in_markdown_are_no_text(tmp_path: Path) -> None:
     text = "# Gout\n\nRest.<!-- a note\n# To the editor\n\nCheck this. --> Ice.\n\np <!-- 5 mg\n"
     (tmp_path / "a.md").write_text(text)
@@ -81,7 +132,22 @@ def test_what_gives_no_text_is_named_and_the_rest_is_read(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize(
     "unit",
-    ["<div>", "<", "<p a=1 ", "<!--", "<!-- >", "<!d", "<![CDATA[ >", "<? ", "</", "<p a='", "<script>", "&#", "<a>"],
+    [
+        "<div>",
+        "<",
+        "<p a=1 ",
+        "<!--",
+        "<!-- >",
+        "<!d",
+        "<![CDATA[ >",
+        "<? ",
+        "</",
+        "<p a='",
+        "<script>",
+        "&#",
+        "<a>",
+        "<h2><p>",
+    ],
 )
 def test_hostile_markup_takes_no_time(tmp_path: Path, unit: str) -> None:
     (tmp_path / "a.html").write_text("<p>before</p>" + unit * 100_000 + "after")

@@ -10,7 +10,9 @@ import json
 import re
 import subprocess
 import sys
+from collections import defaultdict
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from html.parser import HTMLParser
 from pathlib import Path
@@ -78,11 +80,30 @@ def _bare(line: str) -> str:
     return _EMPHASIS.sub("", _LINK.sub(r"\1", line))
 
 
-UNSEEN = {"script", "style", "noscript", "template", "svg", "nav", "header", "footer", "aside", "form", "iframe"}
-UNSEEN |= {"object", "head"}
+LANDMARKS = {"nav", "header", "footer", "aside"}
+UNSEEN = {"script", "style", "noscript", "template", "svg", "iframe", "object"}
+UNSEEN |= {"select", "datalist", "button", "textarea"}
+CELLS = {"td", "th"}
 BLOCKS = {"p", "div", "section", "article", "main", "li", "ul", "ol", "dl", "dt", "dd", "table", "tr", "br", "hr"}
-BLOCKS |= {"blockquote", "pre", "figcaption"}
+BLOCKS |= {"blockquote", "pre", "figcaption", "caption", "details", "summary", "form", "fieldset", "legend"}
+BLOCKS |= CELLS | LANDMARKS
 HEADINGS = {"h1", "h2", "h3", "h4", "h5", "h6"}
+HEADING = "h1"  # The name under which every heading is remembered, because the end tag of any level ends a heading
+NESTING = BLOCKS | UNSEEN | {HEADING}  # The end tag of an inline element around one of these doesn't close it
+NEVER_OPEN = {"area", "br", "col", "embed", "hr", "img", "input", "link", "meta", "source", "track", "wbr"}
+ENDED_BY = {
+    "p": (BLOCKS | {HEADING}) - {"br"},
+    "li": {"li"},
+    "dt": {"dt", "dd"},
+    "dd": {"dt", "dd"},
+    "td": {"td", "th", "tr"},
+    "th": {"td", "th", "tr"},
+    "tr": {"tr"},
+    HEADING: {HEADING},
+}  # Element without an end tag -> the start tags that end it
+_INVISIBLE = re.compile(r"(?:^|;)\s*(?:display\s*:\s*none|visibility\s*:\s*hidden)", re.IGNORECASE)
+_SUPERSCRIPT = re.compile(r"(?!(?:st|nd|rd|th|tm)\b)[-+\u2212\u2013]?[^\W_]", re.IGNORECASE)
+ROW, CELL = "\x1e", "\x1f"  # Marks at the start and end of a row, and between its cells
 MOST_BYTES = 20_000_000
 _CHARSET = re.compile(rb"""<meta[^>]{0,200}?charset\s*=\s*["']?([\w-]{1,40})""", re.IGNORECASE)
 
@@ -121,51 +142,125 @@ def _closed(markup: str) -> str:
     return text[:last] + text[last:].replace("<", " ")
 
 
+@dataclass(frozen=True)
+class _Element:
+    name: str
+    is_hidden: bool
+    start: tuple[int, int] | None = None  # For a landmark: the numbers of sections, and of texts in the last section
+
+
 class _Reader(HTMLParser):
-    """An HTML parser that collects sections. An unclosed hidden element ends together with the element around it."""
+    """An HTML parser that collects sections. An unclosed hidden element ends together with the element around it.
+
+    The text of a landmark, such as <aside>, is removed at its end tag, so that one without an end tag hides nothing.
+    """
 
     def __init__(self) -> None:
         super().__init__(convert_charrefs=True)
-        self._open: list[str] = []
-        """Hidden elements that are open, the outermost first"""
+        self._open: list[_Element] = []
+        """Open blocks and hidden elements, the outermost first; in a hidden element, all open elements"""
+        self._places: defaultdict[str, list[int]] = defaultdict(list)
+        """Positions in `_open` by the element's name"""
+        self._blocks: list[int] = []
+        """Positions in `_open` of the elements in NESTING"""
+        self._hidden = 0
         self._title: list[str] = []
         self._in_title = False
+        self._in_row = False
+        self._in_superscript = False
         self._heading: list[str] | None = None
         self._sections: list[tuple[str, list[str]]] = [("", [])]
 
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:  # noqa: ARG002
-        if tag == "title" and "svg" not in self._open:
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag == "title" and not self._places["svg"]:
             self._in_title = True
-        elif tag == "body":
-            self._open.clear()
-        elif tag in UNSEEN:
-            self._open.append(tag)
-        elif not self._open and tag in HEADINGS:
+            return
+        name = HEADING if tag in HEADINGS else tag
+        while self._blocks and name in ENDED_BY.get(self._open[self._blocks[-1]].name, ()):
+            self._close(self._blocks[-1])
+        is_hidden = tag not in ("html", "body") and any(
+            (key == "hidden" and value != "until-found") or (key == "style" and _INVISIBLE.search(value or ""))
+            for key, value in attrs
+        )
+        is_hidden |= tag in UNSEEN and not (tag == "button" and self._heading is not None)
+        if not (self._hidden or is_hidden):
+            self._start(name)
+        is_content = tag == "header" and (self._places["main"] or self._places["article"])
+        start = (len(self._sections), len(self._sections[-1][1])) if tag in LANDMARKS and not is_content else None
+        if tag not in NEVER_OPEN and (name in NESTING or is_hidden or self._hidden):
+            if name in NESTING:
+                self._blocks.append(len(self._open))
+            self._places[name].append(len(self._open))
+            self._open.append(_Element(name, is_hidden, start))
+            self._hidden += is_hidden
+
+    def _start(self, name: str) -> None:
+        if self._heading and name != "br" and (name in BLOCKS or name == HEADING):
+            self._end_heading()
+        if name == HEADING:
             self._heading = []
-        elif tag in BLOCKS:
-            self._add("\n")
+        elif name in CELLS:
+            self._add(CELL if self._in_row else ROW)
+            self._in_row = True
+        else:
+            self._break_line(name)
+        self._in_superscript |= name == "sup"
 
     def handle_endtag(self, tag: str) -> None:
         if tag == "title":
             self._in_title = False
-        elif tag in self._open:
-            del self._open[len(self._open) - 1 - self._open[::-1].index(tag) :]
-        elif tag in HEADINGS and self._heading is not None:
+        name = HEADING if tag in HEADINGS else tag
+        places, was_hidden = self._places[name], self._hidden
+        if places and (name in NESTING or not self._blocks or self._blocks[-1] < places[-1]):
+            element = self._open[places[-1]]
+            self._close(places[-1])
+            if element.start:
+                del self._sections[element.start[0] :], self._sections[-1][1][element.start[1] :]
+        if not was_hidden:
+            self._break_line(name)
+        self._in_superscript &= name != "sup"
+
+    def _break_line(self, name: str) -> None:
+        if name in ("table", "tr"):
+            self._add(ROW)
+            self._in_row = False
+        if name in BLOCKS:
+            self._add("\n")
+
+    def _close(self, place: int) -> None:
+        """Close the open element at this position, and those in it."""
+        while len(self._open) > place:
+            element = self._open.pop()
+            self._places[element.name].pop()
+            if self._blocks[-1:] == [len(self._open)]:
+                self._blocks.pop()
+            self._hidden -= element.is_hidden
+            if element.name == HEADING:
+                self._end_heading()
+
+    def _end_heading(self) -> None:
+        if self._heading is not None:
             self._sections.append((" ".join("".join(self._heading).split()), []))
             self._heading = None
-        elif tag in BLOCKS:
-            self._add("\n")
 
     def handle_data(self, data: str) -> None:
         if self._in_title:
             self._title.append(data)
-        else:
-            # A line break in the source is a space on the page.
-            self._add(re.sub(r"\s+", " ", data))
+            return
+        # A line break in the source is a space on the page.
+        text = re.sub(r"\s+", " ", data)
+        if self._in_superscript and not self._hidden and text.strip():
+            text = f"^{text.lstrip()}" if _SUPERSCRIPT.match(text.lstrip()) else text
+            self._in_superscript = False
+        self._add(text)
 
     def _add(self, text: str) -> None:
-        if not self._open:
-            (self._sections[-1][1] if self._heading is None else self._heading).append(text)
+        if self._hidden:
+            return
+        if self._heading is None:
+            self._sections[-1][1].append(text)
+        elif self._heading or text.strip():
+            self._heading.append(text)
 
     def found(self) -> tuple[str, list[Section]]:
         """Return the title, or else the first heading, and the sections in order."""
@@ -173,7 +268,16 @@ class _Reader(HTMLParser):
             self._sections.append(("", self._heading))  # an unclosed heading counts as text
         title = " ".join("".join(self._title).split())
         named = title or next((name for name, _ in self._sections if name), "")
-        return named, [Section("".join(text), "" if name == named else name) for name, text in self._sections]
+        return named, [
+            Section(_table_rows("".join(text)), "" if name == named else name) for name, text in self._sections
+        ]
+
+
+def _table_rows(text: str) -> str:
+    """Return the text with vertical bars in place of the marks between cells, and without rows of empty cells."""
+    joined = " | ".join(cell.strip(" \n") for cell in text.strip(f"{CELL} \n").split(CELL))
+    lines = (line for line in joined.split("\n") if ROW not in line or line.strip(f"{ROW} |"))
+    return "\n".join(lines).replace(ROW, "")
 
 
 MOST_PAGES = 5_000
