@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import os
 import time
 import zipfile
 import zlib
@@ -204,6 +205,23 @@ def test_pdf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     )
     assert said_of["broken.pdf"].startswith("a damaged or unusual PDF")
     assert said_of["bomb.pdf"]
+
+
+def test_half_characters_are_replaced(tmp_path: Path) -> None:
+    pytest.importorskip("pypdf")
+    codes = b"begincmap 1 begincodespacerange <00> <FF> endcodespacerange 1 beginbfchar <41> <D835> endbfchar endcmap"
+    font = "/Resources << /Font << /F1 << /Type /Font /Subtype /Type1 /BaseFont /Helvetica /ToUnicode 7 0 R >> >> >>"
+    made = page(b"BT /F1 12 Tf 50 700 Td (Gout attacks hurt: A) Tj ET", media=font)
+    stream = b"/Length %d >>\nstream\n%b\nendstream" % (len(codes), codes)
+    (tmp_path / "a.pdf").write_bytes(made.replace(b"/Length 1 >>\nstream\n0\nendstream", stream))
+    (tmp_path / "b.html").write_bytes(b'<meta charset="utf-7">Rest +2AA-')
+    (tmp_path / os.fsdecode(b"caf\xe9.txt")).write_text("Ice.")
+    found = list(text_files.read_files(tmp_path, Rejects()))
+    assert [(each.id, each.sections[0].text) for each in found] == [
+        ("documents:a.pdf", "Gout attacks hurt: \ufffd"),
+        ("documents:b.html", "Rest \ufffd"),
+        ("documents:caf\\udce9.txt", "Ice."),
+    ]
 
 
 W = 'xmlns:w="http://schemas.openxmlformats.org/wordprocessingml/2006/main"'

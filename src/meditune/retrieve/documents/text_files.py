@@ -310,7 +310,7 @@ def read_extracted(path: Path) -> tuple[str, list[Section], str]:
     if result.get("missing"):
         raise DataError(f"{path}: pypdf or python-docx is missing. Install both with: {install_command('retrieve')}")
     if result.get("problem"):
-        raise UnreadableError(result["problem"])
+        raise UnreadableError(_repaired(result["problem"]))
     flowing = _flowing if path.suffix.lower() == ".pdf" else str
     return result["title"], [Section(flowing(text), heading) for heading, text in result["sections"]], result["unread"]
 
@@ -359,6 +359,7 @@ def read_files(path: Path, rejects: Rejects, name: str = SOURCE) -> Iterator[Doc
         rejects.count_only(name, f"{kind or 'no extension'}: {reason}")
     for file in track(readable, "Reading documents", unit="files"):
         place = file.relative_to(path).as_posix() if path.is_dir() else file.name
+        place = place.encode(errors="backslashreplace").decode()  # the name of a file can be invalid UTF-8
         try:
             title, sections, unread = _read(file)
         except UnreadableError as error:
@@ -370,7 +371,7 @@ def read_files(path: Path, rejects: Rejects, name: str = SOURCE) -> Iterator[Doc
             id=f"{name}:{place}",
             source=name,
             sections=sections,
-            title=title or file.stem.replace("_", " ").replace("-", " "),
+            title=title or Path(place).stem.replace("_", " ").replace("-", " "),
             url=file.resolve().as_uri(),
             licence=LICENCE,
             date=datetime.fromtimestamp(file.stat().st_mtime, UTC).date().isoformat(),
@@ -420,7 +421,13 @@ def _read(file: Path) -> tuple[str, list[Section], str]:
             title, sections = READERS[file.suffix.lower()](file)
     except OSError as error:
         raise UnreadableError(f"cannot be opened ({error.strerror or error})") from error
-    sections = [section for section in sections if section.text.strip()]
+    repaired = [Section(_repaired(section.text), _repaired(section.heading)) for section in sections]
+    sections = [section for section in repaired if section.text.strip()]
     if not sections:
         raise UnreadableError("contains no text")
-    return title, sections, unread
+    return _repaired(title), sections, unread
+
+
+def _repaired(text: str) -> str:
+    """Return the text with U+FFFD in place of lone surrogates, which UTF-8 can't encode."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
