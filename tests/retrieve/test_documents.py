@@ -14,7 +14,7 @@ import pytest
 from meditune.data.readers.tables import Rejects
 from meditune.errors import DataError
 from meditune.retrieve import collections
-from meditune.retrieve.documents import pubmed_articles, text_files
+from meditune.retrieve.documents import pdf_docx_text, pubmed_articles, text_files
 from meditune.retrieve.documents.document import MOST_CHARACTERS, MOST_WORDS, Document, Section, split_text
 from tests import corpus, layouts
 
@@ -205,6 +205,22 @@ def test_pdf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     )
     assert said_of["broken.pdf"].startswith("a damaged or unusual PDF")
     assert said_of["bomb.pdf"]
+
+
+def test_a_pdf_encrypted_without_a_password_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pypdf = pytest.importorskip("pypdf")
+    (tmp_path / "open.pdf").write_bytes(page(b"BT /F1 12 Tf 50 700 Td (Colchicine calms an attack.) Tj ET", media=FONT))
+    writer = pypdf.PdfWriter(tmp_path / "open.pdf")
+    writer.encrypt("", "owner", algorithm="AES-256")
+    writer.write(tmp_path / "locked.pdf")
+    assert sections(tmp_path / "locked.pdf") == {"documents:locked.pdf": [("Page 1", "Colchicine calms an attack.")]}
+
+    program = tmp_path / "program.py"
+    hidden = "import runpy, sys\nsys.modules['cryptography'] = sys.modules['Crypto'] = None\n"
+    program.write_text(f"{hidden}runpy.run_path({pdf_docx_text.__file__!r}, run_name='__main__')\n")
+    monkeypatch.setattr(pdf_docx_text, "__file__", str(program))
+    with pytest.raises(DataError, match=r"locked.pdf: .*cryptography.* is required .* pip install .*\[retrieve\]"):
+        sections(tmp_path / "locked.pdf")
 
 
 def test_half_characters_are_replaced(tmp_path: Path) -> None:

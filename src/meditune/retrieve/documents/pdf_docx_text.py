@@ -161,8 +161,10 @@ def main(path: str, max_pages: str, max_gb: str, max_characters: str) -> dict[st
             return pdf(path, int(max_pages), int(max_characters))
         return docx(path, int(max_characters))
     except ModuleNotFoundError:
-        return {"missing": True}
+        return {"missing": "pypdf or python-docx is missing"}
     except Exception as error:  # noqa: BLE001 (a damaged file can raise any error; this process does nothing else)
+        if type(error).__name__ == "DependencyError":  # pypdf's error for a file that needs an optional package
+            return {"missing": f"pypdf can't read this file: {error}"}
         return {"problem": f"a damaged or unusual {kind} ({type(error).__name__}: {str(error)[:200]})"}
 
 

@@ -291,7 +291,7 @@ def read_extracted(path: Path) -> tuple[str, list[Section], str]:
     """Return the title, a section for each page (PDF) or heading (Word), and a note on unread pages, or "".
 
     Raises UnreadableError if the file is encrypted, damaged, contains only images of text, or takes too much time or
-    memory. Raises DataError if pypdf or python-docx isn't installed.
+    memory. Raises DataError if pypdf, python-docx or a package that pypdf needs for the file isn't installed.
     """
     program = pdf_docx_text.__file__
     try:
@@ -308,7 +308,7 @@ def read_extracted(path: Path) -> tuple[str, list[Section], str]:
     except ValueError as error:
         raise UnreadableError(f"reading the file failed or took more than {MOST_GB:.0f} GB of memory") from error
     if result.get("missing"):
-        raise DataError(f"{path}: pypdf or python-docx is missing. Install both with: {install_command('retrieve')}")
+        raise DataError(f"{path}: {result['missing']}. Install what is missing with: {install_command('retrieve')}")
     if result.get("problem"):
         raise UnreadableError(_repaired(result["problem"]))
     flowing = _flowing if path.suffix.lower() == ".pdf" else str
