@@ -138,7 +138,7 @@ def build(path: Path, passages: int, titles: Any) -> dict[str, float]:
     An unfinished table is completed.
     """
     from meditune.retrieve import index, storage
-    from meditune.retrieve.build_index import APPROXIMATE_FROM, KEEP_VERSIONS
+    from meditune.retrieve.build_index import APPROXIMATE_FROM
     from meditune.retrieve.documents.document import IndexedPassage
     from meditune.retrieve.storage import index_storage
 
@@ -162,7 +162,7 @@ def build(path: Path, passages: int, titles: Any) -> dict[str, float]:
             table.add(storage.rows(rows, given))
         number += len(chunk)
     added = time.perf_counter() - started
-    storage.make_searchable(table, passages >= APPROXIMATE_FROM, KEEP_VERSIONS)
+    storage.make_searchable(table, passages >= APPROXIMATE_FROM)
     made = index.describe(table, "passages-1", [], titles.identity, None)
     learned = index.learn(index_storage(path), table, [], [], titles, None)
     index_storage(path).write(storage.MANIFEST, asdict(replace(made, **learned)))

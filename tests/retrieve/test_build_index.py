@@ -19,7 +19,9 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from filelock import Timeout
@@ -27,9 +29,9 @@ from filelock import Timeout
 from meditune.errors import DataError, ModelError
 from meditune.models import sentence_encoder
 from meditune.models.sentence_encoder import EncoderIdentity, SentenceEncoder
-from meditune.retrieve import build_index, collections
+from meditune.retrieve import build_index, collections, storage
 from meditune.retrieve.build_index import build, update
-from meditune.retrieve.index import Index
+from meditune.retrieve.index import Index, Manifest
 from meditune.retrieve.storage import index_storage
 from tests import corpus, layouts, tiny
 from tests.commands import meditune
@@ -215,6 +217,44 @@ def test_a_killed_build_leaves_no_index_and_goes_on(
     said, _ = made(where, docs, counting.encoder)
     assert len(counting.passages) == (25 if stage == "embedding" else 0)
     assert said.content == made(tmp_path / "whole", docs)[0].content
+
+
+def test_an_update_removes_no_version_in_use(tmp_path: Path, docs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(build_index, "KEEP_VERSIONS", timedelta(0))  # as if the index had been built days ago
+    where = tmp_path / "index"
+    before, _ = made(where, docs)
+    reader = Index.open(where, corpus.TINY)
+    (docs / "lice.txt").unlink()
+    with monkeypatch.context() as stopped, pytest.raises(KeyboardInterrupt):
+        stopped.setattr(build_index.index, "learn", Mock(side_effect=KeyboardInterrupt))
+        update(index_storage(where), [], corpus.TINY)
+    assert Index.open(where, corpus.TINY).manifest == before
+    update(index_storage(where), [], corpus.TINY)
+    assert reader.passages("documents:lice.txt")
+
+
+def test_versions_are_removed_when_readers_had_time_to_switch(
+    tmp_path: Path, docs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(build_index.storage, "MARGIN", timedelta(seconds=0.5))
+    where = tmp_path / "index"
+
+    def updated(text: str) -> Manifest:
+        time.sleep(0.6)
+        (docs / "flu.txt").write_text(text, encoding="utf-8")
+        return update(index_storage(where), [], corpus.TINY)[0]
+
+    def kept() -> list[int]:
+        table = storage.connect(index_storage(where)).open_table("passages-1")
+        there = {each["version"] for each in table.list_versions()}
+        return [number for number, each in enumerate(manifests) if each.version in there]
+
+    manifests = [made(where, docs)[0], updated("Influenza comes in winter."), updated("Influenza is viral.")]
+    assert kept() == [0, 1, 2]
+    monkeypatch.setattr(build_index, "KEEP_VERSIONS", timedelta(0))  # as if the first updates were days ago
+    manifests.append(updated("Influenza spreads."))
+    assert kept() == [2, 3]
+    assert {path.name for path in where.glob("knowledge-*")} == {each.knowledge for each in manifests[2:]}
 
 
 @pytest.mark.parametrize("same", [True, False])

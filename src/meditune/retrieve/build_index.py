@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from dataclasses import replace as changed
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from meditune.errors import DataError
@@ -26,7 +26,7 @@ from meditune.retrieve.storage import MANIFEST, IndexStorage
 
 BATCH = 512  # Number of passages embedded and saved at once; a killed build loses at most one batch
 APPROXIMATE_FROM = 50_000  # Minimum number of passages for an approximate index of the vectors
-KEEP_VERSIONS = timedelta(days=1)  # How long readers can keep using the version that they opened
+KEEP_VERSIONS = timedelta(days=1)  # How long readers can keep using a version after a newer one has superseded it
 UPDATING = "updating.json"
 
 
@@ -233,10 +233,20 @@ def _finish(
             + "; ".join(f"{source}: {n} {why}" for source, some in changes.left_out.items() for why, n in some.items())
         )
     with storage.readable(store):
-        storage.make_searchable(table, approximate=table.count_rows() >= APPROXIMATE_FROM, keep=KEEP_VERSIONS)
+        storage.make_searchable(table, approximate=table.count_rows() >= APPROXIMATE_FROM)
         manifest = index.describe(table, name, all_collections, encoder.identity, before)
         storage.verify(table, manifest.passages)
     manifest = changed(manifest, **index.learn(store, table, read, all_collections, encoder, before))
+    manifest = changed(manifest, superseded=_superseded(before, manifest.version) if before else {})
     store.write(MANIFEST, asdict(manifest))
-    index.remove_unused(store, manifest, before.table if before else old)
+    index.remove_unused(store, manifest, old)
+    with storage.readable(store):
+        storage.remove_versions(table, before=min([manifest.version, *map(int, manifest.superseded)]))
     return manifest
+
+
+def _superseded(before: Manifest, version: int) -> dict[str, str]:
+    """Return the versions that readers may still use when this version supersedes that of the manifest `before`."""
+    now = datetime.now(UTC)
+    kept = {name: at for name, at in before.superseded.items() if now - datetime.fromisoformat(at) < KEEP_VERSIONS}
+    return kept if version == before.version else kept | {str(before.version): now.isoformat(timespec="seconds")}

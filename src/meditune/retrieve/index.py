@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version as installed
 from pathlib import Path
@@ -46,6 +46,7 @@ class Manifest:
     updated: str
     versions: dict[str, str]
     knowledge: str  # Name of the file with the reranker's knowledge
+    superseded: dict[str, str] = field(default_factory=dict)  # Earlier versions kept for readers -> when superseded
     words: str = ""  # Name of the file with the BM25 postings; empty if the index is large and LanceDB searches it
 
     @property
@@ -185,10 +186,11 @@ def load(store: IndexStorage, manifest: Manifest, space: str) -> Knowledge:
 
 
 def remove_unused(store: IndexStorage, new: Manifest, old: str | None) -> None:
-    """Delete files that belong neither to this version nor to the `old` table, which readers may still be opening."""
+    """Delete files that belong neither to a version that is kept nor to the `old` table, which may still be opened."""
     for kind in (KNOWLEDGE, WORDS):
+        kept = {f"{kind}{new.table}-{version}.npz" for version in (new.version, *new.superseded)}
         for name in store.files(kind):
-            if name not in (new.knowledge, new.words) and not (old and name.startswith(f"{kind}{old}-")):
+            if name not in kept and not (old and name.startswith(f"{kind}{old}-")):
                 store.remove(name)
 
 

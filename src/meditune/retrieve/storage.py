@@ -157,6 +157,8 @@ FORMAT = 1  # Format of the table and the manifest; an index in another format m
 COLUMNS = tuple(field.name for field in fields(IndexedPassage))
 SEARCHED, VECTOR, DIGEST = "searched", "vector", "digest"
 IDS_PER_QUERY = 500
+FOREVER = timedelta(days=36_500)  # By default, LanceDB deletes versions that are more than seven days old
+MARGIN = timedelta(hours=1)  # LanceDB measures a version's age later than we do, so a kept version must be younger
 APPROXIMATE = "IVFPQ"  # LanceDB's type of index for approximate search in many vectors
 
 
@@ -233,17 +235,17 @@ def quoted(text: str) -> str:
     return "'" + text.replace("'", "''") + "'"
 
 
-def make_searchable(table: Any, approximate: bool, keep: timedelta) -> None:
+def make_searchable(table: Any, approximate: bool) -> None:
     """Compact the table, create missing column indices, and add new rows to existing ones.
 
     If `approximate` is True, the vectors get an approximate index; otherwise, an existing index of the vectors is
-    dropped. Versions of the table that are older than `keep` are deleted.
+    dropped. All versions of the table are kept.
     """
     from lancedb.index import FTS, Bitmap, IvfPq
 
     indices = {tuple(index.columns): _kind(index) for index in table.list_indices()}
     if (SEARCHED,) not in indices:
-        table.optimize()
+        table.optimize(cleanup_older_than=FOREVER)
         table.create_index(SEARCHED, config=FTS(stem=True, remove_stop_words=True))
     if ("source",) not in indices:
         table.create_index("source", config=Bitmap())
@@ -255,7 +257,13 @@ def make_searchable(table: Any, approximate: bool, keep: timedelta) -> None:
         for index in table.list_indices():
             if index.columns == [VECTOR]:
                 table.drop_index(index.name)
-    table.optimize(cleanup_older_than=keep)
+    table.optimize(cleanup_older_than=FOREVER)
+
+
+def remove_versions(table: Any, before: int) -> None:
+    """Delete the table's versions from before this version; those from the last `MARGIN` before it may stay."""
+    created = next(each["timestamp"] for each in table.list_versions() if each["version"] == before)
+    table.optimize(cleanup_older_than=timedelta(seconds=time.time() - created.timestamp()) + MARGIN)
 
 
 def is_approximate(table: Any) -> bool:
