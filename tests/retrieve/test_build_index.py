@@ -52,6 +52,10 @@ def found(where: Path, question: str) -> list[str]:
     return [hit.passage.document for hit in Index.open(where, corpus.TINY).search(question).hits]
 
 
+def documents_in(where: Path) -> set[str]:
+    return {document for document, _ in Index.open(where, corpus.TINY).texts()}
+
+
 def test_the_manifest_says_what_is_in_it(tmp_path: Path, docs: Path) -> None:
     made(tmp_path / "index", docs)
     said = json.loads((tmp_path / "index" / "index.json").read_text())
@@ -90,6 +94,22 @@ def test_an_index_that_was_updated_equals_one_that_is_built_anew(tmp_path: Path,
     anew, _ = made(tmp_path / "anew", docs)
     assert updated.content == anew.content
     assert found(tmp_path / "index", "wheezing") == found(tmp_path / "anew", "wheezing")
+
+
+def test_a_second_folder_without_a_name_does_not_replace_the_first(tmp_path: Path, docs: Path) -> None:
+    where = tmp_path / "index"
+    made(where, docs)
+    other = corpus.folder(tmp_path / "other", {"flu.txt": "Influenza comes in winter."})
+    unnamed = [collections.documents(str(other))]
+    with pytest.raises(
+        DataError, match=rf"documents without a name: {docs}\. .* --documents NAME={other}\. .* --remove"
+    ):
+        update(index_storage(where), unnamed, corpus.TINY)
+    assert len(documents_in(where)) == 4
+    update(index_storage(where), [collections.documents(f"other={other}")], corpus.TINY)
+    assert len(documents_in(where)) == 5
+    update(index_storage(where), unnamed, corpus.TINY, remove=["documents"])
+    assert documents_in(where) == {"documents:flu.txt", "other:flu.txt"}
 
 
 def test_pubmed_files_add_replace_and_withdraw(tmp_path: Path, docs: Path) -> None:

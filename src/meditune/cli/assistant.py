@@ -81,7 +81,7 @@ def ask(
         if source:
             raise DataError(
                 "Give --source or --index, not both. To add files to an index, run: "
-                "meditune index update INDEX --documents FOLDER"
+                "meditune index update INDEX --documents NAME=FOLDER"
             )
         from meditune.assistant.assistant import AssistantSettings, load_assistant, open_index, triage_first
 

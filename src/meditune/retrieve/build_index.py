@@ -21,6 +21,7 @@ from meditune.retrieve import index, storage
 from meditune.retrieve.collections import KIND as LIBRARY_KIND
 from meditune.retrieve.collections import Collection, Reading
 from meditune.retrieve.documents.document import Document, IndexedPassage
+from meditune.retrieve.documents.text_files import SOURCE as DOCUMENTS
 from meditune.retrieve.index import Manifest
 from meditune.retrieve.storage import MANIFEST, IndexStorage
 
@@ -90,7 +91,8 @@ def update(
     `remove` are removed. From a library, only changes after the change number `since` are read. If a library of the
     index has withdrawn a document, such as a retracted article, the document isn't added from other sources, either.
 
-    Raises DataError if there is no index, and ModelError if the index was built with another embedding model.
+    Raises DataError if there is no index or an unnamed folder would replace another one, and ModelError if the index
+    was built with another embedding model.
     """
     with store.writing():
         before = index.read(store)
@@ -102,6 +104,7 @@ def update(
                 f"{', '.join(before.sources)}."
             )
         known = [Collection(**each) for each in before.collections]
+        _check_folder(store, known, [each for each in collections if each.source not in remove])
         chosen = list(collections) or [each for each in known if each.source not in remove]
         _check(chosen, may_be_empty=bool(remove))
         with storage.readable(store):
@@ -127,6 +130,18 @@ def _check(collections: Sequence[Collection], may_be_empty: bool = False) -> Non
             f"Two collections have the name {twice[0]!r}. Give each its own name: --documents NAME=PATH, or own/NAME "
             "in a recipe."
         )
+
+
+def _check_folder(store: IndexStorage, known: Sequence[Collection], chosen: Sequence[Collection]) -> None:
+    """Raise DataError if an unnamed folder or file of the user's would replace another one."""
+    paths = {each.source: each.path for each in known}
+    for each in chosen:
+        if each.source == DOCUMENTS and paths.get(DOCUMENTS, each.path) != each.path:
+            raise DataError(
+                f"{store.name} already has documents without a name: {paths[DOCUMENTS]}. To add {each.path} as another "
+                f"source, give it a name: --documents NAME={each.path}. To replace the documents without a name, add "
+                f"--remove {DOCUMENTS}."
+            )
 
 
 def _settle(
