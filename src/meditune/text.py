@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 import textwrap
 
+from meditune.errors import DataError
+
 _ENDING = re.compile(r"[.!?][\"')\]]*\s+(?=[\"'(\[]?[A-Z0-9])")
 _ABBREVIATION = re.compile(r"\b(?:Dr|Mr|Mrs|Ms|Prof|vs|cf|al|Fig|fig|approx|i\.e|e\.g|Inc|St)\.$")
 _NUMBERED = re.compile(r"\b[Nn]o\.$")
@@ -45,6 +47,16 @@ def _ends_in_initial(piece: str) -> bool:
     if _LETTERED.fullmatch(plain):
         return False
     return not before[:1].islower() or _BEFORE_NAMES.fullmatch(plain) is not None
+
+
+def check_utf8(question: str) -> None:
+    """Raise DataError if a question contains a lone surrogate, for example from an invalid byte on the command line."""
+    try:
+        question.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"The question isn't valid UTF-8 text: character {error.start + 1} is invalid. Remove or retype it."
+        ) from error
 
 
 def counted(count: int, noun: str) -> str:

@@ -391,6 +391,7 @@ def test_a_journey(tmp_path: Path) -> None:
 
     meditune(*asked, "--source", docs / "lice.txt").refused(3, "not both")
     meditune(*asked, "--source-filter", "none").refused(3, "no source 'none'", "clinic")
+    meditune("ask", model, "Lice\udcff?", "--index", index).refused(3, "isn't valid UTF-8 text: character 5")
     meditune("ask", model, "Lice?", "-k", 3).refused(3, "name the index with --index")
     meditune("ask", model, "Lice?", "--judge-threshold", 0.7).refused(3, "name the judge with --judge")
     plain = json.loads(meditune("ask", model, "Does it help?", "--max-new-tokens", 2, "--json").out)

@@ -410,6 +410,7 @@ def test_a_journey(tmp_path: Path) -> None:
     done = meditune("index", "build", "quickstart", "-o", tmp_path / "by-recipe")
     assert "10 passages of 5 documents" in done.out, done
     meditune("index", "search", index, " ").refused(3, "The question is empty")
+    meditune("index", "search", index, "gout\udcff").refused(3, "isn't valid UTF-8 text: character 5")
     meditune("index", "search", tmp_path / "none", "gout").refused(3, "contains no index", "meditune index build -o")
     meditune("index", "build", "-o", index, "--source", "pubmedqa").refused(3, "already contains an index")
     meditune("index", "build", "-o", tmp_path / "x", "--source", "medline").refused(3, "Unknown index source")

@@ -45,7 +45,7 @@ from meditune.retrieve.context_packing import PackedPassage, chooser, grade, pac
 from meditune.retrieve.index import Index
 from meditune.retrieve.index import read as read_manifest
 from meditune.retrieve.storage import index_storage
-from meditune.text import counted
+from meditune.text import check_utf8, counted
 
 PASSAGES = 5
 """The number of passages to retrieve"""
@@ -286,11 +286,12 @@ class Assistant:
 
         `history` contains earlier questions and their answers, oldest first; `triaged` is the result of `judge`, if
         already known. Only sentences that pass the checks are shown. If too few sentences of the complete answer are
-        supported, the answer is withdrawn, and its `outcome` is abstained. Raises DataError if the question is empty or
-        too long.
+        supported, the answer is withdrawn, and its `outcome` is abstained. Raises DataError if the question is empty,
+        too long or not valid UTF-8.
         """
         if not question.strip():
             raise DataError("There is no question.")
+        check_utf8(question)
         progress = AnswerInProgress(question, style)
         triaged = triaged or self.judge(question, [earlier for earlier, _ in history])
         progress.safety = {"action": triaged.action, "kind": triaged.kind}
@@ -443,10 +444,11 @@ def open_assistant(
 def triage_first(question: str, style: Style) -> tuple[Triage, Answer | None]:
     """Return how to handle a message, and the answer if it needs no model (otherwise None).
 
-    So urgent help doesn't wait until a model is loaded. Raises DataError if the message is empty.
+    So urgent help doesn't wait until a model is loaded. Raises DataError if the message is empty or not valid UTF-8.
     """
     if not question.strip():
         raise DataError("There is no question.")
+    check_utf8(question)
     found = triage(question, emergency_numbers(), (), triage_classifier())
     if found.action not in ("urgent", "decline"):
         return found, None

@@ -23,6 +23,7 @@ from meditune.errors import DataError, ModelError
 from meditune.models.api_client import ApiError, ApiModel, Chat, find_api_model, of_chat
 from meditune.observability import span
 from meditune.prompts import Encoder, QuestionTooLongError, chat_messages, load_format
+from meditune.text import check_utf8
 
 Chunks = Generator[GenerationChunk, None, None]
 POLL_S = 0.05
@@ -211,14 +212,11 @@ def ask_model(
 
     There is no triage, and the answer isn't checked. `style` has no effect if the format has no cue for plain language.
     `api` is the address and key of an API model, unless its folder contains them. Raises DataError if the question is
-    empty or too long for the model's prompt, and ModelError if an API doesn't answer.
+    empty, not valid UTF-8 or too long for the model's prompt, and ModelError if an API doesn't answer.
     """
     if not question.strip():
         raise DataError("There is no question. Put the question in quotes after the model.")
-    try:
-        question.encode()
-    except UnicodeEncodeError as error:
-        raise DataError(f"The question isn't valid UTF-8 text: character {error.start + 1} is invalid.") from error
+    check_utf8(question)
     example = _example(question, sources, style).model_copy(update={"decision": "yes"})
     limit = max_new_tokens or EvaluateSpec().max_new_tokens
     if remote := find_api(model, api):

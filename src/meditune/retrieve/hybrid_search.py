@@ -262,7 +262,7 @@ def search(
     document (None: no limit). `diversity`, from 0 to 1, sets how strongly a passage's similarity to better passages
     lowers its rank.
 
-    Raises DataError if the question is empty or an option is invalid.
+    Raises DataError if the question is empty or not valid UTF-8, or an option is invalid.
     """
     mode = RENAMED_MODES.get(mode, mode)
     if mode not in get_args(Mode):

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from meditune.errors import DataError
 from meditune.retrieve import storage
 from meditune.retrieve.topics import QUESTION_KINDS, Mention, Synonyms
-from meditune.text import sentences
+from meditune.text import check_utf8, sentences
 
 MAX_CHARACTERS = 2_000  # Longer than any LiveQA question. Further text is noise for BM25, and MiniLM doesn't read it
 _DATE = re.compile(r"\d{4}(-\d{2}(-\d{2})?)?")
@@ -29,7 +29,8 @@ class Query:
 
 
 def build_query(question: str) -> Query:
-    """Return the search query for a question. Raises DataError if the question has no letters or digits."""
+    """Return the search query for a question. Raises DataError if it has no letters or digits, or isn't valid UTF-8."""
+    check_utf8(question)
     lines = [" ".join(line.split()) for line in question.splitlines()]
     text = " ".join(question.split())
     if not re.search(r"\w", text):
