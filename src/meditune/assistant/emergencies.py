@@ -97,7 +97,7 @@ def _vocabulary() -> frozenset[str]:
             *(each for group in texts_of("signs")["signs"].values() for each in group),
         ]
     )
-    found = set()
+    found: set[str] = set()
     for word, star in re.findall(r"([a-z]{4,})(\*?)", re.sub(r"\\\w|@\w+", " ", text)):
         found |= _inflected(word) if star else {word}
     return frozenset(word for word in found if len(word) >= 5)
