@@ -23,7 +23,7 @@ from meditune.errors import DataError
 from meditune.files import cache_folder
 from meditune.phi import name_words
 from meditune.phi.name_words import PIECE, plain, stem
-from meditune.phi.spans import PLACEHOLDERS, Span, placeholder, replaced
+from meditune.phi.spans import PLACEHOLDERS, Span, placeholder, replaced, word_list
 
 _MONTHS = (
     *("January", "February", "March", "April", "May", "June"),
@@ -142,10 +142,16 @@ _STREETS = (
     *("Larch", "Linden", "Maple", "Poplar", "Rowan", "Willow"),
 )
 _STREET_KIND = re.compile(
-    r"(?<![^\W_])(?:street|st|avenue|ave|road|rd|boulevard|blvd|drive|dr|lane|ln|court|ct|place|pl|way|terrace|circle|"
-    r"parkway|pkwy|highway|hwy|square)(?![a-z])",
+    r"(?<![^\W_])(?:street|st|avenue|ave|road|rd|boulevard|blvd|drive|dr|lane|ln|court|ct|place|pl|way|terrace|terr?|"
+    r"circle|cir|parkway|pkwy|highway|hwy|square|sq|trail|trl|loop|alley|plaza|crescent|close|turnpike|pike|row|path|"
+    r"run|gardens|heights)(?![a-z'’-])\.?",
     re.IGNORECASE,
 )
+_UNIT = re.compile(
+    r",?[ \n](?:apt|apartment|unit|suite|ste|floor|fl|room|rm|bldg|#)\.? ?#?[a-z0-9-]{1,6}$", re.IGNORECASE
+)
+_FACILITIES = word_list("facilities")
+_AFTER_FACILITY = re.compile(r"\s(?:of|at|for)\s", re.IGNORECASE)
 _SMALL_WORD = re.compile(r"[^\W\d_][\w'’-]*")
 _MIN_WEEKS, _MAX_WEEKS = 8, 156
 _MAX_AGE = "90"  # Replacement for every age over 89, as 45 CFR 164.514(b)(2)(i)(C) permits
@@ -174,14 +180,13 @@ class Surrogates:
         if kind == "bracket":
             return placeholder(written)
         if kind == "hospital":
-            return f"{self._chosen(_SURNAMES, kind, written).title()} {written.split()[-1]}"
+            facility = _AFTER_FACILITY.split(written)[0].split()[-1]
+            ending = facility if facility.lower() in _FACILITIES else "Hospital"
+            return f"{self._chosen(_SURNAMES, kind, written).title()} {ending}"
         if kind == "city":
             return _cased(self._chosen(_CITIES, kind, written.lower()), written)
         if kind == "address":
-            number, _, rest = self._shaped(written, kind).partition(" ")
-            ending = _STREET_KIND.search(rest)
-            ending_text = rest[ending.start() :] if ending else "Street"
-            return f"{number} {self._chosen(_STREETS, kind, written.lower())} {ending_text}".strip()
+            return self._address(written)
         if kind == "email":
             return f"{self._chosen(_SURNAMES, kind, written.lower())}@example.org"
         if kind == "url":
@@ -189,6 +194,15 @@ class Surrogates:
         if kind == "ip":
             return f"192.0.2.{self._number(kind, written) % 254 + 1}"
         return self._shaped(written, kind)
+
+    def _address(self, written: str) -> str:
+        """Return an address with another number and street; only the word for "street" and the unit's word remain."""
+        shaped = self._shaped(written, "address")
+        unit = _UNIT.search(shaped)
+        number = f"{shaped.split()[0]} " if shaped[0].isdecimal() else ""
+        endings = _STREET_KIND.findall(shaped[: unit.start() if unit else None])
+        street = f"{self._chosen(_STREETS, 'address', written.lower())} {endings[-1] if endings else 'Street'}"
+        return f"{number}{street}{unit[0] if unit else ''}"
 
     def _name(self, written: str) -> str:
         """Return the name with each word replaced by a word of the same kind and case.
