@@ -6,6 +6,7 @@ How many identifiers of invented notes are found: benchmarks/phi.py, smaller. Ho
 import socket
 import sys
 import time
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -181,6 +182,22 @@ def test_what_nobody_vouches_for_stays_where_nobody_is_named_or_numbered() -> No
 def test_a_name_is_found_wherever_it_comes_again() -> None:
     text = "Ms. Zelazny fell. Zelazny was seen; ZELAZNY improved."
     assert phi.mask(text) == "Ms. [NAME] fell. [NAME] was seen; [NAME] improved."
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+@pytest.mark.parametrize(
+    ("text", "masked"),
+    [
+        ("Mr. Phạm Văn Đức was seen.", "Mr. [NAME] was seen."),
+        ("Dr. Lê Thị Ngọc Ánh rang.", "Dr. [NAME] rang."),
+        ("Dr. Ṣọlá Adébáyọ̀'s note", "Dr. [NAME]'s note"),
+        ("Ms. Ḥasan is well.", "Ms. [NAME] is well."),
+        ("Seen by Mr. José García.", "Seen by Mr. [NAME]."),
+        ("MRN: 4471123. Rang her nan Nélida Échevarría.", "MRN: [ID]. Rang her nan [NAME]."),
+    ],
+)
+def test_names_with_accents_are_found_in_composed_and_decomposed_unicode(text: str, masked: str, form: str) -> None:
+    assert phi.mask(unicodedata.normalize(form, text)) == masked
 
 
 def test_masking_twice_changes_nothing() -> None:

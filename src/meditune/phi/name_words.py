@@ -8,6 +8,7 @@ are written: capitals, hyphens, apostrophes, initials and particles. Cues are wo
 from __future__ import annotations
 
 import re
+import unicodedata
 from enum import IntEnum
 from functools import lru_cache
 from pathlib import Path
@@ -79,21 +80,23 @@ def is_surely_medical(low: str) -> bool:
     return is_ordinary(low) or not _ALSO_OF_NAMES.search(low)
 
 
-_CAPITALS = "A-Z" + "".join(chr(code) for code in range(0xC0, 0x250) if chr(code).isupper())
-_SMALL = "a-z" + "".join(chr(code) for code in range(0xDF, 0x250) if chr(code).islower())
-_LETTER = rf"[{_CAPITALS}{_SMALL}]"
+_CAPITALS = "A-Z" + "".join(chr(code) for code in range(0xC0, 0x1F00) if chr(code).isupper())
+_SMALL = "a-z" + "".join(chr(code) for code in range(0xDF, 0x1F00) if chr(code).islower())
+_MARKS = "[\u0300-\u036f]{0,3}"  # Combining marks, as in decomposed Unicode and in Yoruba
+_CAPITAL = rf"[{_CAPITALS}]{_MARKS}"
+_LETTER = rf"(?:[{_CAPITALS}{_SMALL}]{_MARKS})"
 _PARTICLES = (
     r"(?:de la|de los|del|de|della|di|da|dos|do|du|van der|van den|van de|van|von|der|den|ten|ter|bin|ibn|le|la|st\.|y)"
 )
 
 WORD = (
-    rf"(?:[DdL]['’])?(?:al-|el-|van-|von-|ben-)?[{_CAPITALS}]{_LETTER}{{1,24}}(?:['’-]{_LETTER}{{2,24}}){{0,3}}"
-    rf"|[OD]['’][{_CAPITALS}]{_LETTER}{{1,24}}"
+    rf"(?:[DdL]['’])?(?:al-|el-|van-|von-|ben-)?{_CAPITAL}{_LETTER}{{1,24}}(?:['’-]{_LETTER}{{2,24}}){{0,3}}"
+    rf"|[OD]['’]{_CAPITAL}{_LETTER}{{1,24}}"
 )
-INITIAL = rf"[{_CAPITALS}]\.(?:[ ]?[{_CAPITALS}]\.)?|[{_CAPITALS}](?![^\W_]|['’.])"
+INITIAL = rf"{_CAPITAL}\.(?:[ ]?{_CAPITAL}\.)?|{_CAPITAL}(?![^\W_]|['’.])"
 TOKEN = re.compile(
-    rf"[{_CAPITALS}](?<![^\W_].)(?:{_LETTER}{{1,24}}|"
-    rf"['’][{_CAPITALS}]{_LETTER}{{1,24}})(?:['’-]{_LETTER}{{2,24}}){{0,3}}(?![^\W_])"
+    rf"[{_CAPITALS}](?<![^\W_].){_MARKS}(?:{_LETTER}{{1,24}}|"
+    rf"['’]{_CAPITAL}{_LETTER}{{1,24}})(?:['’-]{_LETTER}{{2,24}}){{0,3}}(?![^\W_])"
 )  # A word of a name
 PIECE = re.compile(rf"{WORD}|{INITIAL}")  # A word of a name, or an initial
 FIRST = re.compile(rf"(?:{_PARTICLES}[ ]){{0,2}}({WORD}|{INITIAL})")
@@ -107,6 +110,7 @@ DEGREE = re.compile(
     r"CNS|Esq\.?|Jr\.?|Sr\.?)(?![^\W_])"
 )
 _POSSESSIVE = re.compile(r"['’][sS]$")
+_MARK = re.compile("[\u0300-\u036f]")
 
 
 def stem(word: str) -> str:
@@ -116,8 +120,13 @@ def stem(word: str) -> str:
 
 @lru_cache(1 << 14)
 def plain(word: str) -> str:
-    """Return the word in the form of the lists: in lowercase, without possessive ending or full stop."""
-    return stem(word).lower().strip(".")
+    """Return the word in the form of the lists: composed, in lowercase, without possessive ending or full stop."""
+    return unicodedata.normalize("NFC", stem(word).lower().strip("."))
+
+
+def is_titled(word: str) -> bool:
+    """Return True if exactly the first letter of each part is a capital; combining marks are ignored."""
+    return _MARK.sub("", word).istitle()
 
 
 class Cue(IntEnum):
@@ -248,7 +257,7 @@ def _continues_name(view: View, pieces: list[str], written: str, piece: re.Match
         return pieces[-1] not in SURNAMES or (len(pieces) == 1 and pieces[-1] in GIVEN)
     if cue >= Cue.SURE and len(pieces[-1]) == 1:
         return True
-    return cue >= Cue.FIELD and len(pieces) == 1 and pieces[-1] not in SURNAMES and written.istitle()
+    return cue >= Cue.FIELD and len(pieces) == 1 and pieces[-1] not in SURNAMES and is_titled(written)
 
 
 def _is_name_by_context(view: View, written: str, end: int, cue: Cue) -> bool:

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator
 
 from meditune.phi import name_words
-from meditune.phi.name_words import ALSO_NAMES, DEGREE, PIECE, TOKEN, Cue, is_eponym, name_at, plain, stem
+from meditune.phi.name_words import ALSO_NAMES, DEGREE, PIECE, TOKEN, Cue, is_eponym, is_titled, name_at, plain, stem
 from meditune.phi.spans import Span, View, word_list
 
 _NOT_FIRST = name_words.EPONYMS | name_words.CITIES | name_words.SURNAMES
@@ -145,7 +145,7 @@ def _listed(view: View, token: re.Match[str]) -> Span | None:
     text, end = view.text, token.end()
     if text[end : end + 1] == "," and not name_words.is_other(low) and low not in name_words.CITIES:
         return _last_first(view, token)
-    unlisted = not name_words.is_ordinary(low) and low not in _NOT_FIRST and token[0].istitle()
+    unlisted = not name_words.is_ordinary(low) and low not in _NOT_FIRST and is_titled(token[0])
     if not sure and low not in name_words.WORD_NAMES and low not in name_words.SURNAMES and not unlisted:
         return None
     surname = _end_of_surname(view, end, sure)
@@ -365,7 +365,7 @@ def _with_initial(view: View, token: re.Match[str], name: Span | None) -> Span |
 def _is_introduced(view: View, token: re.Match[str], initial: re.Match[str], before: str) -> bool:
     """Return True if the words around this word and its initial show that it is a given name."""
     low = plain(token[0])
-    if not _INTRODUCED.search(before) or not token[0].istitle() or low in _LETTERED:
+    if not _INTRODUCED.search(before) or not is_titled(token[0]) or low in _LETTERED:
         return False
     if low in name_words.WORD_NAMES or low in name_words.SURNAMES:
         return True
@@ -384,7 +384,7 @@ def _beside_description(view: View, token: re.Match[str]) -> Span | None:
     words = before.split()
     last_word = words[-1] if words else ""
     after_comma = before.endswith(", ")
-    if not token[0].istitle() or not (after_comma or last_word in _PERSON or last_word == "("):
+    if not is_titled(token[0]) or not (after_comma or last_word in _PERSON or last_word == "("):
         return None
     rest = _REST.match(view.text, token.end())
     if rest is None:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from functools import lru_cache
 
 from meditune.phi import name_words
-from meditune.phi.name_words import ALSO_NAMES, NEXT, TOKEN, is_eponym, is_medical, plain, stem
+from meditune.phi.name_words import ALSO_NAMES, NEXT, TOKEN, is_eponym, is_medical, is_titled, plain, stem
 from meditune.phi.spans import Span, View, word_list
 
 _PERSONS = re.compile(
@@ -63,7 +63,7 @@ def is_unlisted(word: str) -> bool:
         and low not in name_words.CITIES
         and low not in name_words.GENERIC
         and low not in _HEADS
-        and (word.isupper() or all(_WRITTEN.sub("", part).istitle() for part in stem(word).split("-")))
+        and (word.isupper() or all(is_titled(_WRITTEN.sub("", part)) for part in stem(word).split("-")))
         and not is_medical(low)
     )
 
@@ -91,7 +91,7 @@ def _pair(view: View, token: re.Match[str]) -> Span | None:
             known = name_words.is_name(word) or (word in ALSO_NAMES and (first_known or is_unlisted(token[0])))
             closed = _ENDS.match(view.text, piece.end()) or _ACTING.match(view.text, piece.end())
             english = last is None and not name_words.is_other(word) and closed
-            surname = english and piece[1].istitle() and word not in _HEADS and not is_medical(word)
+            surname = english and is_titled(piece[1]) and word not in _HEADS and not is_medical(word)
             if not known and not is_unlisted(piece[1]) and not surname:
                 break
             last = piece
@@ -114,7 +114,7 @@ def _pair(view: View, token: re.Match[str]) -> Span | None:
 def _is_enclosed(view: View, token: re.Match[str]) -> bool:
     """Return True if a listed surname and then punctuation or a gap follow the word ("by Woody Hughes,")."""
     following = NEXT.match(view.text, token.end())
-    if following is None or not token[0].istitle() or plain(token[0]) in _HEADS:
+    if following is None or not is_titled(token[0]) or plain(token[0]) in _HEADS:
         return False
     return name_words.is_name(plain(following[1])) and bool(_ENDS.match(view.text, following.end()))
 
