@@ -2,6 +2,8 @@
 
 import csv
 import json
+import re
+from datetime import datetime
 
 import pytest
 
@@ -215,6 +217,17 @@ def test_surrogates_by_patient(tmp_path, monkeypatch):
     first, second, third = (row["note"]["text"] for row in read_rows(out))
     assert first == second != third
     assert hidden(first + third)
+
+
+def test_one_date_shows_the_order_of_day_and_month_in_the_whole_row(tmp_path, monkeypatch):
+    monkeypatch.setenv("MEDITUNE_PHI_SECRET", "a secret of the clinic")
+    out = tmp_path / "out.jsonl"
+    row = {"seen": "03/04/2023", "again": "Seen again 25/04/2023."}
+    meditune("data", "phi", jsonl(tmp_path / "in.jsonl", [row]), "--output", out, "--action", "surrogate")
+    moved = [re.search(r"\d+/\d+/\d+", text)[0] for text in read_rows(out)[0].values()]
+    seen, again = (datetime.strptime(written, "%d/%m/%Y") for written in moved)
+    assert (again - seen).days == 22
+    assert moved[0] != "03/04/2023"
 
 
 def test_a_text_and_a_kind(tmp_path):

@@ -41,6 +41,25 @@ def test_dates_move_together_and_keep_their_format() -> None:
     assert moved != "Admitted 3/14/2012, discharged 2012-03-21."
 
 
+def days_between(text: str, day_first: bool) -> list[int]:
+    numbers = re.findall(r"(\d+)/(\d+)/(\d{4})", text)
+    first, *rest = [date(int(c), *(map(int, (b, a) if day_first else (a, b)))) for a, b, c in numbers]
+    return [(each - first).days for each in rest]
+
+
+@pytest.mark.parametrize(
+    ("text", "day_first"),
+    [
+        ("Seen 03/04/2023, again 25/04/2023 and 02/05/2023.", True),
+        ("Seen 03/04/2023, again 04/25/2023 and 05/02/2023.", False),
+        ("Seen 03/04/2023, again 05/06/2023.", False),
+    ],
+)
+def test_intervals_stay_where_day_or_month_comes_first(text: str, day_first: bool) -> None:
+    for number in range(20):
+        assert days_between(replaced(text, group=str(number)), day_first) == days_between(text, day_first)
+
+
 @pytest.mark.parametrize(
     ("written", "later"),
     [

@@ -200,12 +200,13 @@ def _treated(example: Example, spec: PhiSpec, find: Engine, findings: Findings) 
     headed = [field for field in fields if field.startswith("meta.") and not field.startswith(_PUBLISHED)]
     by_field = found_in(fields, find, spec.kinds, headed)
     findings.add(example, [(field, span) for field, spans in by_field.items() for span in spans])
-    if spec.action not in {"mask", "surrogate"} or not any(by_field.values()):
+    by_field = {field: spans for field, spans in by_field.items() if spans}
+    if spec.action not in {"mask", "surrogate"} or not by_field:
         return example
-    change: Callable[[str, list[Span]], str] = masked
     if spec.action == "surrogate":
-        change = Surrogates(surrogate_secret(), f"{example.source}/{example.group}").replaced
-    new = {field: change(fields[field], spans) for field, spans in by_field.items() if spans}
+        new = Surrogates(surrogate_secret(), f"{example.source}/{example.group}").replaced_in(fields, by_field)
+    else:
+        new = {field: masked(fields[field], spans) for field, spans in by_field.items()}
     update = {name: with_leaves(value, name, new) for name, value in parts.items()}
     for name in ("context", "turns"):
         places = zip(getattr(example, name) or (), update[name], strict=True)

@@ -140,11 +140,14 @@ def _changed_rows(
         texts = dict(leaf for name, value in row.items() for leaf in leaves(value, str(name)))
         found = found_in(texts, find, kinds, headed=() if is_text else texts)
         result.counts.add([span for spans in found.values() for span in spans])
+        found = {name: spans for name, spans in found.items() if spans}
         for name, spans in found.items():
             result.places += _shown(f"{place} {name}".strip(), texts[name], spans, show - len(result.places))
         patient = "" if group is None or is_text else str(row[group])
-        change = Surrogates(secret, patient).replaced if action == "surrogate" else masked
-        new = {name: change(text, found[name]) for name, text in texts.items() if found[name]}
+        if action == "surrogate":
+            new = Surrogates(secret, patient).replaced_in(texts, found)
+        else:
+            new = {name: masked(texts[name], spans) for name, spans in found.items()}
         yield {name: with_leaves(value, str(name), new) for name, value in row.items()}
 
 

@@ -15,8 +15,9 @@ import os
 import re
 import secrets
 import string
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import date, timedelta
+from functools import partial
 
 from meditune.config.data_options import Kind
 from meditune.errors import DataError
@@ -36,13 +37,13 @@ _NUMBERS = re.compile(r"\d+")
 _SUFFIXES = {1: "st", 2: "nd", 3: "rd"}
 
 
-def shift_date(written: str, days: int) -> str | None:
+def shift_date(written: str, days: int, day_first: bool = False) -> str | None:
     """Return the date `days` later in the same format ("3/14/2012", "14-MAR-12", "March 14th").
 
-    In a range such as "March 3-5", each day is shifted. A date without a year counts as a date in a leap year. Returns
-    None for a holiday or any other text that can't be parsed.
+    In a range such as "March 3-5", each day is shifted. A date without a year counts as a date in a leap year. With
+    `day_first`, 3/4/2012 is a date in April. Returns None for a holiday or any other text that can't be parsed.
     """
-    word = next((each[0] for each in _WORD.finditer(written) if _month_of(each[0])), None)
+    word = _month_in(written)
     numbers = [each[0] for each in _NUMBERS.finditer(written)]
     try:
         if word:
@@ -50,13 +51,13 @@ def shift_date(written: str, days: int) -> str | None:
         if len(numbers) == 1 and len(numbers[0]) == 8:
             moved = date(int(numbers[0][:4]), int(numbers[0][4:6]), int(numbers[0][6:])) + timedelta(days)
             return f"{moved:%Y%m%d}"
-        return _numeric(written, numbers, days)
+        return _numeric(written, numbers, days, day_first)
     except (ValueError, OverflowError):
         return None
 
 
-def _numeric(written: str, numbers: list[str], days: int) -> str | None:
-    order = _order(numbers)
+def _numeric(written: str, numbers: list[str], days: int, day_first: bool) -> str | None:
+    order = _order(numbers, day_first)
     if order is None:
         return None
     parts = dict(zip(order, numbers, strict=True))
@@ -69,14 +70,26 @@ def _numeric(written: str, numbers: list[str], days: int) -> str | None:
     )
 
 
-def _order(numbers: list[str]) -> tuple[str, ...] | None:
-    if len(numbers) == 3:
-        if len(numbers[0]) == 4:
-            return ("year", "month", "day")
-        return ("month", "day", "year") if int(numbers[0]) <= 12 else ("day", "month", "year")
-    if len(numbers) == 2:
-        return ("month", "year") if len(numbers[1]) == 4 else ("month", "day")
-    return None
+def _order(numbers: list[str], day_first: bool) -> tuple[str, ...] | None:
+    if len(numbers) == 3 and len(numbers[0]) == 4:
+        return ("year", "month", "day")
+    if len(numbers) == 2 and len(numbers[1]) == 4:
+        return ("month", "year")
+    if len(numbers) not in {2, 3}:
+        return None
+    is_day_first = int(numbers[0]) > 12 or (day_first and int(numbers[1]) <= 12)
+    return (*(("day", "month") if is_day_first else ("month", "day")), "year")[: len(numbers)]
+
+
+def _are_day_first(dates: Iterable[str]) -> bool:
+    """Return True if some of the dates can only have the day first ("25/04/2023") and none only the month first."""
+    numbers = [_NUMBERS.findall(written)[:2] for written in dates if not _month_in(written)]
+    pairs = [(int(each[0]), int(each[1])) for each in numbers if len(each) == 2 and max(map(len, each)) < 3]
+    return any(first > 12 for first, _ in pairs) and not any(second > 12 for _, second in pairs)
+
+
+def _month_in(written: str) -> str | None:
+    return next((each[0] for each in _WORD.finditer(written) if _month_of(each[0])), None)
 
 
 def _worded(written: str, word: str, numbers: list[str], days: int) -> str:
@@ -166,15 +179,25 @@ class Surrogates:
         self.days = 7 * weeks * (-1 if self._number("direction", "") % 2 else 1)
         """Number of days by which dates are shifted"""
 
-    def replaced(self, text: str, spans: Iterable[Span]) -> str:
+    def replaced(self, text: str, spans: Sequence[Span]) -> str:
         """Return `text` with a surrogate for each of the spans, which are in order and don't overlap."""
-        return replaced(text, spans, self._instead)
+        return self.replaced_in({"": text}, {"": spans})[""]
 
-    def _instead(self, written: str, kind: Kind) -> str:
+    def replaced_in(self, texts: Mapping[str, str], spans: Mapping[str, Sequence[Span]]) -> dict[str, str]:
+        """Return field -> text with a surrogate for each of the field's spans, like `replaced`.
+
+        The dates in all the fields show together whether the day or the month comes first.
+        """
+        each = ((texts[name], span) for name, found in spans.items() for span in found)
+        dates = (text[span.start : span.end] for text, span in each if span.kind == "date")
+        instead = partial(self._instead, day_first=_are_day_first(dates))
+        return {name: replaced(texts[name], found, instead) for name, found in spans.items()}
+
+    def _instead(self, written: str, kind: Kind, day_first: bool) -> str:
         if kind == "name":
             return self._name(written)
         if kind == "date":
-            return shift_date(written, self.days) or f"[{PLACEHOLDERS[kind]}]"
+            return shift_date(written, self.days, day_first) or f"[{PLACEHOLDERS[kind]}]"
         if kind == "age":
             return _MAX_AGE
         if kind == "bracket":
