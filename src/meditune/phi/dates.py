@@ -34,8 +34,9 @@ _BIRTH_LABEL = re.compile(
     r"(?<![a-z])(?:dob|d\.o\.b\.?|date of birth|birth ?date|born(?: on)?)[ \t]?[:#-]?[ \t]{0,10}$"
 )
 _DAY_MONTH = re.compile(
-    rf"{_DAY}(?:st|nd|rd|th)?(?: day)?(?: of)?[ -]?{_MONTHS}(?:\b\.?,?|(?=(?:{_YEAR}|\d\d)(?!\w)))"
-    rf"(?:[ -]?{_YEAR}|[ -]?['’]?\d\d(?![\d:/%.-]))?"
+    rf"(?:{_DAY}(?:st|nd|rd|th)?(?: ?[-–/] ?| to | and )(?:the )?)?"
+    rf"({_DAY}(?:st|nd|rd|th)?(?: day)?(?: of)?[ -]?{_MONTHS}(?:\b\.?,?|(?=(?:{_YEAR}|\d\d)(?!\w)))"
+    rf"(?:[ -]?{_YEAR}|[ -]?['’]?\d\d(?![\d:/%.-]))?)"
     r"(?![^\W_])"
 )
 _ORDINAL = re.compile(
@@ -145,7 +146,7 @@ def _with_digits(view: View) -> Iterator[Span]:
                 found = _OF_BIRTH.match(low, start)
             if found is None and length < 3:
                 day = _DAY_MONTH.match(low, start)
-                if day and _is_month(view.text[start : day.end()]):
+                if day and _is_month(view.text[day.start(1) : day.end()]):
                     found = day
                 elif low[end : end + 1] == "/" and _is_short(view, start, done):
                     found = _SHORT.match(low, start)

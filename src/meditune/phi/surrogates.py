@@ -35,13 +35,16 @@ _ANY_YEAR = 2000  # Year used for a date without one; a leap year, so that Febru
 _WORD = re.compile(r"[A-Za-z]{3,}")
 _NUMBERS = re.compile(r"\d+")
 _SUFFIXES = {1: "st", 2: "nd", 3: "rd"}
+_DAY = r"\d{1,2}(?:st|nd|rd|th)?"
+_DAYS = re.compile(rf"({_DAY})( ?[-–/] ?| to | and )((?:the )?{_DAY})(?![\w/])")
 
 
 def shift_date(written: str, days: int, day_first: bool = False) -> str | None:
     """Return the date `days` later in the same format ("3/14/2012", "14-MAR-12", "March 14th").
 
-    In a range such as "March 3-5", each day is shifted. A date without a year counts as a date in a leap year. With
-    `day_first`, 3/4/2012 is a date in April. Returns None for a holiday or any other text that can't be parsed.
+    In a range such as "March 3-5", each day is shifted, and gets its own month if the months differ. A date without a
+    year counts as a date in a leap year. With `day_first`, 3/4/2012 is a date in April. Returns None for a holiday or
+    any other text that can't be parsed.
     """
     word = _month_in(written)
     numbers = [each[0] for each in _NUMBERS.finditer(written)]
@@ -96,7 +99,8 @@ def _worded(written: str, word: str, numbers: list[str], days: int) -> str:
     years = [number for number in numbers if len(number) == 4]
     before = written.index(word)
     rest = [number for number in numbers if len(number) < 4]
-    short_year = not years and len(rest) > 1 and re.search(r"['’]\d\d$|[A-Za-z.]-? ?\d\d$", written) and rest[-1]
+    ends_in_year = re.search(rf"(?:['’]|{word}[.,]{{0,2}}[ -]?)\d\d$", written)
+    short_year = not years and len(rest) > 1 and ends_in_year and rest[-1]
     if not years and len(rest) == 1 and "'" in written.replace("’", "'"):
         short_year = rest[0]
     year = int(years[0]) if years else _full_year(short_year) if short_year else _ANY_YEAR
@@ -104,6 +108,9 @@ def _worded(written: str, word: str, numbers: list[str], days: int) -> str:
     month = _month_of(word)
     days_moved = [date(year, month, int(number)) + timedelta(days) for number in each]
     first = days_moved[0] if days_moved else date(year, month, _MIDDLE) + timedelta(days)
+    if days_moved and days_moved[-1].month != first.month and (found := _DAYS.search(written)):
+        each_alone = [written[: found.start()] + day + written[found.end() :] for day in (found[1], found[3])]
+        return found[2].join(_worded(alone, word, _NUMBERS.findall(alone), days) for alone in each_alone)
     values = [_padded(moved.day, number) for moved, number in zip(days_moved, each, strict=True)]
     if years or short_year:
         values.append(_padded(first.year, years[0] if years else str(short_year)))
