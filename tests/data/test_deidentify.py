@@ -199,6 +199,13 @@ def test_a_masked_copy(table, tmp_path):
     ]
 
 
+def test_camel_case_columns_help_like_columns_with_underscores(tmp_path):
+    row = {"patientLastName": "King", "nextOfKin": "Xiomar Vasko", "homePhone": "5550123", "hasMS": "Yes"}
+    out = tmp_path / "out.jsonl"
+    meditune("data", "phi", jsonl(tmp_path / "in.jsonl", [row]), "--output", out)
+    assert list(read_rows(out)[0].values()) == ["[NAME]", "[NAME]", "[PHONE]", "Yes"]
+
+
 def test_surrogates_by_patient(tmp_path, monkeypatch):
     monkeypatch.setenv("MEDITUNE_PHI_SECRET", "a secret of the clinic")
     notes = [{"patient": patient, "note": {"text": NOTE}} for patient in (1, 1, 2)]

@@ -6,6 +6,7 @@ identifiers in other fields.
 
 from __future__ import annotations
 
+import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -31,6 +32,7 @@ FILE = "phi.jsonl"
 _META = ("references",)
 """Keys of a published source's meta whose values may be about people; in a user's own data, any value may be"""
 _PUBLISHED = tuple(f"meta.{name}" for name in _META)
+_CAPITAL = re.compile(r"(?<=[a-z])(?:[A-Z](?=[a-z])|(?=[A-Z]))")  # Where a word begins in a name such as "homePhone"
 
 
 def found_in(
@@ -39,9 +41,9 @@ def found_in(
     """Return field -> spans of identifiers in the field's text; a span across fields is split at the boundary.
 
     For each field in `headed`, the last part of the field's name is put before the text, so that a column name such as
-    "patient_name" helps to recognize the values of the column.
+    "patient_name" or "patientName" helps to recognize the values of the column.
     """
-    heads = {name: f"{name.rpartition('.')[2].replace('_', ' ')}: " if name in headed else "" for name in fields}
+    heads = {name: f"{_heading(name)}: " if name in headed else "" for name in fields}
     # Fields with headings come first: a value in "patient_name" helps to recognize the name in other texts.
     ordered = sorted(fields.items(), key=lambda field: field[0] not in headed)
     found = find(_GAP.join(heads[name] + text for name, text in ordered), kinds or None)
@@ -57,6 +59,12 @@ def found_in(
         ]
         place = end + len(_GAP)
     return result
+
+
+def _heading(field: str) -> str:
+    """Return the last part of a field's name as words: "patient last name" for "meta.patientLastName"."""
+    words = field.rpartition(".")[2].replace("_", " ")
+    return _CAPITAL.sub(lambda capital: f" {capital[0].lower()}", words)
 
 
 @dataclass
