@@ -90,13 +90,13 @@ _PARTICLES = (
 )
 
 WORD = (
-    rf"(?:[DdL]['’])?(?:al-|el-|van-|von-|ben-)?{_CAPITAL}{_LETTER}{{1,24}}(?:['’-]{_LETTER}{{2,24}}){{0,3}}"
-    rf"|[OD]['’]{_CAPITAL}{_LETTER}{{1,24}}"
+    rf"(?:[DdLO]['’])?(?:al-|el-|van-|von-|ben-)?{_CAPITAL}{_LETTER}{{1,24}}"
+    rf"(?:['’-](?:[DO]['’])?{_LETTER}{{2,24}}){{0,3}}"
 )
 INITIAL = rf"{_CAPITAL}\.(?:[ ]?{_CAPITAL}\.)?|{_CAPITAL}(?![^\W_]|['’.])"
 TOKEN = re.compile(
     rf"[{_CAPITALS}](?<![^\W_].){_MARKS}(?:{_LETTER}{{1,24}}|"
-    rf"['’]{_CAPITAL}{_LETTER}{{1,24}})(?:['’-]{_LETTER}{{2,24}}){{0,3}}(?![^\W_])"
+    rf"['’]{_CAPITAL}{_LETTER}{{1,24}})(?:['’-](?:[DO]['’])?{_LETTER}{{2,24}}){{0,3}}(?![^\W_])"
 )  # A word of a name
 PIECE = re.compile(rf"{WORD}|{INITIAL}")  # A word of a name, or an initial
 FIRST = re.compile(rf"(?:{_PARTICLES}[ ]){{0,2}}({WORD}|{INITIAL})")
