@@ -61,6 +61,7 @@ def found(text: str) -> list[tuple[str, str]]:
         ("Call 617-555-0123 x42.", ("phone", "617-555-0123 x42")),
         ("Fax: (617) 555-0123", ("fax", "(617) 555-0123")),
         ("pager #30922", ("phone", "30922")),
+        ("Mob: 07700900123", ("phone", "07700900123")),
         ("write to iwona.z@example.com", ("email", "iwona.z@example.com")),
         ("see https://portal.example.com/patient/77", ("url", "https://portal.example.com/patient/77")),
         ("from 192.168.4.12 today", ("ip", "192.168.4.12")),
@@ -111,6 +112,7 @@ def test_what_is_nobodys_is_left_alone(text: str) -> None:
         ("Accompanied by a carer (Ottoline).", "Accompanied by a carer ([NAME])."),
         ("Seen 7.6.19, 4 Feb '19 and 11/14.", "Seen [DATE], [DATE] and [DATE]."),
         ("Ref: 88/41277/B. Called from Elmtree Care Home.", "Ref: [ID]. Called from [HOSPITAL]."),
+        ("Mob 07700 900123, other 07700 900124.", "Mob [PHONE], other [ID]."),
         ("Babinski negative. Keppra was stopped.", "Babinski negative. Keppra was stopped."),
         (
             "Abdomen Soft Nontender, platelets 250000, strength 4/5.",

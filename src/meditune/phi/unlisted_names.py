@@ -149,7 +149,7 @@ def _single(view: View, token: re.Match[str]) -> Span | None:
 
 
 _NUMBERED = re.compile(r"(?:#|\bn(?:o|r|um)\.?|\bnumber|\bref(?:erence)?|\bids?|№)[ \t.:#]{0,4}$", re.IGNORECASE)
-_GROUPS = re.compile(r"[A-Za-z0-9]+(?:[-/.][A-Za-z0-9]+){0,4}(?: \d{3,4}){0,3}")
+_GROUPS = re.compile(r"[A-Za-z0-9]+(?:[-/.][A-Za-z0-9]+){0,4}(?: \d{3,6}(?!\d)){0,3}")
 _COUNTED = re.compile(
     r" ?(?:%|/|mg|mcg|g\b|ml|l\b|units?|iu|u\b|k\b|cells|copies|mm|cm|kg|cfu|steps|meq|dollars|patients|people|"
     r"colon|bpm|ng|pg|iu)"
