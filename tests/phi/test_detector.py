@@ -208,6 +208,20 @@ def test_names_with_accents_are_found_in_composed_and_decomposed_unicode(text: s
     assert phi.mask(unicodedata.normalize(form, text)) == masked
 
 
+@pytest.mark.parametrize(
+    ("text", "masked"),
+    [
+        ("14 Harrow Lane\nLeeds LS6 2QT", "[LOCATION]\n[LOCATION] [LOCATION]"),
+        ("14 Harrow Lane,\nPudsey\nLS28 1AB", "[LOCATION],\n[LOCATION]\n[LOCATION]"),
+        ("12 Elm St\nCambridge\nMassachusetts", "[LOCATION]\n[LOCATION]\nMassachusetts"),
+        ("Mr. Doe\n14 Harrow Lane\nPudsey", "Mr. [NAME]\n[LOCATION]\n[LOCATION]"),
+        ("Mr. Doe\n12 Elm Street\nMedications\nMetoprolol", "Mr. [NAME]\n[LOCATION]\nMedications\nMetoprolol"),
+    ],
+)
+def test_the_town_in_a_letterhead_is_found_and_the_next_heading_is_not(text: str, masked: str) -> None:
+    assert phi.mask(text) == masked
+
+
 def test_masking_twice_changes_nothing() -> None:
     text = "Dr. Iwona Zelazny saw [**Known lastname 3**] on 3/14/2012 at St. Brendan's Hospital (MRN: 4471123)."
     once = phi.mask(text)

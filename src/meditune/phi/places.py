@@ -53,7 +53,8 @@ _TOWN_BEFORE = re.compile(rf"(?<![^\W_]){_TOWN},?$")
 _COMMA_STATE = re.compile(rf",[ \n]{{1,2}}(?:{_STATES}|{_CODES})(?![\w'’-])")
 _STATE_BEFORE = re.compile(rf"(?<![^\W_])(?:{_STATES}|{_CODES}),? {{1,2}}$")
 _ZIP = re.compile(r"\d{5}(?:-\d{4})?(?![\w-])")
-_TOWN_AFTER = re.compile(rf"(?: \(| in |, )({_TOWN})(?![A-Za-z]|[ ]?[:#]| [A-Z][a-z])")
+_TOWN_AFTER = re.compile(rf"(?: \(| in |, )({_TOWN})(?![^\W_]|[ ]?[:#]| [A-Z][a-z])")
+_TOWN_BELOW = re.compile(rf",?[ ]?\n[ \t]{{0,8}}({_TOWN})(?![^\W_]|[ ]?[:#]| [A-Z][a-z])")
 _ZIP_AFTER = re.compile(r",?\s{1,2}\d{5}(?!\d)")
 _ZIP_LABEL = re.compile(r"(?<![a-z])(?:zip(?: ?code)?|post(?:al)? ?code)[ \t]?[:#]?(?: is)?[ \t]{0,4}$")
 _POSTCODE = re.compile(
@@ -117,6 +118,9 @@ def _addresses(view: View) -> Iterator[Span]:
             begin = view.word_start(start, 3)
             if (code := _POSTCODE.match(text, begin)) and not (begin and text[begin - 1].isalnum()):
                 yield Span(begin, code.end(), "zip")
+                for span in _town_before(view, _end_before(text, begin), True):
+                    if is_town(text[span.start : span.end].lower(), sure=False):
+                        yield span
         if before.isalnum() or before in "_.,/$-":
             continue
         is_zip = end - start == 5 and (
@@ -127,9 +131,11 @@ def _addresses(view: View) -> Iterator[Span]:
             continue
         if end - start <= 5 and (found := _ADDRESS.match(text, start)):
             yield Span(start, found.end(), "address")
-            town = _TOWN_AFTER.match(text, found.end())
+            town, below = _TOWN_AFTER.match(text, found.end()), _TOWN_BELOW.match(text, found.end())
             if town and is_town(town[1].lower(), sure=True):
                 yield Span(*town.span(1), "city")
+            elif below and below[1].lower() in name_words.CITIES:
+                yield Span(*below.span(1), "city")
         elif box := _BOX.search(view.before(start, 26)):
             yield Span(start - len(box[0]), end, "address")
 
@@ -140,10 +146,7 @@ def _towns(view: View) -> Iterator[Span]:
         yield from _town_before(view, state.start(), bool(_ZIP_AFTER.match(text, state.end())))
     for start, end in view.digits:
         if end - start == 5 and (code := _STATE_BEFORE.search(text, max(0, start - 24), start)):
-            place = code.start()
-            while place and text[place - 1] in " ,\n":
-                place -= 1
-            yield from _town_before(view, place, True)
+            yield from _town_before(view, _end_before(text, code.start()), True)
     for found in _CAPITAL.finditer(text):
         before = view.before(found.start(), 44).split() if text[found.start() - 1 : found.start()].isspace() else []
         if not before or before[-1].strip(":") not in _LOCATIVES | _ON_STREET:
@@ -157,6 +160,13 @@ def _towns(view: View) -> Iterator[Span]:
             or (_is_residence(before) and is_town(town[0].lower(), not _HOME.isdisjoint(before)))
         ):
             yield Span(town.start(), town.end(), "city")
+
+
+def _end_before(text: str, place: int) -> int:
+    """Return the end of the text before `place`, without the spaces, commas and line breaks there."""
+    while place and text[place - 1] in " ,\n":
+        place -= 1
+    return place
 
 
 def _town_before(view: View, end: int, sure: bool) -> Iterator[Span]:

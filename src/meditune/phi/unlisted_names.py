@@ -195,7 +195,9 @@ _PLACED = re.compile(
     r"(?<![A-Za-z])(?:[Ii]n|[Ff]rom|[Nn]ear|[Aa]t|[Oo]utside|[Tt]o|[Oo]f|[Aa]round|[Tt]own|[Cc]ity) "
     r"((?:[A-Z][a-z'’-]{2,20} ){0,2}[A-Z][a-z'’-]{2,20})(?![\w-])"
 )
-_AFTER_STREET = re.compile(r",[ \n]{1,2}((?:[A-Z][a-z'’.-]{1,20} ){0,2}[A-Z][a-z'’-]{2,20})(?=[,.;)\n]| [A-Z]{2}\b)")
+_AFTER_STREET = re.compile(
+    r"(?:,[ \n]{1,2}|[ ]?\n)((?:[A-Z][a-z'’.-]{1,20} ){0,2}[A-Z][a-z'’-]{2,20})(?=[,.;)\n]|$| [A-Z]{2}\b)"
+)
 _ENDINGS = (
     r"(?:Hospitals?|Infirmary|Clinics?|Hospice|Health(?:care)?|Rehab(?:ilitation)?|Surgery|Practice|Polyclinic|"
     r"Nursing (?:Home|Facility)|Care Home|Med(?:ical|\.)? (?:Cent(?:er|re)|Ctr|Cntr|Group|Practice|Associates|"
@@ -284,8 +286,13 @@ def _towns(view: View, careful: list[Span]) -> Iterator[Span]:
             yield Span(*found.span(1), "city")
     for street in careful:
         town = _AFTER_STREET.match(view.text, street.end) if street.kind == "address" else None
-        if town and town[1].lower() not in name_words.PLACES:
+        if town and town[1].lower() not in name_words.PLACES and (town[0][0] == "," or _is_unlisted_town(town[1])):
             yield Span(*town.span(1), "city")
+
+
+def _is_unlisted_town(town: str) -> bool:
+    """Return True if the line after a street can be a town, and not the next heading or finding of the note."""
+    return all(is_unlisted(word) or plain(word) in _HEADS for word in town.split())
 
 
 def _start_of_site_name(house: re.Match[str]) -> int | None:
