@@ -197,6 +197,17 @@ def test_a_large_file_is_read_quickly(tmp_path: Path) -> None:
     assert time.monotonic() - started < 20
 
 
+def test_columns_that_first_appear_far_below_are_read(tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = [{"question": f"Q{n}?", "answer": "A."} for n in range(1000)]
+    late = {"Context": "It helps.", "final_decision": "Yes", "pmid": 7, "topic": "gout"}
+    path = json_lines(tmp_path / "a.jsonl", [*rows, {"question": "Does it help?"} | late])
+    rejects = Rejects()
+    example = list(user_files.read(path, rejects))[-1]
+    assert not len(rejects)
+    assert (example.context, example.decision) == ((Passage(text="It helps."),), "yes")
+    assert (example.question, example.group, example.meta) == ("Does it help?", "7", {"topic": "gout"})
+
+
 def test_rows_are_counted_and_written(tmp_path: Path) -> None:
     rejects = Rejects()
     rejects.add("own", "a.csv:3", "no question", {"question": "", "answer": "Käse"})

@@ -50,11 +50,8 @@ def columns_for(
             f"{where}: both 'instruction' and 'input' could be the question. Name one in the recipe, for example "
             "fields: {question: input}."
         )
-    chosen = given | {
-        field: next(by_lower[name] for name in names if name in by_lower)
-        for field, names in layout.guesses.items()
-        if field not in given and any(name in by_lower for name in names)
-    }
+    free = {field: names for field, names in layout.guesses.items() if field not in given}
+    chosen = given | _guessed(by_lower, free)
     for group in layout.needed:
         if not chosen.keys() & set(group):
             found = _near_column(group, [name for name in available if name not in chosen.values()], layout)
@@ -65,6 +62,15 @@ def columns_for(
                 f"Rename the column, or name it in the recipe, for example fields: {{{field}: {column}}}."
             )
     return chosen
+
+
+def _guessed(by_lower: Mapping[str, str], guesses: Mapping[str, Sequence[str]]) -> dict[str, str]:
+    """Return field -> column for the fields whose guesses include a column; `by_lower` maps lowercase to column."""
+    return {
+        field: next(by_lower[name] for name in names if name in by_lower)
+        for field, names in guesses.items()
+        if any(name in by_lower for name in names)
+    }
 
 
 def _near_column(group: Sequence[str], free: Sequence[str], layout: Layout) -> tuple[str, str] | None:
@@ -120,8 +126,9 @@ def records(
     first = list(itertools.islice(stream, LOOK_AHEAD))
     if not first:
         raise DataError(no_rows)
-    columns = columns_for(column_names(row for _, row in first), fields, _header(first[0][0]), layout)
-    used = set(columns.values())
+    seen = column_names(row for _, row in first)
+    columns, known = columns_for(seen, fields, _header(first[0][0]), layout), set(seen)
+    missing = {field: names for field, names in layout.guesses.items() if field not in columns}
     number = 0
 
     def numbered() -> Iterator[Row]:
@@ -131,7 +138,11 @@ def records(
             yield place_and_row
 
     def record(row: Values) -> list[Made] | str:
-        values = {field: row.get(column) for field, column in columns.items()}
+        # A column may appear for the first time after the rows in which the column names were collected.
+        new = {str(column).lower(): column for column in reversed(row) if str(column) not in known}
+        own = columns | _guessed(new, missing) if new else columns
+        values = {field: row.get(column) for field, column in own.items()}
+        used = set(own.values())
         others = {column: value for column, value in row.items() if column not in used}
         made = make(values, others, f"{name}-{number}")
         return made if isinstance(made, str) else [made]
