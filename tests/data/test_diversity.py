@@ -153,6 +153,14 @@ def test_groups_have_counts_shares_and_intervals():
     assert [row["group"] for row in told["groups"]] == ["treatment", "symptoms", "causes"]
 
 
+@pytest.mark.parametrize("name", ["focus", "collection"])
+def test_a_value_that_a_row_lists_twice_counts_once(name):
+    told = found([example(n, meta={name: ["gout", "gout"] if n else ["gout"]}) for n in range(5)])
+    row = told["splits"]["train"]["dimensions"][name]["groups"][0]
+    assert (row["group"], row["count"], row["share"]) == ("gout", 5, 100.0)
+    assert all(each["examples"] == 5 for each in told["sources"].values())
+
+
 def test_the_small_groups_of_many_are_counted_together():
     train = [example(n, meta={"focus": f"disease {min(n, 40)}"}) for n in range(60)]
     told = found(train)["splits"]["train"]["dimensions"]["focus"]

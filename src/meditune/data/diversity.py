@@ -41,8 +41,9 @@ class Dimension:
 
 
 def focus(example: Example) -> list[str]:
-    """Return the topics that the source names for the example, in lowercase."""
-    return [" ".join(text.casefold().split()) for text in texts(example.meta.get("focus")) if text.strip()]
+    """Return the topics that the source names for the example, in lowercase and without repetitions."""
+    named = (" ".join(text.casefold().split()) for text in texts(example.meta.get("focus")) if text.strip())
+    return list(dict.fromkeys(named))
 
 
 @lru_cache(maxsize=65536)
@@ -66,7 +67,9 @@ YEARS = ("before 2000", "2000 to 2004", "2005 to 2009", "2010 to 2014", "2015 an
 QUESTION_LENGTHS = ("up to 8 words", "9 to 15 words", "16 to 30 words", "more than 30 words")
 DIMENSIONS = (
     Dimension("source", "Source", TRAITS["source"]),
-    Dimension("collection", "Part of the source", lambda example: texts(example.meta.get("collection"))),
+    Dimension(
+        "collection", "Part of the source", lambda example: list(dict.fromkeys(texts(example.meta.get("collection"))))
+    ),
     Dimension("decision", "Decision", TRAITS["reference decision"]),
     Dimension("question_type", "Question type", TRAITS["question type"], "several"),
     Dimension("focus", "Focus", focus, "several", compared=False),
@@ -75,9 +78,9 @@ DIMENSIONS = (
     Dimension(
         "semantic_type",
         "Semantic type (UMLS)",
-        lambda example: [
-            WORDS["semantic_types"].get(each, each) for each in dict.fromkeys(texts(example.meta.get("semantic_type")))
-        ],
+        lambda example: list(
+            dict.fromkeys(WORDS["semantic_types"].get(each, each) for each in texts(example.meta.get("semantic_type")))
+        ),
         "several",
     ),
     Dimension("people", "People mentioned", people_mentioned, "several", PEOPLE),
