@@ -208,6 +208,22 @@ def test_columns_that_first_appear_far_below_are_read(tmp_path: Path) -> None:
     assert (example.question, example.group, example.meta) == ("Does it help?", "7", {"topic": "gout"})
 
 
+@pytest.mark.parametrize("column", [[{"pmid": 7, "title": "A trial"}], 3, "Smith 2019", ["", "It helps."]])
+def test_references_that_are_no_answers_are_kept_under_another_name(tmp_path: Path, column: Any) -> None:
+    path = json_lines(tmp_path / "a.jsonl", [{"question": "Q?", "answer": "A.", "references": column}])
+    (example,) = user_files.read(path, Rejects())
+    assert example.references() == ["A."]
+    assert example.meta == {"own_references": column}
+
+
+@pytest.mark.parametrize("column", [["B."], [{"answer": "B.", "url": "u"}]])
+def test_references_that_are_answers_stay_answers(tmp_path: Path, column: Any) -> None:
+    path = json_lines(tmp_path / "a.jsonl", [{"question": "Q?", "answer": "A.", "references": column}])
+    (example,) = user_files.read(path, Rejects())
+    assert example.references() == ["A.", "B."]
+    assert example.meta == {"references": column}
+
+
 def test_rows_are_counted_and_written(tmp_path: Path) -> None:
     rejects = Rejects()
     rejects.add("own", "a.csv:3", "no question", {"question": "", "answer": "Käse"})

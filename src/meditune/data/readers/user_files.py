@@ -206,6 +206,8 @@ def passages(value: object) -> tuple[Passage, ...] | None:
 NO_CONTEXT = "context is not a text, a list of texts or a list of {text, label}"
 """A rejection reason that all readers of tables share"""
 SOURCE = "own"
+OWN_REFERENCES = "own_references"
+"""Key in an example's meta for a user's column `references` whose values aren't reference answers, such as citations"""
 
 
 def read(path: Path | str, rejects: Rejects, *, source: str = SOURCE, **options: Any) -> Iterator[Example]:
@@ -370,12 +372,25 @@ def _example(values: Values, others: Values) -> Values | str:
 
 
 def _meta(others: Values) -> Values:
-    """Return the other columns and the entries of a nested `meta` as one object, in which a year is an integer."""
+    """Return the other columns and the entries of a nested `meta` as one object, in which a year is an integer.
+
+    If `references` doesn't contain answers, it is renamed to OWN_REFERENCES, because all stages use it as answers.
+    """
     if isinstance(nested := others.get("meta"), Mapping):
         others = {name: value for name, value in others.items() if name != "meta"} | dict(nested)
     meta: Values = plain_text(others)
+    if meta.get("references") and not _are_answers(meta["references"]):
+        meta[OWN_REFERENCES] = meta.pop("references")
     year = cell(meta.get("year"))
     return meta | {"year": int(year)} if len(year) == 4 and year.isascii() and year.isdigit() else meta
+
+
+def _are_answers(value: object) -> bool:
+    """Return True for a list whose items are non-empty texts or objects with a text `answer`."""
+    return isinstance(value, list) and all(
+        bool(cell(each)) if isinstance(each, str) else isinstance(each, dict) and isinstance(each.get("answer"), str)
+        for each in value
+    )
 
 
 def hub_rows(dataset: str, split: str, config: str | None) -> Iterator[Row]:
