@@ -226,6 +226,21 @@ CHANGES = {
 }
 
 
+def print_changes(source: str, changes: Counter[str]) -> None:
+    """Print the changes made to a source's conversations (CHANGES)."""
+    for name, count in changes.items():
+        if count:
+            print(f"{source}: {CHANGES[name].format(count)}.", file=sys.stderr)
+
+
+def read_own(source: SourceSpec, rejects: Rejects, changes: Counter[str]) -> Iterator[Example]:
+    """Yield the examples of a user's own file with the source's options; `changes` counts changes (CHANGES)."""
+    assert source.path is not None, "check_sources checks this"
+    options: dict[str, Any] = {"fields": source.fields or None, "labels": source.labels, "source": source.name}
+    options |= {"thoughts": source.thoughts, "changes": changes}
+    yield from user_files.read(locate_own(source.path, source.citation), rejects, **options)
+
+
 def read_source(source: SourceSpec, seed: int, rejects: Rejects, changes: Counter[str] | None = None) -> list[Example]:
     """Return the examples of one source, or a seeded sample if it has a limit. Raises DataError if there are none.
 
@@ -233,10 +248,7 @@ def read_source(source: SourceSpec, seed: int, rejects: Rejects, changes: Counte
     """
     changes = Counter() if changes is None else changes
     if source.is_own:
-        assert source.path is not None, "check_sources checks this"
-        options: dict[str, Any] = {"fields": source.fields or None, "labels": source.labels, "source": source.name}
-        options |= {"thoughts": source.thoughts, "changes": changes}
-        examples = list(user_files.read(locate_own(source.path, source.citation), rejects, **options))
+        examples = list(read_own(source, rejects, changes))
     else:
         reader = known_source(source.name).reader
         assert reader is not None, "check_sources checks this"
@@ -244,9 +256,7 @@ def read_source(source: SourceSpec, seed: int, rejects: Rejects, changes: Counte
             print(mimic.NOTICE, file=sys.stderr)
         examples = list(reader(locate_source(source.name, source.path), rejects))
     examples = list(marked(examples, source))
-    for name, count in changes.items():
-        if count:
-            print(f"{source.name}: {CHANGES[name].format(count)}.", file=sys.stderr)
+    print_changes(source.name, changes)
     if not examples:
         why = next((f" {row['where']}: {row['reason']}." for row in rejects.rows() if row["source"] == source.name), "")
         raise DataError(f"data.sources: no usable rows in {source.path or source.name}.{why}")

@@ -433,6 +433,28 @@ def test_the_rows_that_are_left_are_written_in_order(tmp_path):
     assert quality["stream"] == {"engine": "local", "workers": 2, "rows": len(left)}
 
 
+def test_conversations_and_the_options_of_their_source_survive_a_stream(tmp_path, monkeypatch):
+    monkeypatch.setenv("MEDITUNE_DATA", str(tmp_path))
+    said = [("user", "What is asthma?"), ("assistant", ANSWER), ("user", "How is asthma treated?")]
+    messages = [{"role": role, "content": text} for role, text in [*said, ("assistant", f"<think>Hm.</think>{ANSWER}")]]
+    parquet(tmp_path / "mine.parquet", [{"messages": messages}, {"messages": messages[:2]}])
+    quality, _ = audited_folder("mine.parquet", tmp_path / "out", "data.quality.rules={}", stream=True)
+    assert quality["sources"]["own"]["thoughts_stripped"] == 1
+    first, second = read(tmp_path / "out" / "rows.parquet", Rejects())
+    assert [(turn.role, turn.text) for turn in first.turns] == said[:2]
+    assert (first.answer, second.turns) == (ANSWER, ())
+    kept = ("data.quality.rules={}", "data.sources.0.thoughts=keep")
+    audited_folder("mine.parquet", tmp_path / "kept", *kept, stream=True)
+    assert next(read(tmp_path / "kept" / "rows.parquet", Rejects())).answer == f"<think>Hm.</think>{ANSWER}"
+
+
+def test_a_stream_knows_the_labels_of_its_source(tmp_path):
+    claims = [{"claim": f"Aspirin number {n} helps.", "evidence": ANSWER, "label": "SUPPORTED!"} for n in range(4)]
+    settings = ("data.quality.rules={}", "data.sources.0.labels={'supported!': supported}")
+    quality, _ = audited_folder(jsonl(tmp_path / "mine.jsonl", claims), tmp_path / "out", *settings, stream=True)
+    assert quality["stream"]["rows"] == 4
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="ray isn't installed")
 def test_ray_finds_the_same(tmp_path):

@@ -31,17 +31,18 @@ from meditune.config.data_options import DataSpec, PhiSpec, QualitySpec, SourceS
 from meditune.config.load_recipe import load_recipe
 from meditune.config.recipe import Recipe
 from meditune.data.deidentify import Findings, cleaner, deidentified, refuse_left_identifiers
-from meditune.data.example import Example
+from meditune.data.example import Example, Passage, Turn
 from meditune.data.prepare import checked_rows, split_rows
 from meditune.data.quality import deduplication, quality_filters
 from meditune.data.quality.audit import EXAMPLES, Audit, Lengths, excerpt, facts
 from meditune.data.quality.deduplication import Hashes, Keys, LazySelection, Marks, Rows
 from meditune.data.quality.ledger import BATCH_ENTRIES, Ledger
 from meditune.data.quality.ledger import FILE_NAME as LEDGER
-from meditune.data.read_sources import YOURS, available, marked, read_sources
+from meditune.data.read_sources import YOURS, available, marked, print_changes, read_own, read_sources
 from meditune.data.readers import user_files
 from meditune.data.readers.tables import FORMATS, Rejects, text_bytes
 from meditune.data.readers.user_files import SOURCE
+from meditune.data.sources import locate_own
 from meditune.data.splits import Splits
 from meditune.errors import DataError, MedituneError, install_command
 from meditune.files import replace_folder, write_json, write_jsonl
@@ -94,14 +95,17 @@ class Spool:
 
 
 def write_parquet(path: Path, rows: Iterator[dict[str, Any]]) -> None:
-    """Write rows as Parquet, with `meta` as JSON text, because its keys may differ from row to row."""
+    """Write examples as Parquet, with `meta` as JSON text, because its keys may differ from row to row."""
     import pyarrow
     import pyarrow.parquet
 
     text = pyarrow.string()
-    passages = pyarrow.list_(pyarrow.struct([("text", text), ("label", text)]))
-    names = ("id", "source", "question", "context", "answer", "decision", "group", "meta")
-    schema = pyarrow.schema([(name, passages if name == "context" else text) for name in names])
+    nested = {
+        field: pyarrow.list_(pyarrow.struct([(name, text) for name in model.model_fields]))
+        for field, model in (("context", Passage), ("turns", Turn))
+    }
+    # A field that the schema lacks would be lost without an error, so the schema has all fields of an example.
+    schema = pyarrow.schema([(name, nested.get(name, text)) for name in Example.model_fields])
     with pyarrow.parquet.ParquetWriter(path, schema, compression="zstd") as writer:
         while batch := [
             row | {"meta": json.dumps(row["meta"], ensure_ascii=False)} for row in islice(rows, BATCH_ENTRIES)
@@ -150,12 +154,13 @@ def stream_folder(recipe: Recipe, folder: Path, name: Engine = "local", workers:
     """
     source, spec = source_of(recipe), recipe.data
     assert source.path is not None, "checked by source_of"
-    rejects = Rejects(cleaner(spec.phi))
+    rejects, changes = Rejects(cleaner(spec.phi)), Counter[str]()
     with replace_folder(folder) as partial_folder, engine_map(name, workers) as mapped:
         audit = Audit(spec.quality, (), Ledger(partial_folder))
         phi, spool = Findings(spec.phi), Spool(partial_folder)
-        found = marked(user_files.read(source.path, rejects, fields=source.fields or None), source)
+        found = marked(read_own(source, rejects, changes), source)
         _check_rows(iter(lambda: list(islice(found, BATCH)), []), spec, mapped, audit, spool, phi)
+        print_changes(source.name, changes)
         refuse_left_identifiers(user_files.SOURCE, spec.phi, phi)
         if phi.sentence(user_files.SOURCE) and spec.phi.action == "report":
             audit.hidden = None
@@ -181,6 +186,7 @@ def stream_folder(recipe: Recipe, folder: Path, name: Engine = "local", workers:
                 user_files.SOURCE: {
                     "read": audit.read,
                     "licence": source.licence or YOURS,
+                    **(+changes),
                     "rejected": rejects.counts().get(user_files.SOURCE, {}),
                 }
             },
@@ -398,8 +404,10 @@ def audit_folder(
 def _is_large(recipe: Recipe) -> bool:
     """Return True, and print a note, if the recipe's only source is a user's file that is too large for memory."""
     sources = recipe.data.sources
-    path = Path(sources[0].path or "")
-    if len(sources) != 1 or sources[0].name != SOURCE or sources[0].limit is not None or not path.is_file():
+    if len(sources) != 1 or sources[0].name != SOURCE or sources[0].limit is not None or not sources[0].path:
+        return False
+    path = Path(locate_own(sources[0].path, sources[0].citation))
+    if not path.is_file():
         return False
     size = text_bytes(path)
     if size >= STREAM_BYTES:

@@ -360,13 +360,15 @@ def _example(values: Values, others: Values) -> Values | str:
         return NO_CONTEXT
     is_prepared = {"source", "meta"} <= others.keys() and "group" in values
     turns = stored_turns(others.get("turns")) if is_prepared else None
+    if turns is not None or (is_prepared and others.get("turns") is None):
+        others = {name: value for name, value in others.items() if name != "turns"}
     return {
         "question": question,
         "context": context,
         "answer": answer,
         "decision": stated or None,
         "group": group_of(cell(values.get("group")), question),
-        "meta": _meta({name: value for name, value in others.items() if turns is None or name != "turns"}),
+        "meta": _meta(others),
         "turns": turns,
     }
 
