@@ -5,6 +5,8 @@ import json
 import re
 from datetime import datetime
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from meditune.config.data_options import DataSpec, PhiSpec, SourceSpec
@@ -271,6 +273,24 @@ def test_a_damaged_file_is_named_without_its_text(tmp_path):
     done = meditune("data", "phi", path, "--output", tmp_path / "out.jsonl")
     done.refused(3, "bad.jsonl, line 2")
     assert hidden(done.err)
+    assert not (tmp_path / "out.jsonl").exists()
+
+
+def test_bytes_and_maps_of_parquet_are_searched(tmp_path):
+    tags = pyarrow.map_(pyarrow.string(), pyarrow.string())
+    schema = pyarrow.schema({"note": pyarrow.binary(), "tags": tags})
+    cells = {"note": NOTE.encode(), "tags": [("summary", NOTE)]}
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([cells], schema), tmp_path / "notes.parquet")
+    meditune("data", "phi", tmp_path / "notes.parquet", "--output", tmp_path / "out.jsonl")
+    masked = "Ms. [NAME] (MRN: [ID]) was seen on [DATE] by Dr. [NAME]."
+    assert read_rows(tmp_path / "out.jsonl") == [{"note": masked, "tags": [["summary", masked]]}]
+
+
+def test_bytes_that_are_no_text_are_refused(tmp_path):
+    path = tmp_path / "notes.parquet"
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([{"note": NOTE, "scan": b"\xff\xd8"}]), path)
+    done = meditune("data", "phi", path, "--output", tmp_path / "out.jsonl")
+    done.refused(3, "notes.parquet, row 1, column scan: the bytes aren't text", "Remove the column")
     assert not (tmp_path / "out.jsonl").exists()
 
 

@@ -173,18 +173,23 @@ def problem_in_text(row: object) -> str:
     return ""
 
 
-def plain_text(value: Any) -> Any:
-    """Return the value in a form that JSON supports: NaN and Infinity become None; bytes become text or "(N bytes)"."""
+def plain_text(value: Any, strict: bool = False) -> Any:
+    """Return the value in a form that JSON supports: NaN and Infinity become None; bytes become text or "(N bytes)".
+
+    With `strict`, raises UnicodeDecodeError for bytes that aren't text.
+    """
     if isinstance(value, Mapping):
-        return {str(key): plain_text(each) for key, each in value.items()}
+        return {str(key): plain_text(each, strict) for key, each in value.items()}
     if isinstance(value, list | tuple):
-        return [plain_text(each) for each in value]
+        return [plain_text(each, strict) for each in value]
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, bytes):
         try:
             return value.decode()
         except UnicodeDecodeError:
+            if strict:
+                raise
             return f"({len(value):,} bytes)"
     return value
 

@@ -15,6 +15,7 @@ from typing import Any, TextIO
 from meditune.config.data_options import KINDS, Kind, PhiSpec
 from meditune.config.load_recipe import load_recipe
 from meditune.data.deidentify import Findings, IdentifierCounts, deidentify, found_in, leaves, with_leaves
+from meditune.data.example import plain_text
 from meditune.data.read_sources import check_sources, read_source
 from meditune.data.readers import tables
 from meditune.data.readers.tables import Rejects
@@ -137,6 +138,7 @@ def _changed_rows(
             raise DataError(
                 f"{place}: no column {group} (--patient-column). The columns are {', '.join(map(str, row))}."
             )
+        row = {name: _decoded(value, f"{place}, column {name}") for name, value in row.items()}
         texts = dict(leaf for name, value in row.items() for leaf in leaves(value, str(name)))
         found = found_in(texts, find, kinds, headed=() if is_text else texts)
         result.counts.add([span for spans in found.values() for span in spans])
@@ -149,6 +151,17 @@ def _changed_rows(
         else:
             new = {name: masked(texts[name], spans) for name, spans in found.items()}
         yield {name: with_leaves(value, str(name), new) for name, value in row.items()}
+
+
+def _decoded(value: Any, place: str) -> Any:
+    """Return a cell with bytes as text, so that they are searched. Raises DataError if they aren't text."""
+    try:
+        return plain_text(value, strict=True)
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{place}: the bytes aren't text (UTF-8), so they can't be searched for identifiers. Remove the column "
+            "from the file, or convert it to text."
+        ) from error
 
 
 def _write(rows: Iterator[dict[str, Any]], stream: TextIO, kind: str) -> None:
