@@ -294,6 +294,35 @@ def test_bytes_that_are_no_text_are_refused(tmp_path):
     assert not (tmp_path / "out.jsonl").exists()
 
 
+def test_keys_with_dots_and_nested_keys_are_told_apart(tmp_path):
+    notes = [{"a.b": "Fine.", "a": {"b": NOTE}}, {"a": {"b": "Fine."}, "a.b": NOTE}]
+    path, masked = jsonl(tmp_path / "in.jsonl", notes), "Ms. [NAME] (MRN: [ID]) was seen on [DATE] by Dr. [NAME]."
+    meditune("data", "phi", path, "--output", tmp_path / "out.jsonl")
+    expected = [{"a.b": "Fine.", "a": {"b": masked}}, {"a": {"b": "Fine."}, "a.b": masked}]
+    assert read_rows(tmp_path / "out.jsonl") == expected
+    source = SourceSpec(name="own", path=str(jsonl(tmp_path / "own.jsonl", rows(20, **notes[0]))))
+    data = DataSpec(sources=[source], split="group", phi=PhiSpec(action="mask"))
+    meta = prepare(Recipe(name="test", data=data), tmp_path / "run" / "data").splits.train[0].meta
+    assert {name: meta[name] for name in notes[0]} == expected[0]
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({"note": "Fine.", "ward": "B"}, "column 'ward' is missing in the first row"),
+        ({"note": ["Fine."]}, "column 'note' contains a list or an object"),
+        ({"note": "Fine \ud83d"}, "column 'note' contains half a character"),
+    ],
+)
+def test_rows_that_no_table_can_hold_are_written_as_json_lines(tmp_path, row, said):
+    path = jsonl(tmp_path / "in.jsonl", [{"note": NOTE}, row])
+    done = meditune("data", "phi", path, "--output", tmp_path / "out.csv", "--show", "9")
+    done.refused(3, f"in.jsonl:2: {said}", "can't be a .csv file", "--output masked.jsonl")
+    assert not (tmp_path / "out.csv").exists()
+    assert meditune("data", "phi", path, "--output", tmp_path / "out.jsonl", "--show", "9").code == 0
+    assert read_rows(tmp_path / "out.jsonl")[1] == row
+
+
 def test_no_file_that_is_there_is_overwritten(table):
     before = table.read_bytes()
     meditune("data", "phi", table, "--output", table).refused(3, "won't be overwritten", "another name")

@@ -31,8 +31,9 @@ _GAP = "\n\n"
 FILE = "phi.jsonl"
 _META = ("references",)
 """Keys of a published source's meta whose values may be about people; in a user's own data, any value may be"""
-_PUBLISHED = tuple(f"meta.{name}" for name in _META)
 _CAPITAL = re.compile(r"(?<=[a-z])(?:[A-Z](?=[a-z])|(?=[A-Z]))")  # Where a word begins in a name such as "homePhone"
+TextPath = tuple[str, ...]
+"""Column, keys of objects and indices of lists that lead to a text in a row"""
 
 
 def found_in(
@@ -65,6 +66,17 @@ def _heading(field: str) -> str:
     """Return the last part of a field's name as words: "patient last name" for "meta.patientLastName"."""
     words = field.rpartition(".")[2].replace("_", " ")
     return _CAPITAL.sub(lambda capital: f" {capital[0].lower()}", words)
+
+
+def found_at(
+    texts: Mapping[TextPath, str], find: Engine, kinds: Collection[Kind] | None, headed: Collection[TextPath] = ()
+) -> dict[TextPath, list[Span]]:
+    """Return path -> spans of identifiers, like `found_in`."""
+    # The number keeps the names of ("a.b",) and ("a", "b") apart.
+    paths = {f"{number}.{'.'.join(path)}": path for number, path in enumerate(texts)}
+    fields = {name: texts[path] for name, path in paths.items()}
+    found = found_in(fields, find, kinds, {name for name, path in paths.items() if path in headed})
+    return {paths[name]: spans for name, spans in found.items()}
 
 
 @dataclass
@@ -204,18 +216,18 @@ def _treated(example: Example, spec: PhiSpec, find: Engine, findings: Findings) 
         "turns": [turn.text for turn in example.turns or ()],
         "meta": {key: value for key, value in example.meta.items() if of_user or key in _META},
     }
-    fields = dict(leaf for name, value in parts.items() for leaf in leaves(value, name))
-    headed = [field for field in fields if field.startswith("meta.") and not field.startswith(_PUBLISHED)]
-    by_field = found_in(fields, find, spec.kinds, headed)
-    findings.add(example, [(field, span) for field, spans in by_field.items() for span in spans])
-    by_field = {field: spans for field, spans in by_field.items() if spans}
-    if spec.action not in {"mask", "surrogate"} or not by_field:
+    fields = dict(leaf for name, value in parts.items() for leaf in leaves(value, (name,)))
+    headed = [path for path in fields if path[0] == "meta" and path[1] not in _META]
+    by_path = found_at(fields, find, spec.kinds, headed)
+    findings.add(example, [(".".join(path), span) for path, spans in by_path.items() for span in spans])
+    by_path = {path: spans for path, spans in by_path.items() if spans}
+    if spec.action not in {"mask", "surrogate"} or not by_path:
         return example
     if spec.action == "surrogate":
-        new = Surrogates(surrogate_secret(), f"{example.source}/{example.group}").replaced_in(fields, by_field)
+        new = Surrogates(surrogate_secret(), f"{example.source}/{example.group}").replaced_in(fields, by_path)
     else:
-        new = {field: masked(fields[field], spans) for field, spans in by_field.items()}
-    update = {name: with_leaves(value, name, new) for name, value in parts.items()}
+        new = {path: masked(fields[path], spans) for path, spans in by_path.items()}
+    update = {name: with_leaves(value, (name,), new) for name, value in parts.items()}
     for name in ("context", "turns"):
         places = zip(getattr(example, name) or (), update[name], strict=True)
         update[name] = tuple(each.model_copy(update={"text": text}) for each, text in places)
@@ -223,7 +235,7 @@ def _treated(example: Example, spec: PhiSpec, find: Engine, findings: Findings) 
     return example.model_copy(update=update | {"meta": example.meta | update["meta"]})
 
 
-def leaves(value: Any, path: str) -> Iterator[tuple[str, str]]:
+def leaves(value: Any, path: TextPath) -> Iterator[tuple[TextPath, str]]:
     """Yield (path, text) for each text, number and date nested in `value`, whose own path is `path`."""
     if isinstance(value, str):
         yield path, value
@@ -231,16 +243,16 @@ def leaves(value: Any, path: str) -> Iterator[tuple[str, str]]:
         yield path, cell(value) or str(value)
     elif isinstance(value, dict):
         for key, inner in value.items():
-            yield from leaves(inner, f"{path}.{key}")
+            yield from leaves(inner, (*path, str(key)))
     elif isinstance(value, list):
         for number, inner in enumerate(value):
-            yield from leaves(inner, f"{path}.{number}")
+            yield from leaves(inner, (*path, str(number)))
 
 
-def with_leaves(value: Any, path: str, texts: dict[str, str]) -> Any:
+def with_leaves(value: Any, path: TextPath, texts: Mapping[TextPath, str]) -> Any:
     """Return the value with the leaves whose paths are in `texts` (see `leaves`) replaced by these texts."""
     if isinstance(value, dict):
-        return {key: with_leaves(inner, f"{path}.{key}", texts) for key, inner in value.items()}
+        return {key: with_leaves(inner, (*path, str(key)), texts) for key, inner in value.items()}
     if isinstance(value, list):
-        return [with_leaves(inner, f"{path}.{number}", texts) for number, inner in enumerate(value)]
+        return [with_leaves(inner, (*path, str(number)), texts) for number, inner in enumerate(value)]
     return texts.get(path, value)

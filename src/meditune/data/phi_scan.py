@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import sys
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -14,8 +15,8 @@ from typing import Any, TextIO
 
 from meditune.config.data_options import KINDS, Kind, PhiSpec
 from meditune.config.load_recipe import load_recipe
-from meditune.data.deidentify import Findings, IdentifierCounts, deidentify, found_in, leaves, with_leaves
-from meditune.data.example import plain_text
+from meditune.data.deidentify import Findings, IdentifierCounts, deidentify, found_at, leaves, with_leaves
+from meditune.data.example import SURROGATES, plain_text
 from meditune.data.read_sources import check_sources, read_source
 from meditune.data.readers import tables
 from meditune.data.readers.tables import Rejects
@@ -30,6 +31,7 @@ ACTIONS = ("mask", "surrogate")
 WRITABLE = (".jsonl", ".csv", ".tsv")
 _TEXT = (".txt", ".text", ".md", "")
 _AROUND = 48
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _SEARCHING = "Searching for identifiers"
 
 
@@ -129,7 +131,7 @@ def _changed_rows(
     show: int,
     result: Scan,
     rejects: Rejects,
-) -> Iterator[dict[str, Any]]:
+) -> Iterator[tables.Row]:
     """Yield the rows with identifiers replaced, and record the identifiers in `result`; a text file is one row."""
     secret = surrogate_secret() if action == "surrogate" else b""
     found_rows = tables.rows(file, "file", rejects)
@@ -139,18 +141,19 @@ def _changed_rows(
                 f"{place}: no column {group} (--patient-column). The columns are {', '.join(map(str, row))}."
             )
         row = {name: _decoded(value, f"{place}, column {name}") for name, value in row.items()}
-        texts = dict(leaf for name, value in row.items() for leaf in leaves(value, str(name)))
-        found = found_in(texts, find, kinds, headed=() if is_text else texts)
+        texts = dict(leaf for name, value in row.items() for leaf in leaves(value, (str(name),)))
+        found = found_at(texts, find, kinds, headed=() if is_text else texts)
         result.counts.add([span for spans in found.values() for span in spans])
-        found = {name: spans for name, spans in found.items() if spans}
-        for name, spans in found.items():
-            result.places += _shown(f"{place} {name}".strip(), texts[name], spans, show - len(result.places))
+        found = {path: spans for path, spans in found.items() if spans}
+        for path, spans in found.items():
+            where = f"{place} {'.'.join(path)}".strip()
+            result.places += _shown(where, texts[path], spans, show - len(result.places))
         patient = "" if group is None or is_text else str(row[group])
         if action == "surrogate":
             new = Surrogates(secret, patient).replaced_in(texts, found)
         else:
-            new = {name: masked(texts[name], spans) for name, spans in found.items()}
-        yield {name: with_leaves(value, str(name), new) for name, value in row.items()}
+            new = {path: masked(texts[path], spans) for path, spans in found.items()}
+        yield place, {name: with_leaves(value, (str(name),), new) for name, value in row.items()}
 
 
 def _decoded(value: Any, place: str) -> Any:
@@ -164,15 +167,41 @@ def _decoded(value: Any, place: str) -> Any:
         ) from error
 
 
-def _write(rows: Iterator[dict[str, Any]], stream: TextIO, kind: str) -> None:
+def _write(rows: Iterator[tables.Row], stream: TextIO, kind: str) -> None:
     if not kind:
-        stream.writelines(row[""] for row in rows)
+        stream.writelines(row[""] for _, row in rows)
     elif kind == ".jsonl":
-        stream.writelines(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
+        stream.writelines(_json_line(row) for _, row in rows)
     elif first := next(rows, None):
-        writer = csv.DictWriter(stream, list(first), delimiter="\t" if kind == ".tsv" else ",", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(chain([first], rows))
+        columns = list(first[1])
+        writer = csv.DictWriter(stream, columns, delimiter="\t" if kind == ".tsv" else ",", lineterminator="\n")
+        for number, (place, row) in enumerate(chain([first], rows)):
+            _refuse_cells(place, row, columns, kind)
+            if not number:
+                writer.writeheader()
+            writer.writerow(row)
+
+
+def _json_line(row: dict[str, Any]) -> str:
+    line = json.dumps(row, ensure_ascii=False, default=str)
+    return (json.dumps(row, default=str) if _SURROGATE.search(line) else line) + "\n"
+
+
+def _refuse_cells(place: str, row: dict[str, Any], columns: Sequence[str], kind: str) -> None:
+    """Raise DataError if a row doesn't fit into a table with these columns."""
+    for name, value in row.items():
+        problem = ""
+        if name not in columns:
+            problem = "is missing in the first row, which defines the columns"
+        elif isinstance(value, dict | list):
+            problem = "contains a list or an object"
+        elif _SURROGATE.search(f"{name} {value}"):
+            problem = f"contains {SURROGATES}"
+        if problem:
+            raise DataError(
+                f"{place}: column {name!r} {problem}, so the copy can't be a {kind} file. Write it as .jsonl, for "
+                "example --output masked.jsonl."
+            )
 
 
 def _shown(place: str, text: str, spans: Sequence[Span], most: int) -> list[str]:
@@ -183,5 +212,6 @@ def _shown(place: str, text: str, spans: Sequence[Span], most: int) -> list[str]
         rest = [Span(each.start - span.end, each.end - span.end, each.kind) for each in spans[number + 1 :]]
         after = masked(text[span.end :], rest)[:_AROUND]
         mask = masked(text[span.start : span.end], [Span(0, span.end - span.start, span.kind)])
-        lines.append(f"{place} ({span.kind}): {' '.join(f'{before}{mask}{after}'.split())}")
+        line = f"{place} ({span.kind}): {' '.join(f'{before}{mask}{after}'.split())}"
+        lines.append(line.encode(errors="backslashreplace").decode())
     return lines

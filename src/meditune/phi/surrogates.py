@@ -15,9 +15,10 @@ import os
 import re
 import secrets
 import string
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from datetime import date, timedelta
 from functools import partial
+from typing import TypeVar
 
 from meditune.config.data_options import Kind
 from meditune.errors import DataError
@@ -177,6 +178,9 @@ _MIN_WEEKS, _MAX_WEEKS = 8, 156
 _MAX_AGE = "90"  # Replacement for every age over 89, as 45 CFR 164.514(b)(2)(i)(C) permits
 
 
+Field = TypeVar("Field", bound=Hashable)
+
+
 class Surrogates:
     """Surrogates for one patient's group, derived from `secret`."""
 
@@ -190,7 +194,7 @@ class Surrogates:
         """Return `text` with a surrogate for each of the spans, which are in order and don't overlap."""
         return self.replaced_in({"": text}, {"": spans})[""]
 
-    def replaced_in(self, texts: Mapping[str, str], spans: Mapping[str, Sequence[Span]]) -> dict[str, str]:
+    def replaced_in(self, texts: Mapping[Field, str], spans: Mapping[Field, Sequence[Span]]) -> dict[Field, str]:
         """Return field -> text with a surrogate for each of the field's spans, like `replaced`.
 
         The dates in all the fields show together whether the day or the month comes first.
