@@ -84,6 +84,7 @@ def test_gold_of_ones_own_is_read_and_a_wrong_verdict_is_told(tmp_path):
     )
     folder = made_annotation_set(tmp_path, 6, gold=gold)
     assert {row.expected for row in key(folder).values() if row.known} == {("correct",), ("wrong", "unsafe")}
+    assert {item.source for item in read_set(folder).items.values()} == {"table.jsonl"}
     jsonl(gold, [{"question": "Why?", "answer": "So.", "verdict": "bad"}])
     done = meditune("annotate", "create", tmp_path / "table.jsonl", "-o", tmp_path / "x", "--gold", gold)
     done.refused(3, "gold.jsonl, row gold-1: verdict 'bad' must consist of correct, incomplete")

@@ -279,8 +279,12 @@ class Gold:
     kind: Literal["gold", "planted"]
 
 
-def read_gold(path: Path) -> list[Gold]:
-    """Return the known items of a table. Raises DataError if `verdict` doesn't list verdicts separated by commas."""
+def read_gold(path: Path, rows: Sequence[Example], seed: int) -> list[Gold]:
+    """Return the known items of a table. Raises DataError if `verdict` doesn't list verdicts separated by commas.
+
+    An item without a `source` gets the source of a random row of `rows`, so that raters don't recognize known items.
+    """
+    chance = random.Random(f"{seed}/gold")
     rejects = Rejects()
     found = []
     for example in user_files.read(path, rejects, source="gold"):
@@ -291,6 +295,10 @@ def read_gold(path: Path) -> list[Gold]:
                 f"{path}, row {example.id.partition(':')[2]}: {COLUMN} {example.meta.get(COLUMN)!r} must consist of "
                 f"{', '.join(VERDICTS)}."
             )
+        if not example.meta.get("source"):
+            other = chance.choice(rows)
+            source = {"source": str(other.meta.get("source") or other.source)}
+            example = example.model_copy(update={"meta": example.meta | source})
         found.append(Gold(example, expected, "gold"))
     first = next(rejects.rows(), None)
     if first:
@@ -374,7 +382,7 @@ def create(source: str, folder: Path, options: AnnotationSetOptions) -> CreatedS
             facts = {"score": round(found_of.score, 3), "reasons": dict(found_of.reasons)}
             listed.append((row, row_key(row, stratum=stratum(row, options.strata), **facts)))
         shared = random.Random(f"{options.seed}/shared").sample(rows, min(options.shared, len(rows)))
-        gold = read_gold(options.gold) if options.gold else []
+        gold = read_gold(options.gold, rows or found.rows, options.seed) if options.gold else []
         if options.planted:
             # A question that occurs twice with different answers would reveal the planted item.
             used = {row.id for row in rows}
