@@ -198,6 +198,15 @@ def test_words_of_a_page_go_and_are_named():
     assert sorted(gone) == ["Back to top", "Click here to read more.", "Key Points"]
 
 
+@pytest.mark.parametrize(
+    "table", ["Age | Dose\n1 | 5\n2 | 10", "Drug | Route | Form\nAspirin | oral | tablet", "Sodium | 140", "Yes | No"]
+)
+def test_a_table_stays_but_a_menu_goes(table):
+    assert without_boilerplate(f"These are the doses.\n{table}") == (f"These are the doses.\n{table}", [])
+    menu = "Home | About | Contact"
+    assert without_boilerplate(f"{menu}\nThese are the doses.\n{table}\n\n{menu}")[1] == [menu, menu]
+
+
 def test_an_answer_that_is_nothing_else_stays():
     assert without_boilerplate("Back to top") == ("Back to top", ["Back to top"])
 

@@ -236,11 +236,23 @@ def question_text(question: str) -> str:
 
 def without_boilerplate(text: str) -> tuple[str, list[str]]:
     """Return `text` without web-page boilerplate (unchanged if nothing would remain), and the boilerplate found."""
-    gone = [match[0].strip() for pattern in (_LINES, _SENTENCES) for match in pattern.finditer(text)]
+    gone = [match[0].strip() for match in _LINES.finditer(text) if not _is_table_row(match)]
+    gone += [match[0].strip() for match in _SENTENCES.finditer(text)]
     if not gone:
         return text, []
-    left = re.sub(r"\n{3,}", "\n\n", _SENTENCES.sub("", _LINES.sub("", text))).strip()
+    without_lines = _LINES.sub(lambda match: match[0] if _is_table_row(match) else "", text)
+    left = re.sub(r"\n{3,}", "\n\n", _SENTENCES.sub("", without_lines)).strip()
     return (left if re.search(r"\w", left) else text), gone
+
+
+def _is_table_row(line: re.Match[str]) -> bool:
+    """Return True if a line is next to another line with the same number of vertical bars."""
+    text, bars = line.string, line[0].count("|")
+    if not bars:
+        return False
+    start, end = text.rfind("\n", 0, max(line.start() - 1, 0)) + 1, text.find("\n", line.end() + 1)
+    before, after = (start, line.start()), (line.end(), len(text) if end < 0 else end)
+    return bars in (text.count("|", *before), text.count("|", *after))
 
 
 MAX_LISTED_PASSAGES = 5
