@@ -10,9 +10,11 @@ from typing import Any
 
 import pytest
 
+from meditune.config.data_options import QualitySpec
 from meditune.data.example import Example, Passage
 from meditune.data.quality.deduplication import asked_key, by_threshold, keys, pairs, repeated_questions
 from meditune.data.quality.quality_filters import (
+    apply_rules,
     fix_encoding,
     fix_layout,
     foreign_language,
@@ -143,6 +145,22 @@ def test_languages():
     assert foreign_language(german, ["en"]) == "de"
     assert foreign_language(german, ["en", "de"]) == ""
     assert foreign_language("Tel. 1-844-633-5433, info@example.org", ["en"]) == ""
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "Chronic progressive external ophthalmoplegia (CPEO)",
+        "Retinitis pigmentosa, macular degeneration, glaucoma, cataract",
+        "Acetaminophen 500 mg; ibuprofen 400 mg; naproxen 250 mg",
+        "Staphylococcus aureus, Streptococcus pyogenes, Escherichia coli, Klebsiella pneumoniae, Pseudomonas "
+        "aeruginosa, Haemophilus influenzae, Neisseria meningitidis",
+    ],
+)
+def test_english_names_of_diseases_drugs_and_species_are_no_other_language(answer):
+    assert foreign_language(answer, ["en"]) == ""
+    row = example_row(1, answer=answer)
+    assert not [entry for entry in apply_rules(row, QualitySpec())[1] if entry.rule == "language"]
 
 
 PAGE = "Key Points\nAsthma is common. Click here to read more. It can be treated.\nBack to top"

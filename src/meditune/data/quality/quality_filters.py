@@ -31,8 +31,9 @@ MIN_SHARED_WORDS = 0.25
 """An answer uses its context if at least this share of the answer's content words is in the context"""
 ENGLISH = 0.12
 """A text is English if at least this share of its words are function words; 18,000 real prose answers all have more"""
-MIN_LANGUAGE_PROBABILITY = 0.9
-"""A text is rejected if the probability that it is in none of the allowed languages exceeds this"""
+MIN_LANGUAGE_PROBABILITY, MIN_LANGUAGE_WORDS = 0.9, 12
+"""A text is rejected if the probability that it is in none of the allowed languages exceeds this; a text with fewer
+words, only if a single language is that probable"""
 
 _ASKS = re.compile(
     r"\?|^\W*(?:is|are|was|were|do|does|did|can|could|should|would|will|may|might|has|have|had|when|which|whose|whom|"
@@ -157,13 +158,24 @@ def is_english(text: str) -> bool:
 
 
 def foreign_language(text: str, languages: Sequence[str]) -> str:
-    """Return the ISO 639-1 code that py3langid finds, or "" if a text is short or may be in one of `languages`."""
-    prose = _NO_WORDS.sub(" ", text)[:2000]
+    """Return the ISO 639-1 code that py3langid finds, or "" if a text is short or may be in one of `languages`.
+
+    If English is allowed, a text of mostly health words, or one that resembles Latin, counts as English.
+    """
+    prose, found = _NO_WORDS.sub(" ", text)[:2000], words(text)
     if len(prose.strip()) < MIN_CHARACTERS:
         return ""
+    # English names of diseases, drugs and species look like Latin to py3langid.
+    if "en" in languages and 2 * sum(map(is_health_word, found)) > len(found):
+        return ""
     ranked = _language_identifier().rank(prose)
-    allowed = sum(float(sure) for code, sure in ranked if code in languages)
-    return str(ranked[0][0]) if allowed < 1 - MIN_LANGUAGE_PROBABILITY else ""
+    code, probability = str(ranked[0][0]), float(ranked[0][1])
+    if code in languages or (code == "la" and "en" in languages):
+        return ""
+    if len(found) < MIN_LANGUAGE_WORDS and probability < MIN_LANGUAGE_PROBABILITY:
+        return ""
+    allowed = sum(float(sure) for each, sure in ranked if each in languages)
+    return code if allowed < 1 - MIN_LANGUAGE_PROBABILITY else ""
 
 
 def language_probability(text: str, languages: Sequence[str]) -> float:
