@@ -43,7 +43,7 @@ _CONTRACTIONS = tuple(
         (r"\bwann?a\b", "want to"),
         (r"\bkil\b", "kill"),
         (r"\b(my|him|her|your|them) self\b", r"\1self"),
-        (r"\b(?:trid|tryed)\b", "tried"),
+        (r"\btr(?:id|yed)\b", "tried"),
         (r"\bhlp\b", "help"),
     )
 )
