@@ -104,7 +104,7 @@ def _vocabulary() -> frozenset[str]:
 
 
 def _inflected(start: str) -> set[str]:
-    """Return the forms of a word that begin like a pattern such as "stop*"; a consonant is doubled where that is usual."""
+    """Return the forms of a word that begin like a pattern such as "stop*", with a doubled consonant where usual."""
     found = {start, f"{start}s", f"{start}ness"}
     for ending in ("ing", "ed"):
         forms = start + ending, start + start[-1] + ending
