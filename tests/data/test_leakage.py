@@ -7,6 +7,7 @@ import json
 import random
 import shutil
 import time
+import tracemalloc
 
 import pytest
 
@@ -467,6 +468,19 @@ def test_a_passage_is_found_inside_another_and_with_words_replaced():
 
 def test_a_short_phrase_that_many_rows_share_is_no_match():
     assert near_passages(["Background: none was given."], ["Background: none was given."]) == []
+
+
+def test_long_questions_take_little_memory():
+    chance = random.Random(1)
+    vocabulary = ["".join(chance.choices("abcdefghilmnoprstu", k=6)) for _ in range(3000)]
+    questions = [" ".join(chance.choices(vocabulary, k=300)) for _ in range(300)]
+    questions.append(questions[7].replace(questions[7].split()[3], "other"))
+    tracemalloc.start()
+    found = near_questions(questions, questions, lenient=True)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert [pair[:2] for pair in found] == [(7, 300)]
+    assert peak < 150_000_000
 
 
 def test_thousands_of_rows_take_seconds():

@@ -31,9 +31,9 @@ MAX_INSERTED_WORDS = 4
 """An inserted number or negation changes the meaning of a text if at most this many words are inserted"""
 MIN_PASSAGE_WORDS = 20
 """Passages with fewer words aren't compared, because a short passage may be a phrase that many rows share"""
-BLOCK = 200_000
-ROWS = 500
-"""Number of matrix rows that are multiplied at a time, to limit memory use"""
+PAIRS, BLOCK = 4_000_000, 4_000_000
+"""Maximum numbers of pairs that are found at a time, and of features of the pairs that are compared at a time; they
+limit the memory use to about 0.4 GB"""
 
 Matches = list[tuple[int, int, float]]
 """Index in the first list, index in the second, similarity up to 1"""
@@ -76,13 +76,21 @@ def near_questions(
     one, two = (matrix[:, order] @ diags(weights[order]) for matrix in grams)
     totals = [np.asarray(matrix.sum(axis=1)).ravel() for matrix in (one, two)]
     parts = [_prefixes(matrix, total, least) for matrix, total in zip((one, two), totals, strict=True)]
+    ends = [_last_columns(part) for part in parts]
+    rests = [total - np.asarray(part.sum(axis=1)).ravel() for part, total in zip(parts, totals, strict=True)]
     binary = grams[1][:, order]
     found: Matches = []
     changes: list[_Change | None] = []
-    for rows, columns in _candidates(parts[0], parts[1]):
+    for rows, columns, shared in _shared(parts[0], _ones(parts[1])):
         if first is second:
-            rows, columns = rows[rows < columns], columns[rows < columns]
-        both = np.asarray(one[rows].multiply(binary[columns]).sum(axis=1)).ravel()
+            is_new = rows < columns
+            rows, columns, shared = rows[is_new], columns[is_new], shared[is_new]
+        # After the last feature of the shorter prefix, two rows share at most the rest of that row (PPJoin, Xiao et
+        # al. 2008, https://doi.org/10.1145/1367497.1367516).
+        most = shared + np.where(ends[0][rows] <= ends[1][columns], rests[0][rows], rests[1][columns])
+        is_possible = most * (1 + least) >= least * (totals[0][rows] + totals[1][columns]) - 1e-6
+        rows, columns = rows[is_possible], columns[is_possible]
+        both = _overlaps(one, binary, rows, columns)
         alike = both / np.maximum(totals[0][rows] + totals[1][columns] - both, 1e-12)
         for index in np.flatnonzero(alike >= least):
             row, column = int(rows[index]), int(columns[index])
@@ -119,17 +127,19 @@ def near_passages(first: Sequence[str], second: Sequence[str], min_similarity: f
     others = (np.array([known.get(word, other) for word in words(text)], dtype=np.int64) for text in second)
     two = _matrix([np.unique(_indices(_triples(each), everything)) for each in others], len(everything))
     fewest = MIN_PASSAGE_WORDS - 4  # minimum number of distinct triples, because a few may be repeated
-    sizes: dict[int, int] = {}
+    sizes = [np.diff(matrix.indptr) for matrix in (one, two)]
+    counts: dict[int, int] = {}
     found: Matches = []
-    for start in range(0, one.shape[0], ROWS):
-        shared = (one[start : start + ROWS] @ two.T).tocoo()
-        for k in np.flatnonzero(shared.data >= min_similarity * fewest):
-            row, column = int(shared.row[k]) + start, int(shared.col[k])
-            if column not in sizes:
-                sizes[column] = len(word_runs(second[column], 3))
-            least = min(len(triples[row]), sizes[column])
-            if least >= fewest and shared.data[k] / least >= min_similarity:
-                found.append((row, column, float(shared.data[k] / least)))
+    for rows, columns, both in _shared(one, two):
+        # The second texts may also have triples that the first texts lack.
+        fewer = np.minimum(sizes[0][rows], sizes[1][columns])
+        for k in np.flatnonzero(both >= min_similarity * np.maximum(fewer, fewest) - 1e-9):
+            row, column = int(rows[k]), int(columns[k])
+            if column not in counts:
+                counts[column] = len(word_runs(second[column], 3))
+            least = min(len(triples[row]), counts[column])
+            if least >= fewest and both[k] / least >= min_similarity:
+                found.append((row, column, float(both[k] / least)))
     return found
 
 
@@ -265,16 +275,37 @@ def _prefixes(matrix: Any, totals: NDArray[np.float64], min_share: float) -> Any
     passed = running - matrix.data - before
     is_prefix = passed <= (1 - min_share) * np.repeat(totals, lengths) + 1e-9
     rows = np.repeat(np.arange(matrix.shape[0]), lengths)[is_prefix]
-    ones = (np.ones(len(rows)), (rows, matrix.indices[is_prefix]))
-    return csr_matrix(ones, shape=matrix.shape)
+    return csr_matrix((matrix.data[is_prefix], (rows, matrix.indices[is_prefix])), shape=matrix.shape)
 
 
-def _candidates(first: Any, second: Any) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
-    """Yield the indices of rows of the two matrices that share a feature, BLOCK pairs at a time."""
-    for start in range(0, first.shape[0], ROWS):
-        shared = (first[start : start + ROWS] @ second.T).tocoo()
-        for at in range(0, shared.nnz, BLOCK):
-            yield shared.row[at : at + BLOCK] + start, shared.col[at : at + BLOCK]
+def _last_columns(matrix: Any) -> NDArray[np.int64]:
+    """Return the index of the last column in each row that isn't empty; the indices must be sorted."""
+    found: NDArray[np.int64] = np.append(matrix.indices, -1)[matrix.indptr[1:] - 1]
+    return found
+
+
+def _ones(matrix: Any) -> Any:
+    """Return the matrix with all of its values replaced by one."""
+    found = matrix.copy()
+    found.data[:] = 1
+    return found
+
+
+def _shared(first: Any, second: Any) -> Iterator[tuple[NDArray[Any], ...]]:
+    """Yield the indices of rows that share a feature, and the sum of the products of their shared features."""
+    step = max(1, PAIRS // second.shape[0])
+    for start in range(0, first.shape[0], step):
+        found = (first[start : start + step] @ second.T).tocoo()
+        yield found.row + start, found.col, found.data
+
+
+def _overlaps(first: Any, second: Any, rows: NDArray[Any], columns: NDArray[Any]) -> NDArray[np.float64]:
+    """Return, for each pair of rows of the two matrices, the sum of the products of the features that they share."""
+    features = np.cumsum(np.diff(first.indptr)[rows] + np.diff(second.indptr)[columns])
+    blocks = np.split(np.arange(len(rows)), np.flatnonzero(np.diff(features // BLOCK)) + 1)
+    return np.concatenate(
+        [np.asarray(first[rows[each]].multiply(second[columns[each]]).sum(axis=1)).ravel() for each in blocks]
+    )
 
 
 class _Change(NamedTuple):
