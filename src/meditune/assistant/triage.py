@@ -251,16 +251,16 @@ def triage(message: str, numbers: Numbers, before: Sequence[str] = (), classifie
     question, orders = harmful_requests.without_instructions(message)
     only_orders = not question.strip()
     combined = question if _SETTLED.search(message) else with_previous_question(question, before)
-    scores = {text: classifier.classify(text) for text in dict.fromkeys((message, combined))} if classifier else {}
-    earlier = _earlier_emergency(before, classifier) if len(message.split()) <= SHORT else None
-    kind = (
-        emergency(message)
-        or _ongoing_emergency(message, before)
-        or emergency(combined)
-        # Before the other rules: a word of another field ("car") or a dangerous mixture may be part of an emergency.
-        or next(filter(None, (_emergency_of(each, only_orders) for each in scores.values())), None)
-        or (earlier if earlier and not _is_new_question(message) else None)
-    )
+    kind = emergency(message) or _ongoing_emergency(message, before) or emergency(combined)
+    if kind:
+        return _urgent(kind, numbers)
+    texts = [text for text in dict.fromkeys((message, combined)) if text.strip()]
+    scores = {text: classifier.classify(text) for text in texts} if classifier else {}
+    # Before the other rules: a word of another field ("car") or a dangerous mixture may be part of an emergency.
+    kind = next(filter(None, (_emergency_of(each, only_orders) for each in scores.values())), None)
+    earlier = _earlier_emergency(before, classifier) if not kind and len(message.split()) <= SHORT else None
+    if earlier and not _is_new_question(message):
+        kind = earlier
     if kind:
         return _urgent(kind, numbers)
     if only_orders:
