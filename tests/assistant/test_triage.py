@@ -237,6 +237,7 @@ def test_a_short_message_is_read_together_with_the_one_before() -> None:
     ("earlier", "message"),
     [
         ("i want to kill myself", "please just talk to me"),
+        ("i want to kill myself", "thank you, goodbye"),
         ("my friend overdosed", "what do i do"),
         ("he's not breathing", "help"),
         ("I took 30 paracetamol", "is that dangerous?"),

@@ -259,7 +259,7 @@ def triage(message: str, numbers: Numbers, before: Sequence[str] = (), classifie
     # Before the other rules: a word of another field ("car") or a dangerous mixture may be part of an emergency.
     kind = next(filter(None, (_emergency_of(each, only_orders) for each in scores.values())), None)
     earlier = _earlier_emergency(before, classifier) if not kind and len(message.split()) <= SHORT else None
-    if earlier and not _is_new_question(message):
+    if earlier and not _is_new_question(message, earlier):
         kind = earlier
     if kind:
         return _urgent(kind, numbers)
@@ -331,10 +331,13 @@ def _earlier_emergency(before: Sequence[str], classifier: Classifier | None) -> 
     return None
 
 
-def _is_new_question(message: str) -> bool:
-    """Return whether a message names a topic of health and doesn't refer back, or says that help isn't needed."""
+def _is_new_question(message: str, earlier: EmergencyKind | None = None) -> bool:
+    """Return whether a message names a topic of health and doesn't refer back, or says that help isn't needed.
+
+    After thoughts of suicide, thanks may be a farewell, so they don't show that help isn't needed.
+    """
     if _SETTLED.search(message):
-        return True
+        return earlier is None or earlier.help != "crisis"
     return not _GOES_ON.search(message) and any(is_health_word(word) for word in WORD.findall(plain(message)))
 
 
