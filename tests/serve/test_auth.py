@@ -173,6 +173,9 @@ def test_who_leaves_early_has_used_what_was_written(tmp_path):
         ):
             with server.raw() as line:
                 line.sendall(request(path, body))
+                until = time.monotonic() + 10
+                while not server.service.engine.load().running and time.monotonic() < until:
+                    time.sleep(0.01)
                 time.sleep(0.4)
             assert server.idle()
             until = time.monotonic() + 2
