@@ -18,10 +18,11 @@ from meditune.config import load_recipe as writing
 from meditune.config.load_recipe import load_recipe
 from meditune.data.example import DECISIONS, TRAITS, Example, Passage
 from meditune.errors import DataError, RecipeError
-from meditune.evaluate.compare import caveats, changes, compare, count_changes, over_seeds, side_by_side
+from meditune.evaluate.compare import caveats, changes, compare, count_changes, side_by_side
 from meditune.evaluate.metrics import summarize
 from meditune.evaluate.predictions import MeasuredModel, Predictions
 from meditune.evaluate.quality_gate import check, load_policy
+from meditune.evaluate.seeds import over_seeds
 from meditune.evaluate.subgroups import MIN_GROUP_SIZE, subgroups
 from meditune.files import write_json, write_jsonl
 from meditune.statistics import holm, permutation_p, two_level, wilson
@@ -106,7 +107,7 @@ def test_a_handful_of_groups_shows_nothing(groups, shown):
 def test_a_share_over_groups_has_no_exact_test():
     base, tuned = decided(*[False] * 30, *[True] * 10), decided(*[True] * 30, *[True] * 10)
     alone = compare(base, tuned, 200, 1)["accuracy"]
-    grouped = compare(base, tuned, 200, 1, {str(i): str(i // 4) for i in range(40)})["accuracy"]
+    grouped = compare(base, tuned, 200, 1, {str(i): str(i // 2) for i in range(40)})["accuracy"]
     assert alone["test"] == "McNemar, exact"
     assert grouped["test"] == "paired bootstrap"
     assert alone["base_ci95"] == pytest.approx(wilson(10, 40))
@@ -127,6 +128,61 @@ def test_the_correction_runs_over_every_model_that_is_compared():
     assert "comparison" not in three
 
 
+def likely(nll, tokens=40):
+    rows = [{"id": str(i), "nll": float(each), "tokens": tokens, "bytes": 200} for i, each in enumerate(nll)]
+    return Predictions(likelihood=rows)
+
+
+def test_six_texts_that_all_got_likelier_dont_survive_the_correction():
+    """Signs of six differences agree by chance in 2 of 64 cases, so no p-value can be smaller."""
+    source = np.random.default_rng(3)
+    before = source.uniform(80, 120, 6)
+    row = compare(likely(before), likely(before - source.uniform(0.5, 9, 6)), 10_000, 1)["perplexity"]
+    assert row["p"] == pytest.approx(2 / 64, abs=0.01)
+    assert row["p_holm"] > 0.05
+
+
+def test_ten_texts_without_an_effect_seldom_seem_better_or_worse():
+    source = np.random.default_rng(8)
+    found = []
+    for _ in range(200):
+        before = source.normal(100, 10, 10)
+        found.append(compare(likely(before), likely(before + source.normal(0, 5, 10)), 500, 1)["perplexity"]["better"])
+    assert sum(each is not None for each in found) <= 18
+
+
+def test_perplexities_of_two_tokenizers_arent_compared(tmp_path):
+    """The same texts in 40 and in 60 tokens: perplexity falls although the texts became less likely."""
+    before = np.random.default_rng(0).normal(100, 5, 50)
+    rows = compare(likely(before), likely(before + 1, tokens=60), 500, 1)
+    assert rows["perplexity"]["delta"] < 0
+    assert rows["perplexity"]["better"] is None
+    assert rows["bits_per_byte"]["better"] is False
+    assert any("tokenizers" in each for each in caveats(rows))
+    assert outcome(tmp_path, "better: [perplexity]", rows) == {("perplexity", "better"): False}
+    assert outcome(tmp_path, "not_worse: all", rows) == {("bits_per_byte", "not_worse"): False}
+
+
+def test_other_questions_with_the_same_ids_are_refused():
+    asthma, gout = decided(*[True] * 40), decided(*[True] * 40)
+    about = [
+        MeasuredModel(
+            topic,
+            each,
+            {str(i): Example(id=str(i), source="own", group=str(i), question=f"{topic} {i}?") for i in range(40)},
+        )
+        for topic, each in (("Asthma", asthma), ("Gout", gout))
+    ]
+    with pytest.raises(DataError, match="40 items have the same id but different questions"):
+        side_by_side(about, 200, 1)
+    for row in gout.decision:
+        row["reference"] = "no"
+    with pytest.raises(
+        DataError, match=r"40 items have the same id but different reference answers \(0, 1, 2, 3, 4 and"
+    ):
+        compare(asthma, gout, 200, 1)
+
+
 def test_what_changed_is_named_in_both_directions():
     base = Predictions(
         decision=decided(True, False, False, True).decision, answer=written("", "aspirin", "it eases pain").answer
@@ -145,17 +201,17 @@ def test_what_changed_is_named_in_both_directions():
 
 
 ROWS = {
-    "accuracy": {"delta": 4.0, "ci95": [1.0, 7.0], "better": True},
-    "macro_f1": {"delta": -1.0, "ci95": [-3.0, 1.0], "better": None},
-    "perplexity": {"delta": 0.8, "ci95": [0.2, 1.4], "better": False},
+    "accuracy": {"delta": 4.0, "ci95": [1.0, 7.0], "better": True, "p": 0.01, "groups": 100},
+    "macro_f1": {"delta": -1.0, "ci95": [-3.0, 1.0], "better": None, "p": 0.4, "groups": 100},
+    "perplexity": {"delta": 0.8, "ci95": [0.2, 1.4], "better": False, "p": 0.01, "groups": 100},
 }
 FIGURES = {"accuracy": 62.0, "macro_f1": 43.0, "perplexity": 14.1}
 
 
-def outcome(tmp_path, text):
+def outcome(tmp_path, text, rows=ROWS):
     path = tmp_path / "policy.yaml"
     path.write_text(text, encoding="utf-8")
-    return {(each.metric, each.rule): each.passed for each in check(load_policy(path), ROWS, FIGURES)}
+    return {(each.metric, each.rule): each.passed for each in check(load_policy(path), rows, FIGURES)}
 
 
 def test_each_rule_decides_by_the_interval(tmp_path):
@@ -176,6 +232,28 @@ def test_each_rule_decides_by_the_interval(tmp_path):
         ("accuracy", "at_least 62"): True,
         ("perplexity", "at_most 14"): False,
     }
+
+
+def test_a_loss_on_too_few_groups_fails_although_nothing_can_be_significant(tmp_path):
+    was, now = decided(*[True] * 200), decided(*[False] * 160, *[True] * 40)
+    rows = compare(was, now, 200, 1, {str(i): str(i % 5) for i in range(200)})
+    assert rows["accuracy"]["better"] is None
+    policy = "not_worse: [accuracy]\nbetter: [accuracy]\nwithin: {accuracy: 90}"
+    assert outcome(tmp_path, policy, rows) == {
+        ("accuracy", "not_worse"): False,
+        ("accuracy", "better"): False,
+        ("accuracy", "within 90"): False,
+    }
+    same = compare(was, was, 200, 1, {str(i): str(i % 5) for i in range(200)})
+    assert outcome(tmp_path, "not_worse: [accuracy]", same) == {("accuracy", "not_worse"): True}
+
+
+def test_better_needs_a_p_value_below_a_twentieth(tmp_path):
+    """Four of 200 decisions were gained: the bootstrap's interval excludes 0, and McNemar's p is 0.125."""
+    rows = compare(decided(*[False] * 4, *[True] * 196), decided(*[True] * 200), 2000, 1)
+    assert rows["accuracy"]["better"] is True
+    assert rows["accuracy"]["p"] == pytest.approx(0.125)
+    assert outcome(tmp_path, "better: [accuracy]", rows) == {("accuracy", "better"): False}
 
 
 def test_what_wasnt_measured_fails(tmp_path):

@@ -223,7 +223,7 @@ def seeds(
 ) -> None:
     """Compare base and tuned models over runs with different seeds."""
     from meditune.cli.metrics_tables import print_seeds
-    from meditune.evaluate.compare import over_seeds
+    from meditune.evaluate.seeds import over_seeds
     from meditune.files import write_json
 
     result = over_seeds(runs, resamples)

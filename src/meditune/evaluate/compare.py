@@ -1,27 +1,33 @@
-"""Paired comparison of measured models on the same items: statistics, changed items, many models, several seeds."""
+"""Paired comparison of measured models on the same items: statistics, changed items, many models."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from functools import cache
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
 
 from meditune import statistics as stats
-from meditune.config.load_recipe import load_recipe
-from meditune.config.recipe import NEUTRAL
-from meditune.config.recipe_keys import dotted, leaves
 from meditune.data.example import Example
 from meditune.errors import DataError
 from meditune.evaluate.metrics import METRICS, references_of, statistics_of, summarize
-from meditune.evaluate.predictions import MeasuredModel, Predictions, examples_of, groups_of, read, seed_of
-from meditune.files import read_text
-from meditune.statistics import Array, Estimate, Metric, Statistics
+from meditune.evaluate.predictions import KINDS, Kind, MeasuredModel, Predictions, groups_of, list_ids
+from meditune.statistics import Array, Metric, Statistics
 
 MIN_GROUPS = 6
 """Minimum number of groups for a significant difference: five groups all agree by chance in one case of 16"""
+FEW_GROUPS = 20
+"""With fewer groups, p comes from a permutation test, because a bootstrap over so few groups varies too little"""
+PERPLEXITIES: dict[str, Kind] = {
+    "perplexity": "likelihood",
+    "unconditional_perplexity": "unconditional",
+    "closed_perplexity": "closed_likelihood",
+    "retrieved_perplexity": "retrieved_likelihood",
+    "general_perplexity": "general",
+    "technical_perplexity": "technical",
+}
+"""Metrics that are comparable only with the same tokenizer, and the predictions they are computed from"""
 
 
 def compare(
@@ -31,19 +37,22 @@ def compare(
 
     Differences are tuned minus base. Intervals come from a paired bootstrap (Efron and Tibshirani 1993), in which items
     with the same group in `groups` (id -> group) are drawn together, because they aren't independent. `p` is two-sided.
-    It comes from McNemar's exact test (McNemar 1947) if each item is right or wrong and is a group of its own, else
-    from the bootstrap. `p_holm` is `claim_p` after Holm's correction (Holm 1979) for all metrics of the comparison.
-    `effect` is Cohen's d_z (Cohen 1988), computed from the bootstrap's spread. With fewer than MIN_GROUPS groups,
-    `better` is None, because bootstrap draws of so few groups hardly vary.
+    It comes from McNemar's exact test (McNemar 1947) if each item is right or wrong and is a group of its own, from a
+    paired permutation test if there are fewer than FEW_GROUPS groups, and else from the bootstrap. With fewer than
+    FEW_GROUPS groups, a difference is significant only if p confirms it. `p_holm` is `claim_p` after Holm's correction
+    (Holm 1979) for all metrics of the comparison. `effect` is Cohen's d_z (Cohen 1988), computed from the bootstrap's
+    spread. With fewer than MIN_GROUPS groups, `better` is None, because bootstrap draws of so few groups hardly vary.
 
     A detector also marks some true answers. For its metrics, `better` is therefore None unless the worse model is
     significantly worse than its reference answers (`beyond`); `difference` is the value of `better` without this rule.
 
-    Raises DataError if the models were measured on different items.
+    Perplexities of different tokenizers aren't comparable, so their `better` is None, and `other_tokens` is True.
+
+    Raises DataError if the models were measured on different items, or on items with different references.
     """
-    run = _Statistics(base, tuned)
+    run = PairedStatistics(base, tuned)
     found: dict[str, dict[str, Any]] = {}
-    for names in _measured_alike([run]):
+    for names in measured_alike([run]):
         clusters = group_numbers(run.base[names[0]].ids, groups or {})
         compared: dict[str, list[Statistics]] = {}
         for name in names:
@@ -55,14 +64,18 @@ def compare(
         for name, sides in compared.items():
             models = [_Side(side, *next(drawn)) for side in sides]
             found[name] = _compared(METRICS[name], models, resamples, seed)
-    return _corrected(found)
+            if name in run.other_tokens:
+                found[name] |= {"p": 1.0, "better": None, "other_tokens": True}
+    return with_holm(found)
 
 
-class _Statistics:
+class PairedStatistics:
     """Per-item statistics of both models, with the items in the same order, and of their reference answers."""
 
     def __init__(self, base: Predictions, tuned: Predictions) -> None:
-        """Raise DataError if the models were measured on different items."""
+        """Raise DataError if the models were measured on different items, or on items with different references."""
+        _refuse_other_references(base, tuned)
+        self.other_tokens = {name for name, kind in PERPLEXITIES.items() if _tokens_differ(kind, base, tuned)}
         self.base, self.tuned = statistics_of(base), statistics_of(tuned)
         self.shared = [name for name in self.base if name in self.tuned]
         self.tuned |= {name: in_order(name, self.base[name], self.tuned[name]) for name in self.shared}
@@ -78,7 +91,26 @@ class _Statistics:
         return [in_order(metric.name, base, each) for each in found[:1]]
 
 
-def _measured_alike(runs: Sequence[_Statistics]) -> list[list[str]]:
+def _refuse_other_references(base: Predictions, tuned: Predictions) -> None:
+    """Raise DataError if rows of the same kind and id have different references, so that the id means two items."""
+    for kind in KINDS:
+        known = {row["id"]: row["reference"] for row in getattr(base, kind) if "reference" in row}
+        other = [row["id"] for row in getattr(tuned, kind) if row.get("reference") != known.get(row["id"])]
+        differing = [each for each in other if each in known]
+        if differing:
+            raise DataError(
+                f"{len(differing)} items have the same id but different reference answers ({list_ids(differing)}), so "
+                "the models can't be compared. Evaluate both on the same version of the data."
+            )
+
+
+def _tokens_differ(kind: Kind, base: Predictions, tuned: Predictions) -> bool:
+    """Return whether a text has different numbers of tokens for the two models."""
+    known = {row["id"]: row["tokens"] for row in getattr(base, kind)}
+    return any(known.get(row["id"], row["tokens"]) != row["tokens"] for row in getattr(tuned, kind))
+
+
+def measured_alike(runs: Sequence[PairedStatistics]) -> list[list[str]]:
     """Return the metrics that all runs have, grouped by their items; metrics in a group share bootstrap draws."""
     found: dict[tuple[tuple[str, ...], ...], list[str]] = {}
     for name in METRICS:
@@ -87,7 +119,7 @@ def _measured_alike(runs: Sequence[_Statistics]) -> list[list[str]]:
     return list(found.values())
 
 
-def _corrected(found: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+def with_holm(found: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """Return the rows in the order of METRICS, with the additional key `p_holm`."""
     adjusted = stats.holm({name: claim_p(row) for name, row in found.items()})
     return {name: found[name] | {"p_holm": adjusted[name]} for name in METRICS if name in found}
@@ -160,6 +192,21 @@ def _compared(metric: Metric, sides: Sequence[_Side], resamples: int, seed: int)
         "items": items,
         "groups": count,
     }
+    if metric.share:
+        was, now = (stats.paired_counts(each.statistics) for each in (base, tuned))
+        gained, lost = int((now & ~was).sum()), int((was & ~now).sum())
+        if metric.direction == "down":
+            gained, lost = lost, gained
+        row |= {"gained": gained, "lost": lost}
+        if count == items:
+            row |= {"p": stats.mcnemar(gained, lost), "test": "McNemar, exact"}
+            row |= {"base_ci95": stats.wilson(int(was.sum()), items), "tuned_ci95": stats.wilson(int(now.sum()), items)}
+    if MIN_GROUPS <= count < FEW_GROUPS:
+        if row["test"] == "paired bootstrap":
+            swaps = stats.random_swaps(count, resamples, [seed, 2])
+            p = stats.permutation_p(base.sums, tuned.sums, partial(_distance, metric, base.statistics.figure), swaps)
+            row |= {"p": p, "test": "paired permutation"}
+        row["better"] = row["better"] if row["p"] < stats.LEVEL else None
     if metric.detector:
         of = "tuned" if stats.is_wrong(metric, delta) else "base"
         side = tuned if of == "tuned" else base
@@ -171,16 +218,13 @@ def _compared(metric: Metric, sides: Sequence[_Side], resamples: int, seed: int)
         row |= {"references": beside, "difference": row["better"]}
         if not (beside and beside["beyond"]):
             row["better"] = None
-    if metric.share:
-        was, now = (stats.paired_counts(each.statistics) for each in (base, tuned))
-        gained, lost = int((now & ~was).sum()), int((was & ~now).sum())
-        if metric.direction == "down":
-            gained, lost = lost, gained
-        row |= {"gained": gained, "lost": lost}
-        if count == items:
-            row |= {"p": stats.mcnemar(gained, lost), "test": "McNemar, exact"}
-            row |= {"base_ci95": stats.wilson(int(was.sum()), items), "tuned_ci95": stats.wilson(int(now.sum()), items)}
     return row
+
+
+def _distance(metric: Metric, figure: Callable[[Array], Array], sums: Array) -> Array:
+    """Return values whose differences are those of `standard_gap`."""
+    found: Array = stats.standard_gap(metric, figure(sums), 1.0)
+    return found
 
 
 def _compare_with_references(
@@ -211,6 +255,12 @@ def caveats(comparison: Mapping[str, Mapping[str, Any]]) -> list[str]:
     if few:
         found.append(
             f"No change can be significant with fewer than {MIN_GROUPS} groups of items. Metrics: {', '.join(few)}."
+        )
+    retokenized = [METRICS[name].title for name, row in comparison.items() if row.get("other_tokens")]
+    if retokenized:
+        found.append(
+            f"No change is claimed for {', '.join(retokenized)}, because the models' tokenizers split the texts "
+            "differently. Compare bits per byte instead."
         )
     if ungraded:
         found.append(
@@ -318,13 +368,24 @@ class NothingInCommonError(DataError):
     """Raised if two models have no metric in common."""
 
 
+def _refuse_other_questions(first: Mapping[str, Example], second: Mapping[str, Example]) -> None:
+    """Raise DataError if the same id stands for different questions."""
+    differing = [id for id, each in second.items() if id in first and first[id].question != each.question]
+    if differing:
+        raise DataError(
+            f"{len(differing)} items have the same id but different questions ({list_ids(differing)}), so the models "
+            "can't be compared. Evaluate both on the same version of the data."
+        )
+
+
 def side_by_side(models: Sequence[MeasuredModel], resamples: int, seed: int) -> dict[str, Any]:
     """Return `models` (names), `figures` (name -> metric -> value) and `comparisons` (name -> `comparison`, `worse`).
 
     Each further model is compared with the first one as in `compare`, but Holm's correction covers all metrics of all
     comparisons. For two models, the result also has `base`, `tuned`, `comparison` and `worse`, as in report.json.
 
-    Raises DataError if two models were measured on different items, and NothingInCommonError if they share no metric.
+    Raises DataError if two models were measured on different items or questions, and NothingInCommonError if they share
+    no metric.
     """
     first, *others = models
     names = [model.name for model in models]
@@ -333,6 +394,7 @@ def side_by_side(models: Sequence[MeasuredModel], resamples: int, seed: int) -> 
     found = {}
     for other in others:
         try:
+            _refuse_other_questions(first.examples, other.examples)
             found[other.name] = compare(
                 first.predictions, other.predictions, resamples, seed, groups_of(first.examples | other.examples)
             )
@@ -355,140 +417,3 @@ def side_by_side(models: Sequence[MeasuredModel], resamples: int, seed: int) -> 
         only = others[0].name
         result |= {"base": figures[first.name], "tuned": figures[only], **comparisons[only]}
     return result
-
-
-# Runs with different seeds: a two-level bootstrap over seeds and items
-
-
-def over_seeds(folders: Sequence[Path], resamples: int = 10_000, seed: int = 17) -> dict[str, Any]:
-    """Return `seeds`, and in `metrics` a row for each metric that all runs measured.
-
-    A row has `base`, `tuned` and `delta`, with one value per run in the order of `seeds`; the `mean` delta with its
-    `sd` and `range` over the seeds; the mean's `se`, `df`, `ci95`, `p` and `seed_share`, computed by `two_level`; and
-    `agree`, the number of runs in which the metric improved. The other keys are as in `compare`, with means over the
-    runs.
-
-    Raises DataError if the runs differ in more than their seed, or contain no predictions.
-    """
-    if len(folders) < 2:
-        raise DataError("A comparison over seeds needs two or more runs. Name their folders.")
-    seeds = [seed_of(folder) for folder in folders]
-    if len(set(seeds)) < len(seeds):
-        raise DataError(
-            f"Two of these runs have the same seed: {', '.join(map(str, seeds))}. Use a different seed for each run."
-        )
-    _refuse_other_recipes(folders)
-    runs = [_Statistics(*(read(folder / "predictions", model) for model in ("base", "tuned"))) for folder in folders]
-    groups = {id: group for folder in folders for id, group in groups_of(examples_of(folder)).items()}
-    found: dict[str, dict[str, Any]] = {}
-    for names in _measured_alike(runs):
-        ids = list(dict.fromkeys(id for run in runs for id in run.base[names[0]].ids))
-        clusters = dict(zip(ids, group_numbers(ids, groups).tolist(), strict=True))
-        compared = {name: _pairs(METRICS[name], runs) for name in names}
-        count = len(set(clusters.values()))
-        sums = [
-            (side.figure, stats.by_cluster(side.items, np.array([clusters[id] for id in side.ids]), count))
-            for each in compared.values()
-            for sides in (*each["change"], *each["excess"])
-            for side in sides
-        ]
-        drawn = iter(stats.bootstrap(sums, resamples, seed))
-        for name, each in compared.items():
-            estimates = {
-                kind: _estimate(METRICS[name], each[kind], drawn, count, seed) for kind in ("change", "excess")
-            }
-            found[name] = _row(METRICS[name], each, estimates, count) | {"items": len(ids)}
-    return {"seeds": seeds, "metrics": _corrected(found)}
-
-
-Pairs = list[tuple[Statistics, Statistics]]
-"""For each run, two sides whose difference is the second minus the first"""
-
-
-def _pairs(metric: Metric, runs: Sequence[_Statistics]) -> dict[str, Any]:
-    """Return `change` (each run's base and tuned side), `of` (the worse model's name) and `excess`.
-
-    `excess` contains for each run the side of the worse model's references and that of the model itself. It is empty
-    unless a detector computes the metric and all runs have graded references.
-    """
-    change = [(run.base[metric.name], run.tuned[metric.name]) for run in runs]
-    of = "tuned" if stats.is_wrong(metric, float(_gaps(metric, change).mean())) else "base"
-    excess = [
-        (references, tuned if of == "tuned" else base)
-        for run, (base, tuned) in zip(runs, change, strict=True)
-        if metric.detector and (references := run.references[of].get(metric.name)) and references.ids == base.ids
-    ]
-    return {"change": change, "of": of, "excess": excess if len(excess) == len(runs) else []}
-
-
-def _gaps(metric: Metric, pairs: Pairs) -> Array:
-    return np.array([float(stats.standard_gap(metric, second.value(), first.value())) for first, second in pairs])
-
-
-def _estimate(metric: Metric, pairs: Pairs, draws: Iterator[Array], groups: int, seed: int) -> Estimate | None:
-    """Return the mean difference over seeds and items, or None without pairs; `draws` yields the sides' values."""
-    if not pairs:
-        return None
-    values = [(next(draws), next(draws)) for _ in pairs]
-    gaps = np.stack([stats.standard_gap(metric, second, first) for first, second in values], axis=1)
-    return stats.two_level(_gaps(metric, pairs), gaps, groups, seed)
-
-
-def _row(
-    metric: Metric, compared: Mapping[str, Any], estimates: Mapping[str, Estimate | None], groups: int
-) -> dict[str, Any]:
-    """Return the metric's row of `over_seeds`, without `p_holm` and `items`."""
-    deltas, found, few = _gaps(metric, compared["change"]), estimates["change"], groups < MIN_GROUPS
-    assert found is not None, "there are two or more runs"
-    low, high = found.ci95()
-    row: dict[str, Any] = {
-        "base": [first.value() for first, _ in compared["change"]],
-        "tuned": [second.value() for _, second in compared["change"]],
-        "delta": deltas.tolist(),
-        "mean": found.mean,
-        "sd": float(deltas.std(ddof=1)),
-        "range": [float(deltas.min()), float(deltas.max())],
-        "se": found.se,
-        "df": found.df,
-        "seed_share": found.seed_share,
-        "ci95": [low, high],
-        "p": 1.0 if few else found.p(),
-        "better": None if few else stats.better(low, high, metric.direction),
-        "agree": int((deltas > 0).sum() if metric.direction == "up" else (deltas < 0).sum()),
-        "groups": groups,
-    }
-    if metric.detector:
-        row |= {"references": None, "difference": row["better"]}
-        excess = estimates["excess"]
-        if excess:
-            p = 1.0 if few else excess.p()
-            row["references"] = {
-                "figure": float(np.mean([references.value() for references, _ in compared["excess"]])),
-                "of": compared["of"],
-                "excess": excess.mean,
-                "excess_ci95": excess.ci95(),
-                "p": p,
-                "beyond": p < stats.LEVEL and stats.is_wrong(metric, excess.mean),
-            }
-        if not (row["references"] and row["references"]["beyond"]):
-            row["better"] = None
-    return row
-
-
-def _refuse_other_recipes(folders: Sequence[Path]) -> None:
-    first, *others = (_without_seed(folder) for folder in folders)
-    for folder, other in zip(folders[1:], others, strict=True):
-        differing = sorted(key for key in first.keys() | other.keys() if first.get(key) != other.get(key))
-        if differing:
-            raise DataError(
-                f"{folder} and {folders[0]} differ in more than their seed: {', '.join(differing)}. Compare them with "
-                "`meditune compare` instead."
-            )
-
-
-def _without_seed(folder: Path) -> dict[str, Any]:
-    """Return dotted key -> value of the recipe's settings that affect a run's result, without the seed."""
-    path = folder / "recipe.yaml"
-    read_text(path)
-    neutral = {("name",), ("seed",), *NEUTRAL}
-    return {dotted(key): value for key, value in leaves(load_recipe(str(path)).recipe) if key[:2] not in neutral}

@@ -36,6 +36,7 @@ from meditune.evaluate.predictions import (
     Predictions,
     TextKind,
     answer_row,
+    list_ids,
     path_of,
     suite_kind,
     write_once,
@@ -459,9 +460,6 @@ def chosen_answers(examples: Sequence[Example], count: int | None, seed: int) ->
     return [able[index] for index in sorted(random.Random(f"{seed}/answers").sample(range(len(able)), count))]
 
 
-MAX_LISTED_IDS = 5
-
-
 def coverage_remarks(predictions: Predictions, name: str, examples: Sequence[Example], recipe: Recipe) -> list[str]:
     """Return sentences about what is missing in a model's stored predictions.
 
@@ -503,12 +501,6 @@ def unmeasured_ids(examples: Sequence[Example]) -> list[str]:
         f"{len(without)} of {len(examples)} items have neither an answer nor a decision to measure "
         f"({list_ids(without)})."
     ]
-
-
-def list_ids(ids: Sequence[str]) -> str:
-    """Return the first MAX_LISTED_IDS ids as text, and the number of further ids."""
-    more = f" and {len(ids) - MAX_LISTED_IDS} more" if len(ids) > MAX_LISTED_IDS else ""
-    return f"{', '.join(ids[:MAX_LISTED_IDS])}{more}"
 
 
 def _refuse_unknown_items(rows: Sequence[dict[str, Any]], known: Mapping[str, Example], file: str) -> None:

@@ -10,8 +10,7 @@ from typing import Any
 from meditune.data.readers.tables import Layout, Rejects, rows
 from meditune.data.readers.user_files import columns_for
 from meditune.errors import DataError
-from meditune.evaluate.evaluator import list_ids
-from meditune.evaluate.predictions import path_of, read
+from meditune.evaluate.predictions import list_ids, path_of, read
 from meditune.files import write_jsonl
 
 LAYOUT = Layout(

@@ -48,6 +48,7 @@ GRADES_OF: dict[Kind, Kind] = dict(zip(get_args(OpenSuite), get_args(SuiteGrades
 GIVEN: tuple[Kind, ...] = ("decision", "likelihood", "answer", "faithfulness", "reference_faithfulness")
 """Kinds with the given context in the prompt"""
 Row = dict[str, Any]
+MAX_LISTED_IDS = 5
 
 
 def suite_kind(name: SuiteName) -> Kind:
@@ -237,6 +238,12 @@ def _parted(name: str) -> tuple[Path, str, Condition | None]:
     if Path(name).exists() or not folder or (words and condition is None):
         return Path(name), "", None
     return Path(folder), side, condition
+
+
+def list_ids(ids: Sequence[str]) -> str:
+    """Return the first MAX_LISTED_IDS ids as text, and the number of further ids."""
+    more = f" and {len(ids) - MAX_LISTED_IDS} more" if len(ids) > MAX_LISTED_IDS else ""
+    return f"{', '.join(ids[:MAX_LISTED_IDS])}{more}"
 
 
 def groups_of(examples: dict[str, Example]) -> dict[str, str]:

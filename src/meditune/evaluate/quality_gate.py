@@ -6,9 +6,11 @@
     at_least: {accuracy: 55.2}           # the new model's own value
     at_most: {general_perplexity: 30}
 
-The gate uses 95% intervals without correction for the number of metrics, so that it warns too often rather than too
-rarely. For the same reason, `not_worse` ignores a detector's marks in the reference answers. `better`, however,
-requires a change beyond these marks.
+The gate doesn't correct for the number of metrics, so that it warns too often rather than too rarely. For the same
+reason, `not_worse` ignores a detector's marks in the reference answers. `better`, however, requires a change beyond
+these marks, and a p-value below 0.05. With too few groups of items to judge a change, `not_worse` fails if the
+value is worse, and `better` and `within` always fail. The three rules also fail for a perplexity if the models'
+tokenizers differ; `not_worse: all` leaves it out.
 """
 
 from __future__ import annotations
@@ -27,10 +29,11 @@ from pydantic import Field, ValidationError
 from meditune.config.data_options import Spec
 from meditune.config.recipe_keys import Document, Key, UnreadableError
 from meditune.errors import GateError, MedituneError, RecipeError
-from meditune.evaluate.compare import caveats, changes, is_significant, side_by_side
+from meditune.evaluate.compare import MIN_GROUPS, caveats, changes, is_significant, side_by_side
 from meditune.evaluate.metrics import METRICS
 from meditune.evaluate.predictions import measured_model
 from meditune.files import read_text, write_json, write_jsonl
+from meditune.statistics import LEVEL, is_wrong
 
 
 class Policy(Spec):
@@ -108,6 +111,11 @@ def check(policy: Policy, comparison: dict[str, dict[str, Any]], figures: dict[s
         if name not in comparison:
             return Check(name, rule, False, "not measured for both models")
         row, digits = comparison[name], METRICS[name].digits
+        few = row["groups"] < MIN_GROUPS
+        if few and (rule != "not_worse" or is_wrong(METRICS[name], row["delta"])):
+            return Check(name, rule, False, f"too few groups of items to compare: {row['groups']}, needs {MIN_GROUPS}")
+        if row.get("other_tokens"):
+            return Check(name, rule, False, "not comparable, because the models' tokenizers differ")
         low, high = row["ci95"]
         why = f"{row['delta']:+.{digits}f}, 95% interval {low:+.{digits}f} to {high:+.{digits}f}"
         return Check(name, rule, holds(row), why)
@@ -121,12 +129,13 @@ def check(policy: Policy, comparison: dict[str, dict[str, Any]], figures: dict[s
         low, high = row["ci95"]
         return bool(low > -margin if METRICS[name].direction == "up" else high < margin)
 
+    comparable = [name for name, row in comparison.items() if not row.get("other_tokens")]
     return [
         *(
             compared(name, "not_worse", lambda row: is_significant(row) is not False)
-            for name in (comparison if policy.not_worse == "all" else policy.not_worse)
+            for name in (comparable if policy.not_worse == "all" else policy.not_worse)
         ),
-        *(compared(name, "better", lambda row: row["better"] is True) for name in policy.better),
+        *(compared(name, "better", lambda row: row["better"] is True and row["p"] < LEVEL) for name in policy.better),
         *(
             compared(name, f"within {margin:g}", partial(loses_less, name, margin))
             for name, margin in policy.within.items()
