@@ -125,6 +125,10 @@ def test_the_same_signs_denied_long_past_or_asked_about_in_general(there: str, n
         "I was up all night studying for my exam and now my chest hurts and my left arm is numb.",
         "What should I do, my husband has stroke symptoms and his face is drooping?",
         "Is my crushing chest pain a symptom of a heart attack?",
+        "I had a heart attack in 2010. I have the same pain now.",
+        "Last year I had a heart attack. The same pain is back.",
+        "I had a stroke three years ago and it feels the same now.",
+        "Had anaphylaxis to peanuts 5 years ago. Same symptoms now after eating a cookie.",
     ],
 )
 def test_words_of_illness_past_grief_or_school_dont_hide_what_is_told_beside_them(message: str) -> None:
@@ -138,6 +142,8 @@ def test_words_of_illness_past_grief_or_school_dont_hide_what_is_told_beside_the
         "I have a history of seizures.",
         "In 2010 my son had a seizure and he stopped breathing.",
         "When I was 8 I fell down and I couldn't move my arm.",
+        "I had a heart attack in 2010. I take the same pills now.",
+        "In 2010 I had a heart attack. Now I take statins.",
         "My father died of a heart attack and he had crushing chest pain.",
         "I'm writing a novel in which a man wants to kill himself.",
         "For my novel, how does a person feel who can't breathe?",
