@@ -5,6 +5,8 @@ The same page for checking data: with a text changed, and settled.
 
 from __future__ import annotations
 
+import stat
+
 import pytest
 
 from meditune.data.reviewer_decisions import VERDICTS
@@ -240,6 +242,36 @@ def test_a_token_is_asked_for_beyond_this_machine(browser, lay):
         assert "token" not in page.url
         page.reload()
         page.locator("#place").wait_for()
+
+
+def test_a_restart_keeps_the_link_and_a_refused_rating_waits_for_the_new_one(browser, lay):
+    with served(lay, "--host", "0.0.0.0") as (process, address):
+        base, _, fragment = address.partition("#")
+        port = base.rstrip("/").rpartition(":")[2]
+        page = opened(browser, f"http://127.0.0.1:{port}/#{fragment}")
+        sign_in(page, "A")
+        page.keyboard.press("1")
+        saved(page)
+        process.kill()
+        process.wait()
+        page.keyboard.press("2")
+        page.get_by_text("Not saved yet").wait_for()
+    assert stat.S_IMODE((lay / "token.txt").stat().st_mode) == 0o600
+    with served(lay, "--host", "0.0.0.0", "--port", port) as (_, again):
+        assert again == address
+        saved(page)
+    (lay / "token.txt").unlink()
+    with served(lay, "--host", "0.0.0.0", "--port", port) as (_, changed):
+        assert changed != address
+        page.keyboard.press("3")
+        page.get_by_text("Not saved yet, only stored in this browser. Open the page with the URL").wait_for()
+        page.keyboard.press("ArrowUp")
+        page.keyboard.press("1")
+        page.locator("#saved[data-state=refused]").wait_for()
+        assert len(rows(lay)) == 2
+        page.goto(f"http://127.0.0.1:{port}/#{changed.partition('#')[2]}")
+        saved(page)
+    assert {(r.axis, r.option) for r in rows(lay)} == {("intent", 1), ("helpfulness", 1), ("understandability", 3)}
 
 
 CONTEXT = {

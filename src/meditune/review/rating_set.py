@@ -6,6 +6,7 @@ set.json         the task, the axes, and how raters share the work
 items.jsonl      id, asked (the question's id), question, context, answer ...: all that the page may show
 key.json         the origin of each item; neither the page nor the server reads it
 ratings.sqlite   the ratings (ratings_store.py)
+token.txt        the token in raters' links (review_server.py)
 
 The axes are reworded from Singhal et al. 2023 (Large language models encode clinical knowledge, Nature 620, tables of
 the clinicians' and lay users' axes); `understandability` is added. The options of an axis are ordered from the best to
@@ -211,7 +212,7 @@ TASKS = {task.name: task for task in (RATE, VALIDATE)}
 Model = TypeVar("Model", bound=BaseModel)
 
 
-SET, ITEMS, KEY, STORE = "set.json", "items.jsonl", "key.json", "ratings.sqlite"
+SET, ITEMS, KEY, STORE, TOKEN = "set.json", "items.jsonl", "key.json", "ratings.sqlite", "token.txt"
 BLOCK = 8
 """Number of questions whose answers are shuffled together: enough to separate the answers to one question, and few
 enough that a rater finishes a block

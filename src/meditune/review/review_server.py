@@ -23,8 +23,9 @@ from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from meditune.errors import MedituneError
+from meditune.files import read_text, write_bytes
 from meditune.review.agreement import Dispute, disputed
-from meditune.review.rating_set import CANNOT, RATE, Axis, Item, RatingSet, Task, read_set
+from meditune.review.rating_set import CANNOT, RATE, TOKEN, Axis, Item, RatingSet, Task, read_set
 from meditune.review.ratings_store import ADJUDICATION, RATING, Note, Rater, Rating, Store
 
 PAGES = Path(__file__).parent / "pages"
@@ -251,7 +252,11 @@ def _refusal(request: Request, hosts: set[str], token: str | None) -> JSONRespon
         return JSONResponse({"detail": TOO_LARGE}, status_code=413)
     if token and is_api and not hmac.compare_digest(given.encode(), token.encode()):
         return JSONResponse(
-            {"detail": "Open the page with the URL that the server printed when it started."}, status_code=401
+            {
+                "detail": "Open the page with the URL that the server printed when it started. If you don't have it, "
+                "ask the person who sent you the link."
+            },
+            status_code=401,
         )
     return None
 
@@ -268,7 +273,11 @@ def serve(
     disputes: Sequence[Dispute] | None = None,
     task: Task = RATE,
 ) -> None:
-    """Serve the set in `folder`, or only its `disputes`. Unless `host` is local, the printed URL contains a token."""
+    """Serve the set in `folder`, or only its `disputes`.
+
+    Unless `host` is local, the printed URL contains a token. The set's folder keeps the token, so that raters' links
+    stay valid after a restart.
+    """
     import uvicorn
 
     review_app = ReviewApp(read_set(folder, task), Store(folder), disputes)
@@ -282,7 +291,7 @@ def serve(
             f"Cannot listen on {host}:{port} ({error.strerror}). Choose another --host or --port; --port 0 picks a "
             "free port."
         ) from error
-    token = None if host in LOCAL else secrets.token_urlsafe(16)
+    token = None if host in LOCAL else _token(folder / TOKEN)
     app = app_for(review_app, LOCAL if token is None else set(), token)
     named = socket.gethostname() if host in ALL_INTERFACES else host
     at = f"[{named}]" if ":" in named else named
@@ -295,6 +304,15 @@ def serve(
         )
     config = uvicorn.Config(app, log_level="warning", access_log=False, server_header=False)
     uvicorn.Server(config).run(sockets=[listening])
+
+
+def _token(path: Path) -> str:
+    """Return the token in that file, or store a new one, readable by this user alone."""
+    token = read_text(path).strip() if path.is_file() else ""
+    if not token:
+        token = secrets.token_urlsafe(16)
+        write_bytes(path, f"{token}\n".encode(), private=True)
+    return token
 
 
 def in_dispute(folder: Path) -> list[Dispute]:

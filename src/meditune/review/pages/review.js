@@ -3,7 +3,12 @@ import { Outbox, Refused, request } from "/saving.js";
 const $ = (id) => document.getElementById(id);
 const SCREENS = ["sign-in", "rating", "end"];
 const IDLE_S = 300; // more time than this on one rating counts as a pause
-const STATUS = { saving: "Saving…", saved: "Saved", waiting: "Not saved yet: the server can't be reached. Retrying…" };
+const STATUS = {
+  saving: "Saving…",
+  saved: "Saved",
+  waiting: "Not saved yet: the server can't be reached. Retrying…",
+  refused: "Not saved yet, only stored in this browser.",
+};
 
 let set, rater, outbox, work, item;
 let at = 0; // index of the item in `work`
@@ -27,7 +32,7 @@ function trouble(text) {
 }
 
 function saving(state, detail) {
-  $("saved").textContent = detail || STATUS[state];
+  $("saved").textContent = detail ? `${STATUS[state]} ${detail}` : STATUS[state];
   $("saved").dataset.state = state;
   ending();
 }
@@ -338,7 +343,8 @@ async function end() {
 
 function ending() {
   if ($("end").hidden) return;
-  trouble(outbox.size ? "Some ratings aren't saved yet. Please keep this page open until this message disappears." : "");
+  const why = $("saved").dataset.state === "refused" ? $("saved").textContent : "";
+  trouble(outbox.size ? why || "Some ratings aren't saved yet. Please keep this page open until this message disappears." : "");
 }
 
 const KEYS = {
@@ -411,6 +417,9 @@ document.addEventListener("keydown", pressed);
 document.addEventListener("visibilitychange", () => {
   if (document.hidden) outbox?.flush();
   else since = performance.now();
+});
+addEventListener("hashchange", () => {
+  if (!set) start(); // the first link was refused
 });
 addEventListener("beforeunload", (event) => {
   if (outbox?.size) event.preventDefault();

@@ -7,11 +7,14 @@ export class Refused extends Error {
   }
 }
 
-const fragment = new URLSearchParams(location.hash.slice(1)).get("token");
-if (fragment) {
-  sessionStorage.setItem("token", fragment);
+function takeToken() {
+  const token = new URLSearchParams(location.hash.slice(1)).get("token");
+  if (!token) return;
+  sessionStorage.setItem("token", token);
   history.replaceState(null, "", location.pathname);
 }
+takeToken();
+addEventListener("hashchange", takeToken); // a new link opened in the same tab doesn't load the page again
 
 export async function request(method, path, body, rater) {
   const headers = {};
@@ -27,25 +30,34 @@ export async function request(method, path, body, rater) {
 }
 
 const passing = (error) => !(error instanceof Refused) || error.status >= 500 || error.status === 429;
+const deniesAll = (error) => [401, 403, 421].includes(error.status); // token, rater or host: not about this change
 
 export class Outbox {
   // Sends changes in order, one at a time. A newer change to a path replaces a waiting change to the same path.
+  // A refused change is kept, and sent again with the next change or the next time the page is opened.
   constructor(name, rater, told) {
     this.name = name;
     this.rater = rater;
     this.told = told;
     this.waiting = JSON.parse(localStorage.getItem(name) || "[]");
+    this.refused = [];
     this.sending = null;
     this.pause = 0;
-    addEventListener("online", () => this.flush());
+    for (const event of ["online", "hashchange"]) addEventListener(event, () => this.flush());
+  }
+
+  get all() {
+    return [...this.refused, ...(this.sending ? [this.sending] : []), ...this.waiting];
   }
 
   get size() {
-    return this.waiting.length + (this.sending ? 1 : 0);
+    return this.all.length;
   }
 
   add(method, path, body, soon = 0) {
-    this.waiting = this.waiting.filter((each) => each.path !== path);
+    const others = (changes) => changes.filter((each) => each.path !== path);
+    this.refused = others(this.refused);
+    this.waiting = others(this.waiting);
     this.waiting.push({ method, path, body });
     this.keep();
     this.told("saving");
@@ -54,8 +66,7 @@ export class Outbox {
   }
 
   keep() {
-    const all = this.sending ? [this.sending, ...this.waiting] : this.waiting;
-    if (all.length) localStorage.setItem(this.name, JSON.stringify(all));
+    if (this.size) localStorage.setItem(this.name, JSON.stringify(this.all));
     else localStorage.removeItem(this.name);
   }
 
@@ -69,27 +80,33 @@ export class Outbox {
   }
 
   async run() {
+    this.waiting = [...this.refused, ...this.waiting];
+    this.refused = [];
+    let refusal = null;
     while (this.waiting.length) {
       this.sending = this.waiting.shift();
       const { method, path, body } = this.sending;
+      let failure = null;
       try {
         await request(method, path, body, this.rater);
         this.pause = 0;
       } catch (error) {
-        if (passing(error)) {
-          if (!this.waiting.some((each) => each.path === path)) this.waiting.unshift(this.sending);
-          this.sending = null;
-          this.keep();
-          this.pause = Math.min(15, this.pause * 2 || 1);
-          this.timer = setTimeout(() => this.flush(), this.pause * 1000);
-          this.told("waiting");
-          return;
-        }
-        this.told("refused", error.message);
+        failure = error;
+        const kept = passing(error) ? this.waiting : this.refused;
+        if (!this.waiting.some((each) => each.path === path)) kept.unshift(this.sending);
       }
       this.sending = null;
       this.keep();
+      if (failure && passing(failure)) {
+        this.pause = Math.min(15, this.pause * 2 || 1);
+        this.timer = setTimeout(() => this.flush(), this.pause * 1000);
+        this.told("waiting");
+        return;
+      }
+      refusal = failure || refusal;
+      if (failure && deniesAll(failure)) break;
     }
-    this.told("saved");
+    if (refusal) this.told("refused", refusal.message);
+    else this.told("saved");
   }
 }
