@@ -64,6 +64,16 @@ def test_questions_of_one_group_count_as_one(tmp_path):
     assert run.is_dir()
 
 
+def test_few_questions_show_no_significant_difference(tmp_path):
+    folder = made_rating_set(tmp_path, 5)
+    rate(folder, "Ann", by_origin)
+    found = results(folder)
+    for row in (found["overall"], found["axes"]["helpfulness"]):
+        difference = row["difference"]
+        assert difference["delta"] > 0
+        assert (difference["better"], difference["p"], difference["groups"]) == (None, 1, 5)
+
+
 def test_no_consensus_and_cant_judge_are_counted_and_never_scored(tmp_path):
     folder = made_rating_set(tmp_path, 4, "expert")
     rate(folder, "Ann", lambda _, origin: None if origin == "tuned" else 2, only=("consensus",))

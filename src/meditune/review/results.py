@@ -17,6 +17,7 @@ from meditune.data.preference_pairs import OWN, SOURCE, Pair, paired
 from meditune.data.preference_pairs import Rated as RatedAnswer
 from meditune.data.readers.tables import Rejects
 from meditune.errors import DataError
+from meditune.evaluate.compare import MIN_GROUPS
 from meditune.files import write_json, write_jsonl
 from meditune.review.agreement import Dispute, cohen, counted, disputed, fleiss, krippendorff
 from meditune.review.rating_set import RATE, SET, Axis, Origin, RatingSet, Task, digests, read_key, read_set
@@ -257,22 +258,28 @@ def _origins(key: Mapping[str, Origin], scores: Mapping[str, float | None]) -> d
 
 
 def _difference(key: Mapping[str, Origin], scores: Mapping[str, float | None]) -> dict[str, Any] | None:
-    """Return the difference (tuned - base) on questions with scores for both; None if it is undefined."""
+    """Return the difference (tuned - base) on questions with scores for both; None if it is undefined.
+
+    With fewer than MIN_GROUPS groups of questions, no difference is significant, as in `compare`.
+    """
     by_question = _by_question(key, scores)
     base, tuned = by_question["base"], by_question["tuned"]
     both = [example for example in base if example in tuned]
     each = np.array([[tuned[example] - base[example], 1.0] for example in both]).reshape(-1, 2)
-    drawn = _means(resampled(each, _groups(key, both), SEED))
+    groups = _groups(key, both)
+    drawn = _means(resampled(each, groups, SEED))
     bounds = percentile_interval(drawn)
     if bounds is None:
         return None
+    few = len(set(groups)) < MIN_GROUPS
     return {
         "delta": float(each[:, 0].mean()),
         "ci95": bounds,
-        "p": bootstrap_p(drawn),
-        "better": better(bounds[0], bounds[1]),
+        "p": 1.0 if few else bootstrap_p(drawn),
+        "better": None if few else better(bounds[0], bounds[1]),
         "test": "paired bootstrap over questions",
         "questions": len(both),
+        "groups": len(set(groups)),
     }
 
 
