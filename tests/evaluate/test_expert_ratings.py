@@ -89,6 +89,21 @@ def test_ratings_are_kept_with_the_answers_of_each_model(tmp_path):
         store({"gpt": [{"id": "own:0", "score": 3}]}, tmp_path)
 
 
+@pytest.mark.parametrize("at_once", [True, False])
+def test_an_empty_answer_to_a_question_that_wasnt_rated_leaves_the_models_comparable(tmp_path, at_once):
+    """Questions 0 to 3 were rated; base wrote nothing to 2 and 5, tuned nothing to 5, and 4 was left out."""
+    for name, empty in (("base", {2, 4, 5}), ("tuned", {5})):
+        answers = [{"id": f"q{n}", "reference": "x", "prediction": "" if n in empty else "It is."} for n in range(6)]
+        write_jsonl(tmp_path / f"{name}-answer.jsonl", answers)
+    rows = {"base": "q0,base,2\nq1,base,3\nq3,base,1\n", "tuned": "".join(f"q{n},tuned,4\n" for n in range(4))}
+    for text in ["".join(rows.values())] if at_once else rows.values():
+        store(read_ratings(file(tmp_path, "id,model,score\n" + text)), tmp_path)
+    assert [row["id"] for row in read(tmp_path, "base").rating] == ["q0", "q1", "q2", "q3", "q5"]
+    found = compare(read(tmp_path, "base"), read(tmp_path, "tuned"), 100, 1)["avg_score"]
+    assert found["items"] == 5
+    assert found["delta"] == pytest.approx(4 * 3 / 5 - (1 + 2 + 0) / 5)
+
+
 def test_the_command_shows_each_systems_figures(tmp_path):
     result = meditune("ratings", file(tmp_path, "id,score,system\nA,4,mine\nB,0,mine\nA,1,yours\nB,1,yours\n"))
     assert result.code == 0, result

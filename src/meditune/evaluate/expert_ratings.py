@@ -62,12 +62,20 @@ def read_ratings(path: Path, best: bool = False) -> dict[str, Rows]:
 def store(ratings: Mapping[str, Rows], folder: Path) -> list[str]:
     """Store each model's ratings beside its predictions and return the models' names.
 
-    Empty answers need no rating. Raises DataError if a model has no stored answers, or if a rated question isn't among
-    the questions of its stored answers.
+    Empty answers need no rating: they count as unanswered. But if another rated model answered the question and this
+    answer wasn't rated, the question is left out, because models are compared on the same questions. Ratings that were
+    stored earlier are completed in the same way. Raises DataError if a model has no stored answers, or if a rated
+    question isn't among the questions of its stored answers.
     """
     models = [name for name in ("model", "tuned", "base") if path_of(folder, name, "answer").is_file()]
     if not models:
         raise DataError(f"{folder} contains no answers to rate. Name the folder of a run.")
+    answers = {name: {row["id"]: row["prediction"] for row in read(folder, name).answer} for name in models}
+    rated = {}
+    for name in models:
+        if path_of(folder, name, "rating").is_file():
+            written = {id for id, text in answers[name].items() if text.strip()}
+            rated[name] = [r for r in read(folder, name).rating if r["score"] is not None or r["id"] in written]
     stored = []
     for model, found in ratings.items():
         name = model or models[0]
@@ -75,20 +83,20 @@ def store(ratings: Mapping[str, Rows], folder: Path) -> list[str]:
             raise DataError(
                 f"The ratings are for {name!r}, but {folder} contains only answers of {' and '.join(models)}."
             )
-        answers = {row["id"]: row["prediction"] for row in read(folder, name).answer}
-        unknown = [row["id"] for row in found if row["id"] not in answers]
+        unknown = [row["id"] for row in found if row["id"] not in answers[name]]
         if unknown:
             raise DataError(
                 f"{len(unknown)} of {len(found)} questions rated for {name!r} aren't among its answered questions "
                 f"({list_ids(unknown)}). Use the ids in {path_of(folder, name, 'answer')}."
             )
-        rated = {row["id"] for row in found}
-        silent = [
-            {"id": each, "score": None} for each, text in answers.items() if not text.strip() and each not in rated
-        ]
-        by_id = {row["id"]: row for row in [*found, *silent]}
-        write_jsonl(path_of(folder, name, "rating"), (by_id[each] for each in answers if each in by_id))
+        rated[name] = found
         stored.append(name)
+    by_id = {name: {row["id"]: row for row in found} for name, found in rated.items()}
+    left_out = {id for name in rated for id, text in answers[name].items() if text.strip() and id not in by_id[name]}
+    for name in rated:
+        empty = [id for id, text in answers[name].items() if not text.strip() and id not in left_out]
+        kept = {id: {"id": id, "score": None} for id in empty} | by_id[name]
+        write_jsonl(path_of(folder, name, "rating"), (kept[id] for id in answers[name] if id in kept))
     return stored
 
 
