@@ -88,6 +88,21 @@ def test_a_form_filled_in_elsewhere_needs_few_columns(tmp_path):
     assert meditune("review", "import", folder, path).last == "0 new ratings, 1 changed, 0 unchanged."
 
 
+def test_a_file_with_one_text_leaves_the_raters_other_text(tmp_path):
+    folder = made_rating_set(tmp_path, 1)
+    item, path = rated_item(folder, 0, "tuned"), tmp_path / "texts.csv"
+    store = Store(folder)
+    store.save([], [Note(store.rater("Ann").id, item, "Too short.", "A longer answer.", "2026-01-01T00:00:00")])
+    path.write_text(f"item,rater,axis,text\n{item},ann,comment,Checked.\n{item},Bo,better_answer,Yes.\n")
+    done = meditune("review", "import", folder, path)
+    assert "Comments and better answers: 2 new or changed." in done.out
+    assert {(n.comment, n.better) for n in store.notes()} == {("Checked.", "A longer answer."), ("", "Yes.")}
+    assert import_ratings(folder, path).texts == 0
+    assert not any(note.time.startswith("2026-01-01T00:00:00") for note in store.notes()), (
+        "the note is as new as its text"
+    )
+
+
 HEAD = "item,rater,round,axis,option,seconds\n"
 
 

@@ -95,8 +95,7 @@ def import_set(
     """Import ratings from a file. Imported ratings replace earlier ratings by the same rater."""
     from meditune.review.import_export import import_ratings as take
 
-    taken = take(folder, file)
-    typer.echo(f"{taken.new} new ratings, {taken.changed} changed, {taken.unchanged} unchanged.")
+    print_lines(take(folder, file).lines())
 
 
 @app.command(example="runs/quickstart/review --output pairs.jsonl")
@@ -274,8 +273,7 @@ def import_annotations(
     if file is None and output is None:
         raise MedituneError("Specify a FILE of ratings to import, --output for the decisions, or both.")
     if file is not None:
-        taken = take(folder, file, VALIDATE)
-        typer.echo(f"{taken.new} new ratings, {taken.changed} changed, {taken.unchanged} unchanged.")
+        print_lines(take(folder, file, VALIDATE).lines())
     if output is not None:
         counts = write_decisions(folder, output, exclude_rater or (), exclude_careless)
         typer.echo(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import csv
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -23,28 +23,31 @@ from meditune.review.ratings_store import ADJUDICATION, RATING, Note, Rating, St
 COMMENT, BETTER = "comment", "better_answer"
 
 
+@dataclass(frozen=True)
+class WrittenText:
+    """One of a rater's texts about an item, with the rater's name instead of an id."""
+
+    rater: str
+    item: str
+    kind: str
+    """comment or better_answer"""
+    text: str
+    time: str
+    round: int
+
+
 @dataclass
 class Judgements:
-    """Ratings and notes with the rater's name instead of an id."""
+    """Ratings and texts with the rater's name instead of an id."""
 
     rating_set: RatingSet
     ratings: list[Rating]
-    notes: dict[tuple[str, str, int], Note] = field(default_factory=dict)
+    texts: list[WrittenText] = field(default_factory=list)
 
-    def add_text(self, rater: str, item: str, round: int, kind: str, text: str, time: str) -> None:
+    def add_text(self, text: WrittenText) -> None:
         """Add a rater's comment or better answer, unless it is the text that was shown for editing."""
-        if kind == BETTER and self.rating_set.unchanged(item, text):
-            return
-        note = self.notes.get((rater, item, round), Note(rater, item, "", "", time, round))
-        changed = replace(note, comment=text) if kind == COMMENT else replace(note, better=text)
-        self.notes[rater, item, round] = replace(changed, time=time or note.time)
-
-    def texts(self) -> Iterator[tuple[Note, str, str]]:
-        """Yield the note, the kind of text (comment or better_answer) and the text, for each text that isn't empty."""
-        for note in self.notes.values():
-            for kind, text in ((COMMENT, note.comment), (BETTER, note.better)):
-                if text:
-                    yield note, kind, text
+        if text.kind != BETTER or not self.rating_set.unchanged(text.item, text.text):
+            self.texts.append(text)
 
 
 BESIDE = ("decision", "source", "link")
@@ -60,9 +63,9 @@ def _write_label_studio(path: Path, judgements: Judgements, origins: Mapping[str
             meta = {"round": rating.round, "seconds": rating.seconds, "time": rating.time}
             result = _result(axis.name, "choices", {"choices": [axis.label(rating.option)]}, meta)
             predictions[rating.item][rating.rater, rating.round].append(result)
-    for note, kind, text in judgements.texts():
-        result = _result(kind, "textarea", {"text": [text]}, {"round": note.round, "time": note.time})
-        predictions[note.item][note.rater, note.round].append(result)
+    for each in judgements.texts:
+        result = _result(each.kind, "textarea", {"text": [each.text]}, {"round": each.round, "time": each.time})
+        predictions[each.item][each.rater, each.round].append(result)
     # Label Studio requires each field of a configuration in every task.
     field_names = [name for name in BESIDE if any(getattr(item, name) for item in rating_set.items.values())]
     tasks = []
@@ -162,7 +165,7 @@ def _add_result(judgements: Judgements, result: Any, item: str, rater: str, seco
         time = str(meta.get("time", ""))
         if name in (COMMENT, BETTER):
             text = value["text"] if isinstance(value["text"], str) else "\n".join(value["text"])
-            judgements.add_text(rater, item, round, name, text, time)
+            judgements.add_text(WrittenText(rater, item, name, text, time, round))
             return
         axis = judgements.rating_set.axis(name)
         if axis is None:
@@ -190,6 +193,13 @@ class ImportedRatings:
     new: int
     changed: int
     unchanged: int
+    texts: int
+    """The number of new or changed comments and better answers"""
+
+    def lines(self) -> list[str]:
+        """Return these numbers as sentences."""
+        texts = [f"Comments and better answers: {self.texts} new or changed."] if self.texts else []
+        return [*texts, f"{self.new} new ratings, {self.changed} changed, {self.unchanged} unchanged."]
 
 
 def export(folder: Path, to: Path | None, format: str | None, unblind: bool, task: Task = RATE) -> list[Path]:
@@ -201,8 +211,9 @@ def export(folder: Path, to: Path | None, format: str | None, unblind: bool, tas
     names = {id: rater.name for id, rater in store.raters().items()}
     given = Judgements(rating_set, [replace(each, rater=names[each.rater]) for each in store.ratings()])
     for note in store.notes():
-        note = replace(note, rater=names[note.rater])
-        given.notes[note.rater, note.item, note.round] = note
+        for name, text in ((COMMENT, note.comment), (BETTER, note.better)):
+            if text:
+                given.texts.append(WrittenText(names[note.rater], note.item, name, text, note.time, note.round))
     origins = {id: (row.example, "+".join(row.origins)) for id, row in read_key(folder)[0].items()} if unblind else {}
     if kind == "csv":
         return [_write_csv(to or folder / "ratings.csv", given, origins)]
@@ -210,19 +221,37 @@ def export(folder: Path, to: Path | None, format: str | None, unblind: bool, tas
 
 
 def import_ratings(folder: Path, path: Path, task: Task = RATE) -> ImportedRatings:
-    """Import the ratings of a CSV file or Label Studio export, replacing earlier ratings; none if one is invalid."""
+    """Import the ratings and texts of a CSV file or Label Studio export; none if one is invalid.
+
+    Each replaces the same rater's earlier rating on that axis, or earlier text of that kind. What the file doesn't
+    contain stays as it is.
+    """
     rating_set, store = read_set(folder, task), Store(folder)
     given = _read_label_studio(path, rating_set) if path.suffix.lower() == ".json" else _read_csv(path, rating_set)
-    notes = list(given.notes.values())
     joining = {each.rater for each in given.ratings if each.round == RATING}
-    names = dict.fromkeys([*(each.rater for each in given.ratings), *(each.rater for each in notes)])
+    names = dict.fromkeys([*(each.rater for each in given.ratings), *(each.rater for each in given.texts)])
     ids = {name: store.rater(name, takes_share=name in joining).id for name in names}
     before = {(r.rater, r.round, r.item, r.axis): r.option for r in store.ratings()}
     ratings = [replace(each, rater=ids[each.rater]) for each in given.ratings]
     known = [(before[place], r.option) for r in ratings if (place := (r.rater, r.round, r.item, r.axis)) in before]
-    store.save(ratings, [replace(each, rater=ids[each.rater]) for each in notes])
+    notes, texts = _notes([replace(each, rater=ids[each.rater]) for each in given.texts], store.notes())
+    store.save(ratings, notes)
     same = sum(old == new for old, new in known)
-    return ImportedRatings(len(ratings) - len(known), len(known) - same, same)
+    return ImportedRatings(len(ratings) - len(known), len(known) - same, same, texts)
+
+
+def _notes(texts: Sequence[WrittenText], stored: Iterable[Note]) -> tuple[list[Note], int]:
+    """Return the notes to store for these texts by raters' ids, and the number of texts that differ from the stored."""
+    before = {(note.rater, note.item, note.round): note for note in stored}
+    after: dict[tuple[str, str, int], Note] = {}
+    for each in texts:
+        place = each.rater, each.item, each.round
+        note = after.get(place) or before.get(place) or Note(each.rater, each.item, "", "", round=each.round)
+        changed = replace(note, comment=each.text) if each.kind == COMMENT else replace(note, better=each.text)
+        after[place] = replace(changed, time=each.time or ("" if changed != note else note.time))
+    empty = Note("", "", "", "")
+    pairs = [(before.get(place, empty), note) for place, note in after.items()]
+    return list(after.values()), sum((a.comment != b.comment) + (a.better != b.better) for a, b in pairs)
 
 
 def _write_csv(path: Path, judgements: Judgements, origins: Mapping[str, tuple[str, str]]) -> Path:
@@ -235,9 +264,9 @@ def _write_csv(path: Path, judgements: Judgements, origins: Mapping[str, tuple[s
                 continue
             row = [rating.axis, rating.option or 0, axis.label(rating.option), "", rating.seconds, rating.time]
             writer.writerow([rating.item, _safe(rating.rater), rating.round, *row, *origins.get(rating.item, ())])
-        for note, kind, text in judgements.texts():
-            row = [kind, "", "", _safe(text), "", note.time]
-            writer.writerow([note.item, _safe(note.rater), note.round, *row, *origins.get(note.item, ())])
+        for each in judgements.texts:
+            row = [each.kind, "", "", _safe(each.text), "", each.time]
+            writer.writerow([each.item, _safe(each.rater), each.round, *row, *origins.get(each.item, ())])
     return path
 
 
@@ -268,7 +297,7 @@ def _read_csv(path: Path, rating_set: RatingSet) -> Judgements:
             raise DataError(f"{where}: round {round!r} is neither 1 (rating) nor 2 (adjudication).")
         if axis in {COMMENT, BETTER}:
             text = _unsafe(str(row.get("text") or ""))
-            given.add_text(rater, item, int(round), axis, text, _cell(row, "time"))
+            given.add_text(WrittenText(rater, item, axis, text, _cell(row, "time"), int(round)))
         else:
             given.ratings.append(_rating(row, where, rating_set, rater, int(round)))
     first = next(rejects.rows(), None)
