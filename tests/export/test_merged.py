@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
+from meditune.export.merged import write_merged
 from tests.commands import bench, meditune
 from tests.test_strategies import QUICK
 
@@ -118,6 +120,21 @@ def test_virtual_tokens_are_refused(place, tmp_path):
     words = place.settings(**QUICK | {"model__strategy": "prompt"})
     assert meditune("train", "quickstart", "--output", place.folder / "virtual", *words).code == 0
     meditune("merge", place.folder / "virtual", "-o", tmp_path / "a").refused(4, "virtual tokens")
+
+
+def test_a_base_with_unused_sampling_values_is_tuned_merged_and_exported(place, tmp_path):
+    base = shutil.copytree(place.base, tmp_path / "base")
+    path = base / "generation_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"temperature": 0.6, "top_p": 0.9}))
+    run, folder = tmp_path / "run", tmp_path / "merged"
+    words = place.settings(**QUICK | {"model__base": base})
+    assert meditune("train", "quickstart", "--output", run, *words).code == 0
+    assert meditune("merge", run, "--output", folder).code == 0
+    write_merged(str(base), tmp_path / "whole")
+    for written in (run / "model", folder, tmp_path / "whole"):
+        settings = GenerationConfig.from_pretrained(written)
+        assert (settings.temperature, settings.top_p, settings.do_sample) == (None, None, None)
+        settings.validate(strict=True)
 
 
 @pytest.mark.parametrize("quantize", ["nf4", "int8"])

@@ -19,7 +19,7 @@ from meditune.evidence.support_model import copy_correction
 from meditune.files import follow_umask, full_disk_message, is_result_of, read_json, replace_folder, sha256, write_json
 from meditune.models.api_client import find_api_model
 from meditune.models.catalogue import ADAPTER_FILE, MERGED, public_name, split_revision
-from meditune.models.load import base_of, has_tokenizer, is_virtual, loading, locate, source
+from meditune.models.load import base_of, has_tokenizer, is_virtual, loading, locate, source, unset_ignored
 from meditune.models.pruning import linears, sparsity
 from meditune.models.quantization import trained_on
 from meditune.models.quiet_libraries import quiet_transformers
@@ -43,6 +43,7 @@ def stored_dtype(folder: str) -> torch.dtype:
 
 def write_model(model: Any, tokenizer: Any, dtype: torch.dtype, folder: Path) -> None:
     """Save the model and tokenizer in `folder`, with weights in `dtype`. The model is converted in place."""
+    unset_ignored(model.generation_config)
     for weight in model.parameters():  # `model.to` would round rotary frequencies, too
         weight.data = weight.data.to(dtype)
     with full_disk_message(folder), quiet_transformers():

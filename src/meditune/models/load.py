@@ -121,10 +121,30 @@ def load(name: str, spec: ModelSpec | None = None, on: str | None = None) -> Loa
             model = merged(model)
     model.to(on or device()).eval()
     model.generation_config.pad_token_id = model.generation_config.pad_token_id or tokenizer.eos_token_id
+    unset_ignored(model.generation_config)
     form = load_format(folder) if folder else None
     # Nothing is cached with virtual tokens, because rows are then longer than their cached states.
     count = 0 if virtual_tokens(model) else frozen_count(model, spec.top_layers)
     return LoadedModel(name, model, tokenizer, form, HiddenStateCache(model, count), _commit(weights))
+
+
+ONLY_SAMPLING = ("temperature", "top_k", "top_p", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff")
+ONLY_BEAMS = ("early_stopping", "length_penalty")
+
+
+def unset_ignored(generation: Any) -> None:
+    """Unset the values of a generation config that its mode ignores.
+
+    Many published models set a temperature without `do_sample`. transformers loads such a config and generates without
+    sampling, but refuses to save the config once any of its values has changed.
+    """
+    ignored = (
+        *(() if generation.do_sample else ONLY_SAMPLING),
+        *(() if (generation.num_beams or 1) > 1 else ONLY_BEAMS),
+    )
+    for name in ignored:
+        if getattr(generation, name, None) is not None:
+            setattr(generation, name, None)
 
 
 @contextmanager
