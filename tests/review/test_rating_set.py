@@ -14,7 +14,7 @@ from itertools import combinations
 import pytest
 
 from meditune.errors import DataError, MedituneError
-from meditune.files import read_json
+from meditune.files import read_json, write_json
 from meditune.review.rating_set import BLOCK, create, read_key, read_set
 from meditune.review.ratings_store import ADJUDICATION, Note, Rating, Store
 from tests.commands import meditune
@@ -103,6 +103,20 @@ def test_raters_share_the_work_evenly(tmp_path, raters, overlap):
         assert min(together) > 0
         assert max(together) - min(together) <= 3
     assert set(said.work(raters)) == shares[0], "who comes late takes the first share again"
+
+
+def test_many_raters_get_the_same_number_of_questions_and_keep_them(tmp_path):
+    """There are 120 teams of three of ten raters, but only 30 questions."""
+    said = made(tmp_path, 30, raters=10, overlap=3)
+    shares = [said.work(place) for place in range(10)]
+    assert [len({said.items[id].asked for id in share}) for share in shares] == [9] * 10
+    assert set(Counter(id for share in shares for id in share).values()) == {3}
+    assert [read_set(tmp_path / "review").work(place) for place in range(10)] == shares
+    earlier = read_json(tmp_path / "review" / "set.json") | {"shuffle": "0"}
+    del earlier["balanced"]
+    write_json(tmp_path / "review" / "set.json", earlier)
+    as_dealt = read_set(tmp_path / "review")
+    assert [len(as_dealt.work(place)) // 3 for place in range(10)] == [6, 12, 9, 7, 12, 9, 8, 9, 9, 9]
 
 
 def test_the_same_command_leaves_the_set_as_it_is_and_another_is_refused(tmp_path):

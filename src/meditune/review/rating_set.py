@@ -24,6 +24,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+import numpy as np
 from pydantic import BaseModel, ValidationError
 
 from meditune import files
@@ -290,6 +291,9 @@ class Settings(BaseModel):
     """Questions (`asked`) that every rater sees, however the other questions are shared"""
     ranked: bool = False
     """True if items are ordered by importance, so that the most important items are shown first"""
+    balanced: bool = False
+    """True if each question goes to the raters with the fewest questions so far; False in a set.json without this key,
+    whose raters keep the questions that they were given"""
 
 
 def row_key(example: Example, **facts: Any) -> dict[str, Any]:
@@ -370,15 +374,29 @@ class RatingSet:
         return order
 
     def _dealt(self, questions: Sequence[str], place: int) -> list[str]:
-        """Return one rater's questions. Any `overlap` raters share about the same number of questions."""
+        """Return one rater's questions; in a balanced set, raters' numbers of questions differ by at most one.
+
+        Any `overlap` raters share about the same number of questions.
+        """
         raters, everyone = self.settings.raters, self.settings.everyone
         if raters is None or self.settings.overlap is None:
             return list(questions)
         teams = list(combinations(range(raters), self.settings.overlap))
         random.Random(f"{self.settings.shuffle}/teams").shuffle(teams)
         dealt = [asked for asked in questions if asked not in everyone]
-        given = {asked for number, asked in enumerate(dealt) if place % raters in teams[number % len(teams)]}
-        return [asked for asked in questions if asked in given | everyone]
+        members = np.array([[rater in team for rater in range(raters)] for team in teams], dtype=int)
+        load, used = np.zeros(raters, dtype=int), np.zeros(len(teams), dtype=int)
+        given = set(everyone)
+        for number, asked in enumerate(dealt):
+            team = number % len(teams)
+            if self.settings.balanced:
+                # Of the teams with the fewest questions in all, the one that was chosen the fewest times
+                team = int((members @ load * (len(dealt) + 1) + used).argmin())
+            load += members[team]
+            used[team] += 1
+            if members[team, place % raters]:
+                given.add(asked)
+        return [asked for asked in questions if asked in given]
 
 
 def read_set(folder: Path, task: Task | None = None) -> RatingSet:
@@ -419,7 +437,7 @@ def write_set(
     if task is VALIDATE and raters:
         overlap = overlap or min(2, raters)
     settings = {"task": task.name, "axes": axes, "raters": raters, "overlap": overlap}
-    settings |= {"everyone": list(shared_ids), "ranked": ranked, "shuffle": secrets.token_hex(8)}
+    settings |= {"everyone": list(shared_ids), "ranked": ranked, "balanced": True, "shuffle": secrets.token_hex(8)}
     with files.replace_folder(folder) as partial:
         files.write_json(partial / SET, settings)
         files.write_jsonl(partial / ITEMS, items, private=True)
