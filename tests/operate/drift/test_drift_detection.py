@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from meditune.errors import DataError, ModelError
-from meditune.operate.drift import drift_detection, reference
+from meditune.operate.drift import drift_detection, monitor, reference
 from meditune.operate.drift.drift_detection import RequestSource
 from meditune.operate.drift.monitor import Policy
 from meditune.operate.drift.signals import Request
@@ -126,6 +126,33 @@ def test_a_store_is_checked_from_where_the_last_check_ended_whatever_the_clock_s
     found = drift_detection.check(RequestSource(folder), made, state, Policy())
     assert (found.new, found.monitor.count) == (60, 160)
     assert [alert.signal for alert in found.monitor.alerts()] == ["confidence"]
+
+
+def test_no_request_counts_twice_after_the_newest_answer_was_deleted(tmp_path, monkeypatch):
+    monkeypatch.setattr(drift_detection, "RECENT", 50)
+    monkeypatch.setattr(monitor, "RECENT", 50)
+    folder = tmp_path / "store"
+    answers = fill_store(folder, requests(400, 5))
+    made = reference.save(drift_detection.fit_reference(RequestSource(folder), None, None, 17), tmp_path / "reference")
+    fill_store(folder, requests(150, 6, first=401))
+
+    def check():
+        found = drift_detection.check(RequestSource(folder), made, tmp_path / "state", Policy())
+        return found.new, found.monitor.count
+
+    assert check() == (150, 150)
+    assert answers.delete("r550")
+    assert check() == check() == (0, 150)
+    fill_store(folder, requests(1, 7, first=551))
+    assert check() == (1, 151)
+    # A backup with 540 answers is restored: their places are given again.
+    with answers.base.changing() as base:
+        base.execute("DELETE FROM answers WHERE place > 540")
+        base.execute("UPDATE sqlite_sequence SET seq = 540")
+    assert check() == (0, 151)
+    fill_store(folder, requests(5, 8, first=601))
+    assert check() == (5, 156)
+    assert check() == (0, 156)
 
 
 def test_ratings_are_waited_for(tmp_path):

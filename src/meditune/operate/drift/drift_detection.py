@@ -165,9 +165,12 @@ def advance(
     # Some requests are read again, because they may have been rated since. Deletions can lower a store's last position.
     first = int(reference.about["last"]) if same else 0
     after = max(first, min(start, last) - RECENT) if began else start
+    if last < start:
+        # If an older copy of the store was restored, its new requests follow the last request that was checked before.
+        start = max((each.sequence for each in source.requests(after) if monitor.number_of(each.id)), default=start)
     requests: list[Request] = []
-    for request in _numbered(source.requests(after), monitor, model, batch, rest):
-        if monitor.number_of(request.id) is None:
+    for request in _encoded(source.requests(after), start, model, batch, rest):
+        if request.sequence > start:
             monitor.add(replace(request, ratings=None))
         requests.append(request)
         if len(requests) > LAG:
@@ -177,17 +180,14 @@ def advance(
     return CheckResult(monitor, requests, new, _remarks(monitor, new))
 
 
-def _numbered(
-    requests: Iterable[Request],
-    monitor: Monitor,
-    model: SentenceEncoder | None,
-    size: int,
-    rest: Callable[[float], None],
+def _encoded(
+    requests: Iterable[Request], start: int, model: SentenceEncoder | None, size: int, rest: Callable[[float], None]
 ) -> Iterator[Request]:
+    """Yield the requests, with vectors for those after the position `start`."""
     coming = iter(requests)
     begun = time.monotonic()
     while batch := list(islice(coming, size)):
-        new = [each for each in batch if monitor.number_of(each.id) is None]
+        new = [each for each in batch if each.sequence > start]
         by_id = {each.id: each for each in (with_vectors(new, model) if model else new)}
         yield from (by_id.get(each.id, each) for each in batch)
         if new:
