@@ -37,17 +37,17 @@ ALERT = {
     "effect": 0.61,
     "effect_name": "Cliff's delta",
     "since": 12_040,
-    "since_id": "ask-1",
+    "since_id": "a1",
     "opened": 12_090,
     "evidence": {
-        "examples": [{"id": "ask-2", "question": f"What is {MARKUP} for?", "value": 0.7}],
+        "examples": [{"id": "a2", "question": f"What is {MARKUP} for?", "value": 0.7}],
         "groups": [
             {
                 "name": f"vaccine {MARKUP}",
                 "questions": 31,
                 "share": 0.2,
                 "distance": 0.6,
-                "examples": [{"id": "ask-3", "question": "Is the new vaccine safe?"}],
+                "examples": [{"id": "a3", "question": "Is the new vaccine safe?"}],
             }
         ],
     },

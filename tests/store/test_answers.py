@@ -13,6 +13,7 @@ from meditune.store import database, open_store
 from meditune.store.answers import Answer, Answers, Feedback
 from meditune.store.api_keys import Usage
 from meditune.store.database import SQLiteDatabase
+from meditune.store.overview import Notes
 
 
 @pytest.fixture
@@ -72,6 +73,26 @@ def test_what_is_deleted_is_gone_from_the_file(in_file, tmp_path):
     assert b"unmistakable a1" not in everything(tmp_path)
     assert b"remarkable a1" not in everything(tmp_path)
     assert b"remarkable a2" in everything(tmp_path)
+
+
+def test_a_deleted_question_is_gone_from_the_notes_about_drift(answers, tmp_path):
+    for name in ("a1", "a2", "a3"):
+        answers.keep(Answer(name, "k1", "ask", "m v1"))
+    rows = [{"id": name, "question": f"unmistakable {name} words"} for name in ("a1", "a2", "a3")]
+    groups = [{"name": "words", "examples": rows[:1]}, {"name": "more", "examples": rows[:2]}]
+    notes = Notes(answers.base)
+    notes.put("drift/r", {"alerts": [{"evidence": {"examples": rows, "groups": groups}}, {"evidence": {}}]})
+    (before,) = notes.all("drift")
+    assert answers.delete("a1")
+    (left,) = notes.all("drift")
+    assert left.facts["alerts"][0]["evidence"] == {
+        "examples": rows[1:],
+        "groups": [{"name": "more", "examples": rows[1:2]}],
+    }
+    assert left.time == before.time
+    assert b"unmistakable a1" not in everything(tmp_path)
+    assert answers.prune(0) == 2
+    assert "unmistakable" not in str(notes.all("drift"))
 
 
 def test_what_stays_in_the_log_for_a_reader_is_said_and_gone_with_the_next_pruning(

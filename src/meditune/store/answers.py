@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from meditune.phi.detector import mask
 from meditune.store.database import Database, Row
+from meditune.store.overview import Notes
 
 Rating = Literal["up", "down"]
 PAGE = 1000
@@ -155,6 +156,7 @@ class Answers:
 
     def _delete(self, statement: str, *values: str | float) -> int:
         gone = self.base.change(statement, *values)
+        Notes(self.base).forget_deleted()
         self.base.forget()
         return gone
 

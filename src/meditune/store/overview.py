@@ -10,7 +10,7 @@ import json
 import math
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,6 +50,35 @@ class Notes:
     def remove(self, name: str) -> None:
         """Delete a note if it exists."""
         self.base.change("DELETE FROM notes WHERE name = ?", name)
+
+    def forget_deleted(self) -> None:
+        """Remove the questions of deleted answers from the evidence for drift alerts."""
+        with self.base.changing() as base:
+            self.base.serialize_writers(base)
+
+            def exists(id: str) -> bool:
+                return base.execute("SELECT 1 FROM answers WHERE id = ?", (id,)).fetchone() is not None
+
+            rows = base.execute(
+                "SELECT name, facts FROM notes WHERE name LIKE ? ORDER BY name", ("drift/%",)
+            ).fetchall()
+            for row in rows:
+                facts = json.loads(row["facts"])
+                if sum(forget_deleted(alert["evidence"], exists) for alert in facts.get("alerts", ())):
+                    base.execute("UPDATE notes SET facts = ? WHERE name = ?", (json.dumps(facts), row["name"]))
+
+
+def forget_deleted(evidence: dict[str, Any], exists: Callable[[str], bool]) -> bool:
+    """Remove the examples that no longer exist, and groups without examples; return whether any was removed."""
+    found, groups = False, evidence.get("groups", [])
+    for part in (evidence, *groups):
+        examples = part.get("examples", [])
+        left = [each for each in examples if exists(each["id"])]
+        if len(left) < len(examples):
+            part["examples"], found = left, True
+    if not all(group["examples"] for group in groups):
+        evidence["groups"], found = [group for group in groups if group["examples"]], True
+    return found
 
 
 MAX_ANSWERS = 20_000

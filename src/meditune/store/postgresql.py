@@ -92,7 +92,7 @@ class Postgres(Database):
     def forget(self) -> None:
         """Free the space of deleted rows. Their bytes are overwritten when new rows need the space."""
         with self.opened() as connection:
-            for table in ("answers", "feedback"):
+            for table in ("answers", "feedback", "notes"):
                 connection.execute(f"VACUUM (SKIP_LOCKED) {table}")
 
     @contextmanager

@@ -155,6 +155,19 @@ def test_no_request_counts_twice_after_the_newest_answer_was_deleted(tmp_path, m
     assert check() == (0, 156)
 
 
+def test_a_check_forgets_deleted_questions(tmp_path):
+    folder, state = tmp_path / "store", tmp_path / "state"
+    answers = fill_store(folder, requests(400, 5))
+    made = reference.save(drift_detection.fit_reference(RequestSource(folder), None, None, 17), tmp_path / "reference")
+    fill_store(folder, requests(80, 7, first=401, confidence=(3, 8)))
+    (alert,) = drift_detection.check(RequestSource(folder), made, state, Policy()).monitor.alerts()
+    assert alert.evidence["examples"]
+    assert answers.delete_all_of("k") == 480
+    (alert,) = drift_detection.check(RequestSource(folder), made, state, Policy()).monitor.alerts()
+    assert alert.evidence == {"examples": []}
+    assert monitor.Monitor.load(state, made).alerts() == [alert]
+
+
 def test_ratings_are_waited_for(tmp_path):
     folder = tmp_path / "store"
     answers = fill_store(folder, requests(600, 8))

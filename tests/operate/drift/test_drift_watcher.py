@@ -76,6 +76,7 @@ def test_a_deleted_question_is_no_evidence_any_more(watched, tmp_path):
     drifted(tmp_path)
     shown = watching.check_once()["alerts"][0]["evidence"]["examples"]
     assert Answers(SQLiteDatabase(tmp_path)).delete(shown[0]["id"])
+    assert overview(SQLiteDatabase(tmp_path))["drift"][0]["alerts"][0]["evidence"]["examples"] == shown[1:]
     left = watching.check_once()["alerts"][0]["evidence"]["examples"]
     assert left == shown[1:]
     assert overview(SQLiteDatabase(tmp_path))["drift"][0]["alerts"][0]["evidence"]["examples"] == left

@@ -26,6 +26,7 @@ from meditune.phi.detector import mask
 from meditune.store import StoreLocation, exists, folder_of, is_url, open_store
 from meditune.store.answers import Answers
 from meditune.store.database import FILE
+from meditune.store.overview import forget_deleted
 
 
 class RequestSource:
@@ -128,7 +129,8 @@ def check(
 ) -> CheckResult:
     """Resume from the file `state`, add the new requests, and save the state with evidence for alerts.
 
-    If `state` is None, start from the reference, and save nothing. Raises DataError, ModelError.
+    Questions that were deleted since the last check are removed from the evidence. If `state` is None, start from the
+    reference, and save nothing. Raises DataError, ModelError.
     """
     model = model_for(reference, embedding)
     if state is None:
@@ -137,6 +139,7 @@ def check(
     busy = DataError(f"Another check, or a server with --drift, is using {state}. Wait until it finishes.")
     with exclusive_lock(state.with_name(f".{state.name}.lock"), busy, LOCK_S):
         monitor = Monitor.load(state, reference) if state.exists() else Monitor(reference, policy)
+        forget_evidence(monitor, source.has)
         found = advance(source, monitor, model)
         monitor.save(state)
         return found
@@ -248,14 +251,7 @@ def gather_evidence(monitor: Monitor, requests: Sequence[Request]) -> None:
 
 def forget_evidence(monitor: Monitor, exists: Callable[[str], bool]) -> bool:
     """Remove deleted questions from the evidence of all alerts; return whether any was removed."""
-    found = False
-    for alert in monitor.all_alerts:
-        for part in (alert.evidence, *alert.evidence.get("groups", ())):
-            examples = part.get("examples", [])
-            left = [each for each in examples if exists(each["id"])]
-            if len(left) < len(examples):
-                part["examples"], found = left, True
-    return found
+    return sum(forget_deleted(alert.evidence, exists) for alert in monitor.all_alerts) > 0
 
 
 def new_groups(reference: Reference, requests: Sequence[Request]) -> list[dict[str, Any]]:

@@ -98,6 +98,8 @@ class DriftWatcher:
         self._report(facts)
         try:
             self._notes.put(f"drift/{self.options.reference.resolve()}", facts)
+            # Answers may have been deleted while the check ran.
+            self._notes.forget_deleted()
         except MedituneError as error:
             log.error("Cannot store the drift results", extra={"why": str(error)})
         return facts
