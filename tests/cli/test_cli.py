@@ -683,6 +683,21 @@ def test_it_tells_of_a_service_and_of_a_server_that_runs(store, monkeypatch):
     assert said["live"][server.address]["meditune_requests_total"] >= 2
 
 
+def test_a_mistyped_store_or_key_is_refused_and_nothing_is_written(tmp_path):
+    nowhere, exported = tmp_path / "nowhere", tmp_path / "export.jsonl"
+    exported.write_text("of an earlier export")
+    commands = [("answers", "export", "-o", exported), ("answers", "delete", "--key", "deadbeef")]
+    commands += [("answers", "delete", "ask-1"), ("answers", "prune", "--days", 0)]
+    commands += [("keys", "list"), ("keys", "rotate", "deadbeef"), ("keys", "revoke", "deadbeef")]
+    for command in commands:
+        meditune(*command, "--store", nowhere).refused(3, f"There is no store in {nowhere}")
+    assert not nowhere.exists()
+    assert exported.read_text() == "of an earlier export"
+    id = meditune("keys", "create", "Ann", "--store", nowhere).last.split("-")[1]
+    meditune("answers", "delete", "--key", "deadbeef", "--store", nowhere).refused(3, "There is no key 'deadbeef'")
+    assert "0 answers" in meditune("answers", "delete", "--key", id, "--store", nowhere).out
+
+
 def test_a_server_that_is_gone_and_a_store_that_isnt_there(tmp_path):
     assert "There is no store in" in meditune("status", "--store", tmp_path / "nowhere").err
     assert not (tmp_path / "nowhere").exists()

@@ -375,14 +375,10 @@ def service_status(
 
     The command reads the servers' API key, which needs the scope `metrics`, from the environment variable MEDITUNE_KEY.
     """
-    from meditune.errors import DataError
-    from meditune.store import default_place, exists, open_store
+    from meditune.store import default_place, open_existing
     from meditune.store.overview import overview
 
-    place = store or default_place()
-    if not exists(place):
-        raise DataError(f"There is no store in {place}. Specify a server's store with --store or MEDITUNE_STORE.")
-    found = overview(open_store(place), hours)
+    found = overview(open_existing(store or default_place()), hours)
     addresses = [each["address"] for each in found["servers"] if each["alive"] and each.get("address")]
     running = {address: _live(address) for address in dict.fromkeys([*addresses, *(url or ())])}
     if json:

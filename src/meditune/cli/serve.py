@@ -335,7 +335,7 @@ def create(
 @keys_app.command("list", example="")
 def show(store: Store = None) -> None:
     """List all keys, without their secrets."""
-    keys = _keys(store).all()
+    keys = _existing_keys(store).all()
     if not keys:
         typer.echo("There are no keys. Create one: meditune keys create NAME", err=True)
     for key in keys:
@@ -355,7 +355,7 @@ def rotate(
     store: Store = None,
 ) -> None:
     """Give a key a new secret. The old secret keeps working for a grace period (--grace-hours)."""
-    text = _keys(store).rotate(id, grace_hours)
+    text = _existing_keys(store).rotate(id, grace_hours)
     typer.echo(
         f"The old secret of {id} works for another {grace_hours:g} hours. This is the only time the new key is shown:",
         err=True,
@@ -366,7 +366,7 @@ def rotate(
 @keys_app.command(example="ID")
 def revoke(id: KeyId, store: Store = None) -> None:
     """Revoke a key. Running servers refuse all further requests with the key."""
-    _keys(store).revoke(id)
+    _existing_keys(store).revoke(id)
     typer.echo(f"{id} is revoked.")
 
 
@@ -382,7 +382,11 @@ def delete(
     if (id is None) == (key is None):
         raise DataError("Give either an answer's ID or a key: meditune answers delete --key KEY.")
     if key:
-        typer.echo(f"{_answers(store).delete_all_of(key)} answers to questions asked with {key} were deleted.")
+        answers = _answers(store)
+        count = answers.delete_all_of(key)
+        if not count:
+            _existing_keys(store).get(key)  # Raises DataError if there is no such key.
+        typer.echo(f"{count} answers to questions asked with {key} were deleted.")
         return
     if not _answers(store).delete(id or ""):
         raise DataError(f"There is no answer {id!r}. It was never stored or is already deleted.")
@@ -495,22 +499,30 @@ def _prices(text: str) -> tuple[float, float]:
     return read, written
 
 
-def _open(store: str | None) -> Database:
-    from meditune.store import default_place, open_store
-
-    return open_store(store or default_place())
-
-
 def _keys(store: str | None) -> Keys:
+    """Open the keys in a store, which is created if it doesn't exist."""
+    from meditune.store import default_place, open_store
     from meditune.store.api_keys import Keys
 
-    return Keys(_open(store))
+    return Keys(open_store(store or default_place()))
+
+
+def _existing_keys(store: str | None) -> Keys:
+    from meditune.store.api_keys import Keys
+
+    return Keys(_existing(store))
 
 
 def _answers(store: str | None) -> Answers:
     from meditune.store.answers import Answers
 
-    return Answers(_open(store))
+    return Answers(_existing(store))
+
+
+def _existing(store: str | None) -> Database:
+    from meditune.store import default_place, open_existing
+
+    return open_existing(store or default_place())
 
 
 def _print_check(settings: Settings, place: ListenConfig, store: str, allow_anonymous: bool) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from meditune.errors import DataError
 from meditune.store.database import FILE, Database, SQLiteDatabase
 from meditune.store.postgresql import SCHEMES, Postgres, without_password
 
@@ -44,3 +45,10 @@ def folder_of(location: StoreLocation) -> Path:
 def open_store(location: StoreLocation) -> Database:
     """Open the store at this location; create it if it doesn't exist. Raises StoreError if it can't be used."""
     return Postgres(str(location)) if is_url(location) else SQLiteDatabase(folder_of(location))
+
+
+def open_existing(location: StoreLocation) -> Database:
+    """Open the store at this location. Raises DataError if there is none, and StoreError if it can't be used."""
+    if not exists(location):
+        raise DataError(f"There is no store in {location}. Specify a server's store with --store or MEDITUNE_STORE.")
+    return open_store(location)
