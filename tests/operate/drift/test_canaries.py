@@ -141,6 +141,26 @@ def test_a_question_is_repeated_only_if_the_server_rejected_it(tmp_path, monkeyp
     assert len(got) == requests
 
 
+@pytest.mark.parametrize(
+    ("fields", "problem"),
+    [
+        ({"decision": "yess"}, r'line 2: decision is "yess"\. Write one of: yes, no, maybe\.'),
+        ({"decision": True}, "line 2: decision is true"),
+        ({"outcome": "answerd"}, r'line 2: outcome is "answerd"\. Write one of: answered, abstained'),
+        ({"decision": "yes", "critical": "false"}, 'line 2: critical is "false". Write true or false'),
+        ({"contains": [""]}, "line 2: a word in contains is empty"),
+    ],
+)
+def test_an_expectation_that_no_answer_or_every_answer_meets_is_refused(tmp_path, fields, problem):
+    path = tmp_path / "canaries.jsonl"
+    jsonl(path, [{"question": "a", "decision": " Yes", "outcome": "Answered"}, {"question": "b"} | fields])
+    with pytest.raises(DataError, match=problem):
+        canaries.read(path)
+    jsonl(path, [{"question": "a", "decision": " Yes", "outcome": "Answered", "critical": True}])
+    (canary,) = canaries.read(path)
+    assert (canary.decision, canary.outcome, canary.critical) == ("yes", "answered", True)
+
+
 def test_a_server_that_is_not_there_and_canaries_without_answers_are_named(tmp_path, monkeypatch):
     monkeypatch.setattr(canaries, "Backoff", partial(Backoff, first_wait=0.01))
     with pytest.raises(DataError, match=r"Canary c0: .* can't be reached; gave up after 3 attempts\. Try again"):

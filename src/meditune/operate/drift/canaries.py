@@ -9,8 +9,9 @@ fails raises an alert at once.
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -30,6 +31,7 @@ MAX_LOOKS = 20
 """Number of the test from which the level stays the same; fourteen newly wrong canaries then raise an alert."""
 TIMEOUT_S = 180.0
 ATTEMPTS = 3
+_CHOICES = {"decision": ("yes", "no", "maybe"), "outcome": ("answered", "abstained", "escalated", "declined")}
 _EXPECTATIONS = (
     "decision (yes, no or maybe), outcome (answered, abstained, escalated or declined) or contains (a list of words)"
 )
@@ -65,17 +67,33 @@ def read(path: Path) -> list[Canary]:
         question, contains = row.get("question"), row.get("contains", [])
         if not isinstance(question, str) or not question.strip():
             raise DataError(f"{where}: no question.")
-        if not isinstance(contains, list) or not (row.get("decision") or row.get("outcome") or contains):
+        decision, outcome = (_expected(row, name, where) for name in _CHOICES)
+        if not isinstance(contains, list) or not (decision or outcome or contains):
             raise DataError(f"{where}: no expected answer. Add {_EXPECTATIONS}.")
+        words = tuple(str(word) for word in contains)
+        if not all(word.strip() for word in words):
+            raise DataError(f"{where}: a word in contains is empty, so every answer contains it. Write or remove it.")
+        critical = row.get("critical", False)
+        if not isinstance(critical, bool):
+            raise DataError(f"{where}: critical is {json.dumps(critical)}. Write true or false, without quotes.")
         id = str(row.get("id") or line)
         if id in found:
             raise DataError(f"{where}: the id {id} occurs twice.")
-        words = tuple(str(word) for word in contains)
-        critical = bool(row.get("critical"))
-        found[id] = Canary(id, question, row.get("decision"), row.get("outcome"), words, critical)
+        found[id] = Canary(id, question, decision, outcome, words, critical)
     if not found:
         raise DataError(f"{path}: contains no canaries. Each line needs a question and {_EXPECTATIONS}.")
     return list(found.values())
+
+
+def _expected(row: Mapping[str, Any], name: str, where: str) -> str | None:
+    """Return an expectation in lower case, or None if it is missing. Raises DataError if no answer can meet it."""
+    value = row.get(name)
+    if value is None or value == "":
+        return None
+    word = value.strip().lower() if isinstance(value, str) else ""
+    if word not in _CHOICES[name]:
+        raise DataError(f"{where}: {name} is {json.dumps(value)}. Write one of: {', '.join(_CHOICES[name])}.")
+    return word
 
 
 def ask(canaries: Sequence[Canary], url: str) -> dict[str, Any]:
