@@ -157,6 +157,9 @@ def test_errors_are_sentences(tmp_path):
     keys.revoke(made.id)
     with pytest.raises(DataError, match="was revoked"):
         keys.rotate(made.id)
+    made, _ = keys.create("Bea", days=1e-9)
+    with pytest.raises(DataError, match=r"has expired\. Create a new key: meditune keys create NAME"):
+        keys.rotate(made.id)
 
 
 def test_a_store_that_cant_be_used(tmp_path):

@@ -76,10 +76,12 @@ class Keys:
     def rotate(self, id: str, grace_hours: float = 24.0) -> str:
         """Create a new secret for a key; return the key's new plain text. The old secret stays valid for `grace_hours`.
 
-        Raises DataError if the key is unknown or revoked.
+        Raises DataError if the key is unknown, revoked or expired.
         """
-        if self.get(id).revoked is not None:
-            raise DataError(f"{id} was revoked. Create a new key: meditune keys create NAME")
+        state = self.get(id).state
+        if state != "usable":
+            problem = "was revoked" if state == "revoked" else "has expired"
+            raise DataError(f"{id} {problem}. Create a new key: meditune keys create NAME")
         secret = secrets.token_urlsafe(32)
         statement = "UPDATE keys SET old_hash = hash, old_until = ?, hash = ? WHERE id = ?"
         self.base.change(statement, time.time() + grace_hours * 3600, _hash(secret), id)
