@@ -6,6 +6,7 @@ The requests are invented: streams with vectors of a few topics.
 import json
 import sqlite3
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -212,6 +213,21 @@ def test_a_bad_line_is_named(tmp_path, line, said):
         return
     with pytest.raises(DataError, match=said):
         list(RequestSource(tmp_path / "a.jsonl").requests())
+
+
+def test_lines_with_the_same_id_count_one_by_one(good, tmp_path):
+    drifted = requests(90, 3, first=2000, confidence=(3, 8))
+    path, state = tmp_path / "log.jsonl", tmp_path / "state"
+
+    def check(count):
+        write_facts(path, [replace(each, id="session-1") for each in drifted[:count]])
+        return drift_detection.check(RequestSource(path), reference.load(good), state, Policy())
+
+    assert check(40).new == 40
+    found = check(90)
+    assert (found.new, found.monitor.count, found.monitor.last_id) == (50, 90, "session-1, line 90")
+    assert "confidence" in [alert.signal for alert in found.monitor.alerts()]
+    assert check(90).new == 0
 
 
 def test_neither_store_nor_file_is_refused(good, tmp_path):

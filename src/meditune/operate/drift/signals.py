@@ -10,7 +10,7 @@ import hashlib
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -74,10 +74,18 @@ def decision_of(facts: Mapping[str, Any]) -> str | None:
 
 
 def from_file(path: Path, after: int = 0) -> Iterator[Request]:
-    """Yield the requests in a JSON Lines file, except the first `after`. Raises DataError for an invalid line."""
+    """Yield the requests in a JSON Lines file, except the first `after`. Raises DataError for an invalid line.
+
+    If an id occurs again, such as a session's id, the line's number is added to it, so that every line counts.
+    """
+    seen: set[str] = set()
     for sequence, (line, row) in enumerate(numbered_jsonl(path), start=1):
+        id = str(row.get("id") or "")
         if sequence > after:
-            yield from_row(row, f"{path}, line {line}", sequence)
+            request = from_row(row, f"{path}, line {line}", sequence)
+            yield replace(request, id=f"{id}, line {line}") if id in seen else request
+        if id:
+            seen.add(id)
 
 
 TOPICS = 16
