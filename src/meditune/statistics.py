@@ -16,6 +16,10 @@ Array = NDArray[np.float64]
 Direction = Literal["up", "down", "one"]
 LEVEL = 0.05
 """Significance level"""
+MIN_GROUPS = 6
+"""Minimum number of groups for a significant difference: five groups all agree by chance in one case of 16"""
+FEW_GROUPS = 20
+"""With fewer groups, p comes from a permutation test, because a bootstrap over so few groups varies too little"""
 RESAMPLES = 2000
 BLOCK = 500
 """Number of bootstrap draws computed at a time, to limit memory use"""

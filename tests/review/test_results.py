@@ -74,6 +74,14 @@ def test_few_questions_show_no_significant_difference(tmp_path):
         assert (difference["better"], difference["p"], difference["groups"]) == (None, 1, 5)
 
 
+def test_six_questions_with_one_preference_have_the_p_value_of_a_sign_test(tmp_path):
+    folder = made_rating_set(tmp_path, 6)
+    rate(folder, "Ann", by_origin)
+    difference = results(folder)["overall"]["difference"]
+    assert difference["p"] == pytest.approx(2 / 64, abs=0.015)
+    assert difference["test"] == "paired permutation"
+
+
 def test_no_consensus_and_cant_judge_are_counted_and_never_scored(tmp_path):
     folder = made_rating_set(tmp_path, 4, "expert")
     rate(folder, "Ann", lambda _, origin: None if origin == "tuned" else 2, only=("consensus",))

@@ -15,10 +15,6 @@ from meditune.evaluate.metrics import METRICS, references_of, statistics_of, sum
 from meditune.evaluate.predictions import KINDS, Kind, MeasuredModel, Predictions, groups_of, list_ids
 from meditune.statistics import Array, Metric, Statistics
 
-MIN_GROUPS = 6
-"""Minimum number of groups for a significant difference: five groups all agree by chance in one case of 16"""
-FEW_GROUPS = 20
-"""With fewer groups, p comes from a permutation test, because a bootstrap over so few groups varies too little"""
 PERPLEXITIES: dict[str, Kind] = {
     "perplexity": "likelihood",
     "unconditional_perplexity": "unconditional",
@@ -178,7 +174,7 @@ def _compared(metric: Metric, sides: Sequence[_Side], resamples: int, seed: int)
     low, high = stats.percentile_interval(deltas) or [np.nan, np.nan]
     delta = float(stats.standard_gap(metric, tuned.value, base.value))
     count, items = len(base.sums), len(base.statistics.ids)
-    few = count < MIN_GROUPS
+    few = count < stats.MIN_GROUPS
     spread = float(deltas.std()) * count**0.5
     row: dict[str, Any] = {
         "delta": delta,
@@ -201,7 +197,7 @@ def _compared(metric: Metric, sides: Sequence[_Side], resamples: int, seed: int)
         if count == items:
             row |= {"p": stats.mcnemar(gained, lost), "test": "McNemar, exact"}
             row |= {"base_ci95": stats.wilson(int(was.sum()), items), "tuned_ci95": stats.wilson(int(now.sum()), items)}
-    if MIN_GROUPS <= count < FEW_GROUPS:
+    if stats.MIN_GROUPS <= count < stats.FEW_GROUPS:
         if row["test"] == "paired bootstrap":
             swaps = stats.random_swaps(count, resamples, [seed, 2])
             p = stats.permutation_p(base.sums, tuned.sums, partial(_distance, metric, base.statistics.figure), swaps)
@@ -249,12 +245,13 @@ def _compare_with_references(
 
 def caveats(comparison: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """Return a sentence about each kind of change that the comparison can't claim, with the reason."""
-    few = [METRICS[name].title for name, row in comparison.items() if row["groups"] < MIN_GROUPS]
+    few = [METRICS[name].title for name, row in comparison.items() if row["groups"] < stats.MIN_GROUPS]
     ungraded = [METRICS[name].title for name, row in comparison.items() if row.get("references", row) is None]
     found = []
     if few:
         found.append(
-            f"No change can be significant with fewer than {MIN_GROUPS} groups of items. Metrics: {', '.join(few)}."
+            f"No change can be significant with fewer than {stats.MIN_GROUPS} groups of items. "
+            f"Metrics: {', '.join(few)}."
         )
     retokenized = [METRICS[name].title for name, row in comparison.items() if row.get("other_tokens")]
     if retokenized:

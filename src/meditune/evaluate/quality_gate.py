@@ -29,11 +29,11 @@ from pydantic import Field, ValidationError
 from meditune.config.data_options import Spec
 from meditune.config.recipe_keys import Document, Key, UnreadableError
 from meditune.errors import GateError, MedituneError, RecipeError
-from meditune.evaluate.compare import MIN_GROUPS, caveats, changes, is_significant, side_by_side
+from meditune.evaluate.compare import caveats, changes, is_significant, side_by_side
 from meditune.evaluate.metrics import METRICS
 from meditune.evaluate.predictions import measured_model
 from meditune.files import read_text, write_json, write_jsonl
-from meditune.statistics import LEVEL, is_wrong
+from meditune.statistics import LEVEL, MIN_GROUPS, is_wrong
 
 
 class Policy(Spec):

@@ -13,7 +13,7 @@ from meditune.config.load_recipe import load_recipe
 from meditune.config.recipe import NEUTRAL
 from meditune.config.recipe_keys import dotted, leaves
 from meditune.errors import DataError
-from meditune.evaluate.compare import MIN_GROUPS, PairedStatistics, group_numbers, measured_alike, with_holm
+from meditune.evaluate.compare import PairedStatistics, group_numbers, measured_alike, with_holm
 from meditune.evaluate.metrics import METRICS
 from meditune.evaluate.predictions import examples_of, groups_of, read, seed_of
 from meditune.files import read_text
@@ -100,7 +100,7 @@ def _row(
     metric: Metric, compared: Mapping[str, Any], estimates: Mapping[str, Estimate | None], groups: int
 ) -> dict[str, Any]:
     """Return the metric's row of `over_seeds`, without `p_holm` and `items`."""
-    deltas, found, few = _gaps(metric, compared["change"]), estimates["change"], groups < MIN_GROUPS
+    deltas, found, few = _gaps(metric, compared["change"]), estimates["change"], groups < stats.MIN_GROUPS
     assert found is not None, "there are two or more runs"
     low, high = found.ci95()
     row: dict[str, Any] = {

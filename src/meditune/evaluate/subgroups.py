@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from meditune import statistics as stats
 from meditune.data.example import TRAITS, Example
-from meditune.evaluate.compare import MIN_GROUPS, group_numbers
+from meditune.evaluate.compare import group_numbers
 from meditune.evaluate.metrics import METRICS, references_of, statistics_of
 from meditune.evaluate.metrics.grades import BY_WORD
 from meditune.evaluate.predictions import Predictions, groups_of
@@ -19,7 +19,7 @@ from meditune.statistics import Array, Metric, Statistics
 
 MIN_GROUP_SIZE = 10
 """Minimum size of a group; smaller groups are listed, but neither ranked nor tested, nor are groups with items of fewer
-than MIN_GROUPS (compare.py) documents"""
+than MIN_GROUPS (statistics.py) documents"""
 WITHIN_A_CLASS = {"macro_f1", *(f"{key}_macro_f1" for key in BY_WORD)}
 """Metrics that are meaningless for items that all have the same reference decision"""
 
@@ -108,7 +108,7 @@ def _row(
             "delta": float(stats.standard_gap(metric, _figure(tuned, mask), _figure(base, mask))),
         }
     documents = len(np.unique(drawn.documents[mask]))
-    if row["items"] < MIN_GROUP_SIZE or documents < MIN_GROUPS:
+    if row["items"] < MIN_GROUP_SIZE or documents < stats.MIN_GROUPS:
         return row
     counts = drawn.counts
     counts = counts[(counts[:, mask].sum(axis=1) > 0) & (counts[:, ~mask].sum(axis=1) > 0)]

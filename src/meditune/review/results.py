@@ -17,12 +17,26 @@ from meditune.data.preference_pairs import OWN, SOURCE, Pair, paired
 from meditune.data.preference_pairs import Rated as RatedAnswer
 from meditune.data.readers.tables import Rejects
 from meditune.errors import DataError
-from meditune.evaluate.compare import MIN_GROUPS
 from meditune.files import write_json, write_jsonl
 from meditune.review.agreement import Dispute, cohen, counted, disputed, fleiss, krippendorff
 from meditune.review.rating_set import RATE, SET, Axis, Origin, RatingSet, Task, digests, read_key, read_set
 from meditune.review.ratings_store import ADJUDICATION, RATING, Note, Rater, Rating, Store
-from meditune.statistics import AnyArray, better, bootstrap_p, holm, percentile_interval, resampled
+from meditune.statistics import (
+    FEW_GROUPS,
+    LEVEL,
+    MIN_GROUPS,
+    RESAMPLES,
+    AnyArray,
+    better,
+    bootstrap_p,
+    by_cluster,
+    clusters_of,
+    holm,
+    percentile_interval,
+    permutation_p,
+    random_swaps,
+    resampled,
+)
 
 
 @dataclass(frozen=True)
@@ -260,7 +274,8 @@ def _origins(key: Mapping[str, Origin], scores: Mapping[str, float | None]) -> d
 def _difference(key: Mapping[str, Origin], scores: Mapping[str, float | None]) -> dict[str, Any] | None:
     """Return the difference (tuned - base) on questions with scores for both; None if it is undefined.
 
-    With fewer than MIN_GROUPS groups of questions, no difference is significant, as in `compare`.
+    With fewer than MIN_GROUPS groups of questions, no difference is significant, and with fewer than FEW_GROUPS, p
+    comes from a permutation test, as in `compare`.
     """
     by_question = _by_question(key, scores)
     base, tuned = by_question["base"], by_question["tuned"]
@@ -271,15 +286,19 @@ def _difference(key: Mapping[str, Origin], scores: Mapping[str, float | None]) -
     bounds = percentile_interval(drawn)
     if bounds is None:
         return None
-    few = len(set(groups)) < MIN_GROUPS
+    count, p, test = len(set(groups)), bootstrap_p(drawn), "paired bootstrap over questions"
+    if MIN_GROUPS <= count < FEW_GROUPS:
+        sums, swaps = by_cluster(each, clusters_of(groups)), random_swaps(count, RESAMPLES, SEED)
+        p, test = permutation_p(np.zeros_like(sums), sums, lambda drawn: drawn[..., 0], swaps), "paired permutation"
+    significant = count >= FEW_GROUPS or (count >= MIN_GROUPS and p < LEVEL)
     return {
         "delta": float(each[:, 0].mean()),
         "ci95": bounds,
-        "p": 1.0 if few else bootstrap_p(drawn),
-        "better": None if few else better(bounds[0], bounds[1]),
-        "test": "paired bootstrap over questions",
+        "p": p if count >= MIN_GROUPS else 1.0,
+        "better": better(bounds[0], bounds[1]) if significant else None,
+        "test": test,
         "questions": len(both),
-        "groups": len(set(groups)),
+        "groups": count,
     }
 
 
