@@ -139,6 +139,31 @@ def test_all_are_answered_while_the_grammars_of_many_schemas_are_freed(folder, m
         engine.close()
 
 
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "odd"},
+        {"$ref": "#/nowhere"},
+        {"type": "string", "pattern": "("},
+        {"type": "array", "uniqueItems": True, "items": {"type": "string", "pattern": "(?=a)b"}},
+    ],
+    ids=["type", "reference", "pattern", "look-ahead"],
+)
+def test_a_schema_that_cannot_be_enforced_ends_only_its_own_answer(engine, schema):
+    running = [queue.Queue() for _ in range(3)]
+    for number, pieces in enumerate(running, 20):
+        engine.start(GenerationRequest([*PROMPT, number], 800), pieces.put)
+    assert not any(pieces.get(timeout=60).is_last for pieces in running)
+    (refused,) = ask(engine, GenerationRequest(PROMPT, 20, json_schema=schema))
+    assert isinstance(refused.error, ModelError)
+    # The server is to blame for an EngineError.
+    assert not isinstance(refused.error, EngineError)
+    assert str(refused.error).startswith("This JSON schema can't be enforced: ")
+    assert "xgrammar" not in str(refused.error)
+    assert [collect(pieces)[-1].error for pieces in running] == [None] * 3
+    assert text(ask(engine, GenerationRequest(PROMPT, 20, json_schema={"enum": ["yes"]}))) == '"yes"'
+
+
 def test_an_end_of_the_process_is_told_to_all_and_to_who_comes(engine):
     engine.opened()
     assert engine.failure() is None

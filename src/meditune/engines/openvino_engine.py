@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -179,6 +181,50 @@ MAX_SCHEMAS = 64
 schema, which takes a megabyte or more, and has no limit."""
 
 
+class SchemaCompiler:
+    """Compiles JSON schemas for a pipeline, with a model that consists only of its vocabulary.
+
+    A pipeline compiles a schema in a step that continues all running answers, which an error would end. Here, the
+    error concerns only the schema. The pipeline then reuses the grammar, because OpenVINO keeps the grammars with the
+    tokenizer.
+    """
+
+    def __init__(self, tokenizer: Any, vocabulary: int) -> None:
+        """`tokenizer` is the pipeline's own; `vocabulary` is the number of logits that its model computes."""
+        ov, opset = import_package("openvino", "openvino"), import_package("openvino", "openvino.opset13")
+        self._genai, self._tensor = import_package("openvino", "openvino_genai"), ov.Tensor
+        inputs = []
+        for name, shape, kind in (
+            ("input_ids", [-1, -1], np.int64),
+            ("attention_mask", [-1, -1], np.int64),
+            ("beam_idx", [-1], np.int32),
+        ):
+            inputs.append(opset.parameter(shape, dtype=kind, name=name))
+            inputs[-1].output(0).get_tensor().set_names({name})
+        logits_shape = opset.concat([opset.shape_of(inputs[0]), opset.constant([vocabulary], dtype=np.int64)], 0)
+        logits = opset.broadcast(opset.constant(np.float32(0)), logits_shape)
+        logits.output(0).get_tensor().set_names({"logits"})
+        with TemporaryDirectory() as folder:
+            file = Path(folder) / "vocabulary.xml"
+            ov.serialize(ov.Model([opset.result(logits)], inputs), file)
+            graph, weights = file.read_text(), np.fromfile(file.with_suffix(".bin"), dtype=np.uint8)
+        # The other attention backend accepts only models with attention.
+        self._pipeline = self._genai.LLMPipeline(
+            graph, self._tensor(weights), tokenizer, "CPU", ATTENTION_BACKEND="SDPA"
+        )
+
+    def compile(self, schema: str) -> None:
+        """Compile a schema, written as JSON. Raises ModelError if OpenVINO can't enforce it."""
+        settings = self._genai.GenerationConfig(max_new_tokens=1)
+        settings.structured_output_config = self._genai.StructuredOutputConfig(json_schema=schema)
+        try:
+            self._pipeline.generate(self._tensor(np.array([[0]], dtype=np.int64)), settings)
+        except RuntimeError as error:
+            # XGrammar's message begins with the time, and the file and line of its source.
+            reason = re.sub(r"^\[.*?\.(cc|cpp|h):\d+: ", "", str(error)).strip()
+            raise ModelError(f"This JSON schema can't be enforced: {reason}") from error
+
+
 class OpenvinoEngine(BatchingEngine):
     """An exported model, in 8 or 4 bits, that continues up to `concurrency` prompts together."""
 
@@ -211,6 +257,7 @@ class OpenvinoEngine(BatchingEngine):
             advice = "Export the model again with the installed version of OpenVINO."
             raise ModelError(f"OpenVINO can't open {folder}: {reason}. {advice}") from error
         self._weights = ReadOnce(folder)
+        self._compiler: SchemaCompiler | None = None
         self._schemas: set[str] = set()
         super().__init__(f"openvino {model.weights}", PlainTokenizer(folder), model.context_tokens, concurrency)
 
@@ -222,7 +269,7 @@ class OpenvinoEngine(BatchingEngine):
         finally:
             for answer in self.running:
                 answer.state = None
-            self._pipeline = self._scorer = None
+            self._pipeline = self._scorer = self._compiler = None
 
     def _check(self, request: GenerationRequest) -> None:
         check_supported(request, self.tokenizer)
@@ -237,7 +284,7 @@ class OpenvinoEngine(BatchingEngine):
         super()._once()
         if len(self._schemas) >= MAX_SCHEMAS and not self.running:
             self._schemas.clear()
-            self._pipeline = None
+            self._pipeline = self._compiler = None
             release_memory()
             self._pipeline, self._weights = self._open(), ReadOnce(self.model.folder)
 
@@ -251,9 +298,14 @@ class OpenvinoEngine(BatchingEngine):
             if answer.request.choices:
                 answer.choose(self._score, self.model.stop_tokens[0])
                 continue
+            try:
+                settings = self._settings(answer.request)
+            except Exception as error:  # noqa: BLE001 - an error here concerns only this answer
+                answer.fail(error)
+                continue
             tokens = self._tensor(np.array([answer.request.prompt], dtype=np.int64))
             self._number += 1
-            answer.state = self._pipeline.add_request(self._number, tokens, self._settings(answer.request))
+            answer.state = self._pipeline.add_request(self._number, tokens, settings)
             self.running.append(answer)
 
     def _step(self) -> None:
@@ -296,6 +348,7 @@ class OpenvinoEngine(BatchingEngine):
             answer.end()
 
     def _settings(self, request: GenerationRequest) -> Any:
+        """Return OpenVINO's settings for a request. Raises ModelError if its JSON schema can't be enforced."""
         settings = self._genai.GenerationConfig()
         settings.max_new_tokens = request.max_new_tokens
         settings.eos_token_id = self.model.stop_tokens[0]
@@ -308,15 +361,29 @@ class OpenvinoEngine(BatchingEngine):
             settings.rng_seed = seed % 2**31
         if request.json_schema is not None:
             schema = json.dumps(request.json_schema)
-            self._schemas.add(schema)
+            self._compile(schema)
             settings.structured_output_config = self._genai.StructuredOutputConfig(json_schema=schema)
         return settings
+
+    def _compile(self, schema: str) -> None:
+        if schema in self._schemas:
+            return
+        if self._compiler is None:
+            self._compiler = SchemaCompiler(self._pipeline.get_tokenizer(), _config(self.model)["vocab_size"])
+        self._compiler.compile(schema)
+        self._schemas.add(schema)
+
+
+def _config(model: ExportedModel) -> dict[str, Any]:
+    """Return the configuration of the model's part that reads and writes text."""
+    config: dict[str, Any] = read_json(model.folder / "config.json")
+    text_config: dict[str, Any] = config.get("text_config", config)
+    return text_config
 
 
 def _blocks(model: ExportedModel) -> int:
     """Return the number of blocks of 8-bit keys and values to reserve, enough for at least one full context."""
-    config = read_json(model.folder / "config.json")
-    config = config.get("text_config", config)
+    config = _config(model)
     heads = config.get("num_key_value_heads") or config["num_attention_heads"]
     size = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
     # Each head's quantized vector also has a scale and a zero point, 4 bytes each.
