@@ -28,6 +28,7 @@ class ModelAlone:
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
         self.index = None
+        self.settings = AssistantSettings(max_new_tokens=8)
         self.asked: list[dict[str, Any]] = []
 
     def judge(self, question: str, _: Sequence[str] = ()) -> Triage:
@@ -41,7 +42,7 @@ class ModelAlone:
         yield Sources(sources)
         prompt = self.engine.tokenizer(question)["input_ids"]
         came: queue.Queue[GenerationChunk] = queue.Queue()
-        job = GenerationRequest(prompt, options["max_new_tokens"] or 8, temperature=1.5, seed=3)
+        job = GenerationRequest(prompt, options["max_new_tokens"], temperature=1.5, seed=3)
         running = self.engine.start(job, came.put)
         text, tokens = "", 0
         while True:

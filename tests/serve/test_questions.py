@@ -59,6 +59,17 @@ def test_an_answer_and_its_stream(server):
     assert server.service.assistant.asked[-1]["history"] == [("a", "b")]
 
 
+def test_no_answer_is_longer_than_the_servers_limit(tmp_path):
+    engine = ScriptedEngine("Walking helps most adults with back pain.")
+    start, lengths = engine.start, []
+    engine.start = lambda job, deliver: (lengths.append(job.max_new_tokens), start(job, deliver))[1]
+    with served(tmp_path, Settings(max_new_tokens=5)) as server:
+        server.service.assistant = assistant_of(engine)
+        for wish in ({}, {"max_new_tokens": 3000}, {"max_new_tokens": 3}):
+            assert server.ask("/v1/ask", {"question": "Does walking help with back pain?"} | wish).status == 200
+        assert lengths == [5, 5, 3]
+
+
 def test_an_answer_is_kept_masked_before_it_is_told(server):
     id = server.ask("/v1/ask", QUESTION).json["id"]
     kept = server.service.answers.get(id)

@@ -490,7 +490,11 @@ class AskBody(Body):
     sources: SourceNames = None
     history: list[Past] = Field([], max_length=20, description="The conversation so far, oldest first.")
     max_new_tokens: int | None = Field(
-        None, ge=1, le=4096, description="Maximum number of tokens in the answer; by default, the server's limit."
+        None,
+        ge=1,
+        le=4096,
+        description="Maximum number of tokens in the answer; by default, 96, and at most the server's limit "
+        "(`--max-new-tokens`).",
     )
     stream: bool = Field(False, description="Send server-sent events (sources, text, sentence, notice, answer).")
 

@@ -107,6 +107,8 @@ class _AnswerRun:
         The assistant runs in one of `threads`, by default the event loop's. If the client disconnects, the generation
         is cancelled.
         """
+        asked, limit = self.body.max_new_tokens, self.service.settings.max_new_tokens
+        max_new_tokens = min(asked or self.assistant.settings.max_new_tokens, limit)
         loop = asyncio.get_running_loop()
         events: asyncio.Queue[Event | None] = asyncio.Queue()
         disconnected = threading.Event()
@@ -118,7 +120,7 @@ class _AnswerRun:
                 k=self.body.k,
                 sources=self.body.sources,
                 history=[(past.question, past.answer) for past in self.body.history],
-                max_new_tokens=self.body.max_new_tokens,
+                max_new_tokens=max_new_tokens,
                 cancelled=disconnected.is_set,
                 triaged=self.found,
             ):
