@@ -7,7 +7,9 @@ For other tests: a finished run of a tiny model, and a registry with versions of
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
+import os
 import shutil
 import time
 from math import comb
@@ -100,6 +102,23 @@ def test_what_is_no_finished_run_is_refused(place: Bench, tmp_path: Path) -> Non
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "letter.txt").write_text("hello")
     meditune("registry", "list", tmp_path / "other").refused(3, "is not a registry", "meditune registry add")
+
+
+def test_a_full_disk_is_said_and_leaves_no_version(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    copy = shutil.copyfile
+
+    def full(source: Path, target: Path, **options: bool) -> object:
+        if Path(target).suffix == ".safetensors":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(target))
+        return copy(source, target, **options)
+
+    registry = tmp_path / "registry"
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "copyfile", full)
+        result = meditune("registry", "add", registry, run)
+        result.refused(1, f"The disk is full: {registry / VERSIONS / 'v0001'}", "Free some space")
+    assert not list((registry / VERSIONS).iterdir())
+    assert meditune("registry", "add", registry, run).code == 0
 
 
 def test_only_what_passed_its_gate_is_promoted_unless_forced_with_a_reason(run: Path, tmp_path: Path) -> None:

@@ -83,7 +83,7 @@ def replace_folder(path: Path) -> Iterator[Path]:
         partial.rename(path)
     except (DiskFullError, OSError) as error:
         # Name the target folder, not a file in the temporary folder.
-        if isinstance(error, DiskFullError) or error.errno == errno.ENOSPC:
+        if isinstance(error, DiskFullError) or _is_disk_full(error):
             raise disk_full(path) from error
         raise
     finally:
@@ -91,6 +91,12 @@ def replace_folder(path: Path) -> Iterator[Path]:
             old.rename(path)
         _remove(partial, old)
         _unfinished.discard(partial)
+
+
+def _is_disk_full(error: OSError) -> bool:
+    # shutil.copytree continues after an error; its own error has no errno and contains the messages of all errors.
+    copying = isinstance(error, shutil.Error) and f"[Errno {errno.ENOSPC}]" in str(error)
+    return copying or error.errno == errno.ENOSPC
 
 
 @contextmanager

@@ -384,7 +384,7 @@ class Registry:
         """Yield the state while holding the lock; with `new`, create the registry if there is none."""
         if not new or is_registry(self.folder):
             self.state()
-        elif self.folder.exists() and any(item.name != LOCK for item in self.folder.iterdir()):
+        elif self.folder.exists() and any(self._unknown_files()):
             raise DataError(f"{self.folder} already exists and is not a registry. Choose another folder.")
         self.folder.mkdir(parents=True, exist_ok=True)
         if not os.access(self.folder, os.W_OK):
@@ -392,6 +392,11 @@ class Registry:
         busy = MedituneError(f"Another program is changing {self.folder}. Try again when it has finished.")
         with exclusive_lock(self.folder / LOCK, busy, LOCK_S):
             yield self.state() if is_registry(self.folder) else State()
+
+    def _unknown_files(self) -> Iterator[Path]:
+        """Yield what a first `add` that failed, for example on a full disk, doesn't leave in the folder."""
+        yield from (item for item in self.folder.iterdir() if item.name not in (LOCK, VERSIONS))
+        yield from (self.folder / VERSIONS).glob("[!.]*")
 
 
 def _validated(kind: type[Content], stored: Any, path: Path) -> Content:
