@@ -7,6 +7,8 @@ import shlex
 import shutil
 import subprocess
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
@@ -704,6 +706,28 @@ def test_a_server_that_is_gone_and_a_store_that_isnt_there(tmp_path):
     fill_busy_store(tmp_path, 1)
     found = meditune("status", "--store", tmp_path, "--url", "http://127.0.0.1:1")
     assert (found.code, "no answer (ConnectError)" in found.out) == (0, True)
+
+
+@pytest.mark.parametrize("content", ["<!doctype html>\n<html>Welcome</html>\n", "other_requests_total 5\n"])
+def test_an_address_that_is_no_server_of_meditune_is_said(tmp_path, content):
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(content.encode())
+
+        def log_message(self, *_):
+            pass
+
+    fill_busy_store(tmp_path, 1)
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            found = meditune("status", "--store", tmp_path, "--url", f"http://127.0.0.1:{server.server_port}")
+        finally:
+            server.shutdown()
+    assert found.code == 0, found.err
+    assert "no Meditune server: /metrics has other content" in found.out
 
 
 def test_a_signal_during_a_destructor_stops_the_program_all_the_same():

@@ -407,12 +407,17 @@ def _live(address: str) -> dict[str, Any]:
     if response.status_code != 200:
         why = "set MEDITUNE_KEY to a key with the metrics scope" if response.status_code in (401, 403) else "no metrics"
         return {"problem": f"HTTP {response.status_code}: {why}"}
+    try:
+        samples = [sample for family in text_string_to_metric_families(response.text) for sample in family.samples]
+    except ValueError:
+        samples = []
+    if not any(sample.name.startswith("meditune_") for sample in samples):
+        return {"problem": "no Meditune server: /metrics has other content. Check the address"}
     sums: dict[str, float] = {}
-    for family in text_string_to_metric_families(response.text):
-        for sample in family.samples:
-            sums[sample.name] = sums.get(sample.name, 0.0) + sample.value
-            if sample.name == "meditune_requests_total" and sample.labels["status"].startswith("5"):
-                sums["failed"] = sums.get("failed", 0.0) + sample.value
+    for sample in samples:
+        sums[sample.name] = sums.get(sample.name, 0.0) + sample.value
+        if sample.name == "meditune_requests_total" and sample.labels["status"].startswith("5"):
+            sums["failed"] = sums.get("failed", 0.0) + sample.value
     return sums
 
 
