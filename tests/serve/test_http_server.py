@@ -22,8 +22,13 @@ import time
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from meditune.errors import EngineError
 from meditune.serve.http_server import ListenConfig
@@ -149,6 +154,46 @@ def test_what_cant_be_served_is_said(model, tmp_path):
     (tmp_path / "run" / "recipe.yaml").write_text("name: quickstart\n")
     meditune("serve", tmp_path / "run", *free).refused(4, "contains no model", "training hasn't finished")
     meditune("serve", model, "--engine", "transfomers", *free).refused(4, "Did you mean transformers?")
+
+
+@pytest.fixture(scope="module")
+def pem(tmp_path_factory):
+    """A certificate with its private key, another private key, and a file that is neither."""
+    folder = tmp_path_factory.mktemp("tls")
+    own, other = (ec.generate_private_key(ec.SECP256R1()) for _ in range(2))
+    for name, key in (("own", own), ("other", other)):
+        plain = (Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+        (folder / f"{name}.key").write_bytes(key.private_bytes(*plain))
+    name, now = x509.Name([]), datetime.now(UTC)
+    made = x509.CertificateBuilder(name, name, own.public_key(), 1, now, now + timedelta(days=1)).sign(own, SHA256())
+    (folder / "own.pem").write_bytes(made.public_bytes(Encoding.PEM))
+    (folder / "junk.pem").write_text("hello")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("certificate", "key", "named"),
+    [
+        ("", "own.key", "own.key has no certificate"),
+        ("junk.pem", "own.key", "junk.pem contains no TLS certificate"),
+        ("own.pem", "", "own.pem contains no private key"),
+        ("own.pem", "junk.pem", "junk.pem contains no private key"),
+        ("own.pem", "other.key", "other.key contains no private key that fits"),
+    ],
+)
+def test_tls_files_that_cannot_be_used_are_named_before_the_model_is_opened(pem, tmp_path, certificate, key, named):
+    chosen = ("--certificate", pem / certificate) * bool(certificate) + ("--private-key", pem / key) * bool(key)
+    words = ("serve", tmp_path / "nothing", "--port", 0, "--store", tmp_path / "store", *chosen)
+    meditune(*words).refused(1, named)
+    checked = meditune(*words, "--check")
+    assert checked.code == 5
+    assert named in checked.out.splitlines()[0]
+    assert "encrypted with TLS" not in checked.out
+
+
+def test_a_certificate_with_its_private_key_is_good(pem, model, tmp_path):
+    words = ("--store", tmp_path / "store", "--certificate", pem / "own.pem", "--private-key", pem / "own.key")
+    assert "good    Requests are encrypted with TLS." in meditune("serve", model, *words, "--check").out
 
 
 def test_without_prometheus_the_way_out_is_said(model, tmp_path, monkeypatch):

@@ -437,6 +437,7 @@ def _serve(
     from meditune.serve import http_server
 
     http_server.refuse_uninstalled()
+    place.check_tls()
     limit_malloc_arenas()
     from meditune.serve import startup
 

@@ -10,6 +10,7 @@ import asyncio
 import json
 import os
 import socket
+import ssl
 import sys
 import threading
 import time
@@ -70,6 +71,28 @@ class ListenConfig:
         named = socket.gethostname() if self.host in ALL_INTERFACES else self.host
         at = f"[{named}]" if ":" in named else named
         return f"{'https' if self.certificate else 'http'}://{at}:{port}/"
+
+    def check_tls(self) -> None:
+        """Raise MedituneError if the certificate and the private key, where they are set, can't encrypt requests."""
+        certificate, key = self.certificate, self.private_key
+        if certificate is None:
+            if key is not None:
+                raise MedituneError(f"The private key {key} has no certificate. Set it with --certificate.")
+            return
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        try:
+            context.load_verify_locations(certificate)
+        except OSError as error:
+            raise MedituneError(
+                f"{certificate} contains no TLS certificate. Set --certificate to the PEM file of a certificate chain."
+            ) from error
+        try:
+            context.load_cert_chain(certificate, key)
+        except OSError as error:
+            raise MedituneError(
+                f"{key or certificate} contains no private key that fits the certificate {certificate}, or the key is "
+                "encrypted. Set --private-key to the PEM file of the certificate's private key."
+            ) from error
 
 
 def refuse_uninstalled(mcp: bool = False) -> None:

@@ -12,7 +12,7 @@ from typing import Literal, get_args
 from urllib.parse import parse_qs, urlsplit
 
 from meditune.assistant import triage
-from meditune.errors import ModelError
+from meditune.errors import MedituneError, ModelError
 from meditune.serve.http_server import LOCAL, ListenConfig
 from meditune.serve.settings import Settings
 from meditune.store import StoreLocation, folder_of, is_url
@@ -73,7 +73,10 @@ def _network_findings(settings: Settings, config: ListenConfig, keys: Sequence[K
         )
     else:
         yield good(f"Every request requires a key. Usable keys: {len(usable)}.")
-    if config.certificate:
+    tls_error = _tls_error(config)
+    if tls_error:
+        yield unsafe(f"The server can't start with these TLS options: {tls_error}")
+    elif config.certificate:
         yield good("Requests are encrypted with TLS.")
     elif config.proxies:
         yield note(
@@ -90,6 +93,14 @@ def _network_findings(settings: Settings, config: ListenConfig, keys: Sequence[K
         yield note(f"Pages of {', '.join(settings.origins)} can call the server.")
     if config.proxies.strip() == "*":
         yield unsafe("Anyone can pose as a proxy and fake an address. Set --proxy to the proxy's own address.")
+
+
+def _tls_error(config: ListenConfig) -> str:
+    try:
+        config.check_tls()
+    except MedituneError as error:
+        return str(error)
+    return ""
 
 
 def _limits(settings: Settings, config: ListenConfig) -> Iterator[Finding]:
