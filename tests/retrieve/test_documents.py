@@ -254,7 +254,9 @@ def test_word_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = library.Document()
     made.core_properties.title = "Template"
     made.add_paragraph("Gout guideline", style="Title")
-    made.add_paragraph("For adults.")
+    adults = made.add_paragraph("For adults with 10")
+    for text, raised in (("\u2212", True), ("3", True), (" g, on the 1", False), ("st", True), (" day.", False)):
+        adults.add_run(text).font.superscript = raised
     made.add_heading("Treatment", 1)
     style = made.styles.add_style("Our heading", 1)
     style.base_style = made.styles["Heading 2"]
@@ -294,7 +296,7 @@ def test_word_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (found,) = text_files.read_files(tmp_path, rejects)
     assert found.title == "Gout guideline"
     assert [(each.heading, each.text) for each in found.sections] == [
-        ("", "For adults."),
+        ("", "For adults with 10^\u22123 g, on the 1st day."),
         (
             "Doses",
             "Drug | Dose | Days\n\nColchicine | 0.5 mg | 7\n\nIbuprofen | 400 mg 3\n\nStart early and rest.",
@@ -402,6 +404,12 @@ def test_retracted_articles_are_left_out_and_leave(tmp_path: Path) -> None:
     assert [each.id for each in pubmed_articles.read(tmp_path, rejects, withdrawn)] == ["pubmed:1", "pubmed:2"]
     assert withdrawn == {"pubmed:1"}
     assert [row["reason"] for row in rejects.rows()] == ["retracted"]
+
+
+def test_exponents_in_abstracts_follow_a_caret(tmp_path: Path) -> None:
+    text = "Under 150 x 10<sup>9</sup>/L, H<sub>2</sub>O, <i>r<sup>2</sup></i> = 0.4, on the 2<sup>nd</sup> day."
+    (found,) = pubmed_articles.read(corpus.articles(tmp_path / "a.xml", corpus.article(1, "A", text)), Rejects())
+    assert found.sections[0].text == "Under 150 x 10^9/L, H2O, r^2 = 0.4, on the 2nd day."
 
 
 def test_contexts_of_pubmedqa_are_without_the_conclusion(tmp_path: Path) -> None:

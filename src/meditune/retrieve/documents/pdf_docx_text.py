@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -52,6 +53,7 @@ def pdf(path: str, max_pages: int, max_characters: int) -> dict[str, Any]:
 
 OLD_WORD = b"\xd0\xcf\x11\xe0"  # First bytes of an encrypted file, and of a file in the format before .docx
 HIDDEN = {"del", "moveFrom", "Fallback", "instrText"}  # Deleted or moved text, second copies of text boxes, field codes
+SUPERSCRIPT = re.compile(r"(?!(?:st|nd|rd|th|tm)\b)[-+\u2212\u2013]?[^\W_]", re.IGNORECASE)
 WHITESPACE = {"tab": " ", "br": "\n", "cr": "\n", "noBreakHyphen": "-"}
 
 
@@ -136,10 +138,24 @@ def _text(element: Any) -> Iterator[str]:
     if kind in HIDDEN:
         return
     yield WHITESPACE.get(kind, (element.text or "") if kind == "t" else "")
+    raised = ""  # a superscript may consist of several runs
     for child in element:
-        yield from _text(child)
+        text = "".join(_text(child))
+        position = child.find("{*}rPr/{*}vertAlign") if _tag(child) == "r" else None
+        if position is not None and "superscript" in position.attrib.values():
+            raised += text
+        elif text:
+            yield with_caret(raised) + text
+            raised = ""
+    yield with_caret(raised)
     if kind == "p":
         yield "\n"
+
+
+def with_caret(superscript: str) -> str:
+    """Return the text of a superscript, after a caret if it is an exponent, a charge or the like: 10^9, but 1st."""
+    text = superscript.lstrip()
+    return f"^{text}" if SUPERSCRIPT.match(text) else superscript
 
 
 def _tag(element: Any) -> str:

@@ -25,6 +25,7 @@ from meditune.data.readers.tables import Rejects
 from meditune.errors import DataError
 from meditune.progress import Progress
 from meditune.retrieve.documents.document import Document, Section, UnreadableError
+from meditune.retrieve.documents.pdf_docx_text import with_caret
 
 SOURCE = "pubmed"
 LICENCE = "PubMed abstract; its publisher's copyright may apply"
@@ -205,7 +206,14 @@ def _day(date: ET.Element | None) -> str:
 
 
 def _text(element: ET.Element | None) -> str:
-    return "" if element is None else " ".join("".join(element.itertext()).split())
+    return "" if element is None else " ".join("".join(_pieces(element)).split())
+
+
+def _pieces(element: ET.Element) -> Iterator[str]:
+    yield element.text or ""
+    for child in element:
+        inner = "".join(_pieces(child))
+        yield (with_caret(inner) if child.tag == "sup" else inner) + (child.tail or "")
 
 
 BOOK, DELETED = "PubmedBookArticle", "DeleteCitation"

@@ -102,7 +102,6 @@ ENDED_BY = {
     HEADING: {HEADING},
 }  # Element without an end tag -> the start tags that end it
 _INVISIBLE = re.compile(r"(?:^|;)\s*(?:display\s*:\s*none|visibility\s*:\s*hidden)", re.IGNORECASE)
-_SUPERSCRIPT = re.compile(r"(?!(?:st|nd|rd|th|tm)\b)[-+\u2212\u2013]?[^\W_]", re.IGNORECASE)
 ROW, CELL = "\x1e", "\x1f"  # Marks at the start and end of a row, and between its cells
 MOST_BYTES = 20_000_000
 _CHARSET = re.compile(rb"""<meta[^>]{0,200}?charset\s*=\s*["']?([\w-]{1,40})""", re.IGNORECASE)
@@ -250,7 +249,7 @@ class _Reader(HTMLParser):
         # A line break in the source is a space on the page.
         text = re.sub(r"\s+", " ", data)
         if self._in_superscript and not self._hidden and text.strip():
-            text = f"^{text.lstrip()}" if _SUPERSCRIPT.match(text.lstrip()) else text
+            text = pdf_docx_text.with_caret(text)
             self._in_superscript = False
         self._add(text)
 
