@@ -207,6 +207,16 @@ def test_pdf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert said_of["bomb.pdf"]
 
 
+def test_exponents_in_a_pdf_follow_a_caret(tmp_path: Path) -> None:
+    pytest.importorskip("pypdf")
+    said = (
+        b"BT /F1 12 Tf 50 700 Td (Under 150 x 10) Tj /F1 8 Tf 79 4 Td (9) Tj /F1 12 Tf 5 -4 Td (/L and H) Tj "
+        b"/F1 8 Tf 45 -2 Td (2) Tj /F1 12 Tf 5 2 Td (O.) Tj /F1 8 Tf -184 -20 Td (5 small words) Tj ET"
+    )
+    (tmp_path / "a.pdf").write_bytes(page(said, media=FONT))
+    assert sections(tmp_path) == {"documents:a.pdf": [("Page 1", "Under 150 x 10^9/L and H2O. 5 small words")]}
+
+
 def test_a_pdf_encrypted_without_a_password_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pypdf = pytest.importorskip("pypdf")
     (tmp_path / "open.pdf").write_bytes(page(b"BT /F1 12 Tf 50 700 Td (Colchicine calms an attack.) Tj ET", media=FONT))

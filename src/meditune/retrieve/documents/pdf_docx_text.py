@@ -35,7 +35,7 @@ def pdf(path: str, max_pages: int, max_characters: int) -> dict[str, Any]:
     images: list[str] = []
     characters = 0
     for number, page in enumerate(reader.pages, 1):
-        text = page.extract_text()
+        text = _page_text(page)
         characters += len(text)
         if characters > max_characters:
             return {"problem": f"more than {max_characters:,} characters; split it"}
@@ -49,6 +49,26 @@ def pdf(path: str, max_pages: int, max_characters: int) -> dict[str, Any]:
     unread = f"with pages that are images of text ({', '.join(images)}); {ocr}" if images else ""
     title = str((reader.metadata and reader.metadata.title) or "").strip()
     return {"title": title, "sections": sections, "unread": unread}
+
+
+def _page_text(page: Any) -> str:
+    """Return the page's text. A superscript follows a caret: smaller text that starts above the line before it."""
+    pieces: list[tuple[str, float, float]] = []  # the text, its height above the page's lower edge, its size
+
+    def collect(text: str, user: Any, matrix: Any, _font: Any, size: float) -> None:
+        above = matrix[4] * user[1] + matrix[5] * user[3] + user[5]
+        pieces.append((text, above, size * abs(matrix[3] * user[3])))
+
+    text = str(page.extract_text(visitor_text=collect))
+    marked, line = "", (0.0, 0.0)
+    for piece, above, size in pieces:
+        rise = above - line[0]
+        raised = size < 0.85 * line[1] and 0.15 * line[1] < rise < 0.8 * line[1]
+        is_after_word = marked[-1:].isalnum() or marked[-1:] == ")"
+        marked += with_caret(piece) if raised and is_after_word else piece
+        if piece.strip() and not raised:
+            line = above, size
+    return marked if marked.replace("^", "") == text.replace("^", "") else text
 
 
 OLD_WORD = b"\xd0\xcf\x11\xe0"  # First bytes of an encrypted file, and of a file in the format before .docx
