@@ -267,6 +267,11 @@ def test_what_readers_do_not_see_is_left_out(hidden: str) -> None:
     assert len(clean.orders) == 1
 
 
+def test_small_or_pale_text_is_read() -> None:
+    text = '<p style="font-size: 0.9em; opacity: 0.8">Ice helps the joint.</p>'
+    assert "Ice helps the joint." in clean_passage(f"Gout is painful. {text}", FORM).text
+
+
 def test_a_hidden_form_field_does_not_hide_the_text_after_it() -> None:
     assert clean_passage('<input type="hidden" name="id"> Gout is painful.\nIce helps.', FORM).text == (
         "Gout is painful. Ice helps."
