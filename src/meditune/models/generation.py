@@ -12,7 +12,7 @@ slot would copy that part.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -22,7 +22,9 @@ from meditune.models import forward
 from meditune.models.forward import attention_masks, head_only_at
 from meditune.models.gpu_attention import causal_mask, needs_no_mask
 from meditune.models.inference import batch_limit
-from meditune.models.load import LoadedModel
+
+if TYPE_CHECKING:
+    from meditune.models.load import LoadedModel
 
 STEP = 32
 """The length of a slot is rounded up to a multiple of this number of tokens."""

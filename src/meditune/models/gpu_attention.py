@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import inspect
 import sys
+from collections.abc import Mapping
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -210,10 +211,11 @@ def gpu_attention(
     """Return the (batch, queries, heads, size) output of attention, and None instead of attention weights.
 
     `query` is (batch, heads, queries, size), `key` and `value` are (batch, key heads, keys, size). `attention_mask` is
-    `causal_mask` or a mask for transformers' "sdpa".
+    `causal_mask` or a mask for transformers' "sdpa". Raises ValueError for attention with capped scores or sinks.
     """
     from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 
+    refuse_more_than_softmax(kwargs)
     if packed is not None:
         return packed_attention(query, key, value, packed, scaling, sliding_window), None
     if attention_mask is None or attention_mask.numel():
@@ -230,6 +232,12 @@ def gpu_attention(
         query, key, value, dropout_p=dropout, is_causal=True, scale=scaling, enable_gqa=grouped
     )
     return mixed.transpose(1, 2).contiguous(), None
+
+
+def refuse_more_than_softmax(options: Mapping[str, Any]) -> None:
+    """Raise ValueError if an architecture asks its attention for capped scores (Gemma 2) or sinks (GPT-OSS)."""
+    if given := [name for name in ("softcap", "s_aux") if options.get(name) is not None]:
+        raise ValueError(f"this attention doesn't support {given[0]}; set model.attention to eager")
 
 
 def _has_flash(query: torch.Tensor) -> bool:

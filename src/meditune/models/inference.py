@@ -22,6 +22,7 @@ import torch
 from meditune.config.training_options import CPU_TOKENS
 from meditune.hardware import free_gpu_bytes
 from meditune.models.forward import UNPADDED_ATTENTION
+from meditune.models.gpu_attention import refuse_more_than_softmax
 from meditune.models.hidden_state_cache import replayed
 
 FEW = 32
@@ -131,7 +132,7 @@ def grouped_attention(
     scaling: float | None = None,
     dropout: float = 0.0,
     real_tokens: torch.Tensor | None = None,
-    **_: Any,
+    **more: Any,
 ) -> tuple[torch.Tensor, None]:
     """Return the output of attention from `query` to `key` and `value`, and None instead of attention weights.
 
@@ -142,7 +143,10 @@ def grouped_attention(
     With `real_tokens`, the three inputs and the output contain only the N real tokens of all rows, as one row:
     (1, heads, N, size). `attention_mask` is (batch, 1, length, length) for the padded rows, and `real_tokens` (N,)
     contains the places of the real tokens among their batch * length tokens.
+
+    Raises ValueError for attention with capped scores or sinks.
     """
+    refuse_more_than_softmax(more)
     if real_tokens is not None:
         if attention_mask is None:
             raise ValueError("real_tokens needs the mask of the padded rows")

@@ -22,6 +22,7 @@ from meditune.files import read_json
 from meditune.hardware import limit_onednn_cache
 from meditune.models import gpu_attention, inference, package_download, quantization
 from meditune.models.adapters import merged
+from meditune.models.architecture_check import check_architecture, refuse_layers, supported_attention
 from meditune.models.catalogue import (
     ADAPTER_FILE,
     CATALOGUE,
@@ -81,8 +82,8 @@ def load(name: str, spec: ModelSpec | None = None, on: str | None = None) -> Loa
 
     `name` may be a catalogue name, a hub id, or the folder of a model, an adapter or a finished run. Without `spec`, a
     tuned model's base is quantized as in training. The model is moved to the device `on`, by default `device()`. If
-    `on` is "meta", weights are read only if the model is an adapter or is stored quantized. Raises ModelError, with
-    advice on getting a model, if the model isn't available.
+    `on` is "meta", weights are read only if the model is an adapter or is stored quantized. Raises ModelError
+    if the architecture isn't supported, or, with advice on getting a model, if the model isn't available.
     """
     no_telemetry()
     limit_onednn_cache()
@@ -98,10 +99,12 @@ def load(name: str, spec: ModelSpec | None = None, on: str | None = None) -> Loa
             "its base model into this folder."
         )
     weights = locate(base_of(adapter)) if adapter else place
-    options: dict[str, Any] = {"dtype": number_format(spec.dtype), "attn_implementation": _attention(spec.attention)}
+    options: dict[str, Any] = {"dtype": number_format(spec.dtype)}
     options |= quantization.loading_options(spec.quantize, number_format("auto"))
     with loading(name, place):
         config = AutoConfig.from_pretrained(**source(weights))
+        refuse_layers(name, config)
+        options["attn_implementation"] = supported_attention(config, _attention(spec.attention))
         if spec.dtype == "auto":
             options["dtype"] = in_range(options["dtype"], config)
         tokenizer = AutoTokenizer.from_pretrained(**source(place))
@@ -120,6 +123,7 @@ def load(name: str, spec: ModelSpec | None = None, on: str | None = None) -> Loa
             quantization.keep_number_format(model)
             model = merged(model)
     model.to(on or device()).eval()
+    check_architecture(name, model.get_base_model() if virtual_tokens(model) else model)
     model.generation_config.pad_token_id = model.generation_config.pad_token_id or tokenizer.eos_token_id
     unset_ignored(model.generation_config)
     form = load_format(folder) if folder else None

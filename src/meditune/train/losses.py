@@ -33,7 +33,7 @@ EXACT = 2**21
 """Number of logits that a CPU stores in FP32 at the same time (8 MB)."""
 PLANNED_FOR_GPU = ContextVar("PLANNED_FOR_GPU", default=False)
 """True while a plan for a GPU runs on the meta device, whose tensors then count as a GPU's"""
-CHANGED_AFTER_HEAD = ("final_logit_softcapping", "logit_scale", "logits_scaling")
+CHANGED_AFTER_HEAD = ("final_logit_softcapping", "logit_scale", "logits_scaling", "output_multiplier")
 """Config settings of architectures that scale or cap the head's output."""
 
 

@@ -25,6 +25,7 @@ from meditune.data.sources import locate_source
 from meditune.errors import DataError
 from meditune.models import gpu_attention
 from meditune.models.adapters import fuse_lora, make_trainable, parameter_counts
+from meditune.models.architecture_check import refuse_layers, supported_attention
 from meditune.models.catalogue import ADAPTER_FILE, CATALOGUE
 from meditune.models.forward import virtual_tokens
 from meditune.models.generation import cache_limit
@@ -59,6 +60,7 @@ def config_of(spec: ModelSpec) -> Any:
             if (Path(place) / ADAPTER_FILE).is_file():
                 place = locate(base_of(Path(place)))
             config = AutoConfig.from_pretrained(**source(place))
+    refuse_layers(spec.base, config)
     if spec.prune.layers:
         text = config.get_text_config()
         text.num_hidden_layers = max(1, text.num_hidden_layers - spec.prune.layers)
@@ -79,6 +81,7 @@ def on_meta(config: Any, spec: ModelSpec, dtype: torch.dtype, attention: str, se
     config.pad_token_id = None
     if hasattr(config, "quantization_config"):
         del config.quantization_config
+    attention = supported_attention(config, attention)
     with quiet_transformers(), torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention)
         trainable = make_trainable(model, spec, seed)
