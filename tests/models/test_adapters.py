@@ -16,6 +16,7 @@ from meditune.config.training_options import LoraSpec, ModelSpec, TrainSpec
 from meditune.errors import ModelError
 from meditune.export.merged import merge_adapter, write_model
 from meditune.models.adapters import add_lora, fuse_lora, make_trainable, merged, parameter_counts
+from meditune.models.forward import label_logits
 from meditune.models.load import LoadedModel, load
 from meditune.models.shared_prefix_batch import rows_of
 from meditune.train.dataset import TokenWeights
@@ -167,6 +168,15 @@ def test_a_model_that_is_a_quantized_copy_or_has_other_layers_is_refused():
     loaded.model.config.model_type = "unheard-of"
     with pytest.raises(ModelError, match=r"no layer named k_proj, v_proj, down_proj.*c_attn, c_fc, c_proj"):
         make_trainable(loaded.model, ModelSpec(strategy="ia3"), seed=1)
+
+
+def test_claims_are_learnt_by_an_adapter_on_the_head():
+    model = moved(add_lora(tiny.loaded("llama").model, LoraSpec(targets=["lm_head"]), seed=1))
+    hidden, head = torch.randn(2, 32, generator=torch.Generator().manual_seed(0)), model.get_output_embeddings()
+    logits = label_logits(head, hidden, [40, 41])
+    torch.testing.assert_close(logits, head(hidden)[:, [40, 41]])
+    logits.sum().backward()
+    assert all(each.grad is not None for each in model.parameters() if each.requires_grad)
 
 
 @pytest.mark.parametrize(

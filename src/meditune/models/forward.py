@@ -264,6 +264,9 @@ def head_only_at(
 def label_logits(head: Any, hidden: torch.Tensor, tokens: Sequence[int]) -> torch.Tensor:
     """Return the head's FP32 logits for these tokens: (tokens,) for one hidden state, (N, tokens) for N of them."""
     ids = torch.tensor(tokens, device=hidden.device)
+    if hasattr(head, "base_layer"):  # its weight doesn't contain the adapter
+        adapted: torch.Tensor = head(hidden)[..., ids].float()
+        return adapted
     logits: torch.Tensor = (
         (head.weight[ids].float() @ hidden.float().mT).mT
         if hidden.dim() > 1
