@@ -279,6 +279,10 @@ class TestSet:
             ("data.sources.1.path=/x", "--set data.sources.1.name: missing;"),
             ("name.first=x", "--set name.first: no such key; name takes text that isn't empty."),
             ("model.lora.targets=q_proj", "--set model.lora.targets: expected auto or a list, each item text"),
+            (
+                "model.lora.targets=[]",
+                "--set model.lora.targets: model.lora.targets must name at least one linear layer",
+            ),
         ],
     )
     def test_what_cant_be_set(self, option: str, message: str) -> None:

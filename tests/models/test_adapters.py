@@ -170,6 +170,17 @@ def test_a_model_that_is_a_quantized_copy_or_has_other_layers_is_refused():
         make_trainable(loaded.model, ModelSpec(strategy="ia3"), seed=1)
 
 
+@pytest.mark.parametrize("target", ["mlp", "norm", "self_attn", "layers", "embed_tokens"])
+def test_lora_takes_only_linear_layers(target):
+    with pytest.raises(ModelError, match=f"has no linear layer named {target}. Choose .* down_proj"):
+        add_lora(tiny.loaded("llama").model, LoraSpec(targets=["q_proj", target]), seed=1)
+
+
+def test_lora_on_a_head_that_shares_the_embeddings_weights_is_refused():
+    with pytest.raises(ModelError, match="lm_head shares its weights with the input embeddings"):
+        add_lora(tiny.loaded("qwen2").model, LoraSpec(targets=["q_proj", "lm_head"]), seed=1)
+
+
 def test_claims_are_learnt_by_an_adapter_on_the_head():
     model = moved(add_lora(tiny.loaded("llama").model, LoraSpec(targets=["lm_head"]), seed=1))
     hidden, head = torch.randn(2, 32, generator=torch.Generator().manual_seed(0)), model.get_output_embeddings()

@@ -189,6 +189,12 @@ class LoraSpec(Spec):
     targets: Literal["auto"] | list[str] = "auto"
     """Names of the linear layers to adapt; auto: the linear layers of attention and MLP."""
 
+    @model_validator(mode="after")
+    def _has_a_target(self) -> LoraSpec:
+        if not self.targets:
+            raise ValueError("model.lora.targets must name at least one linear layer; or set it to auto")
+        return self
+
 
 class AddressSpec(Spec):
     """Address and prices of the judge in `evaluate.suite_judge`, if it is a model behind an API."""

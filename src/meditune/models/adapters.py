@@ -42,17 +42,27 @@ def add_lora(
     top_layers: int | None = None,
     variant: Literal["lora", "dora", "rslora"] = "lora",
 ) -> Any:
-    """Return the model with trainable LoRA layers on a frozen base. Raises ModelError if it lacks a target layer."""
+    """Return the model with trainable LoRA layers on a frozen base.
+
+    Raises ModelError if the model lacks a target layer, or if a target is an output head with the embeddings' weights.
+    """
     from peft import LoraConfig, get_peft_model
 
     config = model.config.get_text_config()
     targets = TARGETS.get(config.model_type, USUAL_TARGETS) if spec.targets == "auto" else spec.targets
-    present = {name.rpartition(".")[2] for name, _ in model.named_modules()}
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    present = {name.rpartition(".")[2]: module for name, module in model.named_modules() if _is_linear(module)}
     missing = [target for target in targets if target not in present]
     if missing:
         raise ModelError(
-            f"model.lora.targets: the {config.model_type} architecture has no layer named {', '.join(missing)}. "
+            f"model.lora.targets: the {config.model_type} architecture has no linear layer named {', '.join(missing)}. "
             f"Choose from the model's linear layers: {linear_layers(model)}."
+        )
+    shared = next((target for target in targets if present[target] is head), None)
+    if shared and head.weight is embedding.weight:
+        raise ModelError(
+            f"model.lora.targets: in this model, {shared} shares its weights with the input embeddings, so the merged "
+            f"model would differ from the trained one. Choose from the other linear layers: {linear_layers(model)}."
         )
     count = config.num_hidden_layers
     layers = list(range(count - min(top_layers, count), count)) if top_layers else None
@@ -117,9 +127,15 @@ def _outside_decoder(model: Any) -> str | None:
 
 def linear_layers(model: Any) -> str:
     """Return the names of the model's linear layers, except the output head, for an error message."""
-    kinds, head = {"Linear", "Conv1D", "Linear4bit", "Linear8bitLt"}, model.get_output_embeddings()
-    names = {name for name, each in model.named_modules() if type(each).__name__ in kinds and each is not head}
+    head = model.get_output_embeddings()
+    names = {name for name, each in model.named_modules() if _is_linear(each) and each is not head}
     return ", ".join(sorted({name.rpartition(".")[2] for name in names}))
+
+
+def _is_linear(module: torch.nn.Module) -> bool:
+    from transformers.pytorch_utils import Conv1D
+
+    return isinstance(module, torch.nn.Linear | Conv1D)
 
 
 def make_trainable(model: Any, spec: ModelSpec, seed: int) -> Any:

@@ -82,8 +82,8 @@ def load(name: str, spec: ModelSpec | None = None, on: str | None = None) -> Loa
 
     `name` may be a catalogue name, a hub id, or the folder of a model, an adapter or a finished run. Without `spec`, a
     tuned model's base is quantized as in training. The model is moved to the device `on`, by default `device()`. If
-    `on` is "meta", weights are read only if the model is an adapter or is stored quantized. Raises ModelError
-    if the architecture isn't supported, or, with advice on getting a model, if the model isn't available.
+    `on` is "meta", weights are read only if the model is an adapter or is stored quantized. Raises ModelError if the
+    model's architecture isn't supported, or, with advice on getting a model, if the model isn't available.
     """
     no_telemetry()
     limit_onednn_cache()
