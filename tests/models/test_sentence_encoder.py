@@ -3,6 +3,8 @@
 The 8-bit encoder gives the whole one's vectors up to rounding, whatever is read beside a text.
 """
 
+import sys
+import types
 from pathlib import Path
 
 import numpy as np
@@ -53,6 +55,25 @@ def test_vectors_are_means_of_token_states_whatever_the_batch(folder, batch, mon
 def test_no_texts_give_no_vectors(folder):
     assert load(folder).encode([]).shape == (0, 32)
     assert load(folder).read([]) == []
+
+
+def test_other_encoders_are_loaded_offline_if_asked_and_only_from_safetensors(monkeypatch):
+    library, calls = types.ModuleType("sentence_transformers"), []
+
+    class SentenceTransformer:
+        def __init__(self, name, **options):
+            calls.append((name, options))
+
+        def get_sentence_embedding_dimension(self):
+            return 3
+
+    library.SentenceTransformer = SentenceTransformer
+    monkeypatch.setitem(sys.modules, "sentence_transformers", library)
+    monkeypatch.setenv("MEDITUNE_OFFLINE", "1")
+    sentence_encoder.load_encoder("owner/encoder@v1")
+    ((name, options),) = calls
+    assert (name, options["revision"], options["local_files_only"]) == ("owner/encoder", "v1", True)
+    assert options["model_kwargs"] == {"use_safetensors": True}
 
 
 def test_a_folder_without_a_model_is_an_error_in_a_sentence(tmp_path):

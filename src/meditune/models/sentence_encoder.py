@@ -84,7 +84,7 @@ def load_encoder(name: str = DEFAULT) -> SentenceEncoder:
 
 
 def _sentence_transformers(name: str) -> SentenceEncoder:
-    from meditune.models.load import loading
+    from meditune.models.load import loading, offline_reason
 
     no_telemetry()
     try:
@@ -96,7 +96,12 @@ def _sentence_transformers(name: str) -> SentenceEncoder:
         ) from error
     with loading(name, name):
         place, revision = split_revision(name)
-        model = SentenceTransformer(place, revision=revision)
+        model = SentenceTransformer(
+            place,
+            revision=revision,
+            local_files_only=offline_reason() is not None,
+            model_kwargs={"use_safetensors": True},
+        )
 
     def encode(texts: Sequence[str]) -> Vectors:
         vectors: Vectors = model.encode(list(texts), normalize_embeddings=True, show_progress_bar=False)
