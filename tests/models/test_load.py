@@ -131,6 +131,18 @@ def test_only_architectures_that_the_tests_dont_cover_are_checked(tmp_path, monk
         load.load(str(saved(tmp_path / "olmo2", "olmo2", **SHAPE)))
 
 
+def test_layers_that_use_keys_of_lower_layers_are_never_skipped(tmp_path):
+    kinds = {"layer_types": ["sliding_attention", "full_attention"] * 2, "num_kv_shared_layers": 2}
+    shape = {**SHAPE, "num_hidden_layers": 4, "hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": 500}
+    folder = saved(tmp_path / "gemma4", "gemma4_text", **shape, **kinds)
+    found = load.load(str(folder), ModelSpec(base=str(folder), dtype="float32", top_layers=1))
+    row = join([Encoded("a", "answer", [*range(10, 22)], [30, 31, 32, 33])])
+    found.frozen.group([row], 1024)
+    expected = predict(found.model, collate([row], 1)).logits
+    for _ in range(2):
+        torch.testing.assert_close(found.frozen.predict(found.model, [row], 1)[1].logits, expected)
+
+
 @pytest.mark.slow
 @pytest.mark.model
 def test_perplexity_equals_a_plain_transformers_loop():

@@ -200,5 +200,10 @@ def blocks_of(model: Any) -> list[Any]:
 
 
 def frozen_count(model: Any, top_layers: int | None) -> int:
-    """Return the number of frozen layers if only the top `top_layers` layers are trained; 0 if `top_layers` is None."""
-    return max(0, len(blocks_of(model)) - top_layers) if top_layers else 0
+    """Return the number of frozen layers whose output can be cached if only the top `top_layers` layers are trained.
+
+    It is 0 if `top_layers` is None, or if upper layers use the keys and values of lower layers (Gemma 3n, Gemma 4 E2B).
+    """
+    if not top_layers or getattr(model.config.get_text_config(), "num_kv_shared_layers", None):
+        return 0
+    return max(0, len(blocks_of(model)) - top_layers)
