@@ -143,6 +143,16 @@ def test_layers_that_use_keys_of_lower_layers_are_never_skipped(tmp_path):
         torch.testing.assert_close(found.frozen.predict(found.model, [row], 1)[1].logits, expected)
 
 
+def test_a_pad_token_without_an_embedding_isnt_used(tmp_path):
+    folder, tokenizer = tmp_path / "padded", tiny.tokenizer()
+    tiny.model("llama", vocab_size=len(tokenizer)).save_pretrained(folder)
+    tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+    tokenizer.save_pretrained(folder)
+    found = load.load(str(folder))
+    assert found.tokenizer.pad_token_id == found.model.get_input_embeddings().num_embeddings
+    assert found.pad_id == found.tokenizer.eos_token_id
+
+
 @pytest.mark.slow
 @pytest.mark.model
 def test_perplexity_equals_a_plain_transformers_loop():

@@ -53,9 +53,13 @@ class LoadedModel:
 
     @property
     def pad_id(self) -> int:
-        """The token id for padding. The id may also occur in texts, because masks distinguish padding from text."""
+        """The token id for padding. The id may also occur in texts, because masks distinguish padding from text.
+
+        A pad token that was added to the tokenizer but has no embedding isn't used.
+        """
         known = (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id)
-        return next((int(token) for token in known if token is not None), 0)
+        size = self.model.get_input_embeddings().num_embeddings
+        return next((int(token) for token in known if token is not None and token < size), 0)
 
     def start_ids(self) -> list[int]:
         """Return the special tokens that begin every text of this model (BOS); many models have none."""
