@@ -38,6 +38,7 @@ from meditune.models.package_download import fetch, fetch_folder, note_unpacked
 from meditune.models.shared_prefix_batch import collate, join
 from meditune.prompts import Encoded
 from meditune.train.finetune import save_model
+from meditune.train.training_plan import starting_point
 from tests import tiny
 
 
@@ -151,6 +152,18 @@ def test_a_pad_token_without_an_embedding_isnt_used(tmp_path):
     found = load.load(str(folder))
     assert found.tokenizer.pad_token_id == found.model.get_input_embeddings().num_embeddings
     assert found.pad_id == found.tokenizer.eos_token_id
+
+
+def test_an_adapter_that_isnt_stored_as_safetensors_is_refused(tmp_path):
+    base = tiny.save(tmp_path / "base")
+    found, adapter = load.load(str(base)), tmp_path / "adapter"
+    make_trainable(found.model, ModelSpec(base=str(base)), seed=1).save_pretrained(adapter)
+    found.tokenizer.save_pretrained(adapter)
+    (adapter / "adapter_model.safetensors").rename(adapter / "adapter_model.bin")
+    with pytest.raises(ModelError, match=r"has no adapter_model\.safetensors"):
+        load.load(str(adapter))
+    with pytest.raises(ModelError, match=r"has no adapter_model\.safetensors"):
+        starting_point(Recipe(name="more", model=ModelSpec(base=str(adapter))), tmp_path / "run")
 
 
 @pytest.mark.slow

@@ -102,6 +102,8 @@ def load(name: str, spec: ModelSpec | None = None, on: str | None = None) -> Loa
             f"{folder} has no tokenizer (tokenizer.json, tokenizer.model or vocab.json). Copy the tokenizer files of "
             "its base model into this folder."
         )
+    if adapter:
+        adapter_weights(adapter)  # raises an error if there are none that can be read
     weights = locate(base_of(adapter)) if adapter else place
     options: dict[str, Any] = {"dtype": number_format(spec.dtype)}
     options |= quantization.loading_options(spec.quantize, number_format("auto"))
@@ -330,6 +332,17 @@ def _attention(name: str) -> str:
 def has_tokenizer(folder: Path) -> bool:
     """Return whether the folder contains a tokenizer."""
     return any((folder / file).is_file() for file in ("tokenizer.json", "tokenizer.model", "vocab.json"))
+
+
+def adapter_weights(adapter: Path) -> Path:
+    """Return the file with an adapter's weights. Raises ModelError if they aren't stored as safetensors."""
+    path = adapter / "adapter_model.safetensors"
+    if not path.is_file():
+        raise ModelError(
+            f"{adapter} has no adapter_model.safetensors. Meditune doesn't read adapter_model.bin, because such files "
+            "can run code. If you trust the file, load the adapter with peft and save it with save_pretrained."
+        )
+    return path
 
 
 def base_of(adapter: Path) -> str:

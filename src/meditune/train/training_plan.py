@@ -30,7 +30,7 @@ from meditune.files import (
     write_jsonl,
 )
 from meditune.models.catalogue import ADAPTER_FILE, MERGED, START
-from meditune.models.load import LoadedModel, is_virtual, load, locate, prompt_for
+from meditune.models.load import LoadedModel, adapter_weights, is_virtual, load, locate, prompt_for
 from meditune.models.quantization import trained_on
 from meditune.models.quiet_libraries import quiet_transformers
 from meditune.models.shared_prefix_batch import Row, by_length, rows_of_pairs
@@ -163,8 +163,7 @@ def _merged_adapter(recipe: Recipe, folder: Path) -> str:
     place = Path(locate(name))
     if not (place / ADAPTER_FILE).is_file():
         return name
-    weights = place / "adapter_model.safetensors"
-    origin = {"adapter": str(place.resolve()), "sha256": sha256(weights), "dtype": recipe.model.dtype}
+    origin = {"adapter": str(place.resolve()), "sha256": sha256(adapter_weights(place)), "dtype": recipe.model.dtype}
     if (copy / MERGED).is_file() and read_json(copy / MERGED).get("made_from") == origin:
         return str(copy)
     loaded = load(name, recipe.model)
