@@ -87,8 +87,9 @@ REFUSED = {
         {"hidden_size": 32, "num_layers": 2, "num_heads": 4, "attention_types": [[["global", "local"], 1]]},
         "gpt_neo architecture, because .*(local)",
     ),
-    "mpt": ({"d_model": 32, "n_layers": 2, "n_heads": 4, "max_seq_len": 256}, "mpt .* that share a prompt differ"),
-    "bloom": ({"hidden_size": 32, "n_layer": 2, "n_head": 4}, "bloom architecture .* test failed with ValueError"),
+    "falcon": ({"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "alibi": True}, "falcon .* ALiBi"),
+    "bloom": ({"hidden_size": 32, "n_layer": 2, "n_head": 4}, "bloom .* ALiBi"),
+    "rwkv": ({"hidden_size": 32, "num_hidden_layers": 2}, "rwkv architecture correctly .*test failed"),
 }
 
 
@@ -121,6 +122,14 @@ def test_unusual_attention_gives_what_transformers_gives(kind, tmp_path):
             expected = plain(input_ids=torch.tensor([[*prompt, *answer]])).logits[0, len(prompt) - 1 : -1]
         torch.testing.assert_close(logits[: len(answer)], expected, atol=1e-4, rtol=1e-4)
         logits = logits[len(answer) :]
+
+
+def test_tasks_that_share_a_prompt_are_compared_with_separate_texts():
+    shape = {"vocab_size": 500, "d_model": 32, "n_layers": 2, "n_heads": 4, "max_seq_len": 256}
+    torch.manual_seed(0)
+    made = AutoModelForCausalLM.from_config(AutoConfig.for_model("mpt", **shape), dtype=torch.float32).eval()
+    with pytest.raises(ModelError, match="predictions for tasks that share a prompt differ from those of transformers"):
+        architecture_check.check_architecture("mpt", made)
 
 
 def test_only_architectures_that_the_tests_dont_cover_are_checked(tmp_path, monkeypatch):

@@ -316,7 +316,8 @@ class ModelSpec(Spec):
     """Number format of the weights. auto: BF16 if the hardware supports it, otherwise FP16 on a GPU and FP32 on a CPU;
     float16: on a CPU, the same as auto."""
     attention: Literal["auto", "grouped", "sdpa", "eager"] = "auto"
-    """Attention implementation; auto: grouped (Meditune's own) on a CPU, and flash kernels on a GPU."""
+    """Attention implementation; auto: grouped (Meditune's own) on a CPU, and flash kernels on a GPU. Architectures that
+    support only eager attention (GPT-OSS, Gemma 2, Falcon) always use it."""
     strategy: Strategy = Field("lora", description="What to train: an adapter, virtual tokens, or the model itself.")
     top_layers: int | None = Field(None, ge=1)
     """Train only this many of the last layers (with strategy full, also the final norm); null: all layers."""
