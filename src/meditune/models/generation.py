@@ -20,7 +20,7 @@ import torch
 from meditune.hardware import free_gpu_bytes, memory_gb
 from meditune.models import forward
 from meditune.models.forward import attention_masks, head_only_at
-from meditune.models.gpu_attention import causal_mask, needs_no_mask
+from meditune.models.gpu_attention import causal_mask, layer_heads, needs_no_mask
 from meditune.models.inference import batch_limit
 
 if TYPE_CHECKING:
@@ -435,10 +435,8 @@ BATCH_TOKENS = 24_000
 
 def token_bytes(config: Any, element_size: int) -> int:
     """Return the bytes per token in a model's key-value cache; `element_size` is the number of bytes per value."""
-    text = config.get_text_config()
-    heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
-    size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    return int(2 * text.num_hidden_layers * heads * size * element_size)
+    sizes = (each.key_heads * each.size for each in layer_heads(config))
+    return int(2 * sum(sizes) * element_size)
 
 
 def cached_tokens(model: Any) -> int:

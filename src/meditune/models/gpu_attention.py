@@ -104,6 +104,25 @@ def inputs_without_mask(model: Any, batch: Batch) -> dict[str, Any]:
     return {"attention_mask": causal_mask(device), "packed": pack(batch.branch).to(device)}
 
 
+class Heads(NamedTuple):
+    """The numbers of a layer's heads and of its key heads, and the size of a head."""
+
+    heads: int
+    key_heads: int
+    size: int
+
+
+def layer_heads(config: Any) -> list[Heads]:
+    """Return the heads of each layer; in some architectures (Gemma 4), they depend on the kind of layer."""
+    text, found = config.get_text_config(), []
+    for layer in range(text.num_hidden_layers):
+        each = text.per_layer_config[layer]
+        heads = each.num_attention_heads
+        key_heads = getattr(each, "num_key_value_heads", None) or heads
+        found.append(Heads(heads, key_heads, getattr(each, "head_dim", None) or each.hidden_size // heads))
+    return found
+
+
 def packs(model: Any) -> bool:
     """Return whether this model's layers can process packed sequences on this machine, or on a plan's GPU."""
     config, weight = model.config.get_text_config(), model.get_input_embeddings().weight
@@ -114,13 +133,12 @@ def packs(model: Any) -> bool:
     passes_on = any(each.kind is inspect.Parameter.VAR_KEYWORD for each in parameters)
     if not passes_on or (model.training and any(rates)):
         return False
-    heads = config.num_attention_heads
-    size = getattr(config, "head_dim", None) or config.hidden_size // heads
+    layers = set(layer_heads(model.config))
     if weight.is_meta:
-        return int(size) <= MAX_HEAD_SIZE
-    groups = heads // (getattr(config, "num_key_value_heads", None) or heads)
+        return all(each.size <= MAX_HEAD_SIZE for each in layers)
     with torch.inference_mode(False), torch.enable_grad():
-        return _packs(weight.dtype, groups, size, weight.device)
+        groups = {(each.heads // each.key_heads, each.size) for each in layers}
+        return all(_packs(weight.dtype, *each, weight.device) for each in sorted(groups))
 
 
 @cache
