@@ -16,6 +16,7 @@ from meditune.text import sentences
 
 SHORT = 25
 """The maximum number of words of a message that can be declined only because of its words from another field"""
+MAX_SEARCH_WORDS = 7
 _ALSO = re.compile(
     r"(?:cigarette|alcohol|erecti|spastic|crav|pubert|toddler|sids|libido|hygien|caffein|nicotin|disabil)\w*"
 )
@@ -55,6 +56,17 @@ def is_confidential_care(message: str) -> bool:
     """Return whether the sender wants confidential care for themselves."""
     words = _words(message)
     return any(pattern.search(words) for pattern in _patterns("confidential")) and not _FOR_OTHERS.search(words)
+
+
+def is_clinical_search(message: str) -> bool:
+    """Return whether a message consists of a few search words about patient care or laboratory work.
+
+    The classifier was trained on sentences, and takes some searches ("DNA extraction kit") for harmful requests.
+    """
+    words = _words(message)
+    if len(words.split()) > MAX_SEARCH_WORDS or any(each.search(words) for each in _patterns("not_clinical_search")):
+        return False
+    return any(each.search(words) for each in _patterns("clinical_search"))
 
 
 def asks_dose(message: str) -> bool:
