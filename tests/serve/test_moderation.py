@@ -320,6 +320,39 @@ def test_emergencies_do_not_wait_behind_a_flood_of_long_messages(tmp_path):
     assert sorted(overtaken)[2] <= 2, "an emergency waits for what has begun, not for the eight and more that wait"
 
 
+def test_emergencies_do_not_wait_behind_short_messages_with_long_earlier_messages(tmp_path, monkeypatch):
+    go_on = threading.Event()
+
+    def held(message, numbers, before, classifier):
+        if before:
+            assert go_on.wait(30)
+        return triage(message, numbers, before, classifier)
+
+    monkeypatch.setattr("meditune.assistant.assistant.triage", held)
+    earlier = [{"role": "user", "content": LONG[:3_900]}, {"role": "assistant", "content": "."}]
+    with (
+        served(tmp_path, assistant=assistant_of(ScriptedEngine("never said"), None)) as made,
+        ThreadPoolExecutor(4) as pool,
+    ):
+
+        def reply(text):
+            return made.chat(messages=[*earlier, {"role": "user", "content": text}])
+
+        flood = [pool.submit(reply, "What about it then?") for _ in range(4)]
+        try:
+            until = time.monotonic() + 30
+            while made.service.triage.waiting < 3 and time.monotonic() < until:
+                time.sleep(0.01)
+            assert (made.service.triage.active, made.service.triage.waiting) == (1, 3)
+            assert "stroke" in said(made.chat(STROKE))
+            assert "stroke" in said(reply(STROKE))
+            assert reply("What are the first signs of the flu, and how long do they usually last in an adult?").status
+            assert made.service.triage.waiting == 3
+        finally:
+            go_on.set()
+        assert {each.result().status for each in flood} <= {200, 400}
+
+
 @pytest.mark.parametrize(("cue", "last"), [("In plain words:", "In plain words:"), (None, "Conclusion:")])
 def test_a_chat_asks_for_plain_words_where_the_model_knows_a_cue_for_them(cue, last):
     prompts = ChatPrompts(tiny.tokenizer(), PromptFormat(plain_cue=cue), 1000)

@@ -248,6 +248,7 @@ def triage(message: str, numbers: Numbers, before: Sequence[str] = (), classifie
     question that refers to earlier questions ("What about paracetamol?") is judged together with them. A short message
     after an emergency ("help") gets the same answer again, unless it is a question about something else.
     """
+    before = before if reads_earlier(message) else ()
     question, orders = harmful_requests.without_instructions(message)
     only_orders = not question.strip()
     combined = question if _SETTLED.search(message) else with_previous_question(question, before)
@@ -279,6 +280,12 @@ def triage(message: str, numbers: Numbers, before: Sequence[str] = (), classifie
     if harmful_requests.asks_diagnosis(combined):
         return _reply("bound", "diagnosis", numbers, combined, remarks)
     return Triage("answer", question=combined, remarks=remarks)
+
+
+def reads_earlier(message: str) -> bool:
+    """Return whether the earlier messages can change the result of `triage`. A long message doesn't refer to them."""
+    question, _ = harmful_requests.without_instructions(message)
+    return len(message.split()) <= SHORT or len(question.split()) < SHORT_FOLLOW_UP
 
 
 def _reply(action: Action, kind: str, numbers: Numbers, question: str = "", remarks: tuple[str, ...] = ()) -> Triage:

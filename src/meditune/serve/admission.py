@@ -174,9 +174,9 @@ class Admission(FairQueue):
 
 
 SHORT = 1_000
-"""The maximum length of a message that may use the thread reserved for short messages, in characters"""
+"""The maximum number of characters that are read on the thread reserved for short messages"""
 BASE_COST = 200
-"""The fixed cost of a message, added to its length, in characters"""
+"""The fixed cost of a message, added to the number of characters that are read"""
 RETRY_S = 5
 OVERLOADED = (
     "The server has too many messages at the moment. If this is an emergency, call your emergency number now. "
@@ -185,7 +185,7 @@ OVERLOADED = (
 
 
 class TriageQueue(FairQueue):
-    """The queue for triage. The cost of a message grows with its length.
+    """The queue for triage. The cost of a message grows with the characters that are read, earlier messages included.
 
     An emergency must wait neither for the model nor for messages that take long to judge. So triage comes before the
     engine's queue, and one thread is reserved for short messages.
@@ -196,9 +196,9 @@ class TriageQueue(FairQueue):
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="meditune-triage")
 
     async def run(self, caller: str, characters: int, judge: Callable[[], Result]) -> Result:
-        """Return the result of `judge`, which runs in the pool when it is this message's turn.
+        """Return the result of `judge`, which reads this number of characters, in the pool when it is its turn.
 
-        Raises ApiError 429 if the queue is full, or if the message's turn doesn't come in time.
+        Raises ApiError 429 if the queue is full, or if the turn doesn't come in time.
         """
         cost = BASE_COST + characters
         await self.enter(caller, cost)

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING
 from fastapi import Request
 
 from meditune.assistant.message_clauses import readable_part
-from meditune.assistant.triage import Triage
+from meditune.assistant.triage import Triage, reads_earlier
 from meditune.prompts import LIMITS_LINE
+from meditune.serve.admission import SHORT
 from meditune.serve.api_errors import SCOPE_KEY, ApiError, Trace
 from meditune.serve.auth import Caller
 from meditune.serve.schema import ChatBody
@@ -62,9 +63,7 @@ async def triage_request(
     trace: Trace = request.scope[SCOPE_KEY]
     refusal = await service.access.try_charge(request, caller)
     begun = time.monotonic()
-    message, before = readable_part(question.message), [readable_part(each) for each in question.earlier[-BEFORE:]]
-    judge = partial(assistant.judge, message, before)
-    found = await cancel_on_disconnect(request.receive, service.triage.run(caller.name, len(message), judge))
+    found = await cancel_on_disconnect(request.receive, _judge(service, assistant, caller, question))
     service.metrics.triage.observe(time.monotonic() - begun)
     if refusal and found.action != "urgent":
         raise refusal
@@ -75,6 +74,25 @@ async def triage_request(
         _refuse_long(question.context, service.settings.context_characters, "The system messages have", question.param)
         _refuse_long(question.history, service.settings.history_characters, "The earlier turns have", question.param)
     return found
+
+
+async def _judge(service: Service, assistant: Assistant, caller: Caller, question: ChatQuestion) -> Triage:
+    """Return the result of triage. With long earlier messages, the message is first judged without them.
+
+    So a short emergency message needs only the time of a short message, however long the conversation is.
+    """
+    message, before = readable_part(question.message), [readable_part(each) for each in question.earlier[-BEFORE:]]
+
+    def judge_alone() -> Triage | None:
+        found = assistant.judge(message)
+        return None if found.action != "urgent" and reads_earlier(message) else found
+
+    characters = len(message) + sum(map(len, before))
+    if before and characters > SHORT:
+        found = await service.triage.run(caller.name, len(message), judge_alone)
+        if found is not None:
+            return found
+    return await service.triage.run(caller.name, characters, partial(assistant.judge, message, before))
 
 
 def is_raw(service: Service, body: ChatBody, caller: Caller) -> bool:
