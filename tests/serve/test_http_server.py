@@ -23,6 +23,7 @@ import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 from cryptography import x509
@@ -33,7 +34,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from meditune.errors import EngineError
 from meditune.serve.http_server import ListenConfig
 from meditune.serve.settings import Settings
-from meditune.serve.startup import ServerOptions, lockout, open_service, safe
+from meditune.serve.startup import ServerOptions, lockout, name_of, open_service, safe
 from meditune.serve.version_router import fingerprint
 from meditune.store.api_keys import Keys
 from meditune.store.database import SQLiteDatabase
@@ -229,6 +230,21 @@ def test_beyond_this_machine_nobody_gets_in_before_there_is_a_key(tmp_path):
     assert lockout(settings, keys) == ""
     for place in (everywhere, ListenConfig()):
         assert safe(Settings(), place, keys, allow_anonymous=True).keys_needed
+
+
+@pytest.mark.parametrize(
+    ("folder", "name"),
+    [
+        ("/model", "model"),
+        ("/model/model", "model"),
+        ("/model/export/openvino", "model"),
+        ("/models/gout", "gout"),
+        ("/runs/gout/model", "gout"),
+        ("/runs/gout/export/openvino", "gout"),
+    ],
+)
+def test_a_model_is_named_after_its_run_or_the_folder_that_a_container_mounts(folder, name):
+    assert name_of(Path(folder)) == name
 
 
 def test_drift_is_watched_beside_the_server_and_kept_at_its_end(model, tmp_path):

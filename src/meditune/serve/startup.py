@@ -173,7 +173,7 @@ def _parts(
     except BaseException:
         engine.close()
         raise
-    name = options.name or _name(place, options.model)
+    name = options.name or (name_of(place.resolve()) if place.exists() else options.model)
     served = Served(name, version, int(time.time()), assistant.versions["index"])
     return VersionParts(served, engine, prompts, assistant)
 
@@ -186,12 +186,12 @@ def _format(place: Path) -> PromptFormat | None:
     return None
 
 
-def _name(place: Path, model: str) -> str:
-    """Return the name of the model's folder; for a run's model or export, the name of the run's folder."""
-    if not place.exists():
-        return model
-    folder = place.resolve()
-    while folder.parent.name == EXPORTS or folder.name in {"model", EXPORTS}:
+def name_of(folder: Path) -> str:
+    """Return the name of a model's folder; for a run's model or export, the name of the run's folder.
+
+    A folder such as /model, to which containers mount a run, keeps its own name, because its parent has no name.
+    """
+    while folder.parent.name and (folder.parent.name == EXPORTS or folder.name in {"model", EXPORTS}):
         folder = folder.parent
     return folder.name
 
