@@ -388,6 +388,9 @@ def test_an_answer_that_takes_too_long_is_broken_off(tmp_path):
         last = stream.text.strip().splitlines()[-1]
         assert json.loads(last.removeprefix("data: "))["error"]["code"] == "timeout"
         assert server.idle()
+        until = time.monotonic() + 5
+        while server.figure('meditune_requests_total{method="POST",route="/v1/chat/completions",status="504"}') < 2:
+            assert time.monotonic() < until, "an error inside a stream isn't counted"
 
 
 def test_a_client_that_reads_nothing_is_given_up(slow):

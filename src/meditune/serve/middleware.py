@@ -87,8 +87,9 @@ class Guard:
                 raise
             await failure.response()(scope, receive, out)
         finally:
+            status = trace.stream_status or status
             for each in trace.ended:
-                each(trace.stream_status or status)
+                each(status)
             self._note(scope, trace, status, time.monotonic() - begun, span)
 
     def _refusal(self, scope: Scope, headers: Headers) -> ApiError | None:
