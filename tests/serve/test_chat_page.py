@@ -184,10 +184,23 @@ def test_thumbs_and_a_correction_are_stored(browser, server):
     page.get_by_role("button", name="Send").click()
     page.locator(".foot ~ div").get_by_text("Thank you. Your feedback was sent.").wait_for()
     id = page.evaluate("JSON.parse(localStorage['meditune.conversations'])[0].turns[0].events.at(-1)[1].id")
-    (kept,) = [each for each in server.service.answers.exported() if each["id"] == id]
-    (said,) = kept["feedback"]
-    assert (said["rating"], said["reasons"], said["correction"]) == ("down", ["unclear"], "Say it simply.")
-    assert said["decision"] == "maybe"
+
+    def stored():
+        (said,) = next(each for each in server.service.answers.exported() if each["id"] == id)["feedback"]
+        return said["rating"], said["reasons"], said["correction"], said["decision"]
+
+    assert stored() == ("down", ["unclear"], "Say it simply.", "maybe")
+    page.get_by_role("button", name="Bad answer").click()
+    assert page.get_by_label("What should the answer say?").input_value() == "Say it simply."
+    page.reload()
+    page.get_by_role("button", name="History").click()
+    page.locator("#conversations .go").first.click()
+    with page.expect_response("**/v1/feedback"):
+        page.get_by_role("button", name="Bad answer").click()
+    page.get_by_label("It could do harm").check()
+    page.get_by_role("button", name="Send").click()
+    page.locator(".foot ~ div").get_by_text("Thank you. Your feedback was sent.").wait_for()
+    assert stored() == ("down", ["unsafe"], "Say it simply.", "maybe")
     page.get_by_role("button", name="Good answer").click()
     page.locator("[aria-pressed=true][title='Good answer']").wait_for()
     clean(page)

@@ -62,6 +62,21 @@ def test_feedback_replaces_the_same_persons_and_needs_an_answer(answers):
     assert {each["who"]: each["rating"] for each in next(answers.exported())["feedback"]} == {"k1": "down", "k2": "up"}
 
 
+def test_feedback_with_the_same_rating_keeps_what_it_leaves_out(answers):
+    answers.keep(Answer("a1", "k1", "ask", "m v1"))
+
+    def told(*words, **named):
+        assert answers.add_feedback(Feedback("a1", "k1", *words, **named))
+        (kept,) = next(answers.exported())["feedback"]
+        return kept["rating"], kept["reasons"], kept["comment"], kept["correction"], kept["decision"]
+
+    everything = ("down", ["unsafe"], "Ouch.", "The dose is wrong.", "no")
+    assert told(*everything) == everything
+    assert told("down") == everything
+    assert told("down", ["wrong"], correction="") == ("down", ["wrong"], "Ouch.", "", "no")
+    assert told("up") == ("up", [], "", "", "")
+
+
 def test_what_is_deleted_is_gone_from_the_file(in_file, tmp_path):
     answers = in_file
     for name in ("a1", "a2"):

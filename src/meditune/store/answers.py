@@ -46,15 +46,15 @@ class Answer:
 
 @dataclass(frozen=True)
 class Feedback:
-    """One caller's feedback on an answer."""
+    """One caller's feedback on an answer. A field that is None wasn't given."""
 
     answer: str
     who: str
     rating: Rating
-    reasons: Sequence[str] = ()
-    comment: str = ""
-    correction: str = ""
-    decision: str = ""
+    reasons: Sequence[str] | None = None
+    comment: str | None = None
+    correction: str | None = None
+    decision: str | None = None
     """yes, no or maybe, if the caller corrects the decision"""
     expert: bool = False
     """True if the feedback comes from an expert's key; expert feedback overrides other feedback."""
@@ -87,20 +87,26 @@ class Answers:
     def add_feedback(self, feedback: Feedback) -> bool:
         """Store feedback, which replaces the same caller's earlier feedback; it is on the disk when this returns.
 
-        Returns False if there is no such answer.
+        If the earlier feedback has the same rating, fields that aren't given keep their earlier values. Returns False
+        if there is no such answer.
         """
-        reasons = json.dumps([_masked(each) for each in feedback.reasons])
+        reasons = json.dumps([_masked(each) for each in feedback.reasons or ()])
         row = (feedback.answer, feedback.who, feedback.time or time.time(), feedback.rating, reasons)
-        texts = (_masked(feedback.comment), _masked(feedback.correction), feedback.decision, int(feedback.expert))
+        comment, correction = _masked(feedback.comment or ""), _masked(feedback.correction or "")
+        kept = [name for name in ("reasons", "comment", "correction", "decision") if getattr(feedback, name) is None]
+        updates = ", ".join(
+            f"{name} = CASE WHEN feedback.rating = excluded.rating THEN feedback.{name} ELSE excluded.{name} END"
+            if name in kept
+            else f"{name} = excluded.{name}"
+            for name in ("time", "rating", "reasons", "comment", "correction", "decision", "expert")
+        )
         with self.base.changing() as base:
             if base.execute("SELECT 1 FROM answers WHERE id = ?", (feedback.answer,)).fetchone() is None:
                 return False
             base.execute(
                 "INSERT INTO feedback (answer, who, time, rating, reasons, comment, correction, decision, expert) "
-                "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (answer, who) DO UPDATE SET time = excluded.time, "
-                "rating = excluded.rating, reasons = excluded.reasons, comment = excluded.comment, "
-                "correction = excluded.correction, decision = excluded.decision, expert = excluded.expert",
-                (*row, *texts),
+                f"VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (answer, who) DO UPDATE SET {updates}",
+                (*row, comment, correction, feedback.decision or "", int(feedback.expert)),
             )
         return True
 

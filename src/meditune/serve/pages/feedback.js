@@ -21,6 +21,8 @@ let count = 0;
 export function thumbs(id, announce, decided = false) {
   const box = el("div", { class: "thumbs", role: "group", "aria-label": "Was this answer good?" });
   const form = el("div", {});
+  let stored = ""; // the rating that the server has
+  let fields; // the correction form, which keeps its entries while it is closed
   const buttons = Object.fromEntries(
     [
       ["up", "Good answer"],
@@ -31,22 +33,29 @@ export function thumbs(id, announce, decided = false) {
 
   async function rate(rating) {
     for (const [name, button] of Object.entries(buttons)) button.setAttribute("aria-pressed", String(name === rating));
-    form.replaceChildren(...(rating === "down" ? [correction(id, form, announce, decided)] : []));
+    if (rating === "down") fields ??= correction(id, form, announce, decided);
+    form.replaceChildren(...(rating === "down" ? [fields] : []));
     form.querySelector("input")?.focus();
-    await submit({ id, rating }, form, announce, rating === "up" ? "Thank you." : "");
+    if (rating === stored) return;
+    stored = rating;
+    if (!(await submit({ id, rating }, form, announce, rating === "up" ? "Thank you." : ""))) stored = "";
   }
   return { box, form };
 }
 
 function correction(id, form, announce, decided) {
   const number = ++count;
+  let sent = false;
   const reasons = REASONS.map(([value, label]) => el("label", {}, el("input", { type: "checkbox", name: "reason", value }), label));
   const text = el("textarea", { id: `better-${number}`, rows: 3, maxlength: 20000 });
   const send = async (event) => {
     event.preventDefault();
     const chosen = [...event.target.querySelectorAll("input[name=reason]:checked")].map((each) => each.value);
     const right = event.target.querySelector("input[type=radio]:checked")?.value;
-    await submit({ id, rating: "down", reasons: chosen, correction: text.value, ...(right ? { decision: right } : {}) }, form, announce, "Thank you. Your feedback was sent.", true);
+    // Without an entry, the server keeps what was sent before. A form from the history is empty, and must erase nothing.
+    const entries = Object.entries({ reasons: chosen, correction: text.value }).filter(([, value]) => sent || value.length);
+    const feedback = { id, rating: "down", ...Object.fromEntries(entries), ...(right ? { decision: right } : {}) };
+    sent = (await submit(feedback, form, announce, "Thank you. Your feedback was sent.", true)) || sent;
   };
   const choices = DECISIONS.map(([value, label]) => el("label", {}, el("input", { type: "radio", name: `right-${number}`, value }), label));
   return el(
@@ -61,13 +70,16 @@ function correction(id, form, announce, decided) {
   );
 }
 
+// Returns whether the feedback was stored.
 async function submit(feedback, form, announce, thanks, close = false) {
   try {
     await say(feedback);
     if (close) form.replaceChildren(el("p", { class: "small" }, thanks));
     if (thanks) announce(thanks);
+    return true;
   } catch (error) {
     const message = `Your feedback wasn't stored. ${error.message}`;
     form.append(el("p", { class: "small", role: "alert" }, message));
+    return false;
   }
 }

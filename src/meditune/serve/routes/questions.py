@@ -176,17 +176,17 @@ async def feedback(
 ) -> Thanks:
     """Store feedback on an answer, and replace any earlier feedback that the same key sent on this answer.
 
-    The server writes the feedback to disk before it responds. A key with the `expert` scope can rate anyone's answers,
-    and its feedback overrides the feedback of other keys.
+    If the rating is the same as before, fields that the request leaves out keep their earlier values. The server writes
+    the feedback to disk before it responds. A key with the `expert` scope can rate anyone's answers, and its feedback
+    overrides the feedback of other keys.
     """
     service: Service = request.app.state.service
     service.access.limit_feedback(request, caller)
     # A caller without a key may have the scope, but doesn't count as an expert.
     expert = bool(caller.key) and "expert" in caller.scopes
     answers = await _answers_of(service, body.id, caller, "expert")
-    given = Feedback(
-        body.id, caller.key, body.rating, body.reasons, body.comment, body.correction, body.decision or "", expert
-    )
+    fields = body.model_dump(include={"reasons", "comment", "correction", "decision"}, exclude_unset=True)
+    given = Feedback(body.id, caller.key, body.rating, expert=expert, **fields)
     if not await run_in_store_thread(answers.add_feedback, given):
         raise _unknown()
     service.metrics.feedback.labels(body.rating).inc()
