@@ -172,11 +172,20 @@ def test_pages_of_other_sites_may_not_call(server):
 def test_sites_that_were_named_may_call(tmp_path):
     from meditune.serve.settings import Settings
 
-    with served(tmp_path, Settings(origins=("https://clinic.example",), hosts=("127.0.0.1",))) as server:
+    settings = Settings(origins=("https://clinic.example",), hosts=("127.0.0.1",), per_minute=60)
+    with served(tmp_path, settings) as server:
         there = {"Origin": "https://clinic.example"}
         assert server.ask("/v1/models", **there).headers["access-control-allow-origin"] == "https://clinic.example"
-        asked = {"Access_Control_Request_Method": "POST", "Access_Control_Request_Headers": "authorization"}
-        assert server.ask("/v1/ask", method="OPTIONS", **there, **asked).status == 200
+        headers = server.ask("/v1/embeddings", {"model": "none", "input": "a"}, **there).headers
+        limits = {name for name in headers if name.startswith("x-ratelimit")}
+        assert limits
+        assert limits <= set(headers["access-control-expose-headers"].split(", "))
+        assert "access-control-allow-credentials" not in headers
+        asked = {"Access_Control_Request_Method": "POST"}
+        # What OpenAI's client for JavaScript sends.
+        for named in ("authorization", "authorization,content-type,x-stainless-lang,x-stainless-retry-count"):
+            reply = server.ask("/v1/ask", method="OPTIONS", **there, **asked, Access_Control_Request_Headers=named)
+            assert reply.status == 200, reply.text
         assert server.ask("/v1/models", Origin="https://evil.example").status == 403
         assert server.ask("/v1/models", Host="evil.example").error()["code"] == "wrong_host"
 

@@ -18,6 +18,7 @@ from meditune.errors import MedituneError
 from meditune.observability import LOGGER
 from meditune.prompts import LIMITS
 from meditune.serve.api_errors import on_error
+from meditune.serve.auth import RATE_HEADERS
 from meditune.serve.middleware import Guard
 from meditune.serve.routes import health, openai_api, pages, questions
 from meditune.serve.service import Service, send_heartbeats
@@ -49,8 +50,10 @@ def app_for(service: Service) -> FastAPI:
             CORSMiddleware,
             allow_origins=list(service.settings.origins),
             allow_methods=["GET", "POST", "DELETE"],
-            allow_headers=["authorization", "content-type", "x-request-id"],
-            expose_headers=["x-request-id", "retry-after"],
+            # OpenAI's client for JavaScript sends many headers (x-stainless-*), which differ between its versions. They
+            # are safe, because they come only from pages of the allowed sites, and the server uses no cookies.
+            allow_headers=["*"],
+            expose_headers=["x-request-id", "retry-after", *RATE_HEADERS],
         )
     app.add_middleware(Guard, settings=service.settings, metrics=service.metrics)
     app.openapi = lambda: _described(app)  # type: ignore[method-assign]

@@ -18,6 +18,8 @@ from meditune.store.api_keys import SCOPES, USUAL, Keys, Scope, Usage
 
 MAX_CALLERS = 10_000
 """Maximum number of token buckets. The least recently used bucket, which is soon full again, is dropped first."""
+RATE_HEADERS = ("x-ratelimit-limit-requests", "x-ratelimit-remaining-requests", "x-ratelimit-reset-requests")
+"""The headers with a caller's rate limit, under OpenAI's names"""
 
 IPV6_PREFIX = 64
 """The prefix length of the smallest network that a provider assigns to a customer, who can use all its addresses"""
@@ -51,12 +53,9 @@ class Rate:
     """Seconds until all requests are available again; if the limit is reached, until the next request is allowed"""
 
     def headers(self) -> dict[str, str]:
-        """Return the rate-limit headers under OpenAI's names."""
-        return {
-            "x-ratelimit-limit-requests": str(self.limit),
-            "x-ratelimit-remaining-requests": str(self.remaining),
-            "x-ratelimit-reset-requests": f"{self.reset_s:.3f}s",
-        }
+        """Return the rate-limit headers."""
+        values = str(self.limit), str(self.remaining), f"{self.reset_s:.3f}s"
+        return dict(zip(RATE_HEADERS, values, strict=True))
 
 
 class Rates:
