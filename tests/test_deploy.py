@@ -381,6 +381,27 @@ def test_prometheus_asks_with_the_key_that_compose_hands_over():
     assert scrape["static_configs"][0]["targets"] == ["server:8000"]
 
 
+def test_prometheus_in_kubernetes_has_a_key_and_a_way_to_the_server():
+    text = (DEPLOY / "kubernetes.yaml").read_text(encoding="utf-8")
+    deployment, policy = (
+        next(each for each in documents("kubernetes.yaml") if each["kind"] == kind)
+        for kind in ("Deployment", "NetworkPolicy")
+    )
+    pod = deployment["spec"]["template"]
+    assert "annotations" not in pod["metadata"], "discovery by annotations sends no key"
+    comment = re.sub(r"^# ?", "", text.rpartition("\n\n")[2], flags=re.MULTILINE)
+    before, _, monitor = comment.partition("\n---\n")
+    made = yaml.safe_load(monitor)
+    assert (made["kind"], made["spec"]["selector"]["matchLabels"]) == ("PodMonitor", pod["metadata"]["labels"])
+    (endpoint,) = made["spec"]["podMetricsEndpoints"]
+    assert endpoint["port"] in {port["name"] for port in pod["spec"]["containers"][0]["ports"]}
+    secret = endpoint["authorization"]["credentials"]
+    assert "keys create prometheus --scope metrics" in before
+    assert f"secret generic {secret['name']} --from-literal={secret['key']}=" in before
+    ((label, value),) = policy["spec"]["ingress"][0]["from"][0]["namespaceSelector"]["matchLabels"].items()
+    assert f"label namespace monitoring {label}={value}" in before
+
+
 WATCHED = {
     "meditune_requests_total",
     "meditune_request_seconds_bucket",
