@@ -224,6 +224,20 @@ def test_an_answer_is_json_of_its_schema_whatever_runs_beside_it(opened):
     assert tokens(found[-1]) == tokens(ask(opened, free))
 
 
+RECURSIVE = {"$defs": {"a": {"type": "array", "items": {"$ref": "#/$defs/a"}, "minItems": 1}}, "$ref": "#/$defs/a"}
+MEMBERS = [{"type": "object", "properties": {f"p{number}": {"type": "integer"}}} for number in range(300)]
+UNION = {"type": "object", "properties": {"a": {"anyOf": MEMBERS}}, "required": ["a"], "additionalProperties": False}
+
+
+@pytest.mark.parametrize("schema", [RECURSIVE, UNION], ids=["recursive", "union"])
+def test_a_schema_that_turns_out_too_complex_ends_its_own_answer_alone(opened, schema):
+    free = [GenerationRequest(prompt, 200) for prompt in prompts()[:2]]
+    found = together(opened, [*free, GenerationRequest(prompts()[2], 60, json_schema=schema)])
+    assert [pieces[-1].error for pieces in found[:-1]] == [None, None]
+    assert [tokens(pieces) for pieces in found[:-1]] == [tokens(ask(opened, job)) for job in free]
+    assert "JSON schema is too complex" in str(found[-1][-1].error)
+
+
 def test_json_may_be_cut_by_the_length_that_was_asked_for(opened):
     schema = {"type": "array", "items": {"enum": [1]}, "minItems": 20}
     pieces = ask(opened, GenerationRequest(prompts()[2], 3, json_schema=schema))

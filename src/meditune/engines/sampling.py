@@ -80,9 +80,10 @@ class JsonConstraint:
         return np.flatnonzero(np.unpackbits(self._mask.view(np.uint8), bitorder="little"))
 
     def take(self, token: int) -> None:
-        """Continue the answer with an allowed token. Raises ModelError for any other token."""
+        """Continue the answer with an allowed token. Raises ModelError if llguidance's limits are exceeded."""
         if not self._matcher.consume_token(token):
-            raise ModelError(f"The answer doesn't follow its JSON schema: {_first_line(self._matcher.get_error())}")
+            reason = _first_line(self._matcher.get_error())
+            raise ModelError(f"This JSON schema is too complex to be enforced. Simplify it. ({reason})")
 
     @property
     def complete(self) -> bool:
@@ -189,23 +190,30 @@ class TokenSampler:
 def add_tokens(logits: torch.Tensor, answers: Sequence[ScheduledRequest], ends: Collection[int]) -> None:
     """Add the next token to each answer, from (N, vocabulary) logits.
 
-    A token in `ends` ends an answer. Logits that aren't finite end it with an error.
+    A token in `ends` ends an answer. An error, or logits that aren't finite, end only the answer that they concern.
     """
     highest, best = logits.max(dim=-1)
     for row, is_finite, first, answer in zip(logits, highest.isfinite().tolist(), best.tolist(), answers, strict=True):
         if not is_finite:
             answer.fail(ModelError("The model computes logits that aren't finite for this prompt."))
             continue
-        token = answer.sampler.next_token(row, first)
-        if token in ends:
+        try:
+            _add_token(row, first, answer, ends)
+        except Exception as error:  # noqa: BLE001 - an error here concerns only this answer
+            answer.fail(error)
+
+
+def _add_token(row: torch.Tensor, best: int, answer: ScheduledRequest, ends: Collection[int]) -> None:
+    token = answer.sampler.next_token(row, best)
+    if token in ends:
+        answer.end()
+        return
+    count = answer.request.logprobs
+    answer.take(token, top_logprobs(row, token, count) if count else None)
+    if constraint := answer.sampler.constraint:
+        constraint.take(token)
+        if constraint.complete:
             answer.end()
-            continue
-        count = answer.request.logprobs
-        answer.take(token, top_logprobs(row, token, count) if count else None)
-        if constraint := answer.sampler.constraint:
-            constraint.take(token)
-            if constraint.complete:
-                answer.end()
 
 
 def top_logprobs(row: torch.Tensor, token: int, count: int) -> TokenLogprob:
