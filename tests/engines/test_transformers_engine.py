@@ -253,6 +253,7 @@ def test_json_may_be_cut_by_the_length_that_was_asked_for(opened):
         (GenerationRequest([5], 0), "at least 1 token"),
         (GenerationRequest([5], 5, json_schema={"type": "odd"}), "JSON schema can't be enforced"),
         (GenerationRequest([5], 5, json_schema={"type": "array", "uniqueItems": True}), "uniqueItems"),
+        (GenerationRequest([5], 5, json_schema={"enum": ["é" * 65_536]}), "JSON schema has 65,550 characters"),
         (GenerationRequest([5], 5, choices=("",)), "empty"),
         (GenerationRequest([5], 5, top_p=0.0), "top_p"),
         (GenerationRequest([5], 5, temperature=-1), "temperature"),

@@ -7,10 +7,12 @@ Clients that leave, read slowly, or say nothing; answers that take too long.
 
 import asyncio
 import json
+import queue
 import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 import pytest
 
@@ -352,6 +354,61 @@ def test_writing_ends_when_the_client_leaves(slow, stream):
     assert slow.idle()
     assert time.monotonic() - left < 1.0
     assert slow.figure("meditune_cancelled_total") == before + 1
+
+
+@contextmanager
+def compiling(server):
+    """Hold back the compiling of schemas: what was compiled, whether it has begun, and a way to let it go on."""
+    compiler, compiled, begun, going = server.service.engine.constraints, [], threading.Event(), threading.Event()
+    compile_plainly = compiler.compile
+
+    def compile_slowly(asked):
+        if asked.json_schema is not None:
+            compiled.append(asked)
+            begun.set()
+            assert going.wait(10)
+        return compile_plainly(asked)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compiler, "compile", compile_slowly)
+        yield compiled, begun, going
+        going.set()
+
+
+def test_others_are_answered_while_a_schema_is_compiled_once(slow):
+    with compiling(slow) as (compiled, begun, going), ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(slow.chat, response_format={"type": "json_object"})
+        assert begun.wait(10)
+        assert slow.chat().status == slow.ask("/healthz").status == 200
+        assert not asked.done()
+        going.set()
+        assert asked.result().status == 200
+        assert len(compiled) == 1
+
+
+def test_one_who_leaves_while_a_schema_is_compiled_gets_no_answer(slow, monkeypatch):
+    started: queue.Queue = queue.Queue()
+    start, before = slow.service.engine.start, slow.figure("meditune_cancelled_total")
+
+    def noted(*words):
+        started.put(start(*words))
+        return started.queue[-1]
+
+    monkeypatch.setattr(slow.service.engine, "start", noted)
+    numbers = {"type": "array", "items": {"type": "integer"}, "minItems": 900}
+    form = {"type": "json_schema", "json_schema": {"schema": numbers}}
+    with compiling(slow) as (_, begun, going):
+        with slow.raw() as line:
+            line.sendall(request("/v1/chat/completions", endless(False) | {"response_format": form}))
+            assert begun.wait(10)
+        until = time.monotonic() + 8
+        while slow.figure("meditune_cancelled_total") == before:
+            assert time.monotonic() < until
+            time.sleep(0.005)
+        going.set()
+        answer = started.get(timeout=10)
+    assert slow.idle(2)
+    assert answer.cancelled
 
 
 def test_a_reset_connection_is_a_client_that_left(slow):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import queue
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,6 +13,9 @@ from meditune.errors import EngineError, ModelError
 Finish = Literal["stop", "length", "cancelled"]
 ALTERNATIVES = 5
 """Number of most likely tokens returned for each position of a scored text"""
+MAX_SCHEMA_CHARACTERS = 65_536
+"""Maximum length of a JSON schema. Compiling a schema of this length takes a fraction of a second; the time then grows
+faster than the length."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +101,8 @@ class Engine(Protocol):
     def start(self, request: GenerationRequest, deliver: Callable[[GenerationChunk], None]) -> RunningGeneration:
         """Start a request; its chunks are delivered in order from one of the engine's threads.
 
-        Raises ModelError if the engine doesn't support the request, was closed or has failed.
+        If the request has a JSON schema, the call may take a while, so don't call it in an event loop. Raises
+        ModelError if the engine doesn't support the request, was closed or has failed.
         """
 
     def score(self, prompt: Sequence[int], texts: Sequence[Sequence[int]]) -> list[list[TokenLogprob]]:
@@ -127,6 +132,11 @@ def check_request(request: GenerationRequest, context_tokens: int) -> None:
         raise ModelError(f"An answer needs at least 1 token; max_new_tokens is {request.max_new_tokens}.")
     if request.choices and request.json_schema is not None:
         raise ModelError("A request can have choices or a JSON schema, but not both.")
+    schema = 0 if request.json_schema is None else len(json.dumps(request.json_schema, ensure_ascii=False))
+    if schema > MAX_SCHEMA_CHARACTERS:
+        raise ModelError(
+            f"The JSON schema has {schema:,} characters; an engine takes at most {MAX_SCHEMA_CHARACTERS:,}. Shorten it."
+        )
     if not 0 < request.top_p <= 1 or request.temperature < 0:
         raise ModelError(
             f"temperature must be at least 0 and top_p above 0 and at most 1; they are {request.temperature:g} and "

@@ -74,7 +74,7 @@ class OnnxEngine(BatchingEngine):
     def _join(self, answers: list[ScheduledRequest]) -> None:
         for answer in answers:
             logits, answer.state = self.model.read(answer.request.prompt, self.model.nothing)
-            answer.sampler = TokenSampler(answer.request, self.constraints.compile(answer.request))
+            answer.sampler = TokenSampler(answer.request, answer.constraint)
             self.running.append(answer)
             add_tokens(logits[-1:], [answer], self.ends)
 

@@ -271,7 +271,7 @@ class OpenvinoEngine(BatchingEngine):
                 answer.state = None
             self._pipeline = self._scorer = self._compiler = None
 
-    def _check(self, request: GenerationRequest) -> None:
+    def _compile_constraint(self, request: GenerationRequest) -> None:
         check_supported(request, self.tokenizer)
 
     def _score(self, prompt: Sequence[int], texts: Sequence[Sequence[int]]) -> list[list[TokenLogprob]]:

@@ -24,7 +24,7 @@ from meditune.engines.engine import (
     check_request,
     check_scorable,
 )
-from meditune.engines.sampling import ChoiceConstraint, ConstraintCompiler, choose
+from meditune.engines.sampling import ChoiceConstraint, ConstraintCompiler, JsonConstraint, choose
 from meditune.engines.tokenizer import Detokenizer
 from meditune.errors import EngineError
 
@@ -47,6 +47,8 @@ class ScheduledRequest:
         self._likely: list[TokenLogprob] = []
         self.cached = 0
         """Number of cached prompt tokens, or 0 once it has been reported"""
+        self.constraint: Any = None
+        """The answer's constraint (sampling.py), in engines that choose each token themselves"""
         self.sampler: Any = None
         """The answer's TokenSampler (sampling.py), in engines that choose each token themselves"""
         self.state: Any = None
@@ -132,8 +134,8 @@ class BatchingEngine:
     def start(self, request: GenerationRequest, deliver: Callable[[GenerationChunk], None]) -> RunningGeneration:
         """See engine.py."""
         check_request(request, self.context_tokens)
-        self._check(request)
         answer = ScheduledRequest(request, deliver, self.tokenizer)
+        answer.constraint = self._compile_constraint(request)
         with self._wake:
             self._refuse_closed()
             self._waiting.append(answer)
@@ -170,9 +172,12 @@ class BatchingEngine:
         """Surround all use of the model, in the thread that uses it."""
         yield
 
-    def _check(self, request: GenerationRequest) -> None:
-        """Raise ModelError if the engine doesn't support a request's constraint or log-probabilities."""
-        self.constraints.compile(request)
+    def _compile_constraint(self, request: GenerationRequest) -> JsonConstraint | ChoiceConstraint | None:
+        """Return the constraint for an answer, or None if it has none or the engine doesn't choose its tokens.
+
+        Raises ModelError if the engine doesn't support the request's constraint or log-probabilities.
+        """
+        return self.constraints.compile(request)
 
     def _chosen(self) -> list[ScheduledRequest]:
         """Remove the requests that join now from the front of `_waiting`, and return them."""

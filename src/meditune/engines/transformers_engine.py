@@ -88,7 +88,7 @@ class TransformersEngine(BatchingEngine):
     def _join(self, answers: list[ScheduledRequest]) -> None:
         for answer in answers:
             answer.cached = self.prefixes.longest(answer.request.prompt)[0]
-            answer.sampler = TokenSampler(answer.request, self.constraints.compile(answer.request))
+            answer.sampler = TokenSampler(answer.request, answer.constraint)
         logits = self.decoder.read([answer.request.prompt for answer in answers])
         self.running += answers
         add_tokens(logits, answers, self.ends)

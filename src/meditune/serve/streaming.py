@@ -10,6 +10,7 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from concurrent.futures import Future
 from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -17,7 +18,7 @@ from typing import Any, TypeVar
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from meditune.engines.engine import Finish, GenerationChunk, GenerationRequest, TokenLogprob
+from meditune.engines.engine import Finish, GenerationChunk, GenerationRequest, RunningGeneration, TokenLogprob
 from meditune.errors import EngineUnavailableError, StoreError
 from meditune.observability import LOGGER, error_location, span
 from meditune.serve.api_errors import SCOPE_KEY, ApiError, ClientDisconnected, Trace, as_api_error
@@ -186,6 +187,26 @@ def _refuse_without_engine(service: Service) -> None:
         raise failure
 
 
+async def _start(
+    service: Service, request: GenerationRequest, deliver: Callable[[GenerationChunk], None]
+) -> RunningGeneration:
+    """Start a generation. If it has a JSON schema, use another thread, because compiling the schema takes a while."""
+    if request.json_schema is None:
+        return service.engine.start(request, deliver)
+    starting = service.asks.submit(service.engine.start, request, deliver)
+    try:
+        return await asyncio.wrap_future(starting)
+    except asyncio.CancelledError:
+        # Nobody waits for the answer any more, but a thread that compiles a schema can't be interrupted.
+        starting.add_done_callback(_cancel_started)
+        raise
+
+
+def _cancel_started(starting: Future[RunningGeneration]) -> None:
+    if not starting.cancelled() and starting.exception() is None:
+        starting.result().cancel()
+
+
 async def generate_chunks(
     service: Service, request: GenerationRequest, into: GeneratedText, trace: Trace
 ) -> AsyncGenerator[GenerationChunk, None]:
@@ -205,7 +226,7 @@ async def generate_chunks(
     first = True
     with span("generate") as trace_span:
         trace_span.set_attribute("meditune.prompt_tokens", len(request.prompt))
-        running = service.engine.start(request, deliver)
+        running = await _start(service, request, deliver)
         try:
             while True:
                 chunk = await chunks.get()
