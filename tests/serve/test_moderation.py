@@ -21,6 +21,7 @@ from meditune.prompts import LIMITS_LINE
 from meditune.retrieve.citations import Citer
 from meditune.serve.chat_prompts import ChatPrompts
 from meditune.serve.http_server import ListenConfig
+from meditune.serve.moderation import ENDING
 from meditune.serve.settings import Settings
 from meditune.serve.startup import safe
 from meditune.store.api_keys import Keys
@@ -359,6 +360,21 @@ def test_a_chat_asks_for_plain_words_where_the_model_knows_a_cue_for_them(cue, l
     earlier = [Turn(role="user", text="What is gout?"), Turn(role="assistant", text="A disease.")]
     text = prompts.tokenizer.decode(prompts.chat([*earlier, Turn(role="user", text="Does it hurt?")]))
     assert text == f"Question: What is gout?\n{last} A disease.\nQuestion: Does it hurt?\n{last}"
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "form"), [(tiny.tokenizer(), PromptFormat()), (tiny.chat_tokenizer(), None)], ids=["plain", "chat"]
+)
+def test_the_note_on_limits_does_not_go_back_into_the_prompt(tokenizer, form):
+    prompts = ChatPrompts(tokenizer, form, 1000)
+
+    def chat(answer):
+        turns = [("user", "What is gout?"), ("assistant", answer), ("user", f"What does this mean:{ENDING}")]
+        return tokenizer.decode(prompts.chat([Turn(role=role, text=text) for role, text in turns]))
+
+    assert chat(f"A disease.{ENDING}") == chat("A disease.")
+    assert chat("A disease.").count(LIMITS_LINE) == 1, "what the user writes stays"
+    assert LIMITS_LINE in chat(f"A disease.{ENDING} Or none.").partition("Or none.")[0]
 
 
 def test_a_message_that_ends_in_any_of_the_cues_is_a_prompt_already():

@@ -3,7 +3,8 @@
 A prompt in the plain format consists of context, a question and a cue. So system messages become context, and earlier
 turns come before the last question in the same format. A message that already ends in one of the format's cues is used
 unchanged. In the chat format, the messages are rendered with the model's chat template, as in training (prompts.py). If
-the format has a cue for plain language, prompts of both formats contain this cue.
+the format has a cue for plain language, prompts of both formats contain this cue. The note on limits that the server
+adds to its answers isn't part of any prompt.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any
 from meditune.chat_template import ChatTemplate, TemplateError, template_of
 from meditune.config.data_options import PromptFormat
 from meditune.data.example import Turn
-from meditune.prompts import conversation_text, prompt_text
+from meditune.prompts import LIMITS_LINE, conversation_text, prompt_text
 from meditune.serve.api_errors import ApiError
 
 
@@ -33,6 +34,13 @@ class ChatPrompts:
         """Return the token ids of a chat up to the assistant's turn. Raises ApiError 400 if the turns aren't a chat."""
         if turns[-1].role != "user":
             raise ApiError(400, "The last message must be the user's.", "invalid_value", "messages")
+        # Clients send earlier answers back with the note on limits that the server added (moderation.py).
+        turns = [
+            turn.model_copy(update={"text": turn.text.removesuffix(f"\n\n{LIMITS_LINE}")})
+            if turn.role == "assistant"
+            else turn
+            for turn in turns
+        ]
         if self.templated:
             return self._by_template(turns)
         last = turns[-1].text.strip()
