@@ -488,14 +488,15 @@ def test_an_answer_that_the_engine_breaks_off_is_no_finished_one(tmp_path):
         streamed = pool.submit(server.chat, max_tokens=400, stream=True)
         body = {"model": "tiny", "prompt": "Does", "max_tokens": 400}
         text = pool.submit(server.ask, "/v1/completions", body)
-        while server.service.admission.active < 3:
+        streamed_text = pool.submit(server.ask, "/v1/completions", body | {"stream": True})
+        while server.service.admission.active < 4:
             time.sleep(0.01)
         time.sleep(0.2)
         server.service.engine.close()
         assert (whole.result().status, text.result().status) == (503, 503)
-        told = streamed.result().text
-        assert "broken_off" in told
-        assert '"finish_reason": "stop"' not in told
+        for told in (streamed.result().text, streamed_text.result().text):
+            assert "broken_off" in told
+            assert '"finish_reason": "stop"' not in told
 
 
 def test_engines_and_threads_log_json_without_messages():

@@ -243,9 +243,9 @@ async def generate_chunks(
                 into.ids += chunk.tokens
                 into.likely += chunk.likely
                 into.finish = chunk.finish or into.finish
-                yield chunk
                 if chunk.finish == "cancelled":
                     raise ApiError(503, "The server stopped the answer before its end. Ask again.", "broken_off")
+                yield chunk
                 if chunk.finish is not None:
                     return
         finally:
