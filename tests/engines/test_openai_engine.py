@@ -167,6 +167,14 @@ def test_an_end_that_is_told_is_an_end(lines, finish):
     assert (text(pieces), pieces[-1].finish) == ("yes", finish)
 
 
+def test_unicode_s_line_separators_are_a_part_of_the_answer():
+    words = "dose\u2028limits\u2029and\u0085so on"
+    line = json.dumps({"choices": [{"text": words, "finish_reason": None}]}, ensure_ascii=False)
+    with serving([f"{line}\r", said("", "stop")]) as (engine, _):
+        pieces = ask(engine, GenerationRequest(STREAMED_PROMPT, 8))
+    assert (text(pieces), pieces[-1].finish) == (words, "stop")
+
+
 @pytest.mark.parametrize("together", [True, False], ids=["one chunk", "a chunk of its own"])
 def test_the_token_that_ends_an_answer_is_no_part_of_it(together):
     """vLLM lists the end token among the tokens with log-probabilities, with or without text before it."""

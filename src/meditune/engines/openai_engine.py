@@ -161,7 +161,7 @@ class OpenAIEngine(ThreadPoolEngine[ForwardedRequest]):
             forwarded.answered_by(response)
             if response.status_code >= 400:
                 raise self._refused(response)
-            for choice in _choices(response.iter_lines()):
+            for choice in _choices(_lines(response.iter_bytes())):
                 if forwarded.cancelled:
                     yield CANCELLED
                     return
@@ -258,6 +258,16 @@ def _meant(served: list[dict[str, Any]], served_as: str | None, url: str) -> dic
     if not found:
         raise EngineError(f"{url} doesn't serve {served_as or 'a model'} ({MODEL_VARIABLE}); its models: {ids}.")
     return found[0]
+
+
+def _lines(parts: Iterator[bytes]) -> Iterator[str]:
+    """Yield the lines of a stream of bytes. A line ends with LF or CRLF; U+2028, for example, is a part of its line."""
+    rest = b""
+    for part in parts:
+        *lines, rest = (rest + part).split(b"\n")
+        for line in lines:
+            yield line.removesuffix(b"\r").decode(errors="replace")
+    yield rest.decode(errors="replace")
 
 
 def _choices(lines: Iterator[str]) -> Iterator[dict[str, Any]]:
