@@ -17,13 +17,15 @@ import sys
 from collections.abc import Sequence
 
 import pytest
+from tokenizers import Tokenizer, decoders, models
+from transformers import PreTrainedTokenizerFast
 
 from meditune.config.data_options import PromptFormat
 from meditune.engines.engine import Engine, GenerationChunk, GenerationRequest
 from meditune.engines.exported_model import weights_digest, why_outdated
 from meditune.engines.open_engine import open_engine
 from meditune.engines.scheduler import ScheduledRequest
-from meditune.engines.tokenizer import Detokenizer
+from meditune.engines.tokenizer import Detokenizer, token_bytes
 from meditune.errors import ModelError
 from meditune.files import write_json
 from meditune.prompts import save_format
@@ -136,6 +138,13 @@ def test_special_tokens_are_no_text():
     tokenizer = tiny.tokenizer()
     ids = tokenizer("yes")["input_ids"]
     assert "".join(pieces([0, *ids, 0], [0])) == "yes"
+
+
+def test_a_byte_that_the_vocabulary_names_by_its_number_is_that_byte():
+    raw = Tokenizer(models.BPE({"<unk>": 0, "<0xC3>": 1, "<0xA4>": 2, "ß": 3}, [], byte_fallback=True))
+    raw.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw)
+    assert [token_bytes(tokenizer, token) for token in (1, 2, 3)] == [b"\xc3", b"\xa4", "ß".encode()]
 
 
 def test_a_model_s_folder_opens_with_transformers(tmp_path):

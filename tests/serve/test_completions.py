@@ -56,6 +56,15 @@ def test_logprobs_are_those_of_the_tokens(client):
         assert token.logprob == max(top.logprob for top in token.top_logprobs)
 
 
+def test_the_bytes_of_the_tokens_are_those_of_the_answer(client):
+    said = client.chat.completions.create(
+        model=MODEL, messages=ASKED, logprobs=True, extra_body={"guided_choice": ["β 😀 \ufffd"]}
+    )
+    content = said.choices[0].logprobs.content
+    assert len(content) > 8, "most characters have several tokens"
+    assert b"".join(bytes(token.bytes) for token in content) == "β 😀 \ufffd".encode()
+
+
 def test_sampling_by_a_seed_is_repeated(client):
     def said(seed):
         answer = client.chat.completions.create(

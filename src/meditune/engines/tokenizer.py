@@ -135,6 +135,24 @@ class PlainTokenizer:
         return environment.from_string(re.sub(r"(\{%[-+]?\s*)endgeneration\b", r"\1endif", text))
 
 
+_PRINTABLE = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+_BYTE_OF = {chr(byte): byte for byte in _PRINTABLE} | {
+    chr(0x100 + number): byte for number, byte in enumerate(sorted(set(range(0x100)) - set(_PRINTABLE)))
+}
+"""Character in the vocabulary of a byte-level tokenizer -> the byte that it stands for (GPT-2, Radford et al. 2019)"""
+
+
+def token_bytes(tokenizer: Any, token: int) -> bytes:
+    """Return a token's text as UTF-8. If the token is a part of a character, the bytes aren't valid UTF-8."""
+    text: str = tokenizer.decode([token], skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    if text and HALF not in text:
+        return text.encode()
+    name = str(tokenizer.convert_ids_to_tokens(token))
+    if byte := re.fullmatch(r"<0x([0-9A-F]{2})>", name):
+        return bytes.fromhex(byte[1])
+    return bytes(_BYTE_OF[each] for each in name) if set(name) <= _BYTE_OF.keys() else name.encode()
+
+
 TAIL = 6
 """Number of prompt tokens that are decoded with the answer, because the answer's leading space depends on them"""
 MAX_CHARACTER_TOKENS = 4

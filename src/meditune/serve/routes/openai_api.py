@@ -18,6 +18,7 @@ from starlette.responses import Response
 
 from meditune.assistant.triage import Triage
 from meditune.engines.engine import GenerationRequest, TokenLogprob
+from meditune.engines.tokenizer import token_bytes
 from meditune.serve import moderation, schema
 from meditune.serve.api_errors import SCOPE_KEY, ApiError, Trace
 from meditune.serve.auth import Caller, allowed
@@ -387,7 +388,7 @@ def _finite(logprob: float) -> float:
 
 def _token_fields(tokenizer: Any, token: int, logprob: float) -> dict[str, Any]:
     text = _text_of(tokenizer, token)
-    return {"token": text, "logprob": _finite(logprob), "bytes": list(text.encode())}
+    return {"token": text, "logprob": _finite(logprob), "bytes": list(token_bytes(tokenizer, token))}
 
 
 @router.post("/v1/embeddings", response_model=schema.Embeddings, responses=schema.errors(404), summary="Embed texts")
