@@ -27,7 +27,7 @@ from meditune.data.reviewer_decisions import KEPT_VERDICTS, fingerprint
 from meditune.data.sources import SOURCES
 from meditune.data.splits import context_key, question_key
 from meditune.errors import DataError
-from meditune.files import is_result_of, write_jsonl
+from meditune.files import write_jsonl
 from meditune.phi.detector import mask
 from meditune.review import rating_set
 from meditune.review.annotation_results import Resolved, read_checked, resolve
@@ -347,7 +347,7 @@ def _write_set(
     rating_set.check_sharing(raters, overlap)
     rows = [[each.candidate.id, fingerprint(each.candidate.example)] for each in chosen]
     asked = made_from | {"sample": "queue", "raters": raters, "overlap": overlap, "rows": rows}
-    if is_result_of(folder, rating_set.KEY, asked):
+    if rating_set.is_set_of(folder, asked):
         return
     items: list[dict[str, Any]] = []
     key: dict[str, Any] = {}

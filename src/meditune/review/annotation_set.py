@@ -31,9 +31,9 @@ from meditune.data.splits import question_key
 from meditune.errors import DataError
 from meditune.evidence.lexical_detector import Sentence, Sources, detect
 from meditune.evidence.lexical_features import tokens
-from meditune.files import is_result_of, sha256
+from meditune.files import sha256
 from meditune.progress import track
-from meditune.review.rating_set import KEY, VALIDATE, check_sharing, read_key, row_key, shown_row, write_set
+from meditune.review.rating_set import VALIDATE, check_sharing, is_set_of, read_key, row_key, shown_row, write_set
 
 SAMPLES = ("random", "suspicious")
 STRATA = ("none", "source", "decision", "question_type")
@@ -371,7 +371,7 @@ def create(source: str, folder: Path, options: AnnotationSetOptions) -> CreatedS
     gold_sha256 = sha256(options.gold) if options.gold and options.gold.is_file() else None
     asked = asdict(options) | {"gold": gold_sha256, "overrides": list(options.overrides)}
     made_from = {"source": source, "data": found.sha256, **asked}
-    if not is_result_of(folder, KEY, made_from):
+    if not is_set_of(folder, made_from):
         suspected = None
         if options.sample == "suspicious":
             suspected = suspicion(found.rows, SIGNALS | {"quality": flagged(found.noted)})

@@ -33,7 +33,9 @@ from meditune.data.read_sources import is_restricted
 from meditune.data.reviewer_decisions import VERDICTS, Verdict, fingerprint
 from meditune.errors import DataError, MedituneError
 from meditune.evaluate.predictions import examples_of, groups_of, path_of
+from meditune.review.ratings_store import STORE, Store
 from meditune.run_folder import refuse_unfinished
+from meditune.text import counted
 
 Level = Literal["nominal", "ordinal"]
 CANNOT = "Can't judge"
@@ -157,6 +159,11 @@ class Task:
     """True if the text field initially contains the text to check, so that raters can correct it"""
     shows_sources: bool = False
 
+    @property
+    def command(self) -> str:
+        """Return the group of commands for such sets: review or annotate."""
+        return self.made_by.split()[1]
+
     def form(self, name: str) -> tuple[Axis, ...]:
         """Return the axes of a form. Raises DataError if there is no form of that name."""
         if name not in self.forms:
@@ -213,7 +220,7 @@ TASKS = {task.name: task for task in (RATE, VALIDATE)}
 Model = TypeVar("Model", bound=BaseModel)
 
 
-SET, ITEMS, KEY, STORE, TOKEN = "set.json", "items.jsonl", "key.json", "ratings.sqlite", "token.txt"
+SET, ITEMS, KEY, TOKEN = "set.json", "items.jsonl", "key.json", "token.txt"
 BLOCK = 8
 """Number of questions whose answers are shuffled together: enough to separate the answers to one question, and few
 enough that a rater finishes a block
@@ -408,8 +415,9 @@ def read_set(folder: Path, task: Task | None = None) -> RatingSet:
     items = [_validated(Item, row, f"{folder / ITEMS}, line {number}") for number, row in rows]
     found = RatingSet(settings, {item.id: item for item in items})
     if task is not None and found.task is not task:
-        verb = found.task.made_by.split()[1]
-        raise DataError(f"{folder} is a set of another kind. Use the commands of `meditune {verb}` with it.")
+        raise DataError(
+            f"{folder} is a set of another kind. Use the commands of `meditune {found.task.command}` with it."
+        )
     return found
 
 
@@ -420,6 +428,23 @@ def _validated(model: type[Model], content: Any, place: object) -> Model:
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"]))
         raise DataError(f"{place}: not valid in a rating set ({key}: {first['msg']}).") from error
+
+
+def is_set_of(folder: Path, inputs: dict[str, Any]) -> bool:
+    """Return whether `folder` contains the set made from exactly `inputs`; raise MedituneError for other content."""
+    try:
+        return files.is_result_of(folder, KEY, inputs)
+    except MedituneError as error:
+        raters = Store(folder).raters() if (folder / STORE).is_file() else {}
+        if not raters:
+            raise
+        task = read_set(folder).task
+        kind = "a rating set" if task is RATE else "an annotation set"
+        raise MedituneError(
+            f"{folder} already contains {kind} with {counted(len(Store(folder).ratings()), 'rating')} by "
+            f"{counted(len(raters), 'rater')}. Continue it with `meditune {task.command} serve {folder}`, or choose "
+            "another --output."
+        ) from error
 
 
 def write_set(
@@ -488,7 +513,7 @@ def create(
     made_from = {"run": str(run.resolve()), "questions": questions, "axes": axes, "raters": raters, "overlap": overlap}
     made_from |= {"seed": seed, "answers": digests(run)}
     chosen = random.Random(f"{seed}/review").sample(sorted(able), min(questions, len(able)))
-    if not files.is_result_of(folder, KEY, made_from):
+    if not is_set_of(folder, made_from):
         rows, key = _blinded((examples[id], {model: answers[model][id] for model in MODELS}) for id in chosen)
         write_set(folder, RATE, axes, rows, key, made_from)
     key_rows, _ = read_key(folder)

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from meditune.errors import MedituneError
-from meditune.review.rating_set import STORE
 
+STORE = "ratings.sqlite"
 RATING, ADJUDICATION = 1, 2
 BUSY_S = 20.0
 _RATER = "id, name, number, place"
