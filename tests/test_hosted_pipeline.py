@@ -262,6 +262,18 @@ def test_other_models_by_name_and_through_ask(place):
     place.evaluate("api:").refused(4, "write the API's name")
 
 
+@pytest.mark.parametrize(
+    ("text", "disagree"),
+    [("No, it doesn't.", True), ("**Maybe**: it is unclear.", True), ("Yes, it does.", False), ("No-one knows.", False)],
+)
+def test_an_answer_in_words_that_disagrees_with_the_decision_is_told(place, text, disagree):
+    place.api.answer = lambda prompt, _tuned: "Yes" if prompt.endswith("Answer:") else text
+    asked = ("ask", "api:gpt-4.1-mini", "Does it help?", "--api", f"url={place.api.url}")
+    assert ("The written answer and the decision disagree, so trust neither." in meditune(*asked).out) is disagree
+    said = json.loads(meditune(*asked, "--json").out)
+    assert (said["text"], said["decision"], said["contradictory"]) == (text, "yes", disagree)
+
+
 def test_a_job_can_be_looked_at_and_cancelled(place):
     place.api.life = ("queued", "running")
     place.api.trouble("GET /fine_tuning/jobs/ftjob-1/events", heard=True, status=401)

@@ -144,6 +144,12 @@ def decision_in(text: str) -> str | None:
     return match[1] if match else None
 
 
+def opening_decision(text: str) -> str | None:
+    """Return the word yes, no or maybe (in any letter case) with which a text begins; None if it begins otherwise."""
+    first = (text.split(maxsplit=1) or [""])[0]
+    return None if "-" in first.strip(",.;:!-–—") else decision_in(first)
+
+
 def save_format(form: PromptFormat, folder: Path) -> None:
     """Write `prompt.json` into a model's folder."""
     write_json(folder / FILE_NAME, form.model_dump())

@@ -22,7 +22,7 @@ from meditune.engines.exported_model import is_exported, read_exported_model
 from meditune.errors import DataError, ModelError
 from meditune.models.api_client import ApiError, ApiModel, Chat, find_api_model, of_chat
 from meditune.observability import span
-from meditune.prompts import Encoder, QuestionTooLongError, chat_messages, load_format
+from meditune.prompts import Encoder, QuestionTooLongError, chat_messages, load_format, opening_decision
 from meditune.text import check_utf8
 
 Chunks = Generator[GenerationChunk, None, None]
@@ -198,6 +198,11 @@ class ModelAnswer:
     """The most likely of yes, no and maybe; None if an API model answered with none of them"""
     probabilities: dict[str, float]
     """The probabilities of yes, no and maybe, which sum to 1 and aren't calibrated; empty if an API returns none"""
+
+    @property
+    def contradictory(self) -> bool:
+        """Return whether the text begins with yes, no or maybe, but `decision`, computed separately, is another one."""
+        return bool(self.decision) and opening_decision(self.text) not in (None, self.decision)
 
 
 def ask_model(

@@ -109,13 +109,15 @@ def ask(
     sources = [read_text(path) for path in source or []]
     written = ask_model(model, question, sources, max_new_tokens, api, style)
     if json:
-        print_json(asdict(written) | {"limits": LIMITS}, None)
+        print_json(asdict(written) | {"contradictory": written.contradictory, "limits": LIMITS}, None)
         return
     out = console()
     out.print(written.text or "(the model wrote nothing)", markup=False)
     shares = ", ".join(f"{label} {share:.0%}" for label, share in written.probabilities.items())
     decision = written.decision or "neither yes, no nor maybe"
     out.print(f"\nAs a yes/no question: {decision}{f' ({shares})' if shares else ''}", style="dim")
+    if written.contradictory:
+        out.print("The written answer and the decision disagree, so trust neither.", style="yellow")
     if not sources:
         out.print("The answer comes from the model's memory alone. To add a source: --source FILE.", style="yellow")
     out.print(LIMITS, style="dim")

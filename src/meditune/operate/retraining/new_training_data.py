@@ -26,7 +26,7 @@ from meditune.files import read_jsonl, sha256, write_jsonl
 from meditune.model_registry import Registry
 from meditune.operate import label_queue
 from meditune.operate.literature import abstract_questions
-from meditune.prompts import decision_in
+from meditune.prompts import opening_decision
 from meditune.retrieve.index import Index
 from meditune.store import exists, open_store
 from meditune.store.answers import Answers
@@ -116,7 +116,7 @@ def _corrections(
                 "question": row["question"],
                 "context": passages_of(index, row["facts"].get("passages") or []),
                 "answer": correction,
-                "decision": last["decision"] or _decision(correction),
+                "decision": last["decision"] or opening_decision(correction),
                 "meta": {
                     "kind": "feedback",
                     "expert": last["expert"],
@@ -124,12 +124,6 @@ def _corrections(
                     "index": row["index_content"],
                 },
             }
-
-
-def _decision(correction: str) -> str | None:
-    """Return the decision (yes, no or maybe) with which a correction begins, or None."""
-    first = (correction.split(maxsplit=1) or [""])[0]
-    return decision_in(first) if first and "-" not in first.strip(",.;:!-–—") else None
 
 
 def passages_of(index: Index | None, ids: Sequence[str]) -> list[dict[str, str]]:
