@@ -134,6 +134,17 @@ def test_only_what_passed_its_gate_is_promoted_unless_forced_with_a_reason(run: 
     assert "(forced): a recall" in meditune("registry", "show", folder, "v0002").out
 
 
+def test_a_version_can_be_named_in_short(run: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "registry"
+    with_versions(folder, run, PASSED, PASSED)
+    assert meditune("registry", "canary", folder, "v3").out == "v0003 is a canary in 10% of the conversations.\n"
+    assert meditune("registry", "promote", folder, "v2").out == "v0002 is now served.\n"
+    assert meditune("registry", "show", folder, "v2").out.startswith("v0002: served")
+    assert meditune("registry", "add", folder, run, "--parent", "v2").code == 0
+    assert Registry(folder).get("v0004").parents == ("v0002",)
+    meditune("registry", "promote", folder, "v9").refused(3, "has no version 'v0009'")
+
+
 def test_a_rollback_goes_to_the_version_before_and_stays(run: Path, tmp_path: Path) -> None:
     registry = with_versions(tmp_path / "registry", run, PASSED, passed("v0002"))
     with pytest.raises(GateError, match="was compared with v0002, but v0001 is served now"):

@@ -9,6 +9,7 @@ that it is compared with.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
@@ -175,6 +176,11 @@ def write_version(folder: Path, version: Version) -> str:
 VERSIONS = "versions"
 LOCK = ".lock"
 LOCK_S = 60.0
+
+
+def version_id(name: str) -> str:
+    """Return the id that a short form such as v2 stands for (v0002); return any other name as it is."""
+    return f"v{int(name[1:]):04}" if re.fullmatch("v[0-9]+", name) else name
 
 
 def is_registry(location: Path) -> bool:

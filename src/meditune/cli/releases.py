@@ -21,7 +21,7 @@ registry_app = Group(
 )
 
 RegistryFolder = Annotated[Path, Argument(metavar="REGISTRY", help="Folder of the registry.")]
-Id = Annotated[str, Argument(metavar="VERSION", help="A version's id, as `meditune registry list` shows it.")]
+Id = Annotated[str, Argument(metavar="VERSION", help="A version's id, such as v0002 or v2 for short.")]
 Reason = Annotated[str, Option("--reason", metavar="TEXT", help="Reason to store in the registry's history.")]
 Force = Annotated[bool, Option("--force", help="Accept a version that didn't pass its gate; needs --reason.")]
 
@@ -35,7 +35,7 @@ def show_all(registry: RegistryFolder) -> None:
 @registry_app.command(example="clinic v2")
 def show(registry: RegistryFolder, version: Id) -> None:
     """Show a version's lineage, data, gate and history, and check its files."""
-    print_lines(_details(_registry(registry), version))
+    print_lines(_details(_registry(registry), _version(version)))
 
 
 @registry_app.command(example="clinic runs/quickstart")
@@ -49,7 +49,7 @@ def add(
 ) -> None:
     """Add a finished run as a version. A missing registry is created, and its first version is promoted."""
     found = _registry(registry)
-    version = found.add(run, tuple(parent or ()), note=note)
+    version = found.add(run, tuple(map(_version, parent or ())), note=note)
     typer.echo(f"{version.id}: {(found.place(version.id)).resolve()}")
     if found.state().current is None:
         found.promote(version.id, "the first version")
@@ -59,8 +59,9 @@ def add(
 @registry_app.command(example="clinic v2")
 def promote(registry: RegistryFolder, version: Id, reason: Reason = "", force: Force = False) -> None:
     """Serve a version from now on. A version that didn't pass its gate needs --force and --reason."""
-    _registry(registry).promote(version, reason, force)
-    typer.echo(f"{version} is now served.")
+    id = _version(version)
+    _registry(registry).promote(id, reason, force)
+    typer.echo(f"{id} is now served.")
 
 
 @registry_app.command("canary", example="clinic v2 --percent 10")
@@ -78,8 +79,9 @@ def try_canary(
             "--shadow was removed. Try the version as a canary for a small share of the conversations: "
             f"meditune registry canary {registry} {version} --percent 1"
         )
-    _registry(registry).start_canary(version, percent, reason, force)
-    typer.echo(f"{version} is a canary in {percent:g}% of the conversations.")
+    id = _version(version)
+    _registry(registry).start_canary(id, percent, reason, force)
+    typer.echo(f"{id} is a canary in {percent:g}% of the conversations.")
 
 
 @registry_app.command(example='clinic --reason "slower than the served version"')
@@ -255,6 +257,12 @@ def _registry(folder: Path) -> Registry:
     from meditune.model_registry import Registry
 
     return Registry(folder)
+
+
+def _version(name: str) -> str:
+    from meditune.model_registry import version_id
+
+    return version_id(name)
 
 
 LISTED = ("accuracy", "macro_f1", "perplexity", "rougeL", "faithfulness", "general_perplexity")
