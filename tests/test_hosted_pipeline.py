@@ -264,7 +264,12 @@ def test_other_models_by_name_and_through_ask(place):
 
 @pytest.mark.parametrize(
     ("text", "disagree"),
-    [("No, it doesn't.", True), ("**Maybe**: it is unclear.", True), ("Yes, it does.", False), ("No-one knows.", False)],
+    [
+        ("No, it doesn't.", True),
+        ("**Maybe**: it is unclear.", True),
+        ("Yes, it does.", False),
+        ("No-one knows.", False),
+    ],
 )
 def test_an_answer_in_words_that_disagrees_with_the_decision_is_told(place, text, disagree):
     place.api.answer = lambda prompt, _tuned: "Yes" if prompt.endswith("Answer:") else text

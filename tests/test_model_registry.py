@@ -134,6 +134,30 @@ def test_only_what_passed_its_gate_is_promoted_unless_forced_with_a_reason(run: 
     assert "(forced): a recall" in meditune("registry", "show", folder, "v0002").out
 
 
+def test_a_run_is_compared_with_the_served_version_before_it_is_added(place: Bench, run: Path, tmp_path: Path) -> None:
+    folder, policy = tmp_path / "registry", tmp_path / "policy.yaml"
+    other = tmp_path / "other"
+    shutil.copytree(run, other)
+    added = ("registry", "add", folder, other, "--gate", policy)
+    policy.write_text("not_worse: [accuracy]", encoding="utf-8")
+    meditune(*added).refused(3, "is not a registry")
+    with_versions(folder, run)
+    passing = meditune(*added)
+    assert passing.code == 0, passing
+    assert "ok     accuracy: " in passing.out
+    assert "v0002 passed its gate. Serve it: meditune registry promote" in passing.out
+    policy.write_text("better: [accuracy]", encoding="utf-8")
+    failing = meditune(*added)
+    assert (failing.code, "FAILED accuracy" in failing.out) == (5, True)
+    assert "v0003 didn't pass its gate" in failing.err
+    meditune("registry", "promote", folder, "v0003").refused(5, "accuracy on test items does not meet 'better'")
+    assert meditune("registry", "promote", folder, "v0002").code == 0
+    assert not Registry(folder).state().history[-1].forced
+    differing = ("registry", "add", folder, finished(place, "differing", seed=18), "--gate", policy)
+    meditune(*differing).refused(3, "was measured on different items")
+    assert len(Registry(folder).state().versions) == 3
+
+
 def test_a_version_can_be_named_in_short(run: Path, tmp_path: Path) -> None:
     folder = tmp_path / "registry"
     with_versions(folder, run, PASSED, PASSED)

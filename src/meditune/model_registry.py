@@ -440,7 +440,10 @@ def _unfit(version: Version, state: State) -> str:
     if version.id in state.withdrawn:
         return "was rolled back before"
     if version.gate is None:
-        return "was never compared with the served version (meditune retrain does that)"
+        return (
+            "was never compared with the served version (`meditune retrain` and `meditune registry add --gate FILE` do "
+            "that)"
+        )
     if version.passed:
         against = version.gate["against"]
         held = f"was compared with {against}, but {state.current} is served now"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer import Argument, Option
@@ -46,12 +46,29 @@ def add(
         Texts, Option("--parent", metavar="VERSION", help="Version that the run was trained from. Repeatable.")
     ] = None,
     note: Annotated[str, Option(help="Note to store with the version.")] = "",
+    gate: Annotated[
+        Path | None,
+        Option(
+            metavar="FILE",
+            help="Gate policy (YAML) for a comparison with the served version on the same test items, so that the "
+            "version can be promoted. Exit code 5 means that it didn't pass.",
+        ),
+    ] = None,
 ) -> None:
     """Add a finished run as a version. A missing registry is created, and its first version is promoted."""
+    from meditune.operate.retraining import release_gate
+
     found = _registry(registry)
-    version = found.add(run, tuple(map(_version, parent or ())), note=note)
+    judged = _compared_with_served(found, run, gate) if gate else None
+    version = found.add(run, tuple(map(_version, parent or ())), gate=judged, note=note)
+    if judged:
+        print_lines(release_gate.lines(judged))
     typer.echo(f"{version.id}: {(found.place(version.id)).resolve()}")
-    if found.state().current is None:
+    if judged and not version.passed:
+        raise GateError(f"{version.id} didn't pass its gate, so it isn't served.")
+    if judged:
+        typer.echo(f"{version.id} passed its gate. Serve it: meditune registry promote {registry} {version.id}")
+    elif found.state().current is None:
         found.promote(version.id, "the first version")
         typer.echo(f"{version.id} is now served, as the first version.")
 
@@ -257,6 +274,18 @@ def _registry(folder: Path) -> Registry:
     from meditune.model_registry import Registry
 
     return Registry(folder)
+
+
+def _compared_with_served(registry: Registry, run: Path, gate: Path) -> dict[str, Any]:
+    """Return the result of the gate for a run: the check of the policy against the served version."""
+    from meditune.evaluate.quality_gate import load_policy
+    from meditune.operate.retraining.release_gate import judge_added
+
+    current = registry.state().current
+    if current is None:
+        raise DataError(f"{registry.folder} serves no version yet to compare {run} with. Leave out --gate.")
+    judged = judge_added(registry.place(current), run, load_policy(gate))
+    return {"against": current, **judged}
 
 
 def _version(name: str) -> str:

@@ -1,4 +1,7 @@
-"""The release gate: compares a new version with its parent, with separate policies for old and new test items."""
+"""The release gate: compares a new version with its parent, with separate policies for old and new test items.
+
+A run that the user trained is compared with the served version on the test items of both.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from meditune.evaluate.metrics import METRICS
 from meditune.evaluate.predictions import KINDS, MeasuredModel, Predictions, measured_model
 from meditune.evaluate.quality_gate import Policy, check
 
-OLD, NEW = "old", "new"
+OLD, NEW, TEST = "old", "new", "test"
 LOSS = 0.05
 GUARDRAIL_METRICS = ("accuracy", "macro_f1", "rougeL", "faithfulness", "general_choice", "safety_rate")
 BETTER = ("perplexity", "accuracy")
@@ -44,18 +47,38 @@ def judge(
         except NothingInCommonError:
             # None of these items has a decision, and none of their answers is scored.
             result = {"base": {}, "tuned": {}, "comparison": {}}
-        held = policy or usual(name, result["comparison"], result["base"])
-        checks = check(held, result["comparison"], result["tuned"])
-        deciding = [result["comparison"][metric] for metric in held.better if metric in result["comparison"]]
-        groups = min((each["groups"] for each in deciding), default=0)
-        on[name] = {
-            "items": len(first.examples),
-            "figures": {"before": result["base"], "after": result["tuned"]},
-            "comparison": result["comparison"],
-            "policy": held.model_dump(exclude_defaults=True),
-            "checks": [asdict(each) for each in checks],
-            "unjudged": unjudged(name, groups, held, policy is not None),
-        }
+        on[name] = _judged(name, len(first.examples), result, policy)
+    return _verdict(on)
+
+
+def judge_added(version: Path, run: Path, policy: Policy, resamples: int = 10_000, seed: int = 17) -> dict[str, Any]:
+    """Compare a finished run with a version, both measured on the same test items, and check the policy.
+
+    Return `passed` and `on` like `judge`, with the key "test" for all test items. Raises DataError if the test items
+    differ.
+    """
+    sides = [measured_model(str(folder)) for folder in (version, run)]
+    result = side_by_side(sides, resamples, seed)
+    return _verdict({TEST: _judged(TEST, len(sides[0].examples), result, policy)})
+
+
+def _judged(name: str, items: int, result: Mapping[str, Any], policy: Policy | None) -> dict[str, Any]:
+    """Return the entry of `on` for the items called `name`, whose comparison is `result`."""
+    held = policy or usual(name, result["comparison"], result["base"])
+    checks = check(held, result["comparison"], result["tuned"])
+    deciding = [result["comparison"][metric] for metric in held.better if metric in result["comparison"]]
+    groups = min((each["groups"] for each in deciding), default=0)
+    return {
+        "items": items,
+        "figures": {"before": result["base"], "after": result["tuned"]},
+        "comparison": result["comparison"],
+        "policy": held.model_dump(exclude_defaults=True),
+        "checks": [asdict(each) for each in checks],
+        "unjudged": unjudged(name, groups, held, policy is not None),
+    }
+
+
+def _verdict(on: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     passed = all(not judged["unjudged"] and all(each["passed"] for each in judged["checks"]) for judged in on.values())
     return {"passed": passed, "on": on}
 
