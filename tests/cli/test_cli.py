@@ -685,7 +685,7 @@ def test_it_tells_of_a_service_and_of_a_server_that_runs(store, monkeypatch):
     assert said["live"][server.address]["meditune_requests_total"] >= 2
 
 
-def test_a_mistyped_store_or_key_is_refused_and_nothing_is_written(tmp_path):
+def test_a_mistyped_store_or_key_is_refused_and_nothing_is_written(tmp_path, monkeypatch):
     nowhere, exported = tmp_path / "nowhere", tmp_path / "export.jsonl"
     exported.write_text("of an earlier export")
     commands = [("answers", "export", "-o", exported), ("answers", "delete", "--key", "deadbeef")]
@@ -698,6 +698,9 @@ def test_a_mistyped_store_or_key_is_refused_and_nothing_is_written(tmp_path):
     id = meditune("keys", "create", "Ann", "--store", nowhere).last.split("-")[1]
     meditune("answers", "delete", "--key", "deadbeef", "--store", nowhere).refused(3, "There is no key 'deadbeef'")
     assert "0 answers" in meditune("answers", "delete", "--key", id, "--store", nowhere).out
+    monkeypatch.setenv("MEDITUNE_STORE", str(nowhere))
+    empty = meditune("answers", "export", "-o", exported).out
+    assert empty == f"0 answers in {nowhere} (another store: --store DIR). Written: {exported}\n"
 
 
 def test_a_server_that_is_gone_and_a_store_that_isnt_there(tmp_path):

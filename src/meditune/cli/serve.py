@@ -411,6 +411,7 @@ def export(
 ) -> None:
     """Export stored answers and the feedback on them to a file that only you can read."""
     from meditune.files import write_jsonl
+    from meditune.store import default_place, named
 
     rows = _answers(store).exported()
     if index:
@@ -419,7 +420,9 @@ def export(
 
         opened = Index.open(index)
         rows = (row | {"context": passages_of(opened, row["facts"].get("passages") or [])} for row in rows)
-    typer.echo(f"{write_jsonl(output, rows, private=True)} answers: {output.resolve()}")
+    count = write_jsonl(output, rows, private=True)
+    other = "" if count else " (another store: --store DIR)"
+    typer.echo(f"{counted(count, 'answer')} in {named(store or default_place())}{other}. Written: {output.resolve()}")
 
 
 def _serve(
