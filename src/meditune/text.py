@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import textwrap
+from collections.abc import Mapping
 
 from meditune.errors import DataError
 
@@ -62,6 +63,11 @@ def check_utf8(question: str) -> None:
 def counted(count: int, noun: str) -> str:
     """Return a count with its noun, which gets a plural s: "1 document", "5,122 documents"."""
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
+def counted_reasons(reasons: Mapping[str, int], noun: str = "row") -> str:
+    """Return why how many rows were left out: "2 rows: no answer; 1 row: duplicate id"."""
+    return "; ".join(f"{counted(count, noun)}: {reason}" for reason, count in reasons.items())
 
 
 WIDTH = 100

@@ -150,6 +150,16 @@ def test_a_bad_row_is_named_and_the_rest_is_read(tmp_path, found, kept, reason):
     assert all(row["where"].startswith(str(path)) for row in refused)
 
 
+def test_a_count_of_rows_is_not_read_as_part_of_the_reason(tmp_path):
+    table = tmp_path / "own.csv"
+    whole = "".join(f"Does drug {number} help with pain?,Yes: it helps number {number}.,yes\n" for number in range(12))
+    table.write_text(f"question,answer,decision\n{whole}Does it help?,Yes.\n,No question.,no\n", encoding="utf-8")
+    words = ("--set", f"data.sources=[{{name: own, path: {table}}}]", "--output", tmp_path / "out")
+    done = meditune("data", "prepare", "quickstart", *words)
+    assert "; left out: 1 row: 2 fields, but the header has 3; 1 row: no question\n" in done.out, done
+    assert "- own: 1 row: 2 fields, but the header has 3\n" in (tmp_path / "out" / "data" / "README.md").read_text()
+
+
 def test_odd_but_whole_rows_are_read(tmp_path):
     path = tmp_path / "a.jsonl"
     odd = [row | {"answer": f"\x1b[31m{row['answer']}\u202e", "score": float("nan")} for row in ROWS]

@@ -250,7 +250,7 @@ def test_files_that_are_missing_or_unusable_are_told_with_the_way_to_get_them(tm
     with pytest.raises(DataError, match=r"no files of medqa in .*data/medqa.*data_clean.zip.*path: FOLDER"):
         read_suite(SuiteSpec(name="medqa"), 1, Rejects())
     path = jsonl(tmp_path / "test.jsonl", [{"question": "What?", "options": {"A": "x", "B": ""}, "answer_idx": "A"}])
-    with pytest.raises(DataError, match=r"no usable rows of medqa .*1 rows: a choice without text"):
+    with pytest.raises(DataError, match=r"no usable rows of medqa .*1 row: a choice without text"):
         read("medqa", path)
 
 

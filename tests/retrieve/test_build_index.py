@@ -387,7 +387,9 @@ def test_a_journey(tmp_path: Path) -> None:
     index = tmp_path / "index"
     done = meditune("index", "build", "-o", index, "--source", "pubmedqa", "--documents", f"clinic={docs}")
     assert done.code == 0, done
-    (said,) = [line for line in done.out.splitlines() if line.startswith("Left out of clinic: 1 contains no text (")]
+    (said,) = [
+        line for line in done.out.splitlines() if line.startswith("Left out of clinic: 1 item: contains no text (")
+    ]
     assert str(tmp_path) in said
     assert "16 passages of 9 documents: 16 new, 0 changed, 0 removed, 0 unchanged." in done.out
 
@@ -439,9 +441,9 @@ def test_a_recipes_own_questions_and_answers_are_indexed_as_training_reads_them(
     )
     done = meditune("index", "build", recipe, "-o", index)
     assert done.code == 0, done
-    assert "Left out of own/clinic: 1 duplicate row" in done.out
-    assert f"Left out of own/clinic: 1 neither answer nor decision ({table}:5)" in done.out
-    assert f"Left out of own/clinic: 1 5 fields, but the header has 4 ({table}:6)" in done.out
+    assert "Left out of own/clinic: 1 item: duplicate row" in done.out
+    assert f"Left out of own/clinic: 1 item: neither answer nor decision ({table}:5)" in done.out
+    assert f"Left out of own/clinic: 1 item: 5 fields, but the header has 4 ({table}:6)" in done.out
     assert "own/clinic is restricted" in done.out
     assert "4 passages of 3 documents: 4 new" in done.out
 

@@ -283,7 +283,10 @@ def _print_changes(manifest: Manifest, changes: Changes, index: str) -> None:
         for reason, count in reasons.items():
             some = changes.locations.get((source, reason), [])
             more = ", ..." if count > len(some) else ""
-            typer.echo(f"Left out of {source}: {count:,} {reason}" + (f" ({', '.join(some)}{more})" if some else ""))
+            typer.echo(
+                f"Left out of {source}: {counted(count, 'item')}: {reason}"
+                + (f" ({', '.join(some)}{more})" if some else "")
+            )
     for name in manifest.restricted:
         typer.echo(f"{name} is restricted: its licence forbids sharing this index or the passages in it.")
     typer.echo(

@@ -16,6 +16,7 @@ from meditune.cli.options import Group, Overrides, RecipeName, Text, Texts, appr
 from meditune.cli.tables import console, print_lines, print_table
 from meditune.errors import ModelError
 from meditune.files import write_json
+from meditune.text import counted_reasons
 
 if TYPE_CHECKING:
     from meditune.data.example import Example
@@ -235,7 +236,7 @@ def print_data(data: Prepared, folder: Path) -> None:
     out = console()
     print_synthetic(data.synthetic)
     for name, row in data.quality["sources"].items():
-        refused = ", ".join(f"{count:,} {reason}" for reason, count in row["rejected"].items()) or "nothing"
+        refused = counted_reasons(row["rejected"]) or "nothing"
         out.print(f"{name}: {row['read']:,} examples read ({row['licence']}); left out: {refused}")
     _print_audit(data.quality)
     for name, row in data.quality["splits"].items():

@@ -43,6 +43,7 @@ from meditune.data.sources import locate_source
 from meditune.data.splits import Splits, by_group, question_key
 from meditune.errors import DataError
 from meditune.files import read_json, read_text, replace_folder, write_json
+from meditune.text import counted_reasons
 
 FOLDER = "pairs"
 HELD_OUT_SHARE = 0.2
@@ -182,7 +183,7 @@ def _described(facts: dict[str, Any]) -> str:
     for name, what in (("train", "for training"), ("held_out", "held out")):
         kinds = ", ".join(f"{count:,} {kind}" for kind, count in facts[name].items())
         parts.append(f"{sum(facts[name].values()):,} {what} ({kinds})")
-    left = ", ".join(f"{count:,} {reason}" for reason, count in facts["left_out"].items()) or "none"
+    left = counted_reasons(facts["left_out"]) or "none"
     name = "Rated answers" if UP in facts["train"] else "Pairs"
     return f"{name} (experimental) from {facts['source']}: {'; '.join(parts)}; left out: {left}."
 
@@ -252,7 +253,7 @@ def _holds_ratings(columns: Collection[str], fields: Mapping[str, str], location
 
 
 def _nothing_usable(path: Path, rejects: Rejects, as_thumbs: bool) -> str:
-    left = ", ".join(f"{count:,} {reason}" for reason, count in rejects.counts().get(SOURCE, {}).items())
+    left = counted_reasons(rejects.counts().get(SOURCE, {}))
     advice = f"Provide more ratings; the two ratings in a pair must differ by at least {MARGIN:g}."
     if first := next(rejects.rows(), None):
         advice = f"The first rejected row is {first['where']}: {first['reason']}."

@@ -26,6 +26,7 @@ from meditune.errors import DataError
 from meditune.evaluate.predictions import Kind, suite_kind
 from meditune.evaluate.suites import suite_readers as readers
 from meditune.files import read_json, read_jsonl, sha256, write_json, write_jsonl
+from meditune.text import counted_reasons
 
 FOLDER = "suites"
 FACTS = "suites.json"
@@ -75,7 +76,7 @@ def read_suite(spec: SuiteSpec, seed: int, rejects: Rejects) -> tuple[list[Examp
         labeled = ((where, row, pubmedqa.LABELED) for where, row in _rows(suite, place, rejects))
         examples = readers.official_pubmedqa(pubmedqa.from_rows(labeled, rejects))
     if not examples:
-        reasons = ", ".join(f"{count} rows: {why}" for why, count in rejects.counts().get(suite.name, {}).items())
+        reasons = counted_reasons(rejects.counts().get(suite.name, {}))
         raise DataError(
             f"evaluate.suites: no usable rows of {suite.name} in {place}{f' ({reasons})' if reasons else ''}. "
             f"{suite.how}."
