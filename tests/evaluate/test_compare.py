@@ -81,6 +81,14 @@ def test_the_effect_is_cohens_d_of_paired_differences():
     assert row["effect"] == pytest.approx(gaps.mean() / gaps.std(), rel=0.05)
 
 
+@pytest.mark.parametrize("count", [1, 40])
+def test_a_spread_of_rounding_errors_gives_no_effect(count):
+    """Items that all changed by the same amount, or a single one, say nothing about how much items vary."""
+    before = np.linspace(0.1, 0.7, count)
+    row = compare(pairs(before), pairs(before + 0.3), 500, 1)["preference_margin"]
+    assert (row["delta"], row["effect"]) == (pytest.approx(0.3), None)
+
+
 def test_items_of_one_group_are_drawn_together():
     """Forty copies of ten items say no more than the ten."""
     source = np.random.default_rng(5)

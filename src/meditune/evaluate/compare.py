@@ -24,6 +24,8 @@ PERPLEXITIES: dict[str, Kind] = {
     "technical_perplexity": "technical",
 }
 """Metrics that are comparable only with the same tokenizer, and the predictions they are computed from"""
+ROUNDING = 1e-9
+"""A spread of this size relative to the difference can be rounding error alone, from which no effect follows"""
 
 
 def compare(
@@ -182,7 +184,7 @@ def _compared(metric: Metric, sides: Sequence[_Side], resamples: int, seed: int)
         "p": 1.0 if few else stats.bootstrap_p(deltas),
         "better": None if few else stats.better(low, high, metric.direction),
         "test": "paired bootstrap",
-        "effect": delta / spread if spread > 0 else None,
+        "effect": delta / spread if spread > ROUNDING * max(1.0, abs(delta)) and count > 1 else None,
         "base_ci95": stats.percentile_interval(base.drawn),
         "tuned_ci95": stats.percentile_interval(tuned.drawn),
         "items": items,
