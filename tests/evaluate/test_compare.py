@@ -112,6 +112,14 @@ def test_a_handful_of_groups_shows_nothing(groups, shown):
     assert bool(caveats({"preference_margin": row})) is (shown is None)
 
 
+def test_metrics_of_too_few_groups_are_named_unless_all_are():
+    few, enough = {"groups": 5}, {"groups": 6}
+    (every,) = caveats({"accuracy": few, "macro_f1": few})
+    (some,) = caveats({"accuracy": few, "macro_f1": enough})
+    assert every == "No change can be significant with fewer than 6 groups of items. This concerns all 2 metrics."
+    assert some == "No change can be significant with fewer than 6 groups of items. Metrics: Accuracy."
+
+
 def test_a_share_over_groups_has_no_exact_test():
     base, tuned = decided(*[False] * 30, *[True] * 10), decided(*[True] * 30, *[True] * 10)
     alone = compare(base, tuned, 200, 1)["accuracy"]

@@ -250,10 +250,11 @@ def caveats(comparison: Mapping[str, Mapping[str, Any]]) -> list[str]:
     few = [METRICS[name].title for name, row in comparison.items() if row["groups"] < stats.MIN_GROUPS]
     ungraded = [METRICS[name].title for name, row in comparison.items() if row.get("references", row) is None]
     found = []
+    everything = len(few) == len(comparison) > 1
     if few:
         found.append(
             f"No change can be significant with fewer than {stats.MIN_GROUPS} groups of items. "
-            f"Metrics: {', '.join(few)}."
+            + (f"This concerns all {len(few)} metrics." if everything else f"Metrics: {', '.join(few)}.")
         )
     retokenized = [METRICS[name].title for name, row in comparison.items() if row.get("other_tokens")]
     if retokenized:
