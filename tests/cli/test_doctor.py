@@ -16,6 +16,7 @@ from meditune.cli.doctor import Finding, examine, render
 from meditune.models.catalogue import CATALOGUE
 from meditune.train.resource_plan import Target
 from tests import layouts
+from tests.commands import meditune
 
 
 @pytest.fixture(autouse=True)
@@ -186,6 +187,15 @@ def test_advice_stands_below_its_finding() -> None:
         "",
         "`make run` can't work yet because of: Longer, Third.",
     ]
+
+
+def test_data_that_no_recipe_needs_yet_are_no_fault_and_explained_only_on_demand() -> None:
+    assert findings()["Data: mimic"].verdict == "-"
+    shown, explained = meditune("doctor").out, meditune("doctor", "--data").out
+    assert "-     Data: mimic " in shown
+    assert "physionet.org" not in shown
+    assert "meditune doctor --data" in shown
+    assert "physionet.org" in explained
 
 
 @pytest.fixture

@@ -28,7 +28,7 @@ from meditune.files import cache_folder
 from meditune.hardware import cores, gpu, memory_gb
 from meditune.models.catalogue import CATALOGUE
 
-Verdict = Literal["ok", "warn", "bad"]
+Verdict = Literal["ok", "-", "warn", "bad"]
 
 NETWORK_SECONDS = 2.0
 OFFLINE_SWITCHES = ("MEDITUNE_OFFLINE", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
@@ -42,7 +42,7 @@ class Finding:
 
     name: str
     value: str
-    verdict: Verdict = "ok"  # `bad`: the quickstart can't run
+    verdict: Verdict = "ok"  # `bad`: the quickstart can't run; `-`: optional data that aren't here
     advice: str = ""  # What to do, or what the value means; often empty
 
 
@@ -55,15 +55,20 @@ def examine() -> list[Finding]:
     return [*_hardware(), *_disk(), *_packages(), switches, registry, hub, *_data(), *models]
 
 
-def render(findings: list[Finding]) -> str:
-    """Return a report: a line for each finding, with its advice below it, and finally what prevents a run."""
+def render(findings: list[Finding], data: bool = False) -> str:
+    """Return a report: a line for each finding, with its advice below it, and finally what prevents a run.
+
+    The advice how to get optional data is included only if `data` is true.
+    """
     width = max(len(finding.name) for finding in findings)
     lines = []
     for finding in findings:
         lines.append(f"{finding.verdict:<4}  {finding.name:<{width}}  {finding.value}")
-        if finding.advice:
+        if finding.advice and (data or finding.verdict != "-"):
             lines.append(f"{'':4}  {'':{width}}  {finding.advice}")
     stops = [finding.name for finding in findings if finding.verdict == "bad"]
+    if not data and any(finding.verdict == "-" for finding in findings):
+        lines += ["", "-: optional data, needed only if a recipe names them. How to get them: meditune doctor --data"]
     lines += [
         "",
         f"`make run` can't work yet because of: {', '.join(stops)}." if stops else "`make run` can work here.",
@@ -195,13 +200,13 @@ def _data() -> Iterator[Finding]:
 def _missing(source: Source) -> Finding:
     name, place = f"Data: {source.name}", cache_folder("data") / source.name
     if source.how:
-        return Finding(name, "not here", advice=f"{source.how}. Put the files into {place}.")
+        return Finding(name, "not here", "-", f"{source.how}. Put the files into {place}.")
     if not data_is_offline():
         origin = urlsplit(source.download[-1].url).hostname
-        return Finding(name, "not here", advice=f"Downloaded from {origin} when a recipe needs it.")
+        return Finding(name, "not here", "-", f"Downloaded from {origin} when a recipe needs it.")
     sample = " The quickstart falls back to a small synthetic sample." if source.name == "pubmedqa" else ""
     advice = f"Put a copy of {source.homepage} into {place}.{sample}"
-    return Finding(name, "not here, and downloads are disabled", "warn" if sample else "ok", advice)
+    return Finding(name, "not here, and downloads are disabled", "warn" if sample else "-", advice)
 
 
 def _models(registry: Finding) -> Iterator[Finding]:

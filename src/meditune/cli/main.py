@@ -329,12 +329,14 @@ cli_app.command("status")(operate.service_status)
 
 @cli_app.command()
 @documented("doctor", "how-to/train-and-evaluate.md#offline")
-def doctor() -> None:
+def doctor(
+    data: Annotated[bool, Option("--data", help="Also say how to get the data sets that aren't here.")] = False,
+) -> None:
     """Check the machine, installation, network, data and models."""
     from meditune.cli.doctor import examine, render
 
     findings = examine()
-    typer.echo(render(findings))
+    typer.echo(render(findings, data))
     if any(finding.verdict == "bad" for finding in findings):
         raise typer.Exit(1)
 
