@@ -155,7 +155,9 @@ class Recipe(Spec):
 
     name: str = Field(min_length=1, description="Name of the run in the report.")
     description: str = Field("", description="Purpose of the recipe in one sentence.")
-    seed: int = Field(17, ge=0, description="Random seed for shuffling, subsets and initial adapter weights.")
+    seed: int = Field(17, ge=0)
+    """Random seed for shuffling, subsets and initial adapter weights. It also selects the dev items, the test items of
+    sources without an official test set (such as your own files), and the answers to score (evaluate.answers)."""
     model: ModelSpec = Field(default_factory=ModelSpec, description="Base model and adapter.")
     data: DataSpec = Field(default_factory=DataSpec, description="Training and test data.")
     prompt: PromptFormat = Field(default_factory=PromptFormat, description="Prompt wording and token budget.")
