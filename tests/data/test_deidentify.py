@@ -62,6 +62,9 @@ def test_found_counted_and_said_loudly_but_left(tmp_path, capsys):
     said = capsys.readouterr().err
     assert "WARNING: own: 1 of 40 examples contain identifiers of people (3 name, 1 mrn, 1 date)" in said
     assert "--set data.phi.action=mask" in said
+    command = re.search(r"To see where they are: meditune (data phi .+)", said)[1].split()
+    assert command == ["data", "phi", str(tmp_path / "own.jsonl"), "--show", "20"]
+    assert "1 of 40 rows" in meditune(*command).out
     assert not any(secret in said for secret in SECRETS)
     assert "Zelazny" in row_3(tmp_path)["answer"]
 
@@ -252,6 +255,21 @@ def test_a_recipes_data(tmp_path, monkeypatch):
     layouts.pubmedqa(tmp_path / "pubmedqa", items)
     done = meditune("data", "phi", "quickstart")
     assert "pubmedqa: 5 of 5 rows" in done.out
+    assert hidden(done.out + done.err)
+
+
+def test_a_recipe_file_and_the_places_in_its_rows(table, tmp_path):
+    recipe = tmp_path / "mine.yaml"
+    source = f"{{name: own, path: {table}, fields: {{question: note, answer: note}}}}"
+    recipe.write_text(f"name: mine\ndata:\n  sources: [{source}]\n  phi: {{action: mask}}\n", encoding="utf-8")
+    done = meditune("data", "phi", recipe, "--show", 2)
+    assert done.code == 0, done
+    places = [line for line in done.out.splitlines() if line.startswith("  own:")]
+    assert [" ".join(line.split()[:3]) for line in places] == [
+        "own:notes-1 question (name):",
+        "own:notes-1 question (mrn):",
+    ]
+    assert places[1].endswith("Ms. [NAME] (MRN: [ID]) was seen on [DATE] by Dr. [NAME].")
     assert hidden(done.out + done.err)
 
 

@@ -7,6 +7,7 @@ identifiers in other fields.
 from __future__ import annotations
 
 import re
+import shlex
 import sys
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -106,7 +107,8 @@ class Findings:
 
     def __init__(self, spec: PhiSpec) -> None:
         self._spec = spec
-        self._rows: list[dict[str, Any]] = []
+        self.rows: list[dict[str, Any]] = []
+        """Example, field, kind and position of each identifier"""
         self.sources: dict[str, IdentifierCounts] = {}
         self.left_in: set[str] = set()
         """Ids of examples whose identifiers were left in the text"""
@@ -116,7 +118,7 @@ class Findings:
         self.sources.setdefault(example.source, IdentifierCounts()).add([span for _, span in spans])
         if spans and self._spec.action == "report":
             self.left_in.add(example.id)
-        self._rows += [
+        self.rows += [
             {"id": example.id, "field": field, "kind": span.kind, "start": span.start, "end": span.end}
             for field, span in spans
         ]
@@ -128,7 +130,7 @@ class Findings:
 
     def forget_places(self) -> None:
         """Discard everything but the counts."""
-        self._rows, self.left_in = [], set()
+        self.rows, self.left_in = [], set()
 
     def facts(self) -> dict[str, Any]:
         """Return the entry of `quality.json`: action, engine, and counts of examples and kinds per source."""
@@ -146,7 +148,7 @@ class Findings:
     def write(self, folder: Path) -> None:
         """Write each span's example, field, kind and original position to FILE, unless the action is off."""
         if self._spec.action != "off":
-            write_jsonl(folder / FILE, self._rows)
+            write_jsonl(folder / FILE, self.rows)
 
     def sentence(self, source: str) -> str:
         """Return a sentence on the findings in a source; empty if there are none."""
@@ -157,21 +159,26 @@ class Findings:
         return f"{counts.with_identifiers:,} of {counts.examples:,} examples contain identifiers of people ({kinds})"
 
 
-def deidentify(examples: Sequence[Example], spec: PhiSpec, findings: Findings, warn: bool = True) -> list[Example]:
+def deidentify(
+    examples: Sequence[Example], spec: PhiSpec, findings: Findings, warn: bool = True, path: str | Path = ""
+) -> list[Example]:
     """Return one source's examples with identifiers treated according to `spec`; the spans are added to `findings`.
 
-    Raises DataError or prints a warning in the same cases as `refuse_left_identifiers`.
+    `path` is the source's file, which messages name. Raises DataError or prints a warning in the same cases as
+    `refuse_left_identifiers`.
     """
     if spec.action == "off" or not examples:
         return list(examples)
     source = examples[0].source
     label = f"Searching {source} for identifiers"
     result = deidentified(track(examples, label, unit="examples"), spec, findings)
-    refuse_left_identifiers(source, spec, findings, warn)
+    refuse_left_identifiers(source, spec, findings, warn, path)
     return result
 
 
-def refuse_left_identifiers(source: str, spec: PhiSpec, findings: Findings, warn: bool = True) -> None:
+def refuse_left_identifiers(
+    source: str, spec: PhiSpec, findings: Findings, warn: bool = True, path: str | Path = ""
+) -> None:
     """Raise DataError if identifiers were found in a source and the action is refuse.
 
     With `warn`, print a warning if identifiers were left in a source that is restricted or is the user's own.
@@ -179,16 +186,25 @@ def refuse_left_identifiers(source: str, spec: PhiSpec, findings: Findings, warn
     finding = findings.sentence(source)
     if finding and spec.action == "refuse":
         raise DataError(
-            f"data.sources: {source}: {finding}, and data.phi.action is refuse. Inspect them with `meditune data phi`, "
-            "or mask them: --set data.phi.action=mask."
+            f"data.sources: {source}: {finding}, and data.phi.action is refuse. To see where they are: "
+            f"{search_command(path, spec)}. To mask them: --set data.phi.action=mask."
         )
     published = source in SOURCES and not SOURCES[source].restricted
     if warn and finding and spec.action == "report" and not published:
         print(
             f"\nWARNING: {source}: {finding}. THEY ARE LEFT IN THE TEXT (data.phi.action: report), and a model can "
-            "memorize them. To mask them: --set data.phi.action=mask. To see where they are: meditune data phi.\n",
+            "memorize them. To mask them: --set data.phi.action=mask. To see where they are: "
+            f"{search_command(path, spec)}\n",
             file=sys.stderr,
         )
+
+
+def search_command(path: str | Path, spec: PhiSpec) -> str:
+    """Return the command that shows where the identifiers in a file are; without a file, the command for a recipe."""
+    where = str(path) if path and Path(path).is_file() else "RECIPE"
+    options = [word for kind in spec.kinds for word in ("--kind", kind)]
+    options += ["--engine", spec.engine] if spec.engine != "rules" else []
+    return shlex.join(["meditune", "data", "phi", where, "--show", "20", *options])
 
 
 def deidentified(examples: Iterable[Example], spec: PhiSpec, findings: Findings) -> list[Example]:
@@ -208,15 +224,8 @@ def cleaner(spec: PhiSpec) -> Callable[[str], str]:
 
 
 def _treated(example: Example, spec: PhiSpec, find: Engine, findings: Findings) -> Example:
-    of_user = example.source not in SOURCES
-    parts: dict[str, Any] = {
-        "question": example.question,
-        "context": [passage.text for passage in example.context],
-        "answer": example.answer,
-        "turns": [turn.text for turn in example.turns or ()],
-        "meta": {key: value for key, value in example.meta.items() if of_user or key in _META},
-    }
-    fields = dict(leaf for name, value in parts.items() for leaf in leaves(value, (name,)))
+    parts = _parts(example)
+    fields = searched_texts(example)
     headed = [path for path in fields if path[0] == "meta" and path[1] not in _META]
     by_path = found_at(fields, find, spec.kinds, headed)
     findings.add(example, [(".".join(path), span) for path, spans in by_path.items() for span in spans])
@@ -233,6 +242,22 @@ def _treated(example: Example, spec: PhiSpec, find: Engine, findings: Findings) 
         update[name] = tuple(each.model_copy(update={"text": text}) for each, text in places)
     update["turns"] = update["turns"] if example.turns is not None else None
     return example.model_copy(update=update | {"meta": example.meta | update["meta"]})
+
+
+def _parts(example: Example) -> dict[str, Any]:
+    of_user = example.source not in SOURCES
+    return {
+        "question": example.question,
+        "context": [passage.text for passage in example.context],
+        "answer": example.answer,
+        "turns": [turn.text for turn in example.turns or ()],
+        "meta": {key: value for key, value in example.meta.items() if of_user or key in _META},
+    }
+
+
+def searched_texts(example: Example) -> dict[TextPath, str]:
+    """Return path -> text for each text of an example that is searched for identifiers."""
+    return dict(leaf for name, value in _parts(example).items() for leaf in leaves(value, (name,)))
 
 
 def leaves(value: Any, path: TextPath) -> Iterator[tuple[TextPath, str]]:

@@ -6,7 +6,7 @@ import csv
 import json
 import re
 import sys
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
@@ -15,8 +15,16 @@ from typing import Any, TextIO
 
 from meditune.config.data_options import KINDS, Kind, PhiSpec
 from meditune.config.load_recipe import load_recipe
-from meditune.data.deidentify import Findings, IdentifierCounts, deidentify, found_at, leaves, with_leaves
-from meditune.data.example import SURROGATES, plain_text
+from meditune.data.deidentify import (
+    Findings,
+    IdentifierCounts,
+    deidentify,
+    found_at,
+    leaves,
+    searched_texts,
+    with_leaves,
+)
+from meditune.data.example import SURROGATES, Example, plain_text
 from meditune.data.read_sources import check_sources, read_source
 from meditune.data.readers import tables
 from meditune.data.readers.tables import Rejects
@@ -26,10 +34,12 @@ from meditune.phi.detector import ENGINES, Engine, engine, masked
 from meditune.phi.spans import Span
 from meditune.phi.surrogates import Surrogates, surrogate_secret
 from meditune.progress import track
+from meditune.text import counted
 
 ACTIONS = ("mask", "surrogate")
 WRITABLE = (".jsonl", ".csv", ".tsv")
 _TEXT = (".txt", ".text", ".md", "")
+_RECIPES = (".yaml", ".yml")
 _AROUND = 48
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _SEARCHING = "Searching for identifiers"
@@ -70,12 +80,12 @@ def scan(
         raise DataError(f"--action {action}: the action must be {' or '.join(ACTIONS)}, and it needs --output OUT.")
     if output is not None and output.exists():
         raise DataError(f"--output {output}: the file already exists and won't be overwritten. Choose another name.")
-    if not file.is_file() and file.suffix not in {*tables.FORMATS, ".txt"}:
+    if file.suffix.lower() in _RECIPES or (not file.is_file() and file.suffix not in {*tables.FORMATS, ".txt"}):
         if output or group:
             raise DataError(
                 "--output and --patient-column need a file. To mask the data of a recipe: --set data.phi.action=mask."
             )
-        return _scan_recipe(what, overrides, chosen, finder)
+        return _scan_recipe(what, overrides, chosen, finder, show)
     is_text = file.suffix.lower() in _TEXT
     if output is not None and not is_text and output.suffix.lower() not in WRITABLE:
         raise DataError(f"--output {output}: the file name must end in one of {', '.join(WRITABLE)}.")
@@ -87,7 +97,8 @@ def scan(
         with replace_file(output) as stream:
             _write(rows, stream, "" if is_text else output.suffix.lower())
     if len(rejects):
-        print(f"{file}: {len(rejects):,} rows couldn't be read and were left out.", file=sys.stderr)
+        were = "was" if len(rejects) == 1 else "were"
+        print(f"{file}: {counted(len(rejects), 'row')} couldn't be read and {were} left out.", file=sys.stderr)
     return [result]
 
 
@@ -108,7 +119,7 @@ def scan_lines(scans: Sequence[Scan]) -> Iterator[str]:
     )
 
 
-def _scan_recipe(name: str, overrides: Sequence[str], kinds: list[Kind], finder: str | None) -> list[Scan]:
+def _scan_recipe(name: str, overrides: Sequence[str], kinds: list[Kind], finder: str | None, show: int) -> list[Scan]:
     recipe = load_recipe(name, list(overrides)).recipe
     used = "presidio" if finder == "presidio" else recipe.data.phi.engine
     spec = PhiSpec(action="report", kinds=kinds or recipe.data.phi.kinds, engine=used)
@@ -116,9 +127,24 @@ def _scan_recipe(name: str, overrides: Sequence[str], kinds: list[Kind], finder:
     results = []
     for source in recipe.data.sources:
         findings = Findings(spec)
-        deidentify(read_source(source, recipe.seed, Rejects()), spec, findings, warn=False)
-        results += [Scan(found, counts) for found, counts in findings.sources.items()]
+        examples = deidentify(read_source(source, recipe.seed, Rejects()), spec, findings, warn=False)
+        places = _places(examples, findings, show)
+        results += [Scan(found, counts, places) for found, counts in findings.sources.items()]
+        show -= len(places)
     return results
+
+
+def _places(examples: Sequence[Example], findings: Findings, most: int) -> list[str]:
+    """Return a line, as from `_shown`, for each of the first `most` identifiers in the examples of one source."""
+    spans: dict[tuple[str, str], list[Span]] = defaultdict(list)
+    for row in findings.rows if most > 0 else ():
+        spans[row["id"], row["field"]].append(Span(row["start"], row["end"], row["kind"]))
+    lines: list[str] = []
+    for example in examples if spans else ():
+        for path, text in searched_texts(example).items():
+            field = ".".join(path)
+            lines += _shown(f"{example.id} {field}", text, spans.get((example.id, field), ()), most - len(lines))
+    return lines
 
 
 def _changed_rows(

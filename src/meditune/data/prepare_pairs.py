@@ -127,7 +127,7 @@ def _built(recipe: Recipe, splits: Splits, rejects: Rejects) -> tuple[list[Pair]
 
 
 def _read(path: Path, recipe: Recipe, splits: Splits, rejects: Rejects, phi: Findings) -> tuple[list[Pair], list[Pair]]:
-    pairs = _without_identifiers(read_given_pairs(path, recipe, rejects), recipe.data.phi, phi)
+    pairs = _without_identifiers(read_given_pairs(path, recipe, rejects), recipe.data.phi, phi, path)
     measured = [*splits.dev, *splits.test]
     questions = {question_key(example.user_text) for example in measured}
     others = [pair for pair in pairs if question_key(pair.example().user_text) not in questions]
@@ -158,13 +158,13 @@ def _read(path: Path, recipe: Recipe, splits: Splits, rejects: Rejects, phi: Fin
     return parts
 
 
-def _without_identifiers(pairs: Sequence[Pair], spec: PhiSpec, findings: Findings) -> list[Pair]:
+def _without_identifiers(pairs: Sequence[Pair], spec: PhiSpec, findings: Findings, path: Path) -> list[Pair]:
     """Return the pairs with identifiers treated according to `spec`. Raises DataError if `refuse` finds any."""
     examples = [
         pair.example().model_copy(update={"source": SOURCE, "answer": pair.chosen, "meta": {"rejected": pair.rejected}})
         for pair in pairs
     ]
-    treated = deidentify(examples, spec, findings)
+    treated = deidentify(examples, spec, findings, path=path)
     changes: list[dict[str, Any]] = [
         {name: getattr(each, name) for name in ("question", "context", "turns")}
         | {"chosen": each.answer, "rejected": each.meta["rejected"]}

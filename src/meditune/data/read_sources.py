@@ -202,7 +202,8 @@ def read_sources(
     read: dict[str, dict[str, Any]] = {}
     for source in spec.sources:
         changes: Counter[str] = Counter()
-        examples = deidentify(read_source(source, seed, rejects, changes), spec.phi, phi)
+        path = locate_own(source.path or "", source.citation) if source.is_own else ""
+        examples = deidentify(read_source(source, seed, rejects, changes), spec.phi, phi, path=path)
         by_source.setdefault(source.name, []).extend(examples)
         licence = source.licence or (SOURCES[source.name].licence if source.name in SOURCES else YOURS)
         before = Counter({name: read.get(source.name, {}).get(name, 0) for name in CHANGES})

@@ -161,7 +161,7 @@ def stream_folder(recipe: Recipe, folder: Path, name: Engine = "local", workers:
         found = marked(read_own(source, rejects, changes), source)
         _check_rows(iter(lambda: list(islice(found, BATCH)), []), spec, mapped, audit, spool, phi)
         print_changes(source.name, changes)
-        refuse_left_identifiers(user_files.SOURCE, spec.phi, phi)
+        refuse_left_identifiers(user_files.SOURCE, spec.phi, phi, path=locate_own(source.path, source.citation))
         if phi.sentence(user_files.SOURCE) and spec.phi.action == "report":
             audit.hidden = None
         left = _without_duplicates(audit, spool, mapped, partial_folder)

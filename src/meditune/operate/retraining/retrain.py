@@ -372,7 +372,7 @@ def _check_rows(new_data: NewTrainingData, recipe: Recipe) -> tuple[list[Example
     spec = recipe.data
     rejects, phi = Rejects(cleaner(spec.phi)), Findings(spec.phi)
     by_kind = {
-        kind: list(deidentify(list(read(path, rejects)), spec.phi, phi)) for kind, path in new_data.files.items()
+        kind: deidentify(list(read(path, rejects)), spec.phi, phi, path=path) for kind, path in new_data.files.items()
     }
     audit = Audit(spec.quality, (), hidden=phi.left_in)
     audit.rows(by_kind)
