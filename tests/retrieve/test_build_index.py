@@ -471,6 +471,31 @@ def test_identifiers_that_a_recipe_masks_are_masked_in_the_index(tmp_path: Path)
 
 
 @pytest.mark.usefixtures("embedding")
+def test_identifiers_that_stay_in_the_index_are_counted_in_a_warning(tmp_path: Path) -> None:
+    table, recipe, index = tmp_path / "qa.csv", tmp_path / "mine.yaml", tmp_path / "index"
+    secret = "Ms. Iwona Zelazny (MRN: 4471123) was seen on 3/14/2012."
+    table.write_text(f"question,answer,nurse_name\nWho?,{secret},Okonkwo\nWhy?,Because of gout.,Okonkwo\n")
+    docs = corpus.folder(tmp_path / "docs", {"note.txt": secret, "gout.txt": "Gout hurts.", "page.html": secret})
+    recipe.write_text(f"name: m\ndata:\n  sources: [{{name: own, path: {table}}}]\n", encoding="utf-8")
+    counts = "1 of 2 documents contain identifiers of people (1 name, 1 mrn, 1 date). THEY ARE IN THE INDEX"
+
+    done = meditune("index", "build", recipe, "-o", index)
+    assert f"WARNING: own: {counts}" in done.err, done
+    assert f"To see where they are: meditune data phi {table} --show 20" in done.err
+    assert "set data.phi.action: mask in the recipe" in done.err
+    done = meditune("index", "update", index, "--documents", f"clinic={table}", "--documents", docs)
+    assert f"WARNING: clinic: {counts}" in done.err, done
+    assert f"index a masked copy: meditune data phi {table} --output qa-masked.csv" in done.err
+    assert "WARNING: documents: 2 of 3 documents" in done.err
+    assert f"They are in {docs / 'note.txt'}, {docs / 'page.html'}." in done.err
+    assert f"meditune data phi {docs / 'note.txt'} --show 20" in done.err
+    assert not any(word in done.err for word in ("Zelazny", "4471123", "Okonkwo"))
+
+    recipe.write_text(f"name: m\ndata:\n  sources: [{{name: own, path: {table}}}]\n  phi: {{action: off}}\n")
+    assert "WARNING" not in meditune("index", "build", recipe, "-o", index, "--replace").err
+
+
+@pytest.mark.usefixtures("embedding")
 def test_a_file_of_rows_is_a_collection_of_documents(tmp_path: Path) -> None:
     table, index = tmp_path / "qa.jsonl", tmp_path / "index"
     table.write_text('{"id": "Q7", "question": "What removes head lice?", "answer": "A fine comb.", "year": 2019}\n')

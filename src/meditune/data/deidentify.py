@@ -101,6 +101,13 @@ class IdentifierCounts:
         self.kinds.update(other.kinds)
         self.examples_by_kind.update(other.examples_by_kind)
 
+    def sentence(self, noun: str) -> str:
+        """Return a sentence on the counts, without a full stop; empty if there are no identifiers."""
+        if not self.with_identifiers:
+            return ""
+        kinds = ", ".join(f"{count:,} {kind}" for kind, count in self.kinds.most_common())
+        return f"{self.with_identifiers:,} of {self.examples:,} {noun} contain identifiers of people ({kinds})"
+
 
 class Findings:
     """Counts and positions of the identifiers found in each source, without their text."""
@@ -152,11 +159,7 @@ class Findings:
 
     def sentence(self, source: str) -> str:
         """Return a sentence on the findings in a source; empty if there are none."""
-        counts = self.sources.get(source, IdentifierCounts())
-        if not counts.with_identifiers:
-            return ""
-        kinds = ", ".join(f"{count:,} {kind}" for kind, count in counts.kinds.most_common())
-        return f"{counts.with_identifiers:,} of {counts.examples:,} examples contain identifiers of people ({kinds})"
+        return self.sources.get(source, IdentifierCounts()).sentence("examples")
 
 
 def deidentify(
@@ -205,6 +208,21 @@ def search_command(path: str | Path, spec: PhiSpec) -> str:
     options = [word for kind in spec.kinds for word in ("--kind", kind)]
     options += ["--engine", spec.engine] if spec.engine != "rules" else []
     return shlex.join(["meditune", "data", "phi", where, "--show", "20", *options])
+
+
+def masking_command(path: Path) -> str:
+    """Return the command that writes a masked copy of a file."""
+    suffix = ".jsonl" if path.suffix.lower() in {".json", ".parquet"} else path.suffix
+    return shlex.join(["meditune", "data", "phi", str(path), "--output", f"{path.stem}-masked{suffix}"])
+
+
+def indexed_identifiers(example: Example, spec: PhiSpec) -> list[Span]:
+    """Return the identifiers in the texts of an example that an index contains; the other columns help to find them."""
+    findings = Findings(spec)
+    deidentified([example], spec, findings)
+    return [
+        Span(row["start"], row["end"], row["kind"]) for row in findings.rows if row["field"].split(".")[0] != "meta"
+    ]
 
 
 def deidentified(examples: Iterable[Example], spec: PhiSpec, findings: Findings) -> list[Example]:

@@ -38,7 +38,7 @@ from meditune.text import counted
 
 ACTIONS = ("mask", "surrogate")
 WRITABLE = (".jsonl", ".csv", ".tsv")
-_TEXT = (".txt", ".text", ".md", "")
+_TEXT = (".txt", ".text", ".md", ".markdown", "")
 _RECIPES = (".yaml", ".yml")
 _AROUND = 48
 _SURROGATE = re.compile("[\ud800-\udfff]")

@@ -180,6 +180,7 @@ def _fill(
             changes.unchanged += len(batch) - len(fresh)
             changes.removed += len(dropped)
             progress.advance(len(batch))
+    reading.warn_of_identifiers()
     complete_sources = {each.source for each in reading.collections if not each.adds_only} | set(remove)
 
     def vanished(passage: str) -> bool:

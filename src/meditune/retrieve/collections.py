@@ -10,6 +10,7 @@ import json
 import os
 import re
 import sqlite3
+import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
@@ -18,17 +19,25 @@ from functools import partial
 from pathlib import Path
 from textwrap import shorten
 from typing import Any
-from urllib.parse import quote, unquote
+from urllib.parse import quote, unquote, urlsplit
 
 from meditune.config.data_options import PhiSpec, SourceSpec
 from meditune.data import sources
-from meditune.data.deidentify import Findings, deidentify
+from meditune.data.deidentify import (
+    Findings,
+    IdentifierCounts,
+    deidentify,
+    indexed_identifiers,
+    masking_command,
+    search_command,
+)
 from meditune.data.example import Example
 from meditune.data.read_sources import is_restricted, marked
 from meditune.data.readers import medquad, mimic, pubmedqa, user_files
 from meditune.data.readers.medquad import tidy
 from meditune.data.readers.tables import FORMATS, Rejects, rows
 from meditune.errors import DataError
+from meditune.phi.detector import engine
 from meditune.retrieve.documents import pubmed_articles, text_files
 from meditune.retrieve.documents.document import Document, Section
 
@@ -98,21 +107,28 @@ TITLE_CHARACTERS = 300  # Titles are embedded with each passage, and the embeddi
 _ROW = re.compile(r"file://.*?([^/]+)#(row|id)=(.+)")
 
 
-def read_own(path: str, options: Mapping[str, Any], rejects: Rejects, name: str = OWN) -> Iterator[Document]:
+def read_own(
+    path: str,
+    options: Mapping[str, Any],
+    rejects: Rejects,
+    name: str = OWN,
+    identifiers: IdentifierCounts | None = None,
+) -> Iterator[Document]:
     """Yield one document for each usable row of the user's own file, or of a Hugging Face data set.
 
     A document has the same id and group as the row's example in a run. Its title is the question, and its text is the
     answer, followed by the passages of the context. Claims get no title, because they may be false. `options` are the
     READ_OPTIONS of a recipe's source, and `phi`, the recipe's handling of identifiers. Unusable rows go to `rejects`,
-    and rows that repeat an earlier one of their group are counted there.
+    and rows that repeat an earlier one of their group are counted there. If identifiers of people are left in the
+    documents, they are counted in `identifiers`.
     """
     spec = SourceSpec(name=OWN, path=path, **{key: value for key, value in options.items() if key in READ_OPTIONS})
     read = user_files.read(
         path, rejects, source=name, fields=spec.fields or None, labels=spec.labels, thoughts=spec.thoughts
     )
     examples: Iterator[Example] = marked(read, spec)
-    if phi := options.get("phi"):
-        handling = PhiSpec(**phi)
+    handling = PhiSpec(**(options.get("phi") or {}))
+    if handling.action not in ("report", "off"):
         examples = iter(deidentify(list(examples), handling, Findings(handling)))
     seen: set[int] = set()
     for example in examples:
@@ -127,6 +143,8 @@ def read_own(path: str, options: Mapping[str, Any], rejects: Rejects, name: str 
             rejects.count_only(name, "duplicate row")
             continue
         seen.add(text)
+        if identifiers is not None and handling.action == "report":
+            identifiers.add(indexed_identifiers(example, handling))
         address = str(meta.get("url") or "")
         yield Document(
             id=example.id,
@@ -258,6 +276,8 @@ class Reading:
     withdrawn: set[str] = field(default_factory=set)  # Ids of documents that PubMed's files or a library withdraw
     since: int = 0  # Number of a library change; only later changes are read
     asked: Sequence[Collection] = ()  # Libraries that are read only to learn which documents they withdraw
+    identifiers: dict[str, IdentifierCounts] = field(default_factory=dict)  # Counts by source, of the user's own data
+    files: dict[str, list[Path]] = field(default_factory=dict)  # Source -> files of a folder that contain identifiers
 
     def documents(self) -> Iterator[Document]:
         """Yield the documents of all collections in turn. Raises DataError if a collection is missing.
@@ -271,14 +291,71 @@ class Reading:
 
     def _documents(self, collection: Collection) -> Iterator[Document]:
         if collection.kind == text_files.SOURCE:
-            return text_files.read_files(Path(collection.path).expanduser(), self.rejects, collection.source)
+            files = text_files.read_files(Path(collection.path).expanduser(), self.rejects, collection.source)
+            return self._searched(files, self.identifiers.setdefault(collection.source, IdentifierCounts()))
         if collection.kind == OWN:
-            return read_own(collection.path, collection.options, self.rejects, collection.source)
+            counts = self.identifiers.setdefault(collection.source, IdentifierCounts())
+            return read_own(collection.path, collection.options, self.rejects, collection.source, counts)
         if collection.kind == pubmed_articles.SOURCE:
             return pubmed_articles.read(Path(collection.path).expanduser(), self.rejects, self.withdrawn)
         if collection.kind == KIND:
             return read_library(Path(collection.path), self.withdrawn, self.since)
         return NAMED[collection.kind](find_library(collection), self.rejects)
+
+    def _searched(self, documents: Iterator[Document], counts: IdentifierCounts) -> Iterator[Document]:
+        """Yield the documents, and count the identifiers of people in them."""
+        find = engine("rules")
+        for document in documents:
+            texts = [part for section in document.sections for part in (section.heading, section.text)]
+            spans = find("\n\n".join([document.title, *texts]), None)
+            counts.add(spans)
+            if spans:
+                self.files.setdefault(document.source, []).append(Path(unquote(urlsplit(document.url).path)))
+            yield document
+
+    def warn_of_identifiers(self) -> None:
+        """Print a warning for each source of the user's own whose documents contain identifiers of people."""
+        for collection in self.collections:
+            finding = self.identifiers.get(collection.source, IdentifierCounts()).sentence("documents")
+            if finding:
+                print(
+                    f"\nWARNING: {collection.source}: {finding}. THEY ARE IN THE INDEX, so searches and answers can "
+                    f"show them.\n  {self._advice(collection)}\n",
+                    file=sys.stderr,
+                )
+
+    def _advice(self, collection: Collection) -> str:
+        """Return lines that say where the identifiers in a collection's documents are, and how to mask them."""
+        phi, files = collection.options.get("phi"), self.files.get(collection.source)
+        lines = [f"They are in {_listed(files)}."] if files else []
+        # `meditune data phi` reads no HTML, PDF or Word files.
+        file = next((each for each in files or [Path(collection.path)] if each.suffix.lower() not in _PAGES), None)
+        if file:
+            lines.append(f"To see where they are: {search_command(_from_here(file), PhiSpec(**(phi or {})))}")
+        if phi:
+            lines.append("To mask them: set data.phi.action: mask in the recipe, then build the index with --replace.")
+        elif file:
+            lines.append(f"To mask them, index a masked copy: {masking_command(_from_here(file))}")
+        else:
+            lines.append(
+                "To mask them, save the files as text, and index masked copies: meditune data phi FILE.txt --output "
+                "MASKED.txt"
+            )
+        return "\n  ".join(lines)
+
+
+MOST_FILES = 5  # Number of files that the warning about identifiers names
+_PAGES = {".html", ".htm", *text_files.EXTRACTED}
+
+
+def _listed(files: Sequence[Path]) -> str:
+    named = [str(_from_here(file)) for file in files[:MOST_FILES]]
+    return ", ".join(named) + (f" and {len(files) - MOST_FILES:,} more" if len(files) > MOST_FILES else "")
+
+
+def _from_here(path: Path) -> Path:
+    """Return the path relative to the current folder if the file is in this folder."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
 def collection_named(text: str) -> Collection:
@@ -304,8 +381,7 @@ def of_recipe(name_or_path: str) -> list[Collection]:
     for source in spec.sources:
         if source.is_own:
             options = source.model_dump(mode="json", include=READ_OPTIONS, exclude_defaults=True)
-            if spec.phi.action not in ("report", "off"):
-                options["phi"] = spec.phi.model_dump(mode="json")
+            options["phi"] = spec.phi.model_dump(mode="json")
             chosen.append(_own(sources.locate_own(source.path or "", source.citation), source.name, options))
         elif source.name in NAMED:
             chosen.append(collection_named(f"{source.name}={source.path or ''}"))
