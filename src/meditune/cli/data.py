@@ -16,7 +16,7 @@ from meditune.cli.options import Group, Overrides, RecipeName, Text, Texts, appr
 from meditune.cli.tables import console, print_lines, print_table
 from meditune.errors import ModelError
 from meditune.files import write_json
-from meditune.text import counted_reasons
+from meditune.text import counted, counted_reasons
 
 if TYPE_CHECKING:
     from meditune.data.example import Example
@@ -125,6 +125,9 @@ def audit(
     quality = audit_folder(recipe_for(source, overrides or []), output, stream, engine.value, workers)
     page = render_quality(output)
     _print_audit(quality)
+    for row in quality["unusable"]:
+        where = f", {'at' if row['rows'] == 1 else 'first at'} {row['first']}" if row["first"] else ""
+        typer.echo(f"{row['source']}: {counted(row['rows'], 'row')} couldn't be used{where}: {row['reason']}")
     typer.echo(f"Page: {page.resolve()}")
 
 

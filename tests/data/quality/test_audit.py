@@ -4,6 +4,7 @@ Counts, lengths, and the proof that splits are disjoint. Rows read as a stream a
 in workers and on Ray.
 """
 
+import html
 import importlib.util
 import json
 import random
@@ -235,6 +236,22 @@ def test_a_file_is_audited_into_a_folder_with_a_page(tmp_path):
     refused = meditune("data", "audit", tmp_path / "mine.jsonl", "--output", tmp_path / "else")
     assert refused.code != 0
     assert (tmp_path / "else" / "thesis.txt").is_file()
+
+
+@pytest.mark.parametrize("stream", ["--no-stream", "--stream"])
+def test_unusable_rows_and_identifiers_are_counted_in_the_output_and_on_the_page(tmp_path, stream):
+    table, folder = tmp_path / "own.csv", tmp_path / "audit"
+    rows = [f"What helps against gout {n}?,Colchicine helps in dose {n}." for n in range(20)]
+    rows[3] = "Who was seen?,Ms. Iwona Zelazny (MRN: 4471123) was seen on 3/14/2012."
+    table.write_text("\n".join(["question,answer", *rows, "one field", "only one field", "Why?,"]), encoding="utf-8")
+    result = meditune("data", "audit", table, "--output", folder, stream)
+    broken = f"own: 2 rows couldn't be used, first at {table}:22: 1 field, but the header has 2"
+    empty = f"own: 1 row couldn't be used, at {table}:24: "
+    assert f"\n{broken}\n{empty}" in result.out, result
+    page = html.unescape((folder / "audit.html").read_text(encoding="utf-8"))
+    assert broken in page
+    assert empty in page
+    assert "own: 1 of 20 rows contain identifiers of people (1 name, 1 mrn, 1 date), which are left in the text" in page
 
 
 def test_too_few_rows_to_split_are_audited_all_the_same(tmp_path):

@@ -194,6 +194,7 @@ def stream_folder(recipe: Recipe, folder: Path, name: Engine = "local", workers:
             "lengths": lengths.facts(),
             "audit": audit.facts(audit.read - len(stayed), int(was_changed.sum())),
             "phi": phi.facts(),
+            "unusable": _unusable(rejects),
             "stream": {"engine": name, "workers": workers, "rows": len(stayed)},
             "not_split": NOT_SPLIT,
         }
@@ -392,6 +393,7 @@ def audit_folder(
         **facts(splits, read, audit.dropped()),
         "audit": audit.facts(),
         "phi": phi.facts(),
+        "unusable": _unusable(rejects),
         "not_split": problem,
     }
     with replace_folder(folder) as partial:
@@ -399,6 +401,16 @@ def audit_folder(
         audit.ledger.write(partial / LEDGER)
         rejects.write(partial / "rejected.jsonl")
     return quality
+
+
+def _unusable(rejects: Rejects) -> list[dict[str, Any]]:
+    """Return `source`, `reason`, `rows` (number) and `first` (location, or "") of the rows that can't be used."""
+    first = rejects.places(1)
+    return [
+        {"source": source, "reason": reason, "rows": count, "first": "".join(first.get((source, reason), []))}
+        for source, reasons in rejects.counts().items()
+        for reason, count in reasons.items()
+    ]
 
 
 def _is_large(recipe: Recipe) -> bool:

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 from meditune.data.example import problem_in_text
 from meditune.errors import DataError
 from meditune.files import bounded_lines, not_utf8, numbered_jsonl, package_table, read_json, write_jsonl
+from meditune.text import counted
 
 _FIRST_BYTES = 4096
 _UNICODE = {"UTF-32": (b"\xff\xfe\x00\x00", b"\x00\x00\xfe\xff"), "UTF-16": (b"\xff\xfe", b"\xfe\xff")}
@@ -288,7 +289,7 @@ def _csv_rows(path: Path, delimiter: str, source: str, rejects: Rejects) -> Iter
                 if len(record) == len(header):
                     yield f"{path}:{line}", dict(zip(header, record, strict=True))
                 elif record:
-                    reason = f"{len(record)} fields, but the header has {len(header)}"
+                    reason = f"{counted(len(record), 'field')}, but the header has {len(header)}"
                     rejects.add(source, f"{path}:{line}", reason, delimiter.join(record))
                 line = reader.line_num + 1
     except csv.Error as error:
