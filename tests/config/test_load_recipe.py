@@ -9,6 +9,7 @@ from meditune.config.load_recipe import REMOVED, load_recipe, save
 from meditune.config.recipe import what_counts
 from meditune.config.recipe_keys import Document, UnreadableError, flow, slot
 from meditune.errors import RecipeError
+from tests.commands import meditune
 
 
 def write(folder: Path, text: str) -> str:
@@ -202,6 +203,19 @@ def test_a_file_that_isnt_text(tmp_path: Path) -> None:
     assert "not UTF-8 text at byte 6" in problems(str(tmp_path / "mine.yaml"))[0]
     with pytest.raises(RecipeError, match="is a folder"):
         load_recipe(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("name", "text"), [("own.csv", "question,answer\nWhy?,So.\n"), ("own.json", '[{"answer": "x"}]')]
+)
+def test_a_data_file_in_place_of_a_recipe_gets_the_command_that_makes_one(tmp_path: Path, name: str, text: str) -> None:
+    file = tmp_path / name
+    file.write_text(text, encoding="utf-8-sig")
+    for words in (["run"], ["data", "prepare"]):
+        done = meditune(*words, file, "--output", tmp_path / "run")
+        done.refused(2, f"{file} is a data file, not a recipe", f"meditune init {file} --output mine.yaml")
+    done = meditune("index", "build", file, "--output", tmp_path / "index")
+    done.refused(3, f"{file} is a data file, not a recipe. Pass it with --documents {file}")
 
 
 @pytest.mark.parametrize("asked", ["quikstart", "quickstart.yaml", "recipes/Quickstart.yml"])

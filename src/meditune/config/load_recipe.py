@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import codecs
 import difflib
 import re
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
@@ -311,11 +313,23 @@ def _as_yaml(value: Any) -> Any:
     return value if value is None or isinstance(value, bool | int | float | str) else str(value)
 
 
+def is_data_file(path: Path) -> bool:
+    """Return True if a file contains rows, and isn't a recipe."""
+    suffix = path.suffix.lower()
+    if suffix == ".json" and path.is_file():
+        with path.open("rb") as stream:
+            return stream.read(64).removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"[")
+    return suffix in {".csv", ".tsv", ".jsonl", ".parquet"} and path.is_file()
+
+
 def _find(name_or_path: str) -> Path:
     recipes = shipped()
     if name_or_path in recipes:
         return recipes[name_or_path]
     path = Path(name_or_path).expanduser()
+    if is_data_file(path):
+        make = shlex.join(["meditune", "init", str(path), "--output", "mine.yaml"])
+        raise RecipeError(f"{path} is a data file, not a recipe. Make a recipe from it: {make}")
     if path.is_file():
         return path
     if path.is_dir():

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import sqlite3
 import sys
 from collections import deque
@@ -21,6 +22,7 @@ from textwrap import shorten
 from typing import Any
 from urllib.parse import quote, unquote, urlsplit
 
+from meditune.config import shipped
 from meditune.config.data_options import PhiSpec, SourceSpec
 from meditune.data import sources
 from meditune.data.deidentify import (
@@ -374,8 +376,12 @@ def of_recipe(name_or_path: str) -> list[Collection]:
 
     Raises DataError if none can, or if the user's own file is missing or lacks a column.
     """
-    from meditune.config.load_recipe import load_recipe
+    from meditune.config.load_recipe import is_data_file, load_recipe
 
+    place = Path(name_or_path).expanduser()
+    if is_data_file(place) or (place.is_dir() and name_or_path not in shipped()):
+        kind = "folder" if place.is_dir() else "data file"
+        raise DataError(f"{place} is a {kind}, not a recipe. Pass it with --documents {shlex.quote(str(place))}")
     spec = load_recipe(name_or_path).recipe.data
     chosen = []
     for source in spec.sources:
