@@ -28,7 +28,7 @@ from meditune.models.catalogue import MERGED, PRUNING
 
 RECIPE = "recipe.yaml"
 LOCK = ".lock"
-MAX_LISTED_SETTINGS = 3  # maximum number of differing settings that an error names
+MAX_LISTED_SETTINGS = 10  # maximum number of differing settings that an error names
 STAGES = "stages.json"
 EVALUATION = "evaluation.json"
 RETRIEVED_FILES = (retrieved_passages.RETRIEVED_FILE, retrieved_passages.RETRIEVED_FACTS, retrieved_passages.TRAINING)
@@ -72,8 +72,9 @@ def _claim(recipe: Recipe, folder: Path, model: str | None, to_tune: bool) -> No
         if not (folder / "api" / "job.json").is_file():
             begun.discard("api")
         if begun - {"data"} or (begun and (earlier.data, earlier.seed) != (recipe.data, recipe.seed)):
+            what, use = ("a run", "resume it") if begun - {"data"} else ("prepared data", "use these data")
             raise MedituneError(
-                f"{folder} contains a run with other settings: {_differing(earlier, recipe)}. To resume it, use "
+                f"{folder} contains {what} with other settings: {_differing(earlier, recipe)}. To {use}, use "
                 "the same recipe and --set options. Otherwise, choose another --output or remove that folder."
             )
         for name in RETRIEVED_FILES:
@@ -84,11 +85,13 @@ def _claim(recipe: Recipe, folder: Path, model: str | None, to_tune: bool) -> No
 
 
 def _differing(stored: Recipe, recipe: Recipe) -> str:
-    """Return the first settings that differ, with the values in the folder's recipe."""
+    """Return the first settings that differ, beginning with those of the data, with the folder's values."""
     before, now = (
         {dotted(key): value for key, value in leaves(each) if key[:2] not in NEUTRAL} for each in (stored, recipe)
     )
-    differing = [f"{key} is {before.get(key)} in that run" for key in before | now if before.get(key) != now.get(key)]
+    keys = [key for key in before | now if before.get(key) != now.get(key)]
+    keys.sort(key=lambda key: key.partition(".")[0] not in ("data", "seed"))
+    differing = [f"{key} is {before.get(key)} in that run" for key in keys]
     more = len(differing) - MAX_LISTED_SETTINGS
     return ", ".join(differing[:MAX_LISTED_SETTINGS]) + (f", and {more} more" if more > 0 else "")
 

@@ -587,6 +587,12 @@ def test_a_folder_with_another_run_is_left_alone(place, finished):
 def test_prepared_data_is_not_taken_for_other_data(place):
     place.run("claimed", model__base="owner/name")
     place.run("claimed", seed=3).refused(1, "seed is 17 in that run, model.base is owner/name in that run")
+    others = {"train__epochs": 9, "train__batch_size": 3, "evaluate__max_new_tokens": 7, "data__test_share": 0.3}
+    refused = place.run("claimed", seed=3, **others)
+    refused.refused(1, "claimed contains prepared data with other settings: seed is 17", "To use these data, use the")
+    keys = re.findall(r"([a-z_.]+) is \S+ in that run", refused.err)
+    assert set(keys[:2]) == {"seed", "data.test_share"}
+    assert {"model.base", "train.epochs", "train.batch_size", "evaluate.max_new_tokens"} <= set(keys)
 
 
 @pytest.mark.parametrize("output", ["/dev/null/run", "x" * 300])
