@@ -242,6 +242,23 @@ def test_a_gpu_that_isnt_known_gives_near_names() -> None:
     assert gpu_named("NVIDIA GeForce RTX 4090").name == "rtx4090"
 
 
+def test_the_rows_of_own_files_are_counted(tmp_path: Path) -> None:
+    table, recipe = tmp_path / "own.csv", tmp_path / "mine.yaml"
+    table.write_text("question,answer\n" + "".join(f"Why {n}?,So {n}.\n" for n in range(40)), encoding="utf-8")
+    recipe.write_text(f"name: mine\ndata: {{sources: [{{name: own, path: {table}}}]}}\n", encoding="utf-8")
+    plan = ("plan", recipe, "--gpu", "t4", "--set", "model.base=distilgpt2")
+    counted = meditune(*plan)
+    # 20% of the rows are test items, and 10% of the others are dev items.
+    assert "of 29 examples with" in counted.out, counted
+    assert "assuming 8 test items, 8 of them" in counted.out
+    assert "The examples are the rows of your files" in counted.out
+    assert "of 500 examples with" in meditune(*plan, "--examples", 500).out
+    table.unlink()
+    assumed = meditune(*plan)
+    assert "of 1,000 examples with" in assumed.out, assumed
+    assert "1,000 training examples are assumed, because the data weren't read." in assumed.out
+
+
 def test_the_command_says_what_fits_and_refuses_what_it_doesnt_know() -> None:
     done = meditune("plan", "quickstart", "--gpu", "t4", "--set", "model.base=distilgpt2")
     assert done.code == 0, done

@@ -73,13 +73,34 @@ def plan(
     recipe: RecipeName,
     overrides: Overrides = None,
     gpu: Annotated[Text, Option(help="Plan for this GPU (rtx4090, a100-80gb ...) instead of this machine.")] = None,
-    examples: Annotated[int, Option(min=1, help="Number of training examples to predict the time for.")] = 1000,
+    examples: Annotated[
+        int | None,
+        Option(
+            min=1,
+            help="Number of training examples to predict the time for; by default, the rows of your own files are "
+            "counted, and 1,000 are assumed for other sources.",
+        ),
+    ] = None,
 ) -> None:
     """Predict the memory, speed and time of training for each strategy. Nothing is downloaded or trained."""
     from meditune.train import resource_plan
+    from meditune.train.init_recipe import own_rows
 
     resolved = resolve(recipe, overrides).recipe
-    _print_plan(resource_plan.plan(resolved, gpu), resolved, examples)
+    data = resolved.data
+    counted_rows = own_rows(data) if examples is None else None
+    if counted_rows:
+        train, tests = counted_rows
+    else:
+        train = examples or ASSUMED_EXAMPLES
+        tests = round(train * data.test_share / ((1 - data.test_share) * (1 - data.dev_share)))
+    _print_plan(resource_plan.plan(resolved, gpu), resolved, train, tests)
+    if counted_rows:
+        typer.echo("The examples are the rows of your files; checks of the data can leave out some of them.")
+    elif examples is None:
+        typer.echo(
+            f"{train:,} training examples are assumed, because the data weren't read. To change this: --examples NUMBER"
+        )
 
 
 @documented("models", "reference/data-and-models.md")
@@ -252,7 +273,7 @@ def _print_pruning(facts: dict[str, Any]) -> None:
         out.print(remark)
 
 
-def _print_plan(planned: Planned, recipe: Recipe, examples: int) -> None:
+def _print_plan(planned: Planned, recipe: Recipe, examples: int, items: int) -> None:
     """Print the cost of each strategy, beginning with the recipe's own, and changes that would make the recipe fit."""
     from meditune.train.machine_speed import UTILIZATION
 
@@ -289,8 +310,6 @@ def _print_plan(planned: Planned, recipe: Recipe, examples: int) -> None:
         f"{recipe.prompt.max_tokens} tokens each, the maximum that prompt.max_tokens allows. "
         "Time and memory are for training only; the evaluations may need more memory."
     )
-    tests, devs = recipe.data.test_share, recipe.data.dev_share
-    items = round(examples * tests / ((1 - tests) * (1 - devs)))
     answers = min(recipe.evaluate.answers or items, items)
     measuring = planned.own.measuring(recipe, items, recipe.prompt.max_tokens, answers)
     folds = recipe.evaluate.calibration_folds
@@ -316,6 +335,7 @@ def _print_plan(planned: Planned, recipe: Recipe, examples: int) -> None:
 YES, IN_4_BITS, SLOW, NO = "yes", "in 4 bits", "slow", "no"
 SLOW_SECONDS = 2 * 3600  # Tuning counts as slow if a thousand rows take longer than this
 ROW_TOKENS = 512
+ASSUMED_EXAMPLES = 1000  # Number of training examples if no files of rows are counted
 HERE = "here"
 
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from meditune.config.data_options import PromptFormat, SourceSpec
+from meditune.config.data_options import DataSpec, PromptFormat, SourceSpec
 from meditune.config.load_recipe import load_recipe
 from meditune.config.recipe import Recipe
 from meditune.config.recipe_keys import flow
@@ -24,6 +24,7 @@ from meditune.config.training_options import ModelSpec
 from meditune.data.example import DECISIONS, LABEL, Example
 from meditune.data.readers import conversations, user_files
 from meditune.data.readers.tables import LAYOUTS, Rejects, Row, rows
+from meditune.data.sources import locate_own
 from meditune.errors import DataError, RecipeError
 from meditune.files import cache_folder, replace_file
 from meditune.models.catalogue import CATALOGUE
@@ -222,6 +223,33 @@ def _total(path: Path, found: Sequence[Row], reader: Iterable[Row]) -> int:
     with path.open("rb") as stream:
         lines = sum(block.count(b"\n") for block in iter(lambda: stream.read(1 << 20), b""))
     return max(len(found), round(len(found) * lines / int(found[-1][0].rpartition(":")[2])))
+
+
+def own_rows(spec: DataSpec) -> tuple[int, int] | None:
+    """Return the numbers of training and test examples if all sources are files of the user's own, or None.
+
+    The numbers are calculated from the files' rows, including rows that quality control will drop. For files with more
+    than MAX_ROWS rows, the number of rows is estimated. Raises DataError if a file can't be read.
+    """
+    train = test = 0.0
+    for source in spec.sources:
+        if not source.is_own or not source.path:
+            return None
+        try:
+            path = Path(locate_own(source.path, source.citation))
+        except DataError:  # a plan can be made before the file is on this machine
+            return None
+        if not path.is_file():
+            return None
+        reader = rows(path, user_files.SOURCE, Rejects())
+        found = list(itertools.islice(reader, MAX_ROWS))
+        total = _total(path, found, reader) if len(found) == MAX_ROWS else len(found)
+        total = min(total, source.limit or total)
+        tested = spec.test_share if source.split is None else float(source.split == "test")
+        developed = spec.dev_share if source.split is None else float(source.split == "dev")
+        test += total * tested
+        train += total * (1 - tested) * (1 - developed)
+    return max(1, round(train)), max(1, round(test))
 
 
 _WORDS = {
