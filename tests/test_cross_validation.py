@@ -82,7 +82,7 @@ def test_a_finished_cross_validation_is_only_read_again(validated):
 
 def test_other_settings_are_refused(validated, place):
     words, _, _ = validated
-    meditune(*words, "--set", "train.learning_rate=0.5").refused(1, "train.learning_rate is 0.01 in that run")
+    meditune(*words, "--set", "train.learning_rate=0.5").refused(1, "train.learning_rate is 0.01 there")
     run = place.folder / "elsewhere"
     run.mkdir()
     (run / "notes.txt").touch()

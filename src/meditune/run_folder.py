@@ -91,7 +91,7 @@ def _differing(stored: Recipe, recipe: Recipe) -> str:
     )
     keys = [key for key in before | now if before.get(key) != now.get(key)]
     keys.sort(key=lambda key: key.partition(".")[0] not in ("data", "seed"))
-    differing = [f"{key} is {before.get(key)} in that run" for key in keys]
+    differing = [f"{key} is {before.get(key)} there" for key in keys]
     more = len(differing) - MAX_LISTED_SETTINGS
     return ", ".join(differing[:MAX_LISTED_SETTINGS]) + (f", and {more} more" if more > 0 else "")
 

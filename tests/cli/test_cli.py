@@ -522,7 +522,7 @@ def test_bad_rows_go_to_rejected_with_the_reason(place, tmp_path):
     assert reasons.count("neither answer nor decision") == 10
     assert reasons.count("duplicate id") == 3, "three of the four rows with the id 7 come later"
     assert reasons.count("unknown decision (not yes, no or maybe)") == 6
-    assert "10 neither answer nor decision" in result.out
+    assert "10 rows: neither answer nor decision" in result.out
 
 
 def test_a_file_with_nothing_but_bad_rows_keeps_their_reasons(place, tmp_path):
@@ -578,19 +578,17 @@ def test_a_folder_with_something_else_is_left_alone(place, tmp_path):
 
 def test_a_folder_with_another_run_is_left_alone(place, finished):
     before = {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
-    meditune("run", "quickstart", "-o", finished, *place.settings(seed=3)).refused(
-        1, str(finished), "seed is 17 in that run"
-    )
+    meditune("run", "quickstart", "-o", finished, *place.settings(seed=3)).refused(1, str(finished), "seed is 17 there")
     assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")} == before
 
 
 def test_prepared_data_is_not_taken_for_other_data(place):
     place.run("claimed", model__base="owner/name")
-    place.run("claimed", seed=3).refused(1, "seed is 17 in that run, model.base is owner/name in that run")
+    place.run("claimed", seed=3).refused(1, "seed is 17 there, model.base is owner/name there")
     others = {"train__epochs": 9, "train__batch_size": 3, "evaluate__max_new_tokens": 7, "data__test_share": 0.3}
     refused = place.run("claimed", seed=3, **others)
     refused.refused(1, "claimed contains prepared data with other settings: seed is 17", "To use these data, use the")
-    keys = re.findall(r"([a-z_.]+) is \S+ in that run", refused.err)
+    keys = re.findall(r"([a-z_.]+) is \S+ there", refused.err)
     assert set(keys[:2]) == {"seed", "data.test_share"}
     assert {"model.base", "train.epochs", "train.batch_size", "evaluate.max_new_tokens"} <= set(keys)
 

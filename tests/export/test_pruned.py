@@ -228,7 +228,7 @@ def test_a_run_that_was_stopped_takes_the_pruned_base_that_is_there(place):
     for path in [*whole.glob("model/*.safetensors"), *whole.glob("predictions/*.jsonl")]:
         assert path.read_bytes() == (stopped / path.relative_to(whole)).read_bytes(), path
     other = place.settings(**RUN | PRUNE["zeros"] | {"model__prune__sparsity": 0.5})
-    meditune("run", "quickstart", "--output", stopped, *other).refused(1, "model.prune.sparsity is 0.6 in that run")
+    meditune("run", "quickstart", "--output", stopped, *other).refused(1, "model.prune.sparsity is 0.6 there")
 
 
 def test_a_run_that_was_moved_still_finds_its_pruned_base(place, tmp_path):

@@ -58,15 +58,17 @@ def is_confidential_care(message: str) -> bool:
     return any(pattern.search(words) for pattern in _patterns("confidential")) and not _FOR_OTHERS.search(words)
 
 
-def is_clinical_search(message: str) -> bool:
-    """Return whether a message consists of a few search words about patient care or laboratory work.
+def is_clinical_extraction(message: str) -> bool:
+    """Return whether a message consists of a few search words about teeth, an operation or genetic material.
 
-    The classifier was trained on sentences, and takes some searches ("DNA extraction kit") for harmful requests.
+    The classifier was trained on sentences, and takes such searches ("DNA extraction kit") for the making of drugs.
     """
     words = _words(message)
-    if len(words.split()) > MAX_SEARCH_WORDS or any(each.search(words) for each in _patterns("not_clinical_search")):
+    if len(words.split()) > MAX_SEARCH_WORDS or any(
+        each.search(words) for each in _patterns("not_clinical_extraction")
+    ):
         return False
-    return any(each.search(words) for each in _patterns("clinical_search"))
+    return any(each.search(words) for each in _patterns("clinical_extraction"))
 
 
 def asks_dose(message: str) -> bool:

@@ -320,7 +320,7 @@ def _emergency_of(scores: TriageScores, only_orders: bool = False) -> EmergencyK
 def _declined(message: str, scores: Mapping[str, TriageScores], numbers: Numbers) -> Triage | None:
     """Return the reply if the classifier declines the message, or the questions before it; otherwise None."""
     for text, verdict in scores.items():
-        harmless = harmful_requests.is_confidential_care(text) or harmful_requests.is_clinical_search(text)
+        harmless = harmful_requests.is_confidential_care(text) or harmful_requests.is_clinical_extraction(text)
         if verdict["harmful"] >= HARMFUL_AT and not harmless:
             if verdict.most_likely_label("harmful") == "harmful: eating disorder":
                 return _stopped(harmful_requests.harmful_request_named(EATING), numbers)

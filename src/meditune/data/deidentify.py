@@ -106,7 +106,8 @@ class IdentifierCounts:
         if not self.with_identifiers:
             return ""
         kinds = ", ".join(f"{count:,} {kind}" for kind, count in self.kinds.most_common())
-        return f"{self.with_identifiers:,} of {self.examples:,} {noun} contain identifiers of people ({kinds})"
+        verb = "contains" if self.with_identifiers == 1 else "contain"
+        return f"{self.with_identifiers:,} of {self.examples:,} {noun} {verb} identifiers of people ({kinds})"
 
 
 class Findings:

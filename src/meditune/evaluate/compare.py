@@ -23,7 +23,7 @@ PERPLEXITIES: dict[str, Kind] = {
     "general_perplexity": "general",
     "technical_perplexity": "technical",
 }
-"""Metrics that are comparable only with the same tokenizer, and the predictions they are computed from"""
+"""Metrics that are comparable only over the same tokens, and the predictions they are computed from"""
 ROUNDING = 1e-9
 """A spread of this size relative to the difference can be rounding error alone, from which no effect follows"""
 
@@ -44,7 +44,8 @@ def compare(
     A detector also marks some true answers. For its metrics, `better` is therefore None unless the worse model is
     significantly worse than its reference answers (`beyond`); `difference` is the value of `better` without this rule.
 
-    Perplexities of different tokenizers aren't comparable, so their `better` is None, and `other_tokens` is True.
+    Perplexities over different numbers of tokens aren't comparable, so their `better` is None, and `other_tokens` is
+    True.
 
     Raises DataError if the models were measured on different items, or on items with different references.
     """
@@ -200,7 +201,9 @@ def _compared(metric: Metric, sides: Sequence[_Side], resamples: int, seed: int)
             row |= {"p": stats.mcnemar(gained, lost), "test": "McNemar, exact"}
             row |= {"base_ci95": stats.wilson(int(was.sum()), items), "tuned_ci95": stats.wilson(int(now.sum()), items)}
     if stats.MIN_GROUPS <= count < stats.FEW_GROUPS:
-        if row["test"] == "paired bootstrap":
+        if row["test"] == "paired bootstrap" and not _can_swap(base, tuned):
+            row["p"] = max(row["p"], 2.0 ** (1 - count))  # the smallest p-value of a permutation test
+        elif row["test"] == "paired bootstrap":
             swaps = stats.random_swaps(count, resamples, [seed, 2])
             p = stats.permutation_p(base.sums, tuned.sums, partial(_distance, metric, base.statistics.figure), swaps)
             row |= {"p": p, "test": "paired permutation"}
@@ -217,6 +220,17 @@ def _compared(metric: Metric, sides: Sequence[_Side], resamples: int, seed: int)
         if not (beside and beside["beyond"]):
             row["better"] = None
     return row
+
+
+def _can_swap(base: _Side, tuned: _Side) -> bool:
+    """Return whether the sides' statistics mean the same, so that a permutation test can swap items between them.
+
+    The statistics of some metrics, such as AUROC, count ranks or intervals of the model's own probabilities.
+    """
+    if base.sums.shape != tuned.sums.shape:
+        return False
+    crossed = base.statistics.figure(tuned.sums.sum(axis=0)), tuned.statistics.figure(base.sums.sum(axis=0))
+    return bool(np.allclose(crossed, (tuned.value, base.value), equal_nan=True))
 
 
 def _distance(metric: Metric, figure: Callable[[Array], Array], sums: Array) -> Array:
@@ -259,8 +273,8 @@ def caveats(comparison: Mapping[str, Mapping[str, Any]]) -> list[str]:
     retokenized = [METRICS[name].title for name, row in comparison.items() if row.get("other_tokens")]
     if retokenized:
         found.append(
-            f"No change is claimed for {', '.join(retokenized)}, because the models' tokenizers split the texts "
-            "differently. Compare bits per byte instead."
+            f"No change is claimed for {', '.join(retokenized)}, because the models read different numbers of tokens "
+            "for the same texts (other tokenizers, or answers cut at other lengths). Compare bits per byte instead."
         )
     if ungraded:
         found.append(

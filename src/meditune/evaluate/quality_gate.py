@@ -115,7 +115,7 @@ def check(policy: Policy, comparison: dict[str, dict[str, Any]], figures: dict[s
         if few and (rule != "not_worse" or is_wrong(METRICS[name], row["delta"])):
             return Check(name, rule, False, f"too few groups of items to compare: {row['groups']}, needs {MIN_GROUPS}")
         if row.get("other_tokens"):
-            return Check(name, rule, False, "not comparable, because the models' tokenizers differ")
+            return Check(name, rule, False, "not comparable: the models read different numbers of tokens")
         low, high = row["ci95"]
         why = f"{row['delta']:+.{digits}f}, 95% interval {low:+.{digits}f} to {high:+.{digits}f}"
         return Check(name, rule, holds(row), why)

@@ -379,7 +379,8 @@ def of_recipe(name_or_path: str) -> list[Collection]:
     from meditune.config.load_recipe import is_data_file, load_recipe
 
     place = Path(name_or_path).expanduser()
-    if is_data_file(place) or (place.is_dir() and name_or_path not in shipped()):
+    is_folder = place.is_dir() and name_or_path not in shipped() and not (place / "recipe.yaml").is_file()
+    if is_data_file(place) or is_folder:
         kind = "folder" if place.is_dir() else "data file"
         raise DataError(f"{place} is a {kind}, not a recipe. Pass it with --documents {shlex.quote(str(place))}")
     spec = load_recipe(name_or_path).recipe.data

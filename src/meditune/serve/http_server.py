@@ -79,6 +79,11 @@ class ListenConfig:
             if key is not None:
                 raise MedituneError(f"The private key {key} has no certificate. Set it with --certificate.")
             return
+        for file in filter(None, (certificate, key)):
+            try:
+                file.read_bytes()
+            except OSError as error:
+                raise MedituneError(f"{file} can't be read: {error.strerror}.") from error
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         try:
             context.load_verify_locations(certificate)
@@ -87,7 +92,8 @@ class ListenConfig:
                 f"{certificate} contains no TLS certificate. Set --certificate to the PEM file of a certificate chain."
             ) from error
         try:
-            context.load_cert_chain(certificate, key)
+            # The empty password keeps OpenSSL from asking for one on the terminal.
+            context.load_cert_chain(certificate, key, password="")
         except OSError as error:
             raise MedituneError(
                 f"{key or certificate} contains no private key that fits the certificate {certificate}, or the key is "

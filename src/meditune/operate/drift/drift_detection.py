@@ -170,7 +170,8 @@ def advance(
     after = max(first, min(start, last) - RECENT) if began else start
     if last < start:
         # If an older copy of the store was restored, its new requests follow the last request that was checked before.
-        start = max((each.sequence for each in source.requests(after) if monitor.number_of(each.id)), default=start)
+        known = (each.sequence for each in source.requests(after) if monitor.number_of(each.id))
+        start = monitor.last = max(known, default=last)
     requests: list[Request] = []
     for request in _encoded(source.requests(after), start, model, batch, rest):
         if request.sequence > start:

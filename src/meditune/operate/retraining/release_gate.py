@@ -98,7 +98,8 @@ def unjudged(items: str, groups: int, policy: Policy, is_own: bool) -> str:
         return (
             f"{METRICS[policy.better[0]].title} was measured on new items of {groups} groups, but {MIN_GROUPS} are "
             "needed for a decision. Gather more data, hold out a larger share (--held-out), or score more answers "
-            "(--set evaluate.answers=N). Your own policy can accept fewer groups (--gate-new)."
+            "(--set evaluate.answers=N). Your own policy (--gate-new) can accept fewer groups, but its rules that "
+            "compare the versions need 6."
         )
     return ""
 
