@@ -60,7 +60,7 @@ def test_found_counted_and_said_loudly_but_left(tmp_path, capsys):
         "examples_by_kind": {"name": 1, "mrn": 1, "date": 1},
     }
     said = capsys.readouterr().err
-    assert "WARNING: own: 1 of 40 examples contain identifiers of people (3 name, 1 mrn, 1 date)" in said
+    assert "WARNING: own: 1 of 40 examples contains identifiers of people (3 name, 1 mrn, 1 date)" in said
     assert "--set data.phi.action=mask" in said
     command = re.search(r"To see where they are: meditune (data phi .+)", said)[1].split()
     assert command == ["data", "phi", str(tmp_path / "own.jsonl"), "--show", "20"]
@@ -113,7 +113,7 @@ def test_only_the_named_kinds(tmp_path):
 
 def test_refused_without_a_word_of_it(tmp_path, capsys):
     with pytest.raises(
-        DataError, match=r"own: 1 of 40 examples contain identifiers of people \(3 name, 1 mrn, 1 date\)"
+        DataError, match=r"own: 1 of 40 examples contains identifiers of people \(3 name, 1 mrn, 1 date\)"
     ) as e:
         made(tmp_path, action="refuse")
     assert not any(secret in str(e.value) + capsys.readouterr().err for secret in SECRETS)

@@ -186,7 +186,7 @@ def test_identifiers_in_a_files_pairs_become_what_the_recipe_says(tmp_path, caps
     with pytest.raises(DataError, match="action is refuse"):
         made("refuse")
     made("report")
-    assert "WARNING: pairs: 1 of 19 examples contain identifiers" in capsys.readouterr().err
+    assert "WARNING: pairs: 1 of 19 examples contains identifiers" in capsys.readouterr().err
 
 
 def test_pairs_of_restricted_questions_stay_restricted(tmp_path):
@@ -453,8 +453,8 @@ def test_a_file_with_both_is_one_of_pairs(tmp_path):
         ([{"question": "Q?", "rating": 1}], {}, r"no column for the answer"),
         ([{"answer": "Q?", "rating": 1}], {}, r"no column for the question"),
         ([{"question": "Q?", "answer": "A.", "rank": 1}], {"rating": "rnak"}, r"Did you mean 'rank'"),
-        (rated("Q?", 1, 1), {}, r"no usable pairs \(2 answers rated too close"),
-        (rated("Q?", "low", 1), {}, r"1 no rating .* The first rejected row is .*ratings\.jsonl:1: no rating"),
+        (rated("Q?", 1, 1), {}, r"no usable pairs \(2 rows: answers rated too close"),
+        (rated("Q?", "low", 1), {}, r"1 row: no rating .* The first rejected row is .*ratings\.jsonl:1: no rating"),
         (rated("Q?", 1, 4), {}, r"1 usable pairs give"),
     ],
 )  # fmt: skip
@@ -526,7 +526,7 @@ def test_of_a_servers_answers_those_with_text_and_feedback_are_used(tmp_path):
             "answers that the model didn't write (abstained, declined or escalated)": 1,
         },
     )
-    with pytest.raises(DataError, match=r"no usable ratings \(1 answers without feedback\).*that people rated"):
+    with pytest.raises(DataError, match=r"no usable ratings \(1 row: answers without feedback\).*that people rated"):
         thumbs_of(tmp_path, rows[:1])
     path = jsonl(tmp_path / "answers.jsonl", rows)
     with pytest.raises(DataError, match=r"`meditune answers export`, set train\.objective to kto"):

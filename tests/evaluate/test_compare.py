@@ -158,6 +158,20 @@ def test_six_texts_that_all_got_likelier_dont_survive_the_correction():
     assert row["p_holm"] > 0.05
 
 
+def test_few_decisions_with_other_probabilities_are_compared():
+    """The area under the risk-coverage curve counts each model's own distinct probabilities."""
+
+    def decisions(items):
+        rows = [{"id": str(i), "reference": DECISIONS[i % 2], "prediction": "yes"} for i in range(9)]
+        for i, row in enumerate(rows):
+            row["logits"] = {"yes": 1.0 + min(i, items), "no": 0.0, "maybe": 0.0}
+        return Predictions(decision=rows)
+
+    rows = compare(decisions(2), decisions(9), 500, 1)
+    assert {"aurc", "ece", "accuracy"} <= rows.keys()
+    assert all(row["p"] >= 2 / 2**9 for row in rows.values())
+
+
 def test_ten_texts_without_an_effect_seldom_seem_better_or_worse():
     source = np.random.default_rng(8)
     found = []

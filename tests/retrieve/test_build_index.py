@@ -477,7 +477,7 @@ def test_identifiers_that_stay_in_the_index_are_counted_in_a_warning(tmp_path: P
     table.write_text(f"question,answer,nurse_name\nWho?,{secret},Okonkwo\nWhy?,Because of gout.,Okonkwo\n")
     docs = corpus.folder(tmp_path / "docs", {"note.txt": secret, "gout.txt": "Gout hurts.", "page.html": secret})
     recipe.write_text(f"name: m\ndata:\n  sources: [{{name: own, path: {table}}}]\n", encoding="utf-8")
-    counts = "1 of 2 documents contain identifiers of people (1 name, 1 mrn, 1 date). THEY ARE IN THE INDEX"
+    counts = "1 of 2 documents contains identifiers of people (1 name, 1 mrn, 1 date). THEY ARE IN THE INDEX"
 
     done = meditune("index", "build", recipe, "-o", index)
     assert f"WARNING: own: {counts}" in done.err, done

@@ -251,7 +251,9 @@ def test_unusable_rows_and_identifiers_are_counted_in_the_output_and_on_the_page
     page = html.unescape((folder / "audit.html").read_text(encoding="utf-8"))
     assert broken in page
     assert empty in page
-    assert "own: 1 of 20 rows contain identifiers of people (1 name, 1 mrn, 1 date), which are left in the text" in page
+    assert (
+        "own: 1 of 20 rows contains identifiers of people (1 name, 1 mrn, 1 date), which are left in the text" in page
+    )
 
 
 def test_too_few_rows_to_split_are_audited_all_the_same(tmp_path):

@@ -154,6 +154,13 @@ def test_no_request_counts_twice_after_the_newest_answer_was_deleted(tmp_path, m
     fill_store(folder, requests(5, 8, first=601))
     assert check() == (5, 156)
     assert check() == (0, 156)
+    # An older backup contains none of the requests that the state remembers.
+    with answers.base.changing() as base:
+        base.execute("DELETE FROM answers WHERE place > 450")
+        base.execute("UPDATE sqlite_sequence SET seq = 450")
+    assert check() == (0, 156)
+    fill_store(folder, requests(3, 9, first=701))
+    assert check() == (3, 159)
 
 
 def test_a_check_forgets_deleted_questions(tmp_path):
