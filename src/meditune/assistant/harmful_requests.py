@@ -59,16 +59,14 @@ def is_confidential_care(message: str) -> bool:
 
 
 def is_clinical_extraction(message: str) -> bool:
-    """Return whether a message consists of a few search words about teeth, an operation or genetic material.
+    """Return whether a message is a few search words about the extraction of teeth, cataracts, babies or DNA.
 
     The classifier was trained on sentences, and takes such searches ("DNA extraction kit") for the making of drugs.
     """
     words = _words(message)
-    if len(words.split()) > MAX_SEARCH_WORDS or any(
-        each.search(words) for each in _patterns("not_clinical_extraction")
-    ):
-        return False
-    return any(each.search(words) for each in _patterns("clinical_extraction"))
+    is_search = len(words.split()) <= MAX_SEARCH_WORDS
+    about = any(each.search(words) for each in _patterns("clinical_extraction"))
+    return is_search and about and not any(each.search(words) for each in _patterns("not_clinical_extraction"))
 
 
 def asks_dose(message: str) -> bool:
