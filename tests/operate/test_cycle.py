@@ -70,7 +70,7 @@ def rated(server: Running, answers: list[dict[str, Any]], rating: str) -> None:
 def test_a_whole_cycle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cache = cache_folder("models").parent
     if not (cache / "models" / EMBEDDING).is_dir():
-        pytest.skip(f"{EMBEDDING} isn't in the cache")
+        pytest.skip(f"{EMBEDDING} isn't downloaded")
     with bench(tmp_path / "bench") as place:
         monkeypatch.setenv("MEDITUNE_CACHE", str(cache))
         registry = Registry(tmp_path / "registry")
