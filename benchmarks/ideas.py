@@ -117,10 +117,13 @@ def annotators(example: Example) -> list[Example]:
 
 @functools.cache
 def published_labels() -> dict[str, Any]:
-    """Return PubMedQA's labelled items, as published, by their PubMed id."""
+    """Return PubMedQA's labelled items, as published, by their PubMed id, without the official test items."""
+    from meditune.data.readers.pubmedqa import ground_truth
     from meditune.data.sources import locate_own
 
-    return read_json(Path(locate_own("pubmedqa/ori_pqal.json")))
+    tested = ground_truth(Path(locate_own("pubmedqa")))
+    items = read_json(Path(locate_own("pubmedqa/ori_pqal.json")))
+    return {pmid: item for pmid, item in items.items() if pmid not in tested}
 
 
 def artificial(example: Example) -> list[Example]:

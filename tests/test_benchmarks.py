@@ -28,6 +28,7 @@ import citations
 import faithfulness
 import faults
 import gpu
+import ideas
 import label_queue
 import serving_cost
 import training
@@ -39,6 +40,12 @@ from meditune.train.resource_plan import Memory
 from tests import tiny
 
 SCRIPT = Path(__file__).parents[1] / "benchmarks" / "tables.py"
+
+
+def test_annotators_labels_of_test_items_are_never_looked_up(real_data):
+    truth = json.loads((real_data / "pubmedqa/test_ground_truth.json").read_text("utf-8"))
+    assert len(ideas.published_labels()) == 500
+    assert not truth.keys() & ideas.published_labels()
 
 
 @pytest.fixture(scope="module")

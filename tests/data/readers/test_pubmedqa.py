@@ -1,5 +1,6 @@
 import hashlib
 import json
+import re
 import time
 from collections import Counter
 from pathlib import Path
@@ -34,6 +35,22 @@ def test_an_item_becomes_an_example(tmp_path: Path) -> None:
     }
     assert second.meta["year"] is None
     assert len(rejects) == 0
+
+
+@pytest.mark.parametrize("layout", ["published", "hub"])
+def test_annotators_labels_are_never_returned(layout: str, tmp_path: Path) -> None:
+    changes = {"reasoning_required_pred": "required", "reasoning_free_pred": "free"}
+    if layout == "published":
+        items = {str(n): layouts.pubmedqa_item(n, **changes) for n in range(3)}
+        read = list(pubmedqa.read(layouts.pubmedqa(tmp_path, items), Rejects()))
+    else:
+        rows = [layouts.pubmedqa_hub_row(n, **changes) for n in range(3)]
+        for row in rows:
+            row["context"] |= changes
+        read = list(pubmedqa.from_rows((("hub", row, "PQA-L") for row in rows), Rejects()))
+    assert len(read) == 3
+    for example in read:
+        assert not {"required", "free", "reasoning"} & set(re.findall(r"[a-z]+", example.model_dump_json()))
 
 
 def test_the_conclusion_is_never_in_the_context(tmp_path: Path) -> None:
