@@ -42,6 +42,7 @@ from tests import tiny
 SCRIPT = Path(__file__).parents[1] / "benchmarks" / "tables.py"
 
 
+@pytest.mark.real
 def test_annotators_labels_of_test_items_are_never_looked_up(real_data):
     truth = json.loads((real_data / "pubmedqa/test_ground_truth.json").read_text("utf-8"))
     assert len(ideas.published_labels()) == 500
