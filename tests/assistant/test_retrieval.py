@@ -8,17 +8,19 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from meditune.assistant.assistant import AssistantSettings, load_assistant
+from meditune.assistant.assistant import Assistant, AssistantSettings, load_assistant
 from meditune.assistant.events import Answer, Sentence, answer_lines
 from meditune.assistant.triage import Triage
-from meditune.assistant.writers import ApiWriter, ask_model
+from meditune.assistant.writers import ApiWriter, EngineWriter, ask_model
 from meditune.config.data_options import PromptFormat
 from meditune.config.training_options import ApiSpec
 from meditune.data.example import Example, Passage
 from meditune.errors import DataError, ModelError
+from meditune.evidence.support_model import ClaimVerdict
 from meditune.models.api_client import ApiError, ApiModel, Chat
 from meditune.prompts import prompt_text, save_format
 from meditune.retrieve import collections
@@ -84,6 +86,21 @@ def test_each_sentence_cites_what_supports_it_and_the_rest_is_left_out(index: In
     assert "Left out: 1 sentence" in lines
     assert "replaces no doctor" in lines
     assert lines.count("your own document") == 2, "only the cited sources"
+
+
+@pytest.mark.parametrize("named", [None, "my-judge"])
+def test_what_checked_the_sentences_is_named(index: Index, named: str | None) -> None:
+    writer = EngineWriter(ScriptedEngine("Colchicine calms an attack."), PromptFormat(quoted=True))
+    judge = SimpleNamespace(
+        name=named, citing_threshold=0.5, supports=lambda *_: [ClaimVerdict(1.0, 0.0, 0.0, "Colchicine calms it.")]
+    )
+    settings, checked = AssistantSettings(nearest=-1.0), Triage("answer", question="gout attack?")
+    assistant = Assistant(writer, index, settings, judge=judge if named else None)
+    *_, answer = assistant.ask("gout attack?", triaged=checked)
+    assert f"Sentences checked by: {named or 'lexical detector (compares words)'}" in str(answer).splitlines()
+    # Without passages, nothing is checked.
+    *_, answer = Assistant(writer, None, settings, judge=judge).ask("gout attack?", triaged=checked)
+    assert "checked by" not in str(answer)
 
 
 @pytest.mark.parametrize(

@@ -175,6 +175,7 @@ def test_the_judge_that_would_check_answers_is_named(tmp_path: Path, monkeypatch
     finding = findings()["Evidence judge"]
     assert finding.value == "runs/evidence (transformers)"
     assert "--judge runs/evidence" in finding.advice
+    assert "Without --judge, the lexical detector checks" in finding.advice, "a judge in runs/ isn't used by itself"
 
 
 def test_advice_stands_below_its_finding() -> None:

@@ -92,6 +92,7 @@ def test_an_answer_with_its_sources_opened_at_the_sentence_that_says_it(browser,
     assert not page.locator("#source").is_visible()
     assert page.evaluate("document.activeElement.className") == "cite"
     assert page.locator(".foot").get_by_text("not a doctor's advice").is_visible()
+    assert "Sentences checked by: lexical detector (compares words)" in page.locator(".foot").inner_text()
     assert "answer is complete" in page.locator("#status").inner_text()
     clean(page)
 

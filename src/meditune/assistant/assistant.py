@@ -25,7 +25,18 @@ from meditune import __version__
 from meditune.assistant import triage as message_triage
 from meditune.assistant.answer_filter import SentenceChecker
 from meditune.assistant.emergencies import emergency_numbers
-from meditune.assistant.events import Answer, Decision, Event, Notice, Outcome, Sentence, Source, Sources, Text
+from meditune.assistant.events import (
+    LEXICAL_DETECTOR,
+    Answer,
+    Decision,
+    Event,
+    Notice,
+    Outcome,
+    Sentence,
+    Source,
+    Sources,
+    Text,
+)
 from meditune.assistant.triage import Classifier, Triage, triage
 from meditune.assistant.writers import ApiWriter, EngineWriter, Writer, find_api, needs_engine
 from meditune.config.data_options import Style
@@ -268,7 +279,7 @@ class Assistant:
         if index and index.cross_encoder:
             self.versions["cross_encoder"] = index.cross_encoder.name
         if judge or index:
-            self.versions["judge"] = judge.name if judge else "lexical detector"
+            self.versions["judge"] = judge.name if judge else LEXICAL_DETECTOR
 
     def ask(
         self,

@@ -15,6 +15,8 @@ from meditune.text import counted, excerpt, wrapped
 
 Level = Literal["urgent", "refusal", "limit", "remark"]
 Outcome = Literal["answered", "abstained", "escalated", "declined"]
+LEXICAL_DETECTOR = "lexical detector"
+"""What checks the sentences of answers if no judge is named"""
 
 
 class _Documented:
@@ -164,7 +166,7 @@ Event = Sources | Text | Sentence | Notice | Answer
 
 
 def answer_lines(answer: Answer) -> Iterator[str]:
-    """Yield the answer as lines: sentences with citations, the cited sources, remarks, limits.
+    """Yield the answer as lines: sentences with citations, the cited sources, what checked them, remarks, limits.
 
     If the answer is withheld, all passages found are shown instead.
     """
@@ -188,6 +190,9 @@ def answer_lines(answer: Answer) -> Iterator[str]:
         if not cited:
             yield from excerpt(each.text, "    ", 8)
     yield ""
+    judge = answer.versions.get("judge")
+    if judge and answer.sentences and answer.sources:
+        yield f"Sentences checked by: {judge}" + (" (compares words)" if judge == LEXICAL_DETECTOR else "")
     for notice in answer.notices:
         if notice.level == "remark":
             yield from wrapped(f"Note: {notice.text}")

@@ -232,9 +232,13 @@ def _judges() -> Finding:
     if not folders:
         advice = "Answers are checked by comparing words. `meditune run evidence` trains a judge that compares meaning."
         return Finding("Evidence judge", "none in runs/", advice=advice)
+    advice = (
+        "Without --judge, the lexical detector checks the sentences of answers; it compares words. To use a judge: "
+        f"meditune ask RUN --index INDEX --judge {folders[0]}"
+    )
     engines = ["OpenVINO" if exported_at(folder, "auto", ("openvino",)) else "transformers" for folder in folders]
     shown = ", ".join(f"{folder} ({engine})" for folder, engine in zip(folders, engines, strict=True))
-    return Finding("Evidence judge", shown, advice=f"To use one: meditune ask RUN --index INDEX --judge {folders[0]}")
+    return Finding("Evidence judge", shown, advice=advice)
 
 
 def _switched_on(*names: str) -> str:

@@ -64,6 +64,7 @@ export class Turn {
   foot(answer) {
     const facts = [];
     if (answer.reading_grade !== null && answer.outcome === "answered") facts.push(`Reading level: grade ${Math.max(1, Math.round(answer.reading_grade))}`);
+    if (answer.versions?.judge && answer.sentences.length && answer.sources.length) facts.push(checkedBy(answer.versions.judge));
     if (answer.outcome !== "escalated") facts.push(answer.limits);
     const foot = el("div", { class: "foot" }, el("p", { class: "small" }, facts.join(" · ")));
     if (!answer.id) return foot;
@@ -117,6 +118,10 @@ function decision({ answer, probabilities, calibrated }) {
   const label = answer ? LABELS[answer] : "The model isn't sure enough to answer yes or no";
   const how = calibrated ? "" : ", not calibrated";
   return el("p", { class: "decision" }, el("strong", {}, label), answer ? el("span", { class: "small" }, `${best}% sure${how}`) : null);
+}
+
+function checkedBy(judge) {
+  return `Sentences checked by: ${judge}${judge === "lexical detector" ? " (compares words)" : ""}`;
 }
 
 function leftOut(sentences) {
