@@ -9,6 +9,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Assistant",
     "Comparison",
+    "Judge",
     "MedituneError",
     "ProgressUpdate",
     "Recipe",
@@ -19,8 +20,10 @@ __all__ = [
     "load_recipe",
     "open_assistant",
     "open_index",
+    "open_judge",
     "open_run",
     "run",
+    "supports",
 ]
 
 if TYPE_CHECKING:
@@ -30,6 +33,7 @@ if TYPE_CHECKING:
     from meditune.python_api import (
         Assistant,
         Comparison,
+        Judge,
         Run,
         build_index,
         compare,
@@ -37,8 +41,10 @@ if TYPE_CHECKING:
         load_recipe,
         open_assistant,
         open_index,
+        open_judge,
         open_run,
         run,
+        supports,
     )
 
 

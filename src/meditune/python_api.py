@@ -1,6 +1,6 @@
-"""Functions for Python programs and notebooks: recipes, runs, comparisons, assistants, indexes and exports.
+"""Functions for Python programs and notebooks: recipes, runs, comparisons, assistants, judges, indexes, exports.
 
-Each function does the same as a command, and raises the same errors. The package exports all functions:
+The functions run the same code as the commands, and raise the same errors. The package exports all functions:
 `import meditune; meditune.run(...)`. Nothing is printed unless the argument `progress` asks for it.
 """
 
@@ -27,7 +27,9 @@ if TYPE_CHECKING:
 
     from meditune.assistant import assistant as internal
     from meditune.assistant.events import Answer, Event
+    from meditune.engines.evidence_judge import EvidenceJudge, LexicalJudge, SupportJudge
     from meditune.evaluate.predictions import Kind
+    from meditune.evidence.support_model import ClaimVerdict
     from meditune.hosted_pipeline import Approve
     from meditune.retrieve.index import Index
 
@@ -254,6 +256,54 @@ class Assistant:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def supports(sentence: str, passages: str | Sequence[str], *, judge: Place | Run | None = None) -> ClaimVerdict:
+    """Return the probabilities that passages support or refute a sentence, as `open_judge(judge).supports` does.
+
+    For many sentences, open the judge once with `open_judge`.
+    """
+    return open_judge(judge).supports(sentence, passages)
+
+
+def open_judge(judge: Place | Run | None = None) -> Judge:
+    """Open a judge of evidence, to check sentences against passages.
+
+    `judge` is what `--judge` takes: an evidence judge's run, the folder or hub id of an NLI model, lettucedetect:NAME
+    or hhem:NAME. By default, the lexical detector is used, which needs no model but compares only words. Raises
+    ModelError if the judge can't be used.
+    """
+    from meditune.engines import evidence_judge
+
+    with _call():
+        return Judge(evidence_judge.LexicalJudge() if judge is None else evidence_judge.open_judge(_name(judge)))
+
+
+class Judge:
+    """A judge of evidence. `name` is its name, or "lexical detector"."""
+
+    def __init__(self, opened: EvidenceJudge | SupportJudge | LexicalJudge) -> None:
+        self._judge, self.name = opened, opened.name
+
+    def supports(self, sentence: str, passages: str | Sequence[str]) -> ClaimVerdict:
+        """Return the verdict on whether the passages, read together, support the sentence.
+
+        Without any text in the passages, the verdict is unclear.
+        """
+        return self.supports_each([(sentence, passages)])[0]
+
+    def supports_each(self, claims: Iterable[tuple[str, str | Sequence[str]]]) -> list[ClaimVerdict]:
+        """Return a verdict for each pair of a sentence and its passages, in order. The pairs are judged in batches.
+
+        An evidence judge reads the passages only once for adjacent pairs with the same passages. Raises ModelError if
+        the judge fails.
+        """
+        from meditune.engines.evidence_judge import BATCH_SENTENCES
+
+        asked = [(text, (given,) if isinstance(given, str) else tuple(given)) for text, given in claims]
+        with _call():
+            batches = (asked[start : start + BATCH_SENTENCES] for start in range(0, len(asked), BATCH_SENTENCES))
+            return [verdict for batch in batches for verdict in self._judge.verdicts(batch)]
 
 
 def build_index(

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+import meditune
 from meditune.config.data_options import PromptFormat
 from meditune.data.example import LABEL, Example, Passage
 from meditune.engines.evidence_judge import EvidenceJudge, TorchLabelModel, load_support_model, open_judge
@@ -184,6 +185,28 @@ def test_models_of_others_judge_the_sentences_of_answers(tmp_path, sure, kind, l
     assert strict.name == f"{kind}judge, threshold 1"
     sure(folder, model, supported)
     assert Citer([passage], strict).judge("Pain fell in 47 of 120 adults.").places == ()
+
+
+def test_programs_can_ask_any_judge(tmp_path, sure):
+    folder = tmp_path / "judge"
+    sure(folder, judge(folder, ["contradiction", "neutral", "entailment"]), [3.0, 1.0, 0.0])
+    passage, known = "Pain fell by 30 percent in the group with the drug.", "Pain fell by 30 percent in the group."
+    # More claims than one batch, with different passages.
+    claims = [("Pain rose.", [passage, "Sleep wasn't measured."]), ("Pain fell.", passage), ("It works.", [" "])] * 30
+    opened = meditune.open_judge(folder)
+    found = opened.supports_each(claims)
+    assert (opened.name, len(found)) == ("judge", len(claims))
+    assert found[0].refuted > found[0].unclear > found[0].supported
+    assert [each.sentence for each in found[:3]] == [passage, passage, ""]
+    assert (found[2].supported, found[2].refuted, found[2].unclear) == (0.0, 0.0, 1.0), "nothing was given to read"
+    assert found[3:] == found[:3] * 29
+    assert meditune.supports("Pain rose.", claims[0][1], judge=folder) == found[0]
+    # Without a judge, the lexical detector compares the words.
+    same, other = meditune.open_judge().supports_each([(known, passage), ("Zebras sleep at night.", passage)])
+    assert same.supported > 0.8 > 0.3 > other.supported
+    assert (same.refuted, same.sentence) == (0.0, passage)
+    assert same.supported + same.unclear == pytest.approx(1)
+    assert tiny_evidence_judge().verdicts([(known, (passage,))])[0].sentence == passage
 
 
 PASSAGES = ("Pain fell by 30 percent in the group with the drug.", "Sleep was not measured in this study.")

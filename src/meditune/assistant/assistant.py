@@ -25,18 +25,7 @@ from meditune import __version__
 from meditune.assistant import triage as message_triage
 from meditune.assistant.answer_filter import SentenceChecker
 from meditune.assistant.emergencies import emergency_numbers
-from meditune.assistant.events import (
-    LEXICAL_DETECTOR,
-    Answer,
-    Decision,
-    Event,
-    Notice,
-    Outcome,
-    Sentence,
-    Source,
-    Sources,
-    Text,
-)
+from meditune.assistant.events import Answer, Decision, Event, Notice, Outcome, Sentence, Source, Sources, Text
 from meditune.assistant.triage import Classifier, Triage, triage
 from meditune.assistant.writers import ApiWriter, EngineWriter, Writer, find_api, needs_engine
 from meditune.config.data_options import Style
@@ -45,6 +34,7 @@ from meditune.config.training_options import ApiSpec
 from meditune.engines.engine import GenerationChunk
 from meditune.errors import DataError, MedituneError, ModelError
 from meditune.evaluate.metrics.decision import probabilities
+from meditune.evidence.support_model import LEXICAL_DETECTOR
 from meditune.files import read_jsonl
 from meditune.models.catalogue import SENTENCE_MODEL
 from meditune.models.sentence_encoder import DEFAULT, INT8

@@ -10,13 +10,12 @@ from typing import Any, ClassVar, Literal
 
 from markupsafe import escape
 
+from meditune.evidence.support_model import LEXICAL_DETECTOR
 from meditune.prompts import LIMITS
 from meditune.text import counted, excerpt, wrapped
 
 Level = Literal["urgent", "refusal", "limit", "remark"]
 Outcome = Literal["answered", "abstained", "escalated", "declined"]
-LEXICAL_DETECTOR = "lexical detector"
-"""What checks the sentences of answers if no judge is named"""
 
 
 class _Documented:

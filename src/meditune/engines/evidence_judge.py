@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import groupby
 from pathlib import Path
@@ -27,9 +27,10 @@ from meditune.engines.exported_model import EXPORT, read_exported_model
 from meditune.engines.open_engine import exported_at
 from meditune.engines.tokenizer import PlainTokenizer
 from meditune.errors import ModelError
-from meditune.evidence.lexical_detector import Sentence, Sources, evidence
+from meditune.evidence.lexical_detector import Sentence, Sources, evidence, sentence_logit
 from meditune.evidence.support_model import (
     CLAIMS,
+    LEXICAL_DETECTOR,
     ClaimCorrection,
     ClaimVerdict,
     Support,
@@ -54,6 +55,8 @@ BATCH_SENTENCES = 64
 
 Evidence = tuple[str, ...]
 """The passages with which a claim is compared"""
+Claim = tuple[str, Evidence]
+"""A statement and the passages that may support it"""
 
 
 class LabelModel(Protocol):
@@ -89,15 +92,14 @@ class EvidenceJudge:
         Raises TimeoutError if the judge is busy with other claims for more than `wait_s` seconds, and ModelError if it
         fails.
         """
-        if not any(passage.strip() for passage in passages):
-            return [ClaimVerdict(0.0, 0.0, 1.0, "") for _ in statements]
-        found = self.probabilities([(statement, tuple(passages)) for statement in statements], wait_s)
-        sources = Sources(passages)
-        closest = [evidence(Sentence(statement), sources).closest_source for statement in statements]
-        return [
-            ClaimVerdict(each["supported"], each["refuted"], each[UNCLEAR], sentence)
-            for sentence, each in zip(closest, found, strict=True)
-        ]
+        return self.verdicts([(statement, tuple(passages)) for statement in statements], wait_s)
+
+    def verdicts(self, asked: Sequence[Claim], wait_s: float = math.inf) -> list[ClaimVerdict]:
+        """Return a verdict for each statement and its passages, in order. Raises the same errors as `supports`."""
+        return _verdicts(
+            asked,
+            lambda read: ((each["supported"], each["refuted"]) for each in self.probabilities(read, wait_s)),
+        )
 
     def score(self, asked: Sequence[SupportQuestion]) -> Iterator[SupportScore]:
         """Yield the probabilities of support and refutation for each sentence, in order."""
@@ -106,9 +108,7 @@ class EvidenceJudge:
             for each in self.probabilities([(question.sentence, question.sources) for question in few]):
                 yield SupportScore(each["supported"], each["refuted"])
 
-    def probabilities(
-        self, asked: Sequence[tuple[str, tuple[str, ...]]], wait_s: float = math.inf
-    ) -> list[dict[str, float]]:
+    def probabilities(self, asked: Sequence[Claim], wait_s: float = math.inf) -> list[dict[str, float]]:
         """Return the probabilities of LABELS for each statement and its passages, in order.
 
         Raises TimeoutError and ModelError as `supports` does.
@@ -264,19 +264,56 @@ class SupportJudge:
         self, statements: Sequence[str], passages: Sequence[str], wait_s: float = math.inf
     ) -> list[ClaimVerdict]:
         """See `EvidenceJudge.supports`."""
-        asked = [SupportQuestion(tuple(passages), "", each, 0, len(each)) for each in statements]
-        sources = Sources(passages)
+        return self.verdicts([(statement, tuple(passages)) for statement in statements], wait_s)
+
+    def verdicts(self, asked: Sequence[Claim], wait_s: float = math.inf) -> list[ClaimVerdict]:
+        """See `EvidenceJudge.verdicts`."""
+        return _verdicts(asked, lambda read: self._scores(read, wait_s))
+
+    def _scores(self, read: Sequence[Claim], wait_s: float) -> list[tuple[float, float]]:
+        questions = [SupportQuestion(passages, "", text, 0, len(text)) for text, passages in read]
         with _turn(self._lock, wait_s):
             try:
-                found = list(self._model.score(asked))
+                return [(each.score, each.refuted or 0.0) for each in self._model.score(questions)]
             except RuntimeError as error:
                 raise ModelError(f"The judge {self.name} failed: {error}") from error
-        verdicts = []
-        for statement, each in zip(statements, found, strict=True):
-            refuted = each.refuted or 0.0
-            closest = evidence(Sentence(statement), sources).closest_source
-            verdicts.append(ClaimVerdict(each.score, refuted, 1 - each.score - refuted, closest))
-        return verdicts
+
+
+class LexicalJudge:
+    """The lexical detector as a judge. It compares words, and can't tell what is refuted: `refuted` is always 0."""
+
+    name = LEXICAL_DETECTOR
+
+    def verdicts(self, asked: Sequence[Claim]) -> list[ClaimVerdict]:
+        """See `EvidenceJudge.verdicts`."""
+
+        def score(read: Sequence[Claim]) -> Iterator[tuple[float, float]]:
+            for statement, passages in read:
+                logit = sentence_logit(evidence(Sentence(statement), Sources(passages)))
+                yield 1 / (1 + math.exp(-logit)), 0.0
+
+        return _verdicts(asked, score)
+
+
+def _verdicts(
+    asked: Sequence[Claim], score: Callable[[list[Claim]], Iterable[tuple[float, float]]]
+) -> list[ClaimVerdict]:
+    """Return a verdict for each claim. `score` returns the probabilities of support and of refutation.
+
+    A claim without evidence isn't scored: its verdict is unclear.
+    """
+    read = [(statement, passages) for statement, passages in asked if any(map(str.strip, passages))]
+    sources = {passages: Sources(passages) for _, passages in read}
+    scores = iter(score(read) if read else ())
+    verdicts = []
+    for statement, passages in asked:
+        if passages not in sources:
+            verdicts.append(ClaimVerdict(0.0, 0.0, 1.0, ""))
+            continue
+        supported, refuted = next(scores)
+        closest = evidence(Sentence(statement), sources[passages]).closest_source
+        verdicts.append(ClaimVerdict(supported, refuted, max(0.0, 1 - supported - refuted), closest))
+    return verdicts
 
 
 def open_judge(name: str, threshold: float | None = None) -> EvidenceJudge | SupportJudge:

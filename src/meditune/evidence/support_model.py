@@ -16,6 +16,9 @@ from meditune.errors import ModelError
 from meditune.evidence.lexical_detector import Span
 from meditune.files import read_json, write_json
 
+LEXICAL_DETECTOR = "lexical detector"
+"""The name of what checks sentences if no judge was given"""
+
 
 @dataclass(frozen=True)
 class SupportQuestion:
@@ -64,9 +67,13 @@ class ClaimVerdict:
     supported: float
     """Probability that the passages support the statement"""
     refuted: float
+    """Probability that the passages refute the statement; 0 if the judge can't tell, like the lexical detector"""
     unclear: float
+    """Probability that the passages do neither; it includes refutation if the judge can't tell both apart"""
     sentence: str
-    """The sentence of the passages with the words most similar to the statement's words; empty if there is none"""
+    """The sentence of the passages that contains the largest share of the statement's words (rare words have more
+    weight); empty if there is none. No judge says which sentence determined its verdict, so the sentence is always
+    chosen by words, and a paraphrase can be missed."""
 
 
 CLAIMS = "claims.json"
