@@ -5,6 +5,7 @@ import json
 import pytest
 
 from meditune.config.data_options import DataSpec, SourceSpec
+from meditune.config.load_recipe import load_recipe
 from meditune.config.recipe import Recipe
 from meditune.data.prepare import prepare, stored_data
 from meditune.data.quality.ledger import restore
@@ -166,6 +167,29 @@ def test_sources_that_can_not_be_used(tmp_path, source, text):
     with pytest.raises(DataError, match=text):
         prepare(recipe(source, split="official", fallback_to_sample=True), tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_all_missing_files_are_named_with_their_sources_before_anything_is_read(tmp_path, monkeypatch, named):
+    monkeypatch.setenv("MEDITUNE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MEDITUNE_DATA", raising=False)
+    if named:
+        monkeypatch.setenv("MEDITUNE_DATA", str(tmp_path))
+    here = tmp_path / "entailment" / "begin_dialog.jsonl"
+    here.parent.mkdir()
+    here.write_text("", encoding="utf-8")
+    judge = load_recipe("evidence", {}).recipe
+    with pytest.raises(DataError) as refused:
+        prepare(judge, tmp_path / "out")
+    said = str(refused.value)
+    for source in judge.data.sources:
+        if source.is_own and source.path != "entailment/begin_dialog.jsonl":
+            assert source.path in said
+            assert source.citation in said
+    assert "https://evidence-inference.ebm-nlp.com/v2.0.tar.gz" in said, "a published source that isn't downloaded"
+    assert "begin_dialog" not in said, "this file is here"
+    assert said.count("is also searched for in $MEDITUNE_DATA") == (not named)
 
 
 def test_changed_data_is_noticed(tmp_path):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from meditune.data.deidentify import Findings, deidentify
 from meditune.data.example import Example
 from meditune.data.readers import conversations, mimic, user_files
 from meditune.data.readers.tables import Rejects
-from meditune.data.sources import SOURCES, known_source, locate_own, locate_source
+from meditune.data.sources import RELATIVE_HINT, SOURCES, known_source, locate_own, locate_source
 from meditune.data.splits import OFFICIAL
 from meditune.errors import DataError
 
@@ -133,9 +133,10 @@ SAMPLE_TEST_SHARE = 0.4
 
 
 def check_sources(spec: DataSpec) -> None:
-    """Raise DataError if a source or the file of decisions doesn't fit the recipe's options.
+    """Raise DataError if a source or the file of decisions doesn't fit the recipe's options, or if files are missing.
 
-    The sources' data aren't read.
+    The error names all missing files of the user's own and, in addition, the missing sources that Meditune can't
+    download. The sources' data aren't read, and nothing is downloaded.
     """
     if spec.decisions is not None:
         reviewer_decisions.read_decisions(Path(spec.decisions))
@@ -154,7 +155,6 @@ def check_sources(spec: DataSpec) -> None:
         if source.is_own:
             if source.path is None:
                 raise DataError("data.sources: own needs a path: a file, or the id of a Hugging Face data set.")
-            locate_own(source.path, source.citation)
             continue
         if source.labels:
             raise DataError(f"data.sources: {source.name} has labels of its own; `labels` is for your own files.")
@@ -165,6 +165,27 @@ def check_sources(spec: DataSpec) -> None:
                 f"data.sources: {source.name} has an official split (data.split: official), which needs all rows of "
                 "the source, so `limit` can't be used. To use a sample of the rows: --set data.split=group."
             )
+    _refuse_missing(spec.sources)
+
+
+def _refuse_missing(sources: Sequence[SourceSpec]) -> None:
+    """Raise DataError if files of the user's own are missing, and name everything that the user must still get."""
+    own: list[str] = []
+    published: list[str] = []
+    for source in sources:
+        try:
+            if source.is_own:
+                locate_own(source.path or "", source.citation)
+            elif not SOURCES[source.name].download:
+                locate_source(source.name, source.path, download=False)
+        except DataError as error:
+            (own if source.is_own else published).append(str(error))
+    if len(own) == 1 and not published:
+        raise DataError(own[0])
+    if own:
+        files = dict.fromkeys(text.removesuffix(RELATIVE_HINT) for text in own)
+        hint = [RELATIVE_HINT.strip()] if any(text.endswith(RELATIVE_HINT) for text in own) else []
+        raise DataError("\n".join(["The data of several sources are missing.", *files, *published, *hint]))
 
 
 def available(spec: DataSpec) -> tuple[DataSpec, bool]:

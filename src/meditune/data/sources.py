@@ -281,6 +281,9 @@ def data_places(name: str) -> list[Path]:
     return [*([Path(named).expanduser() / name] if named else []), cache_folder("data") / name]
 
 
+RELATIVE_HINT = f" A relative path is also searched for in ${DATA_VARIABLE}."
+
+
 def locate_own(path: str, citation: str | None = None) -> str:
     """Return the path of a user's own file, which can be relative to the current folder or to MEDITUNE_DATA.
 
@@ -292,7 +295,7 @@ def locate_own(path: str, citation: str | None = None) -> str:
     found = next((place for place in places if place.exists()), None)
     if found is None and given.suffix:
         source = f" Its source: {citation}." if citation else ""
-        hint = "" if named or given.is_absolute() else f" A relative path is also searched for in ${DATA_VARIABLE}."
+        hint = "" if named or given.is_absolute() else RELATIVE_HINT
         raise DataError(f"No file {' or '.join(map(str, places))}.{source}{hint}")
     return str(found or path)
 
