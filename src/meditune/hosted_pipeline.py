@@ -35,6 +35,7 @@ from meditune.http_client import RETRY_TO_RESUME
 from meditune.models.api_client import RULE, ApiError, ApiModel, Client, find_api_model, of_chat, without_echo
 from meditune.prompts import WORD_OF_LABEL, chat_messages, save_format
 from meditune.run_folder import RECIPE, stage
+from meditune.text import counted
 
 APPROVED = "approved.json"
 
@@ -124,6 +125,12 @@ def judge_suites(recipe: Recipe, folder: Path, models: Sequence[str]) -> None:
     with stage(folder, "judge answers"):
         judge = llm_judge.api_judge(recipe)
         if judge is None:
+            items = [item for grading in gradings for item in grading.items]
+            print(
+                f"The judge {recipe.evaluate.suite_judge} grades {counted(len(items), 'answer')} on this machine: "
+                f"{counted(sum(len(item.statements) for item in items), 'statement')} to decide.",
+                file=sys.stderr,
+            )
             llm_judge.grade_suites(gradings, llm_judge.LocalJudge(str(recipe.evaluate.suite_judge)))
             return
         with judge.client(RETRY_TO_RESUME) as client:

@@ -269,10 +269,13 @@ def test_the_command_says_what_fits_and_refuses_what_it_doesnt_know() -> None:
     # Of about 1,389 examples, 20% are test items, 10% of the others are dev items, and 1,000 are left for training.
     assert "Time of `meditune run`, assuming 278 test items, 200 of them answered in writing:" in done.out
     assert "evaluating the base model" in done.out
+    assert "medical suites" not in done.out
     assert "rough" in done.out
     folds = ("--set", "evaluate.calibrate=temperature", "--set", "evaluate.calibration_folds=3")
+    folds += ("--set", "evaluate.suites=[medmcqa, medqa]")
     folded = meditune("plan", "quickstart", "--gpu", "t4", "--set", "model.base=distilgpt2", *folds)
     assert "(with 3 further models for evaluate.calibration_folds)" in folded.out
+    assert "This time doesn't include the medical suites (medmcqa, medqa)" in folded.out
     alone, together = (
         int(minutes) * 60 + int(seconds)
         for each in (done, folded)

@@ -322,6 +322,11 @@ def _print_plan(planned: Planned, recipe: Recipe, examples: int, items: int) -> 
         "the same again. To write fewer or shorter answers, lower evaluate.answers or evaluate.max_new_tokens. "
         f"{target.rough}"
     )
+    if suites := recipe.evaluate.suites:
+        out.print(
+            f"This time doesn't include the medical suites ({', '.join(suite.name for suite in suites)}), because "
+            "their items weren't read. To measure fewer items of a suite, set its limit."
+        )
     out.print(
         f"Batches contain up to {planned.own.batch_tokens:,} tokens (train.micro_batch_tokens); activations are "
         f"{'recomputed' if planned.own.checkpointing else 'kept'} (train.gradient_checkpointing)."
