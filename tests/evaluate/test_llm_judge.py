@@ -24,7 +24,7 @@ from meditune.http_client import Backoff
 from meditune.models.api_client import ApiError, find_api_model
 from meditune.prompts import save_format
 from tests import tiny
-from tests.commands import bench, jsonl, read_rows
+from tests.commands import bench, jsonl, meditune, read_rows
 from tests.hosted_api import KEY, serving
 
 
@@ -183,6 +183,10 @@ def test_a_local_judge_reads_the_answer_as_the_passage(place, tmp_path):
         # 4 questions with 3 statements for two models, and 4 labels.
         assert f"{name} grades 12 answers on this machine: 28 statements to decide." in result.err
     assert "needs --yes" not in result.err
+    done = meditune("compare", place.folder / "lenient", place.folder / "strict")
+    said = " ".join((done.out + done.err).split())
+    for name in ("lenient", "strict"):
+        assert f"{place.folder / name}: K-QA: the judge {tmp_path / name} agrees with the physicians on 50.0%" in said
 
 
 def test_a_local_judge_s_verdict_is_no_if_contradiction_is_most_likely_whatever_the_threshold():

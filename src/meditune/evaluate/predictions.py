@@ -194,6 +194,8 @@ class MeasuredModel:
     """Findings of the leakage check before the evaluation; None without a check"""
     passages: str = ""
     """SHA-256 of the file with the retrieved passages; empty if the model had none"""
+    folder: Path | None = None
+    """The output folder of `meditune evaluate` or of the run"""
 
 
 def measured_model(name: str) -> MeasuredModel:
@@ -218,7 +220,7 @@ def measured_model(name: str) -> MeasuredModel:
     known = examples_of(folder), read_json(checked) if checked.is_file() else None
     predictions = read(place, side)
     if condition is None:
-        return MeasuredModel(name, predictions, *known)
+        return MeasuredModel(name, predictions, *known, folder=folder)
     under = predictions.under(condition)
     if not (under.decision or under.answer):
         key = "evaluate.closed_book=true" if condition == "closed" else "evaluate.retrieve.index=INDEX"
@@ -226,7 +228,7 @@ def measured_model(name: str) -> MeasuredModel:
         raise DataError(f"{side} wasn't measured {title} in {folder}. Measure it with --set {key}.")
     found = folder / RETRIEVED_FILE
     passages = sha256(found) if condition == "retrieved" and found.is_file() else ""
-    return MeasuredModel(name, under, *known, passages)
+    return MeasuredModel(name, under, *known, passages, folder)
 
 
 def _parted(name: str) -> tuple[Path, str, Condition | None]:

@@ -27,12 +27,15 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError
 
 from meditune.config.data_options import Spec
+from meditune.config.recipe import SuiteName
 from meditune.config.recipe_keys import Document, Key, UnreadableError
 from meditune.errors import GateError, MedituneError, RecipeError
 from meditune.evaluate.compare import caveats, changes, is_significant, side_by_side
 from meditune.evaluate.metrics import METRICS
-from meditune.evaluate.predictions import measured_model
-from meditune.files import read_text, write_json, write_jsonl
+from meditune.evaluate.predictions import GRADES_OF, MeasuredModel, measured_model
+from meditune.evaluate.suites.llm_judge import suite_remarks
+from meditune.evaluate.suites.load_suites import SUITES
+from meditune.files import read_json, read_text, write_json, write_jsonl
 from meditune.statistics import LEVEL, MIN_GROUPS, is_wrong
 
 
@@ -179,6 +182,7 @@ def compare(names: Sequence[str], resamples: int, seed: int, policy: Policy | No
         passages = f"{', '.join(differing)} had different passages from {served[0].name}"
         result["remarks"].append(f"{passages}, so part of the difference is due to retrieval.")
     result["remarks"] += dict.fromkeys(chain.from_iterable(remarks))
+    result["remarks"] += _judge_remarks(models)
     result["leakage"] = [model.leakage for model in models if model.leakage]
     result["changes"] = {
         other.name: changes(first.predictions, other.predictions, first.examples | other.examples) for other in others
@@ -189,6 +193,30 @@ def compare(names: Sequence[str], resamples: int, seed: int, policy: Policy | No
             name: [asdict(each) for each in check(policy, rows[name]["comparison"], figures[name])] for name in rows
         }
     return result
+
+
+def _judge_remarks(models: Sequence[MeasuredModel]) -> Iterator[str]:
+    """Yield a sentence about each judge that graded answers: how often it agrees with physicians.
+
+    The sentence begins with the models whose answers the judge graded, unless it graded those of all models.
+    """
+    graded: dict[str, list[str]] = {}
+    for model in models:
+        for name, facts in _recorded_suites(model.folder).items():
+            kind = GRADES_OF.get(SUITES[name].kind) if name in SUITES else None
+            if kind and getattr(model.predictions, kind):
+                for sentence in suite_remarks({name: facts}):
+                    graded.setdefault(sentence, []).append(model.name)
+    for sentence, names in graded.items():
+        yield sentence if len(names) == len(models) else f"{', '.join(names)}: {sentence}"
+
+
+def _recorded_suites(folder: Path | None) -> dict[SuiteName, Any]:
+    """Return the `suites` of report.json or evaluation.json; empty if the folder contains neither."""
+    paths = [folder / name for name in ("report.json", "evaluation.json")] if folder else []
+    path = next((path for path in paths if path.is_file()), None)
+    found: dict[SuiteName, Any] = read_json(path).get("suites") or {} if path else {}
+    return found
 
 
 def write(result: dict[str, Any], figures: Path | None, changes: Path | None) -> None:
