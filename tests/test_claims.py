@@ -80,6 +80,20 @@ def test_a_run_measures_claims_by_source_with_the_labels_of_each(run):
     for source, each in by_source.items():
         (row,) = re.findall(rf"<tr[^>]*><th[^>]*>{source}</th>(.*?)</tr>", section, re.DOTALL)
         assert f"→ {each['claim_auroc']:.3f}" in row
+    # The correction that was fitted to dev claims is tested on these claims.
+    correction, tested = load_judge(str(folder)).correction, report["claim_correction"]
+    shares = [correction.probabilities(row["logits"]) for row in stored]
+    known = [each for each, row in zip(shares, stored, strict=True) if row["reference"] == "supported"]
+    below = 100 * sum(each["supported"] < correction.threshold for each in known) / len(known)
+    assert (tested["threshold"], tested["supported"]) == (correction.threshold, len(known))
+    assert tested["false_alarms"] == pytest.approx(below)
+    bins = {}
+    for each, row in zip(shares, stored, strict=True):
+        sure, right = max(each.values()), each[row["reference"]] == max(each.values())
+        bins.setdefault(min(9, int(10 * sure)), []).append(sure - right)
+    assert tested["ece"] == pytest.approx(sum(abs(sum(each)) for each in bins.values()) / len(stored))
+    assert f"calibration error of the tuned model is {tested['ece']:.3f}" in section
+    assert f"{tested['threshold']:.3f}: {below:.1f}% of the {len(known)} supported claims" in section
 
 
 def test_the_run_is_a_judge_whose_correction_was_fitted_on_dev(run):

@@ -19,6 +19,7 @@ from meditune.evaluate.metrics.decision import (
     calibrated,
     claim_statistics,
     confusion,
+    corrected_claims,
     macro_f1,
     recalls,
     reliability,
@@ -31,6 +32,7 @@ from meditune.evaluate.predictions import Condition, Predictions, groups_of, rea
 from meditune.evaluate.subgroups import subgroups
 from meditune.evaluate.suites.llm_judge import described_suites, suite_remarks
 from meditune.evaluate.suites.load_suites import suite_examples
+from meditune.evidence.support_model import load_correction
 from meditune.statistics import Statistics, wilson
 
 Rows = list[dict[str, Any]]
@@ -54,6 +56,8 @@ def summary(recipe: Recipe, data: Prepared, training: dict[str, Any], prediction
     ]
     comparison = compare(base, tuned, recipe.evaluate.resamples, recipe.seed, groups_of(items))
     test_set = data.splits.measured_name(recipe.evaluate.split)
+    # The correction is fitted to dev claims, so it is tested only on test claims.
+    correction = load_correction(predictions.parent / "model") if recipe.evaluate.split == "test" else None
     suites = described_suites(predictions.parent, ("base", "tuned"), recipe.evaluate.suite_judge)
     splits = {name: len(examples) for name, examples in data.splits.named().items()}
 
@@ -70,6 +74,7 @@ def summary(recipe: Recipe, data: Prepared, training: dict[str, Any], prediction
         "claims": both(lambda each: by_group(each.claim, "source", "claims", claim_statistics))
         if tuned.claim
         else None,
+        "claim_correction": corrected_claims(tuned.claim, correction) if tuned.claim and correction else None,
         "signatures": signatures(tuned),
         "readability": both(lambda each: spread([row["prediction"] for row in each.answer]))
         | {"references": spread([row["reference"] for row in tuned.answer])}

@@ -90,9 +90,13 @@ class ClaimCorrection:
     threshold: float = 0.5
     """Minimum probability of support for a statement to count as supported"""
 
+    def logits(self, logits: Mapping[str, float]) -> dict[str, float]:
+        """Return the corrected logits."""
+        return {label: value / self.temperature + self.bias.get(label, 0.0) for label, value in logits.items()}
+
     def probabilities(self, logits: Mapping[str, float]) -> dict[str, float]:
         """Return the probability of each label in `logits`; some sources of claims use only two labels."""
-        corrected = {label: value / self.temperature + self.bias.get(label, 0.0) for label, value in logits.items()}
+        corrected = self.logits(logits)
         top = max(corrected.values())
         weights = {label: math.exp(value - top) for label, value in corrected.items()}
         total = sum(weights.values())

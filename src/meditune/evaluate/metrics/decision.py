@@ -19,7 +19,7 @@ from meditune.data.example import DECISIONS, LABELS
 from meditune.evaluate.predictions import Predictions
 from meditune.evidence.support_model import ClaimCorrection
 from meditune.prompts import WORD_OF_LABEL
-from meditune.statistics import Array, Statistics, mean
+from meditune.statistics import Array, Statistics, mean, wilson
 
 BINS = 10
 """Number of confidence bins for the calibration error"""
@@ -272,6 +272,27 @@ def claim_statistics(rows: Rows) -> dict[str, Statistics]:
     if 0 < sum(row["reference"] == "supported" for row in rows) < len(rows):
         found["auroc"] = auroc(rows)
     return _prefixed("claim", found)
+
+
+def corrected_claims(rows: Rows, correction: ClaimCorrection) -> dict[str, Any]:
+    """Return the `threshold` of the correction and what the corrected claims give.
+
+    `ece` is the calibration error of the corrected claims. `false_alarms` is the percentage of the supported claims
+    (`supported`: their number) that fall below the threshold, with Wilson's `ci95`; None if no claim is supported.
+    """
+    corrected = []
+    for row in rows:
+        logits = correction.logits(row["logits"])
+        corrected.append(row | {"logits": logits, "prediction": max(logits, key=lambda label: logits[label])})
+    true = [row for row in rows if row["reference"] == "supported"]
+    below = sum(correction.probabilities(row["logits"])["supported"] < correction.threshold for row in true)
+    return {
+        "threshold": correction.threshold,
+        "ece": claim_statistics(corrected)["claim_ece"].value(),
+        "supported": len(true),
+        "false_alarms": 100 * below / len(true) if true else None,
+        "ci95": wilson(below, len(true)) if true else None,
+    }
 
 
 def auroc(rows: Rows) -> Statistics:
