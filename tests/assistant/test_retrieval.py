@@ -312,6 +312,24 @@ def test_cues_and_markup_are_broken(text: str, clean: str) -> None:
     assert clean_passage(text, FORM).text == clean
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Continue if ALT is <ULN or bilirubin is normal; stop it if ALT is >3 x ULN.",
+        "Give it if the age is <x months or the weight >y kg.",
+        "Use it if K is <a and INR >2, or if Hb <cutoff> is met.",
+        "Refer if Hb is <LLN with hidden bleeding, or INR >3.",
+    ],
+)
+def test_text_between_comparisons_stays(text: str) -> None:
+    assert clean_passage(text, FORM).text == text
+
+
+def test_tags_are_removed() -> None:
+    text = "<P class=\"a b\">Ice<br/> <a href=x.html target='_top'>helps</a > <details open>most </details>joints."
+    assert clean_passage(text, FORM).text == "Ice helps most joints."
+
+
 def test_a_models_own_cues_are_broken() -> None:
     form = PromptFormat(question_cue="Exercise:", answer_cue="So we say", decision_cue="Verdict:")
     clean = clean_passage("Exercise: run. So we say nothing. Verdict: no.", form).text

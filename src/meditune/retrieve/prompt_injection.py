@@ -235,9 +235,24 @@ _TEMPLATE = re.compile(
     re.IGNORECASE,
 )
 _HEADING = re.compile(r"(?m)^\s*(?:#{2,}|-{3,}|={3,}|`{3,}|>{2,})\s*")
+_ELEMENTS = (
+    "a abbr acronym address applet area article aside audio b base bdi bdo big blink blockquote body br button canvas "
+    "caption center cite code col colgroup data datalist dd del details dfn dialog dir div dl dt em embed fieldset "
+    "figcaption figure font footer form frame frameset h1 h2 h3 h4 h5 h6 head header hgroup hr html i iframe img input "
+    "ins kbd label legend li link main map mark marquee menu meta meter nav nobr noframes noscript object ol optgroup "
+    "option output p param path picture pre progress q rp rt ruby s samp script search section select slot small "
+    "source span strike strong style sub summary sup svg table tbody td template textarea tfoot th thead time title tr "
+    "track tt u ul var video wbr"
+).replace(" ", "|")
+_ATTRIBUTES = (
+    r"(?:\s+(?:[^\s<>\"'=/]+\s*=\s*(?:\"[^\"<>]*\"|'[^'<>]*'|[^\s\"'<>=]+)"
+    r"|(?:checked|controls|defer|disabled|hidden|nowrap|open|readonly|required|reversed|selected)\b))*\s*/?"
+)  # Of a tag, unlike the text between two comparisons: "ALT <b or AST is normal, and bilirubin >2"
+_TAG = re.compile(rf"<(?:/(?:{_ELEMENTS})\s*|(?:{_ELEMENTS}){_ATTRIBUTES})>", re.IGNORECASE)
 _UNSEEN = re.compile(
     r"<!--.*?(?:-->|\Z)"
-    r"|<(?!(?:area|br|col|embed|hr|img|input|link|meta|source|track|wbr)\b)(\w+)\b[^<>]*"
+    r"|<(?!(?:area|br|col|embed|hr|img|input|link|meta|source|track|wbr)\b)"
+    rf"(?=(?:{_ELEMENTS})\b|\w+{_ATTRIBUTES}>)(\w+)\b[^<>]*"
     r"(?:\bhidden\b|display\s*:\s*none|visibility\s*:\s*hidden|(?:font-size|opacity)\s*:\s*(?:0+(?:\.0*)?|\.0+)(?![.\d])"
     r"|color\s*:\s*(?:white|transparent|#fff))[^<>]*>.*?(?:</\1\s*>|\Z)"
     r"|\[//\]:\s*#\s*\([^)\n]*\)|!\[[^\]\n]*\]\([^)\n]*\)|\{\s*\"(?:role|instruction|system)\"\s*:[^{}]*\}",
@@ -249,7 +264,6 @@ _ELEMENT = re.compile(
     re.IGNORECASE | re.DOTALL,
 )
 _PART = re.compile(r"(?<=[.!?])\s+|(?<=[。！？])")  # Between sentences, even if the next one begins in lowercase
-_TAG = re.compile(r"</?[a-zA-Z][\w-]*(?:\s[^<>]*)?/?>")
 
 
 @dataclass(frozen=True)
