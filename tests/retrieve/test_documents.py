@@ -103,6 +103,29 @@ def test_what_a_page_does_not_show_is_no_text(tmp_path: Path, hidden: str) -> No
     )
 
 
+@pytest.mark.parametrize(
+    ("page", "text"),
+    [
+        (b"<p>125 \xb5g at 38 \xb0C", "125 µg at 38 °C"),
+        ("<p>INR ≥ 3".encode(), "INR ≥ 3"),
+        (b"<meta charset=iso-8859-1><p>5\x9610 mg", "5–10 mg"),
+        (b"<meta charset=us-ascii><p>5\x9610 mg", "5–10 mg"),
+        ("<meta charset=utf-16><p>5–10 mg".encode(), "5–10 mg"),
+        (b"<meta charset=utf-8><p>5\x9610 mg", "not utf-8 text (at byte 24); convert it to UTF-8"),
+        (b"<p>5\x9610\x81 mg", "not utf-8 text (at byte 4); convert it to UTF-8"),
+        *(
+            (f"<meta charset={name}><p>5 mg".encode(), f"unknown text encoding {name}; convert it to UTF-8")
+            for name in ("undefined", "idna", "punycode", "rot13", "x-unknown")
+        ),
+    ],
+)
+def test_pages_are_decoded_as_in_browsers_or_listed(tmp_path: Path, page: bytes, text: str) -> None:
+    (tmp_path / "a.html").write_bytes(page)
+    rejects = Rejects()
+    read = [part.text for each in text_files.read_files(tmp_path, rejects) for part in each.sections]
+    assert [*read, *reasons(rejects).values()] == [text]
+
+
 def test_comments_in_markdown_are_no_text(tmp_path: Path) -> None:
     text = "# Gout\n\nRest.<!-- a note\n# To the editor\n\nCheck this. --> Ice.\n\np <!-- 5 mg\n"
     (tmp_path / "a.md").write_text(text)

@@ -6,6 +6,7 @@ a malicious file can't exhaust memory or time.
 
 from __future__ import annotations
 
+import codecs
 import json
 import re
 import subprocess
@@ -106,6 +107,11 @@ ROW, CELL = "\x1e", "\x1f"  # Marks at the start and end of a row, and between i
 MOST_BYTES = 20_000_000
 _CHARSET = re.compile(rb"""<meta[^>]{0,200}?charset\s*=\s*["']?([\w-]{1,40})""", re.IGNORECASE)
 
+CHARSETS = {"iso8859-1": "cp1252", "ascii": "cp1252", "iso8859-9": "cp1254", "gb2312": "gb18030", "shift_jis": "cp932"}
+CHARSETS |= {"euc_kr": "cp949"} | dict.fromkeys(("utf-16", "utf-16-le", "utf-16-be"), "utf-8")
+"""Python's name of a declared encoding -> the encoding that browsers use instead (https://encoding.spec.whatwg.org)"""
+NO_CHARSETS = {"idna", "punycode", "undefined", "unicode-escape", "raw-unicode-escape"}  # Codecs of Python only
+
 
 def read_html(path: Path) -> tuple[str, list[Section]]:
     """Return an HTML file's title and the text under each heading. Raises UnreadableError if the file is too large."""
@@ -118,16 +124,35 @@ def read_html(path: Path) -> tuple[str, list[Section]]:
 
 
 def _decoded(data: bytes) -> str:
+    """Return the text of a page. Raises UnreadableError if bytes are invalid in the page's encoding, or it is unknown.
+
+    If a page declares no encoding, it is UTF-8 or else Windows-1252, as in browsers.
+    """
     declared = _CHARSET.search(data[:4096])
-    encoding = declared[1].decode("ascii") if declared else "utf-8"
+    encodings = [_encoding(declared[1].decode("ascii"))] if declared else ["utf-8", "cp1252"]
     if data.startswith((b"\xff\xfe", b"\xfe\xff")):
-        encoding = "utf-16"
+        encodings = ["utf-16"]
     elif data.startswith(b"\xef\xbb\xbf"):
-        encoding = "utf-8-sig"
+        encodings = ["utf-8-sig"]
+    problem = ""
+    for encoding in encodings:
+        try:
+            return data.decode(encoding)
+        except UnicodeDecodeError as error:
+            problem = problem or f"not {encoding} text (at byte {error.start}); convert it to UTF-8"
+    raise UnreadableError(problem)
+
+
+def _encoding(declared: str) -> str:
+    """Return Python's name of the encoding that browsers use for a page that declares this one."""
     try:
-        return data.decode(encoding, errors="replace")
+        name = codecs.lookup(declared).name
+        if name in NO_CHARSETS:
+            raise LookupError
+        b" ".decode(name, "replace")  # raises LookupError for codecs of other things, such as base64
     except LookupError as error:
-        raise UnreadableError(f"unknown text encoding {encoding}") from error
+        raise UnreadableError(f"unknown text encoding {declared}; convert it to UTF-8") from error
+    return CHARSETS.get(name, name)
 
 
 def _closed(markup: str) -> str:
