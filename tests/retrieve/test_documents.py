@@ -344,6 +344,42 @@ def test_word_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert rejects.counts()["documents"][".doc: unsupported file type"] == 1
 
 
+def word_file(path: Path, *runs: tuple[str, str]) -> Path:
+    """A Word file of one paragraph; each run has properties and content."""
+    library = pytest.importorskip("docx")
+    from docx.oxml import parse_xml
+
+    made = library.Document()
+    inner = "".join(f"<w:r><w:rPr>{properties}</w:rPr>{content}</w:r>" for properties, content in runs)
+    made.element.body.insert(-1, parse_xml(f"<w:p {W}>{inner}</w:p>"))
+    made.save(path)
+    return path
+
+
+def test_symbols_in_word_files_are_text_or_listed(tmp_path: Path) -> None:
+    def text(content: str) -> str:
+        return f'<w:t xml:space="preserve">{content}</w:t>'
+
+    def sign(code: str, font: str = "Symbol") -> str:
+        return f'<w:sym w:font="{font}" w:char="{code}"/>'
+
+    font = '<w:rFonts w:ascii="Symbol" w:hAnsi="Symbol"/>'
+    runs = [
+        ("", text("Give 125 ") + sign("F06D") + text("g if INR ") + sign("F0B3") + text(" 3 at 38") + sign("00B0")),
+        (font, text("\uf061 b")),
+        ("", text("-blocker ") + sign("F0E0", "Wingdings") + text(" rest")),
+    ]
+    rejects = Rejects()
+    word_file(tmp_path / "a.docx", *runs)
+    assert sections(tmp_path, rejects) == {
+        "documents:a.docx": [("", "Give 125 µg if INR ≥ 3 at 38°α β-blocker → rest")]
+    }
+    assert not reasons(rejects)
+    word_file(tmp_path / "a.docx", ("", text("Give \uf0b3 5 ") + sign("F04A", "Wingdings 2")))
+    assert sections(tmp_path, rejects) == {"documents:a.docx": [("", "Give \ufffd 5 \ufffd")]}
+    assert "with symbols of a font that aren't text (codes F04A, F0B3)" in reasons(rejects)["a.docx"]
+
+
 def prose(sentences: int) -> str:
     return " ".join(f"Sentence number {n} says something about the heart." for n in range(sentences))
 

@@ -75,13 +75,28 @@ OLD_WORD = b"\xd0\xcf\x11\xe0"  # First bytes of an encrypted file, and of a fil
 HIDDEN = {"del", "moveFrom", "Fallback", "instrText"}  # Deleted or moved text, second copies of text boxes, field codes
 SUPERSCRIPT = re.compile(r"(?!(?:st|nd|rd|th|tm)\b)[-+\u2212\u2013]?[^\W_]", re.IGNORECASE)
 WHITESPACE = {"tab": " ", "br": "\n", "cr": "\n", "noBreakHyphen": "-"}
+SYMBOLS = {
+    "symbol": dict(
+        zip(
+            (*range(0x20, 0x60), *range(0x61, 0x7F), *range(0xA0, 0xBD), *range(0xBF, 0xE6), 0xF1, 0xF2),
+            " !∀#∃%&∋()∗+,−./0123456789:;<=>?≅ΑΒΧΔΕΦΓΗΙϑΚΛΜΝΟΠΘΡΣΤΥςΩΞΨΖ[∴]⊥_αβχδεφγηιϕκλµνοπθρστυϖωξψζ{|}∼"
+            "€ϒ′≤⁄∞ƒ♣♦♥♠↔←↑→↓°±″≥×∝∂•÷≠≡≈…↵ℵℑℜ℘⊗⊕∅∩∪⊃⊇⊄⊂⊆∈∉∠∇®©™∏√⋅¬∧∨⇔⇐⇑⇒⇓◊〈®©™∑〉∫",
+            strict=True,
+        )
+    ),
+    "wingdings": dict(zip(b"lno\x9f\xa7\xa8\xd8\xdf\xe0\xe1\xe2\xe8\xfb\xfc\xfd\xfe", "●■□•▪□➢←→↑↓→✗✓☒☑", strict=True)),
+    "": {0xB7: "•"},  # copied from a list
+}  # Font -> code -> character. Symbol: https://www.unicode.org/Public/MAPPINGS/VENDORS/ADOBE/symbol.txt
+PRIVATE = re.compile("[\ue000-\uf8ff]")  # Characters whose meaning depends on the font
+MOST_CODES = 5  # Number of unknown symbols that the note names
 
 
 def docx(path: str, max_characters: int) -> dict[str, Any]:
-    """Return the title, the text under each heading, and the footnotes and endnotes; or only the problem.
+    """Return the title, the text under each heading, the footnotes and endnotes, and a note; or only the problem.
 
     The text is read from the XML, because python-docx's own paragraphs lack tracked insertions, content controls and
-    text boxes. Raises python-docx's errors for a damaged file.
+    text boxes. Symbols whose meaning isn't known become U+FFFD, and the note names their codes. Raises python-docx's
+    errors for a damaged file.
     """
     with Path(path).open("rb") as stream:
         if stream.read(4) == OLD_WORD:
@@ -109,7 +124,14 @@ def docx(path: str, max_characters: int) -> dict[str, Any]:
         return {"problem": f"more than {max_characters:,} characters; split it"}
     if not texts and opened.element.body.xpath(".//w:drawing | .//w:pict"):
         return {"problem": "only images, without text; run text recognition (OCR) on it first"}
-    return {"title": title or str(opened.core_properties.title or "").strip(), "sections": texts, "unread": ""}
+    title = title or str(opened.core_properties.title or "").strip()
+    every = title + "".join(heading + text for heading, text in texts)
+    codes = sorted({f"{ord(char):X}" for char in PRIVATE.findall(every)})
+    listed = ", ".join(codes[:MOST_CODES]) + (" and others" if len(codes) > MOST_CODES else "")
+    rest = "replace them with ordinary characters. The other text was read"
+    unread = f"with symbols of a font that aren't text (codes {listed}); {rest}" if codes else ""
+    known = [(PRIVATE.sub("\ufffd", heading), PRIVATE.sub("\ufffd", text)) for heading, text in texts]
+    return {"title": PRIVATE.sub("\ufffd", title), "sections": known, "unread": unread}
 
 
 def _headings(styles: Any) -> dict[str, str]:
@@ -157,7 +179,12 @@ def _text(element: Any) -> Iterator[str]:
     kind = _tag(element)
     if kind in HIDDEN:
         return
-    yield WHITESPACE.get(kind, (element.text or "") if kind == "t" else "")
+    if kind == "t":
+        yield _characters(element)
+    elif kind == "sym":
+        values = {_name(key): value for key, value in element.attrib.items()}
+        yield _symbol(int(values.get("char", "FFFD"), 16), values.get("font", ""))
+    yield WHITESPACE.get(kind, "")
     raised = ""  # a superscript may consist of several runs
     for child in element:
         text = "".join(_text(child))
@@ -172,6 +199,24 @@ def _text(element: Any) -> Iterator[str]:
         yield "\n"
 
 
+def _characters(element: Any) -> str:
+    """Return the text of a w:t element. In the font Symbol, letters and private codes are Greek letters and signs."""
+    text = str(element.text or "")
+    fonts = element.getparent().find("{*}rPr/{*}rFonts")
+    names = {} if fonts is None else {_name(key): value for key, value in fonts.attrib.items()}
+    if names.get("ascii") == "Symbol":
+        text = re.sub("[ -~]", lambda match: _symbol(ord(match[0]), "Symbol"), text)
+    font = next((name for name in names.values() if name.lower() in SYMBOLS), "")
+    return PRIVATE.sub(lambda match: _symbol(ord(match[0]), font), text)
+
+
+def _symbol(code: int, font: str) -> str:
+    """Return the character with this code in a font of symbols; a private character if the meaning isn't known."""
+    if code < 0x100 and (font == "Symbol" or "dings" in font):
+        code += 0xF000
+    return SYMBOLS.get(font.lower(), {}).get(code - 0xF000, chr(code))
+
+
 def with_caret(superscript: str) -> str:
     """Return the text of a superscript, after a caret if it is an exponent, a charge or the like: 10^9, but 1st."""
     text = superscript.lstrip()
@@ -179,7 +224,11 @@ def with_caret(superscript: str) -> str:
 
 
 def _tag(element: Any) -> str:
-    return str(element.tag).rpartition("}")[2]
+    return _name(str(element.tag))
+
+
+def _name(qualified: str) -> str:
+    return qualified.rpartition("}")[2]
 
 
 def main(path: str, max_pages: str, max_gb: str, max_characters: str) -> dict[str, Any]:
