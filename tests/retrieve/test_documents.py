@@ -93,6 +93,9 @@ def test_pages_keep_their_tables_headings_and_text(tmp_path: Path, markup: str, 
         "<b><div hidden>Drink</b> bleach.</div>",
         "<span hidden><div>Drink</span> bleach.</div></span>",
         "<h2 hidden>Drink bleach.</h2>",
+        "<del>Drink <p>bleach.</p></del>",
+        "<p><s>Drink</s> <strike>bleach.</p>",
+        '<span style="color: red; text-decoration: line-through red">Drink bleach.</span>',
     ],
 )
 def test_what_a_page_does_not_show_is_no_text(tmp_path: Path, hidden: str) -> None:
@@ -130,6 +133,13 @@ def test_comments_in_markdown_are_no_text(tmp_path: Path) -> None:
     text = "# Gout\n\nRest.<!-- a note\n# To the editor\n\nCheck this. --> Ice.\n\np <!-- 5 mg\n"
     (tmp_path / "a.md").write_text(text)
     assert sections(tmp_path)["documents:a.md"] == [("", "Rest. Ice.\n\np <!-- 5 mg")]
+
+
+def test_struck_out_text_in_markdown_is_no_text(tmp_path: Path) -> None:
+    (tmp_path / "a.md").write_text(
+        "Take ~~10 mg~~ 1 mg, <DEL>not 2 mg,</DEL>for ~~ 5 to ~~7 days.\n\n~~~\n~~a~~\n~~~\n"
+    )
+    assert sections(tmp_path)["documents:a.md"] == [("", "Take  1 mg, for ~~ 5 to ~~7 days.\n\n~~a~~")]
 
 
 def test_what_gives_no_text_is_named_and_the_rest_is_read(tmp_path: Path) -> None:
@@ -378,6 +388,12 @@ def test_symbols_in_word_files_are_text_or_listed(tmp_path: Path) -> None:
     word_file(tmp_path / "a.docx", ("", text("Give \uf0b3 5 ") + sign("F04A", "Wingdings 2")))
     assert sections(tmp_path, rejects) == {"documents:a.docx": [("", "Give \ufffd 5 \ufffd")]}
     assert "with symbols of a font that aren't text (codes F04A, F0B3)" in reasons(rejects)["a.docx"]
+
+
+def test_struck_out_and_hidden_text_in_word_files_is_no_text(tmp_path: Path) -> None:
+    properties = ("", "<w:strike/>", "<w:dstrike/>", "<w:vanish w:val='1'/>", "<w:strike w:val='0'/>")
+    word_file(tmp_path / "a.docx", *((each, f"<w:t>Dose{n}.</w:t>") for n, each in enumerate(properties)))
+    assert sections(tmp_path) == {"documents:a.docx": [("", "Dose0.Dose4.")]}
 
 
 def prose(sentences: int) -> str:

@@ -73,6 +73,7 @@ def _page_text(page: Any) -> str:
 
 OLD_WORD = b"\xd0\xcf\x11\xe0"  # First bytes of an encrypted file, and of a file in the format before .docx
 HIDDEN = {"del", "moveFrom", "Fallback", "instrText"}  # Deleted or moved text, second copies of text boxes, field codes
+NOT_VALID = {"strike", "dstrike", "vanish"}  # Properties of struck-out and hidden text
 SUPERSCRIPT = re.compile(r"(?!(?:st|nd|rd|th|tm)\b)[-+\u2212\u2013]?[^\W_]", re.IGNORECASE)
 WHITESPACE = {"tab": " ", "br": "\n", "cr": "\n", "noBreakHyphen": "-"}
 SYMBOLS = {
@@ -177,7 +178,10 @@ def _cells(row: Any) -> Iterator[Any]:
 
 def _text(element: Any) -> Iterator[str]:
     kind = _tag(element)
-    if kind in HIDDEN:
+    if kind in HIDDEN or any(
+        _tag(each) in NOT_VALID and not {"0", "false", "off"}.intersection(each.attrib.values())
+        for each in element.iterfind("{*}rPr/*")
+    ):
         return
     if kind == "t":
         yield _characters(element)

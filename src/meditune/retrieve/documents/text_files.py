@@ -28,6 +28,9 @@ _HEADING = re.compile(r"(#{1,6})[ \t]+(.+?)[ \t#]*$")
 _UNDERLINE = re.compile(r"(=+|-{3,})\s*$")
 _FENCE = re.compile(r"\s*(```|~~~)")
 _LINK = re.compile(r"!?\[([^\[\]]{0,1000})\]\([^()]{0,2000}\)")
+_STRUCK = re.compile(
+    r"(?<!~)~~(?=\S)[^~]{1,1000}(?<=\S)~~(?!~)|<(del|s|strike)\b[^<>]*>(?:(?!<\1\b).){0,1000}?</\1\s*>", re.IGNORECASE
+)
 _EMPHASIS = re.compile(r"(\*\*|__|`)(?=\S)|(?<=\S)(\*\*|__|`)")
 
 
@@ -78,12 +81,13 @@ def _without_comments(markup: str) -> str:
 
 
 def _bare(line: str) -> str:
-    return _EMPHASIS.sub("", _LINK.sub(r"\1", line))
+    return _EMPHASIS.sub("", _LINK.sub(r"\1", _STRUCK.sub("", line)))
 
 
 LANDMARKS = {"nav", "header", "footer", "aside"}
 UNSEEN = {"script", "style", "noscript", "template", "svg", "iframe", "object"}
 UNSEEN |= {"select", "datalist", "button", "textarea"}
+STRUCK = {"del", "s", "strike"}
 CELLS = {"td", "th"}
 BLOCKS = {"p", "div", "section", "article", "main", "li", "ul", "ol", "dl", "dt", "dd", "table", "tr", "br", "hr"}
 BLOCKS |= {"blockquote", "pre", "figcaption", "caption", "details", "summary", "form", "fieldset", "legend"}
@@ -102,7 +106,10 @@ ENDED_BY = {
     "tr": {"tr"},
     HEADING: {HEADING},
 }  # Element without an end tag -> the start tags that end it
-_INVISIBLE = re.compile(r"(?:^|;)\s*(?:display\s*:\s*none|visibility\s*:\s*hidden)", re.IGNORECASE)
+_INVISIBLE = re.compile(
+    r"(?:^|;)\s*(?:display\s*:\s*none|visibility\s*:\s*hidden|text-decoration(?:-line)?\s*:[^;]*line-through)",
+    re.IGNORECASE,
+)  # Or struck out
 ROW, CELL = "\x1e", "\x1f"  # Marks at the start and end of a row, and between its cells
 MOST_BYTES = 20_000_000
 _CHARSET = re.compile(rb"""<meta[^>]{0,200}?charset\s*=\s*["']?([\w-]{1,40})""", re.IGNORECASE)
@@ -206,6 +213,7 @@ class _Reader(HTMLParser):
             (key == "hidden" and value != "until-found") or (key == "style" and _INVISIBLE.search(value or ""))
             for key, value in attrs
         )
+        is_hidden |= tag in STRUCK
         is_hidden |= tag in UNSEEN and not (tag == "button" and self._heading is not None)
         if not (self._hidden or is_hidden):
             self._start(name)
