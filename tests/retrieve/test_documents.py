@@ -135,6 +135,21 @@ def test_comments_in_markdown_are_no_text(tmp_path: Path) -> None:
     assert sections(tmp_path)["documents:a.md"] == [("", "Rest. Ice.\n\np <!-- 5 mg")]
 
 
+@pytest.mark.parametrize(
+    ("markup", "text"),
+    [
+        ("WBC **10**9/L** and 2**3, kg/m**2, 10**-3", "WBC 10**9/L and 2**3, kg/m**2, 10**-3"),
+        ("**Dose:** __5__ `mg`", "Dose: 5 mg"),
+        ("```metformin 500 mg```\n**Rest.**", "metformin 500 mg\nRest."),
+        ("````text\n```\n**a**\n```\n````\n**Rest.**", "```\n**a**\n```\nRest."),
+        ("~~~\n```\n**a**\n~~~\n**Rest.**", "```\n**a**\nRest."),
+    ],
+)
+def test_markdown_loses_its_marks_but_no_powers_or_code(tmp_path: Path, markup: str, text: str) -> None:
+    (tmp_path / "a.md").write_text(markup)
+    assert sections(tmp_path)["documents:a.md"] == [("", text)]
+
+
 def test_struck_out_text_in_markdown_is_no_text(tmp_path: Path) -> None:
     (tmp_path / "a.md").write_text(
         "Take ~~10 mg~~ 1 mg, <DEL>not 2 mg,</DEL>for ~~ 5 to ~~7 days.\n\n~~~\n~~a~~\n~~~\n"

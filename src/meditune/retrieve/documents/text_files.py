@@ -26,12 +26,12 @@ from meditune.retrieve.documents.document import Document, Section, UnreadableEr
 
 _HEADING = re.compile(r"(#{1,6})[ \t]+(.+?)[ \t#]*$")
 _UNDERLINE = re.compile(r"(=+|-{3,})\s*$")
-_FENCE = re.compile(r"\s*(```|~~~)")
+_FENCE = re.compile(r"\s*(`{3,}(?=[^`]*$)|~{3,}(?=[^~]*$))")
 _LINK = re.compile(r"!?\[([^\[\]]{0,1000})\]\([^()]{0,2000}\)")
 _STRUCK = re.compile(
     r"(?<!~)~~(?=\S)[^~]{1,1000}(?<=\S)~~(?!~)|<(del|s|strike)\b[^<>]*>(?:(?!<\1\b).){0,1000}?</\1\s*>", re.IGNORECASE
 )
-_EMPHASIS = re.compile(r"(\*\*|__|`)(?=\S)|(?<=\S)(\*\*|__|`)")
+_EMPHASIS = re.compile(r"(?!(?<=[^\W_])\*\*-?\d)(?:(?:\*\*|__|`)(?=\S)|(?<=\S)(?:\*\*|__|`))")  # Not in 10**9
 
 
 def decoded(path: Path) -> str:
@@ -52,17 +52,21 @@ def read(path: Path) -> tuple[str, list[Section]]:
     lines = _without_comments(decoded(path)).splitlines()
     if lines[:1] == ["---"] and "---" in lines[1:]:
         lines = lines[lines.index("---", 1) + 1 :]  # skip the metadata (front matter) of static site generators
-    title, heading, fenced = "", "", False
+    title, heading, fence = "", "", ""
     sections: list[Section] = []
     body: list[str] = []
     for line in lines:
-        if _FENCE.match(line):
-            fenced = not fenced
+        mark = _FENCE.match(line)
+        if fence and line.strip().startswith(fence) and not line.strip(f"{fence[0]} \t"):
+            fence = ""
             continue
-        found = None if fenced else _HEADING.match(line)
-        underlined = not fenced and body and body[-1].strip() and _UNDERLINE.fullmatch(line)
+        if mark and not fence:
+            fence = mark[1]
+            continue
+        found = None if fence else _HEADING.match(line)
+        underlined = not fence and body and body[-1].strip() and _UNDERLINE.fullmatch(line)
         if not found and not underlined:
-            body.append(line if fenced else _bare(line))
+            body.append(line if fence else _bare(line))
             continue
         name = _bare(found[2]) if found else body.pop().strip()
         sections.append(Section("\n".join(body), heading))
