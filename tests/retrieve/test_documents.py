@@ -265,6 +265,15 @@ def test_exponents_in_a_pdf_follow_a_caret(tmp_path: Path) -> None:
     assert sections(tmp_path) == {"documents:a.pdf": [("Page 1", "Under 150 x 10^9/L and H2O. 5 small words")]}
 
 
+def test_hyphens_of_names_stay_at_the_end_of_a_pdfs_line(tmp_path: Path) -> None:
+    pytest.importorskip("pypdf")
+    lines = ("Give 5-", "fluorouracil, beta-", "blockers, T-", "cells or non-", "steroidal anti-", "biotics.")
+    drawn = "0 -14 Td ".join(f"({line}) Tj " for line in lines)
+    (tmp_path / "a.pdf").write_bytes(page(f"BT /F1 12 Tf 50 700 Td {drawn} ET".encode(), media=FONT))
+    text = "Give 5-fluorouracil, beta-blockers, T-cells or non-steroidal antibiotics."
+    assert sections(tmp_path) == {"documents:a.pdf": [("Page 1", text)]}
+
+
 def test_a_pdf_encrypted_without_a_password_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pypdf = pytest.importorskip("pypdf")
     (tmp_path / "open.pdf").write_bytes(page(b"BT /F1 12 Tf 50 700 Td (Colchicine calms an attack.) Tj ET", media=FONT))

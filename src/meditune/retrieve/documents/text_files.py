@@ -351,12 +351,20 @@ def read_extracted(path: Path) -> tuple[str, list[Section], str]:
     return result["title"], [Section(flowing(text), heading) for heading, text in result["sections"]], result["unread"]
 
 
+HYPHENATED = {"alpha", "beta", "gamma", "delta", "non"}
+"""Words that keep the hyphen at the end of a line. In "anti-" and "biotic", the hyphen is no part of the word."""
+
+
 def _flowing(page: str) -> str:
-    """Return a page's lines joined into paragraphs. Words that are hyphenated at the end of a line are joined, too."""
+    """Return a page's lines joined into paragraphs. Words that are hyphenated at the end of a line are joined, too.
+
+    The hyphen stays after a digit, a single letter and the words in HYPHENATED, as in 5-fluorouracil and beta-blocker.
+    """
     text = ""
     for line in (each.strip() for each in page.splitlines()):
         if text.endswith("-") and line[:1].islower():
-            text = text[:-1] + line
+            first = re.split(r"\W+", text[-20:-1])[-1].lower()
+            text = (text if len(first) < 2 or first[-1].isdigit() or first in HYPHENATED else text[:-1]) + line
         else:
             text += ("\n\n" if not line else " " if not text.endswith("\n") else "") + line
     return text.strip()
