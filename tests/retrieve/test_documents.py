@@ -70,6 +70,10 @@ def test_kinds_of_file(tmp_path: Path) -> None:
             "</header><p>Rest.<button>Send</button></main></form>",
             [("", "Pain.\nRest.")],
         ),
+        (
+            "<pre>Age   Dose\n1 year 5 mg\n2 years\t10 mg</pre>Rest.<table><tr><td><pre>a\nb</pre><td>c</table>",
+            [("", "Age Dose\n1 year 5 mg\n2 years 10 mg\nRest.\na b | c")],
+        ),
         ("<aside>Note.<p>Rest.<footer>Imprint</footer>", [("", "Note.\nRest.")]),
         (
             "<h1>Drug<h2>Side effects<p>Nausea.<h2>Dose<br>a day</h2>5 mg",

@@ -283,8 +283,9 @@ class _Reader(HTMLParser):
         if self._in_title:
             self._title.append(data)
             return
-        # A line break in the source is a space on the page.
-        text = re.sub(r"\s+", " ", data)
+        # A line break in the source is a space on the page, except in <pre>. In a table, a row stays one line.
+        is_pre = self._places["pre"] and not self._in_row
+        text = re.sub(r"[^\S\n]+" if is_pre else r"\s+", " ", data)
         if self._in_superscript and not self._hidden and text.strip():
             text = pdf_docx_text.with_caret(text)
             self._in_superscript = False
