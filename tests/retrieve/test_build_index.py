@@ -505,6 +505,14 @@ def test_a_file_of_rows_is_a_collection_of_documents(tmp_path: Path) -> None:
     assert f"1. What removes head lice?\n   clinic · 2019 · {table.as_uri()}#id=Q7\n" in done.out
 
 
+def test_rows_have_a_date_only_if_their_year_is_a_date(tmp_path: Path) -> None:
+    years = [2019, 2019.0, "2019-05", "2019-05-17", "unknown", "ca. 1890", "17.5.2019", None]
+    rows = (json.dumps({"question": f"Is gout old ({year})?", "answer": "Yes.", "year": year}) for year in years)
+    (tmp_path / "qa.jsonl").write_text("\n".join(rows))
+    found = collections.Reading([collections.documents(f"clinic={tmp_path / 'qa.jsonl'}")]).documents()
+    assert [each.date for each in found] == ["2019", "2019", "2019-05", "2019-05-17", "", "", "", ""]
+
+
 def test_files_that_cant_be_indexed_are_refused_before_a_model_is_loaded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -71,10 +71,16 @@ def read_examples(reader: Any, path: Path, rejects: Rejects) -> Iterator[Documen
             title=f"Hospital stay {meta['hadm_id']}" if is_mimic else example.question,
             url=str(meta.get("url", "")),
             licence=reader.LICENCE,
-            date=str(meta.get("year") or ""),
+            date=_date(meta),
             group=example.group,
             restricted=is_mimic,
         )
+
+
+def _date(meta: Mapping[str, Any]) -> str:
+    """Return the year or date in a row's `year`, as searches by date need it; "" if the row has none in this form."""
+    date = str(meta.get("year") or "").strip().removesuffix(".0")
+    return date if re.fullmatch(r"\d{4}(-\d\d(-\d\d)?)?", date, re.ASCII) else ""
 
 
 def read_judged(folder: Path, rejects: Rejects) -> Iterator[Document]:
@@ -155,7 +161,7 @@ def read_own(
             title="" if example.label else shorten(example.question, TITLE_CHARACTERS, placeholder=" ..."),
             url=address if address.startswith(("https://", "http://")) else _row_address(path, example.id, name),
             licence=str(meta.get("licence") or text_files.LICENCE),
-            date=str(meta.get("year") or ""),
+            date=_date(meta),
             group=example.group,
             restricted=is_restricted(example),
         )
