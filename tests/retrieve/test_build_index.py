@@ -513,6 +513,19 @@ def test_rows_have_a_date_only_if_their_year_is_a_date(tmp_path: Path) -> None:
     assert [each.date for each in found] == ["2019", "2019", "2019-05", "2019-05-17", "", "", "", ""]
 
 
+def test_a_long_question_is_cut_at_the_limit_of_titles(tmp_path: Path) -> None:
+    questions = ["我" * 300, "我" * 301, "Why " + "x" * 400, "Is gout old " * 30]
+    rows = (json.dumps({"question": question, "answer": f"Yes {question}."}) for question in questions)
+    (tmp_path / "qa.jsonl").write_text("\n".join(rows))
+    found = collections.Reading([collections.documents(f"clinic={tmp_path / 'qa.jsonl'}")]).documents()
+    assert [each.title for each in found] == [
+        "我" * 300,
+        "我" * 296 + " ...",
+        "Why " + "x" * 292 + " ...",
+        "Is gout old " * 24 + "Is gout ...",
+    ]
+
+
 def test_files_that_cant_be_indexed_are_refused_before_a_model_is_loaded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -18,7 +18,6 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from textwrap import shorten
 from typing import Any
 from urllib.parse import quote, unquote, urlsplit
 
@@ -158,13 +157,23 @@ def read_own(
             id=example.id,
             source=name,
             sections=sections,
-            title="" if example.label else shorten(example.question, TITLE_CHARACTERS, placeholder=" ..."),
+            title="" if example.label else _shortened(example.question),
             url=address if address.startswith(("https://", "http://")) else _row_address(path, example.id, name),
             licence=str(meta.get("licence") or text_files.LICENCE),
             date=_date(meta),
             group=example.group,
             restricted=is_restricted(example),
         )
+
+
+def _shortened(question: str) -> str:
+    """Return a question of at most TITLE_CHARACTERS. It is cut between words unless these are very long."""
+    question = " ".join(question.split())
+    if len(question) <= TITLE_CHARACTERS:
+        return question
+    cut = question[: TITLE_CHARACTERS - len(" ...")]
+    words = question[: len(cut) + 1].rpartition(" ")[0]
+    return f"{words if 2 * len(words) > len(cut) else cut} ..."
 
 
 def _row_address(path: str, identifier: str, name: str) -> str:
