@@ -457,6 +457,15 @@ def test_a_recipes_own_questions_and_answers_are_indexed_as_training_reads_them(
     assert "0 new, 1 changed, 0 removed, 3 unchanged." in meditune("index", "update", index).out
 
 
+def test_sources_of_a_recipe_that_cant_be_indexed_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "qa.csv").write_text("question,answer\nIs gout old?,Yes.\n")
+    own = f"{{name: own/clinic, path: {tmp_path / 'qa.csv'}}}"
+    (tmp_path / "mine.yaml").write_text(f"name: mine\ndata:\n  sources: [{own}, {{name: liveqa}}, {{name: medquad}}]\n")
+    assert [each.source for each in collections.of_recipe(str(tmp_path / "mine.yaml"))] == ["own/clinic", "medquad"]
+    said = "Not indexed: liveqa (only own, medquad, medquad-judged, pubmedqa, mimic can be indexed)\n"
+    assert capsys.readouterr().err == said
+
+
 @pytest.mark.usefixtures("embedding")
 def test_identifiers_that_a_recipe_masks_are_masked_in_the_index(tmp_path: Path) -> None:
     table, recipe, index = tmp_path / "qa.csv", tmp_path / "mine.yaml", tmp_path / "index"

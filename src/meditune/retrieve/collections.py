@@ -387,7 +387,7 @@ def collection_named(text: str) -> Collection:
 
 
 def of_recipe(name_or_path: str) -> list[Collection]:
-    """Return the collections for those sources of a recipe that can be indexed.
+    """Return the collections for those sources of a recipe that can be indexed, and print which sources can't.
 
     Raises DataError if none can, or if the user's own file is missing or lacks a column.
     """
@@ -412,6 +412,8 @@ def of_recipe(name_or_path: str) -> list[Collection]:
             f"{name_or_path}: none of its sources ({', '.join(source.name for source in spec.sources)}) can be "
             f"indexed. Sources that can be indexed: {OWN}, {', '.join(NAMED)}."
         )
+    for name in (source.name for source in spec.sources if not (source.is_own or source.name in NAMED)):
+        print(f"Not indexed: {name} (only {OWN}, {', '.join(NAMED)} can be indexed)", file=sys.stderr)
     return chosen
 
 
