@@ -1,10 +1,10 @@
-"""Sentences, words and lines of English prose."""
+"""Sentences, words, lines and invisible characters of prose."""
 
 from __future__ import annotations
 
 import re
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from meditune.errors import DataError
 
@@ -48,6 +48,22 @@ def _ends_in_initial(piece: str) -> bool:
     if _LETTERED.fullmatch(plain):
         return False
     return not before[:1].islower() or _BEFORE_NAMES.fullmatch(plain) is not None
+
+
+_SCRIPTS = r"[\u0530-\u1c7f\ua840-\uab2f\ufb50-\ufdff\ufe70-\ufefc]"
+_EMOJI = "[\u2190-\u2bff\ufe0f\U0001f000-\U0001faff]"
+_JOINER = re.compile(
+    rf"(?<={_SCRIPTS})(?<!\d)[\u200c\u200d](?={_SCRIPTS})(?!\d)|(?<={_EMOJI})\u200d(?={_EMOJI})"
+)  # Changes the shape of the letters around it, as in Persian and Hindi, or joins two emoji
+
+
+def without_invisible(text: str, is_invisible: Callable[[str], bool]) -> str:
+    """Return the text without the characters for which `is_invisible` is true.
+
+    Joiners (U+200C, U+200D) stay within emoji, and between letters of scripts other than Latin, Greek and Cyrillic.
+    """
+    joiners = {match.start() for match in _JOINER.finditer(text)}
+    return "".join(char for place, char in enumerate(text) if place in joiners or not is_invisible(char))
 
 
 def check_utf8(question: str) -> None:

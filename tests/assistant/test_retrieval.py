@@ -325,6 +325,11 @@ def test_text_between_comparisons_stays(text: str) -> None:
     assert clean_passage(text, FORM).text == text
 
 
+def test_joiners_of_other_scripts_stay() -> None:
+    text = "نمی\u200cخواهم क्\u200dष 👩\u200d⚕️"
+    assert clean_passage(f"{text} go\u200dut\u200b.", FORM).text == f"{text} gout."
+
+
 def test_tags_are_removed() -> None:
     text = "<P class=\"a b\">Ice<br/> <a href=x.html target='_top'>helps</a > <details open>most </details>joints."
     assert clean_passage(text, FORM).text == "Ice helps most joints."

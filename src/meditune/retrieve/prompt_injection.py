@@ -27,7 +27,7 @@ import yaml
 
 from meditune.config.data_options import PromptFormat
 from meditune.data.quality.quality_filters import is_health_word
-from meditune.text import sentences
+from meditune.text import sentences, without_invisible
 
 RULES = Path(__file__).with_name("prompt_injection.yaml")
 _DISGUISED = re.compile(
@@ -281,7 +281,7 @@ def clean_passage(text: str, form: PromptFormat, special_tokens: Sequence[str] =
     """
     orders: list[str] = []
     text = text.replace("\r", "\n")
-    visible = "".join(char for char in text if char in "\n\t" or unicodedata.category(char) not in _HIDDEN)
+    visible = without_invisible(text, lambda char: char not in "\n\t" and unicodedata.category(char) in _HIDDEN)
     seen = _taken_out(_UNSEEN, _taken_out(_ELEMENT, visible, orders), orders)
     plain = _without_markup(_TAG.sub(" ", seen), special_tokens)
     remaining: list[str] = []

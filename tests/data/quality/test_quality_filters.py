@@ -202,6 +202,8 @@ def test_a_question_ends_with_one_mark(question):
         ("donâ€™t", "don’t"),
         ("5 Âµg", "5 µg"),
         ("a\u200bb\ufeff", "ab"),
+        ("a\u200db \u0661\u200c\u0662 α\u200cβ д\u200dа", "ab \u0661\u0662 αβ да"),
+        *((text, text) for text in ("نمی\u200cخواهم", "क्\u200dष", "👩\u200d⚕️", "🏳️\u200d🌈")),
         ("Größe “quoted” – ﬁne α≥β 治疗", "Größe “quoted” – ﬁne α≥β 治疗"),
         ("plain", "plain"),
     ],

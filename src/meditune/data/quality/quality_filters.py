@@ -15,7 +15,7 @@ from meditune.data.near_duplicates import words
 from meditune.data.quality.ledger import Entry
 from meditune.evidence.lexical_features import information_weight, stem
 from meditune.files import package_table
-from meditune.text import sentences
+from meditune.text import sentences, without_invisible
 
 MIN_ANSWER_WORDS, MAX_ANSWER_WORDS = 3, 2000
 FEW_HEALTH_WORDS = 0.02
@@ -206,7 +206,7 @@ def _health_words() -> tuple[frozenset[str], frozenset[str], frozenset[str]]:
 _SUSPECT = re.compile(
     r"[^\n\t\x20-\x7e\xa0-\xff\u2010-\u2027\u2030-\u205e\u0370-\u03ff\u2190-\u22ff]|[\xc2-\xf4][\x80-\xbf]|â"
 )
-_INVISIBLE = dict.fromkeys([*range(9), 11, *range(14, 32), 127, 0xAD, 0x200B, 0x200C, 0x200D, 0x2060, 0xFEFF])
+_INVISIBLE = frozenset(map(chr, [*range(9), 11, *range(14, 32), 127, 0xAD, 0x200B, 0x200C, 0x200D, 0x2060, 0xFEFF]))
 _BULLET = re.compile(r"^[ \t]*(?:[•▪●◦‣·*\uf0b7]|[-–—])[ \t]+(?=\S)", re.MULTILINE)
 _LONE_BULLET = re.compile(r"^[ \t]*[•▪●◦‣·*\uf0b7-][ \t]*\n+(?=\S)", re.MULTILINE)
 _INLINE = re.compile(r"(?<=[.:;!?)]) +[-•▪●◦‣·\uf0b7] +(?=[A-Z(0-9])")
@@ -218,12 +218,12 @@ _LOOSE_ITEM = re.compile(r"(?<=\S)\n\n+(?=- )")
 
 
 def fix_encoding(text: str) -> str:
-    """Return `text` with decoding errors corrected and invisible characters removed."""
+    """Return `text` with decoding errors corrected and without invisible characters (joiners can stay)."""
     if text.isascii() and not _SUSPECT.search(text):
         return text
     import ftfy
 
-    return str(ftfy.fix_encoding(text)).translate(_INVISIBLE)
+    return without_invisible(str(ftfy.fix_encoding(text)), _INVISIBLE.__contains__)
 
 
 def fix_layout(text: str) -> str:
