@@ -211,6 +211,22 @@ def test_names_with_accents_are_found_in_composed_and_decomposed_unicode(text: s
 @pytest.mark.parametrize(
     ("text", "masked"),
     [
+        ("Does Mr.\u00a0John\u00a0Smith need a statin?", "Does Mr.\u00a0[NAME] need a statin?"),
+        ("Mr.&nbsp;John O&#39;Brien &amp; Dr. Ok\u00adonkwo met.", "Mr.&nbsp;[NAME] &amp; Dr. [NAME] met."),
+        ("MRN:\u202f447\u200b1123, SSN 123\u201145\u22126789", "MRN:\u202f[ID], SSN [ID]"),
+        ("Call him: 617\u2013555\u20131234 or 617\u2014555\u20141234.", "Call him: [PHONE] or [PHONE]."),
+        ("Write to jane.doe\uff20example.com by \uff13/\uff11\uff14/2012.", "Write to [CONTACT] by [DATE]."),
+        ("Anna Kowalski\u2014a teacher\u2014fell.", "[NAME]\u2014a teacher\u2014fell."),
+    ],
+)
+def test_odd_spaces_hyphens_entities_and_invisible_characters_hide_nothing(text: str, masked: str) -> None:
+    assert phi.mask(text) == masked
+    assert set(phi.mask(f"{text} {'Rest and fluids. ' * 60}").split()) >= set(masked.split())
+
+
+@pytest.mark.parametrize(
+    ("text", "masked"),
+    [
         ("14 Harrow Lane\nLeeds LS6 2QT", "[LOCATION]\n[LOCATION] [LOCATION]"),
         ("14 Harrow Lane,\nPudsey\nLS28 1AB", "[LOCATION],\n[LOCATION]\n[LOCATION]"),
         ("12 Elm St\nCambridge\nMassachusetts", "[LOCATION]\n[LOCATION]\nMassachusetts"),
@@ -358,6 +374,8 @@ def test_the_places_of_the_notes_are_right(half: str) -> None:
         "The Hospital ",
         ", MA",
         "12345 ",
+        "&nbsp;",
+        "1\u00ad\u2014",
     ],
 )
 def test_no_text_takes_out_of_proportion_long(part: str) -> None:

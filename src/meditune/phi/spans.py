@@ -7,9 +7,10 @@ invented. A model should learn neither this content nor the notation, so typed p
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
+from html import unescape
 from pathlib import Path
 
 from meditune.config.data_options import Kind
@@ -79,6 +80,37 @@ def _word_lists() -> dict[str, frozenset[str]]:
 def word_list(name: str) -> frozenset[str]:
     """Return one of the lists in word_lists.txt."""
     return _word_lists()[name]
+
+
+_INVISIBLE = r"[\x00-\x08\x0b\x0e-\x1f\x7f\xad\u200b-\u200f\u202a-\u202e\u2060-\u2064\u2066-\u2069\ufeff]+"
+_HIDING = re.compile(rf"{_INVISIBLE}|&(?:#\d{{1,7}}|#[xX][0-9a-fA-F]{{1,6}}|[A-Za-z]{{2,8}}\d{{0,2}});")
+"""Invisible characters and HTML entities, which change the positions of the characters behind them"""
+_PLAIN = {
+    **dict.fromkeys([0xA0, 0x1680, *range(0x2000, 0x200B), 0x202F, 0x205F, 0x3000], " "),
+    **dict.fromkeys([0x2028, 0x2029], "\n"),
+    **dict.fromkeys([0x2010, 0x2011, 0x2012, 0x2013, 0x2212, 0xFE63], "-"),
+    **{code: chr(code - 0xFEE0) for code in range(0xFF01, 0xFF5F)},  # Full-width letters, digits and signs
+}
+_DASH = re.compile(r"(?<=\d)[\u2014\u2015](?=\d)")  # Between words, a long dash separates parts of a sentence
+
+
+def normalized(text: str) -> tuple[str, Sequence[int] | None]:
+    """Return `text` as the finders search it, and the position in `text` of each of its characters and of its end.
+
+    Spaces, hyphens and full-width characters become ASCII, HTML entities become characters, and invisible characters
+    are removed. The positions are None if they are unchanged.
+    """
+    parts: list[str] = []
+    places: list[int] = []
+    done = 0
+    for found in _HIDING.finditer(text):
+        character = re.sub(_INVISIBLE, "", unescape(found[0])) if found[0].startswith("&") else ""
+        places += [*range(done, found.start()), *([found.start()] * len(character))]
+        parts += [text[done : found.start()], character]
+        done = found.end()
+    places += range(done, len(text) + 1) if parts else ()
+    plain = "".join([*parts, text[done:]])
+    return plain if plain.isascii() else _DASH.sub("-", plain.translate(_PLAIN)), places or None
 
 
 _DIGITS = re.compile(r"\d+")

@@ -25,7 +25,7 @@ from meditune.errors import DataError
 from meditune.files import cache_folder
 from meditune.phi import name_words
 from meditune.phi.name_words import PIECE, plain, stem
-from meditune.phi.spans import PLACEHOLDERS, Span, placeholder, replaced, word_list
+from meditune.phi.spans import PLACEHOLDERS, Span, normalized, placeholder, replaced, word_list
 
 _MONTHS = (
     *("January", "February", "March", "April", "May", "June"),
@@ -200,11 +200,12 @@ class Surrogates:
         The dates in all the fields show together whether the day or the month comes first.
         """
         each = ((texts[name], span) for name, found in spans.items() for span in found)
-        dates = (text[span.start : span.end] for text, span in each if span.kind == "date")
+        dates = (normalized(text[span.start : span.end])[0] for text, span in each if span.kind == "date")
         instead = partial(self._instead, day_first=_are_day_first(dates))
         return {name: replaced(texts[name], found, instead) for name, found in spans.items()}
 
     def _instead(self, written: str, kind: Kind, day_first: bool) -> str:
+        written, _ = normalized(written)
         if kind == "name":
             return self._name(written)
         if kind == "date":
