@@ -121,12 +121,29 @@ def test_refused_without_a_word_of_it(tmp_path, capsys):
 
 
 def test_refused_rows_are_masked_too(tmp_path):
-    lines = [*rows(40), {"id": "x", "question": "", "answer": "Ms. Iwona Zelazny (MRN: 4471123) was seen."}]
+    refused = {
+        "answer": "Ms. Iwona Zelazny (MRN: 4471123) was seen.\nNurse:\nOkonkwo",
+        "visits": [{"nurse_name": "Okonkwo"}],
+        "dob": "3/14/2012",
+    }
+    lines = [*rows(40), {"id": "x", "question": "", **refused}]
     source = SourceSpec(name="own", path=str(jsonl(tmp_path / "own.jsonl", lines)))
     data = DataSpec(sources=[source], split="group", phi=PhiSpec(action="mask"))
     prepare(Recipe(name="test", data=data), tmp_path / "run" / "data")
     assert "Ms. [NAME] (MRN: [ID]) was seen." in written(tmp_path)
     assert not any(secret in written(tmp_path) for secret in SECRETS)
+
+
+def test_a_refused_line_of_a_table_is_masked_by_its_columns(tmp_path):
+    path = tmp_path / "own.csv"
+    lines = [f"What helps {n}?,Rest helps in case {n}.,Okonkwo" for n in range(20)]
+    text = "\n".join(["question,answer,nurse_name", *lines, ",Fine.,Okonkwo", "Is it,Fine.,Okonkwo,4471123"])
+    path.write_text(text, encoding="utf-8")
+    data = DataSpec(sources=[SourceSpec(name="own", path=str(path))], split="group", phi=PhiSpec(action="mask"))
+    prepare(Recipe(name="test", data=data), tmp_path / "run" / "data")
+    refused = read_rows(tmp_path / "run" / "data" / "rejected.jsonl")
+    assert [json.loads(row["row"])["nurse_name"] for row in refused] == ["[NAME]", "[NAME]"]
+    assert "Okonkwo" not in written(tmp_path)
 
 
 def test_off_looks_at_nothing(tmp_path):

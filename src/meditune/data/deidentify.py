@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from meditune.config.data_options import Kind, PhiSpec
-from meditune.data.example import Example
+from meditune.data.example import Example, plain_text
+from meditune.data.readers.tables import ROW_CHARACTERS
 from meditune.data.readers.user_files import cell
 from meditune.data.sources import SOURCES
 from meditune.errors import DataError
@@ -234,12 +235,18 @@ def deidentified(examples: Iterable[Example], spec: PhiSpec, findings: Findings)
     return [_treated(example, spec, find, findings) for example in examples]
 
 
-def cleaner(spec: PhiSpec) -> Callable[[str], str]:
+def cleaner(spec: PhiSpec) -> Callable[[Mapping[str, Any] | str], Mapping[str, Any] | str]:
     """Return a function that masks identifiers in rejected rows, unless the action leaves identifiers in the data."""
     find = engine(spec.engine)
-    if spec.action not in {"mask", "surrogate", "refuse"}:
-        return str
-    return lambda text: masked(text, find(text, spec.kinds or None))
+
+    def clean(row: Mapping[str, Any] | str) -> Any:
+        # More text than is stored is searched, so that the cut doesn't split an identifier.
+        value = plain_text(row)
+        texts = {path: text[: 2 * ROW_CHARACTERS] for path, text in leaves(value, ())}
+        found = found_at(texts, find, spec.kinds, headed=() if isinstance(row, str) else texts)
+        return with_leaves(value, (), {path: masked(texts[path], spans) for path, spans in found.items() if spans})
+
+    return clean if spec.action in {"mask", "surrogate", "refuse"} else lambda row: row
 
 
 def _treated(example: Example, spec: PhiSpec, find: Engine, findings: Findings) -> Example:

@@ -90,8 +90,8 @@ MEMORY_BYTES = 1_000_000
 class Rejects:
     """A collection of rejected rows. Above one megabyte, the rows are moved to a temporary file to save memory."""
 
-    def __init__(self, clean: Callable[[str], str] = str) -> None:
-        """`clean` returns the text of a row without the parts that may not be stored."""
+    def __init__(self, clean: Callable[[Mapping[str, Any] | str], Mapping[str, Any] | str] = lambda row: row) -> None:
+        """`clean` returns a row without the parts that may not be stored, at least in its first 500 characters."""
         self._clean = clean
         self._counts: Counter[tuple[str, str]] = Counter()
         self._spool = tempfile.SpooledTemporaryFile(MEMORY_BYTES, "w+", encoding="utf-8")  # noqa: SIM115
@@ -105,13 +105,12 @@ class Rejects:
         If the text of the row is restricted, pass only an identifier as `row`.
         """
         try:
+            row = self._clean(row)
             text = row if isinstance(row, str) else json.dumps(row, ensure_ascii=False, default=str)
         except RecursionError:
             text = "(nested too deep to show)"
         self._counts[source, reason] += 1
-        # More text than is stored is cleaned first, so that the cut doesn't split an identifier.
-        excerpt = self._clean(text[: 2 * ROW_CHARACTERS])[:ROW_CHARACTERS]
-        line = {"source": source, "where": where, "reason": reason, "row": excerpt}
+        line = {"source": source, "where": where, "reason": reason, "row": text[:ROW_CHARACTERS]}
         line = {key: value.encode(errors="backslashreplace").decode() for key, value in line.items()}
         self._spool.seek(0, 2)
         self._spool.write(json.dumps(line) + "\n")
@@ -290,7 +289,8 @@ def _csv_rows(path: Path, delimiter: str, source: str, rejects: Rejects) -> Iter
                     yield f"{path}:{line}", dict(zip(header, record, strict=True))
                 elif record:
                     reason = f"{counted(len(record), 'field')}, but the header has {len(header)}"
-                    rejects.add(source, f"{path}:{line}", reason, delimiter.join(record))
+                    more = {"(more fields)": record[len(header) :]} if len(record) > len(header) else {}
+                    rejects.add(source, f"{path}:{line}", reason, dict(zip(header, record, strict=False)) | more)
                 line = reader.line_num + 1
     except csv.Error as error:
         raise DataError(f"{path}, line {line}: {error}. Check the quotation marks around this row.") from error
