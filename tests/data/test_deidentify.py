@@ -341,6 +341,35 @@ def test_keys_with_dots_and_nested_keys_are_told_apart(tmp_path):
     assert {name: meta[name] for name in notes[0]} == expected[0]
 
 
+def test_keys_and_labels_are_searched_and_keys_that_become_equal_get_numbers(tmp_path):
+    visits = {"Ms. Iwona Zelazny": "well", "Ms. Anna Okonkwo": "ill", "Ms. [NAME] 2": "fine"}
+    row = {"visits": [visits], "Ms. Zelazny (MRN: 4471123)": "Zelazny"}
+    hidden_visits = {"Ms. [NAME]": "well", "Ms. [NAME] 3": "ill", "Ms. [NAME] 2": "fine"}
+    expected = {"visits": [hidden_visits], "Ms. [NAME] (MRN: [ID])": "Zelazny"}
+    path = jsonl(tmp_path / "in.jsonl", [row | {"Ms. Zelazny (MRN: 4471123)": "Fine."}])
+    done = meditune("data", "phi", path, "--output", tmp_path / "out.jsonl", "--show", 9)
+    assert read_rows(tmp_path / "out.jsonl") == [expected | {"Ms. [NAME] (MRN: [ID])": "Fine."}]
+    assert "in.jsonl:1 visits.0.Ms. [NAME].(key) (name): Ms. [NAME]" in done.out
+    assert hidden(done.out + done.err)
+
+    context = [{"text": "Rest helps.", "label": "Letter of Dr. Iwona Zelazny, MRN 4471123"}]
+    path = jsonl(tmp_path / "own.jsonl", rows(20, context=context, **row))
+    source = SourceSpec(name="own", path=str(path))
+    for action in ("mask", "report"):
+        data = DataSpec(sources=[source], split="group", phi=PhiSpec(action=action))
+        example = prepare(Recipe(name="test", data=data), tmp_path / action / "data").splits.train[0]
+        found = (tmp_path / action / "data" / "phi.jsonl").read_text(encoding="utf-8")
+        assert '"context_labels.0"' in found
+        assert '"meta.visits.0.Ms. [NAME].(key)"' in found
+        assert hidden(found)
+        if action == "mask":
+            assert example.context[0].label == "Letter of Dr. [NAME], MRN [ID]"
+            assert {name: example.meta[name] for name in expected} == expected | {"Ms. [NAME] (MRN: [ID])": "[NAME]"}
+        else:
+            assert example.context[0].label == context[0]["label"]
+            assert {name: example.meta[name] for name in row} == row
+
+
 @pytest.mark.parametrize(
     ("row", "said"),
     [

@@ -14,6 +14,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import dataclass, field
 from datetime import date
 from decimal import Decimal
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ _GAP = "\n\n"
 FILE = "phi.jsonl"
 _META = ("references",)
 """Keys of a published source's meta whose values may be about people; in a user's own data, any value may be"""
+_CONTEXT_LABELS, _KEY = "context_labels", "(key)"
 _CAPITAL = re.compile(r"(?<=[a-z])(?:[A-Z](?=[a-z])|(?=[A-Z]))")  # Where a word begins in a name such as "homePhone"
 TextPath = tuple[str, ...]
 """Column, keys of objects and indices of lists that lead to a text in a row"""
@@ -232,16 +234,18 @@ def deidentified(examples: Iterable[Example], spec: PhiSpec, findings: Findings)
     if spec.action == "off":
         return list(examples)
     find = engine(spec.engine)
-    return [_treated(example, spec, find, findings) for example in examples]
+    spans_of = key_finder(find, spec.kinds)
+    return [_treated(example, spec, find, spans_of, findings) for example in examples]
 
 
 def cleaner(spec: PhiSpec) -> Callable[[Mapping[str, Any] | str], Mapping[str, Any] | str]:
     """Return a function that masks identifiers in rejected rows, unless the action leaves identifiers in the data."""
     find = engine(spec.engine)
+    spans_of = key_finder(find, spec.kinds)
 
     def clean(row: Mapping[str, Any] | str) -> Any:
         # More text than is stored is searched, so that the cut doesn't split an identifier.
-        value = plain_text(row)
+        value, _ = with_masked_keys(plain_text(row), spans_of)
         texts = {path: text[: 2 * ROW_CHARACTERS] for path, text in leaves(value, ())}
         found = found_at(texts, find, spec.kinds, headed=() if isinstance(row, str) else texts)
         return with_leaves(value, (), {path: masked(texts[path], spans) for path, spans in found.items() if spans})
@@ -249,23 +253,30 @@ def cleaner(spec: PhiSpec) -> Callable[[Mapping[str, Any] | str], Mapping[str, A
     return clean if spec.action in {"mask", "surrogate", "refuse"} else lambda row: row
 
 
-def _treated(example: Example, spec: PhiSpec, find: Engine, findings: Findings) -> Example:
+def _treated(example: Example, spec: PhiSpec, find: Engine, spans_of: KeyFinder, findings: Findings) -> Example:
+    original = example
+    example, keys = _with_masked_keys(example, spans_of)
     parts = _parts(example)
-    fields = searched_texts(example)
+    fields = _texts(parts)
     headed = [path for path in fields if path[0] == "meta" and path[1] not in _META]
     by_path = found_at(fields, find, spec.kinds, headed)
-    findings.add(example, [(".".join(path), span) for path, spans in by_path.items() for span in spans])
+    every = {path: spans for path, (_, spans) in keys.items()} | by_path
+    findings.add(example, [(".".join(path), span) for path, spans in every.items() for span in spans])
     by_path = {path: spans for path, spans in by_path.items() if spans}
-    if spec.action not in {"mask", "surrogate"} or not by_path:
+    if spec.action not in {"mask", "surrogate"}:
+        return original
+    if not by_path:
         return example
     if spec.action == "surrogate":
         new = Surrogates(surrogate_secret(), f"{example.source}/{example.group}").replaced_in(fields, by_path)
     else:
         new = {path: masked(fields[path], spans) for path, spans in by_path.items()}
     update = {name: with_leaves(value, (name,), new) for name, value in parts.items()}
-    for name in ("context", "turns"):
-        places = zip(getattr(example, name) or (), update[name], strict=True)
-        update[name] = tuple(each.model_copy(update={"text": text}) for each, text in places)
+    labels = update.pop(_CONTEXT_LABELS) or [passage.label for passage in example.context]
+    texts = zip(example.context, update["context"], labels, strict=True)
+    update["context"] = tuple(each.model_copy(update={"text": text, "label": label}) for each, text, label in texts)
+    turns = zip(example.turns or (), update["turns"], strict=True)
+    update["turns"] = tuple(each.model_copy(update={"text": text}) for each, text in turns)
     update["turns"] = update["turns"] if example.turns is not None else None
     return example.model_copy(update=update | {"meta": example.meta | update["meta"]})
 
@@ -278,12 +289,65 @@ def _parts(example: Example) -> dict[str, Any]:
         "answer": example.answer,
         "turns": [turn.text for turn in example.turns or ()],
         "meta": {key: value for key, value in example.meta.items() if of_user or key in _META},
+        _CONTEXT_LABELS: [passage.label for passage in example.context] if of_user else [],
     }
 
 
-def searched_texts(example: Example) -> dict[TextPath, str]:
-    """Return path -> text for each text of an example that is searched for identifiers."""
-    return dict(leaf for name, value in _parts(example).items() for leaf in leaves(value, (name,)))
+def _texts(parts: Mapping[str, Any]) -> dict[TextPath, str]:
+    return dict(leaf for name, value in parts.items() for leaf in leaves(value, (name,)))
+
+
+def searched_texts(example: Example, spec: PhiSpec) -> dict[TextPath, str]:
+    """Return path -> text for each text of an example in which identifiers were found or may be found.
+
+    The paths are those in `Findings.rows`.
+    """
+    example, keys = _with_masked_keys(example, key_finder(engine(spec.engine), spec.kinds))
+    return {path: key for path, (key, _) in keys.items()} | _texts(_parts(example))
+
+
+KeyFinder = Callable[[str], list[Span]]
+KeySpans = dict[TextPath, tuple[str, list[Span]]]
+"""Path of a key that contains identifiers, followed by _KEY -> the key, and the spans of the identifiers in it"""
+
+
+def key_finder(find: Engine, kinds: Collection[Kind] | None) -> KeyFinder:
+    """Return a function that finds identifiers of these kinds (or all) in a key of an object or a column's name."""
+    return lru_cache(1 << 12)(lambda key: find(key, kinds or None))
+
+
+def with_masked_keys(value: Any, spans_of: KeyFinder, path: TextPath = ()) -> tuple[Any, KeySpans]:
+    """Return the value with placeholders for the identifiers in keys of objects, and these identifiers.
+
+    Keys of an object that would become equal get numbers.
+    """
+    found: KeySpans = {}
+    if isinstance(value, list):
+        items = [with_masked_keys(inner, spans_of, (*path, str(number))) for number, inner in enumerate(value)]
+        return [item for item, _ in items], {place: key for _, keys in items for place, key in keys.items()}
+    if not isinstance(value, dict):
+        return value, found
+    result: dict[str, Any] = {}
+    numbers: Counter[str] = Counter()
+    for key, inner in value.items():
+        name = key
+        if spans := spans_of(str(key)):
+            name = hidden = masked(str(key), spans)
+            while name in value or name in result:
+                numbers[hidden] += 1
+                name = f"{hidden} {numbers[hidden] + 1}"
+            found[*path, name, _KEY] = (str(key), spans)
+        result[name], keys = with_masked_keys(inner, spans_of, (*path, str(name)))
+        found |= keys
+    return result, found
+
+
+def _with_masked_keys(example: Example, spans_of: KeyFinder) -> tuple[Example, KeySpans]:
+    """Return an example of a user's own data with masked keys in its meta, and the identifiers in these keys."""
+    if example.source in SOURCES:
+        return example, {}
+    meta, found = with_masked_keys(example.meta, spans_of, ("meta",))
+    return (example.model_copy(update={"meta": meta}) if found else example), found
 
 
 def leaves(value: Any, path: TextPath) -> Iterator[tuple[TextPath, str]]:

@@ -20,9 +20,11 @@ from meditune.data.deidentify import (
     IdentifierCounts,
     deidentify,
     found_at,
+    key_finder,
     leaves,
     searched_texts,
     with_leaves,
+    with_masked_keys,
 )
 from meditune.data.example import SURROGATES, Example, plain_text
 from meditune.data.read_sources import check_sources, read_source
@@ -128,20 +130,20 @@ def _scan_recipe(name: str, overrides: Sequence[str], kinds: list[Kind], finder:
     for source in recipe.data.sources:
         findings = Findings(spec)
         examples = deidentify(read_source(source, recipe.seed, Rejects()), spec, findings, warn=False)
-        places = _places(examples, findings, show)
+        places = _places(examples, findings, spec, show)
         results += [Scan(found, counts, places) for found, counts in findings.sources.items()]
         show -= len(places)
     return results
 
 
-def _places(examples: Sequence[Example], findings: Findings, most: int) -> list[str]:
+def _places(examples: Sequence[Example], findings: Findings, spec: PhiSpec, most: int) -> list[str]:
     """Return a line, as from `_shown`, for each of the first `most` identifiers in the examples of one source."""
     spans: dict[tuple[str, str], list[Span]] = defaultdict(list)
     for row in findings.rows if most > 0 else ():
         spans[row["id"], row["field"]].append(Span(row["start"], row["end"], row["kind"]))
     lines: list[str] = []
     for example in examples if spans else ():
-        for path, text in searched_texts(example).items():
+        for path, text in searched_texts(example, spec).items():
             field = ".".join(path)
             lines += _shown(f"{example.id} {field}", text, spans.get((example.id, field), ()), most - len(lines))
     return lines
@@ -161,20 +163,23 @@ def _changed_rows(
     """Yield the rows with identifiers replaced, and record the identifiers in `result`; a text file is one row."""
     secret = surrogate_secret() if action == "surrogate" else b""
     found_rows = tables.rows(file, "file", rejects)
+    spans_of = key_finder(find, kinds)
     for place, row in [(str(file), {"": read_text(file)})] if is_text else track(found_rows, _SEARCHING, unit="rows"):
         if group is not None and group not in row and not is_text:
             raise DataError(
                 f"{place}: no column {group} (--patient-column). The columns are {', '.join(map(str, row))}."
             )
+        patient = "" if group is None or is_text else str(row[group])
         row = {name: _decoded(value, f"{place}, column {name}") for name, value in row.items()}
+        row, keys = with_masked_keys(row, spans_of)
         texts = dict(leaf for name, value in row.items() for leaf in leaves(value, (str(name),)))
         found = found_at(texts, find, kinds, headed=() if is_text else texts)
-        result.counts.add([span for spans in found.values() for span in spans])
         found = {path: spans for path, spans in found.items() if spans}
-        for path, spans in found.items():
+        every = keys | {path: (texts[path], spans) for path, spans in found.items()}
+        result.counts.add([span for _, spans in every.values() for span in spans])
+        for path, (text, spans) in every.items():
             where = f"{place} {'.'.join(path)}".strip()
-            result.places += _shown(where, texts[path], spans, show - len(result.places))
-        patient = "" if group is None or is_text else str(row[group])
+            result.places += _shown(where, text, spans, show - len(result.places))
         if action == "surrogate":
             new = Surrogates(secret, patient).replaced_in(texts, found)
         else:
