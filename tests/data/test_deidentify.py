@@ -370,6 +370,15 @@ def test_keys_and_labels_are_searched_and_keys_that_become_equal_get_numbers(tmp
             assert {name: example.meta[name] for name in row} == row
 
 
+def test_a_table_without_a_header_is_refused(tmp_path):
+    path = tmp_path / "notes.csv"
+    path.write_text(f"4471123,{NOTE}\n4471124,Fine.\n", encoding="utf-8")
+    done = meditune("data", "phi", path, "--output", tmp_path / "out.csv", "--patient-column", "patient")
+    done.refused(3, "notes.csv, line 1: the names of the columns contain", "looks like the file has no header")
+    assert hidden(done.out + done.err)
+    assert not (tmp_path / "out.csv").exists()
+
+
 @pytest.mark.parametrize(
     ("row", "said"),
     [

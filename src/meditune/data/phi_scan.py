@@ -163,8 +163,12 @@ def _changed_rows(
     """Yield the rows with identifiers replaced, and record the identifiers in `result`; a text file is one row."""
     secret = surrogate_secret() if action == "surrogate" else b""
     found_rows = tables.rows(file, "file", rejects)
-    spans_of = key_finder(find, kinds)
+    spans_of, is_table = key_finder(find, kinds), file.suffix.lower() in {".csv", ".tsv"}
+    columns: list[str] = []
     for place, row in [(str(file), {"": read_text(file)})] if is_text else track(found_rows, _SEARCHING, unit="rows"):
+        if is_table and columns != list(row):
+            columns = list(row)
+            _refuse_missing_header(file, columns, find)
         if group is not None and group not in row and not is_text:
             raise DataError(
                 f"{place}: no column {group} (--patient-column). The columns are {', '.join(map(str, row))}."
@@ -185,6 +189,16 @@ def _changed_rows(
         else:
             new = {path: masked(texts[path], spans) for path, spans in found.items()}
         yield place, {name: with_leaves(value, (str(name),), new) for name, value in row.items()}
+
+
+def _refuse_missing_header(file: Path, columns: Sequence[str], find: Engine) -> None:
+    """Raise DataError if the names of a table's columns contain identifiers, as if they were the first row."""
+    if kinds := sorted({span.kind for name in columns for span in find(name, None)}):
+        raise DataError(
+            f"{file}, line 1: the names of the columns contain likely identifiers of people ({', '.join(kinds)}), so "
+            "it looks like the file has no header. Add a first line with the names of the columns. If line 1 is the "
+            "header, rename these columns."
+        )
 
 
 def _decoded(value: Any, place: str) -> Any:
