@@ -96,6 +96,27 @@ def test_identifiers_that_are_numbers_are_masked_and_other_numbers_stay(tmp_path
     }
 
 
+@pytest.mark.parametrize(
+    ("column", "number", "masked"),
+    [
+        *[("DOB", 18336, "[DATE]"), ("date_of_birth", 521510400000, "[DATE]"), ("birthDate", -62135596.5, "[DATE]")],
+        *[("Admission Date (Excel)", 43001.0, "[DATE]"), ("dob", 1950, 1950), ("zip", 2139, "[LOCATION]")],
+        *[
+            ("Zip Code", 21391234, "[LOCATION]"),
+            ("zip", 21, 21),
+            ("days_to_date", 18336, 18336),
+            ("update", 18336, 18336),
+        ],
+    ],
+)
+def test_numbers_below_the_heading_of_a_date_or_zip_code_are_masked(tmp_path, column, number, masked):
+    path = jsonl(tmp_path / "in.jsonl", [{"note": "Fine.", column: number}])
+    meditune("data", "phi", path, "--output", tmp_path / "out.jsonl")
+    assert read_rows(tmp_path / "out.jsonl") == [{"note": "Fine.", column: masked}]
+    meditune("data", "phi", path, "--output", tmp_path / "names.jsonl", "--kind", "name")
+    assert read_rows(tmp_path / "names.jsonl") == [{"note": "Fine.", column: number}]
+
+
 def test_surrogates_are_the_same_in_all_fields(tmp_path, monkeypatch):
     # With a secret of chance one secret name is sometimes what takes another's place.
     monkeypatch.setenv("MEDITUNE_PHI_SECRET", "always the same one")

@@ -36,6 +36,15 @@ _META = ("references",)
 """Keys of a published source's meta whose values may be about people; in a user's own data, any value may be"""
 _CONTEXT_LABELS, _KEY = "context_labels", "(key)"
 _CAPITAL = re.compile(r"(?<=[a-z])(?:[A-Z](?=[a-z])|(?=[A-Z]))")  # Where a word begins in a name such as "homePhone"
+_NUMBER = re.compile(r"[-+]?\d+(?:\.\d+)?(?:e[-+]?\d+)?")
+_YEAR = re.compile(r"(?:18|19|20)\d\d(?:\.0)?")
+_DATE_HEADING = re.compile(
+    r"^(?!(?:number|count|days?|weeks?|months?|years?)\b).*?\b(?:d\.?o\.?b\.?|born(?: on)?|birthday|timestamp|"
+    r"(?:(?:birth|death|admission|discharge|visit) ?)?date(?: ?time| of \w+)?)(?: ?\(.*\))?\s*$",
+    re.IGNORECASE,
+)
+_ZIP_HEADING = re.compile(r"\b(?:zip|post(?:al)?)(?: ?code)?\s*$", re.IGNORECASE)
+_MIN_ZIP_DIGITS = 4  # A table loses the zero of 02139; the first three digits alone aren't an identifier
 TextPath = tuple[str, ...]
 """Column, keys of objects and indices of lists that lead to a text in a row"""
 
@@ -62,6 +71,9 @@ def found_in(
             for span in found
             if span.start < end and span.end > start
         ]
+        kind = _kind_of_number(_heading(name), text) if name in headed else None
+        if kind and (not kinds or kind in kinds):
+            result[name] = [Span(0, len(text), kind)]
         place = end + len(_GAP)
     return result
 
@@ -70,6 +82,15 @@ def _heading(field: str) -> str:
     """Return the last part of a field's name as words: "patient last name" for "meta.patientLastName"."""
     words = field.rpartition(".")[2].replace("_", " ")
     return _CAPITAL.sub(lambda capital: f" {capital[0].lower()}", words)
+
+
+def _kind_of_number(heading: str, text: str) -> Kind | None:
+    """Return "date" or "zip" if a cell is a single number below such a heading; otherwise, or for a year, None."""
+    if not _NUMBER.fullmatch(text.strip()):
+        return None
+    if _ZIP_HEADING.search(heading):
+        return "zip" if sum(map(str.isdecimal, text)) >= _MIN_ZIP_DIGITS else None
+    return "date" if _DATE_HEADING.search(heading) and not _YEAR.fullmatch(text.strip()) else None
 
 
 def found_at(
