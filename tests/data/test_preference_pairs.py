@@ -195,7 +195,7 @@ def test_pairs_of_restricted_questions_stay_restricted(tmp_path):
         recipe(), Splits([secret, *splits().train], [], splits().test, "t"), "hash", tmp_path / "built"
     )
     assert {is_restricted(pair.example()) for pair in made.train if pair.id.startswith(secret.id)} == {True}
-    path = jsonl(tmp_path / "pairs.jsonl", pair_rows(20, restricted="yes", source="clinic"))
+    path = jsonl(tmp_path / "pairs.jsonl", pair_rows(20, **{"Restricted ": "yes", "Source": "clinic"}))
     read = prepare_pairs(recipe(path=str(path)), splits(), "hash", tmp_path / "read")
     assert record([pair.example() for pair in read.train])["unlisted"] == len(read.train)
 
@@ -422,8 +422,8 @@ def test_what_cant_be_used_is_counted_with_its_reason(tmp_path):
 @pytest.mark.parametrize("ending", ["csv", "tsv", "parquet", "json"])
 def test_rated_answers_in_other_formats_and_columns(tmp_path, ending):
     rows = [
-        {"question_id": 7, "Query": "Why?", "text": "So.", "SCORE": "4"},
-        {"question_id": 7, "Query": "Why?", "text": "No.", "SCORE": "1"},
+        {"question_id": 7, "Query": "Why?", "text": "So.", "SCORE": "4", "RESTRICTED": "yes"},
+        {"question_id": 7, "Query": "Why?", "text": "No.", "SCORE": "1", "RESTRICTED": "no"},
     ]
     path = tmp_path / f"ratings.{ending}"
     if ending == "json":
@@ -438,6 +438,7 @@ def test_rated_answers_in_other_formats_and_columns(tmp_path, ending):
         path.write_text("\n".join(mark.join(map(str, line)) for line in (rows[0], *(row.values() for row in rows))))
     (pair,) = read_given_pairs(path, recipe(fields={"answer": "text"}), Rejects())
     assert (pair.question, pair.chosen, pair.rejected, pair.group) == ("Why?", "So.", "No.", "7")
+    assert pair.restricted
 
 
 def test_a_file_with_both_is_one_of_pairs(tmp_path):

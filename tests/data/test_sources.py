@@ -6,7 +6,7 @@ import pytest
 from meditune.config.data_options import SourceSpec
 from meditune.data.example import Example
 from meditune.data.read_sources import is_restricted, refuse_restricted_for_api, refuse_restricted_sources_for_api
-from meditune.data.readers import mimic
+from meditune.data.readers import mimic, user_files
 from meditune.data.readers.medquad import contents_sha256
 from meditune.data.readers.tables import Rejects
 from meditune.data.sources import SOURCES, has_files, hub_names, licence_named, licence_requirements
@@ -110,6 +110,16 @@ def test_restricted_rows_never_go_to_an_api(tmp_path: Path) -> None:
 def test_a_row_of_ones_own_can_be_marked(mark: object) -> None:
     example = Example(id="own:1", source="own", question="Why?", answer="So.", group="1", meta={"restricted": mark})
     assert is_restricted(example)
+
+
+@pytest.mark.parametrize("column", ["Restricted", "RESTRICTED", " restricted ", "restricted"])
+def test_the_case_of_a_columns_name_and_spaces_around_it_do_not_matter(column: str) -> None:
+    row = {"Question": "Is it flu?", "Answer": "Rest.", column: "TRUE", "License": "DUA", "Year": "2019", "URL ": "u"}
+    rows = [("a:1", row), ("a:2", row | {column: "no"})]
+    first, second = user_files.from_rows(rows, Rejects())
+    assert first.meta == {"restricted": "TRUE", "licence": "DUA", "year": 2019, "url": "u"}
+    assert is_restricted(first)
+    assert not is_restricted(second)
 
 
 @pytest.mark.parametrize("mark", [False, None, "", "no", "False", "0", 0])

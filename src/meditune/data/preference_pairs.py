@@ -24,7 +24,15 @@ from meditune.config.training_options import CORRUPTIONS, Corruption, Preference
 from meditune.data.example import STYLE, Example, Passage, Turn
 from meditune.data.read_sources import RESTRICTED, is_marked, is_restricted
 from meditune.data.readers.tables import LAYOUTS, Rejects, Row
-from meditune.data.readers.user_files import NO_CONTEXT, cell, group_of, passages, records, stored_turns
+from meditune.data.readers.user_files import (
+    NO_CONTEXT,
+    cell,
+    group_of,
+    passages,
+    records,
+    stored_turns,
+    with_known_names,
+)
 from meditune.data.splits import question_key
 from meditune.evidence.lexical_features import DIRECTION, NEGATABLE, NEGATED, NUMBER, OPPOSITE, value
 
@@ -103,6 +111,7 @@ def from_rows(
 
 def _pair(values: Mapping[str, Any], others: Mapping[str, Any], fallback_id: str) -> Pair | str:
     """Return the pair in a row, or the reason for rejecting the row."""
+    others = with_known_names(others)
     question, chosen, rejected = (cell(values.get(field)) for field in ("question", "chosen", "rejected"))
     context = passages(values.get("context"))
     if not question:
@@ -274,6 +283,7 @@ def _rated(values: Mapping[str, Any], others: Mapping[str, Any], place: str, as_
     if context is None:
         return NO_CONTEXT
     name, group = (cell(values.get(field)) for field in ("id", "group"))
+    others = with_known_names(others)
     source, restricted = cell(others.get("source")), is_marked(others.get(RESTRICTED))
     turns = stored_turns(others.get("turns"))
     return Rated(place, name or place, question, context, answer, group, rating, source, restricted, turns)

@@ -373,6 +373,20 @@ def _example(values: Values, others: Values) -> Values | str:
     }
 
 
+_META_NAMES = frozenset(["restricted", "licence", "citation", "synthetic", "source", "year", "url"])
+"""Columns and entries of a nested `meta` that other stages look up by name"""
+
+
+def with_known_names(others: Mapping[str, Any]) -> Values:
+    """Return the other columns, with names such as "Restricted ", "URL" and "License" as other stages look them up."""
+    result: Values = {}
+    for column, value in others.items():
+        name = str(column).strip().lower().replace("license", "licence")
+        is_free = name in _META_NAMES and name not in others and name not in result
+        result[name if is_free else column] = value
+    return result
+
+
 def _meta(others: Values) -> Values:
     """Return the other columns and the entries of a nested `meta` as one object, in which a year is an integer.
 
@@ -380,7 +394,7 @@ def _meta(others: Values) -> Values:
     """
     if isinstance(nested := others.get("meta"), Mapping):
         others = {name: value for name, value in others.items() if name != "meta"} | dict(nested)
-    meta: Values = plain_text(others)
+    meta: Values = plain_text(with_known_names(others))
     if meta.get("references") and not _are_answers(meta["references"]):
         meta[OWN_REFERENCES] = meta.pop("references")
     year = cell(meta.get("year"))
