@@ -158,6 +158,15 @@ def test_labels_that_mean_something_else_are_refused(tmp_path):
         check(f"lettucedetect:{tmp_path / 'three'}")
 
 
+@pytest.mark.parametrize("kind", ["", "hhem:", "lettucedetect:"])
+def test_a_model_without_a_trained_classifier_is_refused_before_it_judges(tmp_path, kind):
+    model = judge(tmp_path / "encoder", ["entailment", "other"], "Token" if kind == "lettucedetect:" else "Sequence")
+    model.bert.save_pretrained(tmp_path / "encoder")  # the configuration keeps its labels
+    for use in (check, open_judge):
+        with pytest.raises(ModelError, match=r"no weights for classifier.bias, classifier.weight.* would be random"):
+            use(f"{kind}{tmp_path / 'encoder'}")
+
+
 @pytest.mark.parametrize(
     ("kind", "labels", "made", "supported"),
     [

@@ -49,11 +49,19 @@ def load_nli(name: str, option: str = EVALUATION) -> Support:
     no_telemetry()
     from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification, AutoTokenizer
 
-    check(name, option)
+    _check_config(name, option)
     maker = AutoModelForTokenClassification if kind == "lettucedetect" else AutoModelForSequenceClassification
     with loading(f"{option} {name}", place, _download_advice(place, option)):
         tokenizer = AutoTokenizer.from_pretrained(**source(place), trust_remote_code=False)
-        model = maker.from_pretrained(**source(place), use_safetensors=True, trust_remote_code=False)
+        model, found = maker.from_pretrained(
+            **source(place), use_safetensors=True, trust_remote_code=False, output_loading_info=True
+        )
+    if missing := sorted(found["missing_keys"]):
+        raise ModelError(
+            f"{option} {name}: the model has no weights for {', '.join(missing[:3])}, so it isn't a trained "
+            f"{'token' if kind == 'lettucedetect' else 'sequence'} classifier, and its verdicts would be random. "
+            f"Choose a model that was trained as one.\n{_download_advice(place, option)}"
+        )
     model.to(device()).eval()
     if kind == "lettucedetect":
         return TokenSupport(model, tokenizer)
@@ -61,15 +69,21 @@ def load_nli(name: str, option: str = EVALUATION) -> Support:
 
 
 def check(name: str, option: str = EVALUATION) -> None:
+    """Raise ModelError if the model with this name can't be used. A model that isn't a judge is loaded for that."""
+    kind, place = kind_and_model(name)
+    if kind == "judge":
+        load_correction(model_folder(place))
+    else:
+        load_nli(name, option)
+
+
+def _check_config(name: str, option: str) -> None:
     """Raise ModelError if the model with this name is unavailable or has no label that means "supported"."""
     kind, place = kind_and_model(name)
     if not Path(place).is_dir() and not is_hub_id(place):
         raise ModelError(
             f"{option}: {place} is neither an existing folder nor a hub id.\n{_download_advice(place, option)}"
         )
-    if kind == "judge":
-        load_correction(model_folder(place))
-        return
     if any((Path(place) / file).is_file() for file in ("recipe.yaml", "prompt.json")):
         raise ModelError(
             f"{option}: {place} contains no judge: {model_folder(place) / CLAIMS} is missing. "
