@@ -6,7 +6,8 @@
     python benchmarks/judge.py RUN/export/openvino RUN/export/openvino-int4 --sets scifact-dev --items 30
 
 A judge is `words` (the detector that needs no model), the folder of a run that was trained on claims, or any model that
-evaluate.faithfulness_model takes (NLI, lettucedetect:NAME, hhem:NAME). MEDITUNE_DATA names the folder with the sets:
+evaluate.faithfulness_model takes (NLI, minicheck:NAME, hhem:NAME, lettucedetect:NAME). MEDITUNE_DATA names the
+folder with the sets:
 
 - medhallu: true and hallucinated conclusions of abstracts (Pandit et al. 2025, arXiv:2502.14302), two classes;
 - scifact-dev: claims and sentences of abstracts (Wadden et al. 2020), two classes;

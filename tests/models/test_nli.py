@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from transformers import T5Config, T5ForConditionalGeneration
 
 import meditune
 from meditune.config.data_options import PromptFormat
@@ -74,6 +75,7 @@ def test_scores_depend_on_the_pair(tmp_path):
     [
         ("", ["entailment", "neutral", "contradiction"]),
         ("hhem:", ["LABEL_0"]),
+        ("minicheck:", ["LABEL_0", "LABEL_1"]),
         ("lettucedetect:", ["supported", "hallucinated"]),
     ],
 )
@@ -118,6 +120,65 @@ def test_hhem_gives_its_logit_or_its_last_label(tmp_path, sure, labels, logits, 
     assert [each.score for each in load_support_model(f"hhem:{tmp_path / 'hhem'}").score(asked())] == pytest.approx(
         [expected] * 2, abs=1e-4
     )
+
+
+def read_by(found, question):
+    """The score of a question, and the rows of tokens that the model reads for it, without their padding."""
+    rows = []
+
+    def keep(_, __, given):
+        kept = zip(given["input_ids"], given["attention_mask"], strict=True)
+        rows.extend(ids[mask.bool()].tolist() for ids, mask in kept)
+
+    hook = found._model.register_forward_pre_hook(keep, with_kwargs=True)
+    (score,) = found.score([question])
+    hook.remove()
+    return score.score, rows
+
+
+def minicheck(folder, kind):
+    """A tiny MiniCheck model, and how its publisher computes the probability of support from a row of tokens."""
+    if kind == "encoder":
+        made = judge(folder, ["LABEL_0", "LABEL_1"]).eval()
+        return made, lambda row: made(input_ids=row).logits[0].softmax(0)[1]
+    torch.manual_seed(0)
+    shape = {"d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2, "decoder_start_token_id": 0}
+    made = T5ForConditionalGeneration(T5Config(vocab_size=500, **shape)).eval()
+    made.save_pretrained(folder)
+    tiny.tokenizer().save_pretrained(folder)
+    start = torch.zeros((1, 1), dtype=torch.long)
+    return made, lambda row: made(input_ids=row, decoder_input_ids=start).logits[0, 0, [3, 209]].softmax(0)[1]
+
+
+@pytest.mark.parametrize(("kind", "prefix", "end"), [("encoder", "", "[SEP]"), ("t5", "predict: ", "</s>")])
+def test_minicheck_reads_source_and_sentence_as_its_publisher_wrote_them(tmp_path, kind, prefix, end):
+    _, supported = minicheck(tmp_path / "mini", kind)
+    found = load_support_model(f"minicheck:{tmp_path / 'mini'}")
+    question = replace(asked()[0], sources=SOURCES[:1])
+    score, rows = read_by(found, question)
+    assert rows == [found._tokenizer(f"{prefix}{SOURCES[0]}{end}{question.sentence}")["input_ids"]]
+    with torch.no_grad():
+        assert score == pytest.approx(float(supported(torch.tensor(rows))), abs=1e-6)
+    # Of a long source, each window stands between the same tokens, and the window with the most support counts.
+    source = SOURCES[1] * (1 if kind == "encoder" else 3)
+    score, rows = read_by(found, replace(question, sources=(source,)))
+    ids = found._tokenizer(f"{prefix}{source}{end}{question.sentence}")["input_ids"]
+    tail = found._tokenizer(f"{end}{question.sentence}")["input_ids"][kind == "encoder" :]
+    assert len(rows) > 1
+    assert all(row[-len(tail) :] == tail and row[0] == ids[0] for row in rows)
+    assert {each for row in rows for each in row} == set(ids)
+    assert len(rows[0]) == (62 if kind == "encoder" else 510)
+    with torch.no_grad():
+        assert score == pytest.approx(max(float(supported(torch.tensor([row]))) for row in rows), abs=1e-5)
+
+
+def test_minicheck_s_t5_has_no_classifier_and_other_models_are_no_minicheck(tmp_path):
+    minicheck(tmp_path / "t5", "t5")
+    with pytest.raises(ModelError, match=r"no weights for classification_head.* minicheck:NAME"):
+        check(f"hhem:{tmp_path / 't5'}")
+    judge(tmp_path / "nli", ["entailment", "neutral", "contradiction"])
+    with pytest.raises(ModelError, match=r"two labels.* this model has 3 \(entailment, neutral, contradiction\)"):
+        check(f"minicheck:{tmp_path / 'nli'}")
 
 
 def test_lettucedetect_marks_the_tokens_that_it_doubts(tmp_path, sure):
@@ -172,6 +233,7 @@ def test_a_model_without_a_trained_classifier_is_refused_before_it_judges(tmp_pa
     [
         ("", ["contradiction", "neutral", "entailment"], "Sequence", [0.0, 0.0, 3.0]),
         ("hhem:", ["LABEL_0", "LABEL_1"], "Sequence", [0.0, 3.0]),
+        ("minicheck:", ["LABEL_0", "LABEL_1"], "Sequence", [0.0, 3.0]),
         ("lettucedetect:", ["supported", "hallucinated"], "Token", [3.0, 0.0]),
     ],
 )

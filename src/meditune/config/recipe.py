@@ -65,7 +65,8 @@ class EvaluateSpec(Spec):
     """Number of tokens of Python's language reference for measuring forgetting; 0: off."""
     faithfulness_model: str = Field("none", min_length=1)
     """Model that judges whether sources support an answer: the run of an evidence judge, an NLI model's folder or
-    Hugging Face id, lettucedetect:NAME or hhem:NAME. none: the lexical detector, which needs no model."""
+    Hugging Face id, minicheck:NAME, hhem:NAME or lettucedetect:NAME. none: the lexical detector, which needs no
+    model."""
     samples: int = Field(0, ge=0)
     """Number of answers to sample for each of 50 questions, to measure self-consistency; 0: off."""
     choices: int = Field(164, ge=0)

@@ -4,7 +4,9 @@
 - a folder or hub id of an NLI model, a sequence classifier with a label that means entailment;
 - `lettucedetect:NAME`, a token classifier that marks unsupported tokens (Kovács and Recski 2025, arXiv:2502.17125);
 - `hhem:NAME`, a sequence classifier for a premise and a hypothesis, such as Vectara's HHEM. The label that means
-  "supported" is named `consistent` or `entailment`, or is the last or only label.
+  "supported" is named `consistent` or `entailment`, or is the last or only label;
+- `minicheck:NAME`, a MiniCheck model (Tang, Laban and Durrett 2024, arXiv:2404.10774): a classifier with two labels, or
+  a T5. It reads source and sentence as one text.
 
 transformers must be able to load the model without custom code from the model's folder.
 """
@@ -30,11 +32,14 @@ from meditune.models.catalogue import is_hub_id
 from meditune.models.load import device, loading, offline_reason, source
 from meditune.models.quiet_libraries import no_telemetry
 
+KINDS = ("lettucedetect", "hhem", "minicheck")
+"""Kinds of models that are named as KIND:NAME"""
 BATCH = 16
 MAX_WORD_LETTERS = 40  # Longer runs of letters without a space are cut
 UNSUPPORTED = 0.5
 """A token is marked if its probability of being unsupported is above this threshold."""
-
+T5_TOKENS = (3, 209)
+"""The first tokens of the two answers of MiniCheck's T5: 0 (not supported) and 1 (supported)"""
 
 EVALUATION = "evaluate.faithfulness_model"
 """The recipe key that names a model for evaluation"""
@@ -47,25 +52,32 @@ def load_nli(name: str, option: str = EVALUATION) -> Support:
     """
     kind, place = kind_and_model(name)
     no_telemetry()
-    from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification, AutoTokenizer
+    import transformers
 
-    _check_config(name, option)
-    maker = AutoModelForTokenClassification if kind == "lettucedetect" else AutoModelForSequenceClassification
+    config = _checked_config(name, option)
+    supporting = _supporting(config, kind, name, option)
+    maker: Any = transformers.AutoModelForSequenceClassification
+    if kind == "lettucedetect":
+        maker = transformers.AutoModelForTokenClassification
+    elif kind == "minicheck" and config.is_encoder_decoder:
+        maker = transformers.AutoModelForSeq2SeqLM
     with loading(f"{option} {name}", place, _download_advice(place, option)):
-        tokenizer = AutoTokenizer.from_pretrained(**source(place), trust_remote_code=False)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(**source(place), trust_remote_code=False)
         model, found = maker.from_pretrained(
             **source(place), use_safetensors=True, trust_remote_code=False, output_loading_info=True
         )
     if missing := sorted(found["missing_keys"]):
         raise ModelError(
-            f"{option} {name}: the model has no weights for {', '.join(missing[:3])}, so it isn't a trained "
-            f"{'token' if kind == 'lettucedetect' else 'sequence'} classifier, and its verdicts would be random. "
-            f"Choose a model that was trained as one.\n{_download_advice(place, option)}"
+            f"{option} {name}: the model has no weights for {', '.join(missing[:3])}, so it wasn't trained for this "
+            f"kind of judge, and its verdicts would be random. Choose another model, or the kind that fits this one: "
+            f"NAME alone for an NLI model, or {_kinds()}.\n{_download_advice(place, option)}"
         )
     model.to(device()).eval()
     if kind == "lettucedetect":
         return TokenSupport(model, tokenizer)
-    return PairSupport(model, tokenizer, _supporting(model.config, kind, name, option), _refuting(model.config))
+    if kind == "minicheck":
+        return MiniCheck(model, tokenizer, supporting)
+    return PairSupport(model, tokenizer, supporting, _refuting(model.config))
 
 
 def check(name: str, option: str = EVALUATION) -> None:
@@ -77,9 +89,9 @@ def check(name: str, option: str = EVALUATION) -> None:
         load_nli(name, option)
 
 
-def _check_config(name: str, option: str) -> None:
-    """Raise ModelError if the model with this name is unavailable or has no label that means "supported"."""
-    kind, place = kind_and_model(name)
+def _checked_config(name: str, option: str) -> Any:
+    """Return the configuration of the model with this name. Raises ModelError if the model is unavailable."""
+    _, place = kind_and_model(name)
     if not Path(place).is_dir() and not is_hub_id(place):
         raise ModelError(
             f"{option}: {place} is neither an existing folder nor a hub id.\n{_download_advice(place, option)}"
@@ -93,14 +105,13 @@ def _check_config(name: str, option: str) -> None:
     from transformers import AutoConfig
 
     with loading(f"{option} {name}", place, _download_advice(place, option)):
-        config = AutoConfig.from_pretrained(**source(place), trust_remote_code=False)
-    _supporting(config, kind, name, option)
+        return AutoConfig.from_pretrained(**source(place), trust_remote_code=False)
 
 
 def kind_and_model(name: str) -> tuple[str, str]:
-    """Return the kind of a model (`judge`, `nli`, `lettucedetect` or `hhem`), and its folder or hub id."""
+    """Return the kind of a model (`judge`, `nli` or one of KINDS), and its folder or hub id."""
     first, colon, rest = name.partition(":")
-    kind, place = (first, rest) if colon and first in ("lettucedetect", "hhem") else ("nli", name)
+    kind, place = (first, rest) if colon and first in KINDS else ("nli", name)
     folder = Path(place).expanduser()
     if kind == "nli" and is_judge(place):
         return "judge", str(folder)
@@ -139,14 +150,40 @@ class PairSupport:
         """Return the highest probability of each label over the windows of the source."""
         import torch
 
-        rows = _windows(self._model, self._tokenizer, source, sentence)
+        rows = self._windows(source, sentence)
         found = []
         for start in range(0, rows["input_ids"].shape[0], BATCH):
             batch = {key: value[start : start + BATCH].to(self._model.device) for key, value in rows.items()}
             with torch.inference_mode():
-                logits = self._model(**batch).logits.float()
+                logits = self._logits(batch).float()
             found.append(logits.sigmoid() if logits.shape[-1] == 1 else logits.softmax(-1))
         return torch.cat(found).amax(0)
+
+    def _windows(self, source: str, sentence: str) -> dict[str, Any]:
+        return _windows(self._model, self._tokenizer, (source, sentence), (0, len(source)))[0]
+
+    def _logits(self, batch: dict[str, Any]) -> Any:
+        return self._model(**batch).logits
+
+
+class MiniCheck(PairSupport):
+    """A MiniCheck model, with the input of its publisher (https://github.com/Liyan06/MiniCheck).
+
+    Source and sentence are one text, with the end token between them. Before this text, a T5 reads "predict: ". It
+    answers with one token, of which only the logits of T5_TOKENS count.
+    """
+
+    def _windows(self, source: str, sentence: str) -> dict[str, Any]:
+        before = "predict: " if self._model.config.is_encoder_decoder else ""
+        end = self._tokenizer.eos_token or self._tokenizer.sep_token
+        text, start = f"{before}{source}{end}{sentence}", len(before)
+        return _windows(self._model, self._tokenizer, (text,), (start, start + len(source)))[0]
+
+    def _logits(self, batch: dict[str, Any]) -> Any:
+        if not self._model.config.is_encoder_decoder:
+            return super()._logits(batch)
+        start = batch["input_ids"].new_full((len(batch["input_ids"]), 1), self._model.config.decoder_start_token_id)
+        return self._model(**batch, decoder_input_ids=start).logits[:, 0, list(T5_TOKENS)]
 
 
 class TokenSupport:
@@ -175,18 +212,16 @@ class TokenSupport:
         """Return the probability that each token of the sentence, from start to end, is unsupported."""
         import torch
 
-        rows = _windows(self._model, self._tokenizer, source, sentence, offsets=True)
-        places, which = rows.pop("offset_mapping"), rows.pop("second")
+        rows, places = _windows(self._model, self._tokenizer, (source, sentence), (0, len(source)))
         with torch.inference_mode():
             batch = {key: value.to(self._model.device) for key, value in rows.items()}
             doubt = self._model(**batch).logits.float().softmax(-1)[..., -1].cpu()
         # A token is supported if any window of the sources supports it.
         least: dict[tuple[int, int], float] = {}
         for row in range(doubt.shape[0]):
-            for value, place, second in zip(doubt[row], places[row], which[row], strict=True):
-                start, end = int(place[0]), int(place[1])
-                if second and end > start:
-                    least[start, end] = min(least.get((start, end), 1.0), float(value))
+            for value, place in zip(doubt[row], places[row], strict=False):  # what follows is padding
+                if place and place[1] > place[0]:
+                    least[place] = min(least.get(place, 1.0), float(value))
         return least
 
 
@@ -227,28 +262,34 @@ def _parts(model: Any, tokenizer: Any, sentence: str) -> Iterator[tuple[int, str
         yield start, sentence[start:end]
 
 
-def _windows(model: Any, tokenizer: Any, source: str, sentence: str, offsets: bool = False) -> dict[str, Any]:
-    """Return source and sentence as tokens. A long source is split into overlapping windows, one for each row."""
+def _windows(
+    model: Any, tokenizer: Any, texts: tuple[str, ...], source: tuple[int, int]
+) -> tuple[dict[str, Any], list[list[tuple[int, int] | None]]]:
+    """Return one or two texts as tokens, and for each row the place of each token in the second text, if it is there.
+
+    `source` is the place of the sources in the first text. Long sources are split into overlapping windows, one for
+    each row; every row has all tokens around the sources.
+    """
     import torch
+    from torch.nn.utils.rnn import pad_sequence
 
     longest = _longest(model, tokenizer)
-    encoded = tokenizer(
-        source,
-        sentence,
-        truncation="only_first",
-        max_length=longest,
-        stride=min(64, longest // 4),
-        padding=True,
-        return_overflowing_tokens=True,
-        return_offsets_mapping=offsets,
-        return_tensors="pt",
-    )
-    encoded.pop("overflow_to_sample_mapping", None)
-    rows = dict(encoded)
-    if offsets:
-        second = [[part == 1 for part in encoded.sequence_ids(row)] for row in range(len(rows["input_ids"]))]
-        rows["second"] = torch.tensor(second)
-    return rows
+    read = tokenizer(*texts, return_offsets_mapping=True, verbose=False)
+    part, places = read.sequence_ids(0), read["offset_mapping"]
+    inside = [n for n, (_, end) in enumerate(places) if part[n] == 0 and source[0] < end <= source[1]]
+    before = range(inside[0]) if inside else range(0)
+    after = range(inside[-1] + 1 if inside else 0, len(places))
+    room = longest - len(before) - len(after)
+    overlap = min(64, longest // 4, room - 1)
+    starts = range(0, max(len(inside) - overlap, 1), room - overlap) if len(inside) > room else range(1)
+    rows = [[*before, *inside[start : start + room], *after] for start in starts]
+    padding = {"input_ids": tokenizer.pad_token_id or 0}
+    tokens = {
+        name: pad_sequence([torch.tensor(read[name])[row] for row in rows], True, padding.get(name, 0))
+        for name in tokenizer.model_input_names
+        if name in read
+    }
+    return tokens, [[tuple(places[n]) if part[n] == 1 else None for n in row] for row in rows]
 
 
 def _supporting(config: Any, kind: str, name: str, option: str) -> int:
@@ -263,12 +304,23 @@ def _supporting(config: Any, kind: str, name: str, option: str) -> int:
                 f"unsupported; this model has {len(labels)} ({', '.join(labels.values())})."
             )
         return 0
+    if kind == "minicheck":
+        if config.is_encoder_decoder and config.model_type != "t5":
+            raise ModelError(
+                f"{option} {name}: a MiniCheck model is a T5 or a classifier, but not a {config.model_type}."
+            )
+        if not config.is_encoder_decoder and len(labels) != 2:
+            raise ModelError(
+                f"{option} {name}: MiniCheck's classifiers have two labels, not supported and supported; this model "
+                f"has {len(labels)} ({', '.join(labels.values())})."
+            )
+        return 1
     number = next((number for number, label in labels.items() if label.startswith("entail")), None)
     if number is None:
         raise ModelError(
             f"{option} {name}: none of its labels ({', '.join(labels.values())}) means entailment. "
             "Choose an NLI model whose config.json has `entailment` in id2label; for models of other kinds, write "
-            "lettucedetect:NAME or hhem:NAME."
+            f"{_kinds()}."
         )
     return number
 
@@ -277,6 +329,11 @@ def _refuting(config: Any) -> int | None:
     """Return the index of the label that means "refuted"; None if the model has no such label."""
     labels = {int(number): str(label).lower() for number, label in (config.id2label or {}).items()}
     return next((number for number, label in labels.items() if label.startswith("contra")), None)
+
+
+def _kinds() -> str:
+    *others, last = (f"{kind}:NAME" for kind in KINDS)
+    return f"{', '.join(others)} or {last}"
 
 
 def _download_advice(place: str, option: str) -> str:
