@@ -202,7 +202,7 @@ class SlowOrBroken:
     def __init__(self, seconds: float, error: Exception | None = None, supported: float = 0.9) -> None:
         self.seconds, self.error, self.supported, self.asked = seconds, error, supported, 0
 
-    def supports(self, statements, _, wait_s):
+    def supports(self, statements, _, wait_s, __):
         self.asked += 1
         time.sleep(min(self.seconds, wait_s))
         if self.error:

@@ -7,12 +7,13 @@ import torch
 from transformers import T5Config, T5ForConditionalGeneration
 
 import meditune
+from meditune.assistant.answer_filter import SentenceChecker
 from meditune.config.data_options import PromptFormat
 from meditune.data.example import LABEL, Example, Passage
 from meditune.engines.evidence_judge import EvidenceJudge, TorchLabelModel, load_support_model, open_judge
 from meditune.errors import ModelError
 from meditune.evidence.lexical_detector import placed
-from meditune.evidence.support_model import ClaimCorrection, SupportQuestion, load_correction
+from meditune.evidence.support_model import ClaimCorrection, SupportQuestion, SupportScore, load_correction
 from meditune.models.nli import _parts, check
 from meditune.retrieve.citations import Citer
 from meditune.retrieve.context_packing import PackedPassage
@@ -25,7 +26,8 @@ ANSWER = "Pain fell in adults. Bananas cure colds."
 
 
 def judge(folder, labels, kind="Sequence"):
-    return tiny.classifier(folder, labels, (*SOURCES, ANSWER), kind)
+    # The prompt of LettuceDetect is longer than a few words.
+    return tiny.classifier(folder, labels, (*SOURCES, ANSWER), kind, places=512 if kind == "Token" else 64)
 
 
 def asked():
@@ -191,6 +193,55 @@ def test_lettucedetect_marks_the_tokens_that_it_doubts(tmp_path, sure):
     assert [ANSWER[span.start : span.end] for span in second.spans] == ["Bananas cure colds."]
     sure(folder, model, [2.0, 0.0])
     assert all(each.spans == () for each in load_support_model(f"lettucedetect:{folder}").score(asked()))
+
+
+QUESTION_PROMPT = """Briefly answer the following question:
+Does it help?
+Bear in mind that your response should be strictly based on the following 2 passages:
+passage 1: Pain fell in 47 of 120 adults.
+passage 2: Nobody died.
+In case the passages do not contain the necessary information to answer the question, please reply with: \
+"Unable to answer based on given passages."
+output:"""
+SUMMARY_PROMPT = """Summarize the following text:
+passage 1: Pain fell in 47 of 120 adults.
+passage 2: Nobody died.
+output:"""
+
+
+def test_lettucedetect_reads_the_prompt_of_its_publisher_with_every_window_of_the_sources(tmp_path):
+    texts = (QUESTION_PROMPT.replace(":", " "), SUMMARY_PROMPT, *SOURCES, ANSWER)
+    tiny.classifier(tmp_path / "lettuce", ["supported", "hallucinated"], texts, "Token", places=512)
+    found = load_support_model(f"lettucedetect:{tmp_path / 'lettuce'}")
+    question = replace(asked()[0], sources=(SOURCES[0], "Nobody died."))
+    for words, prompt in (("Does it help?", QUESTION_PROMPT), ("", SUMMARY_PROMPT)):
+        _, rows = read_by(found, replace(question, question=words))
+        assert rows == [found._tokenizer(prompt, question.sentence)["input_ids"]]
+    long = "The rest was told at length. " * 200
+    _, rows = read_by(found, replace(question, sources=(long,), question="Does it help? " * 400))
+    last = QUESTION_PROMPT.partition("died.\n")[2]
+    tail = found._tokenizer(last, question.sentence)["input_ids"][1:]
+    head = found._tokenizer(QUESTION_PROMPT.partition("\nBear")[0], add_special_tokens=False)["input_ids"]
+    assert len(rows) > 3
+    assert max(map(len, rows)) == 510
+    assert all(row[-len(tail) :] == tail and row[1 : len(head) + 1] == head for row in rows)
+
+
+def test_lettucedetect_gets_the_question_of_an_answer_whose_sentences_are_cited(tmp_path):
+    judge(tmp_path / "lettuce", ["supported", "hallucinated"], "Token")
+    found = open_judge(f"lettucedetect:{tmp_path / 'lettuce'}")
+    asked_about = []
+    found._model.score = lambda asked: asked_about.extend(each.question for each in asked) or [SupportScore(1.0)]
+    hit = Hit(IndexedPassage("own:1#0", "own:1", "own", SOURCES[0]), 1.0, 1.0, 1.0)
+    checker = SentenceChecker("Does it help?", [PackedPassage(hit, "Pain", SOURCES[0])], False, found)
+    assert [each.text for each in checker.add("Pain fell in 47 of 120 adults. And")] == [SOURCES[0]]
+    assert asked_about == ["Does it help?"]
+
+
+def test_a_lettucedetect_model_that_is_too_short_for_its_prompt_is_refused(tmp_path):
+    tiny.classifier(tmp_path / "short", ["supported", "hallucinated"], (ANSWER,), "Token", places=128)
+    with pytest.raises(ModelError, match="reads at most 126 tokens, but a LettuceDetect model must read at least 500"):
+        check(f"lettucedetect:{tmp_path / 'short'}")
 
 
 @pytest.mark.parametrize(

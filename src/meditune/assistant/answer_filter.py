@@ -113,12 +113,17 @@ SUPPORTED_SHARE = 0.5
 class SentenceChecker:
     """Checks a model's answer sentence by sentence during generation. A repeated sentence isn't checked again."""
 
-    def __init__(self, passages: Sequence[PackedPassage] | None, no_amounts: bool, judge: Judge | None = None) -> None:
-        """Start checking an answer from these passages (None without an index); `no_amounts` withholds doses."""
+    def __init__(
+        self, question: str, passages: Sequence[PackedPassage] | None, no_amounts: bool, judge: Judge | None = None
+    ) -> None:
+        """Start checking an answer to the question from these passages (None without an index).
+
+        `no_amounts` withholds doses.
+        """
         self.text = ""
         self.repeats = 0
         """The number of sentences that repeat an earlier one"""
-        self._citer = None if passages is None else Citer(passages, judge)
+        self._citer = None if passages is None else Citer(passages, judge, question=question)
         self._no_amounts = no_amounts
         self._finished = 0
         self._checked: dict[str, Sentence] = {}

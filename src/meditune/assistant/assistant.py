@@ -362,7 +362,8 @@ class Assistant:
             logits = self.writer.decide(question, texts)
             progress.decision = decide(logits, self.settings.calibration) if logits else None
         limit = min(max_new_tokens or self.settings.max_new_tokens, self.writer.context_tokens - self._room)
-        checker = SentenceChecker(retrieved.passages if retrieved else None, triaged.no_amounts, self._judge)
+        passages = retrieved.passages if retrieved else None
+        checker = SentenceChecker(question, passages, triaged.no_amounts, self._judge)
         prompt_tokens, chunks = self.writer.start(question, texts, style, limit, cancelled)
         progress.tokens["prompt"] += prompt_tokens
         for chunk in chunks:

@@ -85,9 +85,15 @@ class EvidenceJudge:
         self.threshold = correction.threshold
 
     def supports(
-        self, statements: Sequence[str], passages: Sequence[str], wait_s: float = math.inf
+        self,
+        statements: Sequence[str],
+        passages: Sequence[str],
+        wait_s: float = math.inf,
+        question: str = "",  # noqa: ARG002
     ) -> list[ClaimVerdict]:
         """Return a verdict for each statement, in order. For texts longer than the prompt, see the module docstring.
+
+        The judge doesn't read the `question` that the statements answer; some models of `SupportJudge` do.
 
         Raises TimeoutError if the judge is busy with other claims for more than `wait_s` seconds, and ModelError if it
         fails.
@@ -261,17 +267,17 @@ class SupportJudge:
         self._lock = threading.Lock()
 
     def supports(
-        self, statements: Sequence[str], passages: Sequence[str], wait_s: float = math.inf
+        self, statements: Sequence[str], passages: Sequence[str], wait_s: float = math.inf, question: str = ""
     ) -> list[ClaimVerdict]:
         """See `EvidenceJudge.supports`."""
-        return self.verdicts([(statement, tuple(passages)) for statement in statements], wait_s)
+        return self.verdicts([(statement, tuple(passages)) for statement in statements], wait_s, question)
 
-    def verdicts(self, asked: Sequence[Claim], wait_s: float = math.inf) -> list[ClaimVerdict]:
+    def verdicts(self, asked: Sequence[Claim], wait_s: float = math.inf, question: str = "") -> list[ClaimVerdict]:
         """See `EvidenceJudge.verdicts`."""
-        return _verdicts(asked, lambda read: self._scores(read, wait_s))
+        return _verdicts(asked, lambda read: self._scores(read, wait_s, question))
 
-    def _scores(self, read: Sequence[Claim], wait_s: float) -> list[tuple[float, float]]:
-        questions = [SupportQuestion(passages, "", text, 0, len(text)) for text, passages in read]
+    def _scores(self, read: Sequence[Claim], wait_s: float, question: str) -> list[tuple[float, float]]:
+        questions = [SupportQuestion(passages, question, text, 0, len(text)) for text, passages in read]
         with _turn(self._lock, wait_s):
             try:
                 return [(each.score, each.refuted or 0.0) for each in self._model.score(questions)]

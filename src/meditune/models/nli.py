@@ -38,6 +38,16 @@ BATCH = 16
 MAX_WORD_LETTERS = 40  # Longer runs of letters without a space are cut
 UNSUPPORTED = 0.5
 """A token is marked if its probability of being unsupported is above this threshold."""
+LETTUCEDETECT_TOKENS = 500
+"""Minimum number of tokens that a LettuceDetect model must read at once: its prompt, part of the sources, a sentence"""
+QUESTION_PROMPT = (
+    "Briefly answer the following question:\n{question}\nBear in mind that your response should be strictly based on "
+    "the following {count} passages:\n",
+    "\nIn case the passages do not contain the necessary information to answer the question, please reply with: "
+    '"Unable to answer based on given passages."\noutput:',
+)
+SUMMARY_PROMPT = ("Summarize the following text:\n", "\noutput:")
+"""The texts before and after the passages in LettuceDetect's prompts, with and without a question"""
 T5_TOKENS = (3, 209)
 """The first tokens of the two answers of MiniCheck's T5: 0 (not supported) and 1 (supported)"""
 
@@ -74,6 +84,11 @@ def load_nli(name: str, option: str = EVALUATION) -> Support:
         )
     model.to(device()).eval()
     if kind == "lettucedetect":
+        if _longest(model, tokenizer) < LETTUCEDETECT_TOKENS:
+            raise ModelError(
+                f"{option} {name}: the model reads at most {_longest(model, tokenizer)} tokens, but a LettuceDetect "
+                f"model must read at least {LETTUCEDETECT_TOKENS}. Choose another model."
+            )
         return TokenSupport(model, tokenizer)
     if kind == "minicheck":
         return MiniCheck(model, tokenizer, supporting)
@@ -187,7 +202,11 @@ class MiniCheck(PairSupport):
 
 
 class TokenSupport:
-    """A token classifier whose last label means "unsupported". The least supported token determines the score."""
+    """A token classifier whose last label means "unsupported". The least supported token determines the score.
+
+    The model reads the prompt of its publisher (https://github.com/KRLabsOrg/LettuceDetect), then the sentence. Each
+    window of long sources has the complete prompt. Of a very long question, the prompt contains only the beginning.
+    """
 
     has_spans = True
     threshold = 0.5
@@ -200,19 +219,22 @@ class TokenSupport:
         return map(self._score_one, asked)
 
     def _score_one(self, question: SupportQuestion) -> SupportScore:
-        source = f"{question.question}\n" + "\n".join(question.sources)
         doubts: dict[tuple[int, int], float] = {}
         for begun, text in _parts(self._model, self._tokenizer, question.sentence):
             doubts |= {
-                (begun + start, begun + end): value for (start, end), value in self._doubts(source, text).items()
+                (begun + start, begun + end): value for (start, end), value in self._doubts(question, text).items()
             }
         return SupportScore(1.0 - max(doubts.values(), default=0.0), spans=tuple(_marked(question, doubts)))
 
-    def _doubts(self, source: str, sentence: str) -> dict[tuple[int, int], float]:
+    def _doubts(self, question: SupportQuestion, sentence: str) -> dict[tuple[int, int], float]:
         """Return the probability that each token of the sentence, from start to end, is unsupported."""
         import torch
 
-        rows, places = _windows(self._model, self._tokenizer, (source, sentence), (0, len(source)))
+        before, after = QUESTION_PROMPT if question.question.strip() else SUMMARY_PROMPT
+        before = before.format(question=self._shortened(question.question), count=len(question.sources))
+        passages = "\n".join(f"passage {number}: {text}" for number, text in enumerate(question.sources, 1))
+        source = (len(before), len(before) + len(passages))
+        rows, places = _windows(self._model, self._tokenizer, (before + passages + after, sentence), source)
         with torch.inference_mode():
             batch = {key: value.to(self._model.device) for key, value in rows.items()}
             doubt = self._model(**batch).logits.float().softmax(-1)[..., -1].cpu()
@@ -223,6 +245,13 @@ class TokenSupport:
                 if place and place[1] > place[0]:
                     least[place] = min(least.get(place, 1.0), float(value))
         return least
+
+    def _shortened(self, question: str) -> str:
+        """Return the beginning of a question, of at most an eighth of the tokens that the model reads."""
+        room = _longest(self._model, self._tokenizer) // 8
+        read = self._tokenizer(question, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        places = read["offset_mapping"]
+        return question[: places[room - 1][1]] if len(places) > room else question
 
 
 def _marked(question: SupportQuestion, doubts: dict[tuple[int, int], float]) -> Iterator[Span]:

@@ -42,8 +42,10 @@ class Judge(Protocol):
     citing_threshold: float
     """Minimum probability of support with which a sentence may cite a passage"""
 
-    def supports(self, statements: Sequence[str], passages: Sequence[str], wait_s: float) -> list[ClaimVerdict]:
-        """Return a verdict for each statement, in order.
+    def supports(
+        self, statements: Sequence[str], passages: Sequence[str], wait_s: float, question: str
+    ) -> list[ClaimVerdict]:
+        """Return a verdict for each statement, in order. The statements answer the `question` (empty if unknown).
 
         Raises TimeoutError if the judge is busy for more than `wait_s` seconds, and ModelError if it fails.
         """
@@ -75,8 +77,9 @@ class Citer:
         judge: Judge | None = None,
         seconds: float = JUDGE_SECONDS,
         threshold: float | None = None,
+        question: str = "",
     ) -> None:
-        """Prepare the passages. `judge` checks the sentences, for up to `seconds` in total.
+        """Prepare the passages. `judge` checks the sentences, which answer `question`, for up to `seconds` in total.
 
         With a judge, a passage supports a sentence if the probability of support is at least `threshold` (None: the
         judge's `citing_threshold`).
@@ -84,7 +87,7 @@ class Citer:
         self._passages = passages
         self._threshold = threshold if threshold is not None else judge.citing_threshold if judge else SUPPORT
         self._known = [lexical_detector.Sources([passage.text], passage.title) for passage in passages]
-        self._judge, self._left = judge, seconds
+        self._judge, self._left, self._question = judge, seconds, question
         self.unjudged: Counter[Unjudged] = Counter()
         """Numbers of sentences that the detector checked in place of the judge, by reason"""
 
@@ -117,7 +120,7 @@ class Citer:
                 n, left = unread[0], latest - time.monotonic()
                 if left <= 0:
                     raise TimeoutError
-                (verdict,) = judge.supports([text], [self._passages[n].shown], left)
+                (verdict,) = judge.supports([text], [self._passages[n].shown], left, self._question)
                 found[n] = replace(judged[n], score=verdict.supported, bears=verdict.supported >= self._threshold)
                 unread.pop(0)
         except TimeoutError:
