@@ -177,6 +177,34 @@ def test_what_is_not_claimed_is_said():
     assert one_side["contradictions"]["better"] is False
 
 
+def test_grades_by_different_judges_are_not_compared():
+    true = range(150, 154)
+    base, tuned = model(range(2), true), model(range(60), true)
+    for row in tuned.faithfulness:
+        row["by"] = "runs/evidence"
+    facts = [{"id": str(n), "statements": [{"kind": "must", "verdict": ("no", "yes")[n > 20]}]} for n in range(60)]
+    base, tuned = (
+        Predictions(
+            faithfulness=each.faithfulness, reference_faithfulness=each.reference_faithfulness,
+            facts=[row | {"by": by} for row in facts[:: 1 if by == "one" else -1]],
+        )
+        for each, by in ((base, "one"), (tuned, "other"))
+    )  # fmt: skip
+    rows = compare(base, tuned, 500, 17)
+    for name in ("faithfulness", "unsupported_sentences", "contradictions", "facts_kept"):
+        assert (rows[name]["better"], rows[name].get("difference"), rows[name]["p"]) == (None, None, 1.0), name
+    assert rows["facts_kept"]["other_judges"] == ["one", "other"]
+    assert "other_judges" not in rows["unsupported_numbers"], "the detector always checks numbers and names"
+    (first, second) = (each for each in caveats(rows) if "different judges" in each)
+    assert "Contradicting sentences, because different judges graded the answers: the lexical detector those" in first
+    assert "Facts kept" in second
+    (named, *_) = check(Policy(not_worse=["contradictions"]), rows, {})
+    assert (named.passed, named.why) == (False, "not comparable: graded by different judges, words and runs/evidence")
+    assert "contradictions" not in {each.metric for each in check(Policy(not_worse="all"), rows, {})}
+    same = compare(tuned, Predictions(faithfulness=tuned.faithfulness), 500, 17)
+    assert "other_judges" not in same["contradictions"]
+
+
 def test_a_gate_warns_of_a_change_within_the_references():
     true = range(150, 159)
     rows = compare(model(range(2), true), model(range(12), true), 1000, 17)
@@ -265,6 +293,11 @@ def test_the_report_marks_what_is_not_borne_out(tmp_path):
     assert '<mark class="span number">' in section
     assert "No source has &lt;9&gt;." in section
     assert "It was 8 &amp; more." in section
+    assert "by a detector" in section
+    for model, judges in (("tuned", "by runs/b (tuned model) and"), ("base", "by runs/a (base model), runs/b (tuned")):
+        path = folder / "predictions" / f"{model}-faithfulness.jsonl"
+        write_jsonl(path, [row | {"by": "runs/a" if model == "base" else "runs/b"} for row in rows])
+        assert judges in render(folder).read_text("utf-8")
 
 
 def test_a_report_without_graded_answers_has_no_such_section(tmp_path):

@@ -11,6 +11,7 @@ import numpy as np
 from meditune import statistics as stats
 from meditune.data.example import Example
 from meditune.errors import DataError
+from meditune.evaluate.faithfulness_and_similarity import WORDS
 from meditune.evaluate.metrics import METRICS, references_of, statistics_of, summarize
 from meditune.evaluate.predictions import KINDS, Kind, MeasuredModel, Predictions, groups_of, list_ids
 from meditune.statistics import Array, Metric, Statistics
@@ -24,6 +25,15 @@ PERPLEXITIES: dict[str, Kind] = {
     "technical_perplexity": "technical",
 }
 """Metrics that are comparable only over the same tokens, and the predictions they are computed from"""
+GRADES: dict[Kind, tuple[str, ...]] = {
+    "faithfulness": ("faithfulness", "unsupported_sentences", "contradictions"),
+    "retrieved_faithfulness": ("retrieved_faithfulness", "retrieved_unsupported_sentences"),
+    "facts": ("facts_kept", "facts_contradicted"),
+    "suite_k_qa_grades": ("k_qa_comprehensiveness", "k_qa_contradictions"),
+    "suite_medicationqa_grades": ("medicationqa_coverage", "medicationqa_contradictions"),
+    "suite_healthbench_grades": ("healthbench_score",),
+}
+"""Predictions with grades by a judge or the detector, and the metrics that are comparable only if it is the same"""
 ROUNDING = 1e-9
 """A spread of this size relative to the difference can be rounding error alone, from which no effect follows"""
 
@@ -45,7 +55,7 @@ def compare(
     significantly worse than its reference answers (`beyond`); `difference` is the value of `better` without this rule.
 
     Perplexities over different numbers of tokens aren't comparable, so their `better` is None, and `other_tokens` is
-    True.
+    True. The same holds for grades by different judges; `other_judges` then contains the judges' names, base first.
 
     Raises DataError if the models were measured on different items, or on items with different references.
     """
@@ -65,6 +75,9 @@ def compare(
             found[name] = _compared(METRICS[name], models, resamples, seed)
             if name in run.other_tokens:
                 found[name] |= {"p": 1.0, "better": None, "other_tokens": True}
+            if name in run.other_judges:
+                found[name] |= {"p": 1.0, "better": None, "other_judges": run.other_judges[name]}
+                found[name] |= {"difference": None} if METRICS[name].detector else {}
     return with_holm(found)
 
 
@@ -75,6 +88,12 @@ class PairedStatistics:
         """Raise DataError if the models were measured on different items, or on items with different references."""
         _refuse_other_references(base, tuned)
         self.other_tokens = {name for name, kind in PERPLEXITIES.items() if _tokens_differ(kind, base, tuned)}
+        self.other_judges = {
+            name: judges
+            for kind, names in GRADES.items()
+            if all(judges := [_judges(kind, base), _judges(kind, tuned)]) and judges[0] != judges[1]
+            for name in names
+        }
         self.base, self.tuned = statistics_of(base), statistics_of(tuned)
         self.shared = [name for name in self.base if name in self.tuned]
         self.tuned |= {name: in_order(name, self.base[name], self.tuned[name]) for name in self.shared}
@@ -107,6 +126,11 @@ def _tokens_differ(kind: Kind, base: Predictions, tuned: Predictions) -> bool:
     """Return whether a text has different numbers of tokens for the two models."""
     known = {row["id"]: row["tokens"] for row in getattr(base, kind)}
     return any(known.get(row["id"], row["tokens"]) != row["tokens"] for row in getattr(tuned, kind))
+
+
+def _judges(kind: Kind, predictions: Predictions) -> str:
+    """Return the name of the judge that graded the predictions; empty if it is unknown."""
+    return ", ".join(sorted({row["by"] for row in getattr(predictions, kind) if row.get("by")}))
 
 
 def measured_alike(runs: Sequence[PairedStatistics]) -> list[list[str]]:
@@ -262,7 +286,11 @@ def _compare_with_references(
 def caveats(comparison: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """Return a sentence about each kind of change that the comparison can't claim, with the reason."""
     few = [METRICS[name].title for name, row in comparison.items() if row["groups"] < stats.MIN_GROUPS]
-    ungraded = [METRICS[name].title for name, row in comparison.items() if row.get("references", row) is None]
+    ungraded = [
+        METRICS[name].title
+        for name, row in comparison.items()
+        if row.get("references", row) is None and "other_judges" not in row
+    ]
     found = []
     everything = len(few) == len(comparison) > 1
     if few:
@@ -275,6 +303,16 @@ def caveats(comparison: Mapping[str, Mapping[str, Any]]) -> list[str]:
         found.append(
             f"No change is claimed for {', '.join(retokenized)}, because the models read different numbers of tokens "
             "for the same texts (other tokenizers, or answers cut at other lengths). Compare bits per byte instead."
+        )
+    judged: dict[tuple[str, ...], list[str]] = {}
+    for name, row in comparison.items():
+        if "other_judges" in row:
+            judged.setdefault(tuple(row["other_judges"]), []).append(METRICS[name].title)
+    for judges, titles in judged.items():
+        base, tuned = ("the lexical detector" if each == WORDS else each for each in judges)
+        found.append(
+            f"No change is claimed for {', '.join(titles)}, because different judges graded the answers: {base} those "
+            f"of the first model, {tuned} those of the other. Evaluate both models with the same judge."
         )
     if ungraded:
         found.append(

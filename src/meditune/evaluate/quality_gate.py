@@ -10,7 +10,7 @@ The gate doesn't correct for the number of metrics, so that it warns too often r
 reason, `not_worse` ignores a detector's marks in the reference answers. `better`, however, requires a change beyond
 these marks, and a p-value below 0.05. With too few groups of items to judge a change, `not_worse` fails if the
 value is worse, and `better` and `within` always fail. The three rules also fail for a perplexity if the models'
-tokenizers differ; `not_worse: all` leaves it out.
+tokenizers differ, and for grades by different judges; `not_worse: all` leaves such metrics out.
 """
 
 from __future__ import annotations
@@ -119,6 +119,9 @@ def check(policy: Policy, comparison: dict[str, dict[str, Any]], figures: dict[s
             return Check(name, rule, False, f"too few groups of items to compare: {row['groups']}, needs {MIN_GROUPS}")
         if row.get("other_tokens"):
             return Check(name, rule, False, "not comparable: the models read different numbers of tokens")
+        if "other_judges" in row:
+            judges = " and ".join(row["other_judges"])
+            return Check(name, rule, False, f"not comparable: graded by different judges, {judges}")
         low, high = row["ci95"]
         why = f"{row['delta']:+.{digits}f}, 95% interval {low:+.{digits}f} to {high:+.{digits}f}"
         return Check(name, rule, holds(row), why)
@@ -132,7 +135,7 @@ def check(policy: Policy, comparison: dict[str, dict[str, Any]], figures: dict[s
         low, high = row["ci95"]
         return bool(low > -margin if METRICS[name].direction == "up" else high < margin)
 
-    comparable = [name for name, row in comparison.items() if not row.get("other_tokens")]
+    comparable = [name for name, row in comparison.items() if not {"other_tokens", "other_judges"} & row.keys()]
     return [
         *(
             compared(name, "not_worse", lambda row: is_significant(row) is not False)

@@ -131,11 +131,17 @@ def unsupported(folder: Path) -> dict[str, Any]:
     kinds = [kind for kind in TITLES if any(each["spans"].get(kind) for each in found.values())]
     return {
         "models": [(title, found[name]) for name, title in (*MODELS, REFERENCES) if name in found],
-        "by": next(each["by"] for each in found.values() if each["by"]),
-        "by_words": all(each["by"] in (WORDS, None) for each in found.values()),
+        "by": _judges({title: found[name]["by"] for name, title in (*MODELS, REFERENCES) if name in found}),
         "kinds": [(kind, TITLES[kind], [found[name]["spans"].get(kind, 0) for name in found]) for kind in kinds],
         "worst": _lowest_scores(folder),
     }
+
+
+def _judges(by: dict[str, str | None]) -> list[str]:
+    """Return the names of the judges other than the detector. If the graders differ, each name has what it graded."""
+    graders = dict.fromkeys(each for each in by.values() if each)
+    graded = {name: ", ".join(title.lower() for title, each in by.items() if each == name) for name in graders}
+    return [name if len(graders) == 1 else f"{name} ({graded[name]})" for name in graders if name != WORDS]
 
 
 def _lowest_scores(folder: Path) -> list[dict[str, Any]]:
