@@ -201,9 +201,10 @@ def open_assistant(
     """Open a model to ask it questions, like `meditune ask`. With an index, answers cite passages of the index.
 
     `model` is a run, a model folder, a catalogue name, a hub id, or api:NAME. `sources` are the sources of the index to
-    search, by default all. `judge` is an evidence judge's run, or an NLI model; a sentence is shown if the
-    judge's probability of support is at least `judge_threshold` (None: 0.65; for NLI models 0.5). `api` sets keys of
-    `model.api`, such as `url`. Raises ModelError or DataError if the model, the index or the judge can't be used.
+    search, by default all. `judge` is an evidence judge's run, the folder or hub id of an NLI model, or minicheck:NAME,
+    hhem:NAME or lettucedetect:NAME; a sentence is shown if the judge's probability of support is at least
+    `judge_threshold` (None: 0.65; for models that others trained 0.5). `api` sets keys of `model.api`, such as `url`.
+    Raises ModelError or DataError if the model, the index or the judge can't be used.
     """
     from meditune.assistant import assistant as opening
     from meditune.config.load_recipe import load_recipe as load

@@ -411,3 +411,19 @@ def test_a_judge_looks_for_the_references_sentences_in_the_answer(tmp_path):
         ]  # fmt: skip
         assert {each["verdict"] for each in empty["statements"]} == {"maybe"}, "an empty answer contains nothing"
         assert summarize(predictions)["facts_kept"] == kept
+
+
+@pytest.mark.parametrize(
+    ("kind", "labels"),
+    [("", ["entailment", "contradiction"]), ("minicheck:", ["0", "1"]), ("lettucedetect:", ["good", "bad"])],
+)
+def test_other_support_models_look_for_facts_but_only_some_tell_contradictions(tmp_path, kind, labels):
+    made = judge(tmp_path / "model", labels, "Token" if kind == "lettucedetect:" else "Sequence")
+    with torch.no_grad():
+        made.classifier.weight.zero_()
+        made.classifier.bias.copy_(torch.tensor([0.0, 2.0] if kind == "minicheck:" else [2.0, 0.0]))
+    made.save_pretrained(tmp_path / "model")
+    predictions = graded_plain(tmp_path / "run", faithfulness_model=f"{kind}{tmp_path / 'model'}")
+    figures = summarize(predictions)
+    assert figures["facts_kept"] == 50
+    assert figures.get("facts_contradicted") == (0 if kind == "" else None)

@@ -3,18 +3,23 @@
 import json
 
 import pytest
+import torch
 
 from meditune.config.data_options import PromptFormat
+from meditune.config.load_recipe import load_recipe
 from meditune.config.training_options import ApiSpec
+from meditune.errors import ModelError
 from meditune.evaluate.metrics import summarize
 from meditune.evaluate.predictions import Predictions
 from meditune.evaluate.suites.llm_judge import (
     ApiJudge,
     Graded,
     Grading,
+    LocalJudge,
     agreement,
     agreement_file,
     grade_suites,
+    refuse_unusable_judge,
     suite_remarks,
     verdict_on,
 )
@@ -187,6 +192,27 @@ def test_a_local_judge_reads_the_answer_as_the_passage(place, tmp_path):
     said = " ".join((done.out + done.err).split())
     for name in ("lenient", "strict"):
         assert f"{place.folder / name}: K-QA: the judge {tmp_path / name} agrees with the physicians on 50.0%" in said
+
+
+def test_models_that_others_trained_grade_suites_and_random_ones_are_refused(tmp_path):
+    folder = tmp_path / "mini"
+    made = tiny.classifier(folder, ["0", "1"], ["Rest helps. Drug 1 helps."])
+    items = (Graded("k-qa:0", "k-qa", "Question: 0?", "Rest helps.", ({"text": "Rest helps.", "kind": "must"},)),)
+    with torch.no_grad():
+        made.classifier.weight.zero_()
+        made.classifier.bias.copy_(torch.tensor([0.0, 2.0]))
+    made.save_pretrained(folder)
+    recipe = load_recipe("quickstart", [f"evaluate.suite_judge=minicheck:{folder}", "evaluate.suites=[k-qa]"]).recipe
+    refuse_unusable_judge(recipe)
+    grade_suites([Grading(tmp_path / "grades.jsonl", items, "Judging")], LocalJudge(f"minicheck:{folder}"))
+    (row,) = read_rows(tmp_path / "grades.jsonl")
+    assert (row["statements"][0]["verdict"], row["refutes"]) == ("yes", False)
+    figures = summarize(Predictions(suite_k_qa_grades=[row]))
+    assert figures == {"k_qa_comprehensiveness": 100}, "contradictions, which the model can't tell, aren't measured"
+    made.bert.save_pretrained(folder)
+    with pytest.raises(ModelError, match=r"evaluate.suite_judge minicheck:.*no weights for classifier") as refused:
+        refuse_unusable_judge(recipe)
+    assert "detector" not in str(refused.value)
 
 
 def test_a_local_judge_s_verdict_is_no_if_contradiction_is_most_likely_whatever_the_threshold():

@@ -63,7 +63,8 @@ JudgeRun = Annotated[
     Text,
     Option(
         metavar="RUN|MODEL",
-        help="Evidence judge (run folder) or NLI model (folder or hub id) that checks each sentence of an answer.",
+        help="Model that checks each sentence of an answer: the run folder of an evidence judge, the folder or hub id "
+        "of an NLI model, or minicheck:NAME, hhem:NAME or lettucedetect:NAME.",
     ),
 ]
 JudgeThreshold = Annotated[

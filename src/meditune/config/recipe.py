@@ -93,8 +93,8 @@ class EvaluateSpec(Spec):
     suites: list[SuiteSpec] = Field(default_factory=list)
     """Public medical tests to add, as names ([medqa, pubmedqa]) or as groups with the keys name, path and limit."""
     suite_judge: str | None = Field(None, min_length=1)
-    """Judge of the answers to k-qa, medicationqa and healthbench: the run of an evidence judge, or api:NAME. Only
-    api:NAME works for healthbench."""
+    """Judge of the answers to k-qa, medicationqa and healthbench: api:NAME, or a model like those of
+    faithfulness_model. Only api:NAME works for healthbench."""
     suite_judge_api: AddressSpec = Field(default_factory=AddressSpec)
     """Address and prices of the suite_judge, if it is behind an API."""
     resamples: int = Field(10_000, ge=100, description="Number of bootstrap resamples for each interval.")

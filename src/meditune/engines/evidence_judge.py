@@ -77,6 +77,7 @@ class EvidenceJudge:
     """A judge that decides whether passages support statements; it implements `evidence.support_model.Support`."""
 
     has_spans = False
+    refutes = True
     citing_threshold = JUDGED_SUPPORT
 
     def __init__(self, model: LabelModel, correction: ClaimCorrection, name: str) -> None:
@@ -263,7 +264,8 @@ class SupportJudge:
         kind, colon, place = name.rpartition(":")
         folder = Path(place).expanduser()
         self.name = f"{kind}{colon}{folder.resolve().name}" if folder.is_dir() else name
-        self._model, self.citing_threshold = model, model.threshold
+        self._model, self.refutes = model, model.refutes
+        self.threshold = self.citing_threshold = model.threshold
         self._lock = threading.Lock()
 
     def supports(
@@ -322,8 +324,8 @@ def _verdicts(
     return verdicts
 
 
-def open_judge(name: str, threshold: float | None = None) -> EvidenceJudge | SupportJudge:
-    """Return the judge with the name that the user gave with `--judge`: a judge, or a model of `models.nli`.
+def open_judge(name: str, threshold: float | None = None, option: str = "--judge") -> EvidenceJudge | SupportJudge:
+    """Return the judge with the name that the user gave with `option`: a judge, or a model of `models.nli`.
 
     `threshold` replaces its `citing_threshold`, if given. Raises ModelError if the judge can't be used.
     """
@@ -333,7 +335,7 @@ def open_judge(name: str, threshold: float | None = None) -> EvidenceJudge | Sup
     else:
         from meditune.models.nli import load_nli
 
-        judge = SupportJudge(load_nli(name, "--judge"), name)
+        judge = SupportJudge(load_nli(name, option), name)
     if threshold is not None:
         judge.citing_threshold = threshold
         judge.name += f", threshold {threshold:g}"

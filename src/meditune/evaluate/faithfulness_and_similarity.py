@@ -4,7 +4,7 @@ Each grader returns one row for each answer. The rows are stored beside the pred
 new metrics to an older run without its model. The detector in meditune.evidence grades faithfulness. If the recipe
 names a support model, the scores come from that model, and the spans from both. If the support model can tell, it also
 decides whether a sentence contradicts its sources. For plain versions of a source text, the operations for SARI are
-counted, and an evidence judge looks for the reference's statements in the answer.
+counted, and the support model looks for the reference's statements in the answer.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ import numpy as np
 from meditune.config.recipe import EvaluateSpec
 from meditune.data.example import Example
 from meditune.data.retrieved_passages import with_best
-from meditune.engines.evidence_judge import load_judge, load_support_model
+from meditune.engines.evidence_judge import load_support_model, open_judge
 from meditune.errors import ModelError
 from meditune.evaluate.decision_calibration import fit_calibration
 from meditune.evaluate.metrics.written_answers import sari_counts
 from meditune.evaluate.predictions import Kind, Predictions, read, references, write_once
-from meditune.evaluate.suites.llm_judge import verdicts_on
+from meditune.evaluate.suites.llm_judge import cannot_refute, verdicts_on
 from meditune.evidence.lexical_detector import Sources, Verdict, detect
-from meditune.evidence.support_model import SupportQuestion, is_judge
+from meditune.evidence.support_model import SupportQuestion
 from meditune.progress import Progress
 from meditune.text import sentences
 
@@ -243,14 +243,14 @@ def facts(
 ) -> Iterator[dict[str, Any]] | None:
     """Return rows with the judge's verdicts on whether a plain version contains the sentences of its reference.
 
-    Returns None if there are no such answers, or if no evidence judge grades faithfulness.
+    Returns None if there are no such answers, or if no model grades faithfulness.
     """
     rows = plain_versions(predictions, examples)
-    return _judged_facts(rows, spec.faithfulness_model) if rows and is_judge(spec.faithfulness_model) else None
+    return _judged_facts(rows, spec.faithfulness_model) if rows and spec.faithfulness_model != "none" else None
 
 
 def _judged_facts(rows: Sequence[dict[str, Any]], name: str) -> Iterator[dict[str, Any]]:
-    judge = load_judge(name)
+    judge = open_judge(name, option="evaluate.faithfulness_model")
     with Progress("Facts kept", len(rows), "answers") as progress:
         for row in rows:
             stated = sentences(row["reference"])
@@ -259,7 +259,7 @@ def _judged_facts(rows: Sequence[dict[str, Any]], name: str) -> Iterator[dict[st
                 {"kind": "must", "text": text, "verdict": verdict}
                 for text, verdict in zip(stated, verdicts, strict=True)
             ]
-            yield {"id": row["id"], "by": name, "statements": statements}
+            yield {"id": row["id"], "by": name, "statements": statements} | cannot_refute(judge)
             progress.advance(1)
 
 

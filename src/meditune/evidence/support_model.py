@@ -52,6 +52,8 @@ class Support(Protocol):
     """A model that scores how strongly sources support sentences."""
 
     has_spans: bool
+    refutes: bool
+    """True if the model can tell that sources refute a sentence"""
     threshold: float
     """Minimum probability of support for a sentence to count as supported"""
 

@@ -147,6 +147,7 @@ class PairSupport:
         """Prepare the classifier; `supporting` and `refuting` are indices of labels."""
         self._model, self._tokenizer = model, tokenizer
         self._supporting, self._refuting = supporting, refuting
+        self.refutes = refuting is not None
 
     def score(self, asked: Sequence[SupportQuestion]) -> Iterator[SupportScore]:
         """Yield one score for each sentence, in order."""
@@ -209,6 +210,7 @@ class TokenSupport:
     """
 
     has_spans = True
+    refutes = False
     threshold = 0.5
 
     def __init__(self, model: Any, tokenizer: Any) -> None:
@@ -366,11 +368,11 @@ def _kinds() -> str:
 
 
 def _download_advice(place: str, option: str) -> str:
-    forbidden = offline_reason()
+    forbidden, by_default = offline_reason(), option in (EVALUATION, "--judge")
     hub_id = place if is_hub_id(place) else "OWNER/NAME"
     return (
-        f"There are three ways to get a model for {option}. Without this option, the lexical detector is used, which "
-        "needs no model.\n"
+        f"There are three ways to get a model for {option}."
+        f"{' Without this option, the lexical detector is used, which needs no model.' if by_default else ''}\n"
         f"  1. online{f' (unset {forbidden})' if forbidden else ''}: specify the hub id: {hub_id}\n"
         "  2. offline: copy the model's folder (config.json, *.safetensors, tokenizer) to this machine, and specify "
         "that folder\n"

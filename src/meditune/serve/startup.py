@@ -51,7 +51,8 @@ class ServerOptions:
     url: str | None = None
     """The address of the server that runs the model, if the engine is a server"""
     judge: str | None = None
-    """The run of a judge, or the folder or hub id of an NLI model, which checks each sentence of the answers"""
+    """The judge that checks each sentence of the answers: a judge's run, the folder or hub id of an NLI model, or
+    minicheck:NAME, hhem:NAME or lettucedetect:NAME"""
     judge_threshold: float | None = None
     """The probability of support with which a sentence is shown; None: the judge's own threshold for answers"""
     cross_encoder: str | None = None

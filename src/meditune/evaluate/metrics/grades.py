@@ -84,7 +84,10 @@ def _rated(rows: Rows) -> dict[str, Statistics]:
 
 
 def _judged(predictions: Predictions) -> dict[str, Statistics]:
-    """Return the statistics of statements that a judge looked for in the answers."""
+    """Return the statistics of statements that a judge looked for in the answers.
+
+    Contradictions are measured only if the judge can tell them.
+    """
     found: dict[str, Statistics] = {}
     for kind, (share, against) in JUDGED.items():
         rows = getattr(predictions, kind)
@@ -92,7 +95,8 @@ def _judged(predictions: Predictions) -> dict[str, Statistics]:
             ids = [row["id"] for row in rows]
             must = [[each["verdict"] == "yes" for each in row["statements"] if each["kind"] == "must"] for row in rows]
             found[share] = mean(ids, [100.0 * sum(each) / len(each) for each in must])
-            found[against] = mean(ids, [sum(each["verdict"] == "no" for each in row["statements"]) for row in rows])
+            if all(row.get("refutes", True) for row in rows):
+                found[against] = mean(ids, [sum(each["verdict"] == "no" for each in row["statements"]) for row in rows])
     return found
 
 

@@ -1,9 +1,10 @@
 """Grading of answers to K-QA, MedicationQA and HealthBench by a judge, and the judge's agreement with physicians.
 
 A judge decides for each answer and statement: yes (the answer contains the statement, or meets the criterion), no (it
-contradicts the statement, or doesn't meet the criterion) or maybe (neither). The judge is a model behind an API or an
-evidence judge. Meditune's questions to the judge are shorter than the publishers' questions, so scores are comparable
-with published scores only to the extent that the judge agrees with the physicians' labels.
+contradicts the statement, or doesn't meet the criterion) or maybe (neither). The judge is a model behind an API, an
+evidence judge, or another model that judges support. Meditune's questions to the judge are shorter than the publishers'
+questions, so scores are comparable with published scores only to the extent that the judge agrees with the physicians'
+labels.
 """
 
 from __future__ import annotations
@@ -22,16 +23,19 @@ from meditune.evaluate.evaluator import StoredRows
 from meditune.evaluate.predictions import GRADES_OF, path_of
 from meditune.evaluate.suites.load_suites import FOLDER, SUITES, stored_labels, stored_suites, suite_facts
 from meditune.evaluate.suites.suite_readers import STATEMENTS
-from meditune.evidence.support_model import ClaimVerdict, is_judge
+from meditune.evidence.support_model import ClaimVerdict
 from meditune.files import read_jsonl
 from meditune.models.api_client import ApiModel, Chat, Client, find_api_model, of_chat
+from meditune.models.catalogue import is_hub_id
 from meditune.progress import Progress
 from meditune.prompts import DECISION_TOKENS, decision_in
 from meditune.statistics import wilson
 
 if TYPE_CHECKING:
-    from meditune.engines.evidence_judge import EvidenceJudge
+    from meditune.engines.evidence_judge import EvidenceJudge, SupportJudge
 
+KEY = "evaluate.suite_judge"
+"""The recipe key that names the judge"""
 Verdict = str | None
 """yes, no or maybe; None if the judge answered with something else"""
 
@@ -79,12 +83,13 @@ class Decided:
 
 
 class LocalJudge:
-    """An evidence judge, which decides whether the answer, read as a passage, supports a statement."""
+    """A model on this machine, which decides whether the answer, read as a passage, supports a statement."""
 
     def __init__(self, name: str) -> None:
-        from meditune.engines.evidence_judge import load_judge
+        from meditune.engines.evidence_judge import open_judge
 
-        self._judge, self.name = load_judge(name), name
+        self._judge, self.name = open_judge(name, option=KEY), name
+        self.refutes = self._judge.refutes
 
     def grade(self, statements: Sequence[Decided], label: str, keep: Callable[[dict[str, Any]], None]) -> None:
         """Pass to `keep` a row of each statement: `id`, `by`, `verdict`. An answer's statements are judged together."""
@@ -97,11 +102,19 @@ class LocalJudge:
                 progress.advance()
 
 
-def verdicts_on(judge: EvidenceJudge, statements: Sequence[str], answer: str) -> list[str]:
-    """Return for each statement whether the answer contains it (yes), contradicts it (no) or does neither (maybe)."""
+def verdicts_on(judge: EvidenceJudge | SupportJudge, statements: Sequence[str], answer: str) -> list[str]:
+    """Return for each statement whether the answer contains it (yes), contradicts it (no) or does neither (maybe).
+
+    A judge that can't tell contradictions (`refutes` is False) never says no.
+    """
     if not answer.strip():
         return ["maybe"] * len(statements)
     return [verdict_on(each, judge.threshold) for each in judge.supports(statements, [answer])]
+
+
+def cannot_refute(judge: EvidenceJudge | SupportJudge | LocalJudge | ApiJudge) -> dict[str, bool]:
+    """Return the key `refutes` for the rows of a judge that can't tell contradictions, else nothing."""
+    return {} if judge.refutes else {"refutes": False}
 
 
 def verdict_on(claim: ClaimVerdict, threshold: float) -> str:
@@ -116,6 +129,8 @@ def verdict_on(claim: ClaimVerdict, threshold: float) -> str:
 
 class ApiJudge:
     """A model behind an API, which is asked one question for each statement."""
+
+    refutes = True
 
     def __init__(self, model: ApiModel, client: Client) -> None:
         self.name, self.model, self.client = model.title, model, client
@@ -149,11 +164,17 @@ def refuse_unusable_judge(recipe: Recipe) -> None:
     model, name = api_judge(recipe), recipe.evaluate.suite_judge
     if model:
         model.key()
-    elif not Path(name).expanduser().is_dir() or not is_judge(name):
+        return
+    from meditune.models.nli import check, kind_and_model
+
+    place = kind_and_model(name)[1]
+    if not Path(place).is_dir() and not is_hub_id(place):
         raise ModelError(
-            f"evaluate.suite_judge: {name} isn't the folder of an evidence judge's run. Train a judge with `meditune "
-            "run evidence` and name its run, or name a model behind an API: api:NAME."
+            f"{KEY}: {name} isn't the folder of an evidence judge's run, or the folder or hub id of another model that "
+            "judges support. Train a judge with `meditune run evidence` and name its run, or name a model behind an "
+            "API: api:NAME."
         )
+    check(name, KEY)
 
 
 @dataclass(frozen=True)
@@ -243,14 +264,17 @@ def grade_suites(gradings: Sequence[Grading], judge: LocalJudge | ApiJudge) -> N
     for grading in gradings:
 
         def finish(decided: Mapping[str, dict[str, Any]], items: tuple[Graded, ...] = grading.items) -> Iterator[Any]:
-            """Yield a row for each answer: `id`, `by`, and `statements` with their `verdict` and further keys."""
+            """Yield a row for each answer: `id`, `by`, and `statements` with their `verdict` and further keys.
+
+            `refutes` is False if the judge can't tell contradictions.
+            """
             for item in items:
                 statements = [
                     {key: value for key, value in each.items() if key != "text"}
                     | {"verdict": decided[f"{item.id}/{number}"]["verdict"]}
                     for number, each in enumerate(item.statements)
                 ]
-                yield {"id": item.id, "by": judge.name, "statements": statements}
+                yield {"id": item.id, "by": judge.name, "statements": statements} | cannot_refute(judge)
 
         asked = [
             Decided(f"{item.id}/{number}", item, each["text"])
