@@ -257,3 +257,11 @@ def test_agreement_counts_whether_both_find_the_statement_in_the_answer(tmp_path
     assert skipped.startswith("MedQA (evaluate.suites: medqa) was not measured: it needs the likelihood of given text")
     assert "count as not met: 1." in remark
     assert json.dumps(found)
+
+
+def test_without_physicians_labels_the_remark_says_why():
+    judged = {"title": "HealthBench", "judge": {"name": "judge", "agreement": None, "unclear": {"base": 0}}}
+    (here,) = suite_remarks({"healthbench": judged | {"from": "."}})
+    assert "because *meta_eval*.jsonl isn't among the suite's files" in here
+    (hub,) = suite_remarks({"healthbench": judged | {"from": "someone/healthbench"}})
+    assert "labels are read only from a folder with *meta_eval*.jsonl, not from someone/healthbench" in hub

@@ -356,7 +356,10 @@ def suite_remarks(suites: dict[SuiteName, Any]) -> list[str]:
                 f"{low:.1f} to {high:.1f}{kappa})"
             )
         elif labels := SUITES[name].labels:
-            text = f"has an unknown agreement with physicians, because {labels[0]} isn't among the suite's files"
+            why = f"{labels[0]} isn't among the suite's files"
+            if not Path(facts["from"]).exists():
+                why = f"labels are read only from a folder with {labels[0]}, not from {facts['from']}"
+            text = f"has an unknown agreement with physicians, because {why}"
         else:
             text = "has an unknown agreement with physicians, because the suite has no labels of answers"
         unclear = sum(judge["unclear"].values()) + (measured["unclear"] if measured else 0)
