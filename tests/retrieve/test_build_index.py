@@ -478,6 +478,13 @@ def test_identifiers_that_a_recipe_masks_are_masked_in_the_index(tmp_path: Path)
     assert "[PHONE] to book a visit." in found
     assert "212-555" not in found
 
+    replaced = ["-o", index, "--replace", "--set", "data.phi.action=surrogate"]
+    assert meditune("index", "build", recipe, *replaced).code == 0
+    found = meditune("index", "search", index, "book a visit").out
+    assert "[PHONE]" not in found
+    assert "212-555" not in found
+    meditune("index", "build", "--documents", table, *replaced).refused(3, "name the recipe")
+
 
 @pytest.mark.usefixtures("embedding")
 def test_identifiers_that_stay_in_the_index_are_counted_in_a_warning(tmp_path: Path) -> None:

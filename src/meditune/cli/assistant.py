@@ -17,6 +17,7 @@ from meditune.cli.options import (
     Json,
     JudgeRun,
     JudgeThreshold,
+    Overrides,
     Paths,
     Text,
     Texts,
@@ -164,6 +165,7 @@ def build(
             "--replace", help="Replace an existing index. Searches use the old index until the new one is complete."
         ),
     ] = False,
+    overrides: Overrides = None,
 ) -> None:
     """Build an index of the given sources. Repeat an interrupted command to resume it."""
     from meditune.models.sentence_encoder import DEFAULT, load_encoder
@@ -171,7 +173,10 @@ def build(
     from meditune.retrieve.build_index import build as make
     from meditune.retrieve.storage import index_storage
 
-    chosen = [*(collections.of_recipe(recipe) if recipe else ()), *_collections(source, documents, pubmed)]
+    if overrides and not recipe:
+        raise DataError("--set changes a key of a recipe; name the recipe: meditune index build RECIPE.")
+    sources = collections.of_recipe(recipe, overrides or ()) if recipe else []
+    chosen = [*sources, *_collections(source, documents, pubmed)]
     manifest, changes = make(index_storage(output), chosen, load_encoder(embedding or DEFAULT), replace)
     _print_changes(manifest, changes, output)
 

@@ -244,11 +244,12 @@ def opened(folder: Path) -> sqlite3.Connection:
         found = base.execute("PRAGMA user_version").fetchone()[0]
     except sqlite3.DatabaseError as error:
         raise DataError(
-            f"{file}: not a readable library ({error}). Restore it from a backup, or start a new library."
+            f"{file}: not a readable database of articles ({error}). Restore it from a backup, or start a new "
+            "literature folder."
         ) from error
     if found != FORMAT:
         base.close()
-        raise DataError(f"{file}: this library has format {found}, but this version of Meditune reads format {FORMAT}.")
+        raise DataError(f"{file}: this file has format {found}, but this version of Meditune reads format {FORMAT}.")
     return base
 
 
@@ -386,8 +387,10 @@ def collection_named(text: str) -> Collection:
     return Collection(kind, str(Path(path).expanduser().resolve()) if path else "")
 
 
-def of_recipe(name_or_path: str) -> list[Collection]:
+def of_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> list[Collection]:
     """Return the collections for those sources of a recipe that can be indexed, and print which sources can't.
+
+    `overrides` are KEY=VALUE strings.
 
     Raises DataError if none can, or if the user's own file is missing or lacks a column.
     """
@@ -398,7 +401,7 @@ def of_recipe(name_or_path: str) -> list[Collection]:
     if is_data_file(place) or is_folder:
         kind = "folder" if place.is_dir() else "data file"
         raise DataError(f"{place} is a {kind}, not a recipe. Pass it with --documents {shlex.quote(str(place))}")
-    spec = load_recipe(name_or_path).recipe.data
+    spec = load_recipe(name_or_path, overrides).recipe.data
     chosen = []
     for source in spec.sources:
         if source.is_own:
