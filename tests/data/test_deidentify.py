@@ -67,6 +67,9 @@ def test_found_counted_and_said_loudly_but_left(tmp_path, capsys):
     assert "1 of 40 rows" in meditune(*command).out
     assert not any(secret in said for secret in SECRETS)
     assert "Zelazny" in row_3(tmp_path)["answer"]
+    own = f"data.sources=[{{name: own, path: {tmp_path / 'own.jsonl'}}}]"
+    again = meditune("data", "prepare", "quickstart", "-o", tmp_path / "cli", "--set", own, "--set", "data.split=group")
+    assert "own: identifiers in 1 example, unchanged (3 name, 1 mrn, 1 date)" in again.out
 
 
 def test_places_are_kept_but_no_text(tmp_path):

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from meditune.data.example import Example
     from meditune.data.prepare import Prepared
 
-app = Group("data", "Prepare, audit, survey, restore, de-identify and publish data.", "how-to/check-data.md")
+app = Group("data", "Prepare, audit, survey, restore, de-identify and publish data.", "explanation/data-preparation.md")
 
 
 @app.command(example="quickstart --output survey", page="how-to/measure-diversity.md")
@@ -71,7 +71,7 @@ def push(
     public: Annotated[bool, Option("--public", help="Make the data set public; it is private by default.")] = False,
     yes: Annotated[bool, Option("--yes", help="Upload without asking.")] = False,
 ) -> None:
-    """Upload a prepared data set and its data card to the Hugging Face hub. The command refuses restricted rows."""
+    """Upload a prepared data set and its dataset card to the Hugging Face hub. The command refuses restricted rows."""
     from meditune.data import hub_upload
 
     upload = hub_upload.plan_upload(folder, repository, private=not public)
@@ -155,7 +155,13 @@ def restore(
 def phi(
     source: Annotated[str, Argument(metavar="FILE|RECIPE", help="A text, CSV or JSON Lines file, or a recipe.")],
     output: Annotated[
-        Path | None, Option("--output", "-o", metavar="OUT", help="New file for a copy of FILE without identifiers.")
+        Path | None,
+        Option(
+            "--output",
+            "-o",
+            metavar="OUT",
+            help="New file for a copy of FILE in which the identifiers found are masked.",
+        ),
     ] = None,
     action: Annotated[
         Text,
@@ -175,7 +181,7 @@ def phi(
     show: Annotated[int, Option(min=0, help="Number of findings to show in context, with identifiers masked.")] = 0,
     overrides: Overrides = None,
 ) -> None:
-    """Count patient identifiers; --output writes a copy without them."""
+    """Count patient identifiers; --output writes a copy in which the identifiers found are masked."""
     from meditune.data.phi_scan import scan, scan_lines
 
     result = scan(source, output, action, patient_column, kinds or [], engine, show, overrides or [])
@@ -256,7 +262,7 @@ def print_data(data: Prepared, folder: Path) -> None:
         if row["with_identifiers"]:
             kinds = ", ".join(f"{count:,} {kind}" for kind, count in row["kinds"].items())
             done = PHI_DONE[phi["action"]]
-            out.print(f"{name}: identifiers in {row['with_identifiers']:,} examples, {done} ({kinds})")
+            out.print(f"{name}: identifiers in {counted(row['with_identifiers'], 'example')}, {done} ({kinds})")
     print_leakage(data.quality["leakage"])
     if found := data.quality.get("rebalanced"):
         rules = "; ".join(f"{rule} {sum(by_source.values()):,}" for rule, by_source in found["rules"].items())

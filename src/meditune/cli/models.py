@@ -192,7 +192,7 @@ def export(
     """Export a model for other programs, and verify the result.
 
     The command fails if the outputs of the exported model differ from those of the original model by more than a
-    tolerance, or if the exported model splits prompts into tokens that differ from those in training.
+    tolerance, or if the exported model tokenizes prompts differently from training.
     """
     from meditune.engines.exported_model import EXPORTS
     from meditune.errors import ModelError

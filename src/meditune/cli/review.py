@@ -242,7 +242,7 @@ def export_annotations(
     to: To = None,
     format: Format = None,
     unblind: Annotated[
-        bool, Option("--unblind", help="Also write each item's row, and whether the item's verdict was known.")
+        bool, Option("--unblind", help="Also write each item's row id, and whether the item has a known verdict.")
     ] = False,
 ) -> None:
     """Export judgements with raters' names as CSV or Label Studio tasks."""

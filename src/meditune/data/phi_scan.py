@@ -1,4 +1,4 @@
-"""`meditune data phi`: find patient identifiers in a file or a recipe's data, and write a copy without them."""
+"""`meditune data phi`: find patient identifiers in a file or a recipe's data, and write a copy that masks them."""
 
 from __future__ import annotations
 
@@ -68,8 +68,8 @@ def scan(
 ) -> list[Scan]:
     """Return one result for a file, or one result for each source of a recipe.
 
-    If `output` is given, write a copy of the file without identifiers to it atomically. Error messages don't repeat the
-    file's content. Raises DataError if an option is invalid or the file can't be read.
+    If `output` is given, write a copy of the file to it atomically, with the identifiers found masked or replaced.
+    Error messages don't repeat the file's content. Raises DataError if an option is invalid or the file can't be read.
     """
     file = Path(what)
     for name in kinds:
