@@ -159,9 +159,14 @@ MAX_PRINTED = 10  # Maximum number of retracted articles, of flagged answers and
 _DATE = re.compile(r"\d{4}-\d{2}-\d{2}")
 
 
-@documented('update literature --query "asthma[mh]" --index library', "how-to/operate.md#new-research")
+@documented(
+    'update literature --query "asthma[mh]" --index library --email you@example.org', "how-to/operate.md#new-research"
+)
 def update(
-    library: Annotated[Path, Argument(metavar="LIBRARY", help="Folder for the articles, training pairs and lists.")],
+    library: Annotated[
+        Path,
+        Argument(metavar="LITERATURE", help="The literature folder, for the articles, training pairs and lists."),
+    ],
     query: Annotated[Texts, Option(metavar="QUERY", help="Query in PubMed's own syntax. Repeatable.")] = None,
     since: Annotated[
         Text, Option(metavar="DATE", help="Import only changes since this date, for example 2026-01-31.")
@@ -193,10 +198,10 @@ def update(
 ) -> None:
     """Import new research from PubMed, MEDLINE and folders.
 
-    New and corrected articles are added to the index. Retracted articles are removed from the index and listed
-    in LIBRARY/retracted.jsonl. Structured abstracts, except test items, become training pairs in LIBRARY/pairs.jsonl.
-    Later calls import only new and changed articles. Repeat an interrupted command to resume it. If the environment
-    variable NCBI_API_KEY contains your key, NCBI allows 10 requests per second instead of 3.
+    New and corrected articles are added to the index. Retracted articles are removed from the index and listed in
+    LITERATURE/retracted.jsonl. Structured abstracts, except test items, become training pairs in
+    LITERATURE/pairs.jsonl. Later calls import only new and changed articles. Repeat an interrupted command to resume
+    it. If the environment variable NCBI_API_KEY contains your key, NCBI allows 10 requests per second instead of 3.
     """
     from meditune.operate.literature import literature_update
     from meditune.operate.literature.pubmed_search import URL
@@ -247,7 +252,7 @@ def _update_lines(report: Report, library: Path) -> Iterator[str]:
         yield f"FLAGGED: {counted(answers, 'stored answer')} cited retracted articles; see flagged.jsonl."
         yield from (flag.sentence for flag in report.flagged[:MAX_PRINTED])
     there, retracted = report.library["there"], report.library["retracted"]
-    yield f"Library: {library.resolve()}, {counted(there, 'valid article')}, {retracted:,} retracted."
+    yield f"Literature folder: {library.resolve()}, {counted(there, 'valid article')}, {retracted:,} retracted."
     if report.index:
         manifest, changes = report.index
         for name, some in changes.left_out.items():
@@ -454,7 +459,7 @@ def _lines(overview: Mapping[str, Any], metrics: Mapping[str, Mapping[str, Any]]
         alerts_open = counted(count, "open alert") if count else "no open alert"
         yield f"drift         {alerts_open} in {each.get('requests', 0):,} requests since {each['reference']}"
     if not overview["updates"]:
-        yield "last update   none recorded (meditune update LIBRARY --store DIR)"
+        yield "last update   none recorded (meditune update LITERATURE --store DIR)"
     for each in overview["updates"]:
         articles, gone = each.get("library", {}).get("there", 0), each["retracted"]
         yield f"last update   {_format_time(each['time'])}, {each['folder']}: {articles:,} articles, {gone} retracted"

@@ -147,7 +147,7 @@ def retrain(
     trust: Annotated[
         Texts,
         Option(
-            metavar="KEY|all",
+            metavar="KEY_ID|all",
             help="Besides experts' corrections, use the corrections made with the API key that has this id; all: use "
             "all corrections. Repeatable.",
         ),
@@ -161,7 +161,8 @@ def retrain(
     literature: Annotated[
         Paths,
         Option(
-            metavar="LIBRARY|FILE", help="Library folder of `meditune update`, or its file pairs.jsonl. Repeatable."
+            metavar="LITERATURE|FILE",
+            help="Literature folder of `meditune update`, or its file pairs.jsonl. Repeatable.",
         ),
     ] = None,
     decisions: Annotated[

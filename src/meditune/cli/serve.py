@@ -370,17 +370,21 @@ def revoke(id: KeyId, store: Store = None) -> None:
     typer.echo(f"{id} is revoked.")
 
 
-@answers_app.command(example="--key KEY")
+@answers_app.command(example="--key 1a2b3c4d")
 def delete(
     id: Annotated[Text, Argument(metavar="[ID]", help="Id of an answer: ask-... or chatcmpl-...")] = None,
     key: Annotated[
-        Text, Option(metavar="KEY", help="Id of an API key; delete all answers to questions asked with this key.")
+        Text,
+        Option(
+            metavar="KEY_ID",
+            help="Id of an API key, from `meditune keys list`; delete all answers to questions asked with this key.",
+        ),
     ] = None,
     store: Store = None,
 ) -> None:
     """Delete an answer, or all answers to questions asked with an API key, and the feedback on the deleted answers."""
     if (id is None) == (key is None):
-        raise DataError("Give either an answer's ID or a key: meditune answers delete --key KEY.")
+        raise DataError("Give either an answer's id or a key's id: meditune answers delete --key KEY_ID.")
     if key:
         answers = _answers(store)
         count = answers.delete_all_of(key)

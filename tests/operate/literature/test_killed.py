@@ -190,7 +190,7 @@ def test_ctrl_c_ends_with_a_sentence_and_the_same_command_goes_on(tmp_path: Path
         finally:
             process.kill()
         assert second.returncode == 3
-        assert "another process is updating this library" in second.stderr
+        assert "another process is updating this literature folder" in second.stderr
         assert process.returncode == 130, err
         assert "run the same command again to resume" in err
         served.asked.clear()

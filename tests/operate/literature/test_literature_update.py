@@ -224,11 +224,11 @@ def test_guidelines_come_from_a_folder(served: PubMed, tmp_path: Path) -> None:
 
 def test_a_second_update_is_told(served: PubMed, tmp_path: Path) -> None:
     with article_library.opened(tmp_path / "library"):
-        update_by_query(served, tmp_path).refused(3, "another process is updating this library")
+        update_by_query(served, tmp_path).refused(3, "another process is updating this literature folder")
     meditune("update", tmp_path / "new").refused(3, "Nothing to import")
     update_by_query(served, tmp_path, "--since", "yesterday").refused(3, "2026-01-31")
     (tmp_path / "library" / "library.sqlite").write_text("this is no database at all")
-    update_by_query(served, tmp_path).refused(3, "not a readable library")
+    update_by_query(served, tmp_path).refused(3, "not a readable database of articles")
 
 
 def test_a_full_disk_is_said_and_nothing_is_half(served: PubMed, tmp_path: Path, monkeypatch) -> None:

@@ -91,7 +91,7 @@ def test_what_doesnt_pass_is_said_and_the_rest_is_kept(served: PubMed, tmp_path:
     assert "Search Backend failed: cannot parse (((" in result.err
     assert "gave up after 6 attempts" in result.err
     assert "secret-key" not in result.err
-    assert "Library:" in result.out  # what is there is still looked after
+    assert "Literature folder:" in result.out  # what is there is still looked after
     served.fail("esearch", "429:9999")
     assert "asks for a pause of 9999 seconds" in update_by_query(served, tmp_path).err
     assert "1 new" in update_by_query(served, tmp_path).out

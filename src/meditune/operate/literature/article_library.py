@@ -274,10 +274,11 @@ def opened(folder: Path) -> Iterator[Library]:
     Raises DataError if the library is in use or damaged.
     """
     if folder.exists() and not folder.is_dir():
-        raise DataError(f"{folder} is a file. Specify a folder for the library.")
+        raise DataError(f"{folder} is a file. Name a folder for the articles.")
     folder.mkdir(parents=True, exist_ok=True)
     busy = DataError(
-        f"{folder}: another process is updating this library. Wait until it finishes, then run the same command again."
+        f"{folder}: another process is updating this literature folder. Wait until it finishes, then run the same "
+        "command again."
     )
     with exclusive_lock(folder / LOCK, busy):
         for left in folder.glob(".*.partial"):  # left by a killed process, because this process holds the lock
@@ -294,13 +295,14 @@ def _base(file: Path) -> sqlite3.Connection:
             base.executescript(f"BEGIN; {SCHEMA} {_TABLES} PRAGMA user_version = {FORMAT}; COMMIT;")
         elif version != FORMAT:
             raise DataError(
-                f"{file}: this library has format {version}, but this version of Meditune reads format {FORMAT}."
+                f"{file}: this file has format {version}, but this version of Meditune reads format {FORMAT}."
             )
     except sqlite3.DatabaseError as error:
         if "full" in str(error):
             raise disk_full(file) from error
         raise DataError(
-            f"{file}: not a readable library ({error}). Restore it from a backup, or create a new library."
+            f"{file}: not a readable database of articles ({error}). Restore it from a backup, or start a new "
+            "literature folder."
         ) from error
     return base
 

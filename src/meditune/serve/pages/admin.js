@@ -148,7 +148,7 @@ function drift(data) {
 
 function updates(data) {
   const rows = data.updates.map((each) => [each.folder, clock(each.time), plain(each.library?.there), plain(each.retracted), plain(each.flagged), code(each.index)]);
-  return section("updates", "Last update of the literature", grid(["Library", "When", "Articles", "Newly retracted", "Answers flagged", "Index"], rows, "No update has been recorded. To run one: meditune update LIBRARY --store DIR"));
+  return section("updates", "Last update of the literature", grid(["Literature folder", "When", "Articles", "Newly retracted", "Answers flagged", "Index"], rows, "No update has been recorded. To run one: meditune update LITERATURE --store DIR"));
 }
 
 function grid(names, rows, none) {
