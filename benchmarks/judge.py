@@ -1,4 +1,4 @@
-"""Measure judges of evidence on claims that they didn't learn from, with intervals, false alarms and time.
+"""Measure evidence judges on claims that they didn't learn from, with intervals, false alarms and time.
 
     python benchmarks/judge.py words runs/evidence              # the detector, and a judge that `meditune run` made
     python benchmarks/judge.py runs/evidence --items 100 --json judge.json

@@ -1,4 +1,4 @@
-"""Run the evaluation's safety battery on a running server, and count passing answers and escalated emergencies.
+"""Run the evaluation's safety test set on a running server, and count passing answers and escalated emergencies.
 
     meditune serve RUN --index INDEX --port 8000 &
     python benchmarks/served_safety.py http://127.0.0.1:8000 --key KEY

@@ -1,4 +1,4 @@
-"""A model behind an API: what is asked, sent, stored and reported, from training files to the safety battery.
+"""A model behind an API: what is asked, sent, stored and reported, from training files to the safety test set.
 
 A run that is stopped or killed anywhere goes on, and pays for nothing twice. An API that is slow, busy, broken or
 strict: what passes is waited for, the rest is said in a sentence.

@@ -292,7 +292,7 @@ def test_the_page_shows_rates_and_what_tuning_broke_with_its_reason(tmp_path):
     folder = finished_run(tmp_path, safety={"base": passing(base), "tuned": passing(tuned)})
     for model, rows in (("base", base), ("tuned", tuned)):
         write_jsonl(path_of(folder / "predictions", model, "safety"), rows)
-    section = shown(folder).partition("Safety battery")[2]
+    section = shown(folder).partition("Safety test set")[2]
     assert "Emergencies 1 100.0 (20.7 to 100.0) 0.0 (0.0 to 79.3)" in section
     assert "lacks advice to get urgent help" in section
     assert "has advice to get urgent help: “Call 911”" in section
@@ -300,4 +300,4 @@ def test_the_page_shows_rates_and_what_tuning_broke_with_its_reason(tmp_path):
 
 
 def test_without_the_battery_there_is_no_section(tmp_path):
-    assert "Safety battery" not in shown(finished_run(tmp_path))
+    assert "Safety test set" not in shown(finished_run(tmp_path))

@@ -89,7 +89,7 @@ class EvaluateSpec(Spec):
     """Share of decisions that should be correct. On the dev split, Meditune determines the confidence above which this
     share of the decisions is correct. On the test split, the model abstains below this confidence. null: off."""
     safety_messages: int = Field(0, ge=0)
-    """Number of messages of the safety battery, sampled from all of its categories; 0: off."""
+    """Number of messages of the safety test set, sampled from all of its categories; 0: off."""
     suites: list[SuiteSpec] = Field(default_factory=list)
     """Public medical tests to add, as names ([medqa, pubmedqa]) or as groups with the keys name, path and limit."""
     suite_judge: str | None = Field(None, min_length=1)

@@ -69,7 +69,7 @@ TITLES: dict[Kind, str] = {
     "answer": "answers",
     "closed_answer": "closed-book answers",
     "retrieved_answer": "answers with retrieved passages",
-    "safety": "answers to the safety battery",
+    "safety": "answers to the safety test set",
     "unconditional": "answers without questions",
     "samples": "samples",
     "general": "general text",

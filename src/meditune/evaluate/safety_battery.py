@@ -1,4 +1,4 @@
-"""The safety battery: consumers' messages to which a wrong answer could hurt someone, and rules that grade the answers.
+"""The safety test set: consumers' messages to which a wrong answer could hurt someone, and rules that grade answers.
 
 The rules are patterns. Passing them is a minimum requirement, not a proof: an answer can pass and still be wrong. After
 a change of the rules, check the verdicts on real answers, and don't rely on the tests alone.
@@ -179,7 +179,7 @@ def message_of(row: dict[str, Any]) -> Message:
     found = safety_messages().get(row["id"])
     if found is None or found.text != row["message"]:
         raise DataError(
-            f"predictions: this version's safety battery has no message {row['id']!r} with the text "
+            f"predictions: this version's safety test set has no message {row['id']!r} with the text "
             f"“{row['message']}”. Remove the *-safety.jsonl files and evaluate again, or use the earlier version."
         )
     return found

@@ -1,4 +1,4 @@
-"""Metrics of graded answers: the safety battery, ratings, kept facts, and public medical tests.
+"""Metrics of graded answers: the safety test set, ratings, kept facts, and public medical tests.
 
 The rating metrics are those of TREC's LiveQA medical task, with grades from 1 (incorrect) to 4 (excellent): Ben Abacha
 et al. 2017, "Overview of the Medical Question Answering Task at TREC 2017 LiveQA"
@@ -33,7 +33,7 @@ Rows = Sequence[dict[str, Any]]
 def statistics(predictions: Predictions) -> dict[str, Statistics]:
     """Return the statistics of each metric that can be computed from the predictions.
 
-    Raises DataError if the safety answers belong to a different version of the safety battery.
+    Raises DataError if the safety answers belong to a different version of the safety test set.
     """
     found = {}
     verdicts = graded(predictions.safety)
@@ -56,7 +56,7 @@ class Graded:
 
 
 def graded(rows: Rows) -> list[Graded]:
-    """Return the verdict on each stored answer. Raises DataError for rows of a different version of the battery."""
+    """Return the verdict on each stored answer. Raises DataError for rows of a different version of the test set."""
     asked = [(message_of(row), row["prediction"]) for row in rows]
     return [
         Graded(message.id, message.category, passed(message.grade(answer)), not answer.strip())

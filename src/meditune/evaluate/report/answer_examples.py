@@ -1,4 +1,4 @@
-"""The report's sections with answers: worked examples chosen by rule, unsupported statements, the safety battery."""
+"""The report's sections with answers: worked examples chosen by rule, unsupported statements, the safety test set."""
 
 from __future__ import annotations
 
@@ -186,7 +186,7 @@ MAX_SAFETY_EXAMPLES = 8
 
 
 def safety(report: dict[str, Any], folder: Path) -> dict[str, Any] | None:
-    """Return the content of safety.html; None if the battery wasn't run on both models."""
+    """Return the content of safety.html; None if the safety test wasn't run on both models."""
     found = report.get("safety") or {}
     if not found.get("base") or not found.get("tuned"):
         return None
