@@ -268,7 +268,7 @@ def supports(sentence: str, passages: str | Sequence[str], *, judge: Place | Run
 
 
 def open_judge(judge: Place | Run | None = None) -> Judge:
-    """Open a judge of evidence, to check sentences against passages.
+    """Open an evidence judge, to check sentences against passages.
 
     `judge` is what `--judge` takes: an evidence judge's run, the folder or hub id of an NLI model, lettucedetect:NAME
     or hhem:NAME. By default, the lexical detector is used, which needs no model but compares only words. Raises
@@ -281,7 +281,7 @@ def open_judge(judge: Place | Run | None = None) -> Judge:
 
 
 class Judge:
-    """A judge of evidence. `name` is its name, or "lexical detector"."""
+    """An evidence judge. `name` is its name, or "lexical detector"."""
 
     def __init__(self, opened: EvidenceJudge | SupportJudge | LexicalJudge) -> None:
         self._judge, self.name = opened, opened.name

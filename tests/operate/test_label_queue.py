@@ -110,7 +110,8 @@ def test_a_queue_of_a_store_is_a_set_to_annotate_that_holds_no_identifier(tmp_pa
     folder = store(tmp_path / "store")
     done = meditune("learn", "queue", folder, "-o", tmp_path / "set", "--budget", "2")
     assert done.code == 0, done.err
-    assert "Items chosen: 2 of 6." in done.out
+    assert "Selected: 2 of 6 candidates." in done.out
+    assert "Reasons: rated down 2, corrected 1." in done.out
     assert "a user wrote a correction" in done.out
     found = read_set(tmp_path / "set")
     assert [item.question for item in found.items.values()] == ["Can children have migraine?", "Is asthma curable?"]
@@ -138,7 +139,7 @@ def test_rows_need_only_a_question_and_known_ones_arent_asked(tmp_path):
     path = jsonl(tmp_path / "pool.jsonl", [{"question": f"Is {n} safe?"} for n in range(6)] + [{"question": ""}])
     known = jsonl(tmp_path / "known.jsonl", [{"question": "is 3 SAFE", "answer": "Yes."}])
     done = meditune("learn", "queue", path, "--training-data", known, "-o", tmp_path / "set", "--strategy", "random")
-    assert "Items chosen: 5 of 5." in done.out
+    assert "Selected: 5 of 5 candidates." in done.out
     assert "All candidates (5) are in the queue" in done.err
     assert "1 answers or rows without a question" in done.err
     assert {item.axes for item in read_set(tmp_path / "set").items.values()} == {("decision",)}
@@ -150,7 +151,7 @@ def test_the_same_question_is_asked_once_and_counted(tmp_path):
     for n in range(3):
         keep(tmp_path, f"n{n}", "What causes gout?" if n else "what causes GOUT")
     done = meditune("learn", "queue", tmp_path, "-o", tmp_path / "set", "--strategy", "random")
-    assert "Items chosen: 1 of 1." in done.out
+    assert "Selected: 1 of 1 candidate." in done.out
     assert "(asked 3 times)" in done.out
 
 
@@ -182,7 +183,7 @@ def test_what_cant_be_queued_is_told(tmp_path, monkeypatch):
 def test_a_database_is_a_store_too_and_its_password_is_nowhere(postgres, tmp_path):
     url = store(postgres.new()).replace("meditune@", "meditune:secret@")
     done = meditune("learn", "queue", url, "-o", tmp_path / "set", "--budget", "2")
-    assert "Items chosen: 2 of 6." in done.out, done.err
+    assert "Selected: 2 of 6 candidates." in done.out, done.err
     assert not any("secret" in path.read_text() for path in (tmp_path / "set").iterdir())
 
 

@@ -355,8 +355,8 @@ def rows(
 
 
 def _queue_lines(queued: Queued) -> Iterator[str]:
-    yield f"Items chosen: {len(queued.chosen)} of {queued.pool:,}."
-    counts = Counter(name for each in queued.chosen for name in each.reasons)
+    yield f"Selected: {len(queued.chosen)} of {counted(queued.pool, 'candidate')}."
+    counts = Counter({"disliked": "rated down"}.get(name, name) for each in queued.chosen for name in each.reasons)
     yield "Reasons: " + ", ".join(f"{name} {count}" for name, count in counts.most_common()) + "."
     for number, each in enumerate(queued.chosen[:MAX_PRINTED], start=1):
         asked = f" (asked {each.candidate.times_asked} times)" if each.candidate.times_asked > 1 else ""
