@@ -390,7 +390,8 @@ def collection_named(text: str) -> Collection:
 def of_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> list[Collection]:
     """Return the collections for those sources of a recipe that can be indexed, and print which sources can't.
 
-    `overrides` are KEY=VALUE strings. Raises DataError if none can, or if the user's own file is missing or lacks a column.
+    `overrides` are KEY=VALUE strings. Raises DataError if none can, or if the user's own file is missing or lacks a
+    column.
     """
     from meditune.config.load_recipe import is_data_file, load_recipe
 
