@@ -105,6 +105,26 @@ def test_keys_of_databases_are_groups_and_years_are_numbers(tmp_path: Path) -> N
     assert [row["reason"] for row in rejects.rows()] == ["group is not text or a number"]
 
 
+def test_numbers_keep_all_digits(tmp_path: Path) -> None:
+    rows = [
+        {"question": "How many?", "answer": 1234567.5, "id": 1234567.1, "group": 12345678.25},
+        {"question": "How many more?", "answer": 0.000123456789, "id": 1234567.2, "group": 12345678.75},
+    ]
+    found = list(user_files.read(json_lines(tmp_path / "a.jsonl", rows), Rejects()))
+    assert [(each.id, each.answer, each.group) for each in found] == [
+        ("own:1234567.1", "1234567.5", "12345678.25"),
+        ("own:1234567.2", "0.000123456789", "12345678.75"),
+    ]
+    columns = {
+        "question": ["How much?", "How little?"],
+        "answer": [Decimal("1234567.89"), Decimal("0.01")],
+        "group": pyarrow.array([0.1, 7], pyarrow.float32()),
+    }
+    pyarrow.parquet.write_table(pyarrow.table(columns), tmp_path / "a.parquet")
+    exact = user_files.read(tmp_path / "a.parquet", Rejects())
+    assert [(each.answer, each.group) for each in exact] == [("1234567.89", "0.1"), ("0.01", "7")]
+
+
 def test_examples_written_by_meditune_come_back(tmp_path: Path) -> None:
     example = Example(
         id="pubmedqa:1",

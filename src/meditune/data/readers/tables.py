@@ -11,12 +11,15 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
 from meditune.data.example import problem_in_text
 from meditune.errors import DataError
 from meditune.files import bounded_lines, not_utf8, numbered_jsonl, package_table, read_json, write_jsonl
 from meditune.text import counted
+
+if TYPE_CHECKING:
+    import pyarrow
 
 _FIRST_BYTES = 4096
 _UNICODE = {"UTF-32": (b"\xff\xfe\x00\x00", b"\x00\x00\xfe\xff"), "UTF-16": (b"\xff\xfe", b"\xfe\xff")}
@@ -239,7 +242,7 @@ def parquet_rows(path: Path) -> Iterator[Row]:
         with pyarrow.parquet.ParquetFile(path) as table:
             for batch in table.iter_batches(batch_size=_BATCH):
                 try:
-                    found = batch.to_pylist()
+                    found = _shortest(batch).to_pylist()
                 except UnicodeDecodeError as error:
                     raise DataError(
                         f"{path}, rows {number + 1} to {number + len(batch)}: a text isn't UTF-8. Write the file "
@@ -252,6 +255,17 @@ def parquet_rows(path: Path) -> Iterator[Row]:
         raise DataError(
             f"{path}, after row {number}: not a readable Parquet file ({error}). Copy or download it again."
         ) from error
+
+
+def _shortest(batch: pyarrow.RecordBatch) -> pyarrow.RecordBatch:
+    """Return the batch with numbers of 32 bits as the shortest decimals: 0.1 instead of 0.10000000149011612."""
+    import pyarrow
+
+    for at, field in enumerate(batch.schema):
+        if field.type == pyarrow.float32():
+            column = batch.column(at).cast(pyarrow.string()).cast(pyarrow.float64())
+            batch = batch.set_column(at, field.name, column)
+    return batch
 
 
 def text_bytes(path: Path) -> int:

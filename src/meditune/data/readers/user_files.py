@@ -160,13 +160,15 @@ def _header(place: str) -> str:
 def cell(value: object) -> str:
     """Return a cell as text; missing values, NaN, Infinity, lists and invisible text become empty."""
     if isinstance(value, Decimal):
-        value = int(value) if value.is_finite() and value == value.to_integral_value() else float(value)
+        if not value.is_finite():
+            return ""
+        value = int(value) if value == value.to_integral_value() else format(value, "f")
     if isinstance(value, bytes):
         data, value = value, value.hex()
         with contextlib.suppress(UnicodeDecodeError):
             value = data.decode()
     if isinstance(value, float):
-        return "" if not math.isfinite(value) else f"{value:g}" if not value.is_integer() else str(int(value))
+        return "" if not math.isfinite(value) else repr(value) if not value.is_integer() else str(int(value))
     text = str(value).strip() if isinstance(value, str | int | UUID) else ""
     return text if any(map(str.isprintable, text)) else ""
 
