@@ -157,6 +157,28 @@ def test_columns_that_cannot_be_told_are_an_error(tmp_path: Path) -> None:
         list(user_files.read(json_lines(tmp_path / "c.jsonl", [{"question": "Flu?"}]), Rejects()))
 
 
+def test_spaces_around_column_names_do_not_matter(tmp_path: Path) -> None:
+    names = ["\u200bquestion", "Answer\xa0", " context", "group "]
+    values = ["Is it flu?", "No.", "Cough.", "p1"]
+    (tmp_path / "a.csv").write_text(f"{','.join(names)}\n{','.join(values)}\n", encoding="utf-8")
+    row = dict(zip(names, values, strict=True))
+    json_lines(tmp_path / "a.jsonl", [row])
+    (tmp_path / "a.json").write_text(json.dumps([row]), encoding="utf-8")
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([row]), tmp_path / "a.parquet")
+    for name in ("a.csv", "a.jsonl", "a.json", "a.parquet"):
+        for fields in ({}, {"question": "question", "answer": "Answer", "group": "group "}):
+            (example,) = user_files.read(tmp_path / name, Rejects(), fields=fields)
+            assert (example.group, example.context_text, example.meta) == ("p1", "Cough.", {}), name
+    (tmp_path / "twice.csv").write_text("question,answer,answer \nQ,A,B\n", encoding="utf-8")
+    twice = json_lines(tmp_path / "twice.jsonl", [{"question": "Q", "answer": "A", "answer ": "B"}])
+    columns = [pyarrow.array(["Q"]), pyarrow.array(["A"]), pyarrow.array(["B"])]
+    table = pyarrow.Table.from_arrays(columns, ["question", "answer", "answer"])
+    pyarrow.parquet.write_table(table, tmp_path / "twice.parquet")
+    for path in (twice, tmp_path / "twice.csv", tmp_path / "twice.parquet"):
+        with pytest.raises(DataError, match="a column name occurs twice in question, answer, answer"):
+            list(user_files.read(path, Rejects()))
+
+
 def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"gone\.jsonl: no such file"):
         list(user_files.read(tmp_path / "gone.jsonl", Rejects()))

@@ -228,9 +228,29 @@ def rows(path: Path, source: str, rejects: Rejects) -> Iterator[Row]:
             for number, row in enumerate(value, start=1):
                 if not isinstance(row, dict):
                     raise DataError(f"{path}, item {number}: expected an object, found {type(row).__name__}.")
-                yield f"{path}, item {number}", row
+                yield with_clean_names(f"{path}, item {number}", row)
         else:
-            yield from ((f"{path}:{number}", row) for number, row in numbered_jsonl(path))
+            yield from (with_clean_names(f"{path}:{number}", row) for number, row in numbered_jsonl(path))
+
+
+_EDGES = "".join(filter(str.isspace, map(chr, range(0x3001)))) + "\xad\u200b\u200c\u200d\u200e\u200f\u2060\ufeff"
+"""Spaces and invisible characters that spreadsheets leave around column names"""
+
+
+def clean_names(names: Iterable[str], place: str) -> list[str]:
+    """Return column names without spaces and invisible characters around them.
+
+    Raises DataError, whose message starts with `place`, if two names are equal.
+    """
+    found = [name.strip(_EDGES) for name in names]
+    if len(set(found)) != len(found):
+        raise DataError(f"{place}: a column name occurs twice in {', '.join(found)}. Rename one of them.")
+    return found
+
+
+def with_clean_names(place: str, row: Mapping[str, Any]) -> Row:
+    """Return the location and the columns of a row under their `clean_names`."""
+    return place, dict(zip(clean_names(row, place), row.values(), strict=True))
 
 
 def parquet_rows(path: Path) -> Iterator[Row]:
@@ -240,6 +260,7 @@ def parquet_rows(path: Path) -> Iterator[Row]:
     number = 0
     try:
         with pyarrow.parquet.ParquetFile(path) as table:
+            names = clean_names(table.schema_arrow.names, str(path))
             for batch in table.iter_batches(batch_size=_BATCH):
                 try:
                     found = _shortest(batch).to_pylist()
@@ -250,7 +271,7 @@ def parquet_rows(path: Path) -> Iterator[Row]:
                     ) from error
                 for row in found:
                     number += 1
-                    yield f"{path}, row {number}", row
+                    yield f"{path}, row {number}", dict(zip(names, row.values(), strict=True))
     except (pyarrow.ArrowException, OSError) as error:
         raise DataError(
             f"{path}, after row {number}: not a readable Parquet file ({error}). Copy or download it again."
@@ -287,16 +308,13 @@ def _csv_rows(path: Path, delimiter: str, source: str, rejects: Rejects) -> Iter
     try:
         with path.open(encoding="utf-8-sig", newline="") as stream:
             reader = csv.reader(bounded_lines(stream, path, FIELD_CHARACTERS), delimiter=delimiter, strict=True)
-            header = next((record for record in reader if record), [])
+            header = [name.strip(_EDGES) for name in next((record for record in reader if record), [])]
             if len(header) == 1 and ";" in header[0]:
                 raise DataError(
                     f"{path}, line {reader.line_num}: the fields are separated by semicolons, not commas. Save the "
                     "file as CSV with commas, or as .tsv with tabs."
                 )
-            if len(set(header)) != len(header):
-                raise DataError(
-                    f"{path}, line 1: a column name occurs twice in {', '.join(header)}. Rename one of them."
-                )
+            clean_names(header, f"{path}, line {reader.line_num}")
             line = reader.line_num + 1
             for record in reader:
                 if len(record) == len(header):
