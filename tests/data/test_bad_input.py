@@ -189,6 +189,20 @@ def test_parquet_with_a_text_that_is_not_utf8(tmp_path):
     prepared("own", tmp_path / "a.parquet").refused(3, "a.parquet, rows 1 to 2: a text isn't UTF-8")
 
 
+@pytest.mark.parametrize(
+    "dates",
+    [
+        pyarrow.array([0, 4_000_000], pyarrow.date32()),
+        pyarrow.array([0, 10**14], pyarrow.timestamp("s")),
+        pyarrow.array([0, 0], pyarrow.timestamp("us", tz="America/Nowhere")),
+    ],
+)
+def test_dates_that_python_cannot_represent(tmp_path, dates):
+    table = pyarrow.table({"question": ["Q1?", "Q2?"], "answer": ["A", "A"], "seen": dates})
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
+    prepared("own", tmp_path / "a.parquet").refused(3, "a.parquet, rows 1 to 2: column 'seen': a date or time is out of")
+
+
 def pipe(folder: Path, name: str) -> Path:
     os.mkfifo(folder / name)
     return folder / name

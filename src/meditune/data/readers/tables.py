@@ -269,6 +269,11 @@ def parquet_rows(path: Path) -> Iterator[Row]:
                         f"{path}, rows {number + 1} to {number + len(batch)}: a text isn't UTF-8. Write the file "
                         "again from its source."
                     ) from error
+                except (OverflowError, KeyError, ValueError) as error:
+                    raise DataError(
+                        f"{path}, rows {number + 1} to {number + len(batch)}: {_unreadable_column(batch)}a date or time "
+                        f"is out of range or in an unknown time zone ({error}). Correct it, or write it as text."
+                    ) from error
                 for row in found:
                     number += 1
                     yield f"{path}, row {number}", dict(zip(names, row.values(), strict=True))
@@ -276,6 +281,16 @@ def parquet_rows(path: Path) -> Iterator[Row]:
         raise DataError(
             f"{path}, after row {number}: not a readable Parquet file ({error}). Copy or download it again."
         ) from error
+
+
+def _unreadable_column(batch: pyarrow.RecordBatch) -> str:
+    """Return the first column whose values Python can't represent, for an error message."""
+    for name, column in zip(batch.schema.names, batch.columns, strict=True):
+        try:
+            column.to_pylist()
+        except (OverflowError, KeyError, ValueError):
+            return f"column {name!r}: "
+    return ""
 
 
 def _shortest(batch: pyarrow.RecordBatch) -> pyarrow.RecordBatch:
