@@ -179,6 +179,29 @@ def test_spaces_around_column_names_do_not_matter(tmp_path: Path) -> None:
             list(user_files.read(path, Rejects()))
 
 
+def test_what_excel_adds_to_a_csv_file_is_understood(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    for text in (
+        "question,answer,,\nQ?,A.,,\n",
+        ",question,answer,\n,Q?,A., \n",
+        "sep=,\nquestion,answer\nQ?,A.\n",
+        "sep=;\r\nquestion;answer\r\nQ?;A.\r\n",
+    ):
+        path.write_text(text, encoding="utf-8", newline="")
+        (example,) = user_files.read(path, Rejects())
+        assert (example.question, example.answer, example.meta) == ("Q?", "A.", {}), text
+    path.write_text(",question,answer\n0,Q?,A.\n", encoding="utf-8")  # pandas writes its index without a name
+    assert next(user_files.read(path, Rejects())).meta == {"": "0"}
+    path.write_text("question,answer,,\nQ?,A.,,\nR?,B.,,note\n", encoding="utf-8")
+    with pytest.raises(DataError, match=r"a\.csv, line 3: column 4 contains a value but has no name in the header"):
+        list(user_files.read(path, Rejects()))
+    path.write_text("sep=;\nquestion;answer\nQ?;A.;B.\n", encoding="utf-8")
+    rejects = Rejects()
+    with pytest.raises(DataError, match="no rows"):
+        list(user_files.read(path, rejects))
+    assert [row["where"] for row in rejects.rows()] == [f"{path}:3"]
+
+
 def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"gone\.jsonl: no such file"):
         list(user_files.read(tmp_path / "gone.jsonl", Rejects()))

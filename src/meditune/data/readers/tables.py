@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import stat
 import tempfile
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
@@ -317,23 +319,42 @@ def text_bytes(path: Path) -> int:
     return sum(meta.row_group(group).total_byte_size for group in range(meta.num_row_groups))
 
 
+_STATED_DELIMITER = re.compile(r"sep=([,;|\t])\s*", re.IGNORECASE)
+"""The first line of some CSV files, which tells Excel the delimiter"""
+
+
 def _csv_rows(path: Path, delimiter: str, source: str, rejects: Rejects) -> Iterator[Row]:
     csv.field_size_limit(FIELD_CHARACTERS)
     line = 0
     try:
         with path.open(encoding="utf-8-sig", newline="") as stream:
-            reader = csv.reader(bounded_lines(stream, path, FIELD_CHARACTERS), delimiter=delimiter, strict=True)
+            lines = bounded_lines(stream, path, FIELD_CHARACTERS)
+            first = next(lines, "")
+            stated = _STATED_DELIMITER.fullmatch(first)
+            # An empty line takes the place of the stated delimiter, so that the numbers of the lines are right.
+            lines = chain(["\n" if stated else first], lines)
+            reader = csv.reader(lines, delimiter=stated[1] if stated else delimiter, strict=True)
             header = [name.strip(_EDGES) for name in next((record for record in reader if record), [])]
             if len(header) == 1 and ";" in header[0]:
                 raise DataError(
                     f"{path}, line {reader.line_num}: the fields are separated by semicolons, not commas. Save the "
                     "file as CSV with commas, or as .tsv with tabs."
                 )
-            clean_names(header, f"{path}, line {reader.line_num}")
+            clean_names(filter(None, header), f"{path}, line {reader.line_num}")
+            unnamed = [at for at, name in enumerate(header) if not name]
             line = reader.line_num + 1
             for record in reader:
                 if len(record) == len(header):
-                    yield f"{path}:{line}", dict(zip(header, record, strict=True))
+                    filled = [at for at in unnamed if record[at].strip()]
+                    if filled and len(unnamed) > 1:
+                        raise DataError(
+                            f"{path}, line {line}: column {filled[0] + 1} contains a value but has no name in the "
+                            "header, like another column. Name these columns, or remove them."
+                        )
+                    row = dict(zip(header, record, strict=True))
+                    if unnamed and not filled:
+                        del row[""]
+                    yield f"{path}:{line}", row
                 elif record:
                     reason = f"{counted(len(record), 'field')}, but the header has {len(header)}"
                     more = {"(more fields)": record[len(header) :]} if len(record) > len(header) else {}
