@@ -200,7 +200,9 @@ def test_parquet_with_a_text_that_is_not_utf8(tmp_path):
 def test_dates_that_python_cannot_represent(tmp_path, dates):
     table = pyarrow.table({"question": ["Q1?", "Q2?"], "answer": ["A", "A"], "seen": dates})
     pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
-    prepared("own", tmp_path / "a.parquet").refused(3, "a.parquet, rows 1 to 2: column 'seen': a date or time is out of")
+    prepared("own", tmp_path / "a.parquet").refused(
+        3, "a.parquet, rows 1 to 2: column 'seen': a date or time is out of"
+    )
 
 
 def pipe(folder: Path, name: str) -> Path:

@@ -179,6 +179,18 @@ def test_spaces_around_column_names_do_not_matter(tmp_path: Path) -> None:
             list(user_files.read(path, Rejects()))
 
 
+def test_a_json_file_can_contain_json_lines(tmp_path: Path) -> None:
+    rows = [{"question": "Q1?", "answer": "A1."}, {"question": "Q2?", "answer": "A2."}]
+    path, rejects = json_lines(tmp_path / "a.json", [*rows, {"question": "Q3?"}]), Rejects()
+    assert [(each.id, each.answer) for each in user_files.read(path, rejects)] == [
+        ("own:a-1", "A1."),
+        ("own:a-2", "A2."),
+    ]
+    assert [row["where"] for row in rejects.rows()] == [f"{path}:3"]
+    path.write_text(json.dumps(rows, indent=2), encoding="utf-8")
+    assert [each.answer for each in user_files.read(path, Rejects())] == ["A1.", "A2."]
+
+
 def test_what_excel_adds_to_a_csv_file_is_understood(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     for text in (

@@ -17,7 +17,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
 from meditune.data.example import problem_in_text
 from meditune.errors import DataError
-from meditune.files import bounded_lines, not_utf8, numbered_jsonl, package_table, read_json, write_jsonl
+from meditune.files import (
+    LINE_CHARACTERS,
+    bounded_lines,
+    not_utf8,
+    numbered_jsonl,
+    package_table,
+    read_json,
+    write_jsonl,
+)
 from meditune.text import counted
 
 if TYPE_CHECKING:
@@ -210,8 +218,8 @@ _BATCH = 100
 def rows(path: Path, source: str, rejects: Rejects) -> Iterator[Row]:
     """Yield the location ("file:line" or "file, row n") and columns of each row of a file in one of FORMATS.
 
-    CSV rows with too few or too many fields go to `rejects` under the name `source`. Raises DataError if the file can't
-    be read.
+    A .json file can contain a list or JSON Lines. CSV rows with too few or too many fields go to `rejects` under the
+    name `source`. Raises DataError if the file can't be read.
     """
     kind = path.suffix.lower()
     with open_unchanging(path):
@@ -223,7 +231,7 @@ def rows(path: Path, source: str, rejects: Rejects) -> Iterator[Row]:
             yield from _csv_rows(path, "\t" if kind == ".tsv" else ",", source, rejects)
         elif kind == ".parquet":
             yield from parquet_rows(path)
-        elif kind == ".json":
+        elif kind == ".json" and not _is_json_lines(path):
             value = read_json(path)
             if not isinstance(value, list):
                 raise DataError(f"{path}: expected a list of objects, found {type(value).__name__}.")
@@ -233,6 +241,16 @@ def rows(path: Path, source: str, rejects: Rejects) -> Iterator[Row]:
                 yield with_clean_names(f"{path}, item {number}", row)
         else:
             yield from (with_clean_names(f"{path}:{number}", row) for number, row in numbered_jsonl(path))
+
+
+def _is_json_lines(path: Path) -> bool:
+    """Return True if the first line of a file is an object and more lines follow, as in JSON Lines."""
+    try:
+        with path.open(encoding="utf-8-sig") as stream:
+            first = stream.readline(LINE_CHARACTERS) if stream.read(1) == "{" else ""
+            return bool(first) and isinstance(json.loads("{" + first), dict) and bool(stream.read(_FIRST_BYTES).strip())
+    except (ValueError, RecursionError):
+        return False
 
 
 _EDGES = "".join(filter(str.isspace, map(chr, range(0x3001)))) + "\xad\u200b\u200c\u200d\u200e\u200f\u2060\ufeff"
@@ -273,8 +291,8 @@ def parquet_rows(path: Path) -> Iterator[Row]:
                     ) from error
                 except (OverflowError, KeyError, ValueError) as error:
                     raise DataError(
-                        f"{path}, rows {number + 1} to {number + len(batch)}: {_unreadable_column(batch)}a date or time "
-                        f"is out of range or in an unknown time zone ({error}). Correct it, or write it as text."
+                        f"{path}, rows {number + 1} to {number + len(batch)}: {_unreadable_column(batch)}a date or "
+                        f"time is out of range or in an unknown time zone ({error}). Correct it, or write it as text."
                     ) from error
                 for row in found:
                     number += 1
