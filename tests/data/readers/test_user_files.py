@@ -254,6 +254,22 @@ def test_odd_contexts(tmp_path: Path) -> None:
     assert sum(rejects.counts()["own"].values()) == 2
 
 
+def test_a_list_of_passages_in_a_text_cell(tmp_path: Path) -> None:
+    cells = ['["C1", "C2"]', '[{"text": "C1", "label": "RESULTS"}]', "[]", "[1]", "[Background] We asked.", '["C1"']
+    rows = [{"question": f"{n}?", "answer": "A", "context": each} for n, each in enumerate(cells)]
+    quoted = (each.replace('"', '""') for each in cells)
+    lines = (f'{n}?,A,"{each}"\n' for n, each in enumerate(quoted))
+    (tmp_path / "a.csv").write_text("question,answer,context\n" + "".join(lines), encoding="utf-8")
+    expected = [
+        (Passage(text="C1"), Passage(text="C2")),
+        (Passage(text="C1", label="RESULTS"),),
+        (),
+        *((Passage(text=each),) for each in cells[3:]),
+    ]
+    for path in (tmp_path / "a.csv", json_lines(tmp_path / "a.jsonl", rows)):
+        assert [each.context for each in user_files.read(path, Rejects())] == expected
+
+
 def test_a_data_set_by_its_hub_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("datasets")
     # `datasets` reads a folder of that name as it reads the hub, so this needs no network.

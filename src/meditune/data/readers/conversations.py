@@ -83,7 +83,7 @@ def is_alpaca(columns: Collection[str], fields: Mapping[str, str], rows: Iterabl
 
 
 def _cells(rows: Iterable[Mapping[str, Any]], names: Collection[str]) -> Iterator[object]:
-    return (_parsed(value) for row in rows for name, value in row.items() if str(name).lower() in names)
+    return (parsed(value) for row in rows for name, value in row.items() if str(name).lower() in names)
 
 
 def _is_pair(pair: object) -> bool:
@@ -92,7 +92,7 @@ def _is_pair(pair: object) -> bool:
 
 def alpaca_messages(values: Mapping[str, Any]) -> list[Any] | str:
     """Return the messages of a row in Alpaca's layout, or the reason for rejecting it."""
-    history = _parsed(values.get("history")) or []
+    history = parsed(values.get("history")) or []
     if not isinstance(history, list | tuple) or any(not _is_pair(pair) for pair in history):
         return "history is not a list of (message, reply) pairs"
     asked = [text for text in (values.get("instruction"), values.get("input")) if text]
@@ -106,7 +106,7 @@ def alpaca_messages(values: Mapping[str, Any]) -> list[Any] | str:
 
 def read_turns(messages: object, system: object, thoughts: Thoughts, changes: Counter[str]) -> list[Turn] | str:
     """Return the turns of a conversation up to the assistant's last turn, or the reason for rejecting it."""
-    messages = _parsed(messages)
+    messages = parsed(messages)
     if not isinstance(messages, list | tuple) or not messages:
         return "messages is not a list of {role, content} or {from, value}"
     turns: list[Turn] = []
@@ -135,7 +135,7 @@ def read_turns(messages: object, system: object, thoughts: Thoughts, changes: Co
     return turns
 
 
-def _parsed(value: object) -> object:
+def parsed(value: object) -> object:
     """Return the value of a cell; a JSON list that is stored as text, as in CSV files, is parsed."""
     if isinstance(value, str) and value.lstrip().startswith("["):
         try:

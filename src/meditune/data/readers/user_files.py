@@ -185,17 +185,27 @@ def group_of(stated: str, question: str) -> str:
 
 
 def passages(value: object) -> tuple[Passage, ...] | None:
-    """Return the context's passages, an empty tuple for an empty cell, or None for an unknown format."""
+    """Return the context's passages, an empty tuple for an empty cell, or None for an unknown format.
+
+    A JSON list that is stored as text, as in CSV files, counts as a list if its items are passages.
+    """
     if isinstance(value, Mapping) and isinstance(value.get("contexts"), list):
         texts, labels = value["contexts"], value.get("labels") or []
         paired = labels if len(labels) == len(texts) else [""] * len(texts)
         value = [{"text": text, "label": label} for text, label in zip(texts, paired, strict=True)]
-    if not isinstance(value, list | tuple):
-        text = cell(value)
-        known = value is None or isinstance(value, str | int | float)
-        return (Passage(text=text),) if text else () if known else None
+    if isinstance(value, list | tuple):
+        return _listed(value)
+    if isinstance(listed := conversations.parsed(value), list) and (found := _listed(listed)) is not None:
+        return found
+    text = cell(value)
+    known = value is None or isinstance(value, str | int | float)
+    return (Passage(text=text),) if text else () if known else None
+
+
+def _listed(items: Sequence[Any]) -> tuple[Passage, ...] | None:
+    """Return the passages in a list, or None if an item is neither a text nor an object with a text."""
     found = []
-    for item in value:
+    for item in items:
         if isinstance(item, str):
             found.append(Passage(text=item.strip()))
         elif isinstance(item, Mapping) and isinstance(item.get("text"), str):
