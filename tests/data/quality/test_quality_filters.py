@@ -174,6 +174,8 @@ def words(text):
     ("before", "after"),
     [
         ("The doctor gives\nmedicine every day.", "The doctor gives medicine every day."),
+        ("Take:\naspirin\nibuprofen\nnaproxen", "Take:\naspirin\nibuprofen\nnaproxen"),
+        ("Take one of these with\nfood: rest,\nor ice", "Take one of these with food: rest, or ice"),
         ("It hurts .  Take rest , please.", "It hurts. Take rest, please."),
         ("Signs are:\n• fever\n• cough", "Signs are:\n- fever\n- cough"),
         ("Signs are:\n•\nfever\n•\ncough", "Signs are:\n- fever\n- cough"),

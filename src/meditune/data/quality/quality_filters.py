@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
+from itertools import count, groupby
 from pathlib import Path
 from typing import Any
 
@@ -203,6 +204,8 @@ def _health_words() -> tuple[frozenset[str], frozenset[str], frozenset[str]]:
     )
 
 
+MAX_ITEM_WORDS, MIN_ITEMS = 3, 3
+"""Consecutive lines without bullets count as a list if there are MIN_ITEMS or more of at most MAX_ITEM_WORDS words"""
 _SUSPECT = re.compile(
     r"[^\n\t\x20-\x7e\xa0-\xff\u2010-\u2027\u2030-\u205e\u0370-\u03ff\u2190-\u22ff]|[\xc2-\xf4][\x80-\xbf]|â"
 )
@@ -211,7 +214,7 @@ _BULLET = re.compile(r"^[ \t]*(?:[•▪●◦‣·*\uf0b7]|[-–—])[ \t]+(?=\
 _LONE_BULLET = re.compile(r"^[ \t]*[•▪●◦‣·*\uf0b7-][ \t]*\n+(?=\S)", re.MULTILINE)
 _INLINE = re.compile(r"(?<=[.:;!?)]) +[-•▪●◦‣·\uf0b7] +(?=[A-Z(0-9])")
 _TABLE = re.compile(r"(?<=patients \(when available\)) +|(?<= ) - (?=[A-Z(])")
-_BROKEN = re.compile(r"(?<=[a-z,])[ \t]*\n(?=[a-z(])")
+_BROKEN = re.compile(r"(?<=[a-z,])\n(?=[a-z(])")
 _BEFORE = re.compile(r"(?<=[\w)\]\"'%]) +(?=[,;.](?:\s|$)|:(?:\s|$))")
 _MARKS = re.compile(r"(?<=\S)\s+(?=\?)|\?(?=\s*\?)")
 _LOOSE_ITEM = re.compile(r"(?<=\S)\n\n+(?=- )")
@@ -232,13 +235,33 @@ def fix_layout(text: str) -> str:
     text = "\n".join(lines).strip()
     text = _LONE_BULLET.sub("- ", text)
     text = _BULLET.sub("- ", text)
-    text = _BROKEN.sub(" ", text)
+    text = _joined(text)
     if len(_INLINE.findall(text)) + text.count("\n- ") >= 2:
         text = _INLINE.sub("\n- ", text)
     if "Approximate number of patients (when available)" in text and text.count(" - ") >= 3:
         text = _TABLE.sub("\n- ", text)
     text = _BEFORE.sub("", text)
     return re.sub(r"\n{3,}", "\n\n", _LOOSE_ITEM.sub("\n", text))
+
+
+def _joined(text: str) -> str:
+    """Return `text` with lines joined that were broken inside a sentence, but not the lines of a list."""
+    lines = text.split("\n")
+    is_short = [0 < len(line.split()) <= MAX_ITEM_WORDS and not line.startswith("- ") for line in lines]
+    in_list: list[bool] = []
+    for short, run in groupby(is_short):
+        length = len(list(run))
+        in_list += [short and length >= MIN_ITEMS] * length
+    if not any(in_list):
+        return _BROKEN.sub(" ", text)
+    breaks = count()
+
+    def join(line_break: re.Match[str]) -> str:
+        at = next(breaks)
+        is_broken = _BROKEN.match(text, line_break.start()) and not in_list[at] and not in_list[at + 1]
+        return " " if is_broken else line_break[0]
+
+    return re.sub(r"\n", join, text)
 
 
 def question_text(question: str) -> str:
