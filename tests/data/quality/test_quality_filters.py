@@ -221,6 +221,41 @@ def test_words_of_a_page_go_and_are_named():
 
 
 @pytest.mark.parametrize(
+    "line",
+    [
+        "- Share this list with your doctor and pharmacist.",
+        "Start > 140/90 mmHg treatment with one drug",
+        "See also a doctor if the fever lasts more than 3 days",
+        "Go to the top hospital in your area",
+        "- Read more slowly",
+        "« Prenez un comprimé par jour »",
+    ],
+)
+def test_advice_that_resembles_a_page_stays(line):
+    assert without_boilerplate(f"Do this:\n{line}\nRest.") == (f"Do this:\n{line}\nRest.", [])
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "See also: Asthma in children",
+        "- See also Asthma",
+        "Share this page",
+        "Share on Facebook",
+        "Share this article by e-mail",
+        "Home > Health topics > Asthma",
+        "Back to top of page",
+        "Back to top ↑",
+        "Read more about asthma",
+        "Read more »",
+        "More on asthma ›",
+    ],
+)
+def test_links_of_a_page_go(line):
+    assert without_boilerplate(f"Asthma is common.\n{line}") == ("Asthma is common.", [line])
+
+
+@pytest.mark.parametrize(
     "table", ["Age | Dose\n1 | 5\n2 | 10", "Drug | Route | Form\nAspirin | oral | tablet", "Sodium | 140", "Yes | No"]
 )
 def test_a_table_stays_but_a_menu_goes(table):
