@@ -41,12 +41,22 @@ Matches = list[tuple[int, int, float]]
 _NEGATIONS = frozenset({"no", "not", "non", "nor", "never", "without"})
 _FILLERS = frozenset({"so", "and", "please", "well", "also", "hi", "hello", "now"})
 _NUMERAL = re.compile(r"(?=[ivx]{2})x{0,3}(?:ix|iv|v?i{0,3})")
+_WORDS_AND_SIGNS = re.compile(r"\w+|[<>≤≥=+±%]|(?<!\w)-(?=\d)|[./](?=\d)")
+_DASHES = str.maketrans(dict.fromkeys("\u2010\u2011\u2012\u2013\u2212", "-"))
 _FUNCTION_WORDS = frozenset(WORDS["function_words"].split())
 
 
 def words(text: str) -> list[str]:
     """Return the words of a text without case and punctuation."""
     return re.findall(r"\w+", text.casefold())
+
+
+def words_and_signs(text: str) -> list[str]:
+    """Return the words of a text without case, and the signs that change its meaning, such as the < of "< 3.5".
+
+    A minus, slash or decimal point is a sign only before a digit; the hyphens of "IL-6" and "2-3" aren't signs.
+    """
+    return _WORDS_AND_SIGNS.findall(text.casefold().translate(_DASHES))
 
 
 def near_questions(
@@ -203,8 +213,8 @@ class Questions:
 
 
 def same_facts(first: str, second: str) -> bool:
-    """Return True if no number or negation was replaced ("50 mg" for "5 mg"), or inserted with at most a few words."""
-    one, two = Counter(words(first)), Counter(words(second))
+    """Return True if no number, sign or negation was replaced ("50 mg" for "5 mg") or inserted with few words."""
+    one, two = Counter(words_and_signs(first)), Counter(words_and_signs(second))
     sides = (list((one - two).elements()), list((two - one).elements()))
     left, right = sorted(sides, key=lambda side: bool(_marks(side)))
     return not _marks(right) or (not _marks(left) and len(right) - len(left) > MAX_INSERTED_WORDS)
@@ -356,7 +366,7 @@ def _fillings(
 
 
 def _marks(tokens: Sequence[str]) -> Counter[str]:
-    """Return the words that distinguish similar questions: numbers, single letters, Roman numerals, negations."""
+    """Return the words that distinguish similar texts: numbers, single letters, signs, Roman numerals, negations."""
     return Counter(
         word
         for word in tokens

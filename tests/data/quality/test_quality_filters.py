@@ -328,6 +328,40 @@ def test_other_facts_make_another_row(changes):
     assert found(example_row(1), example_row(2, **changes)) == []
 
 
+SIGNS = [
+    ("a base excess of +3 mmol/l", "a base excess of -3 mmol/l"),
+    ("potassium < 3.5", "potassium > 3.5"),
+    ("blood group A+", "blood group A-"),
+    ("an INR of 2-3", "an INR of 2/3"),
+    ("a dose of 3.5", "a dose of 3/5"),
+    ("a change of 5", "a change of \N{MINUS SIGN}5"),
+]
+
+
+@pytest.mark.parametrize(("one", "other"), SIGNS)
+def test_another_sign_makes_another_row(one, other):
+    parts = {"question": "Is {} a reason to treat asthma?", "answer": ANSWER + " It is so at {}."}
+    for name, text in parts.items():
+        first, second = (example_row(n, **{name: text.format(sign)}) for n, sign in ((1, one), (2, other)))
+        assert found(first, second) == [], name
+    contexts = [(Passage(text=f"{ANSWER} Patients had {sign}."),) for sign in (one, other)]
+    first, second = (example_row(n, context=context) for n, context in enumerate(contexts))
+    assert found(first, second) == []
+    assert asked_key(first) != asked_key(second)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("IL-6 rose by 2-3% (p = 0.05).", "IL 6 rose, by 2–3 % - p=0.05"),
+        ("Take 5-mg tablets and/or rest.", "take 5 mg tablets and or rest"),
+    ],
+)
+def test_hyphens_and_dashes_make_no_other_row(one, other):
+    rows = [example_row(n, answer=f"{ANSWER} {text}") for n, text in enumerate((one, other))]
+    assert found(*rows) == [(0, 1, True)]
+
+
 def test_one_form_with_other_names_is_another_question():
     told = "There is no cure. Treatment is aimed at the symptoms, and a team of specialists takes part in it."
     first, second = (

@@ -20,8 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from meditune.data.example import Example
-from meditune.data.near_duplicates import Questions, same_facts, words
-from meditune.data.splits import context_key, question_key
+from meditune.data.near_duplicates import Questions, same_facts, words, words_and_signs
 from meditune.progress import track
 
 THRESHOLDS = (0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)
@@ -67,7 +66,8 @@ class Marks(NamedTuple):
     """The digests and shingles by which a row is compared."""
 
     content: Key
-    """Digest of question, context, answer, decision and a conversation's other turns, without case and punctuation"""
+    """Digest of question, context, answer, decision and a conversation's other turns, without case and punctuation,
+    but with signs such as <"""
     asked: Key
     wording: Key
     shingles: Hashes
@@ -142,7 +142,7 @@ def repeated_questions(question_keys: Keys) -> list[tuple[int, int]]:
 
 def marks(example: Example) -> Marks:
     """Return the digests and shingles by which a row is compared."""
-    asked, context, answer = question_key(example.user_text), context_key(example), question_key(example.answer)
+    asked, context, answer = map(_content, (example.user_text, example.context_text, example.answer))
     return Marks(
         content=_digest(asked, context, answer, example.decision or example.label or "", *_others(example)),
         asked=asked_key(example),
@@ -152,8 +152,12 @@ def marks(example: Example) -> Marks:
 
 
 def asked_key(example: Example) -> Key:
-    """Return a digest of the question and context, without letter case and punctuation."""
-    return _digest(question_key(example.user_text), context_key(example))
+    """Return a digest of the question and context, without letter case and punctuation, but with signs such as <."""
+    return _digest(_content(example.user_text), _content(example.context_text))
+
+
+def _content(text: str) -> str:
+    return " ".join(words_and_signs(text))
 
 
 def keys(digests: Iterable[Key]) -> Keys:
@@ -187,7 +191,7 @@ class LazySelection(Sequence[Any]):
 
 def _others(example: Example) -> list[str]:
     """Return the system message and the earlier replies of a conversation, normalized."""
-    return [question_key(turn.text) for turn in example.turns or () if turn.role != "user"]
+    return [_content(turn.text) for turn in example.turns or () if turn.role != "user"]
 
 
 def _digest(*texts: str) -> Key:
@@ -208,8 +212,15 @@ def _same(first: Example, second: Example, questions: Questions) -> bool:
     texts = f"{first.context_text} {first.answer}", f"{second.context_text} {second.answer}"
     if not questions.same(first.user_text, second.user_text, texts, bool(first.context) and bool(second.context)):
         return False
+    contexts = first.context_text, second.context_text
+    if words(contexts[0]) == words(contexts[1]) and _content(contexts[0]) != _content(contexts[1]):
+        return False  # only signs differ
     alike = jaccard(*(shingles(example.answer) for example in (first, second))) if first.answer else 1.0
-    return alike >= MIN_ANSWER_SIMILARITY and same_facts(first.answer, second.answer)
+    return (
+        alike >= MIN_ANSWER_SIMILARITY
+        and same_facts(first.answer, second.answer)
+        and same_facts(first.user_text, second.user_text)
+    )
 
 
 def shingles(text: str) -> Hashes:
