@@ -8,6 +8,7 @@ import random
 import shutil
 import time
 import tracemalloc
+import unicodedata
 
 import pytest
 
@@ -17,7 +18,7 @@ from meditune.data.leakage import check, find, in_prompt, known_test_items, refu
 from meditune.data.near_duplicates import near_passages, near_questions, share_within
 from meditune.data.readers import liveqa, medquad, pubmedqa
 from meditune.data.readers.tables import Rejects
-from meditune.data.splits import Splits, split
+from meditune.data.splits import Splits, same_questions, split
 from meditune.errors import DataError
 from tests.commands import bench, jsonl, meditune, read_rows, rows
 
@@ -80,6 +81,17 @@ def test_items_are_found_by_group_question_and_context_and_named():
     (leak,) = find([article], test)
     assert (leak.kind, leak.train) == ("context", "other:7")
     assert leak.alike < 1
+
+
+@pytest.mark.parametrize(
+    "question", ["Quels sont les symptômes précoces de la sclérose en plaques ?", "당뇨병의 초기 증상은 무엇입니까?"]
+)
+def test_composed_and_decomposed_letters_are_the_same(question):
+    train, test = (example(n, question=unicodedata.normalize(form, question)) for n, form in ((1, "NFC"), (2, "NFD")))
+    (leak,) = leakage.find([train], [test])
+    assert (leak.kind, leak.alike) == ("question", 1)
+    assert leakage.keys(train)["questions"] == leakage.keys(test)["questions"]
+    assert len(set(same_questions([train, test]).values())) == 1
 
 
 def test_an_instruction_that_every_item_has_is_no_leak():

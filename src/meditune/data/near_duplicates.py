@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
@@ -46,9 +47,14 @@ _DASHES = str.maketrans(dict.fromkeys("\u2010\u2011\u2012\u2013\u2212", "-"))
 _FUNCTION_WORDS = frozenset(WORDS["function_words"].split())
 
 
+def normalized(text: str) -> str:
+    """Return a text without case and with composed letters (NFC), so that both encodings of "é" are the same."""
+    return unicodedata.normalize("NFC", text).casefold()
+
+
 def words(text: str) -> list[str]:
     """Return the words of a text without case and punctuation."""
-    return re.findall(r"\w+", text.casefold())
+    return re.findall(r"\w+", normalized(text))
 
 
 def words_and_signs(text: str) -> list[str]:
@@ -56,7 +62,7 @@ def words_and_signs(text: str) -> list[str]:
 
     A minus, slash or decimal point is a sign only before a digit; the hyphens of "IL-6" and "2-3" aren't signs.
     """
-    return _WORDS_AND_SIGNS.findall(text.casefold().translate(_DASHES))
+    return _WORDS_AND_SIGNS.findall(normalized(text).translate(_DASHES))
 
 
 def near_questions(

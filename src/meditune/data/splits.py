@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any
 
 from meditune.data.example import Example
-from meditune.data.near_duplicates import MIN_PASSAGE_WORDS, near_questions
+from meditune.data.near_duplicates import MIN_PASSAGE_WORDS, near_questions, normalized
 from meditune.data.readers import claims, evidence_inference, liveqa, plain_language, pubmedqa
 from meditune.data.readers.conversations import is_greeting
 from meditune.errors import DataError
@@ -243,7 +243,7 @@ def _parted(examples: Sequence[Example], held_out: Container[int]) -> tuple[list
 
 def question_key(question: str) -> str:
     """Return a question as lowercase words with single spaces between them."""
-    return re.sub(r"\W+", " ", question.casefold()).strip()
+    return re.sub(r"\W+", " ", normalized(question)).strip()
 
 
 def context_key(example: Example) -> str:
