@@ -128,7 +128,7 @@ def judge_suites(recipe: Recipe, folder: Path, models: Sequence[str]) -> None:
             items = [item for grading in gradings for item in grading.items]
             print(
                 f"The judge {recipe.evaluate.suite_judge} grades {counted(len(items), 'answer')} on this machine: "
-                f"{counted(sum(len(item.statements) for item in items), 'statement')} to decide.",
+                f"up to {counted(sum(len(item.statements) for item in items), 'statement')} to decide.",
                 file=sys.stderr,
             )
             llm_judge.grade_suites(gradings, llm_judge.LocalJudge(str(recipe.evaluate.suite_judge)))

@@ -182,6 +182,8 @@ def test_grades_by_different_judges_are_not_compared():
     base, tuned = model(range(2), true), model(range(60), true)
     for row in tuned.faithfulness:
         row["by"] = "runs/evidence"
+        for sentence in row["sentences"]:
+            sentence["contradicting"] = False
     facts = [{"id": str(n), "statements": [{"kind": "must", "verdict": ("no", "yes")[n > 20]}]} for n in range(60)]
     base, tuned = (
         Predictions(
@@ -195,14 +197,42 @@ def test_grades_by_different_judges_are_not_compared():
         assert (rows[name]["better"], rows[name].get("difference"), rows[name]["p"]) == (None, None, 1.0), name
     assert rows["facts_kept"]["other_judges"] == ["one", "other"]
     assert "other_judges" not in rows["unsupported_numbers"], "the detector always checks numbers and names"
-    (first, second) = (each for each in caveats(rows) if "different judges" in each)
-    assert "Contradicting sentences, because different judges graded the answers: the lexical detector those" in first
+    (first, second) = (each for each in caveats(rows) if "the same judge" in each)
+    assert (
+        "Contradicting sentences, because the lexical detector graded the first model's answers, and runs/ev" in first
+    )
     assert "Facts kept" in second
     (named, *_) = check(Policy(not_worse=["contradictions"]), rows, {})
-    assert (named.passed, named.why) == (False, "not comparable: graded by different judges, words and runs/evidence")
+    assert (named.passed, named.why) == (
+        False,
+        "not comparable: graded by different judges, lexical detector and runs/evidence",
+    )
     assert "contradictions" not in {each.metric for each in check(Policy(not_worse="all"), rows, {})}
     same = compare(tuned, Predictions(faithfulness=tuned.faithfulness), 500, 17)
     assert "other_judges" not in same["contradictions"]
+
+
+def test_a_judge_is_the_same_however_its_folder_is_written(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs/evidence").mkdir(parents=True)
+
+    def graded(by):
+        return Predictions(faithfulness=[row | {"by": by} for row in marked(200, set(range(2)))])
+
+    for other in (f"{tmp_path}/runs/evidence", "runs/evidence/"):
+        assert "other_judges" not in compare(graded("runs/evidence"), graded(other), 200, 17)["faithfulness"]
+    rows = compare(graded("words"), graded("hhem:owner/model"), 200, 17)
+    assert "other_judges" in rows["faithfulness"]
+    assert "other_judges" not in rows["contradictions"], "the detector decides them if a judge can't"
+
+
+def test_a_report_of_an_older_run_needs_no_judge_for_the_facts(tmp_path, capsys):
+    spec = {"faithfulness_model": "owner/judge"}
+    graded = [{"id": each, "score": 1.0, "by": "owner/judge", "sentences": [], "spans": []} for each in "abd"]
+    write_jsonl(tmp_path / "base-faithfulness.jsonl", graded)
+    write_jsonl(tmp_path / "base-reference_faithfulness.jsonl", graded)
+    assert graded_plain(tmp_path, **spec).facts == []
+    assert "Which facts are kept is not measured: " in capsys.readouterr().err
 
 
 def test_a_gate_warns_of_a_change_within_the_references():

@@ -355,8 +355,10 @@ def rows(
 
 
 def _queue_lines(queued: Queued) -> Iterator[str]:
+    from meditune.operate.label_queue import REASON_TITLES
+
     yield f"Selected: {len(queued.chosen)} of {counted(queued.pool, 'candidate')}."
-    counts = Counter({"disliked": "rated down"}.get(name, name) for each in queued.chosen for name in each.reasons)
+    counts = Counter(REASON_TITLES.get(name, name) for each in queued.chosen for name in each.reasons)
     yield "Reasons: " + ", ".join(f"{name} {count}" for name, count in counts.most_common()) + "."
     for number, each in enumerate(queued.chosen[:MAX_PRINTED], start=1):
         asked = f" (asked {each.candidate.times_asked} times)" if each.candidate.times_asked > 1 else ""

@@ -284,6 +284,8 @@ def import_annotations(
 
 
 def _print_annotation_results(results: dict[str, Any]) -> None:
+    from meditune.operate.label_queue import REASON_TITLES
+
     out, given = console(), results["ratings_by_verdict"]
     rows = [(verdict, str(count), str(given[verdict])) for verdict, count in results["rows_by_verdict"].items()]
     print_table(("verdict", "rows", "ratings"), [*rows, ("undecided", str(len(results["undecided"])), "")])
@@ -307,7 +309,9 @@ def _print_annotation_results(results: dict[str, Any]) -> None:
         out.print(f"Agreement: Krippendorff's alpha {alpha['value']:.2f} on {alpha['items']} rows.")
     for name, seen in results["suspicions"].items():
         if seen["decided"]:
-            out.print(f"Suspicion {name}: {seen['faulty']} of {seen['decided']} suspected rows are incorrect.")
+            out.print(
+                f"Suspicion {REASON_TITLES.get(name, name)}: {seen['faulty']} of {seen['decided']} suspected rows are incorrect."
+            )
     for rater in results["raters"]:
         known = f"{rater['known_right']} of {rater['known_judged']} known items judged correctly"
         out.print(f"{rater['code']} {rater['name']}: {known}.", markup=False)

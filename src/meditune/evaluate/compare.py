@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from meditune.errors import DataError
 from meditune.evaluate.faithfulness_and_similarity import WORDS
 from meditune.evaluate.metrics import METRICS, references_of, statistics_of, summarize
 from meditune.evaluate.predictions import KINDS, Kind, MeasuredModel, Predictions, groups_of, list_ids
+from meditune.evidence.support_model import LEXICAL_DETECTOR
 from meditune.statistics import Array, Metric, Statistics
 
 PERPLEXITIES: dict[str, Kind] = {
@@ -91,8 +93,8 @@ class PairedStatistics:
         self.other_judges = {
             name: judges
             for kind, names in GRADES.items()
-            if all(judges := [_judges(kind, base), _judges(kind, tuned)]) and judges[0] != judges[1]
             for name in names
+            if all(judges := [_judges(name, kind, base), _judges(name, kind, tuned)]) and judges[0] != judges[1]
         }
         self.base, self.tuned = statistics_of(base), statistics_of(tuned)
         self.shared = [name for name in self.base if name in self.tuned]
@@ -128,9 +130,24 @@ def _tokens_differ(kind: Kind, base: Predictions, tuned: Predictions) -> bool:
     return any(known.get(row["id"], row["tokens"]) != row["tokens"] for row in getattr(tuned, kind))
 
 
-def _judges(kind: Kind, predictions: Predictions) -> str:
-    """Return the name of the judge that graded the predictions; empty if it is unknown."""
-    return ", ".join(sorted({row["by"] for row in getattr(predictions, kind) if row.get("by")}))
+def _judges(metric: str, kind: Kind, predictions: Predictions) -> str:
+    """Return the name of the judge that decided the metric; empty if it is unknown.
+
+    If a judge can't tell contradictions, the detector decided them.
+    """
+    rows = [row for row in getattr(predictions, kind) if row.get("by")]
+    if metric == "contradictions" and not any("contradicting" in each for row in rows for each in row["sentences"]):
+        return LEXICAL_DETECTOR if rows else ""
+    return ", ".join(sorted({_judge(row["by"]) for row in rows}))
+
+
+def _judge(name: str) -> str:
+    """Return a judge's name, in which a folder has one form only, however the recipe specifies it."""
+    if name == WORDS:
+        return LEXICAL_DETECTOR
+    kind, colon, place = name.rpartition(":")
+    folder = Path(place).expanduser()
+    return kind + colon + (str(folder.resolve()) if folder.is_dir() else place.rstrip("/"))
 
 
 def measured_alike(runs: Sequence[PairedStatistics]) -> list[list[str]]:
@@ -309,10 +326,10 @@ def caveats(comparison: Mapping[str, Mapping[str, Any]]) -> list[str]:
         if "other_judges" in row:
             judged.setdefault(tuple(row["other_judges"]), []).append(METRICS[name].title)
     for judges, titles in judged.items():
-        base, tuned = ("the lexical detector" if each == WORDS else each for each in judges)
+        base, tuned = ("the lexical detector" if each == LEXICAL_DETECTOR else each for each in judges)
         found.append(
-            f"No change is claimed for {', '.join(titles)}, because different judges graded the answers: {base} those "
-            f"of the first model, {tuned} those of the other. Evaluate both models with the same judge."
+            f"No change is claimed for {', '.join(titles)}, because {base} graded the first model's answers, and {tuned} "
+            "graded the other's. Evaluate both models with the same judge."
         )
     if ungraded:
         found.append(

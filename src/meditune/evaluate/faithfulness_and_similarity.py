@@ -34,6 +34,7 @@ from meditune.progress import Progress
 from meditune.text import sentences
 
 if TYPE_CHECKING:
+    from meditune.engines.evidence_judge import EvidenceJudge, SupportJudge
     from meditune.models.sentence_encoder import SentenceModel, TokenVectors
 
 GRADED: tuple[Kind, ...] = (
@@ -243,14 +244,23 @@ def facts(
 ) -> Iterator[dict[str, Any]] | None:
     """Return rows with the judge's verdicts on whether a plain version contains the sentences of its reference.
 
-    Returns None if there are no such answers, or if no model grades faithfulness.
+    Returns None if there are no such answers, or if no model grades faithfulness. If the model can't be loaded, for
+    example for a report on another machine, the function also prints a message.
     """
-    rows = plain_versions(predictions, examples)
-    return _judged_facts(rows, spec.faithfulness_model) if rows and spec.faithfulness_model != "none" else None
+    rows, name = plain_versions(predictions, examples), spec.faithfulness_model
+    if not rows or name == "none":
+        return None
+    try:
+        judge = open_judge(name, option="evaluate.faithfulness_model")
+    except ModelError as error:
+        print(f"Which facts are kept is not measured: {str(error).rstrip('.')}.", file=sys.stderr)
+        return None
+    return _judged_facts(rows, judge, name)
 
 
-def _judged_facts(rows: Sequence[dict[str, Any]], name: str) -> Iterator[dict[str, Any]]:
-    judge = open_judge(name, option="evaluate.faithfulness_model")
+def _judged_facts(
+    rows: Sequence[dict[str, Any]], judge: EvidenceJudge | SupportJudge, name: str
+) -> Iterator[dict[str, Any]]:
     with Progress("Facts kept", len(rows), "answers") as progress:
         for row in rows:
             stated = sentences(row["reference"])

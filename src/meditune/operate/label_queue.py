@@ -60,6 +60,8 @@ class Candidate:
 
 
 ANSWERS = "answers"
+REASON_TITLES = {"disliked": "rated down"}
+"""How messages name a reason of the queue's file, if they don't use its name"""
 Find = Callable[[str], Passage | None]
 """Finds a passage by id; returns None if it no longer exists"""
 

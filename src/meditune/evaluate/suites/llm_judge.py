@@ -357,7 +357,7 @@ def suite_remarks(suites: dict[SuiteName, Any]) -> list[str]:
             )
         elif labels := SUITES[name].labels:
             why = f"{labels[0]} isn't among the suite's files"
-            if not Path(facts["from"]).exists():
+            if not Path(facts["from"]).exists() and is_hub_id(facts["from"]):
                 why = f"labels are read only from a folder with {labels[0]}, not from {facts['from']}"
             text = f"has an unknown agreement with physicians, because {why}"
         else:
