@@ -28,15 +28,20 @@ _ONES = "one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|(?:thir|
 _TENS = (
     "(?:twenty|thirty|forty|fifty|sixty|seventy|eighty|ninety)(?:[ -](?:one|two|three|four|five|six|seven|eight|nine))?"
 )
+_LARGE = "(?:hundred|thousand|million|billion)"
 _NUMBER = (
-    rf"(?:\.?\d+(?:[.,/⁄]\d+)*|(?:{_ONES}|{_TENS})(?: (?:hundred|thousand))?|half"
-    r"|(?:a|one) (?:hundred|thousand|quarter|third)|(?:a )?couple|(?:a )?few|several)"
+    rf"(?:\.?\d+(?:[.,/⁄]\d+)*(?:(?:\s?[km]|[\s-]?{_LARGE})\b)?|(?:{_ONES}|{_TENS})(?: {_LARGE})?"
+    rf"|half(?: an? {_LARGE})?|(?:a|one) (?:{_LARGE}|quarter|third)|(?:a )?couple|(?:a )?few|several)"
 )
-_RANGE = rf"{_NUMBER}(?:\s*(?:-|–|to|or)\s*{_NUMBER})?"
+_RANGE = rf"(?:{_NUMBER}\s*[x×]\s*)?{_NUMBER}(?:\s*(?:-|–|to|or)\s*{_NUMBER})?"
+_LAB = r"\s*/\s*(?:[mdµμ]?l|lit(?:er|re))\b"
+"""The rest of the unit of a laboratory value, such as "/l" in "5 mmol/l" """
 _UNIT = (
-    r"(?:mgs?|mcgs?|[µμu]gs?|(?:micro|milli)?gram(?:me)?s?|gm?s?|mls?|cc|millilit(?:er|re)s?|meq|mmol(?!\s*/)"
+    r"(?:mgs?|mcgs?|[µμu]gs?|(?:micro|milli)?gram(?:me)?s?|gm?s?|mls?|cc|millilit(?:er|re)s?|meq"
+    rf"|(?:ng|nanogram(?:me)?s?|m?u)(?!{_LAB}| per (?:milli|deci)?lit)|mmol(?!{_LAB}|\s*/\s*mol\b)"
     r"|i\.?u|(?:international )?units?|drops?|tablets?|tabs?|pills?|capsules?|caplets?|gelcaps?|lozenges?|pastilles?"
-    r"|suppositor(?:y|ies)|pessar(?:y|ies)|sachets?|ampoules?|vials?|inhalations?|puffs?|sprays?|patch(?:es)?|injections?"
+    r"|suppositor(?:y|ies)|pessar(?:y|ies)|sachets?|packets?|amp(?:o?u)les?|vials?|inhalations?|puffs?|sprays?"
+    r"|patch(?:es)?|injections?|enemas?|wafers?|gummies|applicatorfuls?|dropperfuls?"
     r"|doses?|(?:tea|table|dessert)?spoon(?:ful)?s?|spoonsful|tsps?|tbsps?)\b"
 )
 _BETWEEN = (
@@ -44,10 +49,10 @@ _BETWEEN = (
 )
 _HOW_OFTEN = (
     rf"(?:(?:every|each) (?:{_RANGE}|other)?[\s-]*(?:hours?|hrs?|h|days?|weeks?|morning|evening|night)\b"
-    rf"|(?:once|twice|{_RANGE}\s*times) (?:daily|weekly|(?:an?|per|each|every) (?:day|week|night))\b)"
+    rf"|(?:once|twice|{_RANGE}\s*(?:times|[x×])) (?:daily|weekly|(?:an?|per|each|every) (?:day|week|night))\b)"
 )
 _AMOUNT = re.compile(
-    rf"(?<![\w.,]){_RANGE}{_BETWEEN}{_UNIT}|(?<![\w.,]){_RANGE},? {_HOW_OFTEN}"
+    rf"(?<![\w.,]){_RANGE}{_BETWEEN}(?:{_UNIT}|(?:pumps?|squirts?|syringes?)\b)|(?<![\w.,]){_RANGE},? {_HOW_OFTEN}"
     rf"|\b(?:take|taking|give|giving|swallow|use|inject|have|chew|insert|suck|add)\b[^.]{{0,30}}?\b(?:an?|another)\s+{_UNIT}"
     rf"|\b(?:an?|another)\s+{_UNIT}[^.]{{0,40}}?{_HOW_OFTEN}",
     re.IGNORECASE,
@@ -63,31 +68,47 @@ _DOSING = re.compile(
     r"|at (?:bedtime|night)|in the (?:morning|evening)|(?:per|a|each|every|in (?:one|a|24)) (?:day|hours?)|daily)\b",
     re.IGNORECASE,
 )
-_MARKUP = str.maketrans("", "", "*_`")
+_PERCENT = rf"(?<![\w.,]){_RANGE}\s*(?:%|per ?cent\b)"
+_STRENGTH = re.compile(
+    rf"{_PERCENT}(?: \w+){{0,3}}? (?:solution|cream|ointment|gel|lotion|drops|shampoo|spray|foam|saline|glucose)\b",
+    re.IGNORECASE,
+)
+_SHARE = re.compile(
+    rf"{_PERCENT}"
+    r"(?! (?:of|in) (?:\w+ ){0,3}(?:people|patients|adults|children|babies|women|men|cases|users|those|all)\b)",
+    re.IGNORECASE,
+)
+"""A percentage that isn't a share of people, and can be the strength of a medicine"""
+_MARKUP = str.maketrans("’‘", "''", "*_`")
 _OFTEN = re.compile(rf"\b{_HOW_OFTEN}", re.IGNORECASE)
 _REASSURES = re.compile(
-    r"\b(?:no need (?:to|for)|(?:do not|don't|does not|doesn't) need(?: to)?|needn't|not necessary to)\W+"
+    r"\b(?:no (?:need|reason) (?:to|for)|(?:(?:do|does|will) not|(?:do|does|wo)n'?t) (?:need|require|have to)(?: to)?"
+    r"|needn'?t|need not|(?:not|isn'?t) necessary (?:to|for))\W+"
     r"(?:\w+\W+){0,3}?(?:see|call|go|worry|ambulance|doctor|hospital|emergency|medical|treatment)\b"
-    r"|\b(?:nothing (?:serious|to worry)|not (?:a medical|an) emergency|sleep it off|will go away on its own)\b",
+    r"|\b(?:doctor|ambulance|hospital|medical (?:care|attention|help)) (?:is|are)(?: not|n'?t) (?:needed|necessary)\b"
+    r"|\b(?:not|\w+n'?t) (?:\w+ )?(?:a medical|an) emergency\b"
+    r"|\b(?:nothing (?:serious|to worry)|sleep it off|will go away on its own)\b",
     re.IGNORECASE,
 )
 
 
 def names_amount(sentence: str) -> bool:
-    """Return whether a sentence names an amount of a medicine, such as "500 mg" or "two aspirin"."""
+    """Return whether a sentence names an amount of a medicine ("500 mg", "two aspirin") or a strength ("1% cream")."""
     plain = _plain(sentence)
-    return bool(_AMOUNT.search(plain)) or any(kind_of(match["drug"]) == "drug" for match in _COUNTED.finditer(plain))
+    if _AMOUNT.search(plain) or _STRENGTH.search(plain):
+        return True
+    return any(kind_of(match["drug"]) == "drug" for match in _COUNTED.finditer(plain))
 
 
 def _names_dose(sentence: str) -> bool:
     """Return whether a sentence could state a dose or how often to take it, even without a medicine or a unit."""
     plain = _plain(sentence)
     stated = _QUANTITY.search(plain) and _DOSING.search(plain)
-    return names_amount(sentence) or bool(stated or _OFTEN.search(plain))
+    return names_amount(sentence) or bool(stated or _OFTEN.search(plain) or _SHARE.search(plain))
 
 
 def _plain(sentence: str) -> str:
-    """Return a sentence without Markdown's emphasis, and with full-width digits and the like as plain ones."""
+    """Return a sentence without Markdown's emphasis, and with plain apostrophes and digits."""
     return unicodedata.normalize("NFKC", sentence).translate(_MARKUP)
 
 
@@ -101,7 +122,7 @@ def withheld(sentence: str, supported: bool, searched: bool, no_amounts: bool) -
         return "order"
     if (no_amounts and _names_dose(sentence)) or (names_amount(sentence) and not supported):
         return "amount"
-    if _REASSURES.search(sentence) and not supported:
+    if _REASSURES.search(_plain(sentence)) and not supported:
         return "reassurance"
     return "no source" if searched and not supported else None
 
