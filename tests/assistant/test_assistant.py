@@ -208,6 +208,12 @@ def test_a_decision_is_made_from_the_first_passage_as_the_model_learnt_it(index:
         ("I have asthma. Can I swim?", True),
         ("Is it a virus or a bacterium?", False),
         ("What is asthma?", False),
+        ("Can you tell me what causes gout?", False),
+        ("Hi, could you please explain how metformin works?", False),
+        ("Do you know what causes gout?", False),
+        ("Can you tell me if gout is curable?", True),
+        ("Do you know whether asthma is inherited?", True),
+        ("Can you give honey to a baby?", True),
     ],
 )
 def test_which_questions_ask_for_yes_or_no(question: str, wanted: bool) -> None:

@@ -178,12 +178,21 @@ _ASKS = re.compile(
     r"(?:n['’]t)?\s",
     re.IGNORECASE,
 )
+_ASKS_TO_EXPLAIN = re.compile(
+    r"\b(?:can|could|will|would|do|does|did|may|might)(?:n['’]t)? (?:you|i|we|anyone|anybody|someone|somebody)"
+    r" (?:please |also |briefly |quickly |just |maybe |possibly )*"
+    r"(?:(?:tell|give|show|teach) (?:me|us)|(?:tell|show) (?:what|which|how|why|when|where|who)|help (?:me|us) understand"
+    r"|explain|describe|define|list|summari[sz]e|clarify|elaborate|outline|know|ask)\b"
+    r"(?!(?: (?:me|us|you|please|here|exactly))*,? (?:if|whether|that)\b)",
+    re.IGNORECASE,
+)
+"""A request for an explanation in the form of a yes/no question; "Can you tell me if ..." is a real yes/no question"""
 
 
 def asks_yes_or_no(question: str) -> bool:
     """Return whether the last sentence of a message is a yes/no question."""
     last = re.split(r"(?<=[.!?])\s+", question.strip())[-1]
-    return bool(_ASKS.match(last)) and " or " not in last.lower()
+    return bool(_ASKS.match(last)) and not _ASKS_TO_EXPLAIN.search(last) and " or " not in last.lower()
 
 
 def decide(logits: Mapping[str, float], calibration: Mapping[str, Any] | None = None) -> Decision:
