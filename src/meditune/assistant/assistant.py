@@ -181,8 +181,8 @@ _ASKS = re.compile(
 _ASKS_TO_EXPLAIN = re.compile(
     r"\b(?:can|could|will|would|do|does|did|may|might)(?:n['’]t)? (?:you|i|we|anyone|anybody|someone|somebody)"
     r" (?:please |also |briefly |quickly |just |maybe |possibly )*"
-    r"(?:(?:tell|give|show|teach) (?:me|us)|(?:tell|show) (?:what|which|how|why|when|where|who)|help (?:me|us) understand"
-    r"|explain|describe|define|list|summari[sz]e|clarify|elaborate|outline|know|ask)\b"
+    r"(?:(?:tell|give|show|teach) (?:me|us)|(?:tell|show) (?:what|which|how|why|when|where|who)"
+    r"|help (?:me|us) understand|explain|describe|define|list|summari[sz]e|clarify|elaborate|outline|know|ask)\b"
     r"(?!(?: (?:me|us|you|please|here|exactly))*,? (?:if|whether|that)\b)",
     re.IGNORECASE,
 )
