@@ -385,6 +385,12 @@ def test_a_long_message_costs_no_time_to_speak_of() -> None:
         "how long between doses of ibuprofen",
         "Prednisone dose for poison ivy?",
         "is 15 grams of tylenol dangerous?",
+        "amoxicillin dosage child",
+        "tylenol dose infant",
+        "Dosage amoxicillin",
+        "ibuprofen max daily",
+        "ibuprofen for a 5 year old?",
+        "augmentin dosage",
     ],
 )
 def test_questions_for_a_dose_in_other_words(message: str) -> None:
@@ -398,6 +404,10 @@ def test_questions_for_a_dose_in_other_words(message: str) -> None:
         "how often should I take a break at work",
         "how often should I take my blood pressure",
         "how much time does it take to heal",
+        "low dose aspirin benefits",
+        "amoxicillin dosage forms",
+        "ibuprofen for back pain",
+        "statins for a 70 year old man",
     ],
 )
 def test_other_questions_for_a_number_arent_about_a_dose(message: str) -> None:

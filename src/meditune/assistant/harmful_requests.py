@@ -17,6 +17,7 @@ from meditune.text import sentences
 SHORT = 25
 """The maximum number of words of a message that can be declined only because of its words from another field"""
 MAX_SEARCH_WORDS = 7
+"""The maximum number of words of a search, in contrast to a sentence"""
 _ALSO = re.compile(
     r"(?:cigarette|alcohol|erecti|spastic|crav|pubert|toddler|sids|libido|hygien|caffein|nicotin|disabil)\w*"
 )
@@ -74,6 +75,9 @@ def asks_dose(message: str) -> bool:
     words = _words(message)
     if any(pattern.search(words) for pattern in _patterns("surely_dose")):
         return True
+    is_search = len(words.split()) <= MAX_SEARCH_WORDS and _names_medicine(words)
+    if is_search and any(pattern.search(words) for pattern in _patterns("dose_search")):
+        return True
     return any(pattern.search(words) for pattern in _patterns("dose")) and _names_drug(message)
 
 
@@ -110,7 +114,12 @@ def _is_surely_outside(text: str) -> bool:
 
 def _names_drug(message: str) -> bool:
     words = _words(message)
-    named = emergencies.compiled("(@drug|dose*|dosage|@amount)", texts_of("requests")["words"]).search(words)
+    named = emergencies.compiled("(dose*|dosage|@amount)", texts_of("requests")["words"]).search(words)
+    return bool(named) or _names_medicine(words)
+
+
+def _names_medicine(words: str) -> bool:
+    named = emergencies.compiled("@drug", texts_of("requests")["words"]).search(words)
     return bool(named) or any(kind_of(word) == "drug" for word in words.split())
 
 
