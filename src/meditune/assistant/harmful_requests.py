@@ -75,8 +75,8 @@ def asks_dose(message: str) -> bool:
     words = _words(message)
     if any(pattern.search(words) for pattern in _patterns("surely_dose")):
         return True
-    is_search = len(words.split()) <= MAX_SEARCH_WORDS and _names_medicine(words)
-    if is_search and any(pattern.search(words) for pattern in _patterns("dose_search")):
+    is_search = len(words.split()) <= MAX_SEARCH_WORDS and not is_clinical_extraction(message)
+    if is_search and _names_medicine(words) and any(pattern.search(words) for pattern in _patterns("dose_search")):
         return True
     return any(pattern.search(words) for pattern in _patterns("dose")) and _names_drug(message)
 
