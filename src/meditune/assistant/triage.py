@@ -43,7 +43,7 @@ from meditune.models import package_download, sentence_encoder
 from meditune.models.catalogue import SENTENCE_MODEL, SENTENCE_MODEL_INT8
 
 SHORT_FOLLOW_UP = 9
-"""A question with this many words or more isn't a follow-up question"""
+"""A question with this many words or more is a follow-up question only if it begins like "How is it treated" """
 MAX_FOLLOW_UP_TURNS = 3
 """The number of earlier messages to which a follow-up question can refer"""
 _GOES_ON = re.compile(
@@ -52,18 +52,43 @@ _GOES_ON = re.compile(
     r"|^(?:how|how (?:much|many|often|long)|when|where|which|go on)\W*$",
     re.IGNORECASE,
 )
+_BEGINS_WITH_REFERENCE = re.compile(
+    r"^(?:(?:and|but|so|ok|okay)\W+)?(?:how|why|when|where|what|which|can|could|does|do|is|are|will|would|should|has|have)"
+    r"(?: \w+){0,2}? (?:it|they|them|this|these|those)(?: (?:be|get|usually|often|also|always|ever|normally|best))*"
+    r" (?!advised|recommended|allowed|needed|supposed|considered|called|indeed)"
+    r"(?:\w{2,}ed|spread|caught|given|taken|found|contagious|curable|treatable|hereditary|genetic|inherited|fatal|affect)\b",
+    re.IGNORECASE,
+)
+"""The beginning of a question such as "How is it treated in elderly patients?", in contrast to "Is it safe to ...?" """
+_THERE_IS = re.compile(r"\b(?:is|are|was|were) there\b", re.IGNORECASE)
+_TOPIC_OF_THERE = re.compile(
+    r"\bthere\b.*\b(?:for|against|of|treat|treats|cure|cures|prevent|prevents)\s+(?:an? |the )?"
+    r"(?!it\b|its\b|th|pregnan|child|kid|adult|bab|infant|toddler|men\b|women|elder|older|people|patient|us\b|me\b|my\b)"
+    r"([a-z]+)",
+    re.IGNORECASE,
+)
+"""The topic that a question with "there" names itself: "Is there a cure for asthma?", but not "... for children?" """
+_ACKNOWLEDGMENT = re.compile(
+    r"\W*(?:(?:thanks?|thank you|thx|ty|so much|very much|a lot|for (?:the|your) (?:info|help|answer)|ok(?:ay)?|k"
+    r"|h+m+|m+hm+|hi|hello|hey|yes|yeah|yep|no|nope|sure|all ?right|right|great|good|nice|cool|fine|perfect|oh|ah|aha"
+    r"|i see|got it|understood|interesting|really|that(?:'s| is| was)? (?:very |really )?(?:helpful|helps|helped|good)"
+    r"|(?:that )?makes sense|very|helpful|please|and|lol)\b\W*)*",
+    re.IGNORECASE,
+)
+"""A message without a question, such as "ok, thanks" """
 
 
 def with_previous_question(question: str, before: Sequence[str]) -> str:
     """Return the question; before a follow-up question, add the earlier questions that it refers to.
 
-    Instructions to the model, and earlier questions that aren't about health, are left out. `before` contains the
-    earlier questions, the oldest first.
+    Instructions to the model, acknowledgments ("thanks"), and earlier questions that aren't about health are left out.
+    `before` contains the earlier questions, the oldest first.
     """
     parts = [question.strip()]
-    for earlier in reversed(before[-MAX_FOLLOW_UP_TURNS:]):
-        if len(parts[0].split()) >= SHORT_FOLLOW_UP or not _GOES_ON.search(parts[0]):
-            break  # not a follow-up question ("Is it contagious?" is one)
+    asked = [each for each in before if not _ACKNOWLEDGMENT.fullmatch(each)]
+    for earlier in reversed(asked[-MAX_FOLLOW_UP_TURNS:]):
+        if not _is_follow_up(parts[0]):
+            break
         earlier_question = harmful_requests.without_instructions(earlier)[0].strip()
         if not earlier_question or harmful_requests.is_outside(earlier_question):
             break
@@ -71,6 +96,16 @@ def with_previous_question(question: str, before: Sequence[str]) -> str:
     combined = " ".join(parts)
     # together, two harmless messages can form an instruction to the model
     return question if len(parts) == 1 or harmful_requests.without_instructions(combined)[1] else combined
+
+
+def _is_follow_up(question: str) -> bool:
+    """Return whether a question refers to an earlier one, such as "Is it contagious?"."""
+    if _BEGINS_WITH_REFERENCE.match(question):
+        return True
+    topic = _TOPIC_OF_THERE.search(question)
+    if topic and is_health_word(topic[1].lower()):
+        question = _THERE_IS.sub(" ", question)
+    return len(question.split()) < SHORT_FOLLOW_UP and bool(_GOES_ON.search(question))
 
 
 WEIGHTS = Path(__file__).parent / "classifier.npz"
@@ -283,9 +318,9 @@ def triage(message: str, numbers: Numbers, before: Sequence[str] = (), classifie
 
 
 def reads_earlier(message: str) -> bool:
-    """Return whether the earlier messages can change the result of `triage`. A long message doesn't refer to them."""
+    """Return whether the earlier messages can change the result of `triage`. Few long messages refer to them."""
     question, _ = harmful_requests.without_instructions(message)
-    return len(message.split()) <= SHORT or len(question.split()) < SHORT_FOLLOW_UP
+    return len(message.split()) <= SHORT or len(question.split()) < SHORT_FOLLOW_UP or _is_follow_up(question)
 
 
 def _reply(action: Action, kind: str, numbers: Numbers, question: str = "", remarks: tuple[str, ...] = ()) -> Triage:
