@@ -287,6 +287,21 @@ def test_an_odd_word_is_no_overdose() -> None:
 
 
 @pytest.mark.parametrize(
+    ("message", "kind"),
+    [
+        ("My SpO2 is 82%", "unconscious"),
+        ("I'm in my 3rd trimester and bleeding", "pregnancy"),
+        ("3rd degree burn on my forearm", "burn"),
+        ("our CO2 alarm went off", "gas"),
+        ("my T1D son is confused", "diabetes"),
+    ],
+)
+def test_signs_with_letters_and_digits_in_one_word_are_found(message: str, kind: str) -> None:
+    assert judged(message).kind == kind
+    assert judged("My cousin has 2nd degree heart block, her SpO2 is 98%.").action == "answer"
+
+
+@pytest.mark.parametrize(
     "message",
     [
         "pressure on my chest like an elephant is sitting on it and my left arm is heavy",
