@@ -304,6 +304,42 @@ def test_signs_with_letters_and_digits_in_one_word_are_found(message: str, kind:
 @pytest.mark.parametrize(
     "message",
     [
+        "My grandmother fell, she hit her hip and cannot walk",
+        "My mother burned her hand on the stove",
+        "My wife hit her left knee on the table",
+        "My dad said mum fell and hit her head",
+        "She hurt her back lifting a box",
+    ],
+)
+def test_an_accident_of_a_woman_is_no_violence(message: str) -> None:
+    assert judged(message).kind != "violence"
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "he hit her",
+        "my husband beat her up",
+        "He hit her head against the wall",
+        "my boyfriend burned her hand with a cigarette",
+        "My mother hit her with a belt",
+        "my mother hurt her, she is 5",
+        "my dad hurt her and she is scared",
+        "my stepfather touched her",
+        "she hit me",
+    ],
+)
+def test_violence_against_a_woman_stays_violence(message: str) -> None:
+    assert judged(message).kind == "violence"
+
+
+def test_a_head_injury_of_a_woman_is_a_head_injury() -> None:
+    assert judged("My mother fell and hit her head and is vomiting").kind == "spine or head injury"
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
         "pressure on my chest like an elephant is sitting on it and my left arm is heavy",
         "chest feels crushed and my left arm is weak",
         "tight chest, jaw pain and numb left hand",
