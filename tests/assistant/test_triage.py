@@ -340,6 +340,39 @@ def test_a_head_injury_of_a_woman_is_a_head_injury() -> None:
 @pytest.mark.parametrize(
     "message",
     [
+        "The acne on my face is gone",
+        "The sore in my mouth is gone",
+        "I have no vision problems",
+        "I lost vision insurance",
+        "I can't breathe through my nose at night",
+        "I was confused by the leaflet this morning",
+    ],
+)
+def test_words_of_a_sign_about_something_else_are_no_emergency(message: str) -> None:
+    assert judged(message).action == "answer"
+
+
+@pytest.mark.parametrize(
+    ("message", "kind"),
+    [
+        ("half of my face is gone", "stroke"),
+        ("the numbness in my face is gone", "stroke"),
+        ("his face has gone", "stroke"),
+        ("I lost my vision in the left eye", "stroke"),
+        ("My nose is blocked and I can't breathe", "unconscious"),
+        ("I can't breathe through my nose or mouth", "unconscious"),
+        ("my 3 week old baby can't breathe through her nose", "lungs"),
+        ("she is confused about the day this morning", "danger"),
+        ("dad is confused by simple words today", "danger"),
+    ],
+)
+def test_the_same_words_about_a_sign_stay_an_emergency(message: str, kind: str) -> None:
+    assert judged(message).kind == kind
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
         "pressure on my chest like an elephant is sitting on it and my left arm is heavy",
         "chest feels crushed and my left arm is weak",
         "tight chest, jaw pain and numb left hand",
