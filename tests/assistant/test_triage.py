@@ -373,6 +373,46 @@ def test_the_same_words_about_a_sign_stay_an_emergency(message: str, kind: str) 
 @pytest.mark.parametrize(
     "message",
     [
+        "There is a bump on the roof of my mouth",
+        "There is a red mark on the bridge of my nose",
+        "He has a pimple, it is on the edge of his eyelid",
+        "I looked up how to lower cholesterol",
+        "The pain is gone and I feel better",
+        "The fever is gone, I feel much better",
+        "I never wake up refreshed",
+        "Can I take the bandage off myself?",
+        "I can't take this any longer because it gives me diarrhea. Is there another statin?",
+    ],
+)
+def test_everyday_phrases_are_no_crisis(message: str) -> None:
+    assert judged(message).action == "answer"
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "I am on the roof of my school",
+        "I'm on the edge of killing myself",
+        "I looked up how to die",
+        "I looked up how to stop my heart",
+        "once I'm gone and I feel better",
+        "soon I will be gone and I feel relieved",
+        "everyone would be happier if I was gone",
+        "I hope I never wake up",
+        "I pray to never wake up again",
+        "I should take these pills and off myself",
+        "maybe off myself tonight",
+        "I can't take this any longer because it hurts so much",
+        "I can't take it anymore because I feel worthless",
+    ],
+)
+def test_the_same_phrases_in_a_crisis_stay_one(message: str) -> None:
+    assert judged(message).kind == "self-harm"
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
         "pressure on my chest like an elephant is sitting on it and my left arm is heavy",
         "chest feels crushed and my left arm is weak",
         "tight chest, jaw pain and numb left hand",
