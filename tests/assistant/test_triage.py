@@ -411,6 +411,33 @@ def test_the_same_phrases_in_a_crisis_stay_one(message: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("message", "kind"),
+    [
+        ("No rash, throat closing up after peanuts", "anaphylaxis"),
+        ("No fever, cough, or chills, throat closing up", "anaphylaxis"),
+        ("She has no allergies, tongue swelling after shrimp", "anaphylaxis"),
+        ("Never had this before: crushing chest pain", "heart"),
+        ("without warning, seizure this morning", "seizure"),
+    ],
+)
+def test_a_denial_ends_at_a_colon_or_a_comma(message: str, kind: str) -> None:
+    assert judged(message).kind == kind
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "I have no fever, crushing chest pain or cough",
+        "She has no vomiting, diarrhea, or crushing chest pain",
+        "Denied suicidal thoughts, chest pain, fever",
+        "I don't have any chest pain, arm pain, or trouble breathing",
+    ],
+)
+def test_a_denial_covers_a_list(message: str) -> None:
+    assert judged(message).action == "answer"
+
+
+@pytest.mark.parametrize(
     "message",
     [
         "pressure on my chest like an elephant is sitting on it and my left arm is heavy",

@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from meditune.assistant.message_clauses import clauses, phrase_pattern, plain, texts_of, windows
+from meditune.assistant.message_clauses import Clause, clauses, phrase_pattern, plain, texts_of, windows
 from meditune.errors import DataError
 from meditune.readability import per_million
 
@@ -29,19 +29,20 @@ def signs_in(message: str) -> tuple[frozenset[str], ...]:
     """Return the signs in a message, one set for each stretch of text within which signs belong together."""
     found = clauses(message, spelled)
     recurs = phrase_pattern("recurs").search(plain(message))
-    signs = {id(clause): frozenset(_in(clause.text)) if clause.happening or recurs else frozenset() for clause in found}
+    signs = {id(clause): frozenset(_in(clause)) if clause.happening or recurs else frozenset() for clause in found}
     return tuple(frozenset().union(*(signs[id(clause)] for clause in stretch)) for stretch in windows(found, NEAR))
 
 
-def _in(text: str) -> Iterable[str]:
+def _in(clause: Clause) -> Iterable[str]:
     for name, patterns in _patterns().items():
-        if any(not _denied(text, match) for pattern in patterns for match in pattern.finditer(text)):
+        if any(not _denied(clause, match) for pattern in patterns for match in pattern.finditer(clause.text)):
             yield name
 
 
-def _denied(text: str, match: re.Match[str]) -> bool:
+def _denied(clause: Clause, match: re.Match[str]) -> bool:
     denial = rf"{phrase_pattern('denial').pattern}(?P<between>(?: \S+){{0,9}})$"
-    before = re.search(denial, text[max(0, match.start() - 80) : match.start()].rstrip())
+    begin = max(0, match.start() - 80, *(stop for stop in clause.stops if stop < match.start()))
+    before = re.search(denial, clause.text[begin : match.start()].rstrip())
     return bool(before and not phrase_pattern("denial_ends").search(before["between"]))
 
 
@@ -191,7 +192,7 @@ def emergency(message: str) -> EmergencyKind | None:
 
 def mentions_emergency(message: str) -> bool:
     """Return whether a message mentions an emergency, even if nobody in it seems to have one."""
-    seen = frozenset(sign for clause in clauses(message, spelled) for sign in _in(clause.text))
+    seen = frozenset(sign for clause in clauses(message, spelled) for sign in _in(clause))
     return any(rule.is_met(seen) for kind in emergency_kinds() for rule in kind.rules)
 
 

@@ -73,6 +73,10 @@ _NOW = re.compile(
     r"\b(?:am|is|are|has|have|can|do|does|will|wants?|feels?|hurts?|needs?|keeps?|looks?|sounds?|says|going to)\b"
 )
 WORD = re.compile(r"\d+(?:[.,/]\d+)*|[a-z]+")
+_WORD_OR_STOP = re.compile(rf"{WORD.pattern}|[,:]")
+_LISTED = re.compile(r"(?:\s*[\w'/-]+(?:\s+[\w'/-]+){0,3}\s*,){0,8}\s*(?:[\w'/-]+\s+){0,4}(?:or|nor)\b")
+"""The rest of a list with "or": its items after a comma, of up to four words each"""
+_DENIES = re.compile(r"\bden(?:y|ies|ied)\b")
 
 
 @dataclass(frozen=True)
@@ -85,6 +89,8 @@ class Clause:
     """The number of words before the clause"""
     happening: bool
     """True if the clause's words describe something that is happening"""
+    stops: tuple[int, ...] = ()
+    """The places in the text at which a denial ends: after a colon, or a comma that isn't part of a list with "or" """
 
 
 def clauses(message: str, spelled: Callable[[str], str] = lambda word: word) -> list[Clause]:
@@ -96,10 +102,24 @@ def clauses(message: str, spelled: Callable[[str], str] = lambda word: word) -> 
     for sentence in _SENTENCE.split(text):
         general, study = _general(sentence), bool(phrase_pattern("study").search(sentence))
         for part in _CLAUSE.split(sentence):
+            stops, first = _stops(part), 0
             for happening, texts in groupby(_pieces(part, spelled, study, mourning), key=itemgetter(1)):
-                words = " ".join(each for each, _ in texts)
-                found.append(Clause(words, place, happening and not general))
-                place += len(words.split())
+                words = " ".join(each for each, _ in texts).split()
+                ends = tuple(len(" ".join(words[: stop - first])) for stop in stops if 0 < stop - first < len(words))
+                found.append(Clause(" ".join(words), place, happening and not general, ends))
+                place += len(words)
+                first += len(words)
+    return found
+
+
+def _stops(part: str) -> list[int]:
+    """Return after how many words of a part a denial ends: "no rash, throat closing", but not "no rash, fever or pain"."""
+    found, words = [], 0
+    for match in _WORD_OR_STOP.finditer(part):
+        if match[0] not in ",:":
+            words += 1
+        elif not _DENIES.search(part, 0, match.start()) and (match[0] == ":" or not _LISTED.match(part, match.end())):
+            found.append(words)
     return found
 
 
