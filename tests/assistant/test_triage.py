@@ -814,6 +814,24 @@ def test_a_message_in_another_language_gets_the_emergency_number(message):
 
 
 @pytest.mark.parametrize(
+    "message", ["Mi marido se desmayó en el carro y no despierta", "quiero morir", "hilfe notarzt"]
+)
+def test_a_declined_message_that_may_be_in_another_language_gets_the_numbers(message: str) -> None:
+    class Outside:
+        def classify(self, message: str) -> TriageScores:
+            assert message
+            return TriageScores({**dict.fromkeys(LABELS, 0.0), "outside": 1.0})
+
+    spain = emergency_numbers("es")
+    found = triage(message, spain, classifier=Outside())
+    assert (found.action, found.kind) == ("decline", "outside medicine")
+    assert f"call {spain.emergency} at once" in found.text
+    assert spain.crisis in found.text
+    assert found.text.startswith("Emergencies are recognized only in English") == (len(message.split()) > 3)
+    assert spain.crisis not in triage("Who won the last world cup in football?", spain, classifier=Outside()).text
+
+
+@pytest.mark.parametrize(
     "message",
     ["gout symptoms", "Is β-blocker therapy safe?", "metformin side effects"],
 )

@@ -113,7 +113,10 @@ def clauses(message: str, spelled: Callable[[str], str] = lambda word: word) -> 
 
 
 def _stops(part: str) -> list[int]:
-    """Return after how many words of a part a denial ends: "no rash, throat closing", but not "no rash, fever or pain"."""
+    """Return the numbers of words after which a denial ends: 2 for "no rash, throat closing".
+
+    A denial continues in a list with "or" ("no rash, fever or pain") and after "denies".
+    """
     found, words = [], 0
     for match in _WORD_OR_STOP.finditer(part):
         if match[0] not in ",:":

@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Literal, Protocol
@@ -241,6 +241,7 @@ OTHER_LANGUAGE = (
     "Emergencies are recognized only in English, and this message seems to be in another language. If someone may be "
     "in danger, call {emergency} at once."
 )
+IF_DYING = "If you are thinking about dying, call {crisis}."
 MIN_LANGUAGE_WORDS, MAX_ENGLISH_PROBABILITY = 4, 0.0015
 """The language of shorter messages isn't judged, and above this probability a message counts as English"""
 
@@ -305,7 +306,7 @@ def triage(message: str, numbers: Numbers, before: Sequence[str] = (), classifie
     if harm:
         return _stopped(harm, numbers)
     if harmful_requests.is_outside(question):
-        return _reply("decline", "outside medicine", numbers)
+        return _outside(message, numbers)
     found = _declined(message, scores, numbers)
     if found:
         return found
@@ -328,6 +329,17 @@ def _reply(action: Action, kind: str, numbers: Numbers, question: str = "", rema
     reply = texts_of("requests")["replies"][kind]
     text = reply["text"].format(**numbers.model_dump())
     return Triage(action, kind, reply["title"], text, question, remarks, no_amounts=kind == "dose")
+
+
+def _outside(message: str, numbers: Numbers) -> Triage:
+    """Return the reply to a message that isn't about health. It may be an emergency in another language."""
+    reply, dying = _reply("decline", "outside medicine", numbers), IF_DYING.format(crisis=numbers.crisis)
+    if is_in_other_language(message):
+        return replace(reply, text=f"{OTHER_LANGUAGE.format(emergency=numbers.emergency)} {dying}\n{reply.text}")
+    if len(message.split()) < MIN_LANGUAGE_WORDS or not _ENGLISH_WORDS.search(message):
+        danger = f"If someone may be in danger, call {numbers.emergency} at once."
+        return replace(reply, text=f"{reply.text} {danger} {dying}")
+    return reply
 
 
 def _urgent(kind: EmergencyKind, numbers: Numbers) -> Triage:
@@ -361,7 +373,7 @@ def _declined(message: str, scores: Mapping[str, TriageScores], numbers: Numbers
                 return _stopped(harmful_requests.harmful_request_named(EATING), numbers)
             return _reply("decline", "harmful", numbers)
         if text == message and verdict["outside"] >= OUTSIDE_AT:
-            return _reply("decline", "outside medicine", numbers)
+            return _outside(message, numbers)
     return None
 
 
