@@ -438,6 +438,22 @@ def test_a_denial_covers_a_list(message: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("message", "urgent"),
+    [
+        ("what happens if you take 40 paracetamol because i did", True),
+        ("What does it do to you if you take fifty pills? I already did.", True),
+        ("Can my son die from the 20 tylenol he took?", True),
+        ("What happens if you take 40 paracetamol?", False),
+        ("What happens if you take 40 paracetamol? I did not take any.", False),
+        ("What causes a stroke? I ask because I did a course on it.", False),
+        ("Is it bad to take 20 mg of lisinopril because I did", False),
+    ],
+)
+def test_an_overdose_in_a_question_is_urgent_if_it_was_taken(message: str, urgent: bool) -> None:
+    assert (judged(message).kind == "poisoning") == urgent
+
+
+@pytest.mark.parametrize(
     "message",
     [
         "pressure on my chest like an elephant is sitting on it and my left arm is heavy",
