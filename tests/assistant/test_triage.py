@@ -456,6 +456,53 @@ def test_an_overdose_in_a_question_is_urgent_if_it_was_taken(message: str, urgen
 @pytest.mark.parametrize(
     "message",
     [
+        "I took 400 mg of ibuprofen, can I drink wine?",
+        "I have taken 20 mg of lisinopril for years",
+        "I took ibuprofen twice a day",
+        "I take metformin three times a day and insulin",
+        "I have taken all my medication as prescribed but my blood pressure is high",
+        "I take omeprazole for acid reflux",
+        "I take folic acid",
+        "I am taking valproic acid for epilepsy",
+        "I take tranexamic acid for heavy periods",
+        "I eat chia seeds every morning",
+        "I ate mushrooms on pizza",
+        "My son took his vitamin this morning",
+    ],
+)
+def test_usual_doses_and_food_are_no_poisoning(message: str) -> None:
+    assert judged(message).action != "urgent"
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "I took 20000 mg of paracetamol",
+        "I took 10 grams of paracetamol",
+        "I took 900 mg of sertraline",
+        "I took 300 mg of morphine",
+        "I took 400 mg ibuprofen x 20",
+        "I took 400 mg of ibuprofen and 600 mg of tramadol",
+        "I took 400 mg of ibuprofen every hour",
+        "took 50 tablets",
+        "I took my lithium twice a day instead of once",
+        "he has taken all his meds at once",
+        "I took 40 valproic acid tablets",
+        "my toddler drank my valproic acid syrup",
+        "My son took her pills",
+        "I swallowed battery acid",
+        "I ate mushrooms on toast that I picked",
+        "I ate mushrooms on pizza and I am vomiting",
+        "I ate seeds of a yew",
+    ],
+)
+def test_overdoses_and_poisons_stay_poisoning(message: str) -> None:
+    assert judged(message).kind == "poisoning"
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
         "pressure on my chest like an elephant is sitting on it and my left arm is heavy",
         "chest feels crushed and my left arm is weak",
         "tight chest, jaw pain and numb left hand",
