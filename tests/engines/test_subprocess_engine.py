@@ -2,10 +2,12 @@
 
 import os
 import queue
+import re
 import shutil
 import signal
 import threading
 import time
+from pathlib import Path
 
 import psutil
 import pytest
@@ -17,8 +19,13 @@ from meditune.engines.subprocess_engine import SubprocessEngine
 from meditune.errors import EngineError, ModelError
 from meditune.export import verify
 from meditune.export.export import export
-from tests import tiny
+from meditune.models.sentence_encoder import INT8, load_encoder
+from meditune.retrieve import collections
+from meditune.retrieve.build_index import build
+from meditune.retrieve.storage import index_storage
+from tests import corpus, tiny
 from tests.engines.test_engines import ask, collect, text, together, tokens
+from tests.serve.test_http_server import asked, started
 
 pytest.importorskip("openvino_genai")
 PROMPT = [20, 30, 40, 50, 60, 70]
@@ -222,3 +229,18 @@ def test_a_folder_that_cannot_be_opened_is_said_when_it_is_waited_for(folder, tm
     with pytest.raises(ModelError, match="OpenVINO can't open"):
         opened.opened()
     opened.close()
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="no /proc")
+def test_a_server_of_an_export_loads_neither_torch_nor_pandas_in_either_process(folder, tmp_path):
+    documents = collections.documents(str(corpus.folder(tmp_path / "documents")))
+    build(index_storage(tmp_path / "index"), [documents], load_encoder(INT8))
+    with started(folder, tmp_path / "store", "--index", tmp_path / "index") as (process, address):
+        answer = asked(address, "v1/ask", {"question": "How do I remove head lice?", "max_new_tokens": 4})
+        assert answer["sources"]
+        (engine,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        maps = [Path(f"/proc/{each}/maps").read_text(encoding="utf-8") for each in (process.pid, engine)]
+    for text_of_maps, used in zip(maps, ("lancedb", "openvino_genai"), strict=True):
+        loaded = set(re.findall(r"/site-packages/(\w+)/", text_of_maps))
+        assert used in loaded
+        assert not loaded & {"torch", "pandas"}

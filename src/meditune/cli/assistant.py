@@ -85,9 +85,11 @@ def ask(
                 "meditune index update INDEX --documents NAME=FOLDER"
             )
         from meditune.assistant.assistant import AssistantSettings, load_assistant, open_index, triage_first
+        from meditune.retrieve.storage import import_lancedb_without_pandas
 
         found, answer = triage_first(question, style)
         if answer is None:
+            import_lancedb_without_pandas()
             limits = AssistantSettings(max_new_tokens=max_new_tokens) if max_new_tokens else None
             opened = open_index(index, cross_encoder) if cross_encoder else index
             assistant = load_assistant(model, opened, source_filter, limits, api, judge, judge_threshold)

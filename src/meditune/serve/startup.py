@@ -24,6 +24,7 @@ from meditune.prompts import load_format
 from meditune.retrieve.citations import Judge
 from meditune.retrieve.cross_encoder import refuse_without_torch
 from meditune.retrieve.index import Index
+from meditune.retrieve.storage import import_lancedb_without_pandas
 from meditune.serve.auth import Authenticator
 from meditune.serve.chat_prompts import ChatPrompts
 from meditune.serve.http_server import LOCAL, ListenConfig
@@ -95,7 +96,10 @@ def open_service(options: ServerOptions, settings: Settings, store: StoreLocatio
     @cache
     def index() -> Index | None:
         """Open the index once, after the first engine, which determines whether torch is loaded."""
-        return open_index(options.index, options.cross_encoder) if options.index else None
+        if not options.index:
+            return None
+        import_lancedb_without_pandas()
+        return open_index(options.index, options.cross_encoder)
 
     @cache
     def judge() -> Judge | None:
