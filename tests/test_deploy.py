@@ -135,11 +135,39 @@ def test_git_ignores_the_key_that_compose_reads():
     assert str(Path("deploy") / made["secrets"]["metrics-key"]["file"]) in ignored
 
 
-def test_the_manifests_hold_to_kubernetes_own_schema():
-    words = [tool("kubernetes-validate"), "--strict", "--no-warn", DEPLOY / "kubernetes.yaml"]
+def passed(file):
+    """The number of resources in a file; each is checked against Kubernetes' schema."""
+    words = [tool("kubernetes-validate"), "--strict", "--no-warn", file]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.count("passed") == 4
+    return done.stdout.count("passed")
+
+
+MANIFESTS = {"kubernetes.yaml": 4, "schedule/kubernetes.yaml": 1, "schedule/release.yaml": 2}
+
+
+@pytest.mark.parametrize(("name", "resources"), [*MANIFESTS.items(), ("../launch/kubernetes.yaml", 2)])
+def test_the_manifests_hold_to_kubernetes_own_schema(name, resources):
+    assert passed(DEPLOY / name) == resources
+
+
+def test_knative_s_pod_holds_to_kubernetes_own_schema(tmp_path):
+    (service,) = documents("knative.yaml")
+    pod = service["spec"]["template"]["spec"]
+    for own in ("containerConcurrency", "timeoutSeconds"):
+        del pod[own]
+    # Knative adds what Kubernetes requires and the file leaves out.
+    (container,) = pod["containers"]
+    container["name"] = "user-container"
+    for probe in ("readinessProbe", "livenessProbe"):
+        container[probe]["httpGet"]["port"] = 8000
+    labels = {"app": "meditune"}
+    template = {"metadata": {"labels": labels}, "spec": pod}
+    deployment = {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "meditune"}}
+    deployment["spec"] = {"selector": {"matchLabels": labels}, "template": template}
+    file = tmp_path / "deployment.yaml"
+    file.write_text(yaml.safe_dump(deployment), encoding="utf-8")
+    assert passed(file) == 1
 
 
 def patched():
@@ -163,9 +191,7 @@ def test_two_servers_share_a_database_and_no_volume(tmp_path):
     made = patched()
     file = tmp_path / "patched.yaml"
     file.write_text(yaml.safe_dump_all(made), encoding="utf-8")
-    words = [tool("kubernetes-validate"), "--strict", "--no-warn", file]
-    done = subprocess.run(words, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert passed(file) == len(made)
     assert [each["kind"] for each in made] == ["Deployment", "Service", "NetworkPolicy"]
     spec = made[0]["spec"]
     pod = spec["template"]["spec"]
@@ -192,8 +218,13 @@ def test_haproxy_accepts_its_configuration_and_waits_longer_than_a_server():
     assert done.returncode == 0, done.stdout + done.stderr
     text = (DEPLOY / "haproxy.cfg").read_text(encoding="utf-8")
     (seconds,) = re.findall(r"timeout server (\d+)s", text)
+    assert int(seconds) > longest_request()
+
+
+def longest_request():
+    """How long a server may take for a request, in seconds."""
     settings = Settings()
-    assert int(seconds) > settings.triage_wait_s + settings.wait_s + served(["x"])["timeout"]
+    return settings.triage_wait_s + settings.wait_s + served(["x"])["timeout"]
 
 
 ANSWERED, BUSY = {"deleted": True}, ApiError(503, "The queue is full.", "overloaded").as_dict()
@@ -332,13 +363,16 @@ def test_pods_may_do_nothing_that_they_need_not(name, kind):
     assert container["readinessProbe"]["httpGet"]["path"] == "/readyz"
 
 
-def test_knative_scales_to_zero_and_never_to_two_pods_with_one_store():
+def test_knative_scales_to_zero_and_never_to_two_pods_and_waits_longer_than_a_server():
     (service,) = documents("knative.yaml")
     assert service["apiVersion"] == "serving.knative.dev/v1"
     scale = service["spec"]["template"]["metadata"]["annotations"]
     assert scale["autoscaling.knative.dev/min-scale"] == "0"
     assert scale["autoscaling.knative.dev/max-scale"] == "1"
-    assert service["spec"]["template"]["spec"]["containerConcurrency"] == served(["x"])["concurrency"]
+    pod = service["spec"]["template"]["spec"]
+    assert pod["containerConcurrency"] == served(["x"])["concurrency"]
+    # Knative also gives the pod this time to end.
+    assert pod["timeoutSeconds"] > max(longest_request(), Settings().ending_s)
 
 
 def test_the_compose_file_mounts_what_is_there():
