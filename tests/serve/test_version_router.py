@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sqlite3
 import threading
 import time
 from collections import Counter
@@ -21,6 +20,7 @@ from meditune.serve.chat_prompts import ChatPrompts
 from meditune.serve.service import Served
 from meditune.serve.settings import Settings
 from meditune.serve.version_router import MAX_JUDGED_ANSWERS, VersionParts, VersionRouter
+from meditune.store import StoreLocation, open_store
 from tests import loopback_server
 from tests.assistants import ModelAlone
 from tests.commands import Bench, bench
@@ -42,22 +42,19 @@ def run(place: Bench) -> Path:
 
 
 @contextmanager
-def serving(registry: Registry, store: Path, settings: Settings = QUICK) -> Iterator[Running]:
+def serving(registry: Registry, store: StoreLocation, settings: Settings = QUICK) -> Iterator[Running]:
     wanted = startup.ServerOptions(str(registry.folder), engine="transformers", name="tiny")
     with started(startup.open_service(wanted, settings, store)) as running:
         yield running
 
 
-def kept(store: Path) -> list[dict[str, Any]]:
+def kept(store: StoreLocation) -> list[dict[str, Any]]:
     """The answers in a store, in their order."""
-    base = sqlite3.connect(store / "meditune.sqlite")
-    base.row_factory = sqlite3.Row
-    rows = [dict(row) for row in base.execute("SELECT * FROM answers ORDER BY rowid")]
-    base.close()
-    return rows
+    rows = open_store(store).rows("SELECT question, model FROM answers ORDER BY place")
+    return [{"question": row["question"], "model": row["model"]} for row in rows]
 
 
-def versions(store: Path) -> Counter[str]:
+def versions(store: StoreLocation) -> Counter[str]:
     """How many answers each version gave."""
     return Counter(row["model"].split()[1].partition("-")[0] for row in kept(store))
 
@@ -73,9 +70,9 @@ def current(server: Running) -> str:
     return server.service.served.version.partition("-")[0]
 
 
-def test_a_switch_drops_no_request(run: Path, tmp_path: Path) -> None:
+def test_a_switch_drops_no_request(run: Path, tmp_path: Path, store: str) -> None:
     registry = with_versions(tmp_path / "registry", run, PASSED, passed("v0002"))
-    with serving(registry, tmp_path / "store") as server:
+    with serving(registry, store) as server:
         first = server.service.engine
         replies: list[Any] = []
         over = threading.Event()
@@ -112,16 +109,15 @@ def test_a_switch_drops_no_request(run: Path, tmp_path: Path) -> None:
         served, engine = server.service.served.version, server.service.engine.name
         labels = f'engine="{engine}",index="",model="tiny",version="{served}"'
         assert server.figure(f"meditune_model_info{{{labels}}}") == 1
-    assert set(versions(tmp_path / "store")) == {"v0001", "v0002", "v0003"}
-    assert len(kept(tmp_path / "store")) == len(replies)
+    assert set(versions(store)) == {"v0001", "v0002", "v0003"}
+    assert len(kept(store)) == len(replies)
     said = registry.get("v0002")
-    assert {row["model"] for row in kept(tmp_path / "store")} >= {f"tiny v0002-{said.weights}"}
+    assert {row["model"] for row in kept(store)} >= {f"tiny v0002-{said.weights}"}
 
 
-def test_a_canary_gets_its_share_and_keeps_its_conversations(run: Path, tmp_path: Path) -> None:
+def test_a_canary_gets_its_share_and_keeps_its_conversations(run: Path, tmp_path: Path, store: str) -> None:
     registry = with_versions(tmp_path / "registry", run, PASSED)
     registry.start_canary("v0002", 30)
-    store = tmp_path / "store"
     with serving(registry, store) as server:
         for number in range(60):
             assert server.chat(f"Does drug {number} help?", max_tokens=1).status == 200
