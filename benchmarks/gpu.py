@@ -103,7 +103,7 @@ TINY = Size("cpu", ("llama2-7b",), 2, 0.0, 2, 4, 4, 4, 7, 4)
 
 
 def main(words: Sequence[str] | None = None) -> None:
-    """Run the chosen jobs in this process, and print a line for each measurement and the ratios."""
+    """Run the chosen jobs in this process, and print a line for each measurement and each comparison."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=list(JOBS), default=list(JOBS), help="jobs to run")
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, help="models whose shapes are trained")
@@ -130,7 +130,7 @@ def main(words: Sequence[str] | None = None) -> None:
     bench.write()
     found = bench.found()
     for line in found["ratios"]:
-        print(f"{line['what']}: {line['ratio']:.2f} (target {line['target']})")
+        print(f"{line['what']}: {line['value']:.3g} (target {line['target']})")
     print(json.dumps(found))
 
 
@@ -638,7 +638,7 @@ class Bench:
         import torch
 
         recipe = recipe_of("smollm2-135m", "none")
-        with self.run("agreement", "meditune", what="log-likelihoods in FP32") as found:
+        with self.run("agreement", "meditune", what="log-likelihoods in FP32", most=1e-4) as found:
             if found is not None:
                 model = fresh(recipe, self.size, torch.float32).eval()
                 items = [pair[1] for pair in examples(min(64, self.size.decisions), model.config.vocab_size)]
@@ -647,7 +647,7 @@ class Bench:
                 plain = plain_likelihoods(model, items, self.size.batch)
                 found["largest_difference"] = max(abs(ours[key] - plain[key]) for key in ours)
                 del model
-        with self.run("agreement", "meditune", what="loss in BF16 beside FP32") as found:
+        with self.run("agreement", "meditune", what="loss in BF16 beside FP32", most=0.01) as found:
             if found is not None:
                 losses = [curve(recipe, self.size, dtype) for dtype in (torch.bfloat16, torch.float32)]
                 windows = range(5, self.size.curve - 1, 5)
@@ -858,14 +858,16 @@ def curve(recipe: Any, size: Size, dtype: Any) -> list[float]:
 
 
 def ratios(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return Meditune's results beside each peer's best, with the targets."""
+    """Return Meditune's results beside each peer's best, and the differences of `agreement`, with the targets."""
     found = []
 
-    def add(what: str, ratio: float, target: str) -> None:
-        found.append({"what": what, "ratio": ratio, "target": target})
+    def add(what: str, value: float, target: str) -> None:
+        found.append({"what": what, "value": value, "target": target})
 
     for own in runs:
         job, large = own["job"], own.get("shape") in LARGE
+        if "largest_difference" in own:
+            add(f"{job}, largest difference of {own['what']}", own["largest_difference"], f"at most {own['most']:g}")
         if own.get("engine") != "meditune" or (key := JOBS[job]) not in own:
             continue
         name = " ".join([job, *(own[part] for part in ("shape", "quantize") if part in own)])

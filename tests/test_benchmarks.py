@@ -356,6 +356,8 @@ def test_a_rehearsal_measures_every_job_and_installed_peer_without_an_error(tmp_
     assert scores < 1e-3
     assert losses < 0.01
     compared = {line["what"] for line in found["ratios"]}
+    differences = [(line["value"], line["target"]) for line in found["ratios"] if line["what"].startswith("agreement")]
+    assert differences == [(scores, "at most 0.0001"), (losses, "at most 0.01")]
     assert {
         "likelihoods, speed beside lm-eval",
         "answers, speed beside transformers",
