@@ -11,8 +11,10 @@
   1,769 MB (https://docs.aws.amazon.com/lambda/latest/dg/configuration-memory.html). Cold starts are billed, too.
 - No GPU was measured. The table states how many answers per second a GPU must give to be as cheap as the small VM.
 
-Prices are those of AWS's region us-east-1 in June 2026: m7g.large and g5.xlarge on demand
-(https://www.factualminds.com/blog/amazon-ec2-on-demand-pricing-instance-families-2026/), and Lambda on x86
+Prices are those of AWS's region us-east-1 in 2026, on demand. The small VM is m7i.large, which has two vCPUs of an
+Intel Xeon with AMX: $0.1008, half of m7i.xlarge (https://c3x.dev/blog/m5-vs-m6i-vs-m7i-cost-performance). Pass
+--vm-hour if another kind of processor was measured: m7g.large (Arm) costs $0.0816. The GPU machine is g5.xlarge
+(https://www.factualminds.com/blog/amazon-ec2-on-demand-pricing-instance-families-2026/). Lambda is priced on x86
 (https://aws.amazon.com/lambda/pricing/). Networks, disks and free tiers are left out.
 """
 
@@ -72,7 +74,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("measured", type=Path, help="the file that engines.py wrote with --json")
     parser.add_argument("--cores", type=int, default=2, help="cores of the machine that was measured")
-    parser.add_argument("--vm-hour", type=float, default=0.0816, help="dollars per hour of a VM with these cores")
+    parser.add_argument("--vm-hour", type=float, default=0.1008, help="dollars per hour of a VM with these cores")
     parser.add_argument("--gpu-hour", type=float, default=1.006, help="dollars per hour of a machine with one GPU")
     given = parser.parse_args()
     every = json.loads(given.measured.read_text(encoding="utf-8"))

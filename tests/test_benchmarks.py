@@ -526,6 +526,19 @@ def test_the_price_of_1000_answers_follows_from_throughput_and_prices():
     assert gpu == pytest.approx(20.0)
 
 
+def test_the_documented_prices_have_the_columns_and_the_vm_of_the_script(tmp_path, monkeypatch, capsys):
+    measured = tmp_path / "measured.json"
+    rows = [{"users": 1, "tokens": 2, "answers": 1, "tokens_per_s": 2 / 36}]
+    measured.write_text(json.dumps([{"side": "ours", "rows": rows, "rss_mb": 1, "cold_start_s": 1.0}]), "utf-8")
+    monkeypatch.setattr(sys, "argv", ["serving_cost.py", str(measured)])
+    serving_cost.main()
+    head, _, row = capsys.readouterr().out.splitlines()
+    page = (Path(__file__).parents[1] / "docs" / "how-to" / "export-and-engines.md").read_text("utf-8")
+    assert head in page.splitlines()
+    # With one answer in 36 s, 1,000 answers cost as much as the VM in ten hours.
+    assert f"costs ${float(row.split(' | $')[1]) / 10:g} per hour" in page
+
+
 def test_a_fault_that_cant_be_injected_says_what_to_install(monkeypatch):
     monkeypatch.setattr(faults, "FAKETIME", None)
     options = argparse.Namespace(postgresql=False, object_storage=False)
