@@ -238,6 +238,8 @@ def test_auto_opens_the_export_that_a_server_has_measured_as_fastest(tmp_path, m
     monkeypatch.setenv("MEDITUNE_CACHE", str(tmp_path / "cache"))
     place = tmp_path / "run"
     exported(place, "llama", *(kind for _, kind in NO_TORCH))
+    for kind in ("openvino", "gguf"):
+        deviates(place / "export" / kind)
     caplog.set_level("INFO", "meditune")
     assert exported_at(place, "auto") == place / "export" / "openvino"
     measure_exports(place, 4)
@@ -256,11 +258,68 @@ def test_auto_opens_the_export_that_a_server_has_measured_as_fastest(tmp_path, m
 
     coarse = place / "export" / "gguf-Q4_K_M"
     shutil.copytree(place / "export" / "gguf", coarse)
-    found = read_json(coarse / "export.json")
-    for rise, candidates in ((1.5, {"openvino", "gguf"}), (1.01, {"openvino", "gguf", "gguf-Q4_K_M"})):
-        found["drift"]["perplexity"] = [4.0, 4.0 * rise]
-        write_json(coarse / "export.json", found)
+    for rise, same, candidates in (
+        (1.5, 1.0, {"openvino", "gguf"}),
+        (1.01, 0.94, {"openvino", "gguf"}),
+        (1.01, 0.95, {"openvino", "gguf", "gguf-Q4_K_M"}),
+    ):
+        deviates(coarse, rise, same)
         shutil.rmtree(file.parent)
         measure_exports(place, 4)
         [again] = file.parent.iterdir()
         assert set(read_json(again)["tokens_per_s"]) == candidates
+
+
+def deviates(folder, rise=1.0, same=1.0):
+    """Note in an export's folder how much it deviates from the original."""
+    found = read_json(folder / "export.json")
+    drift = {**found["drift"], "perplexity": [4.0, 4.0 * rise], "agreement": same}
+    write_json(folder / "export.json", {**found, "drift": drift})
+
+
+def test_auto_says_in_every_case_which_engine_it_chooses_and_why(tmp_path, monkeypatch, caplog):
+    monkeypatch.setenv("MEDITUNE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("meditune.engines.open_engine.is_installed", lambda name: name != "llamacpp")
+    caplog.set_level("INFO", "meditune")
+    place = tmp_path / "run"
+
+    def said() -> str:
+        caplog.clear()
+        measure_exports(place, 4)
+        return caplog.messages[-1]
+
+    def add(name, engine, rise=1.0, same=1.0):
+        folder = place / "export" / name
+        folder.mkdir(parents=True)
+        facts = {"kind": name, "engine": engine, "weights": "int8", "stop_tokens": [1], "context_tokens": 9}
+        write_json(folder / "export.json", facts | {"sha256": {}, "made_from": {"sha256": {}}, "drift": {"items": 1}})
+        deviates(folder, rise, same)
+        return folder
+
+    assert said() == "Engine: transformers, because there is no export."
+    add("gguf", "llamacpp")
+    without = said()
+    assert without.startswith("Engine: transformers, because none of the exports can be used; gguf needs packages that")
+    assert "[llamacpp]" in without
+    add("onnx", "onnx")
+    folder = add("openvino", "openvino")
+    chosen = f"Engine: openvino opens {folder}, because "
+    assert said().startswith(f"{chosen}it is the only suitable export; gguf needs packages")
+    assert said().endswith("; onnx needs --engine onnx.")
+    add("openvino-int4", "openvino", 1.04, 0.9)
+    assert (
+        "; openvino-int4 deviates more (perplexity rose by 4.0%, at most 1% is allowed; 90% of the decisions are the "
+        "same, 95% are required)" in said()
+    )
+    deviates(folder, 1.015)
+    assert said().startswith(
+        f"{chosen}no export is close enough to the original model, and it is the closest one (perplexity rose by 1.5%"
+    )
+    checked = meditune("serve", place, "--check", "--store", tmp_path / "store")
+    assert checked.out.splitlines()[-1] == said()
+    for other in ("gguf", "onnx", "openvino-int4"):
+        shutil.rmtree(place / "export" / other)
+    deviates(folder)
+    assert said() == f"{chosen}it is the only export."
+    place = folder
+    assert said() == f"{chosen}this is an exported model."

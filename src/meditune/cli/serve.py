@@ -185,7 +185,12 @@ def serve(
         Option(min=0, envvar="MEDITUNE_HOURLY", help="Cost of the machine per hour, in the same currency as --price."),
     ] = 0.0,
     check: Annotated[
-        bool, Option("--check", help="Check whether these settings are safe, and exit without starting the server.")
+        bool,
+        Option(
+            "--check",
+            help="Check whether these settings are safe, show which engine auto chooses, and exit without starting the "
+            "server.",
+        ),
     ] = False,
 ) -> None:
     """Serve a model: chat page, cited answers, OpenAI-compatible API. The server runs until you press ctrl-C."""
@@ -216,7 +221,7 @@ def serve(
         hourly=hourly_cost,
     )
     if check:
-        _print_check(settings, place, store_place, allow_anonymous)
+        _print_check(settings, place, store_place, allow_anonymous, model if engine == "auto" else None)
         return
     options = (model, index, engine, name, country, url, judge, judge_threshold, cross_encoder)
     watched = partial(_watched, store_place, drift, drift_interval, public_url) if drift else None
@@ -533,9 +538,12 @@ def _existing(store: str | None) -> Database:
     return open_existing(store or default_place())
 
 
-def _print_check(settings: Settings, place: ListenConfig, store: str, allow_anonymous: bool) -> None:
+def _print_check(settings: Settings, place: ListenConfig, store: str, allow_anonymous: bool, model: str | None) -> None:
+    """Print whether the settings are safe, and which engine `auto` chooses for `model`, unless it is None."""
     from tempfile import TemporaryDirectory
 
+    from meditune.engines.open_engine import choose_export
+    from meditune.model_registry import is_registry
     from meditune.serve.security_check import classifier_error, findings
     from meditune.serve.startup import safe
     from meditune.store import exists
@@ -547,5 +555,8 @@ def _print_check(settings: Settings, place: ListenConfig, store: str, allow_anon
         stored_keys = known.all()
     found = findings(settings, place, stored_keys, store, time.time(), classifier_error())
     print_lines(f"{finding.verdict:6}  {finding.sentence}" for finding in found)
+    folder = Path(model).expanduser() if model else None
+    if folder and not is_registry(folder):
+        print_lines([str(choose_export(folder))])
     if unsafe := sum(finding.verdict == "unsafe" for finding in found):
         raise GateError(f"{unsafe} of these settings are unsafe.")

@@ -1,8 +1,8 @@
 """Choosing and opening the engine for a model.
 
-The folder of an exported model names its engine. If a run has several exports, `auto` opens the fastest one; a server
-measures their speeds once on each machine. If a run has no export, transformers opens the run's own model. Outdated
-exports aren't opened.
+The folder of an exported model names its engine. If a run has several exports, `auto` opens the fastest of those that
+hardly deviate from the original model; a server measures their speeds once on each machine. If a run has no export,
+transformers opens the run's own model. Outdated exports aren't opened.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import os
 import time
 from collections.abc import Sequence
 from contextlib import closing
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ from meditune.engines.exported_model import (
     read_exported_model,
     why_outdated,
 )
-from meditune.errors import ModelError
+from meditune.errors import ModelError, install_command
 from meditune.files import cache_folder, read_json, write_json
 from meditune.hardware import cores, processor
 from meditune.models.catalogue import refuse_missing_folder
@@ -43,8 +44,9 @@ EXPORTED = {"openvino": "openvino", "llamacpp": "gguf", "onnx": "onnx"}
 AUTO = ("openvino", "llamacpp")
 """Engines that `auto` considers. It prefers the first until a server has measured speeds (benchmarks/engines.py)."""
 MEASURED_REQUESTS, MEASURED_TOKENS = 8, 32
-MAX_PERPLEXITY_RISE = 0.02
-"""Maximum relative increase in perplexity, measured at export, for `auto` to consider a quantized export"""
+MAX_PERPLEXITY_RISE, MIN_AGREEMENT = 0.01, 0.95
+"""Maximum relative increase in perplexity, and minimum share of identical decisions, measured at export, with which an
+export is close enough to the original for `auto`"""
 
 
 def open_engine(
@@ -137,33 +139,74 @@ def _with_transformers(model: str, concurrency: int) -> Engine:
 def exported_at(place: Path, engine: str, automatic: Sequence[str] = AUTO) -> Path | None:
     """Return the folder of the exported model to open; None if the transformers engine opens the model itself.
 
-    `automatic` contains the engines among which `auto` chooses. If a server has measured speeds, `auto` prefers the
-    fastest export, and otherwise the export for the first of these engines. Raises ModelError if `engine` isn't `auto`
-    and its export is outdated.
+    `choose_export` describes the arguments and errors.
+    """
+    return choose_export(place, engine, automatic).folder
+
+
+@dataclass(frozen=True)
+class EngineChoice:
+    """The exported model to open, and why."""
+
+    folder: Path | None
+    """None if the transformers engine opens the model itself"""
+    reason: str
+    candidates: Sequence[Path] = ()
+    """The exports between which speed decides"""
+
+    def __str__(self) -> str:
+        engine = f"{read_exported_model(self.folder).engine} opens {self.folder}" if self.folder else "transformers"
+        return f"Engine: {engine}, because {self.reason}."
+
+
+def choose_export(place: Path, engine: str = "auto", automatic: Sequence[str] = AUTO) -> EngineChoice:
+    """Return which exported model the engine opens, and why.
+
+    `automatic` contains the engines among which `auto` chooses. `auto` ignores exports that deviate too much from the
+    original model; if all do, it chooses the export that deviates least. If a server has measured speeds, `auto`
+    prefers the fastest of the other exports, and otherwise the export for the first of these engines. Raises ModelError
+    if `engine` isn't `auto` and its export is outdated.
     """
     if (place / EXPORT).is_file():
-        return place
-    found = _exports(place, engine, automatic)
-    speeds = _measured(found) or {}
-    return max(found, key=lambda folder: speeds.get(folder.name, 0.0), default=None)
-
-
-def _exports(place: Path, engine: str, automatic: Sequence[str]) -> list[Path]:
-    """Return the folders of the exports that are up to date, in the order of EXPORTED.
-
-    With `auto`, exports with other quantizations are included if their perplexity is about that of the original model.
-    """
-    if engine == "auto":
-        kinds = [kind for name, kind in EXPORTED.items() if name in automatic and is_installed(name)]
+        return EngineChoice(place, "this is an exported model")
+    found, left_out = _exports(place, engine, automatic)
+    speeds = _measured(found)
+    folder = max(found, key=lambda each: (speeds or {}).get(each.name, 0.0), default=None)
+    if folder is None:
+        reason = "none of the exports can be used" if left_out else "there is no export"
+    elif len(found) > 1 and speeds:
+        listed = ", ".join(f"{name} {speed:.0f}" for name, speed in sorted(speeds.items(), key=lambda item: -item[1]))
+        reason = (
+            f"it is the fastest export (tokens per second: {listed}; to measure again, delete {_speeds_file(found)})"
+        )
+    elif len(found) > 1:
+        reason = f"the speeds of {', '.join(each.name for each in found)} haven't been measured here yet"
+    elif engine == "auto" and _deviation(folder) > 1:
+        reason = f"no export is close enough to the original model, and it is the closest one ({_described(folder)})"
     else:
-        kinds = [EXPORTED[engine]] if engine in EXPORTED else []
-    folders = [place / EXPORTS / kind for kind in kinds]
+        reason = "it is the only suitable export" if left_out else "it is the only export"
+    return EngineChoice(folder, "; ".join([reason, *left_out]), found)
+
+
+def _exports(place: Path, engine: str, automatic: Sequence[str]) -> tuple[list[Path], list[str]]:
+    """Return the folders of the exports that can be opened, and for each other export, why it isn't used.
+
+    The folders are in the order of EXPORTED, those with an engine's usual quantization first.
+    """
+    kinds = EXPORTED if engine == "auto" else {engine: EXPORTED[engine]} if engine in EXPORTED else {}
+    named = [(name, place / EXPORTS / kind) for name, kind in kinds.items()]
     if engine == "auto":
-        others = [folder for kind in kinds for folder in sorted((place / EXPORTS).glob(f"{kind}-*"))]
-        folders += [folder for folder in others if _is_exact(folder)]
-    found = []
-    for folder in folders:
+        others = {name: sorted((place / EXPORTS).glob(f"{kind}-*")) for name, kind in kinds.items()}
+        named += [(name, folder) for name, folders in others.items() for folder in folders]
+    found, left_out = [], []
+    for name, folder in named:
         if not (folder / EXPORT).is_file():
+            continue
+        if engine == "auto" and name not in automatic:
+            left_out.append(f"{folder.name} needs --engine {name}")
+            continue
+        if engine == "auto" and not is_installed(name):
+            left_out.append(f"{folder.name} needs packages that aren't installed: {install_command(name)}")
             continue
         changed = why_outdated(folder, place / "model" if (place / "model").is_dir() else place)
         if not changed:
@@ -176,28 +219,52 @@ def _exports(place: Path, engine: str, automatic: Sequence[str]) -> list[Path]:
         if engine != "auto":
             raise ModelError(outdated)
         log.warning("%s; until then, another engine is used", outdated)
-    return found
+        left_out.append(f"{folder.name} is outdated")
+    if engine != "auto":
+        return found, left_out
+    close = [each for each in found if _deviation(each) <= 1] or sorted(found, key=_deviation)[:1]
+    return close, [f"{each.name} deviates more ({_described(each)})" for each in found if each not in close] + left_out
 
 
-def _is_exact(folder: Path) -> bool:
-    """Return whether an export's perplexity, measured at export, is about that of the original model."""
-    if not (folder / EXPORT).is_file():
-        return False
-    before, after = (read_json(folder / EXPORT).get("drift") or {}).get("perplexity") or (1.0, math.inf)
-    return bool(after <= before * (1 + MAX_PERPLEXITY_RISE))
+def _drift(folder: Path) -> tuple[float, float]:
+    """Return an export's relative increase in perplexity and its share of identical decisions, measured at export."""
+    drift = read_json(folder / EXPORT).get("drift")
+    if not drift:
+        return math.inf, 0.0
+    before, after = drift.get("perplexity") or (1.0, 1.0)
+    shares = [drift.get("agreement"), (drift.get("claims") or {}).get("agreement")]
+    return after / before - 1, min((share for share in shares if share is not None), default=1.0)
+
+
+def _deviation(folder: Path) -> float:
+    """Return how much an export deviates from the original model; it is close enough up to 1."""
+    rise, agreement = _drift(folder)
+    return round(max(rise / MAX_PERPLEXITY_RISE, (1 - agreement) / (1 - MIN_AGREEMENT)), 6)
+
+
+def _described(folder: Path) -> str:
+    """Return in what respects an export deviates too much."""
+    rise, agreement = _drift(folder)
+    if math.isinf(rise):
+        return "its deviation wasn't measured"
+    found = []
+    if rise > MAX_PERPLEXITY_RISE:
+        found.append(f"perplexity rose by {100 * rise:.1f}%, at most {100 * MAX_PERPLEXITY_RISE:g}% is allowed")
+    if agreement < MIN_AGREEMENT:
+        found.append(f"{100 * agreement:.0f}% of the decisions are the same, {100 * MIN_AGREEMENT:g}% are required")
+    return "; ".join(found)
 
 
 def measure_exports(place: Path, concurrency: int) -> None:
     """Measure the speeds of a run's exports for `auto`, unless this machine has already measured exports like these.
 
-    Does nothing for a run with fewer than two exports. The speeds are stored in Meditune's cache folder. They are
-    measured with MEASURED_REQUESTS requests at once, or with `concurrency` requests if these are fewer.
+    A run with fewer than two suitable exports needs no measurement. The speeds are stored in Meditune's cache folder.
+    They are measured with MEASURED_REQUESTS requests at once, or with `concurrency` requests if these are fewer. In
+    every case, the log then says which engine `auto` chooses, and why.
     """
-    found = [] if (place / EXPORT).is_file() else _exports(place, "auto", AUTO)
-    if len(found) < 2:
-        return
-    speeds, path = _measured(found), _speeds_file(found)
-    if speeds is None:
+    choice = choose_export(place)
+    if len(choice.candidates) > 1 and _measured(choice.candidates) is None:
+        found, path = choice.candidates, _speeds_file(choice.candidates)
         log.info("Measuring %s once to choose the fastest engine", " and ".join(map(str, found)))
         speeds = {folder.name: _tokens_per_s(folder, min(concurrency, MEASURED_REQUESTS)) for folder in found}
         try:
@@ -205,8 +272,8 @@ def measure_exports(place: Path, concurrency: int) -> None:
             write_json(path, _conditions(found) | {"tokens_per_s": speeds})
         except OSError as error:
             log.warning("The measured speeds can't be stored in %s (%s), so each start measures again", path, error)
-    listed = ", ".join(f"{name} {speed:.0f}" for name, speed in sorted(speeds.items(), key=lambda item: -item[1]))
-    log.info("Tokens per second of each export: %s. To measure again, delete %s", listed, path)
+        choice = choose_export(place)
+    log.info("%s", choice)
 
 
 def _measured(found: Sequence[Path]) -> dict[str, float] | None:
