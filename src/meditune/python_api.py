@@ -271,8 +271,8 @@ def open_judge(judge: Place | Run | None = None) -> Judge:
     """Open an evidence judge, to check sentences against passages.
 
     `judge` is what `--judge` takes: an evidence judge's run, the folder or hub id of an NLI model, minicheck:NAME,
-    lettucedetect:NAME or hhem:NAME. By default, the lexical detector is used, which needs no model but compares only words. Raises
-    ModelError if the judge can't be used.
+    lettucedetect:NAME or hhem:NAME. By default, the lexical detector is used, which needs no model but compares only
+    words. Raises ModelError if the judge can't be used.
     """
     from meditune.engines import evidence_judge
 

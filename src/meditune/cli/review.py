@@ -309,9 +309,8 @@ def _print_annotation_results(results: dict[str, Any]) -> None:
         out.print(f"Agreement: Krippendorff's alpha {alpha['value']:.2f} on {alpha['items']} rows.")
     for name, seen in results["suspicions"].items():
         if seen["decided"]:
-            out.print(
-                f"Suspicion {REASON_TITLES.get(name, name)}: {seen['faulty']} of {seen['decided']} suspected rows are incorrect."
-            )
+            title = REASON_TITLES.get(name, name)
+            out.print(f"Suspicion {title}: {seen['faulty']} of {seen['decided']} suspected rows are incorrect.")
     for rater in results["raters"]:
         known = f"{rater['known_right']} of {rater['known_judged']} known items judged correctly"
         out.print(f"{rater['code']} {rater['name']}: {known}.", markup=False)

@@ -328,8 +328,8 @@ def caveats(comparison: Mapping[str, Mapping[str, Any]]) -> list[str]:
     for judges, titles in judged.items():
         base, tuned = ("the lexical detector" if each == LEXICAL_DETECTOR else each for each in judges)
         found.append(
-            f"No change is claimed for {', '.join(titles)}, because {base} graded the first model's answers, and {tuned} "
-            "graded the other's. Evaluate both models with the same judge."
+            f"No change is claimed for {', '.join(titles)}, because {base} graded the first model's answers, and "
+            f"{tuned} graded the other's. Evaluate both models with the same judge."
         )
     if ungraded:
         found.append(
