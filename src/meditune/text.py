@@ -13,10 +13,11 @@ _ABBREVIATION = re.compile(r"\b(?:Dr|Mr|Mrs|Ms|Prof|vs|cf|al|Fig|fig|approx|i\.e
 _NUMBERED = re.compile(r"\b[Nn]o\.$")
 """An abbreviation of "number" if a digit follows"""
 _LETTER = re.compile(r"(?:(?P<before>\S+)\s+)?\b[A-Z]\.$")
-_LETTERED = re.compile(
-    r"appendix|category|class|factor|grade|group|hepatitis|influenza|level|panel|part|phase|stage|type|vitamin"
+LETTERED = re.compile(
+    "angiotensin|appendix|bipolar|category|class|factor|grade|group|ha?emophilia|hepatitis|immunoglobulin|influenza|"
+    "level|panel|part|phase|stage|type|vitamin"
 )
-"""Words that a single letter belongs to: the letter in "vitamin D." isn't an initial"""
+"""Words that a letter or Roman numeral belongs to: the letter in "vitamin D." isn't an initial"""
 _BEFORE_NAMES = re.compile("and|by|for|from|in|of|or|than|to|with")
 _ALONE = re.compile(r"\W*(?:yes|no)[.!]\W*", re.IGNORECASE)
 
@@ -45,7 +46,7 @@ def _ends_in_initial(piece: str) -> bool:
         return False
     before = match["before"] or ""
     plain = before.strip("\"'([").lower()
-    if _LETTERED.fullmatch(plain):
+    if LETTERED.fullmatch(plain):
         return False
     return not before[:1].islower() or _BEFORE_NAMES.fullmatch(plain) is not None
 

@@ -107,6 +107,36 @@ def test_an_abbreviation_needs_its_words_in_a_source(condition, abbreviation, kn
 @pytest.mark.parametrize(
     ("source", "faithful", "false"),
     [
+        ("Hepatitis C is treated with sofosbuvir for 12 weeks.", "Hepatitis C is treated with sofosbuvir.",
+         "Hepatitis A is treated with sofosbuvir for 12 weeks."),
+        ("Hepatitis A, B, and C can damage the liver.", "Hepatitis B can damage the liver.",
+         "Hepatitis D can damage the liver."),
+        ("Vitamin C deficiency causes scurvy.", "Scurvy is caused by vitamin-C deficiency.",
+         "Vitamin A deficiency causes scurvy."),
+        ("Haemophilia B is caused by a lack of clotting proteins.",
+         "Hemophilia B is caused by a lack of clotting proteins.",
+         "Hemophilia A is caused by a lack of clotting proteins."),
+        ("Influenza A and I think also C cause an illness.", "Influenza A causes an illness.",
+         "Influenza B causes an illness."),
+        ("Type 2 diabetes can be treated with diet.", "Type II diabetes can be treated with diet.",
+         "Type I diabetes can be treated with diet."),
+        ("Stage IV cancer often spreads to the liver.", "A stage IV cancer often spreads to the liver.",
+         "Stage I cancer often spreads to the liver."),
+        ("Angiotensin II raises blood pressure directly.", "Angiotensin II raises blood pressure.",
+         "Angiotensin I raises blood pressure directly."),
+    ],
+)  # fmt: skip
+def test_a_letter_or_numeral_after_its_word_names_another_thing(source, faithful, false):
+    sources = Sources([source])
+    assert detect(faithful, sources).spans == ()
+    (judged,) = detect(false, sources).sentences
+    assert [span.kind for span in judged.spans] == ["name"]
+    assert not judged.supported
+
+
+@pytest.mark.parametrize(
+    ("source", "faithful", "false"),
+    [
         ("Methotrexate is taken once a week.", "Methotrexate is taken once weekly.",
          "Methotrexate is taken once a day."),
         ("Children get paracetamol 15 mg/kg every 6 hours.", "Children get paracetamol 15 mg per kg every 6 hours.",

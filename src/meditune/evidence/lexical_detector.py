@@ -25,7 +25,6 @@ from meditune.evidence.lexical_features import (
     Name,
     Token,
     directions,
-    information_weight,
     names,
     rarity,
     stem,
@@ -59,7 +58,7 @@ class Sentence:
         self.weights: dict[str, float] = {}
         for token in self.tokens:
             if not token.is_number:
-                self.weights[token.stem] = max(self.weights.get(token.stem, 0.0), information_weight(token.text))
+                self.weights[token.stem] = max(self.weights.get(token.stem, 0.0), token.weight)
         self.total = sum(self.weights.values())
         self.rates = rates(text, self.numbers)
         self.stems = [token.stem for token in self.tokens]
@@ -79,10 +78,10 @@ class Sentence:
 
     def about(self, start: int, end: int) -> dict[str, float]:
         """Return the stems and weights of the WINDOW content words before `start` and after `end`."""
-        content = [token for token in self.tokens if not token.is_number and information_weight(token.text)]
+        content = [token for token in self.tokens if not token.is_number and token.weight]
         before = [token for token in content if token.end <= start][-WINDOW:]
         after = [token for token in content if token.start >= end][:WINDOW]
-        return {token.stem: information_weight(token.text) for token in (*before, *after)}
+        return {token.stem: token.weight for token in (*before, *after)}
 
 
 class Sources:
@@ -95,7 +94,7 @@ class Sources:
         self.question = Sentence(question)
         joined = " ".join((*texts, question))
         both = (*self.sentences, self.question)
-        self.known = {stem for each in both for stem in each.weights}
+        self.known = {token.stem for each in both for token in each.tokens if token.of or not token.is_number}
         self.numbers = [number for each in both for number in each.numbers] + shares(joined)
         self.numbers_about = self._places(lambda each: each.numbers)
         self.directions_about = self._places(lambda each: directions(each.text))
@@ -140,7 +139,7 @@ def _initials(words: Sequence[Token]) -> tuple[str, str]:
     """Return the initials of all words in lowercase, and those of the content words."""
     return (
         "".join(token.text[0].lower() for token in words),
-        "".join(token.text[0].lower() for token in words if information_weight(token.text)),
+        "".join(token.text[0].lower() for token in words if token.weight),
     )
 
 
@@ -295,12 +294,16 @@ def _names(sentence: Sentence, sources: Sources, found: Evidence) -> None:
             continue
         name = named.get(token.start)
         near = sources.nearly_spelled(token.text) if name is None else ""
-        if near:
+        if token.of:
+            missing += 1
+            why = f"No source contains {token.of} {token.text}."
+            found.spans.append(Span(token.start, token.end, "name", why))
+        elif near:
             missing += 1
             why = f"No source contains {token.text}; the sources have {near}."
             found.spans.append(Span(token.start, token.end, "name", why))
         elif name is None:
-            weight = rarity(token.text) if information_weight(token.text) > 0.1 else 0.0
+            weight = rarity(token.text) if token.weight > 0.1 else 0.0
             rarest, rare = max(rarest, weight), rare + weight**4
         elif not sources.has_name(name):
             missing += 1
@@ -369,7 +372,7 @@ def _word_by_word(sentence: Sentence, closest: Sentence | None, found: Evidence)
             found.spans.append(Span(start, end, "negation", why, closest.text))
     for tag, start, end, first, last in matcher.get_opcodes():
         own, source = sentence.tokens[start:end], closest.tokens[first:last]
-        said_most = max((information_weight(token.text) for token in own if not token.is_number), default=0.0)
+        said_most = max((token.weight for token in own if not token.is_number), default=0.0)
         if tag == "replace":
             numbers_here = [token for token in own if token.is_number]
             both_numbers = numbers_here and any(token.is_number for token in source)
@@ -380,9 +383,7 @@ def _word_by_word(sentence: Sentence, closest: Sentence | None, found: Evidence)
                 instead = ", ".join(token.text for token in source if token.is_number)
                 why = f"The source has {instead} here."
                 found.spans.append(Span(numbers_here[0].start, numbers_here[-1].end, "number", why, closest.text))
-            features["replaced"] += said_most * any(
-                information_weight(each.text) for each in source if not each.is_number
-            )
+            features["replaced"] += said_most * any(each.weight for each in source if not each.is_number)
         elif tag == "delete":
             features["inserted"] += said_most
 

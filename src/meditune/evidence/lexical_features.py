@@ -18,8 +18,16 @@ from typing import Literal
 import yaml
 
 from meditune.evidence.quantities import AMOUNT, amount
+from meditune.text import LETTERED
 
 _TOKEN = re.compile(r"\d+(?:[.,]\d+)*|[^\W\d_][^\W_]*(?:['’][^\W\d_]+)?")
+_LETTER = r"(?:[IVX]{1,4}[A-Ca-c]?|[A-Z]|\d(?![.,]?\d))\b(?!['’(])"
+_LETTERS = re.compile(
+    rf"\b(?P<word>(?i:{LETTERED.pattern}))s?[ -]"
+    rf"(?P<letters>{_LETTER}(?:(?:, (?:and |or )?|[/–-]| and | or | to ){_LETTER})*)"
+)  # "hepatitis A", "types I and II", "grade 3"
+_NUMERALS = ("i", "ii", "iii", "iv", "v", "vi", "vii", "viii", "ix", "x")
+_ROMAN = {numeral: str(value) for value, numeral in enumerate(_NUMERALS, start=1)}
 _SHORT = re.compile(r"['’](?:s|re|ve|ll|d|m)$")
 _LISTS = yaml.safe_load((Path(__file__).parent / "word_lists.yaml").read_text(encoding="utf-8"))
 _FUNCTION_WORDS = frozenset(_LISTS["function_words"].split())
@@ -34,11 +42,19 @@ class Token:
     text: str
     start: int
     end: int
+    of: str = ""
+    """The word that a letter or numeral belongs to: "hepatitis" for the A in "hepatitis A"; empty for other words"""
 
     @property
     def stem(self) -> str:
-        """The stem by which words are compared."""
-        return stem(self.text)
+        """The stem by which words are compared; for a letter or numeral, preceded by the stem of its word."""
+        low = self.text.lower()
+        return f"{stem(self.of)} {_ROMAN.get(low, low)}" if self.of else stem(self.text)
+
+    @property
+    def weight(self) -> float:
+        """The information weight; 1 for a letter that belongs to a word, because it names another thing."""
+        return 1.0 if self.of else information_weight(self.text)
 
     @property
     def is_number(self) -> bool:
@@ -48,7 +64,12 @@ class Token:
 
 def tokens(text: str) -> list[Token]:
     """Return the words and numbers in a text, in order; a hyphen separates two words."""
-    return [Token(match[0], match.start(), match.end()) for match in _TOKEN.finditer(text)]
+    of = {
+        letter.start(): match["word"]
+        for match in _LETTERS.finditer(text)
+        for letter in re.compile(_LETTER).finditer(text, *match.span("letters"))
+    }
+    return [Token(match[0], match.start(), match.end(), of.get(match.start(), "")) for match in _TOKEN.finditer(text)]
 
 
 @lru_cache(maxsize=65536)
