@@ -236,6 +236,15 @@ def test_experts_who_disagree_teach_nothing_until_they_are_settled(tmp_path):
     ]
 
 
+def test_a_decision_that_all_experts_reject_isnt_learnt_even_if_they_find_the_answer_correct(tmp_path):
+    folder = made(tmp_path)
+    for name, decision in (("one", "no"), ("two", "maybe")):
+        judge(folder, name, {"answers:fine": (decision, "correct", "")})
+    (row,) = rows(folder).rows
+    assert (row["answer"], row["decision"]) == ("It helps.", "")
+    assert [row["decision"] for row in rows(folder, excluded_raters=["two"]).rows] == ["no"]
+
+
 def test_the_annotation_commands_take_a_queue(tmp_path):
     folder = made(tmp_path)
     judge(folder, "one", {"answers:fine": ("yes", "correct", ""), "answers:unsure": ("no", "wrong", "")})

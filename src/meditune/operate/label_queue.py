@@ -405,8 +405,8 @@ def rows(folder: Path, excluded_raters: Sequence[str] = ()) -> Rows:
     """Return the training rows from the judged items of a queue.
 
     The target answer is the one that experts wrote, masked, or the original answer if experts found it correct. The
-    target decision is the one that experts gave, or the original decision if experts found the answer correct or
-    incomplete.
+    target decision is the one that experts gave. If experts weren't asked for a decision, it is the original decision,
+    provided that they found the answer correct or incomplete.
     """
     known = examples(folder)
     checked = read_checked(folder, excluded_raters)
@@ -416,7 +416,8 @@ def rows(folder: Path, excluded_raters: Sequence[str] = ()) -> Rows:
     left_out: Counter[str] = Counter()
     for item, example in known.items():
         verdict, label = verdicts.get(item), labels.get(item)
-        answer, decision = _training_targets(example, verdict, label)
+        was_asked = DECISION.name in checked.rated.set.axes_of(item)
+        answer, decision = _training_targets(example, verdict, label, was_asked)
         if answer or decision:
             resolved = [each for each in (verdict, label) if each]
             expert = {
@@ -436,12 +437,12 @@ def rows(folder: Path, excluded_raters: Sequence[str] = ()) -> Rows:
 
 
 def _training_targets(
-    example: Example, verdict: Resolved | None, label: Resolved | None
+    example: Example, verdict: Resolved | None, label: Resolved | None, was_asked: bool
 ) -> tuple[str, Decision | None]:
     answer, decision = "", None
     if verdict:
         answer = mask(verdict.answer) if verdict.answer else example.answer if verdict.label == "correct" else ""
-        decision = example.decision if verdict.label in KEPT_VERDICTS else None
+        decision = example.decision if verdict.label in KEPT_VERDICTS and not was_asked else None
     elif label and not example.answer:
         answer = mask(label.answer)
     return answer, cast(Decision | None, label.label) if label else decision
