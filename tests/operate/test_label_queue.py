@@ -245,6 +245,18 @@ def test_a_decision_that_all_experts_reject_isnt_learnt_even_if_they_find_the_an
     assert [row["decision"] for row in rows(folder, excluded_raters=["two"]).rows] == ["no"]
 
 
+def test_rows_without_ids_of_two_files_of_the_same_name_have_different_ids(tmp_path):
+    found = []
+    for month, word in (("january", "aspirin"), ("february", "zinc")):
+        (tmp_path / month).mkdir()
+        path = jsonl(
+            tmp_path / month / "asked.jsonl", [{"question": f"Does {word} help?"}, {"id": 7, "question": "A?"}]
+        )
+        found.append([each.id for each in read(path)[0]])
+    assert found[0][0] != found[1][0]
+    assert found[0][1] == found[1][1] == "own:7"
+
+
 def test_the_annotation_commands_take_a_queue(tmp_path):
     folder = made(tmp_path)
     judge(folder, "one", {"answers:fine": ("yes", "correct", ""), "answers:unsure": ("no", "wrong", "")})

@@ -475,6 +475,27 @@ def test_nobody_without_a_key_is_trusted_by_an_empty_name(tmp_path: Path) -> Non
     assert stat.S_IMODE(found.files["feedback"].stat().st_mode) == 0o600
 
 
+def test_files_of_the_same_name_in_two_folders_are_different_rows_unless_their_own_ids_are_the_same(
+    tmp_path: Path,
+) -> None:
+    def labels(month: str, word: str, **columns: str) -> Path:
+        (tmp_path / month).mkdir(exist_ok=True)
+        asked = [{"question": f"Does {word} help with {illness}?", "answer": "It helps."} for illness in WORDS]
+        return jsonl(tmp_path / month / "labels.jsonl", [row | columns for row in (*asked, asked[0])])
+
+    def ids(*files: Path) -> list[str]:
+        found = gather(TrainingDataSources(labels=files), tmp_path / "rows")
+        return [row["id"] for row in read_jsonl(found.files["labels"])]
+
+    january, february = labels("january", "aspirin"), labels("february", "zinc")
+    both = ids(january, february)
+    assert len(set(both)) == len(both) == 2 * (len(WORDS) + 1)
+    assert both[: len(WORDS) + 1] == ids(january)
+    corrected = labels("february", "zinc", answer="It fails.")
+    assert ids(january, corrected) == both
+    assert ids(labels("march", "gold", id="a")) == ids(labels("april", "iron", id="a")) == ["labels-labels-a"]
+
+
 WORDS = ("asthma", "angina", "gout", "measles", "scurvy", "rickets", "mumps", "tetanus", "anthrax", "cholera")
 
 

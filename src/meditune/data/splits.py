@@ -5,6 +5,7 @@ Only official test sets, and splits that the recipe fixes, can separate related 
 
 from __future__ import annotations
 
+import hashlib
 import random
 import re
 from collections import Counter, defaultdict
@@ -249,6 +250,11 @@ def question_key(question: str) -> str:
 def context_key(example: Example) -> str:
     """Return an example's context as lowercase words with single spaces between them."""
     return question_key(example.context_text)
+
+
+def short_digest(example: Example) -> str:
+    """Return 12 hexadecimal digits of a hash of the question and the context, for the ids of rows without their own."""
+    return hashlib.sha256(f"{question_key(example.user_text)}\n{context_key(example)}".encode()).hexdigest()[:12]
 
 
 def instructions(examples: Iterable[Example]) -> set[str]:

@@ -25,7 +25,7 @@ from meditune.data.readers.tables import LAYOUTS, Rejects
 from meditune.data.readers.user_files import NO_CONTEXT, cell, group_of, passages, records
 from meditune.data.reviewer_decisions import KEPT_VERDICTS, fingerprint
 from meditune.data.sources import SOURCES
-from meditune.data.splits import context_key, question_key
+from meditune.data.splits import context_key, question_key, short_digest
 from meditune.errors import DataError
 from meditune.files import write_jsonl
 from meditune.phi.detector import mask
@@ -160,11 +160,11 @@ def _example(values: Mapping[str, Any], others: Mapping[str, Any], fallback: str
         return NO_CONTEXT
     # Prepared rows contain the name of their source, with which their ids begin.
     source = cell(others.get("source")) or "own"
-    id = cell(values.get("id")) or fallback
+    id = cell(values.get("id"))
     meta = {column: value for column, value in others.items() if column != "source"}
     nested = meta.pop("meta") if isinstance(meta.get("meta"), Mapping) else {}
-    return Example(
-        id=id if id.startswith(f"{source}:") else f"{source}:{id}",
+    example = Example(
+        id=id if id.startswith(f"{source}:") else f"{source}:{id or fallback}",
         source=source,
         question=question,
         context=context,
@@ -173,6 +173,8 @@ def _example(values: Mapping[str, Any], others: Mapping[str, Any], fallback: str
         group=group_of(cell(values.get("group")), question),
         meta=plain_text(meta | dict(nested)),
     )
+    # The digest distinguishes the rows of files with the same name.
+    return example if id else example.model_copy(update={"id": f"{example.id}-{short_digest(example)}"})
 
 
 def candidate_pool(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import random
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -20,7 +21,7 @@ from meditune.data.prepare import stored_data
 from meditune.data.readers.tables import Rejects
 from meditune.data.readers.user_files import read
 from meditune.data.reviewer_decisions import apply, fingerprint
-from meditune.data.splits import Splits
+from meditune.data.splits import Splits, short_digest
 from meditune.errors import DataError
 from meditune.files import read_jsonl, sha256, write_jsonl
 from meditune.model_registry import Registry
@@ -135,7 +136,12 @@ def passages_of(index: Index | None, ids: Sequence[str]) -> list[dict[str, str]]
 
 
 def _labelled(paths: Sequence[Path], answers: Answers | None, left_out: Counter[str]) -> Iterator[dict[str, Any]]:
-    """Yield the rows of experts' files, with ids that are unique across files."""
+    """Yield the rows of experts' files.
+
+    The id of a row that has none in its file comes from the row's question and context, because files of different
+    months can have the same name.
+    """
+    repeated: Counter[str] = Counter()
     for path in paths:
         rejects = Rejects()
         for example in read(path, rejects):
@@ -146,6 +152,10 @@ def _labelled(paths: Sequence[Path], answers: Answers | None, left_out: Counter[
                 continue
             row = example.model_dump(mode="json", include=_COLUMNS)
             id = f"labels-{path.stem}-{example.id.partition(':')[2]}"
+            if re.fullmatch(rf"{re.escape(path.stem)}-\d+", example.id.partition(":")[2]):
+                id = f"labels-{path.stem}-{short_digest(example)}"
+                repeated[id] += 1
+                id += f"-{repeated[id]}" if repeated[id] > 1 else ""
             yield row | {"id": id, "meta": row["meta"] | {"kind": "labels"}}
         for reason, count in rejects.counts().get("own", {}).items():
             left_out[f"rows of {path.name}: {reason}"] += count
