@@ -465,6 +465,28 @@ def test_an_expert_overrides_what_others_say_later(tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.parametrize(
+    ("question", "correction", "decision"),
+    [
+        ("Does the herb help?", "No, it fails.", "no"),
+        ("Does the herb help?", "no", "no"),
+        ("Does the herb help?", "No\nIt fails.", "no"),
+        ("Does the herb help?", "Yes it helps.", "yes"),
+        ("Is treatment needed?", "No treatment is needed.", None),
+        ("How much paracetamol may I take?", "No more than 4 g a day.", None),
+        ("How much paracetamol may I take?", "Maybe: ask a pharmacist.", None),
+    ],
+)
+def test_only_the_answer_to_a_yes_or_no_question_opens_with_a_decision(
+    tmp_path: Path, question: str, correction: str, decision: str | None
+) -> None:
+    answers = Answers(SQLiteDatabase(tmp_path / "store"))
+    answers.keep(Answer("a", "k", "ask", "tiny", question=question, answer="It helps."))
+    answers.add_feedback(Feedback("a", "k", "down", correction=correction))
+    found = gather(TrainingDataSources(str(tmp_path / "store"), ("k",)), tmp_path / "rows")
+    assert [row["decision"] for row in read_jsonl(found.files["feedback"])] == [decision]
+
+
 def test_nobody_without_a_key_is_trusted_by_an_empty_name(tmp_path: Path) -> None:
     answers = Answers(SQLiteDatabase(tmp_path / "store"))
     for id, who in (("a", ""), ("b", "nurse")):

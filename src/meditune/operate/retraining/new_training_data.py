@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from meditune.assistant.assistant import asks_yes_or_no
 from meditune.data import leakage
 from meditune.data.example import Example
 from meditune.data.prepare import stored_data
@@ -117,7 +118,7 @@ def _corrections(
                 "question": row["question"],
                 "context": passages_of(index, row["facts"].get("passages") or []),
                 "answer": correction,
-                "decision": last["decision"] or opening_decision(correction),
+                "decision": last["decision"] or _decision_of(row["question"], correction),
                 "meta": {
                     "kind": "feedback",
                     "expert": last["expert"],
@@ -125,6 +126,16 @@ def _corrections(
                     "index": row["index_content"],
                 },
             }
+
+
+_NO = re.compile(r"\W*no[^\S\n]*(?:[^\w\s]|$)", re.IGNORECASE | re.MULTILINE)
+"""The whole answer "no", or a "no" that a punctuation mark follows, unlike "no more than 4 g"."""
+
+
+def _decision_of(question: str, correction: str) -> str | None:
+    """Return the decision with which the correction of an answer to a yes/no question begins; otherwise None."""
+    found = opening_decision(correction) if asks_yes_or_no(question) else None
+    return None if found == "no" and not _NO.match(correction) else found
 
 
 def passages_of(index: Index | None, ids: Sequence[str]) -> list[dict[str, str]]:
