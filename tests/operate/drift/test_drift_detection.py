@@ -253,6 +253,25 @@ def test_a_file_that_was_cut_is_refused(good, tmp_path):
         drift_detection.check(RequestSource(path), made, tmp_path / "state", Policy())
 
 
+def test_another_file_is_refused_with_the_state_of_the_first_one_and_a_moved_store_isnt(good, tmp_path):
+    made, state = reference.load(good), tmp_path / "state"
+    first = write_facts(tmp_path / "week1.jsonl", requests(50, 11))
+    second = write_facts(tmp_path / "week2.jsonl", requests(50, 12))
+    drift_detection.check(RequestSource(first), made, state, Policy())
+    with pytest.raises(DataError, match=r"belongs to .*week1\.jsonl, but .* come from .*week2\.jsonl.*--state"):
+        drift_detection.check(RequestSource(second), made, state, Policy())
+    assert drift_detection.check(RequestSource(second), made, tmp_path / "other", Policy()).new == 50
+    assert drift_detection.check(RequestSource(first), made, state, Policy()).new == 0
+    fill_store(tmp_path / "store", requests(20, 13))
+    drift_detection.check(RequestSource(tmp_path / "store"), made, tmp_path / "of-store", Policy())
+    moved = (tmp_path / "store").rename(tmp_path / "moved")
+    fill_store(moved, requests(5, 14, first=21))
+    assert drift_detection.check(RequestSource(moved), made, tmp_path / "of-store", Policy()).new == 5
+    fill_store(tmp_path / "unknown", requests(20, 15, first=500))
+    with pytest.raises(DataError, match="The state file belongs to"):
+        drift_detection.check(RequestSource(tmp_path / "unknown"), made, tmp_path / "of-store", Policy())
+
+
 @pytest.mark.model
 def test_vectors_of_another_model_are_refused():
     identity = {"name": "all-minilm-l6-v2", "dimension": 384, "space": "of another version"}

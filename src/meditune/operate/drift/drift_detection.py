@@ -157,6 +157,8 @@ def advance(
     After each batch of new requests, `rest` is called with the number of seconds that the batch took.
     """
     reference, began = monitor.reference, monitor.count
+    _refuse_other_source(source, monitor)
+    monitor.source = source.named
     same = reference.about["of"] == source.named
     start = monitor.last if began or same else 0
     last = source.last()
@@ -182,6 +184,18 @@ def advance(
     gather_evidence(monitor, requests)
     new = monitor.count - began
     return CheckResult(monitor, requests, new, _remarks(monitor, new))
+
+
+def _refuse_other_source(source: RequestSource, monitor: Monitor) -> None:
+    """Raise DataError if the monitor's requests come from another source; a store that was moved is the same source."""
+    if not monitor.count or monitor.source in ("", source.named):
+        return
+    if not (source.is_store and any(map(source.has, monitor.recent_ids()))):
+        raise DataError(
+            f"The state file belongs to {monitor.source}, but the requests come from {source.named}. Use another state "
+            "file for them (--state), or append them to the earlier source. To start again from the reference, delete "
+            "the state file."
+        )
 
 
 def _encoded(

@@ -184,6 +184,8 @@ class Monitor:
     def __init__(self, reference: Reference, policy: Policy | None = None) -> None:
         self.reference, self.policy = reference, policy or Policy()
         self.count, self.last, self.last_id = 0, int(reference.about.get("last", 0)), ""
+        self.source = ""
+        """The store or file that the requests come from, as RequestSource names it; empty if it isn't known"""
         self.all_alerts: list[Alert] = []
         self.missing: dict[str, int] = dict.fromkeys(reference.signals, 0)
         self.history: deque[NDArray[np.float32]] = deque(maxlen=HISTORY)
@@ -238,6 +240,10 @@ class Monitor:
     def number_of(self, id: str) -> int | None:
         """Return a request's number, or None if it wasn't added or is too old."""
         return self._numbers.get(id)
+
+    def recent_ids(self) -> list[str]:
+        """Return the ids of the last RECENT requests, newest first."""
+        return list(reversed(self._ids))
 
     def _id_of(self, number: int) -> str:
         place = number - (self.count - len(self._ids)) - 1
@@ -300,6 +306,7 @@ class Monitor:
             "count": self.count,
             "last": self.last,
             "last_id": self.last_id,
+            "source": self.source,
             "outcomes": self.outcomes,
             "ids": list(self._ids),
             "missing": self.missing,
@@ -326,6 +333,7 @@ class Monitor:
         monitor = cls(reference, Policy(**about["policy"]))
         for name in ("count", "last", "last_id", "missing", "outcomes"):
             setattr(monitor, name, about[name])
+        monitor.source = about.get("source", "")  # Missing in states of earlier versions
         monitor._ids.extend(about["ids"])
         first = monitor.count - len(monitor._ids) + 1
         monitor._numbers = {id: first + place for place, id in enumerate(monitor._ids)}
