@@ -53,7 +53,10 @@ def test_more_than_half_decide_and_a_tie_stays_open_until_it_is_settled(tmp_path
     assert resolved(folder)[0]["own:1"].raters == ("R1", "R3")
     store = Store(folder)
     chief = store.rater("rater-4", takes_share=False).id
+    store.save([Rating(chief, annotated_item(folder, 1), "verdict", None, 1.0, round=ADJUDICATION)])
+    assert not any(row["settled"] for row in results(read_checked(folder))["disputed"])
     store.save([Rating(chief, annotated_item(folder, 1), "verdict", 5, 1.0, round=ADJUDICATION)])
+    assert [row["example"] for row in results(read_checked(folder))["disputed"] if row["settled"]] == ["own:1"]
     settled = resolved(folder)[0]["own:1"]
     assert (settled.label, settled.settled, settled.raters) == ("off-topic", True, ("R4",))
 

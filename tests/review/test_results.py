@@ -112,6 +112,8 @@ def test_raters_are_averaged_and_an_adjudicator_overrules_them(tmp_path):
     assert after["axes"]["helpfulness"]["origins"]["base"]["score"] == 100
     assert after["axes"]["helpfulness"]["origins"]["tuned"]["score"] == 50
     assert after["adjudicated"] == 2
+    store.save([Rating(chief, rated_item(folder, 0, "tuned"), "helpfulness", None, 1.0, round=ADJUDICATION)])
+    assert results(folder)["adjudicated"] == 2
     assert after["raters"] == 2
     assert after["axes"]["helpfulness"]["agreement"] == before["axes"]["helpfulness"]["agreement"]
 

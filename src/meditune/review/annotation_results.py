@@ -168,7 +168,8 @@ def results(checked: CheckedRatings) -> dict[str, Any]:
     rows = {id: row for id, row in rated.key.items() if not row.known}
     of_rows = {id: each for id, each in decided.items() if id in rows}
     ratings = [rating for rating in rated.first if rating.item in rows and rating.axis == VERDICT.name]
-    settled = {rating.item for rating in rated.settled}
+    open_items = undecided.keys() | resolve(rated, DECISION)[1].keys()
+    settled = {rating.item for rating in rated.settled if rating.option} - open_items
     kinds = sorted({row.stratum for row in rows.values()} - {""})
     sources = sorted({row.source for row in rows.values()})
     return {

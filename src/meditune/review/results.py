@@ -169,7 +169,7 @@ def results(folder: Path) -> dict[str, Any]:
         "raters": len({rating.rater for rating in rated.first}),
         "ratings": len(rated.first),
         "cannot": sum(rating.option is None for rating in rated.first),
-        "adjudicated": len({(rating.item, rating.axis) for rating in rated.settled}),
+        "adjudicated": len({(rating.item, rating.axis) for rating in rated.settled if rating.option is not None}),
         "seconds_per_answer": seconds(rated.first),
         "overall": {"origins": _origins(rated.key, everything), "difference": _difference(rated.key, everything)},
         "axes": axes,
