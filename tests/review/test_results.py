@@ -160,6 +160,8 @@ def test_what_is_unfinished_or_outdated_is_said(tmp_path):
     path = folder.parent / "predictions" / "tuned-answer.jsonl"
     write_jsonl(path, [{"id": "pubmedqa:0", "reference": "x", "prediction": "Another."}])
     assert any("generated again later" in remark for remark in results(folder)["remarks"])
+    path.unlink()
+    assert any("removed later" in remark for remark in results(folder)["remarks"])
 
 
 def test_the_command_leaves_json_and_a_page_that_loads_nothing(tmp_path):

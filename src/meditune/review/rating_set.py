@@ -522,8 +522,9 @@ def create(
 
 
 def digests(run: Path) -> dict[str, str]:
-    """Return the SHA-256 of each model's written answers."""
-    return {model: files.sha256(path_of(run / "predictions", model, "answer")) for model in MODELS}
+    """Return the SHA-256 of each model's written answers, leaving out models whose answers don't exist."""
+    paths = {model: path_of(run / "predictions", model, "answer") for model in MODELS}
+    return {model: files.sha256(path) for model, path in paths.items() if path.is_file()}
 
 
 def _blinded(chosen: Iterable[tuple[Example, dict[str, str]]]) -> tuple[list[dict[str, Any]], dict[str, Any]]:

@@ -309,8 +309,9 @@ def _means(sums: AnyArray) -> AnyArray:
 def _remarks(rated: RatedSet) -> list[str]:
     remarks = unfinished(rated)
     run = Path(rated.made_from["run"])
-    if (run / "predictions").is_dir() and digests(run) != rated.made_from["answers"]:
-        remarks.append(f"The answers in {run} were generated again later; these ratings are for the earlier answers.")
+    if (run / "predictions").is_dir() and (now := digests(run)) != (earlier := rated.made_from["answers"]):
+        what = "generated again" if now.keys() == earlier.keys() else "removed"
+        remarks.append(f"The answers in {run} were {what} later; these ratings are for the earlier answers.")
     return sorted(remarks)
 
 
