@@ -35,7 +35,7 @@ def crossval(
 ) -> dict[str, Any]:
     """Run or resume each fold in `folder/fold-N`, and return the content of crossval.json.
 
-    Raises MedituneError if the folder contains anything else.
+    Raises MedituneError if the folder contains anything else, except for hidden files.
     """
     _refuse_foreign(folder)
     for fold, recipe in recipes.items():
@@ -120,7 +120,8 @@ def _finished(place: Path, recipe: Recipe) -> bool:
 def _refuse_foreign(folder: Path) -> None:
     if not folder.exists():
         return
+    # Hidden files are leftovers of an interrupted write, or come from a file manager.
     if not folder.is_dir() or any(
-        item.name != RESULT and not re.fullmatch(r"fold-\d", item.name) for item in folder.iterdir()
+        item.name != RESULT and not re.fullmatch(r"fold-\d|\..*", item.name) for item in folder.iterdir()
     ):
         raise MedituneError(f"{folder} already exists, but isn't a cross-validation's folder. Choose another --output.")
