@@ -266,8 +266,9 @@ def evaluate(
             "folder of the model that the server serves."
         )
     with lock_run(recipe, folder, model):
-        weights = weights_state(model)
-        state = {"model": model} | ({"weights": weights} if weights else {}) | ({"url": url} if url else {})
+        weights, place = weights_state(model), Path(model).expanduser()
+        named = str(place.resolve()) if place.is_dir() else model
+        state = {"model": named} | ({"weights": weights} if weights else {}) | ({"url": url} if url else {})
         if (folder / "predictions").exists() and (folder / EVALUATION).is_file():
             _refuse_other_model(read_json(folder / EVALUATION), state, folder)
         write_json(folder / EVALUATION, state)
@@ -484,10 +485,11 @@ def _load(recipe: Recipe, name: str, on: str | None = None) -> Any:
 
 def _refuse_other_model(stored: dict[str, Any], state: dict[str, Any], folder: Path) -> None:
     """Raise MedituneError if `folder` contains predictions of another model, or of other weights or another server."""
-    earlier, model = stored["model"], state["model"]
-    if earlier != model and not (Path(earlier).is_dir() and Path(earlier).resolve() == Path(model).resolve()):
+    earlier, model, weights = stored["model"], state["model"], state.get("weights", {})
+    # The earlier path can have been relative to another working directory, so the same weights are the same model.
+    if model not in (earlier, str(Path(earlier).resolve())) and not (weights and stored.get("weights") == weights):
         raise MedituneError(f"{folder} contains the evaluation of another model. Choose another --output.")
-    if "weights" in stored and stored["weights"] != state.get("weights", {}):
+    if "weights" in stored and stored["weights"] != weights:
         raise MedituneError(
             f"{folder} contains predictions from earlier weights of {model}. Choose another --output, or delete "
             f"{folder / 'predictions'} to evaluate the model again."

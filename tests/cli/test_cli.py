@@ -220,6 +220,20 @@ def test_evaluate_refuses_another_model_in_the_same_folder(evaluated, finished, 
     result.refused(1, "another model")
 
 
+def test_evaluate_resumes_from_another_working_directory(evaluated, place, tmp_path, monkeypatch):
+    folder = shutil.copytree(evaluated, tmp_path / "evaluated")
+    stored = json.loads((folder / "evaluation.json").read_text())
+    relative = place.base.name
+    (folder / "evaluation.json").write_text(json.dumps(stored | {"model": relative}))
+    monkeypatch.chdir(tmp_path)
+    again = meditune("evaluate", place.base, "-o", folder, *place.settings())
+    assert again.code == 0, again.err
+    monkeypatch.chdir(place.base.parent)
+    again = meditune("evaluate", relative, "-o", folder, *place.settings())
+    assert again.code == 0, again.err
+    assert json.loads((folder / "evaluation.json").read_text())["model"] == stored["model"] == str(place.base)
+
+
 def test_evaluate_refuses_the_predictions_of_earlier_weights(place, tmp_path):
     model = shutil.copytree(place.base, tmp_path / "model")
     words = ("evaluate", model, "-o", tmp_path / "evaluated", *place.settings())

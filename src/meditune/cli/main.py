@@ -173,7 +173,7 @@ def evaluate(
     chosen = [f"evaluate.protocol={protocol}"] if protocol else []
     resolved = resolve(recipe, [*(overrides or []), *chosen])
     result = pipeline.evaluate(model, resolved.recipe, output, approval(yes), url)
-    print_figures(result)
+    print_figures(result | {"model": model})
     print_conditions(result)
     print_remarks(result["remarks"])
     print_leakage(result["leakage"])

@@ -90,7 +90,7 @@ class Evaluation:
             _, _, reason = stderr.decode(errors="replace").rpartition("Error: ")
             raise ApiError(500, f"The evaluation failed. {reason.strip()[-2000:]}", "evaluation_failed")
         result = read_json(self.folder / EVALUATION)
-        return {name: result[name] for name in ("model", "data", "figures", "remarks")}
+        return {"model": self.model} | {name: result[name] for name in ("data", "figures", "remarks")}
 
 
 def evaluation_of(model: str, recipe: str | None, folder: Path, url: str | None) -> Evaluation:
