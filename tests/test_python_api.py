@@ -111,6 +111,19 @@ def test_nothing_is_printed_unless_asked_and_a_callback_gets_each_stage(notebook
     assert "── compare and report" in capfd.readouterr().err
 
 
+def test_a_tilde_is_the_home_folder(notebook, tmp_path, monkeypatch):
+    run = notebook.names["run"]
+    monkeypatch.setenv("HOME", str(notebook.names["folder"]))
+    monkeypatch.chdir(tmp_path)
+    place = f"~/{run.folder.relative_to(notebook.names['folder'])}"
+    assert meditune.run(notebook.names["recipe"], place).folder == run.folder
+    assert meditune.open_run(place).folder == run.folder
+    assert meditune.open_index("~/library").manifest == notebook.names["index"].manifest
+    assert meditune.export_model(place, "merged", "~/merged") == notebook.names["folder"] / "merged"
+    assert (notebook.names["folder"] / "merged" / "model.safetensors").is_file()
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_an_exception_of_the_callback_stops_a_run(notebook, tmp_path):
     def stop(update):
         raise InterruptedError(str(update))

@@ -75,7 +75,7 @@ def run(recipe: RecipeLike, output: Place, *, progress: Progress = False, approv
     from meditune.run_folder import RECIPE
 
     chosen = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
-    folder = Path(output)
+    folder = Path(output).expanduser()
     command = shlex.join(["meditune", "run", str(folder / RECIPE), "--output", str(folder)])
     with _call(progress):
         pipeline.run(chosen, folder, command, _approval(approve))
@@ -87,10 +87,11 @@ def open_run(folder: Place) -> Run:
     from meditune.evaluate.predictions import seed_of
     from meditune.run_folder import refuse_unfinished
 
+    place = Path(folder).expanduser()
     with _call():
-        refuse_unfinished(Path(folder))
-        seed_of(Path(folder))
-    return Run(Path(folder))
+        refuse_unfinished(place)
+        seed_of(place)
+    return Run(place)
 
 
 @dataclass(frozen=True)
@@ -362,7 +363,7 @@ def export_model(model: Place | Run, to: str, output: Place | None = None, *, pr
     from meditune.engines.exported_model import EXPORTS
     from meditune.export.export import export
 
-    folder = Path(output) if output else None
+    folder = Path(output).expanduser() if output else None
     with _call(progress):
         export(_name(model), to, folder)
     return folder or Path(_name(model)).expanduser() / EXPORTS / to

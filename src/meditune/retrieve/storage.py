@@ -115,7 +115,7 @@ def index_storage(location: str | Path) -> IndexStorage:
     """Return the storage for a folder or an s3:// location. Raises DataError for any other URI."""
     if "://" in str(location):
         return _ObjectStore(str(location).rstrip("/"))
-    return _Folder(Path(location))
+    return _Folder(Path(location).expanduser())
 
 
 class _Folder(IndexStorage):
