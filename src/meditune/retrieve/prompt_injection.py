@@ -230,34 +230,44 @@ _ROLES = (
 _ROLE_CUE = re.compile(rf"(?:^|(?<=[\s.!?;,>*#\"'(\[]))(?:{_ROLES.replace(' ', '|')})\s*[:：﹕]", re.IGNORECASE)
 _TEMPLATE = re.compile(
     r"<\s*\|[^<>\n]{0,40}\|\s*>|<\s*/?\s*(?:s|bos|eos|pad|unk|system|user|assistant|human|inst|instructions?|"
+    r"answer|context|documents?|passage|question|"
     r"start_of_turn|end_of_turn|start_header_id|end_header_id|begin_of_text|end_of_text)\s*>|"
     r"\[\s*/?\s*(?:INST|SYSTEM|SYS)\s*\]|<<\s*/?\s*SYS\s*>>",
     re.IGNORECASE,
 )
 _HEADING = re.compile(r"(?m)^\s*(?:#{2,}|-{3,}|={3,}|`{3,}|>{2,})\s*")
-_ELEMENTS = (
-    "a abbr acronym address applet area article aside audio b base bdi bdo big blink blockquote body br button canvas "
-    "caption center cite code col colgroup data datalist dd del details dfn dialog dir div dl dt em embed fieldset "
-    "figcaption figure font footer form frame frameset h1 h2 h3 h4 h5 h6 head header hgroup hr html i iframe img input "
-    "ins kbd label legend li link main map mark marquee menu meta meter nav nobr noframes noscript object ol optgroup "
-    "option output p param path picture pre progress q rp rt ruby s samp script search section select slot small "
-    "source span strike strong style sub summary sup svg table tbody td template textarea tfoot th thead time title tr "
-    "track tt u ul var video wbr"
-).replace(" ", "|")
-_ATTRIBUTES = (
-    r"(?:\s+(?:[^\s<>\"'=/]+\s*=\s*(?:\"[^\"<>]*\"|'[^'<>]*'|[^\s\"'<>=]+)"
-    r"|(?:checked|controls|defer|disabled|hidden|nowrap|open|readonly|required|reversed|selected)\b))*\s*/?"
+_ELEMENTS = re.compile(
+    (
+        "a abbr abstracttext acronym address applet area article aside audio b base bdi bdo big blink blockquote body "
+        "bold br button canvas caption center cite code col colgroup data datalist dd del details dfn dialog dir div "
+        "dl dt em embed fieldset figcaption figure font footer form frame frameset h1 h2 h3 h4 h5 h6 head header "
+        "hgroup hr html i iframe img input ins italic kbd label legend li link main map mark marquee menu meta meter "
+        "monospace nav nobr noframes noscript object ol optgroup option output p param path picture pre progress q rp "
+        "rt ruby s samp script search section select slot small source span strike strong style sub summary sup svg "
+        "table tbody td template textarea tfoot th thead time title tr track tt u ul underline var video wbr xref"
+    ).replace(" ", "|")
+)  # Of HTML, and of articles in the JATS format
+_NEVER_CLOSED = ("area", "br", "col", "embed", "hr", "img", "input", "link", "meta", "source", "track", "wbr")
+_ATTRIBUTES = re.compile(
+    r"(?:(?:\s+|(?<=[\"']))(?:[^\s<>\"'=/]+\s*=\s*(?:\"[^\"<>]*\"|'[^'<>]*'|[^\s\"'<>=]+)"
+    r"|(?:allowfullscreen|alt|async|auto(?:focus|play)|checked|controls|default|defer|disabled|download|hidden|inert"
+    r"|ismap|itemscope|loop|multiple|muted|nomodule|no(?:shade|validate|wrap)|open|playsinline|readonly|required"
+    r"|reversed|selected|value|(?:aria|data)-[\w-]+)(?![\w-])))*\s*/?",
+    re.IGNORECASE,
 )  # Of a tag, unlike the text between two comparisons: "ALT <b or AST is normal, and bilirubin >2"
-_TAG = re.compile(rf"<(?:/(?:{_ELEMENTS})\s*|(?:{_ELEMENTS}){_ATTRIBUTES})>", re.IGNORECASE)
+_QUOTED_VALUE = re.compile(r"[\w-]\s*=\s*[\"']")
+_PROSE = re.compile(r",|\b(?:and|but|if|is|or|with)\b", re.IGNORECASE)
+_TAG = re.compile(r"<(?P<slash>/?)(?P<name>[a-z][\w:.-]*)(?=[\s/>])(?P<attributes>[^<>]*)>", re.IGNORECASE)
 _UNSEEN = re.compile(
-    r"<!--.*?(?:-->|\Z)"
-    r"|<(?!(?:area|br|col|embed|hr|img|input|link|meta|source|track|wbr)\b)"
-    rf"(?=(?:{_ELEMENTS})\b|\w+{_ATTRIBUTES}>)(\w+)\b[^<>]*"
-    r"(?:\bhidden\b|display\s*:\s*none|visibility\s*:\s*hidden|(?:font-size|opacity)\s*:\s*(?:0+(?:\.0*)?|\.0+)(?![.\d])"
-    r"|color\s*:\s*(?:white|transparent|#fff))[^<>]*>.*?(?:</\1\s*>|\Z)"
+    rf"<!--.*?(?:-->|\Z)|{_TAG.pattern}"
     r"|\[//\]:\s*#\s*\([^)\n]*\)|!\[[^\]\n]*\]\([^)\n]*\)|\{\s*\"(?:role|instruction|system)\"\s*:[^{}]*\}",
     re.IGNORECASE | re.DOTALL,
 )  # Content that a reader of the page doesn't see: HTML comments, hidden elements, image links, chat messages in JSON
+_HIDES = re.compile(
+    r"\bhidden\b|display\s*:\s*none|visibility\s*:\s*hidden|(?:font-size|opacity)\s*:\s*(?:0+(?:\.0*)?|\.0+)(?![.\d])"
+    r"|color\s*:\s*(?:white|transparent|#fff)",
+    re.IGNORECASE,
+)  # Attributes of a hidden element
 _ELEMENT = re.compile(
     r"<\s*(system|instructions?|important|prompt|admin|developer|assistant|user|order|command|note|secret|override)\b"
     r"[^<>]*>.*?(?:<\s*/\s*\1\s*>|$)",
@@ -282,8 +292,8 @@ def clean_passage(text: str, form: PromptFormat, special_tokens: Sequence[str] =
     orders: list[str] = []
     text = text.replace("\r", "\n")
     visible = without_invisible(text, lambda char: char not in "\n\t" and unicodedata.category(char) in _HIDDEN)
-    seen = _taken_out(_UNSEEN, _taken_out(_ELEMENT, visible, orders), orders)
-    plain = _without_markup(_TAG.sub(" ", seen), special_tokens)
+    seen = _without_unseen(_taken_out(_ELEMENT, visible, orders), orders)
+    plain = _without_markup(_without_tags(seen), special_tokens)
     remaining: list[str] = []
     found = [part for line in plain.splitlines() for sentence in sentences(line) for part in _PART.split(sentence)]
     is_one = [is_instruction(sentence) for sentence in found]
@@ -306,6 +316,52 @@ def _taken_out(pattern: re.Pattern[str], text: str, orders: list[str]) -> str:
         return " "
 
     return pattern.sub(noted, text)
+
+
+def _without_unseen(text: str, orders: list[str]) -> str:
+    """Return the text without what a reader of the page doesn't see, which is added to `orders`."""
+    parts: list[str] = []
+    kept_until = at = 0
+    ended = _ended(text)
+    while match := _UNSEEN.search(text, at):
+        at = match.end()
+        if name := match["name"]:
+            if not _is_hidden(match, ended):
+                continue
+            end = re.compile(rf"</{re.escape(name)}(?=[\s/>])[^<>]*>", re.IGNORECASE).search(text, at)
+            at = end.end() if end else len(text)
+        parts.append(text[kept_until : match.start()])
+        orders.append(" ".join(text[match.start() : at].split()))
+        kept_until = at
+    return " ".join([*parts, text[kept_until:]])
+
+
+def _without_tags(text: str) -> str:
+    ended = _ended(text)
+    return _TAG.sub(lambda match: " " if match["slash"] or _is_tag(match, ended) else match[0], text)
+
+
+def _ended(text: str) -> set[str]:
+    """Return the lowercase names of all end tags."""
+    return {match["name"].lower() for match in _TAG.finditer(text) if match["slash"]}
+
+
+def _is_hidden(tag: re.Match[str], ended: set[str]) -> bool:
+    """Return whether a match of _TAG starts a hidden element, instead of lying between two comparisons."""
+    name, attributes = tag["name"].lower(), tag["attributes"]
+    if tag["slash"] or name in _NEVER_CLOSED or not _HIDES.search(attributes):
+        return False
+    is_name = _ELEMENTS.fullmatch(name) or name in ended
+    return bool(is_name or _ATTRIBUTES.fullmatch(attributes) or _QUOTED_VALUE.search(attributes))
+
+
+def _is_tag(tag: re.Match[str], ended: set[str]) -> bool:
+    """Return whether a match of _TAG is a start tag, instead of text between two comparisons."""
+    name, attributes = tag["name"].lower(), tag["attributes"]
+    if _QUOTED_VALUE.search(attributes) or (name in ended and not _PROSE.search(attributes)):
+        return True
+    is_name = _ELEMENTS.fullmatch(name) or re.search(r":[a-z]", name)
+    return bool(is_name and _ATTRIBUTES.fullmatch(attributes))
 
 
 def _without_markup(text: str, special_tokens: Sequence[str]) -> str:
