@@ -147,6 +147,7 @@ def test_comments_in_markdown_are_no_text(tmp_path: Path) -> None:
         ("```metformin 500 mg```\n**Rest.**", "metformin 500 mg\nRest."),
         ("````text\n```\n**a**\n```\n````\n**Rest.**", "```\n**a**\n```\nRest."),
         ("~~~\n```\n**a**\n~~~\n**Rest.**", "```\n**a**\nRest."),
+        ("~~~ a~b\n**a**\n~~~\n**Rest.**", "**a**\nRest."),
     ],
 )
 def test_markdown_loses_its_marks_but_no_powers_or_code(tmp_path: Path, markup: str, text: str) -> None:

@@ -26,7 +26,7 @@ from meditune.retrieve.documents.document import Document, Section, UnreadableEr
 
 _HEADING = re.compile(r"(#{1,6})[ \t]+(.+?)[ \t#]*$")
 _UNDERLINE = re.compile(r"(=+|-{3,})\s*$")
-_FENCE = re.compile(r"\s*(`{3,}(?=[^`]*$)|~{3,}(?=[^~]*$))")
+_FENCE = re.compile(r"\s*(`{3,}(?=[^`]*$)|~{3,})")
 _LINK = re.compile(r"!?\[([^\[\]]{0,1000})\]\([^()]{0,2000}\)")
 _STRUCK = re.compile(
     r"(?<!~)~~(?=\S)[^~]{1,1000}(?<=\S)~~(?!~)|<(del|s|strike)\b[^<>]*>(?:(?!<\1\b).){0,1000}?</\1\s*>", re.IGNORECASE
