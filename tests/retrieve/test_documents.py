@@ -143,6 +143,7 @@ def test_comments_in_markdown_are_no_text(tmp_path: Path) -> None:
     ("markup", "text"),
     [
         ("WBC **10**9/L** and 2**3, kg/m**2, 10**-3", "WBC 10**9/L and 2**3, kg/m**2, 10**-3"),
+        ("dose**5 mg**, H**2**O, kg/m**2 or **10 mg**", "dose5 mg, H2O, kg/m**2 or 10 mg"),
         ("**Dose:** __5__ `mg`", "Dose: 5 mg"),
         ("```metformin 500 mg```\n**Rest.**", "metformin 500 mg\nRest."),
         ("````text\n```\n**a**\n```\n````\n**Rest.**", "```\n**a**\n```\nRest."),
