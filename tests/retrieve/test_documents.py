@@ -273,10 +273,11 @@ def test_exponents_in_a_pdf_follow_a_caret(tmp_path: Path) -> None:
 
 def test_hyphens_of_names_stay_at_the_end_of_a_pdfs_line(tmp_path: Path) -> None:
     pytest.importorskip("pypdf")
-    lines = ("Give 5-", "fluorouracil, beta-", "blockers, T-", "cells or non-", "steroidal anti-", "biotics.")
+    lines = ("Give 5-", "fluorouracil, beta-", "blockers, T-", "cells or non-", "steroidal anti-", "biotics. I-")
+    lines += ("buprofen: a-", "bout 400 mg -", "daily.")
     drawn = "0 -14 Td ".join(f"({line}) Tj " for line in lines)
     (tmp_path / "a.pdf").write_bytes(page(f"BT /F1 12 Tf 50 700 Td {drawn} ET".encode(), media=FONT))
-    text = "Give 5-fluorouracil, beta-blockers, T-cells or non-steroidal antibiotics."
+    text = "Give 5-fluorouracil, beta-blockers, T-cells or non-steroidal antibiotics. Ibuprofen: about 400 mg - daily."
     assert sections(tmp_path) == {"documents:a.pdf": [("Page 1", text)]}
 
 

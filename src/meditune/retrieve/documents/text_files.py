@@ -360,13 +360,15 @@ HYPHENATED = {"alpha", "beta", "gamma", "delta", "non"}
 def _flowing(page: str) -> str:
     """Return a page's lines joined into paragraphs. Words that are hyphenated at the end of a line are joined, too.
 
-    The hyphen stays after a digit, a single letter and the words in HYPHENATED, as in 5-fluorouracil and beta-blocker.
+    The hyphen stays after a digit, the words in HYPHENATED and a single letter, as in 5-fluorouracil, beta-blocker and
+    T-cell, but not after "a" and "I", which begin words such as "a-bout". A dash after a space isn't a hyphen.
     """
     text = ""
     for line in (each.strip() for each in page.splitlines()):
-        if text.endswith("-") and line[:1].islower():
-            first = re.split(r"\W+", text[-20:-1])[-1].lower()
-            text = (text if len(first) < 2 or first[-1].isdigit() or first in HYPHENATED else text[:-1]) + line
+        if re.search(r"\S-\Z", text[-2:]) and line[:1].islower():
+            first = re.split(r"\W+", text[-20:-1])[-1]
+            is_name = (len(first) < 2 and first not in ("a", "I")) or first.lower() in HYPHENATED
+            text = (text if is_name or first[-1].isdigit() else text[:-1]) + line
         else:
             text += ("\n\n" if not line else " " if not text.endswith("\n") else "") + line
     return text.strip()
