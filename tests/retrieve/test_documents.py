@@ -419,6 +419,9 @@ def test_symbols_in_word_files_are_text_or_listed(tmp_path: Path) -> None:
     word_file(tmp_path / "a.docx", ("", text("Give \uf0b3 5 ") + sign("F04A", "Wingdings 2")))
     assert sections(tmp_path, rejects) == {"documents:a.docx": [("", "Give \ufffd 5 \ufffd")]}
     assert "with symbols of a font that aren't text (codes F04A, F0B3)" in reasons(rejects)["a.docx"]
+    invalid = ("", "zz", "D800", "0000", "110000")
+    word_file(tmp_path / "a.docx", ("", text("Rest.") + "".join(sign(code) for code in invalid)))
+    assert sections(tmp_path) == {"documents:a.docx": [("", "Rest." + "\ufffd" * len(invalid))]}
 
 
 def test_struck_out_and_hidden_text_in_word_files_is_no_text(tmp_path: Path) -> None:

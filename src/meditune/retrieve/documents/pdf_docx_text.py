@@ -89,6 +89,7 @@ SYMBOLS = {
     "": {0xB7: "•"},  # copied from a list
 }  # Font -> code -> character. Symbol: https://www.unicode.org/Public/MAPPINGS/VENDORS/ADOBE/symbol.txt
 PRIVATE = re.compile("[\ue000-\uf8ff]")  # Characters whose meaning depends on the font
+CODE = re.compile(r"(?!0+\Z|D[89A-F]..)[0-9A-F]{1,4}", re.IGNORECASE)  # Of a character: no zero, no half of a pair
 MOST_CODES = 5  # Number of unknown symbols that the note names
 
 
@@ -187,7 +188,8 @@ def _text(element: Any) -> Iterator[str]:
         yield _characters(element)
     elif kind == "sym":
         values = {_name(key): value for key, value in element.attrib.items()}
-        yield _symbol(int(values.get("char", "FFFD"), 16), values.get("font", ""))
+        code = values.get("char", "")
+        yield _symbol(int(code, 16), values.get("font", "")) if CODE.fullmatch(code) else "\ufffd"
     yield WHITESPACE.get(kind, "")
     raised = ""  # a superscript may consist of several runs
     for child in element:
