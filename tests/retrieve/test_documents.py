@@ -38,7 +38,7 @@ def test_kinds_of_file(tmp_path: Path) -> None:
     )
     (tmp_path / "sub").mkdir()
     (tmp_path / "sub" / "b.html").write_text(HTML)
-    (tmp_path / "c.txt").write_bytes("Müdigkeit".encode("utf-16"))
+    (tmp_path / "c.txt").write_bytes("Müdigkeit".encode("utf-16") + b"!")
     (tmp_path / "d.htm").write_bytes('<meta charset="latin-1"><p>caf\xe9'.encode("latin-1"))
     assert sections(tmp_path) == {
         "documents:a.md": [("", "First."), ("", "See this."), ("Care", "Rest.")],
@@ -117,6 +117,11 @@ def test_what_a_page_does_not_show_is_no_text(tmp_path: Path, hidden: str) -> No
         ("<p>INR ≥ 3".encode(), "INR ≥ 3"),
         (b"<meta charset=iso-8859-1><p>5\x9610 mg", "5–10 mg"),
         (b"<meta charset=us-ascii><p>5\x9610 mg", "5–10 mg"),
+        (b"<meta charset=iso-8859-1><p>5\x9610\x81 mg", "5–10\x81 mg"),
+        ("<p>5–10 mg".encode("utf-16") + b"<", "5–10 mg"),
+        (b"\xef\xbb\xbf<meta charset=x-unknown><p>5 mg", "5 mg"),
+        (b"<meta charset=windows-1253><p>5\xaa", "not windows-1253 text (at byte 31); convert it to UTF-8"),
+        (b"<meta charset=Shift_JIS><p>5\x82", "not Shift_JIS text (at byte 28); convert it to UTF-8"),
         ("<meta charset=utf-16><p>5–10 mg".encode(), "5–10 mg"),
         (b"<meta charset=utf-8><p>5\x9610 mg", "not utf-8 text (at byte 24); convert it to UTF-8"),
         (b"<p>5\x9610\x81 mg", "not utf-8 text (at byte 4); convert it to UTF-8"),

@@ -33,14 +33,14 @@ _STRUCK = re.compile(
 )
 _POWER = r"(?<=\d)\*\*-?\d|(?<=[^\W\d_])\*\*-?\d(?![^*]*(?<=\S)\*\*(?!-?\d))"  # 10**9 and m**2, but not H**2**O
 _EMPHASIS = re.compile(rf"(?!{_POWER})(?:(?:\*\*|__|`)(?=\S)|(?<=\S)(?:\*\*|__|`))")
+UTF_16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
 def decoded(path: Path) -> str:
     """Return the text of a file in UTF-8, or in UTF-16 with a byte order mark. Raises UnreadableError otherwise."""
     data = path.read_bytes()
-    wide = data.startswith((b"\xff\xfe", b"\xfe\xff"))
     try:
-        text = data.decode("utf-16" if wide else "utf-8-sig")
+        text = codecs.utf_16_decode(data)[0] if data.startswith(UTF_16_MARKS) else data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UnreadableError(f"not UTF-8 text (at byte {error.start}); convert it") from error
     if "\0" in text:
@@ -122,6 +122,7 @@ _CHARSET = re.compile(rb"""<meta[^>]{0,200}?charset\s*=\s*["']?([\w-]{1,40})""",
 CHARSETS = {"iso8859-1": "cp1252", "ascii": "cp1252", "iso8859-9": "cp1254", "gb2312": "gb18030", "shift_jis": "cp932"}
 CHARSETS |= {"euc_kr": "cp949"} | dict.fromkeys(("utf-16", "utf-16-le", "utf-16-be"), "utf-8")
 """Python's name of a declared encoding -> the encoding that browsers use instead (https://encoding.spec.whatwg.org)"""
+CONTROLS = {0xDC00 + code: code for code in range(0x80, 0xA0)}  # Surrogate of a byte -> control character
 NO_CHARSETS = {"idna", "punycode", "undefined", "unicode-escape", "raw-unicode-escape"}  # Codecs of Python only
 
 
@@ -138,20 +139,27 @@ def read_html(path: Path) -> tuple[str, list[Section]]:
 def _decoded(data: bytes) -> str:
     """Return the text of a page. Raises UnreadableError if bytes are invalid in the page's encoding, or it is unknown.
 
-    If a page declares no encoding, it is UTF-8 or else Windows-1252, as in browsers.
+    If a page declares no encoding, it is UTF-8 or else Windows-1252, as in browsers. An incomplete character at the end
+    of UTF-16 text is ignored.
     """
     declared = _CHARSET.search(data[:4096])
-    encodings = [_encoding(declared[1].decode("ascii"))] if declared else ["utf-8", "cp1252"]
-    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+    name, encodings = "", ["utf-8", "cp1252"]
+    if data.startswith(UTF_16_MARKS):
         encodings = ["utf-16"]
-    elif data.startswith(b"\xef\xbb\xbf"):
+    elif data.startswith(codecs.BOM_UTF8):
         encodings = ["utf-8-sig"]
+    elif declared:
+        name = declared[1].decode("ascii")
+        encodings = [_encoding(name)]
+        if encodings[0] in ("cp1252", "cp1254"):  # In browsers, undefined bytes are control characters
+            return data.decode(encodings[0], "surrogateescape").translate(CONTROLS)
     problem = ""
     for encoding in encodings:
         try:
-            return data.decode(encoding)
+            return codecs.utf_16_decode(data)[0] if encoding == "utf-16" else data.decode(encoding)
         except UnicodeDecodeError as error:
-            problem = problem or f"not {encoding} text (at byte {error.start}); convert it to UTF-8"
+            said = encoding if encoding.startswith("utf") else name or encoding
+            problem = problem or f"not {said} text (at byte {error.start}); convert it to UTF-8"
     raise UnreadableError(problem)
 
 
