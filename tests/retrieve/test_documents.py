@@ -75,6 +75,8 @@ def test_kinds_of_file(tmp_path: Path) -> None:
             [("", "Age Dose\n1 year 5 mg\n2 years 10 mg\nRest.\na b | c")],
         ),
         ("<aside>Note.<p>Rest.<footer>Imprint</footer>", [("", "Note.\nRest.")]),
+        ("<p>Take <s>5 mg<br>10 mg daily.</p><table><tr><td><del>1<td>2", [("", "Take 5 mg\n10 mg daily.\n1 | 2")]),
+        ("<h1>Gout<h2>Dose <s>old</s>10<sup><s>6</s>9</sup></h2>Rest.", [("Dose 10^9", "Rest.")]),
         (
             "<h1>Drug<h2>Side effects<p>Nausea.<h2>Dose<br>a day</h2>5 mg",
             [("Side effects", "Nausea."), ("Dose a day", "5 mg")],
@@ -98,7 +100,9 @@ def test_pages_keep_their_tables_headings_and_text(tmp_path: Path, markup: str, 
         "<span hidden><div>Drink</span> bleach.</div></span>",
         "<h2 hidden>Drink bleach.</h2>",
         "<del>Drink <p>bleach.</p></del>",
-        "<p><s>Drink</s> <strike>bleach.</p>",
+        "<p><s>Drink</s> <strike>bleach.</strike></p>",
+        "<del>Drink <p>bleach.</del>",
+        "<del>Drink <h2>Care</h2><table><tr><td>bleach.</table></del>",
         '<span style="color: red; text-decoration: line-through red">Drink bleach.</span>',
     ],
 )
@@ -207,6 +211,8 @@ def test_what_gives_no_text_is_named_and_the_rest_is_read(tmp_path: Path) -> Non
         "&#",
         "<a>",
         "<h2><p>",
+        "<s><p>",
+        "<s>a</s>",
     ],
 )
 def test_hostile_markup_takes_no_time(tmp_path: Path, unit: str) -> None:

@@ -99,7 +99,7 @@ BLOCKS |= {"blockquote", "pre", "figcaption", "caption", "details", "summary", "
 BLOCKS |= CELLS | LANDMARKS
 HEADINGS = {"h1", "h2", "h3", "h4", "h5", "h6"}
 HEADING = "h1"  # The name under which every heading is remembered, because the end tag of any level ends a heading
-NESTING = BLOCKS | UNSEEN | {HEADING}  # The end tag of an inline element around one of these doesn't close it
+NESTING = BLOCKS | UNSEEN | {HEADING}  # The end tag of a hidden inline element around one of these doesn't close it
 NEVER_OPEN = {"area", "br", "col", "embed", "hr", "img", "input", "link", "meta", "source", "track", "wbr"}
 ENDED_BY = {
     "p": (BLOCKS | {HEADING}) - {"br"},
@@ -190,13 +190,16 @@ def _closed(markup: str) -> str:
 class _Element:
     name: str
     is_hidden: bool
-    start: tuple[int, int] | None = None  # For a landmark: the numbers of sections, and of texts in the last section
+    start: tuple[int, int, int, bool] | None = None
+    """For a landmark or struck-out text: the numbers of sections, of texts in the last section and of texts in the
+    heading, and whether the next text is the first one of a superscript"""
 
 
 class _Reader(HTMLParser):
     """An HTML parser that collects sections. An unclosed hidden element ends together with the element around it.
 
-    The text of a landmark, such as <aside>, is removed at its end tag, so that one without an end tag hides nothing.
+    The text of a landmark, such as <aside>, and struck-out text are removed at the end tag, so that one without an end
+    tag hides nothing.
     """
 
     def __init__(self) -> None:
@@ -226,13 +229,15 @@ class _Reader(HTMLParser):
             (key == "hidden" and value != "until-found") or (key == "style" and _INVISIBLE.search(value or ""))
             for key, value in attrs
         )
-        is_hidden |= tag in STRUCK
         is_hidden |= tag in UNSEEN and not (tag == "button" and self._heading is not None)
         if not (self._hidden or is_hidden):
             self._start(name)
         is_content = tag == "header" and (self._places["main"] or self._places["article"])
-        start = (len(self._sections), len(self._sections[-1][1])) if tag in LANDMARKS and not is_content else None
-        if tag not in NEVER_OPEN and (name in NESTING or is_hidden or self._hidden):
+        start = None
+        if tag in LANDMARKS | STRUCK and not is_content:
+            numbers = (len(self._sections), len(self._sections[-1][1]), len(self._heading or ()))
+            start = (*numbers, self._in_superscript)
+        if tag not in NEVER_OPEN and (name in NESTING or is_hidden or start or self._hidden):
             if name in NESTING:
                 self._blocks.append(len(self._open))
             self._places[name].append(len(self._open))
@@ -256,11 +261,13 @@ class _Reader(HTMLParser):
             self._in_title = False
         name = HEADING if tag in HEADINGS else tag
         places, was_hidden = self._places[name], self._hidden
-        if places and (name in NESTING or not self._blocks or self._blocks[-1] < places[-1]):
+        closes_blocks = name in NESTING or (name in STRUCK and not self._hidden)
+        if places and (closes_blocks or not self._blocks or self._blocks[-1] < places[-1]):
             element = self._open[places[-1]]
             self._close(places[-1])
             if element.start:
-                del self._sections[element.start[0] :], self._sections[-1][1][element.start[1] :]
+                number, texts, heading_texts, self._in_superscript = element.start
+                del self._sections[number:], self._sections[-1][1][texts:], (self._heading or [])[heading_texts:]
         if not was_hidden:
             self._break_line(name)
         self._in_superscript &= name != "sup"
