@@ -268,6 +268,9 @@ def test_a_list_of_passages_in_a_text_cell(tmp_path: Path) -> None:
     ]
     for path in (tmp_path / "a.csv", json_lines(tmp_path / "a.jsonl", rows)):
         assert [each.context for each in user_files.read(path, Rejects())] == expected
+    unusable = ['["C1 \\ud800"]', '["C1\\u0000"]']  # JSON escapes of characters that no file may contain
+    path = json_lines(tmp_path / "b.jsonl", [rows[0] | {"id": n, "context": each} for n, each in enumerate(unusable)])
+    assert [each.context_text for each in user_files.read(path, Rejects())] == unusable
 
 
 def test_a_data_set_by_its_hub_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

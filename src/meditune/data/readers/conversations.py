@@ -18,7 +18,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from meditune.config.data_options import Thoughts
-from meditune.data.example import Role, Turn
+from meditune.data.example import Role, Turn, problem_in_text
 from meditune.data.readers.tables import LAYOUTS, NAMES
 
 COLUMNS, ALPACA_COLUMNS = (LAYOUTS[name].guesses for name in ("conversations", "alpaca"))
@@ -136,12 +136,13 @@ def read_turns(messages: object, system: object, thoughts: Thoughts, changes: Co
 
 
 def parsed(value: object) -> object:
-    """Return the value of a cell; a JSON list that is stored as text, as in CSV files, is parsed."""
+    """Return the value of a cell; a JSON list that is stored as text, as in CSV files, is parsed if it is usable."""
     if isinstance(value, str) and value.lstrip().startswith("["):
         try:
-            return json.loads(value)
+            found = json.loads(value)
         except (ValueError, RecursionError):
             return value
+        return value if problem_in_text(found) else found  # An escape in the text can stand for an unusable character
     return value
 
 
