@@ -245,6 +245,13 @@ def test_a_masked_copy(table, tmp_path):
     ]
 
 
+def test_a_masked_copy_of_a_table_keeps_a_column_without_a_name(tmp_path):
+    path, out = tmp_path / "notes.csv", tmp_path / "masked.csv"
+    path.write_text("id,note,\n1,Fine.,\n2,Seen on 3/14/2012.,twice\n", encoding="utf-8")
+    assert meditune("data", "phi", path, "--output", out).code == 0
+    assert out.read_text(encoding="utf-8") == "id,note,\n1,Fine.,\n2,Seen on [DATE].,twice\n"
+
+
 def test_camel_case_columns_help_like_columns_with_underscores(tmp_path):
     row = {"patientLastName": "King", "nextOfKin": "Xiomar Vasko", "homePhone": "5550123", "hasMS": "Yes"}
     out = tmp_path / "out.jsonl"

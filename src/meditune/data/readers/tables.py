@@ -370,7 +370,7 @@ def _csv_rows(path: Path, delimiter: str, source: str, rejects: Rejects) -> Iter
                             "header, like another column. Name these columns, or remove them."
                         )
                     row = dict(zip(header, record, strict=True))
-                    if unnamed and not filled:
+                    if len(unnamed) > 1:
                         del row[""]
                     yield f"{path}:{line}", row
                 elif record:
