@@ -166,17 +166,25 @@ def test_spaces_around_column_names_do_not_matter(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text(json.dumps([row]), encoding="utf-8")
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist([row]), tmp_path / "a.parquet")
     for name in ("a.csv", "a.jsonl", "a.json", "a.parquet"):
-        for fields in ({}, {"question": "question", "answer": "Answer", "group": "group "}):
+        for fields in ({}, {"question": "\ufeffquestion", "answer": "Answer", "group": "group "}):
             (example,) = user_files.read(tmp_path / name, Rejects(), fields=fields)
             assert (example.group, example.context_text, example.meta) == ("p1", "Cough.", {}), name
     (tmp_path / "twice.csv").write_text("question,answer,answer \nQ,A,B\n", encoding="utf-8")
-    twice = json_lines(tmp_path / "twice.jsonl", [{"question": "Q", "answer": "A", "answer ": "B"}])
     columns = [pyarrow.array(["Q"]), pyarrow.array(["A"]), pyarrow.array(["B"])]
     table = pyarrow.Table.from_arrays(columns, ["question", "answer", "answer"])
     pyarrow.parquet.write_table(table, tmp_path / "twice.parquet")
-    for path in (twice, tmp_path / "twice.csv", tmp_path / "twice.parquet"):
+    for name in ("twice.csv", "twice.parquet"):
         with pytest.raises(DataError, match="a column name occurs twice in question, answer, answer"):
-            list(user_files.read(path, Rejects()))
+            list(user_files.read(tmp_path / name, Rejects()))
+    # One such row among many doesn't make a file of objects unreadable.
+    rows = [{"question": "Q", "answer": "A"}, {"question": "R", "answer": "A", "answer ": "B"}]
+    path = json_lines(tmp_path / "twice.jsonl", rows)
+    assert [(each.answer, each.meta) for each in user_files.read(path, Rejects())] == [
+        ("A", {}),
+        ("A", {"answer ": "B"}),
+    ]
+    (example,) = user_files.read(json_lines(path, rows[1:]), Rejects(), fields={"answer": "answer "})
+    assert (example.answer, example.meta) == ("B", {"answer": "A"})
 
 
 def test_a_json_file_can_contain_json_lines(tmp_path: Path) -> None:

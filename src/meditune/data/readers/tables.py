@@ -253,16 +253,18 @@ def _is_json_lines(path: Path) -> bool:
         return False
 
 
-_EDGES = "".join(filter(str.isspace, map(chr, range(0x3001)))) + "\xad\u200b\u200c\u200d\u200e\u200f\u2060\ufeff"
+EDGES = "".join(filter(str.isspace, map(chr, range(0x3001)))) + "\xad\u200b\u200c\u200d\u200e\u200f\u2060\ufeff"
 """Spaces and invisible characters that spreadsheets leave around column names"""
 
 
 def clean_names(names: Iterable[str], place: str) -> list[str]:
-    """Return column names without spaces and invisible characters around them.
+    """Return column names without EDGES around them; names that would become equal are returned as they are.
 
-    Raises DataError, whose message starts with `place`, if two names are equal.
+    Raises DataError, whose message starts with `place`, if two names are exactly equal.
     """
-    found = [name.strip(_EDGES) for name in names]
+    found = list(names)
+    counts = Counter(name.strip(EDGES) for name in found)
+    found = [short if counts[short := name.strip(EDGES)] == 1 else name for name in found]
     if len(set(found)) != len(found):
         raise DataError(f"{place}: a column name occurs twice in {', '.join(found)}. Rename one of them.")
     return found
@@ -352,7 +354,7 @@ def _csv_rows(path: Path, delimiter: str, source: str, rejects: Rejects) -> Iter
             # An empty line takes the place of the stated delimiter, so that the numbers of the lines are right.
             lines = chain(["\n" if stated else first], lines)
             reader = csv.reader(lines, delimiter=stated[1] if stated else delimiter, strict=True)
-            header = [name.strip(_EDGES) for name in next((record for record in reader if record), [])]
+            header = [name.strip(EDGES) for name in next((record for record in reader if record), [])]
             if len(header) == 1 and ";" in header[0]:
                 raise DataError(
                     f"{path}, line {reader.line_num}: the fields are separated by semicolons, not commas. Save the "

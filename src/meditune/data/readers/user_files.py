@@ -18,7 +18,18 @@ from uuid import UUID
 from meditune.config.data_options import Thoughts
 from meditune.data.example import CLAIM_LABELS, DECISIONS, LABEL, LABELS, Example, Label, Passage, Turn, plain_text
 from meditune.data.readers import conversations
-from meditune.data.readers.tables import LAYOUTS, NAMES, Layout, Made, Rejects, Row, accepted, rows, with_clean_names
+from meditune.data.readers.tables import (
+    EDGES,
+    LAYOUTS,
+    NAMES,
+    Layout,
+    Made,
+    Rejects,
+    Row,
+    accepted,
+    rows,
+    with_clean_names,
+)
 from meditune.errors import DataError, install_command
 
 LABEL_WORDS: dict[str, Label] = {word: label for label, words in NAMES["label_words"].items() for word in words}
@@ -33,7 +44,7 @@ def columns_for(
     Raises DataError, whose message starts with `where`, for an unknown field or column, or a required field without a
     column.
     """
-    given = {field: column.strip() for field, column in (fields or {}).items()}
+    given = {field: column if column in available else column.strip(EDGES) for field, column in (fields or {}).items()}
     for field, column in given.items():
         if field not in layout.guesses:
             raise DataError(f"{where}: fields.{field} isn't a known field. Choose from {', '.join(layout.guesses)}.")
