@@ -104,12 +104,9 @@ def test_identifiers_that_are_numbers_are_masked_and_other_numbers_stay(tmp_path
     [
         *[("DOB", 18336, "[DATE]"), ("date_of_birth", 521510400000, "[DATE]"), ("birthDate", -62135596.5, "[DATE]")],
         *[("Admission Date (Excel)", 43001.0, "[DATE]"), ("dob", 1950, 1950), ("zip", 2139, "[LOCATION]")],
-        *[
-            ("Zip Code", 21391234, "[LOCATION]"),
-            ("zip", 21, 21),
-            ("days_to_date", 18336, 18336),
-            ("update", 18336, 18336),
-        ],
+        *[("Zip Code", 21391234, "[LOCATION]"), ("days_to_date", 18336, 18336), ("update", 18336, 18336)],
+        *[("post_code", 2139.0, "[LOCATION]"), ("postalCode", 21391, "[LOCATION]"), ("zip", 21, 21)],
+        *[("platelets_post", 210000, 210000), ("creatinine zip", 1234.5, 1234.5)],
     ],
 )
 def test_numbers_below_the_heading_of_a_date_or_zip_code_are_masked(tmp_path, column, number, masked):

@@ -43,7 +43,8 @@ _DATE_HEADING = re.compile(
     r"(?:(?:birth|death|admission|discharge|visit) ?)?date(?: ?time| of \w+)?)(?: ?\(.*\))?\s*$",
     re.IGNORECASE,
 )
-_ZIP_HEADING = re.compile(r"\b(?:zip|post(?:al)?)(?: ?code)?\s*$", re.IGNORECASE)
+_ZIP_HEADING = re.compile(r"\b(?:zip|postal|post(?= ?code))(?: ?code)?\s*$", re.IGNORECASE)
+_ZIP = re.compile(r"(\d+)(?:\.0+)?")
 _MIN_ZIP_DIGITS = 4  # A table loses the zero of 02139; the first three digits alone aren't an identifier
 TextPath = tuple[str, ...]
 """Column, keys of objects and indices of lists that lead to a text in a row"""
@@ -89,7 +90,8 @@ def _kind_of_number(heading: str, text: str) -> Kind | None:
     if not _NUMBER.fullmatch(text.strip()):
         return None
     if _ZIP_HEADING.search(heading):
-        return "zip" if sum(map(str.isdecimal, text)) >= _MIN_ZIP_DIGITS else None
+        whole = _ZIP.fullmatch(text.strip())
+        return "zip" if whole and len(whole[1]) >= _MIN_ZIP_DIGITS else None
     return "date" if _DATE_HEADING.search(heading) and not _YEAR.fullmatch(text.strip()) else None
 
 
