@@ -107,6 +107,8 @@ def test_identifiers_that_are_numbers_are_masked_and_other_numbers_stay(tmp_path
         *[("Zip Code", 21391234, "[LOCATION]"), ("days_to_date", 18336, 18336), ("update", 18336, 18336)],
         *[("post_code", 2139.0, "[LOCATION]"), ("postalCode", 21391, "[LOCATION]"), ("zip", 21, 21)],
         *[("platelets_post", 210000, 210000), ("creatinine zip", 1234.5, 1234.5)],
+        *[("children_born", 20000, 20000), ("up_to_date", 18336, 18336), ("Born on", 18336, "[DATE]")],
+        *[("gap_to_due_date", 14, 14), ("born", 0, 0), ("date", -1, -1), ("date", 3.14159, 3.14159)],
     ],
 )
 def test_numbers_below_the_heading_of_a_date_or_zip_code_are_masked(tmp_path, column, number, masked):

@@ -39,13 +39,15 @@ _CAPITAL = re.compile(r"(?<=[a-z])(?:[A-Z](?=[a-z])|(?=[A-Z]))")  # Where a word
 _NUMBER = re.compile(r"[-+]?\d+(?:\.\d+)?(?:e[-+]?\d+)?")
 _YEAR = re.compile(r"(?:18|19|20)\d\d(?:\.0)?")
 _DATE_HEADING = re.compile(
-    r"^(?!(?:number|count|days?|weeks?|months?|years?)\b).*?\b(?:d\.?o\.?b\.?|born(?: on)?|birthday|timestamp|"
-    r"(?:(?:birth|death|admission|discharge|visit) ?)?date(?: ?time| of \w+)?)(?: ?\(.*\))?\s*$",
+    r"^(?!(?:number|count|days?|weeks?|months?|years?)\b|.*\bup to date\b)"
+    r"(?:born(?: on)?|.*?\b(?:d\.?o\.?b\.?|birthday|timestamp|"
+    r"(?:(?:birth|death|admission|discharge|visit) ?)?date(?: ?time| of \w+)?))(?: ?\(.*\))?\s*$",
     re.IGNORECASE,
 )
 _ZIP_HEADING = re.compile(r"\b(?:zip|postal|post(?= ?code))(?: ?code)?\s*$", re.IGNORECASE)
 _ZIP = re.compile(r"(\d+)(?:\.0+)?")
 _MIN_ZIP_DIGITS = 4  # A table loses the zero of 02139; the first three digits alone aren't an identifier
+_MIN_DATE = 1000  # Smaller numbers are rather counts or durations than days or seconds since some date
 TextPath = tuple[str, ...]
 """Column, keys of objects and indices of lists that lead to a text in a row"""
 
@@ -87,12 +89,14 @@ def _heading(field: str) -> str:
 
 def _kind_of_number(heading: str, text: str) -> Kind | None:
     """Return "date" or "zip" if a cell is a single number below such a heading; otherwise, or for a year, None."""
-    if not _NUMBER.fullmatch(text.strip()):
+    text = text.strip()
+    if not _NUMBER.fullmatch(text):
         return None
     if _ZIP_HEADING.search(heading):
-        whole = _ZIP.fullmatch(text.strip())
+        whole = _ZIP.fullmatch(text)
         return "zip" if whole and len(whole[1]) >= _MIN_ZIP_DIGITS else None
-    return "date" if _DATE_HEADING.search(heading) and not _YEAR.fullmatch(text.strip()) else None
+    is_date = abs(float(text)) >= _MIN_DATE and not _YEAR.fullmatch(text)
+    return "date" if is_date and _DATE_HEADING.search(heading) else None
 
 
 def found_at(
