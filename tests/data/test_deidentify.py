@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+from collections import Counter
 from datetime import datetime
 
 import pyarrow
@@ -11,10 +12,15 @@ import pytest
 
 from meditune.config.data_options import DataSpec, PhiSpec, SourceSpec
 from meditune.config.recipe import Recipe
+from meditune.data.deidentify import indexed_identifiers, searched_texts
+from meditune.data.example import Example
 from meditune.data.prepare import prepare
 from meditune.data.quality.ledger import entries
 from meditune.errors import DataError
 from meditune.files import read_json
+from meditune.phi import detector
+from meditune.phi.detector import find
+from meditune.phi.spans import Span
 from tests import layouts
 from tests.commands import jsonl, meditune, read_rows, rows
 
@@ -398,6 +404,29 @@ def test_keys_and_labels_are_searched_and_keys_that_become_equal_get_numbers(tmp
         else:
             assert example.context[0].label == context[0]["label"]
             assert {name: example.meta[name] for name in row} == row
+
+
+def test_each_key_is_searched_once_and_by_the_rules(monkeypatch):
+    searched = Counter()
+
+    def found_by_rules(text, kinds):
+        searched[text] += 1
+        return find(text, kinds)
+
+    monkeypatch.setattr(detector, "find", found_by_rules)
+    monkeypatch.setattr(detector, "find_with_presidio", lambda text, kinds: [Span(0, len(text), "city")])
+    parts = {
+        "source": "own",
+        "group": "g",
+        "question": "Is it flu?",
+        "answer": "No.",
+        "meta": {"Creatinine of 2 h": 1.5},
+    }
+    examples = [Example(id=f"own:{n}", **parts) for n in range(5)]
+    for example in examples:
+        assert indexed_identifiers(example, PhiSpec()) == []
+        assert ("meta", "Creatinine of 2 h") in searched_texts(example, PhiSpec(engine="presidio"))
+    assert searched["Creatinine of 2 h"] == 1
 
 
 def test_a_table_without_a_header_is_refused(tmp_path):

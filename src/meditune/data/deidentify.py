@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import dataclass, field
 from datetime import date
 from decimal import Decimal
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -261,14 +261,14 @@ def deidentified(examples: Iterable[Example], spec: PhiSpec, findings: Findings)
     if spec.action == "off":
         return list(examples)
     find = engine(spec.engine)
-    spans_of = key_finder(find, spec.kinds)
+    spans_of = key_finder(spec.kinds)
     return [_treated(example, spec, find, spans_of, findings) for example in examples]
 
 
 def cleaner(spec: PhiSpec) -> Callable[[Mapping[str, Any] | str], Mapping[str, Any] | str]:
     """Return a function that masks identifiers in rejected rows, unless the action leaves identifiers in the data."""
     find = engine(spec.engine)
-    spans_of = key_finder(find, spec.kinds)
+    spans_of = key_finder(spec.kinds)
 
     def clean(row: Mapping[str, Any] | str) -> Any:
         # More text than is stored is searched, so that the cut doesn't split an identifier.
@@ -329,7 +329,7 @@ def searched_texts(example: Example, spec: PhiSpec) -> dict[TextPath, str]:
 
     The paths are those in `Findings.rows`.
     """
-    example, keys = _with_masked_keys(example, key_finder(engine(spec.engine), spec.kinds))
+    example, keys = _with_masked_keys(example, key_finder(spec.kinds))
     return {path: key for path, (key, _) in keys.items()} | _texts(_parts(example))
 
 
@@ -338,9 +338,17 @@ KeySpans = dict[TextPath, tuple[str, list[Span]]]
 """Path of a key that contains identifiers, followed by _KEY -> the key, and the spans of the identifiers in it"""
 
 
-def key_finder(find: Engine, kinds: Collection[Kind] | None) -> KeyFinder:
-    """Return a function that finds identifiers of these kinds (or all) in a key of an object or a column's name."""
-    return lru_cache(1 << 12)(lambda key: find(key, kinds or None))
+def key_finder(kinds: Collection[Kind] | None) -> KeyFinder:
+    """Return a function that finds identifiers of these kinds (or all) in a key of an object or a column's name.
+
+    It uses the rules, because Presidio takes names of measurements such as "Creatinine" for names of people or cities.
+    """
+    return partial(_in_key, tuple(kinds or ()))
+
+
+@lru_cache(1 << 12)
+def _in_key(kinds: tuple[Kind, ...], key: str) -> list[Span]:
+    return engine("rules")(key, kinds or None)
 
 
 def with_masked_keys(value: Any, spans_of: KeyFinder, path: TextPath = ()) -> tuple[Any, KeySpans]:

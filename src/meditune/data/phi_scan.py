@@ -163,7 +163,7 @@ def _changed_rows(
     """Yield the rows with identifiers replaced, and record the identifiers in `result`; a text file is one row."""
     secret = surrogate_secret() if action == "surrogate" else b""
     found_rows = tables.rows(file, "file", rejects)
-    spans_of, is_table = key_finder(find, kinds), file.suffix.lower() in {".csv", ".tsv"}
+    spans_of, is_table = key_finder(kinds), file.suffix.lower() in {".csv", ".tsv"}
     columns: list[str] = []
     for place, row in [(str(file), {"": read_text(file)})] if is_text else track(found_rows, _SEARCHING, unit="rows"):
         if is_table and columns != list(row):
