@@ -4,7 +4,8 @@ import csv
 import json
 import re
 from collections import Counter
-from datetime import datetime
+from datetime import datetime, time
+from time import process_time
 
 import pyarrow
 import pyarrow.parquet
@@ -12,10 +13,11 @@ import pytest
 
 from meditune.config.data_options import DataSpec, PhiSpec, SourceSpec
 from meditune.config.recipe import Recipe
-from meditune.data.deidentify import indexed_identifiers, searched_texts
+from meditune.data.deidentify import cleaner, indexed_identifiers, searched_texts
 from meditune.data.example import Example
 from meditune.data.prepare import prepare
 from meditune.data.quality.ledger import entries
+from meditune.data.readers.tables import Rejects
 from meditune.errors import DataError
 from meditune.files import read_json
 from meditune.phi import detector
@@ -173,6 +175,20 @@ def test_a_refused_line_of_a_table_is_masked_by_its_columns(tmp_path):
     refused = read_rows(tmp_path / "run" / "data" / "rejected.jsonl")
     assert [json.loads(row["row"])["nurse_name"] for row in refused] == ["[NAME]", "[NAME]"]
     assert "Okonkwo" not in written(tmp_path)
+
+
+def test_long_refused_rows_and_values_of_other_types_are_masked_quickly():
+    rejects = Rejects(cleaner(PhiSpec(action="mask")))
+    rejects.add("own", "own:1", "no question", {"nurses": {"Mr. John Smith"}, "at": time(8, 30)})
+    rejects.add("own", "own:2", "no question", {"note": "Okonkwo " * 200, "nurses": ["Ms. Okonkwo"]})
+    started = process_time()
+    rejects.add("own", "own:3", "no question", {"seen": ["2012-03-14"] * 20_000, "3/14/2012": {"note": ""}})
+    assert process_time() - started < 3
+    first, second, third = (row["row"] for row in rejects.rows())
+    assert first == """{"nurses": "{'Mr. [NAME]'}", "at": "08:30:00"}"""
+    assert second.startswith('{"note": "[NAME] [NAME]')
+    assert third.startswith('{"seen": ["[DATE]", "[DATE]"')
+    assert "Okonkwo" not in second
 
 
 def test_off_looks_at_nothing(tmp_path):
@@ -414,7 +430,7 @@ def test_each_key_is_searched_once_and_by_the_rules(monkeypatch):
         return find(text, kinds)
 
     monkeypatch.setattr(detector, "find", found_by_rules)
-    monkeypatch.setattr(detector, "find_with_presidio", lambda text, kinds: [Span(0, len(text), "city")])
+    monkeypatch.setattr(detector, "find_with_presidio", lambda text, _: [Span(0, len(text), "city")])
     parts = {
         "source": "own",
         "group": "g",

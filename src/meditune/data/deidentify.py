@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import shlex
 import sys
+from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -64,6 +65,7 @@ def found_in(
     # Fields with headings come first: a value in "patient_name" helps to recognize the name in other texts.
     ordered = sorted(fields.items(), key=lambda field: field[0] not in headed)
     found = find(_GAP.join(heads[name] + text for name, text in ordered), kinds or None)
+    starts, ends = [span.start for span in found], [span.end for span in found]
     result: dict[str, list[Span]] = {}
     place = 0
     for name, text in ordered:
@@ -71,8 +73,7 @@ def found_in(
         end = start + len(text)
         result[name] = [
             Span(max(span.start, start) - start, min(span.end, end) - start, span.kind)
-            for span in found
-            if span.start < end and span.end > start
+            for span in found[bisect_right(ends, start) : bisect_left(starts, end)]
         ]
         kind = _kind_of_number(_heading(name), text) if name in headed else None
         if kind and (not kinds or kind in kinds):
@@ -271,13 +272,37 @@ def cleaner(spec: PhiSpec) -> Callable[[Mapping[str, Any] | str], Mapping[str, A
     spans_of = key_finder(spec.kinds)
 
     def clean(row: Mapping[str, Any] | str) -> Any:
-        # More text than is stored is searched, so that the cut doesn't split an identifier.
-        value, _ = with_masked_keys(plain_text(row), spans_of)
-        texts = {path: text[: 2 * ROW_CHARACTERS] for path, text in leaves(value, ())}
+        value, _ = with_masked_keys(_beginning(plain_text(row), _ROW_SEARCHED)[0], spans_of)
+        texts = dict(leaves(value, ()))
         found = found_at(texts, find, spec.kinds, headed=() if isinstance(row, str) else texts)
         return with_leaves(value, (), {path: masked(texts[path], spans) for path, spans in found.items() if spans})
 
     return clean if spec.action in {"mask", "surrogate", "refuse"} else lambda row: row
+
+
+_ROW_SEARCHED = 100 * ROW_CHARACTERS
+"""Characters of a rejected row that are searched: more than are stored, because later columns help to find names"""
+
+
+def _beginning(value: Any, most: int) -> tuple[Any, int]:
+    """Return the beginning of a rejected row, and `most` less its number of characters; other types become text."""
+    if isinstance(value, dict):
+        cut: dict[str, Any] = {}
+        for key, inner in value.items():
+            if most > 0:
+                cut[key], most = _beginning(inner, most - len(key))
+        return cut, most
+    if isinstance(value, list):
+        items = []
+        for inner in value:
+            if most > 0:
+                item, most = _beginning(inner, most)
+                items.append(item)
+        return items, most
+    if value is not None and not isinstance(value, int | float):
+        value = str(value)[: 2 * ROW_CHARACTERS]  # More than is stored, so that the cut doesn't split an identifier
+        return value, most - 1 - len(value)
+    return value, most - 1
 
 
 def _treated(example: Example, spec: PhiSpec, find: Engine, spans_of: KeyFinder, findings: Findings) -> Example:
