@@ -452,6 +452,18 @@ def test_a_table_without_a_header_is_refused(tmp_path):
     done.refused(3, "notes.csv, line 1: the names of the columns contain", "looks like the file has no header")
     assert hidden(done.out + done.err)
     assert not (tmp_path / "out.csv").exists()
+    path.write_text("A,3/14/2012\nB,4/14/2012\n", encoding="utf-8")
+    meditune("data", "phi", path, "--output", tmp_path / "out.csv").refused(3, "identifiers of people (date)")
+    assert meditune("data", "phi", path).code == 0
+    assert meditune("data", "phi", path, "--output", tmp_path / "names.csv", "--kind", "name").code == 0
+
+
+def test_a_header_with_dates_and_names_is_accepted(tmp_path):
+    path = tmp_path / "ratings.csv"
+    header = "id,2024-01-05,Jan 2020,Dr. Smith rating,St. Mary's Hospital"
+    path.write_text(f"{header}\n1,3,4,5,\n2,Ms. Iwona Zelazny,2,1,\n", encoding="utf-8")
+    assert meditune("data", "phi", path, "--output", tmp_path / "out.csv").code == 0
+    assert hidden((tmp_path / "out.csv").read_text(encoding="utf-8"))
 
 
 @pytest.mark.parametrize(

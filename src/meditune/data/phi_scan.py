@@ -44,6 +44,8 @@ _TEXT = (".txt", ".text", ".md", ".markdown", "")
 _RECIPES = (".yaml", ".yml")
 _AROUND = 48
 _SURROGATE = re.compile("[\ud800-\udfff]")
+MIN_TEXT_WORDS = 10
+"""A column's name with this number of words and an identifier is rather a cell of a table without a header"""
 _SEARCHING = "Searching for identifiers"
 
 
@@ -92,7 +94,13 @@ def scan(
     if output is not None and not is_text and output.suffix.lower() not in WRITABLE:
         raise DataError(f"--output {output}: the file name must end in one of {', '.join(WRITABLE)}.")
     result, rejects = Scan(str(file)), Rejects()
-    rows = _changed_rows(file, is_text, engine(finder or "rules"), chosen, action, group, show, result, rejects)
+    if is_text:
+        found_rows: Iterator[tables.Row] = iter([(str(file), {"": read_text(file)})])
+    else:
+        found_rows = track(tables.rows(file, "file", rejects), _SEARCHING, unit="rows")
+    if output is not None and file.suffix.lower() in {".csv", ".tsv"}:
+        found_rows = _refuse_missing_header(file, found_rows, chosen)
+    rows = _changed_rows(found_rows, is_text, engine(finder or "rules"), chosen, action, group, show, result)
     if output is None:
         deque(rows, maxlen=0)
     else:
@@ -150,7 +158,7 @@ def _places(examples: Sequence[Example], findings: Findings, spec: PhiSpec, most
 
 
 def _changed_rows(
-    file: Path,
+    found_rows: Iterator[tables.Row],
     is_text: bool,
     find: Engine,
     kinds: list[Kind],
@@ -158,17 +166,11 @@ def _changed_rows(
     group: str | None,
     show: int,
     result: Scan,
-    rejects: Rejects,
 ) -> Iterator[tables.Row]:
     """Yield the rows with identifiers replaced, and record the identifiers in `result`; a text file is one row."""
     secret = surrogate_secret() if action == "surrogate" else b""
-    found_rows = tables.rows(file, "file", rejects)
-    spans_of, is_table = key_finder(kinds), file.suffix.lower() in {".csv", ".tsv"}
-    columns: list[str] = []
-    for place, row in [(str(file), {"": read_text(file)})] if is_text else track(found_rows, _SEARCHING, unit="rows"):
-        if is_table and columns != list(row):
-            columns = list(row)
-            _refuse_missing_header(file, columns, find)
+    spans_of = key_finder(kinds)
+    for place, row in found_rows:
         if group is not None and group not in row and not is_text:
             raise DataError(
                 f"{place}: no column {group} (--patient-column). The columns are {', '.join(map(str, row))}."
@@ -191,14 +193,24 @@ def _changed_rows(
         yield place, {name: with_leaves(value, (str(name),), new) for name, value in row.items()}
 
 
-def _refuse_missing_header(file: Path, columns: Sequence[str], find: Engine) -> None:
-    """Raise DataError if the names of a table's columns contain identifiers, as if they were the first row."""
-    if kinds := sorted({span.kind for name in columns for span in find(name, None)}):
-        raise DataError(
-            f"{file}, line 1: the names of the columns contain likely identifiers of people ({', '.join(kinds)}), so "
-            "it looks like the file has no header. Add a first line with the names of the columns. If line 1 is the "
-            "header, rename these columns."
-        )
+def _refuse_missing_header(file: Path, found_rows: Iterator[tables.Row], kinds: Sequence[Kind]) -> Iterator[tables.Row]:
+    """Yield the rows of a table. Raises DataError if the names of its columns look like the cells of a row.
+
+    A name with an identifier looks like a cell if it is a long text, or if the cell below it has the same kind.
+    """
+    spans_of, found = key_finder(kinds), set[str]()
+    for number, (place, row) in enumerate(found_rows):
+        for name, value in row.items() if not number else ():
+            in_name = {span.kind for span in spans_of(name)}
+            is_long = len(name.split()) >= MIN_TEXT_WORDS
+            found |= in_name if is_long else in_name & {span.kind for span in spans_of(str(value))}
+        if found:
+            raise DataError(
+                f"{file}, line 1: the names of the columns contain likely identifiers of people "
+                f"({', '.join(sorted(found))}), so it looks like the file has no header. Add a first line with the "
+                "names of the columns. If line 1 is the header, rename these columns."
+            )
+        yield place, row
 
 
 def _decoded(value: Any, place: str) -> Any:
