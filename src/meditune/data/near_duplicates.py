@@ -42,7 +42,13 @@ Matches = list[tuple[int, int, float]]
 _NEGATIONS = frozenset({"no", "not", "non", "nor", "never", "without"})
 _FILLERS = frozenset({"so", "and", "please", "well", "also", "hi", "hello", "now"})
 _NUMERAL = re.compile(r"(?=[ivx]{2})x{0,3}(?:ix|iv|v?i{0,3})")
-_WORDS_AND_SIGNS = re.compile(r"\w+|[<>≤≥=+±%]|(?<!\w)-(?=\d)|[./](?=\d)")
+_WORDS_AND_SIGNS = re.compile(
+    r"\w+|(?<!-)[<>≤≥=+±](?=[<>≤≥=]?[^\S\n]*\.?\d)|(?<=\w)\+(?!\w)|(?:(?<=\d)|(?<=\d ))%|"
+    r"(?<!\w)-(?=\d)|/(?=\d)|(?:(?<=[\d\s<>≤≥=+±(-])|^)\.(?=\d)"
+)
+_MARKUP = re.compile(r"</?[a-z]\w*(?:\s+[\w-]+=[^<>]*|\s*/?)>|^[ \t]*-(?=\d)", re.MULTILINE)
+"""HTML tags, and bullets directly before a number, which look like signs"""
+_SLASH_DATE = re.compile(r"\b(\d{1,4})/(\d{1,2})/(\d{1,4})\b")
 _DASHES = str.maketrans(dict.fromkeys("\u2010\u2011\u2012\u2013\u2212", "-"))
 _FUNCTION_WORDS = frozenset(WORDS["function_words"].split())
 
@@ -60,9 +66,11 @@ def words(text: str) -> list[str]:
 def words_and_signs(text: str) -> list[str]:
     """Return the words of a text without case, and the signs that change its meaning, such as the < of "< 3.5".
 
-    A minus, slash or decimal point is a sign only before a digit; the hyphens of "IL-6" and "2-3" aren't signs.
+    Signs are next to a number; only a plus can also end a word, as in "A+". The hyphens of "IL-6" and "2-3", the
+    slashes of dates, bullets and HTML tags aren't signs.
     """
-    return _WORDS_AND_SIGNS.findall(normalized(text).translate(_DASHES))
+    text = _MARKUP.sub(" ", normalized(text).translate(_DASHES))
+    return _WORDS_AND_SIGNS.findall(_SLASH_DATE.sub(r"\1-\2-\3", text))
 
 
 def near_questions(

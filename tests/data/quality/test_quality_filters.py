@@ -335,6 +335,9 @@ SIGNS = [
     ("an INR of 2-3", "an INR of 2/3"),
     ("a dose of 3.5", "a dose of 3/5"),
     ("a change of 5", "a change of \N{MINUS SIGN}5"),
+    ("a share <= 5", "a share >= 5"),
+    ("a dose of .5", "a dose of 5"),
+    ("a test for HIV+", "a test for HIV-"),
 ]
 
 
@@ -355,11 +358,18 @@ def test_another_sign_makes_another_row(one, other):
     [
         ("IL-6 rose by 2-3% (p = 0.05).", "IL 6 rose, by 2–3 % - p=0.05"),
         ("Take 5-mg tablets and/or rest.", "take 5 mg tablets and or rest"),
+        ("Good.<br/>Well.<p class='a'>5 mg", "Good. Well. 5 mg"),
+        ("> Good -> well = rest", "Good well rest"),
+        ("Take:\n-1 puff\n-2 pills", "Take:\n- 1 puff\n- 2 pills"),
+        ("It is common.1 It is 50% curable.2", "It is common. 1 It is 50 % curable. 2"),
+        ("Since 1/2/2020.", "Since 1-2-2020."),
     ],
 )
-def test_hyphens_and_dashes_make_no_other_row(one, other):
+def test_hyphens_dashes_and_markup_make_no_other_row(one, other):
     rows = [example_row(n, answer=f"{ANSWER} {text}") for n, text in enumerate((one, other))]
     assert found(*rows) == [(0, 1, True)]
+    rows = [example_row(n, question=f"{text} How is asthma treated?") for n, text in enumerate((one, other))]
+    assert [pair[:2] for pair in found(*rows)] == [(0, 1)]
 
 
 def test_one_form_with_other_names_is_another_question():
