@@ -175,6 +175,9 @@ def words(text):
     [
         ("The doctor gives\nmedicine every day.", "The doctor gives medicine every day."),
         ("Take:\naspirin\nibuprofen\nnaproxen", "Take:\naspirin\nibuprofen\nnaproxen"),
+        ("Take one tablet\nby mouth\nevery day\nwith food", "Take one tablet by mouth every day with food"),
+        ("It has three\nstages and\nlasts for\nyears", "It has three stages and lasts for years"),
+        ("Look for:\na fever\nno appetite\nvitamin A", "Look for:\na fever\nno appetite\nvitamin A"),
         ("Take one of these with\nfood: rest,\nor ice", "Take one of these with food: rest, or ice"),
         ("It hurts .  Take rest , please.", "It hurts. Take rest, please."),
         ("Signs are:\n• fever\n• cough", "Signs are:\n- fever\n- cough"),

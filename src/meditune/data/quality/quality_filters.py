@@ -205,7 +205,9 @@ def _health_words() -> tuple[frozenset[str], frozenset[str], frozenset[str]]:
 
 
 MAX_ITEM_WORDS, MIN_ITEMS = 3, 3
-"""Consecutive lines without bullets count as a list if there are MIN_ITEMS or more of at most MAX_ITEM_WORDS words"""
+"""Consecutive lines without bullets count as a list if there are MIN_ITEMS or more of at most MAX_ITEM_WORDS words,
+and no line begins or ends with a word that links it to the line before or after"""
+_LINKS = _NEVER_LAST - {"a", "an", "the", "not"}
 _SUSPECT = re.compile(
     r"[^\n\t\x20-\x7e\xa0-\xff\u2010-\u2027\u2030-\u205e\u0370-\u03ff\u2190-\u22ff]|[\xc2-\xf4][\x80-\xbf]|â"
 )
@@ -251,7 +253,10 @@ def _joined(text: str) -> str:
     in_list: list[bool] = []
     for short, run in groupby(is_short):
         length = len(list(run))
-        in_list += [short and length >= MIN_ITEMS] * length
+        is_list = short and length >= MIN_ITEMS
+        words_of = [line.split() for line in lines[len(in_list) : len(in_list) + length]] if is_list else []
+        is_prose = any(each[0] in _LINKS or each[-1] in _NEVER_LAST for each in words_of)
+        in_list += [is_list and not is_prose] * length
     if not any(in_list):
         return _BROKEN.sub(" ", text)
     breaks = count()
