@@ -231,6 +231,9 @@ def test_words_of_a_page_go_and_are_named():
         "See also a doctor if the fever lasts more than 3 days",
         "Go to the top hospital in your area",
         "- Read more slowly",
+        "See also your doctor",
+        "Home > clinic blood pressure by 5 mmHg: take 2 readings",
+        "Share on X-ray findings with your doctor",
         "« Prenez un comprimé par jour »",
     ],
 )
@@ -243,6 +246,13 @@ def test_advice_that_resembles_a_page_stays(line):
     [
         "See also: Asthma in children",
         "- See also Asthma",
+        "See also asthma",
+        "See also: www.nih.gov",
+        "Click here to read our full guide on asthma »",
+        "Share on X",
+        "Share on Reddit",
+        "Home > Conditions > Type 2 diabetes",
+        "Back to Top | Print",
         "Share this page",
         "Share on Facebook",
         "Share this article by e-mail",
