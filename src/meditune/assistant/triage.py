@@ -60,9 +60,8 @@ _BEGINS_WITH_REFERENCE = re.compile(
     re.IGNORECASE,
 )
 """The beginning of a question such as "How is it treated in elderly patients?", in contrast to "Is it safe to ...?" """
-_THERE_IS = re.compile(r"\b(?:is|are|was|were) there\b", re.IGNORECASE)
 _TOPIC_OF_THERE = re.compile(
-    r"\bthere\b.*\b(?:for|against|of|treat|treats|cure|cures|prevent|prevents)\s+(?:an? |the )?"
+    r"\bthere (?:an? |any )?(?:cures?|treatments?|medicines?|vaccines?|tests?) for (?:an? |the )?"
     r"(?!it\b|its\b|th|pregnan|child|kid|adult|bab|infant|toddler|men\b|women|elder|older|people|patient|us\b|me\b|my\b)"
     r"([a-z]+)",
     re.IGNORECASE,
@@ -84,6 +83,11 @@ def with_previous_question(question: str, before: Sequence[str]) -> str:
     Instructions to the model, acknowledgments ("thanks"), and earlier questions that aren't about health are left out.
     `before` contains the earlier questions, the oldest first.
     """
+    return question if _names_topic(question) else _with_previous(question, before)
+
+
+def _with_previous(question: str, before: Sequence[str]) -> str:
+    """Return what `with_previous_question` returns, as if no question named its own topic."""
     parts = [question.strip()]
     asked = [each for each in before if not _ACKNOWLEDGMENT.fullmatch(each)]
     for earlier in reversed(asked[-MAX_FOLLOW_UP_TURNS:]):
@@ -102,10 +106,15 @@ def _is_follow_up(question: str) -> bool:
     """Return whether a question refers to an earlier one, such as "Is it contagious?"."""
     if _BEGINS_WITH_REFERENCE.match(question):
         return True
-    topic = _TOPIC_OF_THERE.search(question)
-    if topic and is_health_word(topic[1].lower()):
-        question = _THERE_IS.sub(" ", question)
     return len(question.split()) < SHORT_FOLLOW_UP and bool(_GOES_ON.search(question))
+
+
+def _names_topic(question: str) -> bool:
+    """Return whether only the "there" of a question can refer to an earlier one, and the question names its topic."""
+    topic = _TOPIC_OF_THERE.search(question)
+    if not topic or not is_health_word(topic[1].lower()):
+        return False
+    return not _is_follow_up(question[: topic.start()] + question[topic.start() + len("there") :])
 
 
 WEIGHTS = Path(__file__).parent / "classifier.npz"
@@ -288,10 +297,12 @@ def triage(message: str, numbers: Numbers, before: Sequence[str] = (), classifie
     question, orders = harmful_requests.without_instructions(message)
     only_orders = not question.strip()
     combined = question if _SETTLED.search(message) else with_previous_question(question, before)
-    kind = emergency(message) or _ongoing_emergency(message, before) or emergency(combined)
+    # "Is there a cure for asthma?" is answered without the earlier question, but may refer to a dangerous one.
+    joined = combined if _SETTLED.search(message) else _with_previous(question, before)
+    kind = emergency(message) or _ongoing_emergency(message, before) or emergency(combined) or emergency(joined)
     if kind:
         return _urgent(kind, numbers)
-    texts = [text for text in dict.fromkeys((message, combined)) if text.strip()]
+    texts = [text for text in dict.fromkeys((message, combined, joined)) if text.strip()]
     scores = {text: classifier.classify(text) for text in texts} if classifier else {}
     # Before the other rules: a word of another field ("car") or a dangerous mixture may be part of an emergency.
     kind = next(filter(None, (_emergency_of(each, only_orders) for each in scores.values())), None)
@@ -302,7 +313,7 @@ def triage(message: str, numbers: Numbers, before: Sequence[str] = (), classifie
         return _urgent(kind, numbers)
     if only_orders:
         return _reply("decline", "orders", numbers)
-    harm = harmful_requests.harmful_request(message) or harmful_requests.harmful_request(combined)
+    harm = next(filter(None, map(harmful_requests.harmful_request, (message, combined, joined))), None)
     if harm:
         return _stopped(harm, numbers)
     if harmful_requests.is_outside(question):
