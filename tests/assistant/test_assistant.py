@@ -440,6 +440,10 @@ def test_amounts_of_medicines_are_seen(sentence: str) -> None:
         "Some people use an insulin pump.",
         "It affects 2.4 million people.",
         "About 80 percent of patients recover.",
+        "In 3 U.S. states, it is common.",
+        "Walk 10 m every day.",
+        "Eat two packets of crisps less.",
+        "Levels below 20 ng per ml are low.",
     ],
 )
 def test_other_numbers_are_no_amounts(sentence: str) -> None:
@@ -468,6 +472,11 @@ def test_why_a_sentence_is_kept_back() -> None:
         ("Gout doesn't have a cure.", None),
         ("If it doesn’t improve, see a doctor.", None),
         ("Not every rash needs a doctor.", None),
+        ("There is no reason to delay: call 911.", None),
+        ("You need not wait to call a doctor.", None),
+        ("This is not always an emergency, but call a doctor.", None),
+        ("Medical attention is not needed unless it bleeds.", None),
+        ("There is no reason to call a doctor: rest.", "reassurance"),
     ],
 )
 def test_every_spelling_of_no_help_is_needed_is_kept_back(sentence: str, kept: str | None) -> None:
@@ -484,9 +493,19 @@ def test_how_often_isnt_shown_where_an_amount_was_wanted() -> None:
         "You can take twice the usual dose.",
         "Double the dose if you miss one.",
         "The usual strength is 0.5 percent.",
+        "Lidocaine 5% helps.",
+        "The cream contains 1% of it.",
         "It is used 3x a day.",
     ):
         assert withheld(sentence, supported=True, searched=True, no_amounts=True) == "amount"
         assert withheld(sentence, supported=True, searched=True, no_amounts=False) is None
-    for sentence in ("It lasts for 3 days.", "It works in 80 percent of patients."):
+    for sentence in (
+        "It lasts for 3 days.",
+        "It works in 80 percent of patients.",
+        "It lowers the risk of stroke by 30%.",
+        "The vaccine is 95% effective.",
+        "An oxygen saturation below 92% is dangerous.",
+        "An HbA1c above 6.5% suggests diabetes.",
+        "The 5-year survival is 90%.",
+    ):
         assert withheld(sentence, supported=True, searched=True, no_amounts=True) is None

@@ -30,7 +30,7 @@ _TENS = (
 )
 _LARGE = "(?:hundred|thousand|million|billion)"
 _NUMBER = (
-    rf"(?:\.?\d+(?:[.,/⁄]\d+)*(?:(?:\s?[km]|[\s-]?{_LARGE})\b)?|(?:{_ONES}|{_TENS})(?: {_LARGE})?"
+    rf"(?:\.?\d+(?:[.,/⁄]\d+)*(?:(?:[km]|\s[km](?! (?:every|each|per|an?|daily)\b)|[\s-]?{_LARGE})\b)?|(?:{_ONES}|{_TENS})(?: {_LARGE})?"
     rf"|half(?: an? {_LARGE})?|(?:a|one) (?:{_LARGE}|quarter|third)|(?:a )?couple|(?:a )?few|several)"
 )
 _RANGE = rf"(?:{_NUMBER}\s*[x×]\s*)?{_NUMBER}(?:\s*(?:-|–|to|or)\s*{_NUMBER})?"
@@ -38,9 +38,10 @@ _LAB = r"\s*/\s*(?:[mdµμ]?l|lit(?:er|re))\b"
 """The rest of the unit of a laboratory value, such as "/l" in "5 mmol/l" """
 _UNIT = (
     r"(?:mgs?|mcgs?|[µμu]gs?|(?:micro|milli)?gram(?:me)?s?|gm?s?|mls?|cc|millilit(?:er|re)s?|meq"
-    rf"|(?:ng|nanogram(?:me)?s?|m?u)(?!{_LAB}| per (?:milli|deci)?lit)|mmol(?!{_LAB}|\s*/\s*mol\b)"
+    rf"|(?:ng|nanogram(?:me)?s?|m?u(?!\.\s?s\b))(?!{_LAB}| per (?:[md]?l\b|(?:milli|deci)?lit))"
+    rf"|mmol(?!{_LAB}|\s*/\s*mol\b| per (?:mol\b|l\b|lit))"
     r"|i\.?u|(?:international )?units?|drops?|tablets?|tabs?|pills?|capsules?|caplets?|gelcaps?|lozenges?|pastilles?"
-    r"|suppositor(?:y|ies)|pessar(?:y|ies)|sachets?|packets?|amp(?:o?u)les?|vials?|inhalations?|puffs?|sprays?"
+    r"|suppositor(?:y|ies)|pessar(?:y|ies)|sachets?|packets?(?! of (?:crisps|chips|biscuits|cookies|sweets|candy|cigarettes|noodles|gum|nuts))|amp(?:o?u)les?|vials?|inhalations?|puffs?|sprays?"
     r"|patch(?:es)?|injections?|enemas?|wafers?|gummies|applicatorfuls?|dropperfuls?"
     r"|doses?|(?:tea|table|dessert)?spoon(?:ful)?s?|spoonsful|tsps?|tbsps?)\b"
 )
@@ -73,20 +74,23 @@ _STRENGTH = re.compile(
     rf"{_PERCENT}(?: \w+){{0,3}}? (?:solution|cream|ointment|gel|lotion|drops|shampoo|spray|foam|saline|glucose)\b",
     re.IGNORECASE,
 )
-_SHARE = re.compile(
-    rf"{_PERCENT}"
-    r"(?! (?:of|in) (?:\w+ ){0,3}(?:people|patients|adults|children|babies|women|men|cases|users|those|all)\b)",
+_CONCENTRATION = re.compile(
+    rf"\b(?:solutions?|creams?|ointments?|gels?|lotions?|drops|shampoos?|sprays?|foams?|saline|strengths?|concentration)"
+    rf"(?: \w+){{0,2}} {_PERCENT}"
+    r"(?! (?:of|in) (?:\w+ ){0,3}(?:people|patients|adults|children|babies|women|men|cases|users|those|all)\b)"
+    rf"|{_PERCENT} (?P<drug>[a-z]{{4,}})|(?P<drug_before>\b[a-z]{{4,}}) {_PERCENT}",
     re.IGNORECASE,
 )
-"""A percentage that isn't a share of people, and can be the strength of a medicine"""
+"""A percentage beside a preparation or a word that may be a medicine, unless it is a share of people"""
 _MARKUP = str.maketrans("’‘", "''", "*_`")
 _OFTEN = re.compile(rf"\b{_HOW_OFTEN}", re.IGNORECASE)
 _REASSURES = re.compile(
     r"\b(?:no (?:need|reason) (?:to|for)|(?:(?:do|does|will) not|(?:do|does|wo)n'?t) (?:need|require|have to)(?: to)?"
-    r"|needn'?t|need not|(?:not|isn'?t) necessary (?:to|for))\W+"
-    r"(?:\w+\W+){0,3}?(?:see|call|go|worry|ambulance|doctor|hospital|emergency|medical|treatment)\b"
+    r"|needn'?t|need not|(?:not|isn'?t) necessary (?:to|for))[^\w:]+"
+    r"(?:(?!wait|delay|stop|hesitat|appointment|referral)\w+[^\w:]+){0,3}?(?:see|call|go|worry|ambulance|doctor|hospital|emergency|medical|treatment)\b"
     r"|\b(?:doctor|ambulance|hospital|medical (?:care|attention|help)) (?:is|are)(?: not|n'?t) (?:needed|necessary)\b"
-    r"|\b(?:not|\w+n'?t) (?:\w+ )?(?:a medical|an) emergency\b"
+    r"(?![^.]*\bunless\b)"
+    r"|\b(?:not|\w+n'?t) (?:(?!always|just|only)\w+ )?(?:a medical|an) emergency\b"
     r"|\b(?:nothing (?:serious|to worry)|sleep it off|will go away on its own)\b",
     re.IGNORECASE,
 )
@@ -104,7 +108,16 @@ def _names_dose(sentence: str) -> bool:
     """Return whether a sentence could state a dose or how often to take it, even without a medicine or a unit."""
     plain = _plain(sentence)
     stated = _QUANTITY.search(plain) and _DOSING.search(plain)
-    return names_amount(sentence) or bool(stated or _OFTEN.search(plain) or _SHARE.search(plain))
+    return names_amount(sentence) or bool(stated or _OFTEN.search(plain)) or _names_concentration(plain)
+
+
+def _names_concentration(plain: str) -> bool:
+    """Return whether a sentence states a percentage that can be the strength of a medicine."""
+    for match in _CONCENTRATION.finditer(plain):
+        beside = match["drug"] or match["drug_before"]
+        if not beside or kind_of(beside) == "drug":
+            return True
+    return False
 
 
 def _plain(sentence: str) -> str:
