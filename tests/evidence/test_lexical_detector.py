@@ -135,6 +135,25 @@ def test_a_letter_or_numeral_after_its_word_names_another_thing(source, faithful
 
 
 @pytest.mark.parametrize(
+    ("source", "faithful"),
+    [
+        ("hepatitis a spreads through contaminated food.", "Hepatitis A spreads through contaminated food."),
+        ("vitamin d deficiency causes rickets.", "Vitamin D deficiency causes rickets."),
+        ("Vitamins (A, D, E and K) are stored in fat.", "Vitamin D is stored in fat."),
+        ("Influenza viruses A and B are contagious.", "Influenza B is contagious."),
+        ("It is the risk factor that was found most often.", "It is the risk factor I found most often."),
+    ],
+)
+def test_a_letter_after_its_word_is_found_in_other_spellings(source, faithful):
+    assert detect(faithful, Sources([source])).spans == ()
+
+
+def test_the_article_after_such_a_word_is_no_letter():
+    (judged,) = detect("Hepatitis A is serious.", Sources(["I had hepatitis a few years ago, it is serious."])).sentences
+    assert [span.kind for span in judged.spans] == ["name"]
+
+
+@pytest.mark.parametrize(
     ("source", "faithful", "false"),
     [
         ("Methotrexate is taken once a week.", "Methotrexate is taken once weekly.",

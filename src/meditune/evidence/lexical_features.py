@@ -21,11 +21,20 @@ from meditune.evidence.quantities import AMOUNT, amount
 from meditune.text import LETTERED
 
 _TOKEN = re.compile(r"\d+(?:[.,]\d+)*|[^\W\d_][^\W_]*(?:['’][^\W\d_]+)?")
-_LETTER = r"(?:[IVX]{1,4}[A-Ca-c]?|[A-Z]|\d(?![.,]?\d))\b(?!['’(])"
+_STAGED = "(?:(?<=type )|(?<=class )|(?<=stage )|(?<=phase )|(?<=grade ))"
+_LOWER_LETTER = (
+    r"(?:[b-hj-z](?![.-]\w)"
+    r"|a(?=[.,;:)/]|$| (?:and|or|is|are|was|were|can|may|has|causes?|spreads?|virus|infections?|vaccin\w+|deficien\w+)\b)"
+    rf"|i{{2,3}}|vi{{1,3}}|ix|{_STAGED}iv"
+    rf"|{_STAGED}i(?=$| (?:diabet|collagen|interferon|hypersensi|reaction|disorder|error|trial|and\b|or\b|to\b)))"
+)
+"""A letter or numeral in lowercase, but neither the article in "hepatitis a few ..." nor the pronoun in "factor i saw" """
+_LETTER = rf"(?:[IVX]{{1,4}}[A-Ca-c]?|[A-Z]|\d(?![.,]?\d)|{_LOWER_LETTER})\b(?!['’(])"
 _LETTERS = re.compile(
-    rf"\b(?P<word>(?i:{LETTERED.pattern}))s?[ -]"
-    rf"(?P<letters>{_LETTER}(?:(?:, (?:and |or )?|[/–-]| and | or | to ){_LETTER})*)"
-)  # "hepatitis A", "types I and II", "grade 3"
+    r"\b(?![Ff]actors? I (?!(?:deficien|level|is|was|and|or|concentrate|inhibit|activity)\w*\b)[a-z])"
+    rf"(?P<word>(?i:{LETTERED.pattern}))s?(?:(?P<bracket> \()| virus(?:es)? |[ -])"
+    rf"(?P<letters>{_LETTER}(?:(?:, (?:and |or )?|[/–-]| and | or | to ){_LETTER})*)(?(bracket)\))"
+)  # "hepatitis A", "types I and II", "grade 3", "vitamins (A and D)", but not "the risk factor I found"
 _NUMERALS = ("i", "ii", "iii", "iv", "v", "vi", "vii", "viii", "ix", "x")
 _ROMAN = {numeral: str(value) for value, numeral in enumerate(_NUMERALS, start=1)}
 _SHORT = re.compile(r"['’](?:s|re|ve|ll|d|m)$")
