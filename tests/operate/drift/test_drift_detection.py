@@ -272,6 +272,41 @@ def test_another_file_is_refused_with_the_state_of_the_first_one_and_a_moved_sto
         drift_detection.check(RequestSource(tmp_path / "unknown"), made, tmp_path / "of-store", Policy())
 
 
+def test_a_renamed_file_and_a_moved_store_whose_earlier_answers_were_deleted_are_checked(good, tmp_path):
+    made, state = reference.load(good), tmp_path / "state"
+    given = requests(60, 11)
+    first = write_facts(tmp_path / "a.jsonl", given[:50])
+    drift_detection.check(RequestSource(first), made, state, Policy())
+    renamed = first.rename(tmp_path / "b.jsonl")
+    write_facts(renamed, given)
+    assert drift_detection.check(RequestSource(renamed), made, state, Policy()).new == 10
+    write_facts(renamed, requests(70, 12))
+    before = state.read_bytes()
+    with pytest.raises(DataError, match="the file was replaced"):
+        drift_detection.check(RequestSource(renamed), made, state, Policy())
+    assert state.read_bytes() == before
+    answers = fill_store(tmp_path / "store", requests(20, 13))
+    drift_detection.check(RequestSource(tmp_path / "store"), made, tmp_path / "of-store", Policy())
+    fill_store(tmp_path / "store", requests(5, 14, first=21))
+    answers.base.change("DELETE FROM answers WHERE place <= 20")
+    moved = (tmp_path / "store").rename(tmp_path / "moved")
+    found = drift_detection.check(RequestSource(moved), made, tmp_path / "of-store", Policy())
+    assert found.new == 5
+    assert "they may have been deleted" in found.remarks[0]
+    again = drift_detection.check(RequestSource(moved), made, tmp_path / "of-store", Policy())
+    assert not any("they may have been deleted" in each for each in again.remarks)
+
+
+def test_a_refused_check_forgets_no_evidence(good, tmp_path, monkeypatch):
+    made, state = reference.load(good), tmp_path / "state"
+    fill_store(tmp_path / "store", requests(20, 13))
+    drift_detection.check(RequestSource(tmp_path / "store"), made, state, Policy())
+    fill_store(tmp_path / "unknown", requests(20, 15, first=500))
+    monkeypatch.setattr(drift_detection, "forget_evidence", lambda *_: pytest.fail("evidence was forgotten"))
+    with pytest.raises(DataError, match="The state file belongs to"):
+        drift_detection.check(RequestSource(tmp_path / "unknown"), made, state, Policy())
+
+
 @pytest.mark.model
 def test_vectors_of_another_model_are_refused():
     identity = {"name": "all-minilm-l6-v2", "dimension": 384, "space": "of another version"}

@@ -5,6 +5,10 @@ The check adds evidence to alerts: example requests and groups of new questions.
 
 from __future__ import annotations
 
+import hashlib
+import json
+import math
+import operator
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -63,11 +67,24 @@ class RequestSource:
         """Return whether a request still exists; requests in a file are assumed to exist."""
         return self._answers is None or self._answers.get(id) is not None
 
+    def first_rows(self) -> list[str]:
+        """Return the hashes of a file's first requests, at most FIRST_ROWS; empty for a store."""
+        if self._answers is not None:
+            return []
+        rows = ([each.id, each.question, each.outcome, each.facts] for each in islice(self.requests(), FIRST_ROWS))
+        return [hashlib.sha256(json.dumps(row, sort_keys=True).encode()).hexdigest()[:16] for row in rows]
+
+    def first(self) -> float:
+        """Return the position of the first request; infinity if there is none."""
+        return next((each.sequence for each in self.requests()), math.inf)
+
     def last(self) -> int:
         """Return the position of the last request; 0 if there is none."""
         return self._answers.last_place() if self._answers else sum(1 for _ in from_file(Path(self.named)))
 
 
+FIRST_ROWS = 10
+"""The number of requests at the beginning of a file by which it is recognized"""
 LAG = 200
 """Number of later requests after which an answer's ratings are read"""
 BATCH = 256
@@ -139,6 +156,7 @@ def check(
     busy = DataError(f"Another check, or a server with --drift, is using {state}. Wait until it finishes.")
     with exclusive_lock(state.with_name(f".{state.name}.lock"), busy, LOCK_S):
         monitor = Monitor.load(state, reference) if state.exists() else Monitor(reference, policy)
+        refuse_other_source(source, monitor)
         forget_evidence(monitor, source.has)
         found = advance(source, monitor, model)
         monitor.save(state)
@@ -157,8 +175,8 @@ def advance(
     After each batch of new requests, `rest` is called with the number of seconds that the batch took.
     """
     reference, began = monitor.reference, monitor.count
-    _refuse_other_source(source, monitor)
-    monitor.source = source.named
+    remarks = refuse_other_source(source, monitor)
+    monitor.source, monitor.first_rows = source.named, source.first_rows()
     same = reference.about["of"] == source.named
     start = monitor.last if began or same else 0
     last = source.last()
@@ -183,19 +201,37 @@ def advance(
             monitor.add_outcome(requests[-LAG - 1])
     gather_evidence(monitor, requests)
     new = monitor.count - began
-    return CheckResult(monitor, requests, new, _remarks(monitor, new))
+    return CheckResult(monitor, requests, new, remarks + _remarks(monitor, new))
 
 
-def _refuse_other_source(source: RequestSource, monitor: Monitor) -> None:
-    """Raise DataError if the monitor's requests come from another source; a store that was moved is the same source."""
-    if not monitor.count or monitor.source in ("", source.named):
-        return
-    if not (source.is_store and any(map(source.has, monitor.recent_ids()))):
-        raise DataError(
-            f"The state file belongs to {monitor.source}, but the requests come from {source.named}. Use another state "
-            "file for them (--state), or append them to the earlier source. To start again from the reference, delete "
-            "the state file."
-        )
+def refuse_other_source(source: RequestSource, monitor: Monitor) -> list[str]:
+    """Raise DataError if the monitor's requests come from another source; otherwise return remarks.
+
+    A file is the same source if it begins with the same requests, even if it was moved. A store that was moved is the
+    same source if it contains recent requests, or nothing that was stored before them.
+    """
+    if not monitor.count or not monitor.source:
+        return []
+    if monitor.first_rows and not source.is_store:
+        if all(map(operator.eq, source.first_rows(), monitor.first_rows)):
+            return []
+        if monitor.source == source.named:
+            raise DataError(
+                f"{source.named} begins with other requests than when it was checked before: the file was replaced. "
+                "Use another state file for it (--state), or delete the state file to check all requests again."
+            )
+    elif monitor.source == source.named or any(map(source.has, monitor.recent_ids())):
+        return []
+    elif source.is_store and not monitor.first_rows and source.first() > monitor.last:
+        return [
+            f"{source.named} contains none of the requests that were checked in {monitor.source}. The check continues, "
+            "because they may have been deleted. If it is another store, use another state file (--state)."
+        ]
+    raise DataError(
+        f"The state file belongs to {monitor.source}, but the requests come from {source.named}. Use another state "
+        "file for them (--state), or append them to the earlier source. To start again from the reference, delete "
+        "the state file."
+    )
 
 
 def _encoded(

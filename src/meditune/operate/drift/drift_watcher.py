@@ -117,7 +117,8 @@ class DriftWatcher:
             self._lock.release()
 
     def _check_requests(self) -> dict[str, Any]:
-        monitor, source = self._locked_monitor(), RequestSource(self.options.store)
+        source = RequestSource(self.options.store)
+        monitor = self._locked_monitor(source)
         count, forgot = monitor.count, drift_detection.forget_evidence(monitor, source.has)
         if (last := source.last()) != self._seen:
             self._remarks = advance(source, monitor, self._model, BATCH, self._rest).remarks
@@ -128,16 +129,25 @@ class DriftWatcher:
         news = messages(monitor.all_alerts, None, self.options.link)
         return self._facts(monitor) | {"unsent": self._outbox.send(news, self._channels)}
 
-    def _locked_monitor(self) -> Monitor:
-        """Return the monitor, after locking its state. Raises DataError if another process holds the lock."""
+    def _locked_monitor(self, source: RequestSource) -> Monitor:
+        """Return the monitor, after locking its state.
+
+        Raises DataError if another process holds the lock, or if the state belongs to another source.
+        """
         if self._monitor is None:
             try:
                 self._lock.acquire(timeout=0)
             except Timeout as error:
                 busy = f"Another server or check is using {self._state}"
                 raise DataError(f"{busy}. This server will start checking when that process ends.") from error
-            exists = self._state.exists()
-            self._monitor = Monitor.load(self._state, self._reference) if exists else Monitor(self._reference)
+            try:
+                exists = self._state.exists()
+                monitor = Monitor.load(self._state, self._reference) if exists else Monitor(self._reference)
+                drift_detection.refuse_other_source(source, monitor)
+            except MedituneError:
+                self._lock.release()
+                raise
+            self._monitor = monitor
         return self._monitor
 
     def _rest(self, worked_s: float) -> None:

@@ -186,6 +186,8 @@ class Monitor:
         self.count, self.last, self.last_id = 0, int(reference.about.get("last", 0)), ""
         self.source = ""
         """The store or file that the requests come from, as RequestSource names it; empty if it isn't known"""
+        self.first_rows: list[str] = []
+        """The hashes of the first requests of a file; empty for a store"""
         self.all_alerts: list[Alert] = []
         self.missing: dict[str, int] = dict.fromkeys(reference.signals, 0)
         self.history: deque[NDArray[np.float32]] = deque(maxlen=HISTORY)
@@ -307,6 +309,7 @@ class Monitor:
             "last": self.last,
             "last_id": self.last_id,
             "source": self.source,
+            "first_rows": self.first_rows,
             "outcomes": self.outcomes,
             "ids": list(self._ids),
             "missing": self.missing,
@@ -333,7 +336,8 @@ class Monitor:
         monitor = cls(reference, Policy(**about["policy"]))
         for name in ("count", "last", "last_id", "missing", "outcomes"):
             setattr(monitor, name, about[name])
-        monitor.source = about.get("source", "")  # Missing in states of earlier versions
+        # Missing in states of earlier versions
+        monitor.source, monitor.first_rows = about.get("source", ""), list(about.get("first_rows", []))
         monitor._ids.extend(about["ids"])
         first = monitor.count - len(monitor._ids) + 1
         monitor._numbers = {id: first + place for place, id in enumerate(monitor._ids)}
