@@ -1,6 +1,7 @@
 """Exported models answer as before, and everything a job asks for is done or refused."""
 
 import json
+import math
 import queue
 import shutil
 import subprocess
@@ -12,7 +13,7 @@ from transformers import AutoTokenizer
 
 from meditune.assistant.writers import ask_model
 from meditune.engines.engine import GenerationRequest
-from meditune.engines.open_engine import exported_at, measure_exports, open_engine
+from meditune.engines.open_engine import choose_export, exported_at, measure_exports, open_engine
 from meditune.engines.tokenizer import PlainTokenizer
 from meditune.errors import ModelError
 from meditune.export import verify
@@ -317,6 +318,13 @@ def test_auto_says_in_every_case_which_engine_it_chooses_and_why(tmp_path, monke
     )
     checked = meditune("serve", place, "--check", "--store", tmp_path / "store")
     assert checked.out.splitlines()[-1] == said()
+    deviates(folder)
+    deviates(place / "export" / "openvino-int4", 1.0, 0.949)
+    assert "; openvino-int4 deviates more (94.9% of the decisions are the same, 95% are required)" in said()
+    deviates(place / "export" / "openvino-int4", math.nan)
+    assert "; openvino-int4 deviates more (its perplexity isn't a number)" in said()
+    monkeypatch.setattr("meditune.engines.open_engine.why_outdated", lambda *_: "")
+    assert str(choose_export(place, "openvino")) == f"{chosen}--engine openvino was chosen."
     for other in ("gguf", "onnx", "openvino-int4"):
         shutil.rmtree(place / "export" / other)
     deviates(folder)

@@ -172,7 +172,9 @@ def choose_export(place: Path, engine: str = "auto", automatic: Sequence[str] = 
     found, left_out = _exports(place, engine, automatic)
     speeds = _measured(found)
     folder = max(found, key=lambda each: (speeds or {}).get(each.name, 0.0), default=None)
-    if folder is None:
+    if engine != "auto":
+        reason = f"--engine {engine} was chosen"
+    elif folder is None:
         reason = "none of the exports can be used" if left_out else "there is no export"
     elif len(found) > 1 and speeds:
         listed = ", ".join(f"{name} {speed:.0f}" for name, speed in sorted(speeds.items(), key=lambda item: -item[1]))
@@ -181,7 +183,7 @@ def choose_export(place: Path, engine: str = "auto", automatic: Sequence[str] = 
         )
     elif len(found) > 1:
         reason = f"the speeds of {', '.join(each.name for each in found)} haven't been measured here yet"
-    elif engine == "auto" and _deviation(folder) > 1:
+    elif _deviation(folder) > 1:
         reason = f"no export is close enough to the original model, and it is the closest one ({_described(folder)})"
     else:
         reason = "it is the only suitable export" if left_out else "it is the only export"
@@ -227,7 +229,10 @@ def _exports(place: Path, engine: str, automatic: Sequence[str]) -> tuple[list[P
 
 
 def _drift(folder: Path) -> tuple[float, float]:
-    """Return an export's relative increase in perplexity and its share of identical decisions, measured at export."""
+    """Return an export's relative increase in perplexity and its share of identical decisions, measured at export.
+
+    The increase is infinite if it wasn't measured, and NaN if a perplexity isn't a number.
+    """
     drift = read_json(folder / EXPORT).get("drift")
     if not drift:
         return math.inf, 0.0
@@ -239,6 +244,7 @@ def _drift(folder: Path) -> tuple[float, float]:
 def _deviation(folder: Path) -> float:
     """Return how much an export deviates from the original model; it is close enough up to 1."""
     rise, agreement = _drift(folder)
+    rise = math.inf if math.isnan(rise) else rise
     return round(max(rise / MAX_PERPLEXITY_RISE, (1 - agreement) / (1 - MIN_AGREEMENT)), 6)
 
 
@@ -247,11 +253,14 @@ def _described(folder: Path) -> str:
     rise, agreement = _drift(folder)
     if math.isinf(rise):
         return "its deviation wasn't measured"
-    found = []
+    found = ["its perplexity isn't a number"] if math.isnan(rise) else []
+    # rounded away from the limits
+    risen = math.ceil(1000 * rise - 1e-6) / 10 if math.isfinite(rise) else rise
     if rise > MAX_PERPLEXITY_RISE:
-        found.append(f"perplexity rose by {100 * rise:.1f}%, at most {100 * MAX_PERPLEXITY_RISE:g}% is allowed")
+        found.append(f"perplexity rose by {risen:.1f}%, at most {100 * MAX_PERPLEXITY_RISE:g}% is allowed")
     if agreement < MIN_AGREEMENT:
-        found.append(f"{100 * agreement:.0f}% of the decisions are the same, {100 * MIN_AGREEMENT:g}% are required")
+        share = math.floor(1000 * agreement + 1e-6) / 10
+        found.append(f"{share:g}% of the decisions are the same, {100 * MIN_AGREEMENT:g}% are required")
     return "; ".join(found)
 
 
