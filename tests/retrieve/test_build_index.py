@@ -696,3 +696,27 @@ def test_of_many_writers_at_once_one_is_let_in(bucket: str) -> None:
         writer.join()
     assert len(inside) == 1
     assert all("is changing this index" in each for each in refused)
+
+
+def test_only_the_thread_that_imports_lancedb_does_without_pandas(tmp_path, monkeypatch):
+    (tmp_path / "lancedb.py").write_text(
+        "import importlib.util, threading\n"
+        "def look(found):\n"
+        "    try:\n"
+        "        found.append(importlib.util.find_spec('pandas') is not None)\n"
+        "    except ModuleNotFoundError:\n"
+        "        found.append(False)\n"
+        "here, there = [], []\n"
+        "look(here)\n"
+        "thread = threading.Thread(target=look, args=(there,))\n"
+        "thread.start()\n"
+        "thread.join()\n"
+    )
+    (tmp_path / "pandas.py").write_text("")
+    for name in ("lancedb", "pandas"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.syspath_prepend(tmp_path)
+    storage.import_lancedb_without_pandas()
+    fake = sys.modules["lancedb"]
+    monkeypatch.delitem(sys.modules, "lancedb")
+    assert (fake.here, fake.there) == ([False], [True])

@@ -12,6 +12,7 @@ import json
 import os
 import socket
 import sys
+import threading
 import time
 import uuid
 import zipfile
@@ -179,23 +180,26 @@ def import_lancedb_without_pandas() -> None:
     If pandas is installed, pyarrow imports it while LanceDB is imported. Call this function before `connect`, in a
     process that has no other use for pandas. If LanceDB isn't installed, `connect` reports it.
     """
-    sys.meta_path.insert(0, _NoPandas)
+    finder: Any = _NoPandas()
+    sys.meta_path.insert(0, finder)
     try:
         with suppress(ImportError):
             import lancedb  # noqa: F401
     finally:
-        sys.meta_path.remove(_NoPandas)
+        sys.meta_path.remove(finder)
 
 
 class _NoPandas:
-    """A finder of modules for which pandas isn't installed.
+    """A finder of modules for which pandas isn't installed in the thread that created it.
 
     With None in `sys.modules` instead, pyarrow would raise AttributeError.
     """
 
-    @staticmethod
-    def find_spec(name: str, *_: Any) -> None:
-        if name == "pandas":
+    def __init__(self) -> None:
+        self._thread = threading.get_ident()
+
+    def find_spec(self, name: str, *_: Any) -> None:
+        if name == "pandas" and threading.get_ident() == self._thread:
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
 
