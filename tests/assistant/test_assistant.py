@@ -212,6 +212,7 @@ def test_a_decision_is_made_from_the_first_passage_as_the_model_learnt_it(index:
         ("Hi, could you please explain how metformin works?", False),
         ("Do you know what causes gout?", False),
         ("Can you tell me if gout is curable?", True),
+        ("Could you please tell me, does aspirin thin blood?", True),
         ("Do you know whether asthma is inherited?", True),
         ("Can you give honey to a baby?", True),
     ],

@@ -149,7 +149,8 @@ def test_a_letter_after_its_word_is_found_in_other_spellings(source, faithful):
 
 
 def test_the_article_after_such_a_word_is_no_letter():
-    (judged,) = detect("Hepatitis A is serious.", Sources(["I had hepatitis a few years ago, it is serious."])).sentences
+    sources = Sources(["I had hepatitis a few years ago, it is serious."])
+    (judged,) = detect("Hepatitis A is serious.", sources).sentences
     assert [span.kind for span in judged.spans] == ["name"]
 
 

@@ -471,6 +471,7 @@ def test_an_expert_overrides_what_others_say_later(tmp_path: Path) -> None:
         ("Does the herb help?", "No, it fails.", "no"),
         ("Does the herb help?", "no", "no"),
         ("Does the herb help?", "No\nIt fails.", "no"),
+        ("Is the herb safe?", "No it is not safe.", "no"),
         ("Does the herb help?", "Yes it helps.", "yes"),
         ("Is treatment needed?", "No treatment is needed.", None),
         ("How much paracetamol may I take?", "No more than 4 g a day.", None),

@@ -30,7 +30,8 @@ _TENS = (
 )
 _LARGE = "(?:hundred|thousand|million|billion)"
 _NUMBER = (
-    rf"(?:\.?\d+(?:[.,/⁄]\d+)*(?:(?:[km]|\s[km](?! (?:every|each|per|an?|daily)\b)|[\s-]?{_LARGE})\b)?|(?:{_ONES}|{_TENS})(?: {_LARGE})?"
+    rf"(?:\.?\d+(?:[.,/⁄]\d+)*(?:(?:[km]|\s[km](?! (?:every|each|per|an?|daily)\b)|[\s-]?{_LARGE})\b)?"
+    rf"|(?:{_ONES}|{_TENS})(?: {_LARGE})?"
     rf"|half(?: an? {_LARGE})?|(?:a|one) (?:{_LARGE}|quarter|third)|(?:a )?couple|(?:a )?few|several)"
 )
 _RANGE = rf"(?:{_NUMBER}\s*[x×]\s*)?{_NUMBER}(?:\s*(?:-|–|to|or)\s*{_NUMBER})?"
@@ -41,7 +42,9 @@ _UNIT = (
     rf"|(?:ng|nanogram(?:me)?s?|m?u(?!\.\s?s\b))(?!{_LAB}| per (?:[md]?l\b|(?:milli|deci)?lit))"
     rf"|mmol(?!{_LAB}|\s*/\s*mol\b| per (?:mol\b|l\b|lit))"
     r"|i\.?u|(?:international )?units?|drops?|tablets?|tabs?|pills?|capsules?|caplets?|gelcaps?|lozenges?|pastilles?"
-    r"|suppositor(?:y|ies)|pessar(?:y|ies)|sachets?|packets?(?! of (?:crisps|chips|biscuits|cookies|sweets|candy|cigarettes|noodles|gum|nuts))|amp(?:o?u)les?|vials?|inhalations?|puffs?|sprays?"
+    r"|suppositor(?:y|ies)|pessar(?:y|ies)|sachets?"
+    r"|packets?(?! of (?:crisps|chips|biscuits|cookies|sweets|candy|cigarettes|noodles|gum|nuts))"
+    r"|amp(?:o?u)les?|vials?|inhalations?|puffs?|sprays?"
     r"|patch(?:es)?|injections?|enemas?|wafers?|gummies|applicatorfuls?|dropperfuls?"
     r"|doses?|(?:tea|table|dessert)?spoon(?:ful)?s?|spoonsful|tsps?|tbsps?)\b"
 )

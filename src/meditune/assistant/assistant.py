@@ -183,7 +183,8 @@ _ASKS_TO_EXPLAIN = re.compile(
     r" (?:please |also |briefly |quickly |just |maybe |possibly )*"
     r"(?:(?:tell|give|show|teach) (?:me|us)|(?:tell|show) (?:what|which|how|why|when|where|who)"
     r"|help (?:me|us) understand|explain|describe|define|list|summari[sz]e|clarify|elaborate|outline|know|ask)\b"
-    r"(?!(?: (?:me|us|you|please|here|exactly))*,? (?:if|whether|that)\b)",
+    r"(?!(?: (?:me|us|you|please|here|exactly))*"
+    r"(?:,? (?:if|whether|that)|[,:] (?:is|are|was|were|do|does|did|can|will|has|have))\b)",
     re.IGNORECASE,
 )
 """A request for an explanation in the form of a yes/no question; "Can you tell me if ..." is a real yes/no question"""

@@ -24,11 +24,11 @@ _TOKEN = re.compile(r"\d+(?:[.,]\d+)*|[^\W\d_][^\W_]*(?:['’][^\W\d_]+)?")
 _STAGED = "(?:(?<=type )|(?<=class )|(?<=stage )|(?<=phase )|(?<=grade ))"
 _LOWER_LETTER = (
     r"(?:[b-hj-z](?![.-]\w)"
-    r"|a(?=[.,;:)/]|$| (?:and|or|is|are|was|were|can|may|has|causes?|spreads?|virus|infections?|vaccin\w+|deficien\w+)\b)"
+    r"|a(?=[.,;:)/]|$| (?:and|or|is|are|was|were|can|may|has|causes?|spreads?|virus|infection|vaccin\w+|deficien\w+)\b)"
     rf"|i{{2,3}}|vi{{1,3}}|ix|{_STAGED}iv"
     rf"|{_STAGED}i(?=$| (?:diabet|collagen|interferon|hypersensi|reaction|disorder|error|trial|and\b|or\b|to\b)))"
 )
-"""A letter or numeral in lowercase, but neither the article in "hepatitis a few ..." nor the pronoun in "factor i saw" """
+"""A lowercase letter or numeral, but neither the article in "hepatitis a few" nor the pronoun in "factor i saw" """
 _LETTER = rf"(?:[IVX]{{1,4}}[A-Ca-c]?|[A-Z]|\d(?![.,]?\d)|{_LOWER_LETTER})\b(?!['’(])"
 _LETTERS = re.compile(
     r"\b(?![Ff]actors? I (?!(?:deficien|level|is|was|and|or|concentrate|inhibit|activity)\w*\b)[a-z])"

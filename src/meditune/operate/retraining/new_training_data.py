@@ -128,8 +128,8 @@ def _corrections(
             }
 
 
-_NO = re.compile(r"\W*no[^\S\n]*(?:[^\w\s]|$)", re.IGNORECASE | re.MULTILINE)
-"""The whole answer "no", or a "no" that a punctuation mark follows, unlike "no more than 4 g"."""
+_NO = re.compile(r"\W*no[^\S\n]*(?:[^\w\s]|$|\b(?:it|they|this|that|he|she)\b)", re.IGNORECASE | re.MULTILINE)
+"""The answer "no", also before a punctuation mark or a pronoun ("No it is not"), unlike "no more than 4 g"."""
 
 
 def _decision_of(question: str, correction: str) -> str | None:
