@@ -85,6 +85,18 @@ def test_a_deleted_question_is_no_evidence_any_more(watched, tmp_path):
     }
 
 
+def test_the_state_of_another_store_is_refused_and_stays_as_it_is(watched, tmp_path):
+    drifted(tmp_path)
+    DriftWatcher(watched, lambda _: None, []).check_once()
+    before = state_of(watched.reference).read_bytes()
+    fill_store(tmp_path / "other", requests(100, 8, first=2000))
+    other = WatcherOptions(str(tmp_path / "other"), watched.reference, 0.05, watched.link)
+    watching = DriftWatcher(other, lambda _: None, []).start()
+    watching.stop()
+    assert "The state file belongs to" in watching.check_once()["problem"]
+    assert state_of(watched.reference).read_bytes() == before
+
+
 def test_a_webhook_that_is_down_is_tried_again_and_shown(watched, tmp_path):
     metrics = Metrics()
     with listening([503] * 3) as (url, got):
