@@ -417,6 +417,8 @@ def test_the_same_phrases_in_a_crisis_stay_one(message: str) -> None:
         ("No rash, throat closing up after peanuts", "anaphylaxis"),
         ("No fever, cough, or chills, throat closing up", "anaphylaxis"),
         ("She has no allergies, tongue swelling after shrimp", "anaphylaxis"),
+        ("No fever, cough, crushing chest pain", "heart"),
+        ("no known allergies, hives, trouble breathing", "anaphylaxis"),
         ("Never had this before: crushing chest pain", "heart"),
         ("without warning, seizure this morning", "seizure"),
     ],
@@ -431,6 +433,8 @@ def test_a_denial_ends_at_a_colon_or_a_comma(message: str, kind: str) -> None:
         "I have no fever, crushing chest pain or cough",
         "She has no vomiting, diarrhea, or crushing chest pain",
         "Denied suicidal thoughts, chest pain, fever",
+        "No chest pain, shortness of breath, palpitations. Is tea good for tiredness?",
+        "Denies chest pain, SOB, syncope. ROS: no fever, chills, chest pain",
         "I don't have any chest pain, arm pain, or trouble breathing",
     ],
 )

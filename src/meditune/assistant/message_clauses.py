@@ -76,6 +76,14 @@ WORD = re.compile(r"\d+(?:[.,/]\d+)*|[a-z]+")
 _WORD_OR_STOP = re.compile(rf"{WORD.pattern}|[,:]")
 _LISTED = re.compile(r"(?:\s*[\w'/-]+(?:\s+[\w'/-]+){0,3}\s*,){0,8}\s*(?:[\w'/-]+\s+){0,4}(?:or|nor)\b")
 """The rest of a list with "or": its items after a comma, of up to four words each"""
+_NO_ITEM = re.compile(
+    r"\b(?:throat|tongue|lips?|airway|my|i|he|she|it|we|they|this|today|now|tonight|since|after|sudden\w*|crush\w*|severe\w*|worst"
+    r"|bad|terrible|intense|huge|massive|unable|trouble|seizures?|help|please|blue|unconscious|collapse|\d+)\b"
+)
+"""Words of an item that is more than the next one of a list of denied signs, such as a throat that closes"""
+_OTHER_DENIAL = re.compile(
+    r"\b(?:no|not|without|never)\b[^,:]*\b(?:allerg|histor|warning|medic|medication|injur|trauma|relief|before)"
+)
 _DENIES = re.compile(r"\bden(?:y|ies|ied)\b")
 
 
@@ -90,7 +98,7 @@ class Clause:
     happening: bool
     """True if the clause's words describe something that is happening"""
     stops: tuple[int, ...] = ()
-    """The places in the text at which a denial ends: after a colon, or a comma that isn't part of a list with "or" """
+    """The places in the text at which a denial ends: after a colon, or a comma that isn't part of a list of signs"""
 
 
 def clauses(message: str, spelled: Callable[[str], str] = lambda word: word) -> list[Clause]:
@@ -115,15 +123,31 @@ def clauses(message: str, spelled: Callable[[str], str] = lambda word: word) -> 
 def _stops(part: str) -> list[int]:
     """Return the numbers of words after which a denial ends: 2 for "no rash, throat closing".
 
-    A denial continues in a list with "or" ("no rash, fever or pain") and after "denies".
+    A denial continues in a list with "or" or of short items ("no rash, fever or pain") and after "denies".
     """
     found, words = [], 0
     for match in _WORD_OR_STOP.finditer(part):
         if match[0] not in ",:":
             words += 1
-        elif not _DENIES.search(part, 0, match.start()) and (match[0] == ":" or not _LISTED.match(part, match.end())):
+        elif not _DENIES.search(part, 0, match.start()) and (match[0] == ":" or not _listed(part, match.start())):
             found.append(words)
     return found
+
+
+def _listed(part: str, comma: int) -> bool:
+    """Return whether the item after a comma continues a list with "or", or a list of at least three short items."""
+    if _LISTED.match(part, comma + 1):
+        return True
+    before, after = re.split(r"[,:]", part[:comma]), re.split(r"[,:]", part[comma + 1 :])
+    if _OTHER_DENIAL.search(part, 0, comma):
+        return False
+    earlier = len(before) > 1 and _is_item(before[-1]) and not phrase_pattern("denial").search(before[-1])
+    return _is_item(after[0]) and (earlier or (len(after) > 1 and _is_item(after[1])))
+
+
+def _is_item(text: str) -> bool:
+    words = WORD.findall(text)
+    return 0 < len(words) <= 3 and not _NO_ITEM.search(text) and not _NOW.search(text) and not _THEN.search(text)
 
 
 def plain(message: str) -> str:
