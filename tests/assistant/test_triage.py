@@ -385,6 +385,7 @@ def test_words_of_a_sign_about_something_else_are_no_emergency(message: str) -> 
         ("my 3 week old baby can't breathe through her nose", "lungs"),
         ("she is confused about the day this morning", "danger"),
         ("dad is confused by simple words today", "danger"),
+        ("my mother is confused about who I am today, test results pending", "danger"),
     ],
 )
 def test_the_same_words_about_a_sign_stay_an_emergency(message: str, kind: str) -> None:
