@@ -1,6 +1,7 @@
 """A store that is watched while it is written to, as beside a running server."""
 
 import json
+import threading
 import time
 
 import pytest
@@ -87,7 +88,10 @@ def test_a_deleted_question_is_no_evidence_any_more(watched, tmp_path):
 
 def test_the_state_of_another_store_is_refused_and_stays_as_it_is(watched, tmp_path):
     drifted(tmp_path)
-    DriftWatcher(watched, lambda _: None, []).check_once()
+    checked = threading.Event()
+    first = DriftWatcher(watched, lambda _: checked.set(), []).start()
+    assert checked.wait(60)
+    first.stop()
     before = state_of(watched.reference).read_bytes()
     fill_store(tmp_path / "other", requests(100, 8, first=2000))
     other = WatcherOptions(str(tmp_path / "other"), watched.reference, 0.05, watched.link)
