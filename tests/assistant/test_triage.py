@@ -387,6 +387,9 @@ def test_words_of_a_sign_about_something_else_are_no_emergency(message: str) -> 
         ("my 3 week old baby can't breathe through her nose", "lungs"),
         ("she is confused about the day this morning", "danger"),
         ("dad is confused by simple words today", "danger"),
+        ("I stepped on a nail and now have lockjaw", "sepsis"),
+        ("A thorn went into my hand last week and now I can't open my mouth", "sepsis"),
+        ("my waters broke an hour ago and I'm 30 weeks pregnant", "pregnancy"),
         ("my mother is confused about who I am today, test results pending", "danger"),
     ],
 )
