@@ -20,6 +20,7 @@ from meditune.evaluate.predictions import Predictions, read
 from meditune.evaluate.quality_gate import Policy, check
 from meditune.evaluate.report import render
 from meditune.evaluate.subgroups import subgroups
+from meditune.evaluate.summary import conditions
 from meditune.files import read_json, read_jsonl, write_json, write_jsonl
 from meditune.models.sentence_encoder import TokenVectors, load
 from tests import tiny
@@ -135,6 +136,24 @@ def marked(count, often, kind="direction"):
 def model(often, references=None, count=200):
     beside = [] if references is None else marked(count, set(references))
     return Predictions(faithfulness=marked(count, set(often)), reference_faithfulness=beside)
+
+
+def test_conditions_are_compared_on_the_answers_that_have_sources_under_both():
+    """Only 20 of 30 items have a context, and for two of these no passage fits."""
+    graded, references = marked(30, set(range(0, 30, 2))), marked(30, {0})
+    measured = Predictions(
+        answer=[{"id": str(n), "reference": "Yes.", "prediction": "Yes."} for n in range(30)],
+        retrieved_answer=[{"id": str(n), "reference": "Yes.", "prediction": "Yes."} for n in range(30)],
+        faithfulness=graded[:20],
+        reference_faithfulness=references[:20],
+        retrieved_faithfulness=graded[2:],
+        retrieved_reference_faithfulness=references[2:],
+    )
+    found = conditions({"tuned": measured}, 200, 1, {})["tuned"]["retrieved"]
+    row = found["comparison"]["faithfulness"]
+    assert (row["items"], row["delta"]) == (18, 0)
+    assert row["references"]["figure"] == pytest.approx(0.9)
+    assert found["comparison"]["rougeL"]["items"] == 30
 
 
 def test_references_are_graded_by_the_same_sources(tmp_path):

@@ -18,6 +18,8 @@ from meditune.evaluate.predictions import KINDS, Kind, MeasuredModel, Prediction
 from meditune.evidence.support_model import LEXICAL_DETECTOR
 from meditune.statistics import Array, Metric, Statistics
 
+COMMON_ITEMS: tuple[Kind, ...] = ("faithfulness", "retrieved_faithfulness")
+"""Kinds that are compared only on the items that both sides have: answers with sources, which differ by condition"""
 PERPLEXITIES: dict[str, Kind] = {
     "perplexity": "likelihood",
     "unconditional_perplexity": "unconditional",
@@ -96,6 +98,7 @@ class PairedStatistics:
             for name in names
             if all(judges := [_judges(name, kind, base), _judges(name, kind, tuned)]) and judges[0] != judges[1]
         }
+        base, tuned = _with_common_items(base, tuned), _with_common_items(tuned, base)
         self.base, self.tuned = statistics_of(base), statistics_of(tuned)
         self.shared = [name for name in self.base if name in self.tuned]
         self.tuned |= {name: in_order(name, self.base[name], self.tuned[name]) for name in self.shared}
@@ -107,8 +110,17 @@ class PairedStatistics:
         worse = stats.is_wrong(metric, float(stats.standard_gap(metric, tuned.value(), base.value())))
         order = ("tuned", "base") if worse else ("base", "tuned")
         graded = [self.references[model].get(metric.name) for model in order]
-        found = [each for each in graded if each and {*each.ids} == {*base.ids}]
-        return [in_order(metric.name, base, each) for each in found[:1]]
+        found = [each for each in graded if each and {*each.ids} >= {*base.ids}]
+        return [_of_items(each, base.ids) for each in found[:1]]
+
+
+def _with_common_items(own: Predictions, other: Predictions) -> Predictions:
+    """Return `own`, in the kinds COMMON_ITEMS without the items that `other` lacks."""
+    rows = {kind: getattr(own, kind) for kind in KINDS}
+    for kind in COMMON_ITEMS:
+        common = {row["id"] for row in getattr(other, kind)}
+        rows[kind] = [row for row in rows[kind] if row["id"] in common]
+    return Predictions(**rows)
 
 
 def _refuse_other_references(base: Predictions, tuned: Predictions) -> None:
@@ -186,9 +198,8 @@ def in_order(name: str, first: Statistics, second: Statistics) -> Statistics:
     """Return `second` with its items in the order of `first`. Raises DataError if they don't have the same items."""
     if first.ids == second.ids:
         return second
-    place = {each: index for index, each in enumerate(second.ids)}
-    lacking = [each for each in first.ids if each not in place]
-    further = sorted(place.keys() - set(first.ids))
+    lacking = sorted({*first.ids} - {*second.ids})
+    further = sorted({*second.ids} - {*first.ids})
     if lacking or further:
         sides = [
             f"{len(ids)} only in the {side} ({', '.join(ids[:3])}{' ...' if len(ids) > 3 else ''})"
@@ -199,7 +210,13 @@ def in_order(name: str, first: Statistics, second: Statistics) -> Statistics:
             f"The two models' {name} was measured on different items, so it can't be compared: "
             f"{', '.join(sides)}. Evaluate both with the same recipe and seed, and the same version of Python."
         )
-    return Statistics(first.ids, second.items[[place[each] for each in first.ids]], second.figure)
+    return _of_items(second, first.ids)
+
+
+def _of_items(statistics: Statistics, ids: Sequence[str]) -> Statistics:
+    """Return the statistics of the items `ids`, in this order."""
+    place = {each: index for index, each in enumerate(statistics.ids)}
+    return Statistics(tuple(ids), statistics.items[[place[each] for each in ids]], statistics.figure)
 
 
 class _Side:
