@@ -193,6 +193,22 @@ def test_perplexities_of_two_tokenizers_arent_compared(tmp_path):
     assert outcome(tmp_path, "not_worse: all", rows) == {("bits_per_byte", "not_worse"): False}
 
 
+def test_windows_of_two_tokenizers_arent_compared():
+    """A window has 511 scored tokens with any tokenizer, but with the second one it contains less of the text."""
+    before = np.random.default_rng(0).normal(1500, 50, 40)
+
+    def windows(nll, size):
+        rows = [{"id": f"window-{n}", "nll": each, "tokens": 511, "bytes": size} for n, each in enumerate(nll)]
+        return Predictions(general=rows, technical=rows)
+
+    rows = compare(windows(before, 2100), windows(before - 300, 1600), 500, 1)
+    assert {name: row["better"] for name, row in rows.items()} == dict.fromkeys(
+        ("general_perplexity", "general_bits_per_byte", "technical_perplexity")
+    )
+    assert any("different windows of the text" in each for each in caveats(rows))
+    assert compare(windows(before, 2100), windows(before - 300, 2100), 500, 1)["general_perplexity"]["better"] is True
+
+
 def test_other_questions_with_the_same_ids_are_refused():
     asthma, gout = decided(*[True] * 40), decided(*[True] * 40)
     about = [

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
@@ -14,21 +14,22 @@ from meditune.data.example import Example
 from meditune.errors import DataError
 from meditune.evaluate.faithfulness_and_similarity import WORDS
 from meditune.evaluate.metrics import METRICS, references_of, statistics_of, summarize
-from meditune.evaluate.predictions import KINDS, Kind, MeasuredModel, Predictions, groups_of, list_ids
+from meditune.evaluate.predictions import KINDS, Kind, MeasuredModel, Predictions, TextKind, groups_of, list_ids
 from meditune.evidence.support_model import LEXICAL_DETECTOR
 from meditune.statistics import Array, Metric, Statistics
 
 COMMON_ITEMS: tuple[Kind, ...] = ("faithfulness", "retrieved_faithfulness")
 """Kinds that are compared only on the items that both sides have: answers with sources, which differ by condition"""
-PERPLEXITIES: dict[str, Kind] = {
+SAME_TOKENS: dict[str, Kind] = {
     "perplexity": "likelihood",
     "unconditional_perplexity": "unconditional",
     "closed_perplexity": "closed_likelihood",
     "retrieved_perplexity": "retrieved_likelihood",
     "general_perplexity": "general",
+    "general_bits_per_byte": "general",
     "technical_perplexity": "technical",
 }
-"""Metrics that are comparable only over the same tokens, and the predictions they are computed from"""
+"""Metrics that are comparable only over the same tokens or windows, and the predictions they are computed from"""
 GRADES: dict[Kind, tuple[str, ...]] = {
     "faithfulness": ("faithfulness", "unsupported_sentences", "contradictions"),
     "retrieved_faithfulness": ("retrieved_faithfulness", "retrieved_unsupported_sentences"),
@@ -58,8 +59,8 @@ def compare(
     A detector also marks some true answers. For its metrics, `better` is therefore None unless the worse model is
     significantly worse than its reference answers (`beyond`); `difference` is the value of `better` without this rule.
 
-    Perplexities over different numbers of tokens aren't comparable, so their `better` is None, and `other_tokens` is
-    True. The same holds for grades by different judges; `other_judges` then contains the judges' names, base first.
+    Perplexities over different tokens aren't comparable, so their `better` is None, and `other_tokens` is True. The
+    same holds for grades by different judges; `other_judges` then contains the judges' names, base first.
 
     Raises DataError if the models were measured on different items, or on items with different references.
     """
@@ -91,7 +92,7 @@ class PairedStatistics:
     def __init__(self, base: Predictions, tuned: Predictions) -> None:
         """Raise DataError if the models were measured on different items, or on items with different references."""
         _refuse_other_references(base, tuned)
-        self.other_tokens = {name for name, kind in PERPLEXITIES.items() if _tokens_differ(kind, base, tuned)}
+        self.other_tokens = {name for name, kind in SAME_TOKENS.items() if _tokens_differ(kind, base, tuned)}
         self.other_judges = {
             name: judges
             for kind, names in GRADES.items()
@@ -137,9 +138,14 @@ def _refuse_other_references(base: Predictions, tuned: Predictions) -> None:
 
 
 def _tokens_differ(kind: Kind, base: Predictions, tuned: Predictions) -> bool:
-    """Return whether a text has different numbers of tokens for the two models."""
-    known = {row["id"]: row["tokens"] for row in getattr(base, kind)}
-    return any(known.get(row["id"], row["tokens"]) != row["tokens"] for row in getattr(tuned, kind))
+    """Return whether the two models scored different numbers of tokens or bytes.
+
+    Windows have the same number of tokens for every tokenizer, so only their bytes show that they are different texts.
+    """
+    rows = getattr(base, kind), getattr(tuned, kind)
+    keys = [key for key in ("tokens", "bytes") if all(key in row for side in rows for row in side)]
+    first, second = ({row["id"]: [row[key] for key in keys] for row in side} for side in rows)
+    return first != second
 
 
 def _judges(metric: str, kind: Kind, predictions: Predictions) -> str:
@@ -332,11 +338,20 @@ def caveats(comparison: Mapping[str, Mapping[str, Any]]) -> list[str]:
             f"No change can be significant with fewer than {stats.MIN_GROUPS} groups of items. "
             + (f"This concerns all {len(few)} metrics." if everything else f"Metrics: {', '.join(few)}.")
         )
-    retokenized = [METRICS[name].title for name, row in comparison.items() if row.get("other_tokens")]
-    if retokenized:
+    retokenized = [name for name, row in comparison.items() if row.get("other_tokens")]
+    answers, windows = (
+        [METRICS[name].title for name in retokenized if (SAME_TOKENS[name] in get_args(TextKind)) == in_windows]
+        for in_windows in (False, True)
+    )
+    if answers:
         found.append(
-            f"No change is claimed for {', '.join(retokenized)}, because the models read different numbers of tokens "
+            f"No change is claimed for {', '.join(answers)}, because the models read different numbers of tokens "
             "for the same texts (other tokenizers, or answers cut at other lengths). Compare bits per byte instead."
+        )
+    if windows:
+        found.append(
+            f"No change is claimed for {', '.join(windows)}, because the models read different windows of the text "
+            "(other tokenizers, or another edition of the text). Compare general knowledge (evaluate.choices) instead."
         )
     judged: dict[tuple[str, ...], list[str]] = {}
     for name, row in comparison.items():

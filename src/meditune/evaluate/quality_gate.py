@@ -118,7 +118,7 @@ def check(policy: Policy, comparison: dict[str, dict[str, Any]], figures: dict[s
         if few and (rule != "not_worse" or is_wrong(METRICS[name], row["delta"])):
             return Check(name, rule, False, f"too few groups of items to compare: {row['groups']}, needs {MIN_GROUPS}")
         if row.get("other_tokens"):
-            return Check(name, rule, False, "not comparable: the models read different numbers of tokens")
+            return Check(name, rule, False, "not comparable: the models read different tokens")
         if "other_judges" in row:
             judges = " and ".join(row["other_judges"])
             return Check(name, rule, False, f"not comparable: graded by different judges, {judges}")
