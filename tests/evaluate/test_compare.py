@@ -209,6 +209,20 @@ def test_windows_of_two_tokenizers_arent_compared():
     assert compare(windows(before, 2100), windows(before - 300, 2100), 500, 1)["general_perplexity"]["better"] is True
 
 
+@pytest.mark.parametrize("kind", ["general", "technical", "unconditional"])
+def test_a_tokenizer_that_gives_another_number_of_windows_doesnt_stop_a_comparison(kind):
+    """A BOS token takes a window's first place, so 5,120 tokens fill 11 windows instead of 10."""
+
+    def windows(count):
+        rows = [{"id": f"window-{n}", "nll": 1500.0 + n, "tokens": 511, "bytes": 2100} for n in range(count)]
+        return Predictions(**{kind: rows}, decision=decided(*[True] * 40).decision)
+
+    rows = compare(windows(10), windows(11), 500, 1)
+    assert rows["accuracy"]["items"] == 40
+    assert rows[f"{kind}_perplexity"]["other_tokens"]
+    assert any("No change is claimed" in each for each in caveats(rows))
+
+
 def test_other_questions_with_the_same_ids_are_refused():
     asthma, gout = decided(*[True] * 40), decided(*[True] * 40)
     about = [

@@ -18,8 +18,9 @@ from meditune.evaluate.predictions import KINDS, Kind, MeasuredModel, Prediction
 from meditune.evidence.support_model import LEXICAL_DETECTOR
 from meditune.statistics import Array, Metric, Statistics
 
-COMMON_ITEMS: tuple[Kind, ...] = ("faithfulness", "retrieved_faithfulness")
-"""Kinds that are compared only on the items that both sides have: answers with sources, which differ by condition"""
+COMMON_ITEMS: tuple[Kind, ...] = ("faithfulness", "retrieved_faithfulness", "unconditional", "general", "technical")
+"""Kinds that are compared only on the items that both sides have: which answers have sources depends on the condition,
+and how many windows a text has, and which answers can be scored without a prompt, depends on the tokenizer"""
 SAME_TOKENS: dict[str, Kind] = {
     "perplexity": "likelihood",
     "unconditional_perplexity": "unconditional",
@@ -120,7 +121,9 @@ def _with_common_items(own: Predictions, other: Predictions) -> Predictions:
     rows = {kind: getattr(own, kind) for kind in KINDS}
     for kind in COMMON_ITEMS:
         common = {row["id"] for row in getattr(other, kind)}
-        rows[kind] = [row for row in rows[kind] if row["id"] in common]
+        # Windows of another edition of a text have other ids; `in_order` refuses them.
+        refused = rows[kind] if kind in get_args(TextKind) else []
+        rows[kind] = [row for row in rows[kind] if row["id"] in common] or refused
     return Predictions(**rows)
 
 
@@ -351,7 +354,7 @@ def caveats(comparison: Mapping[str, Mapping[str, Any]]) -> list[str]:
     if windows:
         found.append(
             f"No change is claimed for {', '.join(windows)}, because the models read different windows of the text "
-            "(other tokenizers, or another edition of the text). Compare general knowledge (evaluate.choices) instead."
+            "(other tokenizers, or another number of tokens). Compare general knowledge (evaluate.choices) instead."
         )
     judged: dict[tuple[str, ...], list[str]] = {}
     for name, row in comparison.items():
