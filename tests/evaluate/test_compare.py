@@ -536,6 +536,20 @@ def test_the_worst_group_comes_first_and_is_flagged_and_small_ones_come_last():
     assert "got worse" in rows["source", "worse"]["flags"]
 
 
+def test_f1_is_compared_only_between_groups_in_which_it_has_a_meaning():
+    """All of one source's references are "yes", so the source has no F1 of "no"."""
+    examples = [example(n, source) for source in ("mixed", "other") for n in range(60)]
+    examples += [example(n, "agreed", decision="yes") for n in range(60)]
+    measured = decided_where(examples, lambda item: int(item.group) % 4 > 0)
+    measured = Predictions(decision=measured.decision, written=measured.decision)
+    result = subgroups(examples, None, measured, 1)
+    assert "NaN" not in json.dumps(result)
+    for name in ("macro_f1", "written_macro_f1", "f1_no"):
+        assert "reference decision" not in {by for by, _ in rows_of(result, name)}
+    assert {group for by, group in rows_of(result, "f1_no") if by == "source"} == {"mixed", "other"}
+    assert ("source", "agreed") in rows_of(result, "f1_yes")
+
+
 def graded(id, sentences, unsupported):
     """What the detector says of an answer."""
     said = [{"start": 0, "end": 5, "supported": not unsupported}] * sentences

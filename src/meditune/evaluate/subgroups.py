@@ -13,15 +13,12 @@ from meditune import statistics as stats
 from meditune.data.example import TRAITS, Example
 from meditune.evaluate.compare import group_numbers
 from meditune.evaluate.metrics import METRICS, references_of, statistics_of
-from meditune.evaluate.metrics.grades import BY_WORD
 from meditune.evaluate.predictions import Predictions, groups_of
 from meditune.statistics import Array, Metric, Statistics
 
 MIN_GROUP_SIZE = 10
 """Minimum size of a group; smaller groups are listed, but neither ranked nor tested, nor are groups with items of fewer
 than MIN_GROUPS (statistics.py) documents"""
-WITHIN_A_CLASS = {"macro_f1", *(f"{key}_macro_f1" for key in BY_WORD)}
-"""Metrics that are meaningless for items that all have the same reference decision"""
 
 
 def subgroups(examples: Sequence[Example], base: Predictions | None, tuned: Predictions, seed: int) -> dict[str, Any]:
@@ -53,7 +50,7 @@ def subgroups(examples: Sequence[Example], base: Predictions | None, tuned: Pred
         rows = [
             {"by": by, "group": group} | row
             for (by, group), mask in groups.items()
-            if not mask.all() and not (by == "reference decision" and name in WITHIN_A_CLASS)
+            if not mask.all() and not (by == "reference decision" and _is_f1(name))
             if (row := _row(METRICS[name], before.get(name), statistics, mask, drawn[ids]))
         ]
         if METRICS[name].detector:
@@ -82,6 +79,11 @@ class _Draws:
     def are_items(self) -> bool:
         """Return whether each item is about a document of its own."""
         return len(np.unique(self.documents)) == len(self.documents)
+
+
+def _is_f1(metric: str) -> bool:
+    """Return whether a metric is an F1, which is meaningless for items that all have the same reference decision."""
+    return metric.endswith("macro_f1") or metric.startswith("f1_")
 
 
 def _groups(examples: Sequence[Example]) -> dict[tuple[str, str], NDArray[np.bool_]]:

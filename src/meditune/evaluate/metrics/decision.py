@@ -65,11 +65,15 @@ def agreement(rows: Rows) -> dict[str, Statistics]:
 
 
 def _class_f1(rows: Rows) -> dict[str, Statistics]:
-    """Return `f1_yes`, `f1_no` and `f1_maybe`, for those labels that occur in the references."""
+    """Return `f1_yes`, `f1_no` and `f1_maybe`, for those labels that occur in the references.
+
+    F1 is NaN for a subgroup or a bootstrap draw without references of the label.
+    """
     ids, cells = _cells(rows)
 
     def f1_of(index: int, sums: Array) -> Array:
-        return np.asarray(_f1(sums)[0][..., index])
+        references = sums[..., 4 * index : 4 * index + 4].sum(axis=-1)
+        return np.where(references > 0, _f1(sums)[0][..., index], np.nan)
 
     references = {row["reference"] for row in rows}
     return {
