@@ -78,7 +78,7 @@ def test_ratings_are_kept_with_the_answers_of_each_model(tmp_path):
         answers = [{"id": f"own:{n}", "reference": "x", "prediction": text} for n, text in enumerate(texts)]
         write_jsonl(tmp_path / f"{name}-answer.jsonl", answers)
     path = file(tmp_path, "id,score,model\nown:0,2,base\nown:0,4,tuned\nown:1,3,tuned\n")
-    assert store(read_ratings(path), tmp_path) == ["base", "tuned"]
+    assert store(read_ratings(path), tmp_path) == (["base", "tuned"], 0)
     assert read(tmp_path, "base").rating == [{"id": "own:0", "score": 2}, {"id": "own:1", "score": None}], (
         "nothing said"
     )
@@ -102,6 +102,17 @@ def test_an_empty_answer_to_a_question_that_wasnt_rated_leaves_the_models_compar
     found = compare(read(tmp_path, "base"), read(tmp_path, "tuned"), 100, 1)["avg_score"]
     assert found["items"] == 5
     assert found["delta"] == pytest.approx(4 * 3 / 5 - (1 + 2 + 0) / 5)
+
+
+def test_questions_that_were_rated_for_one_model_only_are_left_out_for_both(tmp_path):
+    for name in ("base", "tuned"):
+        answers = [{"id": f"q{n}", "reference": "x", "prediction": "It is."} for n in range(8)]
+        write_jsonl(tmp_path / "predictions" / f"{name}-answer.jsonl", answers)
+    rows = [f"q{n},{name},3" for name, count in (("base", 8), ("tuned", 6)) for n in range(count)]
+    result = meditune("ratings", file(tmp_path, "\n".join(["id,model,score", *rows]) + "\n"), "--run", tmp_path)
+    assert "the other model's answer has no rating: 2." in result.out
+    sides = [read(tmp_path / "predictions", name) for name in ("base", "tuned")]
+    assert compare(*sides, 100, 1)["avg_score"]["items"] == 6
 
 
 def test_the_command_shows_each_systems_figures(tmp_path):

@@ -303,7 +303,12 @@ def ratings(
     found = expert_ratings.read_ratings(file, best)
     print_ratings(found)
     if folder:
-        stored = expert_ratings.store(found, folder / "predictions")
+        stored, left_out = expert_ratings.store(found, folder / "predictions")
+        if left_out:
+            typer.echo(
+                f"Rated questions that were left out, because the other model's answer has no rating: {left_out}. To "
+                "include them, rate both models' answers to these questions, and import all ratings again."
+            )
         typer.echo(
             f"Ratings stored for {' and '.join(stored)}. To add them to the report, run: meditune report {folder}"
         )

@@ -59,12 +59,12 @@ def read_ratings(path: Path, best: bool = False) -> dict[str, Rows]:
     }
 
 
-def store(ratings: Mapping[str, Rows], folder: Path) -> list[str]:
-    """Store each model's ratings beside its predictions and return the models' names.
+def store(ratings: Mapping[str, Rows], folder: Path) -> tuple[list[str], int]:
+    """Store each model's ratings beside its predictions; return the models' names and the number of questions left out.
 
-    Empty answers need no rating: they count as unanswered. But if another rated model answered the question and this
-    answer wasn't rated, the question is left out, because models are compared on the same questions. Ratings that were
-    stored earlier are completed in the same way. Raises DataError if a model has no stored answers, or if a rated
+    Empty answers need no rating: they count as unanswered. But if a rated model answered a question and this answer
+    wasn't rated, the question is left out for all models, because models are compared on the same questions. The same
+    holds for ratings that were stored earlier. Raises DataError if a model has no stored answers, or if a rated
     question isn't among the questions of its stored answers.
     """
     models = [name for name in ("model", "tuned", "base") if path_of(folder, name, "answer").is_file()]
@@ -94,10 +94,11 @@ def store(ratings: Mapping[str, Rows], folder: Path) -> list[str]:
     by_id = {name: {row["id"]: row for row in found} for name, found in rated.items()}
     left_out = {id for name in rated for id, text in answers[name].items() if text.strip() and id not in by_id[name]}
     for name in rated:
-        empty = [id for id, text in answers[name].items() if not text.strip() and id not in left_out]
+        empty = [id for id, text in answers[name].items() if not text.strip()]
         kept = {id: {"id": id, "score": None} for id in empty} | by_id[name]
-        write_jsonl(path_of(folder, name, "rating"), (kept[id] for id in answers[name] if id in kept))
-    return stored
+        ids = [id for id in answers[name] if id in kept and id not in left_out]
+        write_jsonl(path_of(folder, name, "rating"), (kept[id] for id in ids))
+    return stored, len(left_out & {id for rows in by_id.values() for id in rows})
 
 
 def _score(value: Any, place: str) -> float | None:
