@@ -57,6 +57,11 @@ def test_several_raters_are_averaged_and_of_several_answers_the_best_counts(tmp_
     assert best[0]["score"] == 4
 
 
+def test_each_rows_own_columns_count(tmp_path):
+    path = file(tmp_path, '{"id": "A", "score": 2}\n{"id": "A", "score": 4, "model": "base"}\n', "ratings.jsonl")
+    assert read_ratings(path) == {"": [{"id": "A", "score": 2}], "base": [{"id": "A", "score": 4}]}
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [

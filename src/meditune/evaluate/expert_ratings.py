@@ -35,9 +35,9 @@ def read_ratings(path: Path, best: bool = False) -> dict[str, Rows]:
     """
     given: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     rejects = Rejects()
-    columns: Mapping[str, str] = {}
     for place, row in rows(path, "ratings", rejects):
-        columns = columns or columns_for(list(row), None, place, LAYOUT)
+        # Rows of JSON Lines can have different columns.
+        columns = columns_for(list(row), None, place, LAYOUT)
         name, model = (str(row.get(columns.get(field, ""), "") or "").strip() for field in ("id", "model"))
         if not name:
             raise DataError(f"{place}: no question id. Add the question's id to each rating.")
