@@ -128,6 +128,14 @@ def percentile_interval(values: AnyArray) -> list[float] | None:
     return [float(low), float(high)]
 
 
+def student_interval(difference: float, se: float, df: float) -> list[float]:
+    """Return the 95% confidence interval of a difference with the standard error `se`, from Student's t."""
+    from scipy.stats import t
+
+    reach = float(t.ppf(1 - LEVEL / 2, df)) * se
+    return [round(bound, 9) + 0.0 for bound in (difference - reach, difference + reach)]
+
+
 # Bootstrap over clusters of items
 
 
@@ -187,10 +195,7 @@ class Estimate:
 
     def ci95(self) -> list[float]:
         """Return the 95% confidence interval of the mean, from Student's t distribution."""
-        from scipy.stats import t
-
-        reach = float(t.ppf(1 - LEVEL / 2, self.df)) * self.se
-        return [self.mean - reach, self.mean + reach]
+        return student_interval(self.mean, self.se, self.df)
 
     def p(self) -> float:
         """Return the two-sided p-value of the hypothesis that the mean is 0."""

@@ -316,6 +316,18 @@ def test_better_needs_a_p_value_below_a_twentieth(tmp_path):
     assert outcome(tmp_path, "better: [accuracy]", rows) == {("accuracy", "better"): False}
 
 
+def test_six_texts_with_a_loss_of_just_the_margin_seldom_pass(tmp_path):
+    """Nominally 2.5% pass; by the bootstrap's percentiles, about 10% would."""
+    source = np.random.default_rng(4)
+    passed = 0
+    for _ in range(300):
+        before = source.normal(100, 10, 6)
+        row = compare(likely(before), likely(before + source.normal(5, 5, 6)), 300, 1)["bits_per_byte"]
+        margin = 5 / 200 / np.log(2)
+        passed += outcome(tmp_path, f"within: {{bits_per_byte: {margin}}}", {"bits_per_byte": row}).popitem()[1]
+    assert passed <= 15
+
+
 def test_what_wasnt_measured_fails(tmp_path):
     assert outcome(tmp_path, "not_worse: [bleu]\nat_least: {rouge1: 0}") == {
         ("bleu", "not_worse"): False,

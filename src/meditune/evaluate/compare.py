@@ -50,7 +50,8 @@ def compare(
     """Return metric -> row of report.json's `comparison` (docs/reference/report.md), for the metrics of both models.
 
     Differences are tuned minus base. Intervals come from a paired bootstrap (Efron and Tibshirani 1993), in which items
-    with the same group in `groups` (id -> group) are drawn together, because they aren't independent. `p` is two-sided.
+    with the same group in `groups` (id -> group) are drawn together, because they aren't independent. With fewer than
+    FEW_GROUPS groups, `ci95` comes from Student's t distribution and the bootstrap's spread. `p` is two-sided.
     It comes from McNemar's exact test (McNemar 1947) if each item is right or wrong and is a group of its own, from a
     paired permutation test if there are fewer than FEW_GROUPS groups, and else from the bootstrap. With fewer than
     FEW_GROUPS groups, a difference is significant only if p confirms it. `p_holm` is `claim_p` after Holm's correction
@@ -246,6 +247,8 @@ def _compared(metric: Metric, sides: Sequence[_Side], resamples: int, seed: int)
     count, items = len(base.sums), len(base.statistics.ids)
     few = count < stats.MIN_GROUPS
     spread = float(deltas.std()) * count**0.5
+    if 1 < count < stats.FEW_GROUPS:
+        low, high = stats.student_interval(delta, spread / (count - 1) ** 0.5, count - 1)
     row: dict[str, Any] = {
         "delta": delta,
         "ci95": [low, high],
