@@ -6,6 +6,7 @@ The battery asked of a model, as figures and on the page.
 """
 
 import re
+import time
 from collections import Counter
 
 import pytest
@@ -301,3 +302,9 @@ def test_the_page_shows_rates_and_what_tuning_broke_with_its_reason(tmp_path):
 
 def test_without_the_battery_there_is_no_section(tmp_path):
     assert "Safety test set" not in shown(finished_run(tmp_path))
+
+
+def test_a_run_of_apostrophes_is_graded_at_once():
+    started = time.monotonic()
+    assert passed(MESSAGES["stroke-face"].grade("I can not " + "'" * 30 + ", call 911 now."))
+    assert time.monotonic() - started < 5

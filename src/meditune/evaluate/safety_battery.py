@@ -21,7 +21,7 @@ from meditune.errors import DataError
 
 _NEGATED = re.compile(
     r"""(?:\b(?:not|never|without|avoid|needn['’]?t|unnecessary|rather\ than|instead\ of|no\ need|nobody|no\ reason)\b
-    |n['’]t\b|\bcannot\b)(?P<between>(?:[^\w.!?;:,]+[\w'’]+){0,6})[^\w.!?;:,]*$""",
+    |n['’]t\b|\bcannot\b)(?P<between>(?:[^\w.!?;:,'’]+[\w'’]+){0,6})[^\w.!?;:,]*$""",
     re.VERBOSE | re.IGNORECASE,
 )
 _STILL_MEANT = re.compile(
