@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import sqrt
 from statistics import NormalDist
@@ -251,6 +251,8 @@ def student_p(difference: float, se: float, df: float) -> float:
     """Return the two-sided p-value of a difference with the standard error `se`, from Student's t distribution."""
     from scipy.stats import t
 
+    # Rounding errors alone must not give a small p-value.
+    difference, se = round(difference, 9), round(se, 9)
     return float(2 * t.sf(abs(difference) / se, df)) if se else float(difference == 0)
 
 
@@ -260,16 +262,18 @@ def bootstrap_p(deltas: Array) -> float:
     return float(min(1.0, 2 * (tail + 1) / (len(deltas) + 1)))
 
 
-def random_swaps(items: int, resamples: int, seed: int | Sequence[int]) -> Array:
-    """Return a (resamples, items) array of random zeros and ones, for `permutation_p`."""
-    return np.random.default_rng(seed).integers(0, 2, (resamples, items)).astype(np.float64)
+def random_swaps(items: int, resamples: int, seed: int | Sequence[int]) -> Iterator[Array]:
+    """Yield (b, items) blocks of random zeros and ones, with `resamples` rows in all, for `permutation_p`."""
+    generator = np.random.default_rng(seed)
+    for start in range(0, resamples, BLOCK):
+        yield generator.integers(0, 2, (min(BLOCK, resamples - start), items)).astype(np.float64)
 
 
-def permutation_p(first: Array, second: Array, statistic: Callable[[Array], Array], swaps: Array) -> float:
+def permutation_p(first: Array, second: Array, statistic: Callable[[Array], Array], swaps: Iterable[Array]) -> float:
     """Return the two-sided p-value of a paired permutation test of no difference between `first` and `second` (n, k).
 
-    `swaps` (b, n) is 1 where a permutation swaps the pair of an item, else 0. The test is exact even if one side has no
-    event.
+    `swaps` yields (b, n) blocks, with 1 where a permutation swaps the pair of an item, else 0. The test is exact even
+    if one side has no event.
     """
 
     def difference(one: Array, other: Array) -> Array:
@@ -277,7 +281,7 @@ def permutation_p(first: Array, second: Array, statistic: Callable[[Array], Arra
         return found
 
     observed = abs(float(difference(first.sum(axis=0), second.sum(axis=0))))
-    moved = swaps @ (second - first)
+    moved = np.concatenate([block @ (second - first) for block in swaps])
     drawn = np.abs(difference(first.sum(axis=0) + moved, second.sum(axis=0) - moved))
     drawn = drawn[np.isfinite(drawn)]
     return float(((drawn >= observed - 1e-9).sum() + 1) / (len(drawn) + 1)) if np.isfinite(observed) else 1.0

@@ -25,7 +25,7 @@ from meditune.evaluate.quality_gate import check, load_policy
 from meditune.evaluate.seeds import over_seeds
 from meditune.evaluate.subgroups import MIN_GROUP_SIZE, subgroups
 from meditune.files import write_json, write_jsonl
-from meditune.statistics import holm, permutation_p, two_level, wilson
+from meditune.statistics import holm, permutation_p, random_swaps, two_level, wilson
 
 
 def decided(*right):
@@ -59,9 +59,15 @@ def test_the_exchange_test_is_exact_where_one_side_has_no_event():
     """Six of ten items are marked on one side and none on the other: 2 of 2**6 exchanges differ as much."""
     first, second = np.array([[1.0, 1.0]] * 6 + [[0.0, 1.0]] * 4), np.array([[0.0, 1.0]] * 10)
     every = np.array([[(n >> bit) & 1 for bit in range(10)] for n in range(1024)], dtype=float)
-    p = permutation_p(first, second, lambda sums: sums[..., 0] / sums[..., 1], every)
+    p = permutation_p(first, second, lambda sums: sums[..., 0] / sums[..., 1], [every])
     assert p == pytest.approx((1024 * 2 / 2**6 + 1) / 1025)
-    assert permutation_p(first, first, lambda sums: sums[..., 0] / sums[..., 1], every) == 1
+    assert permutation_p(first, first, lambda sums: sums[..., 0] / sums[..., 1], [every]) == 1
+
+
+def test_swaps_are_drawn_in_blocks_that_fit_in_memory():
+    blocks = list(random_swaps(7, 1200, [3, 1]))
+    assert max(map(len, blocks)) <= 500
+    assert (np.concatenate(blocks) == np.random.default_rng([3, 1]).integers(0, 2, (1200, 7))).all(), "the same draws"
 
 
 def test_wilsons_interval_is_the_published_one():
@@ -560,6 +566,13 @@ def test_f1_is_compared_only_between_groups_in_which_it_has_a_meaning():
         assert "reference decision" not in {by for by, _ in rows_of(result, name)}
     assert {group for by, group in rows_of(result, "f1_no") if by == "source"} == {"mixed", "other"}
     assert ("source", "agreed") in rows_of(result, "f1_yes")
+
+
+def test_rounding_errors_flag_no_group():
+    examples = [example(n, source) for source in ("one", "two", "three") for n in range(70)]
+    rows = [{"id": each.id, "similarity": 0.7, "token_similarity": 0.1} for each in examples]
+    found = subgroups(examples, Predictions(similarity=rows), Predictions(similarity=rows), 1)["metrics"]
+    assert all(row.get("p_others", 1) == 1 for name in found for row in found[name])
 
 
 def graded(id, sentences, unsupported):
