@@ -273,7 +273,8 @@ def k_qa(row: Mapping[str, Any], number: str) -> Example | str:
 
 
 def _texts(value: object) -> list[str]:
-    return [text for each in value if (text := cell(each))] if isinstance(value, Sequence) else []
+    values = [value] if isinstance(value, str) else value
+    return [text for each in values if (text := cell(each))] if isinstance(values, Sequence) else []
 
 
 def medicationqa(row: Mapping[str, Any], number: str) -> Example | str:
