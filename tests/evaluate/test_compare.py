@@ -353,6 +353,9 @@ def test_every_mistake_is_told_with_its_line(tmp_path):
     path.write_text("", encoding="utf-8")
     with pytest.raises(RecipeError, match="Use one or more of: not_worse, better"):
         load_policy(path)
+    path.write_text("better: []\nwithin: {}\n", encoding="utf-8")
+    with pytest.raises(RecipeError, match="the rules name no metrics"):
+        load_policy(path)
 
 
 def finished(folder, seed, base, tuned, *settings):

@@ -91,6 +91,8 @@ def load_policy(path: Path) -> Policy:
     if problems:
         lines = (f"{path}, line {line}: {name}: {text}" for line, name, text in sorted(problems))
         raise RecipeError("\n".join(dict.fromkeys(lines)))
+    if not any(policy.model_dump().values()):
+        raise RecipeError(f"{path}: the rules name no metrics. Name one or more, for example: better: [accuracy].")
     return policy
 
 
