@@ -276,7 +276,7 @@ def terms(text: str) -> dict[str, bool]:
     found: dict[str, bool] = {}
     for line in text.split("\n"):
         for sentence in sentences(line):
-            for word in words(sentence):
+            for word in dict.fromkeys(words(sentence)):
                 if is_term(word):
                     key = word.removesuffix("s") if _ABBREVIATION.fullmatch(word) else word.lower()
                     found[key] = found.get(key, False) or _explained(word, sentence)
