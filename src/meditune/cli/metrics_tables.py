@@ -45,7 +45,9 @@ def print_side_by_side(result: dict[str, Any], changed: int) -> None:
 
 def _print_changes(rows: list[dict[str, Any]], limit: int) -> None:
     def short(text: str | None, width: int = 60) -> str:
-        return shorten(text or "neither yes, no nor maybe", width, placeholder="…")
+        # A decision without a label is None; only a written answer can be empty.
+        text = "neither yes, no nor maybe" if text is None else text
+        return shorten(text, width, placeholder="…") or "(empty answer)"
 
     out = console()
     for kind, counts in count_changes(rows).items():
