@@ -266,6 +266,13 @@ def test_what_changed_is_named_in_both_directions():
     assert count_changes(found)["decision"] == {"lost": 1, "gained": 1, "neither": 0}
 
 
+def test_an_answers_change_is_judged_by_its_best_reference():
+    """The second reference is the tuned model's answer, word for word."""
+    row = {"id": "a", "reference": "Aspirin eases pain.", "references": ["Aspirin eases pain.", "Rest is enough."]}
+    base, tuned = (Predictions(answer=[row | {"prediction": text}]) for text in ("Aspirin helps.", "Rest is enough."))
+    assert [each["change"] for each in changes(base, tuned, {})] == ["gained"]
+
+
 ROWS = {
     "accuracy": {"delta": 4.0, "ci95": [1.0, 7.0], "better": True, "p": 0.01, "groups": 100},
     "macro_f1": {"delta": -1.0, "ci95": [-3.0, 1.0], "better": None, "p": 0.4, "groups": 100},

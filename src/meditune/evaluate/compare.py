@@ -14,7 +14,16 @@ from meditune.data.example import Example
 from meditune.errors import DataError
 from meditune.evaluate.faithfulness_and_similarity import WORDS
 from meditune.evaluate.metrics import METRICS, references_of, statistics_of, summarize
-from meditune.evaluate.predictions import KINDS, Kind, MeasuredModel, Predictions, TextKind, groups_of, list_ids
+from meditune.evaluate.predictions import (
+    KINDS,
+    Kind,
+    MeasuredModel,
+    Predictions,
+    TextKind,
+    groups_of,
+    list_ids,
+    references,
+)
 from meditune.evidence.support_model import LEXICAL_DETECTOR
 from meditune.statistics import Array, Metric, Statistics
 
@@ -422,10 +431,10 @@ def changes(base: Predictions, tuned: Predictions, examples: Mapping[str, Exampl
     answer.
     """
 
-    def quality(kind: str, row: Mapping[str, Any]) -> float:
+    def quality(kind: str, row: dict[str, Any]) -> float:
         if kind == "decision":
             return int(row["prediction"] == row["reference"])
-        return rouge(row["reference"], row["prediction"])
+        return rouge(row)
 
     found = []
     for kind in ("decision", "answer"):
@@ -459,9 +468,9 @@ def count_changes(changes: list[Change]) -> dict[str, dict[str, int]]:
     return counts
 
 
-def rouge(reference: str, prediction: str) -> float:
-    """Return the ROUGE-L F1 of one answer, with stemming."""
-    return float(_scorer().score(reference, prediction)["rougeL"].fmeasure)
+def rouge(row: dict[str, Any]) -> float:
+    """Return the ROUGE-L F1 of an answer's row with its best-matching reference, with stemming."""
+    return float(_scorer().score_multi(references(row), row["prediction"])["rougeL"].fmeasure)
 
 
 @cache

@@ -70,7 +70,7 @@ def _side(answer: dict[str, Any] | None, decision: dict[str, Any] | None) -> dic
         "answer": answer["prediction"] if answer else None,
         "decision": (decision["prediction"] or "none of the three") if decision else None,
         "right": bool(decision and decision["prediction"] == decision["reference"]),
-        "rouge": rouge(answer["reference"], answer["prediction"]) if answer else None,
+        "rouge": rouge(answer) if answer else None,
     }
 
 
