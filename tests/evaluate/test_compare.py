@@ -175,6 +175,7 @@ def test_few_decisions_with_other_probabilities_are_compared():
 
     rows = compare(decisions(2), decisions(9), 500, 1)
     assert {"aurc", "ece", "accuracy"} <= rows.keys()
+    assert compare(decisions(9), decisions(9), 500, 1)["aurc"]["test"] == rows["aurc"]["test"] == "paired bootstrap"
     assert all(row["p"] >= 2 / 2**9 for row in rows.values())
 
 

@@ -49,6 +49,8 @@ GRADES: dict[Kind, tuple[str, ...]] = {
     "suite_healthbench_grades": ("healthbench_score",),
 }
 """Predictions with grades by a judge or the detector, and the metrics that are comparable only if it is the same"""
+BY_RANK = ("aurc", "claim_auroc")
+"""Metrics whose items count ranks of the model's own probabilities, so a permutation test can't swap them"""
 ROUNDING = 1e-9
 """A spread of this size relative to the difference can be rounding error alone, from which no effect follows"""
 
@@ -280,7 +282,7 @@ def _compared(metric: Metric, sides: Sequence[_Side], resamples: int, seed: int)
             row |= {"p": stats.mcnemar(gained, lost), "test": "McNemar, exact"}
             row |= {"base_ci95": stats.wilson(int(was.sum()), items), "tuned_ci95": stats.wilson(int(now.sum()), items)}
     if stats.MIN_GROUPS <= count < stats.FEW_GROUPS:
-        if row["test"] == "paired bootstrap" and not _can_swap(base, tuned):
+        if row["test"] == "paired bootstrap" and metric.name in BY_RANK:
             row["p"] = max(row["p"], 2.0 ** (1 - count))  # the smallest p-value of a permutation test
         elif row["test"] == "paired bootstrap":
             swaps = stats.random_swaps(count, resamples, [seed, 2])
@@ -299,17 +301,6 @@ def _compared(metric: Metric, sides: Sequence[_Side], resamples: int, seed: int)
         if not (beside and beside["beyond"]):
             row["better"] = None
     return row
-
-
-def _can_swap(base: _Side, tuned: _Side) -> bool:
-    """Return whether the sides' statistics mean the same, so that a permutation test can swap items between them.
-
-    The statistics of some metrics, such as AUROC, count ranks or intervals of the model's own probabilities.
-    """
-    if base.sums.shape != tuned.sums.shape:
-        return False
-    crossed = base.statistics.figure(tuned.sums.sum(axis=0)), tuned.statistics.figure(base.sums.sum(axis=0))
-    return bool(np.allclose(crossed, (tuned.value, base.value), equal_nan=True))
 
 
 def _distance(metric: Metric, figure: Callable[[Array], Array], sums: Array) -> Array:
