@@ -51,7 +51,6 @@ def render(folder: Path) -> Path:
         leaks=described(report.get("leakage") or {}),
         subgroups=tables(report),
         table=table,
-        shares=any(row.metric.share and row.compared for row in table),
         tiles=headline(table)[:TILES],
         review=report.get("review"),
         review_rows=review_rows(report.get("review")),
