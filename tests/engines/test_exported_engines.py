@@ -3,6 +3,7 @@
 import json
 import math
 import queue
+import random
 import shutil
 import subprocess
 import sys
@@ -12,13 +13,16 @@ import torch
 from transformers import AutoTokenizer
 
 from meditune.assistant.writers import ask_model
+from meditune.engines import llamacpp_engine
 from meditune.engines.engine import GenerationRequest
 from meditune.engines.open_engine import choose_export, exported_at, measure_exports, open_engine
 from meditune.engines.tokenizer import PlainTokenizer
 from meditune.errors import ModelError
 from meditune.export import verify
 from meditune.export.export import export
+from meditune.export.gguf import file_name, write_gguf
 from meditune.files import read_json, write_json
+from meditune.hardware import used_gb
 from tests import tiny
 from tests.commands import meditune
 from tests.engines.test_engines import ask, collect, text, together, tokens
@@ -331,3 +335,35 @@ def test_auto_says_in_every_case_which_engine_it_chooses_and_why(tmp_path, monke
     assert said() == f"{chosen}it is the only export."
     place = folder
     assert said() == f"{chosen}this is an exported model."
+
+
+@pytest.fixture
+def llamacpp(tmp_path, monkeypatch):
+    """A function that opens a tiny Llama with these changes in llama.cpp."""
+    pytest.importorskip("xllamacpp")
+    monkeypatch.setattr(llamacpp_engine, "CACHE_TOKENS", 1024)
+    opened = []
+
+    def opens(**changes):
+        tiny.model("llama", **changes).save_pretrained(tmp_path)
+        tiny.tokenizer().save_pretrained(tmp_path)
+        write_gguf(tmp_path, tmp_path)
+        context = changes.get("max_position_embeddings", 1024)
+        facts = {"kind": "gguf", "engine": "llamacpp", "weights": "Q8_0", "stop_tokens": [1], "context_tokens": context}
+        write_json(tmp_path / "export.json", facts | {"sha256": {file_name("Q8_0"): ""}, "made_from": {}})
+        opened.append(llamacpp_engine.LlamacppEngine(tmp_path, concurrency=4))
+        return opened[-1]
+
+    yield opens
+    for engine in opened:
+        engine.close()
+
+
+def test_a_llamacpp_server_doesnt_grow_with_each_new_prompt(llamacpp):
+    engine = llamacpp(num_key_value_heads=4, head_dim=256)
+    chance = random.Random(1)
+    used = []
+    for _ in range(24):
+        ask(engine, GenerationRequest([chance.randrange(2, 490) for _ in range(400)], 2))
+        used.append(used_gb())
+    assert used[-1] - used[3] < 0.03, "the keys and values of 20 prompts take 0.07 GB"

@@ -222,6 +222,8 @@ def server(file: Path, tokens: int, concurrency: int, key: str) -> Any:
     settings.kv_unified = True
     # Without this setting, Gemma 3 drops tokens outside its attention windows, and shared prefixes with them.
     settings.swa_full = True
+    # By default, llama.cpp also copies up to 8 GiB of the prompts that it removes from the cache.
+    settings.cache_ram_mib = 0
     settings.warmup = False
     settings.verbosity = 0
     settings.cpuparams.n_threads = cores()
