@@ -17,7 +17,7 @@ from meditune.engines import llamacpp_engine
 from meditune.engines.engine import GenerationRequest
 from meditune.engines.open_engine import choose_export, exported_at, measure_exports, open_engine
 from meditune.engines.tokenizer import PlainTokenizer
-from meditune.errors import ModelError
+from meditune.errors import EngineError, ModelError
 from meditune.export import verify
 from meditune.export.export import export
 from meditune.export.gguf import file_name, write_gguf
@@ -356,7 +356,8 @@ def llamacpp(tmp_path, monkeypatch):
 
     yield opens
     for engine in opened:
-        engine.close()
+        if not engine.failure():
+            engine.close()
 
 
 def test_a_llamacpp_server_doesnt_grow_with_each_new_prompt(llamacpp):
@@ -367,3 +368,10 @@ def test_a_llamacpp_server_doesnt_grow_with_each_new_prompt(llamacpp):
         ask(engine, GenerationRequest([chance.randrange(2, 490) for _ in range(400)], 2))
         used.append(used_gb())
     assert used[-1] - used[3] < 0.03, "the keys and values of 20 prompts take 0.07 GB"
+
+
+def test_a_closed_engine_refuses_to_score(llamacpp):
+    engine = llamacpp()
+    engine.close()
+    with pytest.raises(EngineError, match="closed"):
+        engine.score([5, 6], [[7]])

@@ -25,7 +25,7 @@ from meditune.engines.engine import (
 )
 from meditune.engines.exported_model import import_package, read_exported_model
 from meditune.engines.sampling import ChoiceConstraint
-from meditune.engines.scheduler import ScheduledRequest, ThreadPoolEngine
+from meditune.engines.scheduler import CLOSED, ScheduledRequest, ThreadPoolEngine
 from meditune.engines.tokenizer import PlainTokenizer
 from meditune.errors import EngineError, ModelError
 from meditune.hardware import cores
@@ -71,11 +71,15 @@ class LlamacppEngine(ThreadPoolEngine[ScheduledRequest]):
         def scored(text: Sequence[int]) -> list[TokenLogprob]:
             return [self._logprob_of([*prompt, *text[:place]], token) for place, token in enumerate(text)]
 
-        # Texts are scored in other threads, because llama.cpp would swallow a Ctrl-C during its callbacks.
-        if all(len(text) == 1 for text in texts):
-            # One after the other, so that llama.cpp reads the prompt once. Texts at the same time would all read it.
-            return self._scoring.submit(lambda: [scored(text) for text in texts]).result()
-        return list(self._scoring.map(scored, texts))
+        # Texts of one token are scored one after the other, so that llama.cpp reads the prompt once. Texts at the same
+        # time would all read it.
+        groups = [texts] if all(len(text) == 1 for text in texts) else [[text] for text in texts]
+        with self._counting:
+            if self._closing:
+                raise EngineError(CLOSED)
+            # Texts are scored in other threads, because llama.cpp would swallow a Ctrl-C during its callbacks.
+            results = self._scoring.map(lambda group: [scored(text) for text in group], groups)
+        return [one for group in results for one in group]
 
     def tokenize(self, text: str) -> list[int]:
         """Return a prompt's tokens by llama.cpp's own tokenizer, with BOS and special tokens, as in Ollama."""
