@@ -375,3 +375,8 @@ def test_a_closed_engine_refuses_to_score(llamacpp):
     engine.close()
     with pytest.raises(EngineError, match="closed"):
         engine.score([5, 6], [[7]])
+
+
+@pytest.mark.parametrize("folder", [("gpt2", "openvino")], ids="-".join, indirect=True)
+def test_gpt2_whose_configuration_has_names_of_its_own_is_exported_and_opened(engine):
+    assert tokens(ask(engine, GenerationRequest(prompts()[1], 3)))

@@ -40,6 +40,21 @@ class ExportedModel:
     files: tuple[str, ...]
     made_from: dict[str, Any]
 
+    def config(self) -> dict[str, Any]:
+        """Return the configuration of the model's part that reads and writes text."""
+        config: dict[str, Any] = read_json(self.folder / "config.json")
+        text_config: dict[str, Any] = config.get("text_config", config)
+        return text_config
+
+    def cached_vectors(self) -> tuple[int, int]:
+        """Return the number of cached vectors per token, keys and values of all layers, and the vectors' length."""
+        config = self.config()
+        # GPT-2 has names of its own.
+        heads = config.get("num_attention_heads") or config["n_head"]
+        layers = config.get("num_hidden_layers") or config["n_layer"]
+        size = config.get("head_dim") or (config.get("hidden_size") or config["n_embd"]) // heads
+        return 2 * layers * (config.get("num_key_value_heads") or heads), size
+
 
 def is_exported(model: str) -> bool:
     """Return whether this is the folder of an exported model."""

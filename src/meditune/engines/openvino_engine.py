@@ -27,7 +27,6 @@ from meditune.engines.sampling import ChoiceConstraint
 from meditune.engines.scheduler import BatchingEngine, ScheduledRequest
 from meditune.engines.tokenizer import PlainTokenizer
 from meditune.errors import ModelError
-from meditune.files import read_json
 from meditune.hardware import limit_onednn_cache, release_file, release_memory
 
 ROW_TOKENS = 1024
@@ -369,25 +368,16 @@ class OpenvinoEngine(BatchingEngine):
         if schema in self._schemas:
             return
         if self._compiler is None:
-            self._compiler = SchemaCompiler(self._pipeline.get_tokenizer(), _config(self.model)["vocab_size"])
+            self._compiler = SchemaCompiler(self._pipeline.get_tokenizer(), self.model.config()["vocab_size"])
         self._compiler.compile(schema)
         self._schemas.add(schema)
 
 
-def _config(model: ExportedModel) -> dict[str, Any]:
-    """Return the configuration of the model's part that reads and writes text."""
-    config: dict[str, Any] = read_json(model.folder / "config.json")
-    text_config: dict[str, Any] = config.get("text_config", config)
-    return text_config
-
-
 def _blocks(model: ExportedModel) -> int:
     """Return the number of blocks of 8-bit keys and values to reserve, enough for at least one full context."""
-    config = _config(model)
-    heads = config.get("num_key_value_heads") or config["num_attention_heads"]
-    size = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
-    # Each head's quantized vector also has a scale and a zero point, 4 bytes each.
-    token: int = 2 * config["num_hidden_layers"] * heads * (size + 8)
+    vectors, size = model.cached_vectors()
+    # Each quantized vector also has a scale and a zero point, 4 bytes each.
+    token = vectors * (size + 8)
     blocks = min(CACHE_BYTES // token, CACHE_TOKENS) // BLOCK
     return max(blocks, math.ceil(model.context_tokens / BLOCK) + 1)
 
