@@ -7,6 +7,7 @@ import random
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -380,3 +381,15 @@ def test_a_closed_engine_refuses_to_score(llamacpp):
 @pytest.mark.parametrize("folder", [("gpt2", "openvino")], ids="-".join, indirect=True)
 def test_gpt2_whose_configuration_has_names_of_its_own_is_exported_and_opened(engine):
     assert tokens(ask(engine, GenerationRequest(prompts()[1], 3)))
+
+
+def test_texts_are_scored_without_ending_running_answers(llamacpp):
+    engine = llamacpp()
+    waiting: queue.Queue = queue.Queue()
+    engine.start(GenerationRequest(list(range(20, 120)), 900, temperature=1.5, seed=8), waiting.put)
+    waiting.get(timeout=60)
+    prompts = [[30 + number * factor % 400 for number in range(600)] for factor in (3, 7)]
+    with ThreadPoolExecutor() as threads:
+        scored = list(threads.map(lambda prompt: engine.score(prompt, [[5, 6, 7]]), prompts))
+    assert [[one.token for one in found[0]] for found in scored] == [[5, 6, 7]] * 2
+    assert collect(waiting)[-1].error is None

@@ -69,7 +69,8 @@ class LlamacppEngine(ThreadPoolEngine[ScheduledRequest]):
         check_scorable(prompt, texts, self.context_tokens)
 
         def scored(text: Sequence[int]) -> list[TokenLogprob]:
-            return [self._logprob_of([*prompt, *text[:place]], token) for place, token in enumerate(text)]
+            with self._memory(len(prompt) + len(text)):
+                return [self._logprob_of([*prompt, *text[:place]], token) for place, token in enumerate(text)]
 
         # Texts of one token are scored one after the other, so that llama.cpp reads the prompt once. Texts at the same
         # time would all read it.
