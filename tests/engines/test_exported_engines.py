@@ -393,3 +393,19 @@ def test_texts_are_scored_without_ending_running_answers(llamacpp):
         scored = list(threads.map(lambda prompt: engine.score(prompt, [[5, 6, 7]]), prompts))
     assert [[one.token for one in found[0]] for found in scored] == [[5, 6, 7]] * 2
     assert collect(waiting)[-1].error is None
+
+
+def test_characters_of_several_tokens_can_be_chosen_and_have_log_probabilities(llamacpp, monkeypatch):
+    engine = llamacpp()
+    answer = ask(engine, GenerationRequest([20, 30, 40], 20, choices=(" möglich", " é½"), logprobs=1))
+    assert text(answer) in (" möglich", " é½")
+    # A high logit makes the model write é.
+    letter, request = tiny.tokenizer()("é")["input_ids"], llamacpp_engine._request
+    bias = {"logit_bias": [[token, 50] for token in letter]}
+    monkeypatch.setattr(llamacpp_engine, "_request", lambda each: bias | request(each))
+    answer = ask(engine, GenerationRequest([20, 30, 40], 30, temperature=1.0, seed=5, logprobs=2))
+    assert "é" in text(answer)
+    likely = [one for chunk in answer for one in chunk.likely]
+    assert [one.token for one in likely] == tokens(answer)
+    scored = engine.score([20, 30, 40], [tokens(answer)])[0]
+    assert [one.logprob for one in likely] == pytest.approx([one.logprob for one in scored], abs=0.1)

@@ -180,7 +180,8 @@ def test_llamacpp_gives_a_text_the_same_likelihood(tmp_path, name):
     write_gguf(tmp_path, tmp_path)
     facts = {"kind": "gguf", "engine": "llamacpp", "weights": "Q8_0", "stop_tokens": [1], "context_tokens": 1024}
     (tmp_path / "export.json").write_text(json.dumps({**facts, "sha256": {file_name("Q8_0"): ""}, "made_from": {}}))
-    prompt, text = list(range(20, 60)), list(range(100, 116))
+    # llama.cpp doesn't report the first two tokens of 血 and the first of ½.
+    prompt, text = list(range(20, 60)), [*range(100, 110), *tiny.tokenizer()(" 血 (½)")["input_ids"]]
     with torch.no_grad():
         likely = made(torch.tensor([[*prompt, *text]])).logits[0].log_softmax(-1)
     wanted = [float(likely[len(prompt) - 1 + place, token]) for place, token in enumerate(text)]
@@ -263,7 +264,6 @@ def test_one_command_quantizes_and_writes_a_modelfile_with_the_prompts_of_traini
 
 def test_a_run_is_checked_on_its_own_answers_and_a_refusal_says_what_to_try(tmp_path, monkeypatch):
     pytest.importorskip("xllamacpp")
-    # llama.cpp can't score the parts of a character.
     run = finished(tmp_path, answers="Half of them (½) got better with the drug.")
     monkeypatch.setattr(verify, "PERPLEXITY", 1.0)
     updates = []

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -45,12 +46,12 @@ class LlamacppEngine(ThreadPoolEngine[ScheduledRequest]):
         """Open the model. Raises ModelError if xllamacpp isn't installed or llama.cpp can't open the file."""
         model = read_exported_model(folder)
         super().__init__(f"llamacpp {model.weights}", PlainTokenizer(folder), model.context_tokens, concurrency)
-        self._ends = frozenset(model.stop_tokens)
+        self._ends, self._vocabulary = frozenset(model.stop_tokens), model.config()["vocab_size"]
         file = folder / next(name for name in model.files if name.endswith(".gguf"))
         self._key = secrets.token_urlsafe(32)
-        self._free = max(CACHE_TOKENS, model.context_tokens)
+        self._free = self._cells = max(CACHE_TOKENS, model.context_tokens)
         self._room = threading.Condition()
-        self._server: Any = server(file, self._free, concurrency, self._key)
+        self._server: Any = server(file, self._cells, concurrency, self._key)
         self._scoring = ThreadPoolExecutor(SCORING_THREADS, thread_name_prefix="meditune-llamacpp-score")
 
     def start(self, request: GenerationRequest, deliver: Callable[[GenerationChunk], None]) -> RunningGeneration:
@@ -134,13 +135,16 @@ class LlamacppEngine(ThreadPoolEngine[ScheduledRequest]):
                         answer.take(token, logprob(token, reported) if answer.request.logprobs else None)
             return answer.ended or answer.cancelled
 
-        with self._memory(len(answer.request.prompt) + answer.request.max_new_tokens):
+        tokens = len(answer.request.prompt) + answer.request.max_new_tokens
+        # `_logprob_of` may read the prompt and the answer again.
+        with self._memory(2 * tokens if answer.request.logprobs else tokens):
             self._send(_request(answer.request), take)
         answer.end("cancelled" if answer.cancelled else "stop")
 
     @contextmanager
     def _memory(self, tokens: int) -> Iterator[None]:
         """Wait until there is room for this many tokens, because llama.cpp would otherwise end a running answer."""
+        tokens = min(tokens, self._cells)
         with self._room:
             self._room.wait_for(lambda: self._free >= tokens)
             self._free -= tokens
@@ -159,17 +163,27 @@ class LlamacppEngine(ThreadPoolEngine[ScheduledRequest]):
         return ids if ids and ids[-1] == last else [last]
 
     def _logprob_of(self, before: list[int], token: int) -> TokenLogprob:
+        reported = self._reported(before, token, ALTERNATIVES)
+        if reported and reported.token == token:
+            return reported
+        # llama.cpp doesn't report a token that ends inside a character, except as an alternative to another token.
+        reported = self._reported(before, min(self._ends), self._vocabulary)
+        if not reported or token not in reported.others:
+            raise EngineError(f"llama.cpp didn't return the log-probability of token {token}.")
+        best = dict(islice(reported.others.items(), ALTERNATIVES))
+        return TokenLogprob(token, reported.others[token], best)
+
+    def _reported(self, before: list[int], token: int, alternatives: int) -> TokenLogprob | None:
+        """Return the log-probability of `token`, and those of the most likely tokens, if llama.cpp reports them."""
         found: list[TokenLogprob] = []
 
         def take(chunk: dict[str, Any]) -> bool:
             found.extend(map(_token_logprob, (chunk["choices"][0].get("logprobs") or {}).get("content", [])))
             return False
 
-        body = _request(GenerationRequest(before, 1, logprobs=ALTERNATIVES))
+        body = _request(GenerationRequest(before, 1, logprobs=alternatives))
         self._send(body | {"logit_bias": [[token, CERTAIN]], "ignore_eos": False}, take)
-        if not found or found[0].token != token:
-            raise EngineError(f"llama.cpp didn't return the log-probability of token {token}.")
-        return found[0]
+        return found[0] if found else None
 
     def _send(self, body: dict[str, Any], take: Callable[[dict[str, Any]], bool]) -> None:
         """Send a request. llama.cpp calls `take` with each chunk; an error in `take` is raised here."""

@@ -243,7 +243,7 @@ def _fitting(encoder: Encoder, examples: Sequence[Example], task: Task | None, m
 
 
 def _scorable(tokenizer: Any, answer: list[int]) -> list[int]:
-    """Return an answer's first tokens, up to one that ends inside a character, which llama.cpp can't score."""
+    """Return an answer's first tokens, up to one that ends inside a character, which llama.cpp scores slowly."""
     return list(takewhile(lambda token: "\ufffd" not in tokenizer.decode([token]), answer[:ANSWER_TOKENS]))
 
 
