@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 import torch
@@ -409,3 +410,11 @@ def test_characters_of_several_tokens_can_be_chosen_and_have_log_probabilities(l
     assert [one.token for one in likely] == tokens(answer)
     scored = engine.score([20, 30, 40], [tokens(answer)])[0]
     assert [one.logprob for one in likely] == pytest.approx([one.logprob for one in scored], abs=0.1)
+
+
+def test_a_small_top_p_leaves_only_the_likeliest_text(engine):
+    words = (" yes", " no", " maybe")
+    request = GenerationRequest(prompts()[1], 20, choices=words, temperature=1.0, top_p=0.01)
+    certain = text(ask(engine, replace(request, temperature=0.0)))
+    # With top_p=1, some of the eight answers would differ.
+    assert {text(ask(engine, replace(request, seed=seed))) for seed in range(8)} == {certain}

@@ -11,6 +11,7 @@ import math
 import random
 from collections.abc import Collection, Sequence
 from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -126,23 +127,27 @@ class ChoiceConstraint:
         return not any(self._left)
 
 
-def choose(scored: Sequence[Sequence[TokenLogprob]], temperature: float, seed: int | None) -> list[TokenLogprob]:
+def choose(scored: Sequence[Sequence[TokenLogprob]], request: GenerationRequest) -> list[TokenLogprob]:
     """Return one of several scored texts, chosen as if an engine could generate only these texts.
 
-    At each position, one of the texts' next tokens is chosen: the most likely token if `temperature` is 0, and a
-    sampled token otherwise. Each scored text includes its end token, but the returned text doesn't.
+    At each position, one of the texts' next tokens is chosen: the most likely token if the request's temperature is 0,
+    and a sampled token otherwise. Each scored text includes its end token, but the returned text doesn't.
     """
-    left, generator = list(scored), random.Random(seed)
+    left, generator = list(scored), random.Random(request.seed)
     written: list[TokenLogprob] = []
     while True:
         position = len(written)
-        tokens = list({logprobs[position].token: logprobs[position] for logprobs in left}.values())
-        highest = max(tokens, key=lambda token: token.logprob)
-        if temperature == 0 or len(tokens) == 1:
-            chosen = highest
-        else:
-            weights = [math.exp((token.logprob - highest.logprob) / temperature) for token in tokens]
-            chosen = generator.choices(tokens, weights)[0]
+        different = {logprobs[position].token: logprobs[position] for logprobs in left}.values()
+        tokens = sorted(different, key=lambda token: token.logprob, reverse=True)
+        chosen = tokens[0]
+        if request.temperature and len(tokens) > 1:
+            weights = [math.exp((token.logprob - chosen.logprob) / request.temperature) for token in tokens]
+            likelier = accumulate(weights, initial=0.0)
+            nucleus = [
+                weight if sum(weights) * request.top_p > before else 0.0
+                for weight, before in zip(weights, likelier, strict=False)
+            ]
+            chosen = generator.choices(tokens, nucleus)[0]
         left = [logprobs for logprobs in left if logprobs[position].token == chosen.token]
         if len(left[0]) == position + 1:
             return written

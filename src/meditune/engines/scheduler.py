@@ -90,7 +90,7 @@ class ScheduledRequest:
         request = self.request
         texts = ChoiceConstraint(self._tokenizer, request.choices, end).texts
         scored = score(request.prompt, [[*text, end] for text in texts])
-        for logprob in choose(scored, request.temperature, request.seed):
+        for logprob in choose(scored, request):
             if not self.ended:
                 self.take(logprob.token, logprob if request.logprobs else None)
         self.end()
