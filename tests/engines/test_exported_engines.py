@@ -418,3 +418,11 @@ def test_a_small_top_p_leaves_only_the_likeliest_text(engine):
     certain = text(ask(engine, replace(request, temperature=0.0)))
     # With top_p=1, some of the eight answers would differ.
     assert {text(ask(engine, replace(request, seed=seed))) for seed in range(8)} == {certain}
+
+
+def test_an_answer_that_ends_at_its_maximum_length_tells_how_much_of_its_prompt_was_cached(llamacpp):
+    engine = llamacpp()
+    request = GenerationRequest(list(range(20, 200)), 2)
+    first, again = ask(engine, request), ask(engine, request)
+    assert again[-1].finish == "length"
+    assert [sum(chunk.cached for chunk in chunks) for chunks in (first, again)] == [0, 179]

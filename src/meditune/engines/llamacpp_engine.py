@@ -125,7 +125,8 @@ class LlamacppEngine(ThreadPoolEngine[ScheduledRequest]):
 
         def take(chunk: dict[str, Any]) -> bool:
             """Process a chunk, and return True to end the answer."""
-            answer.cached = int((chunk.get("timings") or {}).get("cache_n", answer.cached))
+            if not answer.tokens:
+                answer.cached = int((chunk.get("timings") or {}).get("cache_n", answer.cached))
             choice = chunk["choices"][0]
             for reported in (choice.get("logprobs") or {}).get("content", []):
                 for token in self._tokens(choice["text"], reported["id"]):
@@ -214,6 +215,8 @@ def _request(request: GenerationRequest) -> dict[str, Any]:
         # Without these values, llama.cpp would restrict the distribution.
         "top_k": 0,
         "min_p": 0.0,
+        # Without this value, only the last chunk says how much of the prompt was cached.
+        "timings_per_token": True,
         # llama.cpp reports tokens only together with their log-probabilities.
         "logprobs": max(request.logprobs, 1),
     }
