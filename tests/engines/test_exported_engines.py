@@ -426,3 +426,13 @@ def test_an_answer_that_ends_at_its_maximum_length_tells_how_much_of_its_prompt_
     first, again = ask(engine, request), ask(engine, request)
     assert again[-1].finish == "length"
     assert [sum(chunk.cached for chunk in chunks) for chunks in (first, again)] == [0, 179]
+
+
+def test_a_context_too_long_for_the_memory_is_shortened(llamacpp, monkeypatch, caplog):
+    # The keys and values of a token take 512 bytes.
+    monkeypatch.setattr(llamacpp_engine, "memory_gb", lambda: (8.0, 0.01))
+    engine = llamacpp(max_position_embeddings=131_072, head_dim=32)
+    assert 8000 < engine.context_tokens < 10_000
+    assert f"at most {engine.context_tokens:,} tokens together instead of 131,072" in caplog.text
+    with pytest.raises(ModelError, match=f"than the {engine.context_tokens:,} that"):
+        engine.start(GenerationRequest([5], 20_000), print)

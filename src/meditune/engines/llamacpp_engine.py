@@ -6,6 +6,7 @@ tokens, so llama.cpp's tokenizer isn't used.
 
 from __future__ import annotations
 
+import logging
 import secrets
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -24,17 +25,19 @@ from meditune.engines.engine import (
     check_request,
     check_scorable,
 )
-from meditune.engines.exported_model import import_package, read_exported_model
+from meditune.engines.exported_model import ExportedModel, import_package, read_exported_model
 from meditune.engines.sampling import ChoiceConstraint
 from meditune.engines.scheduler import CLOSED, ScheduledRequest, ThreadPoolEngine
 from meditune.engines.tokenizer import PlainTokenizer
 from meditune.errors import EngineError, ModelError
-from meditune.hardware import cores
+from meditune.hardware import cores, memory_gb
 
+log = logging.getLogger(__name__)
 SCORING_THREADS = 3
 """Number of texts scored at once; more texts would displace the cached prompts of answers"""
-CACHE_TOKENS = 16_384
-"""Number of tokens in the cache for all prompts and answers together"""
+CACHE_TOKENS, MIN_CACHE_TOKENS = 16_384, 2048
+"""Number of tokens in the cache for all prompts and answers together: more if the model's context is longer, and less
+if the cache would take more than half of the free memory"""
 CERTAIN = 1000.0
 """Logit bias that makes llama.cpp generate a token; the reported probability of the token doesn't include the bias"""
 
@@ -45,11 +48,20 @@ class LlamacppEngine(ThreadPoolEngine[ScheduledRequest]):
     def __init__(self, folder: Path, concurrency: int = 32) -> None:
         """Open the model. Raises ModelError if xllamacpp isn't installed or llama.cpp can't open the file."""
         model = read_exported_model(folder)
-        super().__init__(f"llamacpp {model.weights}", PlainTokenizer(folder), model.context_tokens, concurrency)
-        self._ends, self._vocabulary = frozenset(model.stop_tokens), model.config()["vocab_size"]
         file = folder / next(name for name in model.files if name.endswith(".gguf"))
+        wanted = max(CACHE_TOKENS, model.context_tokens)
+        self._free = self._cells = min(wanted, max(MIN_CACHE_TOKENS, _fitting_tokens(model, file)))
+        context_tokens = min(model.context_tokens, self._cells)
+        if context_tokens < model.context_tokens:
+            log.warning(
+                "Prompt and answer may have at most %s tokens together instead of %s, because the cache of llama.cpp "
+                "may take only half of the free memory.",
+                f"{context_tokens:,}",
+                f"{model.context_tokens:,}",
+            )
+        super().__init__(f"llamacpp {model.weights}", PlainTokenizer(folder), context_tokens, concurrency)
+        self._ends, self._vocabulary = frozenset(model.stop_tokens), model.config()["vocab_size"]
         self._key = secrets.token_urlsafe(32)
-        self._free = self._cells = max(CACHE_TOKENS, model.context_tokens)
         self._room = threading.Condition()
         self._server: Any = server(file, self._cells, concurrency, self._key)
         self._scoring = ThreadPoolExecutor(SCORING_THREADS, thread_name_prefix="meditune-llamacpp-score")
@@ -231,6 +243,12 @@ def _token_logprob(reported: dict[str, Any]) -> TokenLogprob:
     return TokenLogprob(
         reported["id"], reported["logprob"], {one["id"]: one["logprob"] for one in reported["top_logprobs"]}
     )
+
+
+def _fitting_tokens(model: ExportedModel, file: Path) -> int:
+    """Return the number of tokens whose keys and values (FP16) take half of the memory left by the weights."""
+    vectors, size = model.cached_vectors()
+    return int(memory_gb()[1] * 1e9 - file.stat().st_size) // 2 // (vectors * size * 2)
 
 
 def server(file: Path, tokens: int, concurrency: int, key: str) -> Any:
