@@ -134,14 +134,26 @@ def test_a_text_begins_with_a_space_where_the_tokenizer_puts_one(tmp_path, norma
     tokenizer = sentencepiece(normalizer, cutter)
     tokenizer.save_pretrained(tmp_path)
     assert (tokenizer.tokenize("the")[0][0] == SPACE) == begins
-    writer = gguf.GGUFWriter(tmp_path / "made.gguf", "gemma3")
-    add_vocabulary(writer, tmp_path)
+    assert vocabulary(tmp_path)["tokenizer.ggml.add_space_prefix"].contents() == begins
+
+
+def vocabulary(folder):
+    """Return the fields of a GGUF file with only the tokenizer of a model's folder."""
+    writer = gguf.GGUFWriter(folder / "made.gguf", "gemma3")
+    add_vocabulary(writer, folder)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    field = gguf.GGUFReader(tmp_path / "made.gguf").fields["tokenizer.ggml.add_space_prefix"]
-    assert field.contents() == begins
+    return gguf.GGUFReader(folder / "made.gguf").fields
+
+
+def test_added_tokens_without_an_embedding_are_left_out(tmp_path):
+    tokenizer = sentencepiece(REPLACE)
+    tiny.model("gemma3", vocab_size=len(tokenizer)).save_pretrained(tmp_path)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<image_soft_token>"]})
+    tokenizer.save_pretrained(tmp_path)
+    assert len(vocabulary(tmp_path)["tokenizer.ggml.tokens"].contents()) == len(tokenizer) - 1
 
 
 LLAMA3 = {

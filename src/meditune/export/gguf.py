@@ -46,7 +46,9 @@ def add_vocabulary(writer: Any, source: Path) -> None:
     for token, number in model["vocab"].items():
         tokens[number], kinds[number] = token, NORMAL
     for entry in spec["added_tokens"]:
-        tokens[entry["id"]], kinds[entry["id"]] = entry["content"], CONTROL if entry["special"] else USER_DEFINED
+        # Gemma 3 1B's tokenizer also has a token for images, for which the model has no embedding.
+        if entry["id"] < size:
+            tokens[entry["id"]], kinds[entry["id"]] = entry["content"], CONTROL if entry["special"] else USER_DEFINED
     merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]]
     if model.get("byte_fallback"):
         # SentencePiece: tokens that are merged earlier have higher scores.
