@@ -436,3 +436,13 @@ def test_a_context_too_long_for_the_memory_is_shortened(llamacpp, monkeypatch, c
     assert f"at most {engine.context_tokens:,} tokens together instead of 131,072" in caplog.text
     with pytest.raises(ModelError, match=f"than the {engine.context_tokens:,} that"):
         engine.start(GenerationRequest([5], 20_000), print)
+
+
+@pytest.mark.parametrize("folder", [("llama", "onnx")], ids="-".join, indirect=True)
+def test_only_the_requested_logits_of_a_long_prompt_are_kept(engine):
+    prompt = [20 + place % 400 for place in range(300)]
+    model = engine.model
+    every, some, last = (model.read(prompt, model.nothing, rows)[0] for rows in (300, 150, 1))
+    assert [len(each) for each in (every, some, last)] == [300, 150, 1]
+    assert torch.allclose(some, every[-150:], atol=1e-4)
+    assert torch.allclose(last, every[-1:], atol=1e-4)

@@ -41,9 +41,9 @@ class OnnxModel:
         self.nothing: Past = {name: np.zeros((1, at[1], 0, at[3]), np.float32) for name, at in shapes.items()}
         """Keys and values before the first token"""
 
-    def read(self, tokens: Sequence[int], past: Past) -> tuple[torch.Tensor, Past]:
-        """Return the (tokens, vocabulary) logits after these tokens, and the keys and values of all tokens so far."""
-        parts = []
+    def read(self, tokens: Sequence[int], past: Past, rows: int = 1) -> tuple[torch.Tensor, Past]:
+        """Read tokens, and return the (rows, vocabulary) logits after the last ones, and all keys and values so far."""
+        logits = torch.empty(0)
         for start in range(0, len(tokens), READ_TOKENS):
             ids = np.array([tokens[start : start + READ_TOKENS]], dtype=np.int64)
             before = next(iter(past.values())).shape[2]
@@ -52,10 +52,10 @@ class OnnxModel:
                 "attention_mask": np.ones((1, before + ids.shape[1]), dtype=np.int64),
                 "position_ids": np.arange(before, before + ids.shape[1], dtype=np.int64)[None],
             }
-            logits, *present = self._session.run(None, given | past)
+            part, *present = self._session.run(None, given | past)
             past = dict(zip(past, present, strict=True))
-            parts.append(torch.from_numpy(logits[0]))
-        return torch.cat(parts), past
+            logits = torch.cat([logits, torch.from_numpy(part[0])])[-rows:]
+        return logits, past
 
 
 class OnnxEngine(BatchingEngine):
@@ -76,7 +76,7 @@ class OnnxEngine(BatchingEngine):
             logits, answer.state = self.model.read(answer.request.prompt, self.model.nothing)
             answer.sampler = TokenSampler(answer.request, answer.constraint)
             self.running.append(answer)
-            add_tokens(logits[-1:], [answer], self.ends)
+            add_tokens(logits, [answer], self.ends)
 
     def _step(self) -> None:
         self._leave()
@@ -89,7 +89,7 @@ class OnnxEngine(BatchingEngine):
         first, past = self.model.read(prompt, self.model.nothing)
         found = []
         for text in texts:
-            rest = [self.model.read(text[:-1], past)[0]] if len(text) > 1 else []
-            logits = torch.cat([first[-1:], *rest])
+            rest = [self.model.read(text[:-1], past, len(text) - 1)[0]] if len(text) > 1 else []
+            logits = torch.cat([first, *rest])
             found.append([top_logprobs(row, token, ALTERNATIVES) for row, token in zip(logits, text, strict=False)])
         return found
