@@ -18,6 +18,7 @@ from meditune.assistant.writers import ask_model
 from meditune.engines import llamacpp_engine
 from meditune.engines.engine import GenerationRequest
 from meditune.engines.open_engine import choose_export, exported_at, measure_exports, open_engine
+from meditune.engines.openvino_engine import Scorer
 from meditune.engines.tokenizer import PlainTokenizer
 from meditune.errors import EngineError, ModelError
 from meditune.export import verify
@@ -446,3 +447,23 @@ def test_only_the_requested_logits_of_a_long_prompt_are_kept(engine):
     assert [len(each) for each in (every, some, last)] == [300, 150, 1]
     assert torch.allclose(some, every[-150:], atol=1e-4)
     assert torch.allclose(last, every[-1:], atol=1e-4)
+
+
+@pytest.mark.parametrize("folder", [("llama", "openvino"), ("gemma3", "openvino")], ids="-".join, indirect=True)
+def test_many_texts_after_a_long_prompt_are_scored_in_several_passes(folder, monkeypatch):
+    scorer, sizes = Scorer(folder / "export" / "openvino"), []
+    logits = Scorer._logits
+
+    def counted(self, fed, start, last):
+        sizes.append(fed.shape[0] * (start + fed.shape[1]))
+        return logits(self, fed, start, last)
+
+    monkeypatch.setattr(Scorer, "_logits", counted)
+    prompt = [20 + place % 400 for place in range(900)]
+    texts = [[5, 6 + number, 1] for number in range(10)]
+    scored = scorer.score(prompt, texts)
+    assert sum(sizes) > 9000
+    assert max(sizes) <= 4096
+    for each, found in zip(texts, scored, strict=True):
+        alone = scorer.score(prompt, [each])[0]
+        assert [one.logprob for one in found] == pytest.approx([one.logprob for one in alone], abs=0.1)

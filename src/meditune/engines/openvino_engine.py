@@ -31,6 +31,8 @@ from meditune.hardware import limit_onednn_cache, release_file, release_memory
 
 ROW_TOKENS = 1024
 """Maximum number of text tokens that are read at once, including padding"""
+STATE_TOKENS = 4096
+"""Maximum number of tokens whose keys and values are stored at once; each text has its own copy of the prompt's"""
 END = 2**31 - 1
 KERNELS = "CPU_RUNTIME_CACHE_CAPACITY"
 MAX_KERNELS = 64
@@ -66,10 +68,11 @@ class Scorer:
         """Return the log-probability of every token of each text after the prompt."""
         scored: list[list[TokenLogprob]] = [[] for _ in texts]
         order = sorted((number for number, text in enumerate(texts) if text), key=lambda number: len(texts[number]))
+        first = self._read_prompt(prompt)
         while order:
             longest = len(texts[order[-1]])
-            together = [order.pop() for _ in range(min(len(order), max(1, ROW_TOKENS // longest)))]
-            first = self._read_prompt(prompt)
+            rows = max(1, min(len(order), ROW_TOKENS // longest, STATE_TOKENS // (len(prompt) + longest)))
+            together = [order.pop() for _ in range(rows)]
             rest = self._read_texts(len(prompt), [texts[number] for number in together]) if longest > 1 else None
             for row, number in enumerate(together):
                 text = texts[number]
@@ -104,11 +107,18 @@ class Scorer:
         return self._logits(np.array([prompt], dtype=np.int64), 0, 1)[0, -1]
 
     def _read_texts(self, start: int, texts: Sequence[Sequence[int]]) -> Any:
-        """Return the (N, longest - 1, vocabulary) logits after each token of each text except its last."""
+        """Return the (N, longest - 1, vocabulary) logits after each token of each text except its last.
+
+        The state contains the `start` tokens of the prompt before and after the call.
+        """
         fed = np.zeros((len(texts), max(map(len, texts)) - 1), dtype=np.int64)
         for row, text in enumerate(texts):
             fed[row, : len(text) - 1] = text[:-1]
-        return self._logits(fed, start, fed.shape[1])
+        logits = self._logits(fed, start, fed.shape[1])
+        # Every row of the state begins with the prompt, so that the next texts can continue it.
+        for variable in self._request.query_state():
+            variable.state = self._tensor(np.ascontiguousarray(variable.state.data[:1, :, :start]))
+        return logits
 
     def _logits(self, tokens: Any, start: int, last: int) -> Any:
         rows, length = tokens.shape
