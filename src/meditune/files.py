@@ -125,11 +125,17 @@ def is_result_of(folder: Path, mark: str, inputs: dict[str, Any]) -> bool:
 
     The result's file `mark` records its inputs under `made_from`.
     """
-    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
-        return False
     record = read_json(folder / mark) if (folder / mark).is_file() else None
     if isinstance(record, dict) and record.get("made_from") == inputs:
         return True
+    refuse_content(folder)
+    return False
+
+
+def refuse_content(folder: Path) -> None:
+    """Raise MedituneError unless `folder` is new or empty."""
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return
     raise MedituneError(f"{folder} already exists and contains something else. Choose another --output, or remove it.")
 
 

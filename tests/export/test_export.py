@@ -329,3 +329,33 @@ def test_what_is_missing_is_said_before_anything_is_made(run, there):
     assert "isn't a run with its data" in refused.err
     assert not (run / "export").exists()
     assert there.requests == []
+
+
+def test_an_export_of_a_model_that_was_moved_or_exported_by_an_earlier_version_stays(tmp_path):
+    first = tiny.save(tmp_path / "model")
+    save_format(PromptFormat(), first)
+    export.export(str(first), "merged")
+    folder = first.rename(tmp_path / "moved")
+    path = folder / "export" / "merged" / "export.json"
+    facts = json.loads(path.read_text())
+    del facts["made_from"]["prompt"]["plain_cue"]
+    path.write_text(json.dumps(facts))
+    before = path.stat().st_mtime_ns
+    assert export.export(str(folder), "merged") == facts
+    assert path.stat().st_mtime_ns == before
+
+
+def test_only_the_models_own_outdated_export_is_replaced(tmp_path):
+    folder = tiny.save(tmp_path / "model")
+    elsewhere = tmp_path / "elsewhere"
+    before = [export.export(str(folder), "merged", output) for output in (None, elsewhere)]
+    tuned = tiny.model("llama")
+    tuned.get_input_embeddings().weight.data += 0.1
+    tuned.save_pretrained(folder)
+    facts = export.export(str(folder), "merged")
+    assert facts["sha256"] != before[0]["sha256"]
+    assert json.loads((folder / "export" / "merged" / "export.json").read_text())["sha256"] == facts["sha256"]
+    refused = meditune("export", folder, "--to", "merged", "--output", elsewhere)
+    refused.refused(1, "already exists and contains something else", "--output")
+    save_format(PromptFormat(answer_cue="Say:"), folder)
+    assert export.export(str(folder), "merged")["made_from"]["prompt"]["answer_cue"] == "Say:"

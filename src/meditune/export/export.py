@@ -34,7 +34,7 @@ from meditune.export.verify import (
     calibration_rows,
     checks_of,
 )
-from meditune.files import is_result_of, read_json, replace_folder, sha256, write_json
+from meditune.files import read_json, refuse_content, replace_folder, sha256, write_json
 from meditune.models.api_client import find_api_model
 from meditune.models.catalogue import ADAPTER_FILE
 from meditune.models.load import base_of, loading, locate
@@ -117,10 +117,11 @@ def _write_vllm(source: Path, folder: Path, form: PromptFormat | None) -> dict[s
 def export(name: str, to: str, output: Path | None = None, quantization: str | None = None) -> dict[str, Any]:
     """Export the model of a run, a folder or the catalogue, and return the content of export.json.
 
-    The export is written to `output`, by default to `export_folder(...)`. An existing export of the same weights is
-    left unchanged. `quantization` is one of `gguf.QUANTIZATIONS`, or int8 or int4 for OpenVINO. Raises ModelError, and
-    leaves nothing behind, if the model can't be exported, if the export's outputs deviate too much from the original's,
-    or if its prompts have different tokens than in training.
+    The export is written to `output`, by default to `export_folder(...)`, where it replaces an outdated export. An
+    existing export of the same weights and prompt format is left unchanged. `quantization` is one of
+    `gguf.QUANTIZATIONS`, or int8 or int4 for OpenVINO. Raises ModelError, and leaves nothing behind, if the model can't
+    be exported, if the export's outputs deviate too much from the original's, or if its prompts have different tokens
+    than in training.
     """
     if to not in KINDS:
         raise ModelError(f"Unknown export format {to!r}. Formats: {', '.join(KINDS)}, hub.")
@@ -150,9 +151,11 @@ def export(name: str, to: str, output: Path | None = None, quantization: str | N
     }
     made_from |= {} if weights == kind.weights else {"quantization": weights}
     made_from |= {"calibration": CALIBRATION} if to == "openvino" and weights != kind.weights else {}
-    if is_result_of(folder, EXPORT, made_from):
-        facts: dict[str, Any] = read_json(folder / EXPORT)
+    facts: dict[str, Any] = read_json(folder / EXPORT) if (folder / EXPORT).is_file() else {}
+    if facts and _is_same(facts["made_from"], made_from) and (load_format(folder) or PromptFormat()) == form:
         return facts
+    if output or not facts:
+        refuse_content(folder)
     with _plain(name, place, home, to) as source, replace_folder(folder) as partial:
         tools = {"meditune": __version__}
         if to == PLAIN:
@@ -169,6 +172,15 @@ def export(name: str, to: str, output: Path | None = None, quantization: str | N
         write_json(partial / EXPORT, facts)
         (partial / "README.md").write_text(_readme(facts, name, usage(Path("FOLDER"), facts)), encoding="utf-8")
     return facts
+
+
+def _is_same(stored: dict[str, Any], made_from: dict[str, Any]) -> bool:
+    """Return whether an export was made from the same weights in the same way, except for the prompt format.
+
+    A model's folder may have been moved, so its path is compared only if there are no hashes of the weights.
+    """
+    names = {*stored, *made_from} - {"prompt"} - ({"model"} if made_from["sha256"] else set())
+    return all(stored.get(name) == made_from.get(name) for name in names)
 
 
 def export_folder(home: Path, to: str, weights: str) -> Path:
