@@ -30,11 +30,11 @@ from meditune.data.example import Example, read_examples
 from meditune.data.splits import Splits
 from meditune.errors import DataError, Stopped
 from meditune.evaluate.quality_gate import Policy
-from meditune.files import read_json, read_jsonl
+from meditune.files import read_json, read_jsonl, write_json
 from meditune.model_registry import Registry
 from meditune.operate.retraining.new_training_data import Shares, TrainingDataSources, deal, gather
 from meditune.operate.retraining.release_gate import MIN_GROUPS, NEW, OLD, judge, unjudged, usual
-from meditune.operate.retraining.retrain import Options, Work, derive_recipe
+from meditune.operate.retraining.retrain import Options, Work, _export, derive_recipe
 from meditune.store.answers import Answer, Answers, Feedback
 from meditune.store.database import SQLiteDatabase
 from tests.commands import Bench, bench, jsonl, meditune, rows, stopped_after
@@ -545,3 +545,17 @@ def test_a_corrected_row_keeps_its_place_whatever_share_is_held_out(held_out: fl
     for name, before in old.named().items():
         for each in before:
             assert "not help" in now[name][each.id].answer
+
+
+def test_a_new_version_gets_the_exports_of_the_one_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    facts = {"engine": "any", "stop_tokens": [1], "context_tokens": 9, "sha256": {}, "made_from": {}}
+    for name, kind, weights in (("gguf", "gguf", "Q8_0"), ("openvino-int4", "openvino", "int4")):
+        (tmp_path / "export" / name).mkdir(parents=True)
+        write_json(tmp_path / "export" / name / "export.json", {"kind": kind, "weights": weights, **facts})
+    made = []
+    monkeypatch.setattr(
+        "meditune.export.export.export", lambda run, to, quantization: made.append((run, to, quantization))
+    )
+    _export(tmp_path / "new", tmp_path, None)
+    run = str(tmp_path / "new")
+    assert made == [(run, "gguf", "Q8_0"), (run, "openvino", "int4")]

@@ -31,7 +31,7 @@ from meditune.data.quality.audit import Audit
 from meditune.data.readers.tables import Rejects
 from meditune.data.readers.user_files import read
 from meditune.data.splits import Splits
-from meditune.engines.exported_model import EXPORT, EXPORTS
+from meditune.engines.exported_model import EXPORT, EXPORTS, read_exported_model
 from meditune.errors import DataError, GateError, MedituneError
 from meditune.evaluate import quality_gate
 from meditune.files import exclusive_lock, read_json, sha256, write_json
@@ -384,10 +384,11 @@ def _check_rows(new_data: NewTrainingData, recipe: Recipe) -> tuple[list[Example
 def _export(run: Path, parent: Path, exports: tuple[str, ...] | None) -> None:
     from meditune.export.export import export
 
-    existing = sorted(path.parent.name for path in (parent / EXPORTS).glob(f"*/{EXPORT}"))
-    for kind in existing if exports is None else exports:
+    existing = [read_exported_model(path.parent) for path in sorted((parent / EXPORTS).glob(f"*/{EXPORT}"))]
+    wanted = [(each.kind, each.weights) for each in existing] if exports is None else [(each, None) for each in exports]
+    for kind, weights in wanted:
         announce(f"export to {kind}")
-        export(str(run), kind)
+        export(str(run), kind, quantization=weights)
 
 
 def _finish(registry: Registry, work: Work, version: Version, report: list[str], options: Options) -> Outcome:
