@@ -363,6 +363,30 @@ def test_a_body_that_never_comes(hasty):
         assert b" 408 " in line.recv(500)
 
 
+def test_a_body_that_goes_on_slowly_after_the_response_ends_the_connection(hasty):
+    with hasty.raw() as line:
+        line.sendall(b"GET /nope HTTP/1.1\r\nHost: x\r\nContent-Length: 9000\r\n\r\n")
+        begun = time.monotonic()
+        with pytest.raises(OSError, match=r"reset|[Bb]roken"):
+            while time.monotonic() - begun < 5:
+                line.sendall(b"x")
+                time.sleep(0.02)
+
+
+def test_a_connection_whose_body_is_not_complete_after_the_response_makes_room(patient):
+    lines = opened(patient, 6)
+    try:
+        for line in lines:
+            line.sendall(b"GET /nope HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n")
+            assert b" 404 " in line.recv(65536)
+            line.sendall(b"x")
+        time.sleep(0.1)
+        assert patient.ask("/healthz").status == 200
+    finally:
+        for line in lines:
+            line.close()
+
+
 @pytest.mark.parametrize(
     "text",
     [

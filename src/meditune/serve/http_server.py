@@ -247,20 +247,20 @@ def protocol(settings: Settings) -> type[asyncio.Protocol]:
             if self.transport.is_closing():
                 return
             super().data_received(data)
-            if self.conn.their_state is h11.IDLE:
+            if self.conn.their_state is h11.IDLE or self.conn.our_state is h11.DONE:
                 self._expect_head()
             else:
                 idle.pop(self, None)
                 self._stop_timer()
 
         def on_response_complete(self) -> None:
-            """Limit the time for the next request head if a part of it has already arrived."""
+            """Limit the time for the next head if a part of it, or only a part of the last body, has already arrived."""
             super().on_response_complete()
             if self.transport.is_closing():
                 return
-            if self.conn.their_state is h11.IDLE:
+            if self.conn.their_state in {h11.IDLE, h11.SEND_BODY}:
                 idle[self] = None
-            if self.conn.trailing_data[0]:
+            if self.conn.trailing_data[0] or self.conn.our_state is h11.DONE:
                 self._expect_head()
 
         def send_400_response(self, _: str) -> None:
@@ -300,6 +300,10 @@ def protocol(settings: Settings) -> type[asyncio.Protocol]:
         def _refuse(self, status: int, message: str, code: str) -> None:
             """Send an error without involving the application, and close the connection."""
             self._stop_timer()
+            if self.conn.our_state is h11.DONE:
+                # The request has already had its response; only its body isn't complete.
+                self.transport.close()
+                return
             LOGGER.info("connection refused", extra={"status": status, "why": code})
             body = json.dumps(ApiError(status, message, code).as_dict()).encode()
             head = (
