@@ -38,7 +38,7 @@ from meditune.serve.startup import ServerOptions, lockout, name_of, open_service
 from meditune.serve.version_router import fingerprint
 from meditune.store.api_keys import Keys
 from meditune.store.database import SQLiteDatabase
-from tests import tiny
+from tests import loopback_server, tiny
 from tests.commands import meditune
 from tests.loopback_server import served, slowed
 from tests.serve.test_auth import LOGGER, Lines
@@ -195,6 +195,15 @@ def test_tls_files_that_cannot_be_used_are_named_before_the_model_is_opened(pem,
 def test_a_certificate_with_its_private_key_is_good(pem, model, tmp_path):
     words = ("--store", tmp_path / "store", "--certificate", pem / "own.pem", "--private-key", pem / "own.key")
     assert "good    Requests are encrypted with TLS." in meditune("serve", model, *words, "--check").out
+
+
+def test_a_tls_handshake_that_never_comes_is_not_awaited_for_long(pem, tmp_path):
+    place = ListenConfig(port=0, certificate=pem / "own.pem", private_key=pem / "own.key")
+    service = loopback_server.service(tmp_path, Settings(header_s=0.3))
+    with loopback_server.started(service, place) as server, server.raw() as line:
+        begun = time.monotonic()
+        assert line.recv(1) == b""
+        assert time.monotonic() - begun < 5
 
 
 def test_without_prometheus_the_way_out_is_said(model, tmp_path, monkeypatch):

@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from http import HTTPStatus
 from importlib.util import find_spec
 from pathlib import Path
@@ -134,7 +135,18 @@ def server_of(service: Service, config: ListenConfig, extend: Extend | None = No
     settings, app = service.settings, app_for(service)
     if extend:
         extend(app)
-    return uvicorn.Server(
+
+    class Server(uvicorn.Server):
+        """A server that also limits the time for TLS handshakes, for which uvicorn has no option."""
+
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            loop = asyncio.get_running_loop()
+            if config.certificate:
+                limited = partial(loop.create_server, ssl_handshake_timeout=settings.header_s)
+                loop.create_server = limited  # type: ignore[method-assign]
+            await super().startup(sockets)
+
+    return Server(
         uvicorn.Config(
             app,
             http=protocol(settings),

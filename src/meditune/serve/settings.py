@@ -15,7 +15,7 @@ class Settings:
     body_bytes: int = 1 << 20
     header_bytes: int = 32 << 10
     header_s: float = 15.0
-    """The maximum time until a request head is complete; then the server closes the connection"""
+    """The maximum time for a TLS handshake, and until a request head is complete; then the connection is closed"""
     body_s: float = 30.0
     """The maximum time until the body is complete"""
     send_s: float = 30.0
