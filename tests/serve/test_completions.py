@@ -1,12 +1,15 @@
 """OpenAI's official client works unchanged: chats, scored texts as in lm-evaluation-harness, vectors."""
 
 import math
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import openai
 import pytest
 import torch
 
 from meditune.config.data_options import PromptFormat
+from meditune.errors import ModelError
 from meditune.models.sentence_encoder import onnx_sentence_model
 from meditune.serve.settings import Settings
 from tests import tiny
@@ -285,3 +288,20 @@ def test_what_it_would_not_read_to_its_end_is_refused(embedding_server):
 )
 def test_bad_requests(embedding_server, changes, said):
     assert said in embedding_server.ask("/v1/embeddings", {"model": NAME, "input": "x"} | changes).error()["message"]
+
+
+def test_without_the_sentence_model_embeddings_are_refused_and_downloads_leave_threads_for_others(tmp_path):
+    tried, done = [], []
+
+    def fails():
+        tried.append(len(tried))
+        time.sleep(0.2)
+        done.append(len(tried))
+        raise ModelError("Nothing is in /srv/cache/minilm")
+
+    with served(tmp_path, embeds=fails, embedding=NAME) as server, ThreadPoolExecutor() as pool:
+        asked = [pool.submit(server.ask, "/v1/embeddings", {"model": NAME, "input": "x"}) for _ in range(4)]
+        replies = [each.result() for each in asked]
+    assert done == [1, 2, 3, 4]
+    assert {reply.status for reply in replies} == {503}
+    assert "/srv" not in replies[0].text

@@ -19,6 +19,8 @@ from starlette.responses import Response
 from meditune.assistant.triage import Triage
 from meditune.engines.engine import GenerationRequest, TokenLogprob
 from meditune.engines.tokenizer import token_bytes
+from meditune.errors import ModelError
+from meditune.observability import LOGGER
 from meditune.serve import moderation, schema
 from meditune.serve.api_errors import SCOPE_KEY, ApiError, Trace
 from meditune.serve.auth import Caller, allowed
@@ -400,7 +402,13 @@ async def embed(
     if service.embeds is None:
         raise ApiError(404, "This server has no embedding model.", "model_not_found", "model")
     service.require_model(body.model, embedding=True)
-    model = await asyncio.to_thread(service.embeds)
+    # One request at a time may try to download the model, so that downloads can't occupy all threads.
+    async with service.embedding_lock:
+        try:
+            model = await asyncio.to_thread(service.embeds)
+        except ModelError as error:
+            LOGGER.error("The sentence model can't be opened", extra={"why": str(error)})
+            raise ApiError(503, "The server can't embed texts now. Its log has the details.", "failed") from error
     if body.dimensions not in {None, model.size}:
         raise ApiError(400, f"dimensions must be {model.size} for {body.model}.", "invalid_value", "dimensions")
     loop = asyncio.get_running_loop()
