@@ -10,6 +10,8 @@ import time
 import pytest
 
 from meditune.observability import LOGGER, JsonLines
+from meditune.serve.api_errors import too_many_requests
+from meditune.serve.auth import Rates
 from meditune.serve.http_server import ListenConfig
 from meditune.serve.security_check import findings
 from meditune.serve.settings import Settings
@@ -81,6 +83,16 @@ def test_a_rate_is_kept_and_told(place):
     assert 1 <= int(replies[-1].headers["retry-after"]) <= 21
     _, other = keys.create("Fay")
     assert server.chat(key=other).status == 200
+
+
+def test_who_waits_as_long_as_retry_after_says_is_answered(monkeypatch):
+    now = 0.0
+    monkeypatch.setattr("time.monotonic", lambda: now)
+    rates = Rates()
+    while (rate := rates.take("Ed", 50)).allowed:
+        pass
+    now += int(too_many_requests("", rate.reset_s, "rate_limit_exceeded").headers["retry-after"])
+    assert rates.take("Ed", 50).allowed
 
 
 def test_a_quota_outlives_the_server(tmp_path):

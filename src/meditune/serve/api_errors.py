@@ -88,8 +88,8 @@ class ClientDisconnected(Exception):  # noqa: N818 - this isn't an error: nobody
 
 
 def too_many_requests(message: str, after_s: float, code: str) -> ApiError:
-    """Return a 429 error whose Retry-After header is `after_s`, rounded to whole seconds and at least 1."""
-    return ApiError(429, message, code, headers={"retry-after": str(max(1, round(after_s)))})
+    """Return a 429 error whose Retry-After header is `after_s`, rounded up to whole seconds and at least 1."""
+    return ApiError(429, message, code, headers={"retry-after": str(max(1, math.ceil(after_s)))})
 
 
 def unavailable(error: EngineUnavailableError) -> ApiError:
