@@ -67,7 +67,6 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     try:
         yield
     finally:
-        service.ready = False
         for work in beside:
             work.cancel()
         await asyncio.gather(*beside, return_exceptions=True)

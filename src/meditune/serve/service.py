@@ -73,7 +73,6 @@ class Service:
     metrics: Metrics = field(default_factory=Metrics)
     releases: VersionRouter | None = None
     """The versions of the served registry; None if a single model is served"""
-    ready: bool = True
     started: float = field(default_factory=time.time)
     aborted_requests: int = 0
     """The number of requests that the shutdown aborted"""

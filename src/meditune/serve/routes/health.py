@@ -39,13 +39,11 @@ async def healthz(request: Request) -> Health:
 
 @router.get("/readyz", responses=errors(503), summary="Check whether the server can take requests")
 async def readyz(request: Request) -> Health:
-    """Return 503 while the server is shutting down, its inference engine isn't running, or its queue is full.
+    """Return 503 while the inference engine isn't running or the queue is full, and 200 otherwise.
 
-    Otherwise, return 200.
+    A server that is shutting down accepts no connections.
     """
     service: Service = request.app.state.service
-    if not service.ready:
-        raise ApiError(503, "The server is shutting down.", "not_ready", headers={"retry-after": "5"})
     if (failure := _failure(request)) is not None:
         raise unavailable(failure)
     if service.admission.waiting >= service.settings.queue_size > 0:
