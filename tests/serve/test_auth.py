@@ -5,10 +5,12 @@ What `meditune serve --check` calls unsafe.
 
 import json
 import logging
+import socket
 import time
 
 import pytest
 
+from meditune.errors import DataError
 from meditune.observability import LOGGER, JsonLines
 from meditune.serve.api_errors import too_many_requests
 from meditune.serve.auth import Rates
@@ -131,6 +133,23 @@ def test_callers_with_ipv6_are_known_by_their_network(tmp_path):
         assert statuses("2001:db8:1:2::1", "2001:db8:1:2:ffff::9", "2001:db8:1:2:3:4:5:6") == [200, 200, 429]
         assert statuses("2001:db8:1:3::1", "192.0.2.1", "192.0.2.2") == [200] * 3
         assert statuses("::ffff:192.0.2.1", "192.0.2.1", "::ffff:192.0.2.2") == [200, 429, 200]
+
+
+def test_a_proxy_with_ipv4_is_trusted_by_a_server_that_listens_on_ipv6_too(tmp_path):
+    try:
+        socket.create_server(("::", 0), family=socket.AF_INET6).close()
+    except OSError:
+        pytest.skip("this machine has no IPv6")
+    behind = ListenConfig("::", port=0, proxies="10.0.0.2, 127.0.0.0/8")
+    with started(service(tmp_path, Settings(per_minute=1)), behind) as server:
+        asked = [server.ask("/v1/embeddings", {}, X_Forwarded_For=each).status for each in ("192.0.2.1", "192.0.2.2")]
+    assert 429 not in asked
+
+
+@pytest.mark.parametrize("proxies", ["localhost", "127.0.0.1:443", "127.0.0.1;10.0.0.2", "10.0.0.2, 10.0.0.1/8"])
+def test_a_proxy_without_a_valid_address_is_refused(proxies):
+    with pytest.raises(DataError, match="--proxy .*: write IP addresses"):
+        ListenConfig(proxies=proxies)
 
 
 class Lines(logging.Handler):

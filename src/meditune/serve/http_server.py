@@ -7,6 +7,7 @@ limited in size and time, and clients that exceed a limit get a readable error.
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import json
 import os
 import socket
@@ -26,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from meditune.errors import EngineUnavailableError, MedituneError, ModelError, Stopped, install_command
+from meditune.errors import DataError, EngineUnavailableError, MedituneError, ModelError, Stopped, install_command
 from meditune.observability import LOGGER
 from meditune.serve.api_errors import ApiError
 from meditune.serve.settings import Settings
@@ -61,6 +62,29 @@ class ListenConfig:
     """The PEM file of the certificate's private key"""
     proxies: str = ""
     """Comma-separated addresses of proxies whose X-Forwarded-For and X-Forwarded-Proto headers are trusted"""
+
+    def __post_init__(self) -> None:
+        self.trusted_proxies()
+
+    def trusted_proxies(self) -> list[str]:
+        """Return the proxies' addresses; IPv4 addresses also in IPv6 notation, which a server on `::` sees.
+
+        Raises DataError if a proxy is neither an IP address nor a network.
+        """
+        if self.proxies.strip() == "*":
+            return ["*"]
+        found = []
+        for proxy in filter(None, map(str.strip, self.proxies.split(","))):
+            try:
+                network = ipaddress.ip_network(proxy)
+            except ValueError as error:
+                raise DataError(
+                    f"--proxy {proxy}: write IP addresses or networks separated by commas, such as 10.0.0.2,10.1.0.0/16."
+                ) from error
+            found.append(proxy)
+            if network.version == 4:
+                found.append(f"::ffff:{network.network_address}/{96 + network.prefixlen}")
+        return found
 
     @property
     def local(self) -> bool:
@@ -157,7 +181,7 @@ def server_of(service: Service, config: ListenConfig, extend: Extend | None = No
             access_log=False,
             server_header=False,
             proxy_headers=bool(config.proxies),
-            forwarded_allow_ips=config.proxies or None,
+            forwarded_allow_ips=config.trusted_proxies(),
             timeout_keep_alive=int(settings.idle_s),
             timeout_graceful_shutdown=int(settings.ending_s),
             h11_max_incomplete_event_size=settings.header_bytes,
