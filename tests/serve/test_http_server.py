@@ -221,6 +221,13 @@ def test_check_says_what_is_unsafe_and_ends_so(model, tmp_path):
     assert not (tmp_path / "store").exists()
 
 
+def test_origins_may_end_in_a_slash_but_not_in_a_path(model, tmp_path):
+    words = ("serve", model, "--check", "--store", tmp_path / "store", "--cors")
+    assert "Pages of https://clinic.example can call" in meditune(*words, "https://Clinic.example/").out
+    for wrong in ("https://clinic.example/chat", "clinic.example"):
+        meditune(*words, wrong).refused(3, f"--cors {wrong}: write a scheme and a host")
+
+
 def test_beyond_this_machine_nobody_gets_in_before_there_is_a_key(tmp_path):
     keys = Keys(SQLiteDatabase(tmp_path))
     everywhere = ListenConfig("0.0.0.0")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Mapping
 from datetime import datetime
@@ -211,7 +212,7 @@ def serve(
         history_characters=max_history_characters,
         per_minute=per_minute,
         daily_tokens=daily_tokens,
-        origins=tuple(cors or ()),
+        origins=tuple(map(_origin, cors or ())),
         keys_needed=require_key,
         bare_chat=raw_chat,
         log_text=log_text,
@@ -500,6 +501,14 @@ def _watched(
 
         report = on_drift(service.releases.registry.folder, store, report)
     return watch(WatcherOptions(store, reference, every_s, link), report)
+
+
+def _origin(text: str) -> str:
+    """Return an origin as browsers send it."""
+    origin = text.rstrip("/").lower()
+    if not re.fullmatch(r"\*|null|[a-z][a-z0-9+.-]*://[^/?#@\s]+", origin):
+        raise DataError(f"--cors {text}: write a scheme and a host without a path, such as https://example.org.")
+    return origin
 
 
 def _prices(text: str) -> tuple[float, float]:
