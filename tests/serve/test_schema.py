@@ -169,6 +169,11 @@ def test_pages_of_other_sites_may_not_call(server):
     assert "access-control-allow-origin" not in server.ask("/v1/models", Origin=server.address).headers
 
 
+def test_behind_a_proxy_that_changes_the_host_the_servers_own_page_learns_the_cause(server):
+    reply = server.ask("/v1/models", Origin="https://health.example", Host="10.0.0.2:8000")
+    assert "proxy in front of the server must pass on the header Host" in reply.error()["message"]
+
+
 def test_sites_that_were_named_may_call(tmp_path):
     from meditune.serve.settings import Settings
 

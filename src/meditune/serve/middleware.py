@@ -99,7 +99,10 @@ class Guard:
             return ApiError(421, "This server doesn't accept requests for this host name.", "wrong_host")
         origin = headers.get("origin")
         if origin and not {origin, "*"} & set(self.settings.origins) and _url(origin).netloc != host:
-            message = "Pages from other sites can't call this server unless its operator allows them (--cors)."
+            message = (
+                "Pages from other sites can't call this server unless its operator allows them (--cors). If this page "
+                "is the server's own, the proxy in front of the server must pass on the header Host."
+            )
             return ApiError(403, message, "wrong_origin")
         if scope["method"] not in METHODS:
             message = "This server doesn't support this HTTP method."
