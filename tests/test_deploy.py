@@ -500,6 +500,16 @@ def test_commands_of_the_compose_file_have_every_variable_that_it_wants():
     assert set(re.findall(r"\$\{(\w+):\?", text)) == set(re.findall(r"export (\w+)=", before))
 
 
+def test_clients_address_a_registry_by_the_name_of_the_run_that_it_replaces():
+    text = (DEPLOY / "schedule" / "release.yaml").read_text(encoding="utf-8")
+    patch = json.loads(re.search(r"--patch.*?'(\[.*?\])'", text, re.DOTALL)[1].replace("\n#", "\n"))
+    (deployment,) = [each for each in documents("kubernetes.yaml") if each["kind"] == "Deployment"]
+    (container,) = jsonpatch.apply_patch(deployment, patch)["spec"]["template"]["spec"]["containers"]
+    assert container["args"][:2] == ["/data/registry", "--name=model"]
+    served = re.search(r"serve /srv/meditune/(\w+) ", (DEPLOY / "meditune.service").read_text(encoding="utf-8"))[1]
+    assert f"--name {served}`" in (DEPLOY / "schedule" / "meditune-retrain.service").read_text(encoding="utf-8")
+
+
 def test_canaries_ask_at_the_port_of_the_service():
     (service,) = [each for each in documents("kubernetes.yaml") if each["kind"] == "Service"]
     assert [port["port"] for port in service["spec"]["ports"]] == [80]
