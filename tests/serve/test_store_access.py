@@ -6,6 +6,7 @@ import os
 import resource
 import signal
 import sqlite3
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -19,6 +20,7 @@ from meditune.store import database, open_store
 from meditune.store.answers import Answer, Answers, Feedback
 from meditune.store.api_keys import Keys
 from meditune.store.database import FILE, SQLiteDatabase
+from meditune.store.overview import Notes
 from tests.assistants import ScriptedEngine, assistant_of
 from tests.commands import meditune
 from tests.loopback_server import served, service
@@ -260,6 +262,22 @@ def test_the_clock_may_jump_between_answers(tmp_path, monkeypatch):
             assert server.ask("/v1/feedback", {"id": id, "rating": "up"}).status == 200
             assert server.ask("/v1/admin/status").status == 200
     assert [len(each["feedback"]) for each in Answers(SQLiteDatabase(tmp_path)).exported()] == [1] * 4
+
+
+def test_a_heartbeat_that_is_being_written_when_the_server_stops_is_deleted(tmp_path, monkeypatch):
+    begun, ended, put = threading.Event(), threading.Event(), Notes.put
+
+    def slowly(*words):
+        begun.set()
+        time.sleep(0.5)
+        put(*words)
+        ended.set()
+
+    monkeypatch.setattr(Notes, "put", slowly)
+    with served(tmp_path) as server:
+        assert begun.wait(5)
+    assert ended.wait(5)
+    assert Notes(server.service.answers.base).all("server") == []
 
 
 def test_two_servers_share_keys_answers_feedback_and_quotas(postgres, tmp_path):

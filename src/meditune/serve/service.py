@@ -159,6 +159,7 @@ async def send_heartbeats(service: Service) -> None:
         return
     notes, name = Notes(service.answers.base), f"server/{socket.gethostname()}:{os.getpid()}:{id(service):x}"
     in_trouble = cleared = False
+    written: asyncio.Future[None] | None = None
 
     def clear() -> None:
         # A server that was killed at the same address has left its heartbeat.
@@ -173,7 +174,8 @@ async def send_heartbeats(service: Service) -> None:
                 if not cleared:
                     await run_in_store_thread(clear)
                     cleared = True
-                await run_in_store_thread(notes.put, name, facts(service))
+                written = asyncio.ensure_future(run_in_store_thread(notes.put, name, facts(service)))
+                await asyncio.shield(written)
                 in_trouble = False
             except MedituneError as error:
                 if not in_trouble:
@@ -181,6 +183,10 @@ async def send_heartbeats(service: Service) -> None:
                 in_trouble = True
             await asyncio.sleep(EVERY_S)
     finally:
+        # A thread that has begun to write goes on after the cancellation.
+        if written is not None:
+            with suppress(MedituneError):
+                await written
         with suppress(MedituneError):
             notes.remove(name)
 
