@@ -8,12 +8,13 @@ from threading import Barrier
 import pytest
 
 from meditune.errors import DataError, StoreError
-from meditune.store import database, open_store
+from meditune.store import database, has_tables, open_store
 from meditune.store.answers import Answer, Answers
 from meditune.store.api_keys import USUAL, Keys
 from meditune.store.database import FILE, LATEST, SQLiteDatabase
 from meditune.store.overview import Notes
 from meditune.store.postgresql import Postgres
+from tests.commands import meditune
 
 
 def versions(store):
@@ -52,6 +53,23 @@ def test_notes_replace_each_other(store):
     assert [(each.name, each.facts["model"]) for each in notes.all("server")] == [("server/a", "o"), ("server/b", "n")]
     notes.remove("server/a")
     assert [each.name for each in notes.all("server")] == ["server/b"]
+
+
+@pytest.mark.parametrize("url", ["postgresql://u:s3%zzcret@localhost/d", "postgresql://u:s3cret%00@localhost/d"])
+def test_a_url_that_isnt_valid_is_refused_without_its_password(url):
+    with pytest.raises(StoreError, match="URL is invalid.*%25") as error:
+        Postgres(url)
+    assert "s3" not in str(error.value)
+
+
+def test_a_check_of_a_server_creates_no_tables(postgres, tmp_path):
+    place = postgres.new()
+    checked = meditune("serve", tmp_path, "--check", "--store", place)
+    assert "No key is required" in checked.out
+    assert not has_tables(place)
+    Keys(open_store(place)).create("Ann")
+    assert has_tables(place)
+    assert "Every request requires a key. Usable keys: 1." in meditune("serve", tmp_path, "--check", "--store", place).out
 
 
 def test_what_is_wrong_with_a_database_is_said_without_its_password(postgres):

@@ -555,11 +555,11 @@ def _print_check(settings: Settings, place: ListenConfig, store: str, allow_anon
     from meditune.model_registry import is_registry
     from meditune.serve.security_check import classifier_error, findings
     from meditune.serve.startup import safe
-    from meditune.store import exists
+    from meditune.store import has_tables
 
     # A check must not create a store; without a store there are no keys.
     with TemporaryDirectory() as empty_store:
-        known = _keys(store if exists(store) else empty_store)
+        known = _keys(store if has_tables(store) else empty_store)
         settings = safe(settings, place, known, allow_anonymous)
         stored_keys = known.all()
     found = findings(settings, place, stored_keys, store, time.time(), classifier_error())

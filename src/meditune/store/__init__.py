@@ -36,6 +36,11 @@ def exists(location: StoreLocation) -> bool:
     return is_url(location) or (folder_of(location) / FILE).is_file()
 
 
+def has_tables(location: StoreLocation) -> bool:
+    """Return whether a store exists, including the tables of a database. Raises StoreError if it can't be used."""
+    return Postgres(str(location), create=False).has_tables if is_url(location) else exists(location)
+
+
 def folder_of(location: StoreLocation) -> Path:
     """Return a store's folder, given the folder or the SQLite file in it."""
     path = Path(location).expanduser()
