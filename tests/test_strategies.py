@@ -2,16 +2,19 @@
 
 import json
 import re
+from unittest.mock import Mock
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from meditune.config.training_options import ModelSpec
+from meditune.errors import Stopped
 from meditune.evaluate.weights_backend import generate_answers
 from meditune.models.load import load
 from meditune.models.torch_compile import compiler
 from meditune.prompts import Encoded
+from meditune.train import finetune
 from meditune.train.model_card import TITLES
 from tests.commands import bench, meditune, read_rows, stopped_after
 
@@ -160,6 +163,22 @@ def test_a_tuned_model_can_be_tuned_again(place, strategy):
     config = json.loads((second / "model" / "adapter_config.json").read_text(encoding="utf-8"))
     start = folder / "model" if strategy == "full" else second / "start"
     assert config["base_model_name_or_path"] == str(start.resolve())
+
+
+def test_another_base_doesnt_start_from_the_adapter_of_an_interrupted_call(place, monkeypatch):
+    first, folder = place.folder / "adapter", place.folder / "another-base"
+    plain = settings(place, {"model__strategy": "lora", "train__checkpoint_steps": 1})
+    assert meditune("train", "quickstart", "--output", first, *plain).code == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(finetune, "fine_tune", Mock(side_effect=Stopped))
+        result = meditune("train", "quickstart", "--output", folder, *plain, "--set", f"model.base={first}")
+    assert result.code == 130
+    assert (folder / "start").is_dir()
+    with stopped_after(2):
+        assert meditune("train", "quickstart", "--output", folder, *plain).code == 130
+    assert meditune("train", "quickstart", "--output", folder, *plain).code == 0
+    assert place.adapter("another-base") == place.adapter("adapter")
+    assert "start" not in json.loads((folder / "model" / "training.json").read_text(encoding="utf-8"))
 
 
 def test_a_quantized_run_is_asked_as_it_was_trained(place):

@@ -24,7 +24,7 @@ from meditune.data.read_sources import refuse_restricted_sources_for_api
 from meditune.engines.exported_model import EXPORT
 from meditune.errors import DataError, MedituneError, ModelError
 from meditune.files import exclusive_lock, read_json, write_json
-from meditune.models.catalogue import MERGED, PRUNING
+from meditune.models.catalogue import MERGED, PRUNING, START
 
 RECIPE = "recipe.yaml"
 LOCK = ".lock"
@@ -32,7 +32,7 @@ MAX_LISTED_SETTINGS = 10  # maximum number of differing settings that an error n
 STAGES = "stages.json"
 EVALUATION = "evaluation.json"
 RETRIEVED_FILES = (retrieved_passages.RETRIEVED_FILE, retrieved_passages.RETRIEVED_FACTS, retrieved_passages.TRAINING)
-UNFINISHED = {RECIPE, LOCK, STAGES, EVALUATION, leakage.LEAKAGE_FILE_NAME, "rejected.jsonl", "pairs", "start"}
+UNFINISHED = {RECIPE, LOCK, STAGES, EVALUATION, leakage.LEAKAGE_FILE_NAME, "rejected.jsonl", "pairs", START}
 """Files and folders that can exist before any stage is finished, in addition to RETRIEVED_FILES"""
 
 
@@ -79,6 +79,7 @@ def _claim(recipe: Recipe, folder: Path, model: str | None, to_tune: bool) -> No
             )
         for name in RETRIEVED_FILES:
             (folder / name).unlink(missing_ok=True)
+        shutil.rmtree(folder / START, ignore_errors=True)  # it can belong to another base
     if model is not None:
         _check_model(recipe, model, to_tune)
     save(recipe, path, versions(recipe))
