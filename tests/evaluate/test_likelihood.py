@@ -15,7 +15,7 @@ import pytest
 import torch
 import yaml
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from meditune.config.data_options import PromptFormat
 from meditune.config.load_recipe import load_recipe
@@ -68,6 +68,23 @@ def test_perplexity_and_decisions_equal_a_plain_loop(architecture):
             )
             assert scores.answers[item.id].tokens == len(item.target) - 1
             assert scores.answers[item.id].nll == pytest.approx(nll, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "setting"),
+    [("cohere", {"logit_scale": 0.1}), ("gemma2", {"final_logit_softcapping": 0.5}), ("granite", {"logits_scaling": 8})],
+)
+def test_a_decisions_logits_are_scaled_and_capped_as_in_the_architecture(architecture, setting):
+    shape = {"vocab_size": 500, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "head_dim": 8}
+    config = AutoConfig.for_model(architecture, **shape, initializer_range=0.3, pad_token_id=1, eos_token_id=1, **setting)
+    torch.manual_seed(0)
+    loaded = tiny.with_model(tiny.loaded(), AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval())
+    encoder = loaded.encoder(FORM)
+    labels, item = encoder.label_ids(), encoder.supervised(ROW_EXAMPLES[0], "decision")
+    (found,) = score(loaded, rows_of([item]), None, "Scoring", labels).decisions.values()
+    with torch.no_grad():
+        logits = loaded.model(input_ids=torch.tensor([item.prompt])).logits[0, -1]
+    assert found == pytest.approx({label: logits[token].item() for label, token in labels.items()}, abs=1e-4)
 
 
 def test_labels_that_tie_in_bf16_are_told_apart():

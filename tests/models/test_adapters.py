@@ -184,7 +184,7 @@ def test_lora_on_a_head_that_shares_the_embeddings_weights_is_refused():
 def test_claims_are_learnt_by_an_adapter_on_the_head():
     model = moved(add_lora(tiny.loaded("llama").model, LoraSpec(targets=["lm_head"]), seed=1))
     hidden, head = torch.randn(2, 32, generator=torch.Generator().manual_seed(0)), model.get_output_embeddings()
-    logits = label_logits(head, hidden, [40, 41])
+    logits = label_logits(model, hidden, [40, 41])
     torch.testing.assert_close(logits, head(hidden)[:, [40, 41]])
     logits.sum().backward()
     assert all(each.grad is not None for each in model.parameters() if each.requires_grad)

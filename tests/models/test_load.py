@@ -133,6 +133,14 @@ def test_tasks_that_share_a_prompt_are_compared_with_separate_texts():
         architecture_check.check_architecture("mpt", made)
 
 
+def test_an_unknown_change_of_the_heads_logits_is_refused(tmp_path):
+    made = AutoModelForCausalLM.from_pretrained(saved(tmp_path / "olmo2", "olmo2", **SHAPE), dtype=torch.float32).eval()
+    architecture_check.check_architecture("olmo2", made)
+    made.get_output_embeddings().register_forward_hook(lambda *call: call[2] / 8)
+    with pytest.raises(ModelError, match="predictions for a few labels differ from those of transformers"):
+        architecture_check.check_architecture("olmo2", made)
+
+
 def test_only_architectures_that_the_tests_dont_cover_are_checked(tmp_path, monkeypatch):
     known = {tiny.model(each).config.get_text_config().model_type for each in (*tiny.ARCHITECTURES, *tiny.RECENT)}
     assert known == architecture_check.TESTED

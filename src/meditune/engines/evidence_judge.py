@@ -174,14 +174,14 @@ class TorchLabelModel:
         from meditune.models.shared_prefix_batch import by_length, join
 
         rows = [join([item for item, _ in group]) for _, group in groupby(claims, key=lambda claim: claim[1])]
-        loaded, head = self.loaded, self.loaded.model.get_output_embeddings()
+        loaded = self.loaded
         with _turn(self._lock, wait_s), inference(loaded.model):
             for indices in by_length(rows, tokens_per_pass(loaded.model, BATCH_TOKENS)):
                 chosen = [rows[index] for index in indices]
                 _, predicted = loaded.frozen.predict(loaded.model, chosen, loaded.pad_id, logits=False)
                 items = [item for row in chosen for item in row.encoded]
                 for item, hidden in zip(items, predicted.hidden, strict=True):
-                    yield item, label_logits(head, hidden, item.choices).tolist()
+                    yield item, label_logits(loaded.model, hidden, item.choices).tolist()
 
 
 class OpenvinoLabelModel:

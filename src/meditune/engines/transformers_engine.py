@@ -122,7 +122,7 @@ class TransformersEngine(BatchingEngine):
         # In BF16, different tokens often have equal logits, so logits that are returned are computed again in FP32.
         values = logits.float()
         tokens = list(dict.fromkeys([token, *values.topk(ALTERNATIVES).indices.tolist()]))
-        exact = label_logits(self.loaded.model.get_output_embeddings(), hidden, tokens)
+        exact = label_logits(self.loaded.model, hidden, tokens)
         logprobs = (exact - values.logsumexp(dim=-1)).tolist()
         others = sorted(zip(tokens, logprobs, strict=True), key=lambda pair: -pair[1])[:ALTERNATIVES]
         return TokenLogprob(token, logprobs[0], dict(others))

@@ -57,7 +57,6 @@ def score(
     The labels' logits are computed in FP32 from the hidden state, because BF16 logits often tie.
     """
     scores = Scores({}, {}, {})
-    head = loaded.model.get_output_embeddings()
     with inference(loaded.model), Progress(label, sum(len(row) for row in rows), "tokens") as progress:
         for indices in by_length(rows, tokens_per_pass(loaded.model, batch_tokens)):
             chosen = [rows[index] for index in indices]
@@ -67,7 +66,7 @@ def score(
             for item in (item for row in chosen for item in row.encoded):
                 if item.task in ("decision", "claim"):
                     tokens = list((labels or {}).values()) if item.task == "decision" else item.choices
-                    found = label_logits(head, hidden[start], tokens).tolist()
+                    found = label_logits(loaded.model, hidden[start], tokens).tolist()
                     refuse_not_finite(found, item.id, loaded)
                     if item.task == "decision":
                         scores.decisions[item.id] = dict(zip(labels or {}, found, strict=True))
@@ -272,7 +271,7 @@ def choice_likelihoods(
                 question = questions[index]
                 if question.choices:
                     state, logits = predicted.hidden[start], predicted.logits[start]
-                    choices = label_logits(loaded.model.get_output_embeddings(), state, question.choices)
+                    choices = label_logits(loaded.model, state, question.choices)
                     found[index] = (choices - logits.float().logsumexp(dim=0)).tolist()
                     start += 1
                 else:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from meditune.errors import ModelError
-from meditune.models.forward import predict
+from meditune.models.forward import label_logits, predict
 from meditune.models.generation import Decoder, PrefixCache
 from meditune.models.quantization import is_quantized
 from meditune.models.quiet_libraries import quiet_transformers
@@ -105,7 +105,8 @@ def _differences(model: Any) -> Iterator[tuple[str, float]]:
         expected = [model(input_ids=_row(model, text), use_cache=False).logits[0] for text in texts]
     answers = [Encoded("shared", "answer", text[: START + 1], text[START + 1 :]) for text in texts[:2]]
     alone = Encoded("alone", "answer", texts[2][:1], texts[2][1:])
-    logits = predict(model, collate([join(answers), join([alone])], 0)).logits
+    hidden, logits = predict(model, collate([join(answers), join([alone])], 0))
+    yield "predictions for a few labels", _difference(label_logits(model, hidden, ids), logits[:, ids])
     for item, wanted in zip([*answers, alone], expected, strict=True):
         found, logits = logits[: len(item.target)], logits[len(item.target) :]
         yield "predictions for tasks that share a prompt", _difference(found, wanted[len(item.prompt) - 1 : -1])

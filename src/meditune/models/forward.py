@@ -21,6 +21,8 @@ from meditune.models.shared_prefix_batch import MIN_PADDING, Batch, collate, see
 
 UNPADDED_ATTENTION: set[str] = set()
 """Names of attention implementations that accept `real_tokens` (`models/inference.py`)"""
+CHANGED_AFTER_HEAD = ("output_multiplier", "logit_scale", "logits_scaling", "final_logit_softcapping")
+"""Config settings of architectures that multiply, divide and cap the head's output, in the order of their use"""
 ALIGNED = 8
 """CUDA's attention expects each row of a mask to begin at a multiple of this number of elements."""
 
@@ -261,12 +263,11 @@ def head_only_at(
         hook.remove()
 
 
-def label_logits(head: Any, hidden: torch.Tensor, tokens: Sequence[int]) -> torch.Tensor:
-    """Return the head's FP32 logits for these tokens: (tokens,) for one hidden state, (N, tokens) for N of them."""
-    ids = torch.tensor(tokens, device=hidden.device)
+def label_logits(model: Any, hidden: torch.Tensor, tokens: Sequence[int]) -> torch.Tensor:
+    """Return the model's FP32 logits for these tokens: (tokens,) for one hidden state, (N, tokens) for N of them."""
+    head, ids = model.get_output_embeddings(), torch.tensor(tokens, device=hidden.device)
     if hasattr(head, "base_layer"):  # its weight doesn't contain the adapter
-        adapted: torch.Tensor = head(hidden)[..., ids].float()
-        return adapted
+        return _changed_after_head(model, head(hidden)[..., ids].float())
     logits: torch.Tensor = (
         (head.weight[ids].float() @ hidden.float().mT).mT
         if hidden.dim() > 1
@@ -274,4 +275,12 @@ def label_logits(head: Any, hidden: torch.Tensor, tokens: Sequence[int]) -> torc
     )
     if getattr(head, "bias", None) is not None:
         logits = logits + head.bias[ids].float()
-    return logits
+    return _changed_after_head(model, logits)
+
+
+def _changed_after_head(model: Any, logits: torch.Tensor) -> torch.Tensor:
+    """Return the head's output as the architecture scales and caps it."""
+    config = model.config.get_text_config()
+    multiplier, scale, divisor, cap = (getattr(config, name, None) for name in CHANGED_AFTER_HEAD)
+    logits = logits * (multiplier or 1) * (scale or 1) / (divisor or 1)
+    return torch.tanh(logits / cap) * cap if cap else logits

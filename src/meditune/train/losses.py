@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch.nn.functional import logsigmoid, sigmoid
 
-from meditune.models.forward import Predicted, label_logits
+from meditune.models.forward import CHANGED_AFTER_HEAD, Predicted, label_logits
 from meditune.models.hidden_state_cache import HiddenStateCache
 from meditune.models.shared_prefix_batch import PROMPT, Batch, Row, by_length, join
 from meditune.prompts import Encoded
@@ -33,8 +33,6 @@ EXACT = 2**21
 """Number of logits that a CPU stores in FP32 at the same time (8 MB)."""
 PLANNED_FOR_GPU = ContextVar("PLANNED_FOR_GPU", default=False)
 """True while a plan for a GPU runs on the meta device, whose tensors then count as a GPU's"""
-CHANGED_AFTER_HEAD = ("final_logit_softcapping", "logit_scale", "logits_scaling", "output_multiplier")
-"""Config settings of architectures that scale or cap the head's output."""
 
 
 def is_plain_head(model: Any) -> bool:
@@ -111,7 +109,7 @@ def choice_loss(
     total = torch.zeros((), dtype=torch.float32, device=hidden.device)
     for tokens in sorted(set(choices.values())):
         places = [place for place, each in choices.items() if each == tokens]
-        logits = label_logits(model.get_output_embeddings(), hidden[places], tokens)
+        logits = label_logits(model, hidden[places], tokens)
         target = torch.tensor([tokens.index(int(targets[place])) for place in places], device=hidden.device)
         total = total + (torch.nn.functional.cross_entropy(logits, target, reduction="none") * weights[places]).sum()
     return total
