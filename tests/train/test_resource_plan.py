@@ -22,6 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig
 
 from meditune.config.load_recipe import load_recipe
+from meditune.config.recipe import Recipe
 from meditune.config.training_options import ModelSpec, Strategy
 from meditune.errors import RecipeError
 from meditune.models.adapters import make_trainable, parameter_counts
@@ -225,6 +226,20 @@ def test_where_a_recipe_doesnt_fit_what_fits_is_advised(tmp_path: Path) -> None:
     verdicts = {(each.strategy, each.quantize): each.verdict for each in [found.own, *found.others]}
     assert verdicts[("lora", "nf4")] == "fits"
     assert "--set model.quantize=nf4 --set model.strategy=lora" in found.advice
+
+
+def test_advised_settings_are_accepted_by_recipes(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fits_if_changed(changed: Recipe, *_: Any) -> SimpleNamespace:
+        return SimpleNamespace(verdict="no" if changed == recipe else "fits")
+
+    settings = ["model.strategy=full", "prompt.max_tokens=256", "prompt.answer_tokens=200", "train.parallel=fsdp"]
+    recipe = load_recipe("gpu-24gb", ["model.base=llama2-7b", "model.quantize=none", *settings]).recipe
+    monkeypatch.setattr(resource_plan, "estimate", fits_if_changed)
+    advice = plan(recipe, "t4").advice
+    assert any("prompt.max_tokens=128" in each for each in advice)
+    for each in advice:
+        changed = each.replace("--set ", "").split(" ")
+        load_recipe("gpu-24gb", ["model.base=llama2-7b", "model.quantize=none", *settings, *changed])
 
 
 def test_the_recipe_for_a_small_gpu_fits_it() -> None:

@@ -489,7 +489,11 @@ def _advice(recipe: Recipe, config: Any, target: Target) -> list[str]:
         return " ".join(f"--set {key}={str(value).lower()}" for key, value in change.items())
 
     found, together = [], recipe
-    changes = list(_changes(recipe, config.get_text_config().num_hidden_layers))
+    changes = [
+        change
+        for change in _changes(recipe, config.get_text_config().num_hidden_layers)
+        if _is_valid(_changed(recipe, change))
+    ]
     for change in changes:
         if estimate(_changed(recipe, change), config, target).verdict == "fits":
             found.append(as_options(change))
@@ -519,7 +523,17 @@ def _changes(recipe: Recipe, layers: int) -> Iterator[dict[str, Any]]:
     if strategy not in VIRTUAL and recipe.model.top_layers is None and layers > 1:
         yield {"model.top_layers": layers // 2}
     if longest >= 256:
-        yield {"prompt.max_tokens": longest // 2, "train.micro_batch_tokens": max(64, longest // 2)}
+        half = {"prompt.max_tokens": longest // 2, "train.micro_batch_tokens": max(64, longest // 2)}
+        answer = min(recipe.prompt.answer_tokens, longest // 4)
+        yield half | ({"prompt.answer_tokens": answer} if answer < recipe.prompt.answer_tokens else {})
+
+
+def _is_valid(recipe: Recipe) -> bool:
+    try:
+        Recipe.model_validate(recipe.model_dump())
+    except ValueError:
+        return False
+    return True
 
 
 def _changed(recipe: Recipe, change: dict[str, Any]) -> Recipe:
