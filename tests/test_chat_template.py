@@ -245,6 +245,18 @@ def test_the_loss_is_the_mean_over_the_assistants_tokens():
     assert PROMPT not in row.of
 
 
+@pytest.mark.parametrize("markers", ["", "turn"])
+def test_every_replys_end_token_can_weigh_less(markers):
+    tokenizer, end, example = family("chatml", markers)
+    # A line break after the end token, as in most templates, is trained on, too.
+    tokenizer.chat_template = tokenizer.chat_template.replace("'<|im_end|>'", "'<|im_end|>\n'")
+    row, _ = taught(tokenizer, example)
+    spec, end_id = TrainSpec(tasks=["answer"], end_weight=0.1), tokenizer.convert_tokens_to_ids(end)
+    weights = TokenWeights([example], [row], spec, end_id=end_id).of(row)
+    assert row.targets.count(end_id) == len(REPLIES)
+    assert weights == [0.1 if token == end_id else 1.0 for token in row.targets]
+
+
 def test_a_template_that_drops_earlier_thoughts_trains_each_turn_after_its_own_prompt():
     tokenizer = tiny.chat_tokenizer(THINKING)
     encoder = Encoder(tokenizer, PromptFormat(format="chat"))

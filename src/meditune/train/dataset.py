@@ -59,8 +59,9 @@ class TokenWeights:
       get the rest.
     - `class_balance` b: a decision whose class has frequency f gets the weight f ** -b. These weights are scaled so
       that their mean over the examples stays 1. Claims aren't balanced.
-    - `end_weight` e: the end token of an answer has e times the weight of the answer's other tokens. At a position
-      where some answers end and others continue, a fully trained model then multiplies the odds of ending by e.
+    - `end_weight` e: the end token of an answer, whose id is `end_id`, has e times the weight of the answer's other
+      tokens. At a position where some answers end and others continue, a fully trained model then multiplies the odds
+      of ending by e.
 
     If sources are mixed, all of these options refer to the rows of an epoch. `repeats` maps an example's id to the
     number of times that its row occurs in an epoch (1 if the id is missing).
@@ -72,6 +73,7 @@ class TokenWeights:
         rows: Sequence[Row],
         spec: TrainSpec,
         repeats: Mapping[str, float] = MappingProxyType({}),
+        end_id: int | None = None,
     ) -> None:
         self.decisions = {example.id: example.decision for example in examples if example.decision}
         often = {example.id: repeats.get(example.id, 1.0) for example in examples}
@@ -85,8 +87,9 @@ class TokenWeights:
         tokens: defaultdict[str, float] = defaultdict(float)
         for row in rows:
             for item in row.encoded:
-                eased = 1 - spec.end_weight if _ends(item) else 0.0
-                tokens[item.task] += (len(item.target) + len(item.earlier) - eased) * often[item.id]
+                taught = [*item.target, *(item.prompt[place] for place in item.earlier)]
+                eased = (1 - spec.end_weight) * taught.count(end_id) if _has_ends(item) else 0.0
+                tokens[item.task] += (len(taught) - eased) * often[item.id]
         share = spec.decision_share
         self.by_task = {"decision": 1.0, "answer": 1.0, "claim": 1.0}
         if share is not None and tokens["decision"] and tokens["answer"]:
@@ -103,7 +106,7 @@ class TokenWeights:
             self.by_task["claim"] = spec.claim_share * every / tokens["claim"]
 
         prompt = sum(row.of.count(PROMPT) * often[row.encoded[0].id] for row in rows)
-        self.end = spec.end_weight
+        self.end, self.end_id = spec.end_weight, end_id
         self.of_prompt = 0.0
         if prompt:
             self.by_task = {task: (1 - spec.prompt_share) * weight for task, weight in self.by_task.items()}
@@ -112,8 +115,7 @@ class TokenWeights:
     def of(self, row: Row) -> list[float]:
         """Return one weight for each of the row's targets."""
         weights = []
-        ends = {place for number, place in _last_places(row).items() if _ends(row.encoded[number])}
-        for place, number in enumerate(row.of):
+        for number, token in zip(row.of, row.targets, strict=True):
             if number == PROMPT:
                 weights.append(self.of_prompt)
                 continue
@@ -121,18 +123,13 @@ class TokenWeights:
             weight = self.by_task[item.task]
             if item.task == "decision":
                 weight *= self.by_class[self.decisions[item.id]]
-            weights.append(weight * self.end if place in ends else weight)
+            weights.append(weight * self.end if token == self.end_id and _has_ends(item) else weight)
         return weights
 
 
-def _last_places(row: Row) -> dict[int, int]:
-    """Return item number -> the index of the item's last target among the row's targets."""
-    return {number: place for place, number in enumerate(row.of) if number != PROMPT}
-
-
-def _ends(item: Encoded) -> bool:
-    """Return whether the item's last target is the end of an answer."""
-    return item.task == "answer" and not item.answer_cut
+def _has_ends(item: Encoded) -> bool:
+    """Return whether the item teaches an answer's end; end tokens in generated replay text count like all others."""
+    return item.task == "answer" and bool(item.earlier or not item.answer_cut)
 
 
 def supported_tasks(example: Example, tasks: Sequence[Task]) -> list[Task]:

@@ -131,7 +131,7 @@ def _tasks(recipe: Recipe) -> Any:
 def dev_loss(examples: Sequence[Example], encoder: Encoder, recipe: Recipe) -> Measure:
     """Return a function that computes the training loss on `examples`. Raises DataError if no example can be used."""
     rows, _ = encode(examples, encoder, recipe.train.tasks, recipe.train.prompt_share > 0)
-    weights = TokenWeights(examples, rows, recipe.train)
+    weights = TokenWeights(examples, rows, recipe.train, end_id=encoder.tokenizer.eos_token_id)
     total_weight = sum(sum(weights.of(row)) for row in rows)
 
     @torch.no_grad()

@@ -261,7 +261,7 @@ def plan(loaded: LoadedModel, splits: Splits, recipe: Recipe, folder: Path) -> P
     mix = mix_of(sources, spec.mix.weights)
     repeats = mix.repeats() if mix else {}
     often = {row.encoded[0].id: repeats.get(source, 1.0) for row, source in zip(rows, sources, strict=True)}
-    weights = TokenWeights(splits.train, rows, spec, often)
+    weights = TokenWeights(splits.train, rows, spec, often, loaded.tokenizer.eos_token_id)
     steps = plan_steps(len(rows), spec, recipe.seed, mix)
     replay = plan_replay(pool, steps, weights, spec.replay, recipe.seed) if spec.replay.share else None
     rehearsed = visited_rows(replay.rows, replay.steps) if replay else []
