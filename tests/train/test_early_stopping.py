@@ -1,12 +1,19 @@
 """Measuring on the dev split while training: early stopping, and keeping the best state."""
 
 import json
+from contextlib import redirect_stderr
+from io import StringIO
 
 import pytest
 
+from meditune.config.recipe import Recipe
 from meditune.config.training_options import DevSpec
-from meditune.train.early_stopping import DevMonitor
+from meditune.errors import DataError
+from meditune.evaluate.decision_calibration import dev_measure
+from meditune.train.early_stopping import DevMonitor, dev_loss
+from tests import tiny
 from tests.commands import bench, jsonl, meditune, read_rows, rows, stopped_after
+from tests.models.test_forward import EXAMPLES
 
 STEPS = {
     **{"train__batch_size": 4, "train__checkpoint_steps": 3, "train__epochs": 4, "data__dev_share": 0.27},
@@ -143,6 +150,26 @@ def test_a_metric_that_the_dev_split_cant_tell_is_refused_before_anything_is_com
     result = meditune("run", "quickstart", "-o", tmp_path / "run", *words)
     result.refused(3, "train.dev.metric accuracy needs a decision", "data.dev_share")
     assert not (tmp_path / "run" / "predictions").exists()
+
+
+@pytest.mark.parametrize("metric", ["loss", "perplexity", "accuracy"])
+def test_dev_questions_longer_than_the_budget_are_left_out_and_counted(metric):
+    settings = {"metric": metric, "keep_best": True}
+    recipe = Recipe.model_validate(
+        {"name": "dev", "prompt": {"max_tokens": 64, "answer_tokens": 16}, "train": {"dev": settings}}
+    )
+    loaded, long = tiny.loaded(), EXAMPLES[0].model_copy(update={"id": "long", "question": "Does it help? " * 99})
+
+    def measure(examples):
+        if metric == "loss":
+            return dev_loss(examples, loaded.encoder(recipe.prompt), recipe)(loaded)
+        return dev_measure(loaded, examples, recipe)(loaded)
+
+    with redirect_stderr(StringIO()) as printed:
+        assert measure([EXAMPLES[1], long]) == measure([EXAMPLES[1]])
+    assert "1 of 2 dev examples don't fit into the prompt" in printed.getvalue()
+    with pytest.raises(DataError, match="None of the 1 dev examples .*prompt.max_tokens=64"):
+        measure([long])
 
 
 def test_a_figure_that_only_equals_the_best_is_no_improvement():

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from meditune.config.data_options import Task
 from meditune.config.recipe import EvaluateSpec, Recipe
 from meditune.data.example import DECISIONS, Example
 from meditune.evaluate.metrics import summarize
@@ -16,6 +17,8 @@ from meditune.evaluate.predictions import Predictions
 from meditune.evaluate.weights_backend import Scoring
 from meditune.models.load import LoadedModel
 from meditune.statistics import wilson
+from meditune.train.dataset import nothing_fits
+from meditune.train.early_stopping import measured_on, report_left_out
 
 MIN_TEMPERATURE, MAX_TEMPERATURE = 0.05, 20.0
 """Range in which the temperature is searched for"""
@@ -148,15 +151,19 @@ def dev_measure(
     """Return a function that computes the metric named in `train.dev` for a model.
 
     Returns None if this measurement is off, or if the metric is the loss, which training computes itself. Only the
-    tokenizer of `loaded` is used. Raises DataError if a dev question is too long for the prompt.
+    tokenizer of `loaded` is used. Dev questions that are too long for the prompt are left out. Raises DataError if none
+    is left.
     """
     dev = recipe.train.dev
     if not dev.is_on or dev.metric == "loss":
         return None
-    decided = [example for example in examples if example.decision and dev.metric != "perplexity"]
-    answered = [example for example in examples if example.answer.strip() and dev.metric == "perplexity"]
-    encoder = loaded.encoder(recipe.prompt)
-    scoring = Scoring(encoder, decided, encoder.accepted(answered))
+    encoder, on_dev = loaded.encoder(recipe.prompt), measured_on(examples, recipe)
+    task: Task = "answer" if dev.metric == "perplexity" else "decision"
+    fitting = encoder.fitting(on_dev, task)
+    if not fitting:
+        raise nothing_fits(len(on_dev), "dev", [task], encoder)
+    report_left_out(len(on_dev) - len(fitting), len(on_dev))
+    scoring = Scoring(encoder, *((fitting, []) if task == "decision" else ([], fitting)))
 
     def measure(trained: LoadedModel) -> float:
         predictions = scoring.predictions(trained, recipe.train.micro_batch_tokens, f"Measuring {dev.metric} on dev")

@@ -170,13 +170,13 @@ class TokenFacts:
 
 
 def encode(
-    examples: Sequence[Example], encoder: Encoder, tasks: Sequence[Task], prompts: bool = False
+    examples: Sequence[Example], encoder: Encoder, tasks: Sequence[Task], prompts: bool = False, split: str = "training"
 ) -> tuple[list[Row], TokenFacts]:
     """Return the training rows in the order of `examples`, and counts.
 
     Each example that teaches at least one task gives one row. A conversation teaches all its assistant turns, in
     several rows if they don't fit into one row. A conversation that the chat template rejects is left out. If `prompts`
-    is true, the prompts are trained on, too. Raises DataError if nothing is left to train on.
+    is true, the prompts are trained on, too. Raises DataError, which names the `split`, if nothing is left.
     """
     encoded: list[Encoded] = []
     usable = encoder.accepted(examples)
@@ -191,11 +191,16 @@ def encode(
     rows = [with_earlier_turns(part) for row in rows_of(encoded) for part in _fitting(row, encoder.format.max_tokens)]
     rows = [with_prompt(row) if prompts else row for row in rows]
     if not rows:
-        raise DataError(
-            f"None of the {len(examples)} training examples has {task_names(tasks)} that fits into "
-            f"prompt.max_tokens={encoder.format.max_tokens}."
-        )
+        raise nothing_fits(len(examples), split, tasks, encoder)
     return rows, token_facts(rows, dropped)
+
+
+def nothing_fits(examples: int, split: str, tasks: Sequence[Task], encoder: Encoder) -> DataError:
+    """Return the error for a split without an example that fits into the prompt."""
+    return DataError(
+        f"None of the {examples} {split} examples has {task_names(tasks)} that fits into "
+        f"prompt.max_tokens={encoder.format.max_tokens}. Raise prompt.max_tokens."
+    )
 
 
 def _fitting(row: Row, max_tokens: int) -> list[Row]:
