@@ -71,6 +71,11 @@ def test_a_weighed_source_without_rows_is_refused():
         mix_of(["a", "b"], {"a": 1, "b": 1, "c": 1})
 
 
+def test_a_source_whose_weight_is_too_small_for_a_single_row_is_refused():
+    with pytest.raises(DataError, match=r"train\.mix\.weights: an epoch of 404 rows has none from small\. Raise"):
+        mix_of(["big"] * 400 + ["small"] * 4, {"big": 1000, "small": 1})
+
+
 def test_the_shares_of_tasks_and_classes_hold_for_what_is_visited():
     loaded = tiny.loaded()
     encoder = loaded.encoder(PromptFormat(max_tokens=256, answer_tokens=32))

@@ -85,7 +85,13 @@ def mix_of(sources: Sequence[str], weights: Mapping[str, float]) -> SourceMix | 
             f"train.mix.weights: there are no training rows from {', '.join(sorted(missing))}. Remove sources "
             "without rows from the weights, or remove the option."
         )
-    return SourceMix(rows, _apportioned({name: weights[name] for name in rows}, len(sources)))
+    visits = _apportioned({name: weights[name] for name in rows}, len(sources))
+    if unread := [name for name, count in visits.items() if not count]:
+        raise DataError(
+            f"train.mix.weights: an epoch of {len(sources):,} rows has none from {', '.join(unread)}. Raise the weight, "
+            "or remove the source from the weights and from data.sources."
+        )
+    return SourceMix(rows, visits)
 
 
 def endless_order(count: int, seed: str) -> Iterator[int]:
