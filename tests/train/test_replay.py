@@ -149,6 +149,14 @@ def test_general_text_is_the_validation_text_and_never_the_test_text(place, tmp_
     assert len({tuple(row.tokens) for row in made.pool}) > 150
 
 
+def test_a_last_window_with_a_single_target_is_replayed(place, tmp_path, monkeypatch):
+    text = (place.folder.parent / "data" / "wikitext-2" / "valid.txt").read_text(encoding="utf-8")
+    count = len(tiny.tokenizer()(text)["input_ids"])
+    monkeypatch.setattr(replay, "ROW_TOKENS", next(size for size in range(24, count) if count % size == 2))
+    made, *_ = planned(place, "last-window", tmp_path, train__replay__share=0.5, train__replay__source="general")
+    assert min(len(row.targets) for row in made.pool) == 1
+
+
 def test_medical_replay_has_no_row_of_the_runs_own_data(place, tmp_path, capsys):
     sources = "[{name: medquad, limit: 24}]"
     made, splits, loaded = planned(

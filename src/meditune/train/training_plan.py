@@ -256,7 +256,7 @@ def plan(loaded: LoadedModel, splits: Splits, recipe: Recipe, folder: Path) -> P
         in_training(splits.train, folder), loaded.encoder(recipe.prompt), spec.tasks, spec.prompt_share > 0
     )
     pool = replay_rows(loaded, recipe, splits, folder)
-    check_masks([*rows, *pool])
+    check_masks(rows)
     sources = [examples[row.encoded[0].id].source for row in rows]
     mix = mix_of(sources, spec.mix.weights)
     repeats = mix.repeats() if mix else {}
@@ -303,7 +303,7 @@ def plan_pairs(loaded: LoadedModel, splits: Splits, recipe: Recipe, folder: Path
             f"{fitting[0].kind}. Raise prompt.max_tokens."
         )
     pool = replay_rows(loaded, recipe, splits, folder)
-    check_masks([*rows, *pool])
+    check_masks(rows)
     steps, limit = plan_steps(len(rows), spec, recipe.seed), recipe.prompt.max_tokens
     others = [each for step in steps for each in mismatched([rows[index] for index in step], limit)] if single else []
     others = list({row.encoded[0].id: row for row in others}.values())
