@@ -250,6 +250,31 @@ def test_claims_conversations_and_long_files_are_recognized(tmp_path: Path, monk
 
 
 @pytest.mark.parametrize(
+    ("columns", "guessed"),
+    [
+        ({"answer": "It does.", "verified": "yes no"}, {}),
+        ({"answer": "It does.", "smoker": "yes no", "pregnant": "no yes"}, {}),
+        ({"smoker": "yes no", "pregnant": "no yes", "answer": "It does."}, {}),
+        ({"answer": "It does.", "final_verdict": "yes no", "smoker": "no yes"}, {"decision": "final_verdict"}),
+        ({"helps": "yes no"}, {"decision": "helps"}),
+        ({"answer": "It does.", "evidence_level": "A"}, {}),
+        ({"answer": "It does.", "evidence_text": "We followed 120 adults for a year."}, {"context": "evidence_text"}),
+    ],
+)
+def test_only_columns_that_fit_are_guessed(tmp_path: Path, columns: dict[str, str], guessed: dict[str, str]) -> None:
+    path = tmp_path / "own.jsonl"
+    rows = []
+    for number in range(30):
+        halves = {name: text.split() if " no" in text or "no " in text else [text] for name, text in columns.items()}
+        cells = {name: half[number % len(half)] for name, half in halves.items()}
+        rows.append({"question": f"Does drug {number} help?"} | cells)
+    path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    found = inspect_data(path)
+    assert found.fields == guessed
+    assert any(line.startswith("Columns: ") for line in found.summary()) == bool(guessed)
+
+
+@pytest.mark.parametrize(
     ("text", "options", "message"),
     [
         (None, (), "no such file. Specify a CSV"),

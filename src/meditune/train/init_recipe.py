@@ -51,6 +51,7 @@ CUES = 24  # tokens that a prompt has in addition to the row's own texts
 TEST_ITEMS = 500
 """Maximum size of test set and dev set; with 500 decisions, the 95% interval of an accuracy is about ±4 points"""
 MIN_ROWS = 20
+MIN_CONTEXT = 30  # mean characters of a column of contexts; columns of categories, such as evidence_level, have fewer
 CONVERSATION = (
     "After an optional system message, a conversation must begin with the user; then the assistant and the user take "
     'turns: {"messages": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]}. '
@@ -152,8 +153,10 @@ class DataFacts:
         if self.counted:
             counted += f" in {len(self.lengths):,} of {about}{self.total:,} rows"
             half, longest = "half of these rows", "the longest of them"
+        columns = ", ".join(f"{column} is the {field}" for field, column in self.fields.items())
         return [
             found[0].upper() + found[1:],
+            *([f"Columns: {columns}. To choose others, add --field FIELD=COLUMN."] if columns else []),
             f"Tokens per row, {counted}: {half} have at most {lengths[0]:,}, 95% have at most {lengths[1]:,}, and "
             f"{longest} has {lengths[2]:,}.",
             *(f"Rows that can't be used: {reason}." for reason in self.rejected),
@@ -253,7 +256,7 @@ def own_rows(spec: DataSpec) -> tuple[int, int] | None:
 
 
 _WORDS = {
-    "decision": "",  # recognized by its values
+    "decision": r"decision|verdict|conclusion|label|outcome",
     "answer": r"answer|response|reply",
     "context": r"context|passage|abstract|evidence",
     "question": r"question|query|prompt",
@@ -263,7 +266,8 @@ _WORDS = {
 def _further_columns(found: Sequence[Row]) -> dict[str, str]:
     """Return field -> column for columns that no reader recognizes by name.
 
-    A column of decisions is recognized by its values, and other columns by a word in their name.
+    Columns are recognized by a word in their name. A column of decisions contains only decisions, and a column of
+    contexts long texts; without an answer, the only column that contains only decisions is recognized without a name.
     """
     names = list(dict.fromkeys(str(column) for _, row in found for column in row))
     lower = {name.lower() for name in names}
@@ -278,11 +282,25 @@ def _further_columns(found: Sequence[Row]) -> dict[str, str]:
         fitting = [name for name in free if re.search(words, name, re.IGNORECASE)]
         if field == "decision":
             cells = {name: {user_files.cell(row.get(name)).lower() for _, row in found} - {""} for name in free}
-            fitting = [name for name, values in cells.items() if len(values) > 1 and values <= set(DECISIONS)]
+            deciding = [name for name, values in cells.items() if len(values) > 1 and values <= set(DECISIONS)]
+            fitting = [name for name in fitting if name in deciding]
+            others = lower - {name.lower() for name in deciding}
+            answers = LAYOUTS["questions"].guesses["answer"]
+            if not fitting and not any(name in answers or re.search(_WORDS["answer"], name) for name in others):
+                fitting = deciding
+            fitting = fitting if len(fitting) == 1 else []
+        if field == "context":
+            fitting = [name for name in fitting if _mean_length(found, name) >= MIN_CONTEXT]
         if fitting:
             # Choose the column with the longest texts, so that question_type isn't mistaken for the question.
-            chosen[field] = max(fitting, key=lambda name: sum(len(str(row.get(name))) for _, row in found[:200]))
+            chosen[field] = max(fitting, key=lambda name: _mean_length(found, name))
     return chosen
+
+
+def _mean_length(found: Sequence[Row], name: str) -> float:
+    """Return the mean number of characters of a column's cells in the first rows."""
+    cells = [str(row.get(name) or "") for _, row in found[:200]]
+    return sum(map(len, cells)) / len(cells)
 
 
 def _tokens(text: str) -> int:
