@@ -15,6 +15,7 @@ from meditune.errors import RecipeError
 from meditune.train import init_recipe
 from meditune.train.init_recipe import choose, inspect_data
 from meditune.train.machine_speed import Target
+from meditune.train.resource_plan import Estimate, Memory
 from tests import tiny
 from tests.commands import Bench, bench, meditune
 
@@ -85,6 +86,33 @@ def test_a_slow_machine_gets_a_smaller_base_and_fewer_rows(tmp_path: Path, monke
     assert recipe == initial.recipe
     assert recipe.data.sources[0].limit is not None
     assert 20 <= recipe.data.sources[0].limit < 400
+
+
+def prediction(speed: float) -> Estimate:
+    return Estimate("lora", "none", 1, 2, Memory(1, 1, 1, 1), speed, "fits", 1024, False, 5000.0, 0.1, 0.001, 10_000)
+
+
+def test_a_sample_trains_for_as_long_as_its_comment_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(init_recipe, "target_of", lambda *_: SLOW)
+    monkeypatch.setattr(init_recipe, "estimate", lambda *_: prediction(speed=20.0))
+    data = replace(inspect_data(pairs(tmp_path / "pairs.csv", 400)), total=25_000)
+    initial = choose(data)
+    assert initial.limit is not None
+    init_recipe.write(initial, tmp_path / "mine.yaml")
+    recipe = initial.recipe
+    train_rows = initial.limit * (1 - recipe.data.test_share) * (1 - recipe.data.dev_share)
+    tokens = train_rows * recipe.train.epochs * initial.data.mean_tokens(recipe.prompt.max_tokens)
+    assert initial.prediction.seconds(round(tokens)) == pytest.approx(init_recipe.SECONDS_ON_CPU, rel=0.01)
+    assert recipe.train.epochs == 3
+    assert "evaluate.answers" not in (tmp_path / "mine.yaml").read_text(encoding="utf-8")
+
+
+def test_huge_files_keep_test_and_dev_items(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(init_recipe, "estimate", lambda *_: prediction(speed=50_000.0))
+    initial = choose(replace(inspect_data(pairs(tmp_path / "pairs.csv", 400)), total=20_000_000), "gpu-80gb")
+    assert initial.recipe.data.test_share == initial.recipe.data.dev_share == 0.0001
+    init_recipe.write(initial, tmp_path / "mine.yaml")
+    assert load_recipe(str(tmp_path / "mine.yaml")).recipe == initial.recipe
 
 
 def long_answers(path: Path, count: int = 60) -> Path:

@@ -305,7 +305,14 @@ def test_the_end_of_an_answer_can_weigh_less(tasks, whole):
         row = rows_of([encoder.supervised(example, task) for task in tasks])[0]
         row = with_prompt(row) if whole else row
         spec = TrainSpec(end_weight=0.25, prompt_share=0.5 if whole else 0)
-        pairs = list(zip(TokenWeights([example], [row], spec, end_id=encoder.tokenizer.eos_token_id).of(row), row.targets, row.of, strict=True))
+        pairs = list(
+            zip(
+                TokenWeights([example], [row], spec, end_id=encoder.tokenizer.eos_token_id).of(row),
+                row.targets,
+                row.of,
+                strict=True,
+            )
+        )
         words = [weight for weight, token, of in pairs if of != PROMPT and token != encoder.tokenizer.eos_token_id]
         answer = tasks.index("answer")
         ends = [weight for weight, token, of in pairs if of == answer and token == encoder.tokenizer.eos_token_id]

@@ -10,6 +10,7 @@ import itertools
 import re
 import shlex
 import textwrap
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,7 +19,7 @@ from typing import Any, Literal
 
 from meditune.config.data_options import DataSpec, PromptFormat, SourceSpec
 from meditune.config.load_recipe import load_recipe
-from meditune.config.recipe import Recipe
+from meditune.config.recipe import EvaluateSpec, Recipe
 from meditune.config.recipe_keys import flow
 from meditune.config.training_options import ModelSpec
 from meditune.data.example import DECISIONS, LABEL, Example
@@ -374,16 +375,15 @@ def choose(data: DataFacts, machine: str | None = None) -> Initial:
         if prediction.verdict == "no":
             passed_over.append(f"{base} would need {prediction.memory.total / 1e9:.1f} GB")
             continue
-        mean = counted.mean_tokens(recipe.prompt.max_tokens)
-        share = (1 - recipe.data.test_share) * (1 - recipe.data.dev_share)
-        seconds = prediction.seconds(round(data.total * share * recipe.train.epochs * mean))
+        seconds = _training_seconds(recipe, counted, prediction)
         is_slow = target.device == "cpu" and seconds > SECONDS_ON_CPU
         if is_slow and number + 1 < len(candidates):
             passed_over.append(f"{base} would train for {clock(seconds)}")
             continue
-        limit = max(MIN_ROWS, int(data.total * SECONDS_ON_CPU / seconds)) if is_slow else None
-        if limit:
-            recipe, seconds = _limited(recipe, limit, data), SECONDS_ON_CPU
+        limit = None
+        if is_slow:
+            limit, recipe = _limited(load_recipe(shipped).recipe, base, counted, machine, prediction)
+            seconds = _training_seconds(recipe, replace(counted, total=limit), prediction)
         recipe, measuring = _measured_in_time(recipe, counted, prediction, limit or data.total, seconds)
         return Initial(recipe, machine, target, counted, prediction, seconds, measuring, limit, passed_over)
     raise RecipeError(
@@ -396,7 +396,7 @@ def _for_data(shipped: Recipe, base: str, data: DataFacts, machine: str) -> Reci
     """Return the shipped recipe with this base, and with settings that are derived from the data."""
     longest = _round_up(max(128, _at(data.row_tokens, 0.98)), 64, MAX_ROW_TOKENS[machine])
     answer = _round_up(_at(data.answer_tokens, 0.95) if data.answer_tokens else 32, 16, longest // 2)
-    tests = min(0.2, round(TEST_ITEMS / data.total, 4))
+    tests, devs = (min(most, max(0.0001, round(TEST_ITEMS / data.total, 4))) for most in (0.2, 0.1))
     train_rows = data.total * (1 - tests)
     epochs = 3.0 if train_rows <= 2000 else 2.0 if train_rows <= 20_000 else 1.0
     # Use the largest of these batch sizes that gives at least a hundred steps, or 4 if none of them does.
@@ -410,7 +410,7 @@ def _for_data(shipped: Recipe, base: str, data: DataFacts, machine: str) -> Reci
             "quality": type(shipped.data.quality)(),
             "fallback_to_sample": False,
             "test_share": tests,
-            "dev_share": min(0.1, round(TEST_ITEMS / data.total, 4)),
+            "dev_share": devs,
         },
         "prompt": {
             "max_tokens": longest,
@@ -437,11 +437,25 @@ def _round_up(value: float, step: int, most: int) -> int:
     return min(most, -(-int(value) // step) * step)
 
 
-def _limited(recipe: Recipe, limit: int, data: DataFacts) -> Recipe:
-    """Return the recipe for a sample of `limit` rows, with splits as for a file with that many rows."""
-    shares = {name: min(most, round(TEST_ITEMS / limit, 4)) for name, most in (("test_share", 0.2), ("dev_share", 0.1))}
-    sources = [recipe.data.sources[0].model_copy(update={"limit": min(limit, data.total)})]
-    return recipe.model_copy(update={"data": recipe.data.model_copy(update={"sources": sources, **shares})})
+def _training_seconds(recipe: Recipe, data: DataFacts, prediction: Estimate) -> float:
+    share = (1 - recipe.data.test_share) * (1 - recipe.data.dev_share)
+    mean = data.mean_tokens(recipe.prompt.max_tokens)
+    return prediction.seconds(round(data.total * share * recipe.train.epochs * mean))
+
+
+def _limited(shipped: Recipe, base: str, data: DataFacts, machine: str, prediction: Estimate) -> tuple[int, Recipe]:
+    """Return the size of a sample that trains in SECONDS_ON_CPU, and the recipe for a file with that many rows."""
+
+    def sample(rows: int) -> tuple[Recipe, DataFacts]:
+        part = replace(data, total=rows)
+        return _for_data(shipped, base, part, machine), part
+
+    sizes = range(MIN_ROWS, data.total)
+    longer = bisect_right(sizes, SECONDS_ON_CPU, key=lambda rows: _training_seconds(*sample(rows), prediction))
+    limit = MIN_ROWS + max(0, longer - 1)
+    recipe, _ = sample(limit)
+    sources = [recipe.data.sources[0].model_copy(update={"limit": limit})]
+    return limit, recipe.model_copy(update={"data": recipe.data.model_copy(update={"sources": sources})})
 
 
 def _measured_in_time(
@@ -579,7 +593,7 @@ def _options(initial: Initial) -> Iterable[tuple[str, Any, str]]:
         rare = f"Rare decisions get a higher weight: {count / data.decisions.total():.0%} of decisions are {rarest}."
         yield "train.class_balance", spec.class_balance, rare
     spoken, items = recipe.evaluate, round((source.limit or data.total) * tests * data.answers / data.rows)
-    if data.answers and spoken.answers and spoken.answers < items:
+    if spoken.answers != EvaluateSpec().answers:
         fewer = (
             f"Number of test answers to measure, out of about {items}, so that writing doesn't take longer than "
             "training."
