@@ -471,3 +471,8 @@ def test_a_run_with_fixed_batch_sizes_goes_on_with_automatic_ones():
     assert what_counts(fixed_sizes) == what_counts(automatic)
     longer = load_recipe("quickstart", ["train.epochs=4"]).recipe
     assert what_counts(longer) != what_counts(automatic)
+
+
+def test_an_interrupted_run_can_be_resumed_with_more_frequent_checkpoints():
+    seldom, often = (load_recipe("quickstart", [f"train.checkpoint_steps={steps}"]).recipe for steps in (50, 5))
+    assert what_counts(seldom) == what_counts(often)

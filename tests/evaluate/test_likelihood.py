@@ -72,11 +72,16 @@ def test_perplexity_and_decisions_equal_a_plain_loop(architecture):
 
 @pytest.mark.parametrize(
     ("architecture", "setting"),
-    [("cohere", {"logit_scale": 0.1}), ("gemma2", {"final_logit_softcapping": 0.5}), ("granite", {"logits_scaling": 8})],
+    [
+        ("cohere", {"logit_scale": 0.1}),
+        ("gemma2", {"final_logit_softcapping": 0.5}),
+        ("granite", {"logits_scaling": 8}),
+    ],
 )
 def test_a_decisions_logits_are_scaled_and_capped_as_in_the_architecture(architecture, setting):
     shape = {"vocab_size": 500, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "head_dim": 8}
-    config = AutoConfig.for_model(architecture, **shape, initializer_range=0.3, pad_token_id=1, eos_token_id=1, **setting)
+    tokens = {"pad_token_id": 1, "eos_token_id": 1}
+    config = AutoConfig.for_model(architecture, **shape, **tokens, initializer_range=0.3, **setting)
     torch.manual_seed(0)
     loaded = tiny.with_model(tiny.loaded(), AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval())
     encoder = loaded.encoder(FORM)

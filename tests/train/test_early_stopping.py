@@ -168,7 +168,7 @@ def test_dev_questions_longer_than_the_budget_are_left_out_and_counted(metric):
     with redirect_stderr(StringIO()) as printed:
         assert measure([EXAMPLES[1], long]) == measure([EXAMPLES[1]])
     assert "1 of 2 dev examples don't fit into the prompt" in printed.getvalue()
-    with pytest.raises(DataError, match="None of the 1 dev examples .*prompt.max_tokens=64"):
+    with pytest.raises(DataError, match=r"None of the 1 dev examples .*prompt\.max_tokens=64"):
         measure([long])
 
 

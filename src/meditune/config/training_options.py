@@ -16,7 +16,7 @@ Corruption = Literal["number", "negation", "direction", "other"]
 CORRUPTIONS: tuple[Corruption, ...] = ("number", "negation", "direction", "other")
 OptimizerName = Literal["adamw", "adamw8bit", "adafactor"]
 TrackerName = Literal["none", "tensorboard", "mlflow", "trackio", "wandb"]
-RESULT_NEUTRAL = ("parallel", "tracker", "gradient_checkpointing", "micro_batch_tokens", "compile")
+RESULT_NEUTRAL = ("parallel", "tracker", "checkpoint_steps", "gradient_checkpointing", "micro_batch_tokens", "compile")
 """Keys under `train` that affect how training is computed and logged. They change the result only by rounding."""
 CPU_TOKENS = 1024  # default number of tokens that are computed at once on a CPU
 DevMetric = Literal["loss", "perplexity", "accuracy", "macro_f1"]

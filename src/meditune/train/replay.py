@@ -88,8 +88,8 @@ def mix_of(sources: Sequence[str], weights: Mapping[str, float]) -> SourceMix | 
     visits = _apportioned({name: weights[name] for name in rows}, len(sources))
     if unread := [name for name, count in visits.items() if not count]:
         raise DataError(
-            f"train.mix.weights: an epoch of {len(sources):,} rows has none from {', '.join(unread)}. Raise the weight, "
-            "or remove the source from the weights and from data.sources."
+            f"train.mix.weights: an epoch of {len(sources):,} rows has none from {', '.join(unread)}. Raise the "
+            "weight, or remove the source from the weights and from data.sources."
         )
     return SourceMix(rows, visits)
 
