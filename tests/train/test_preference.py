@@ -11,8 +11,11 @@ import pytest
 import torch
 
 from meditune.config.data_options import PromptFormat
+from meditune.config.recipe import Recipe
 from meditune.config.training_options import LoraSpec
+from meditune.data.example import Example
 from meditune.data.preference_pairs import Pair
+from meditune.data.splits import Splits
 from meditune.models.adapters import add_lora
 from meditune.models.hidden_state_cache import HiddenStateCache
 from meditune.models.load import load
@@ -21,6 +24,7 @@ from meditune.store.answers import Answer, Answers, Feedback
 from meditune.store.database import SQLiteDatabase
 from meditune.train import finetune, replay
 from meditune.train.losses import PairLoss, SingleAnswerLoss, dpo, log_likelihoods, mismatched, weights_of_thumbs
+from meditune.train.training_plan import check
 from tests import corpus, tiny
 from tests.assistants import index_of
 from tests.commands import bench, jsonl, meditune, read_rows, stopped_after
@@ -414,3 +418,9 @@ def test_next_answers_are_cut_to_the_budget_and_a_single_row_has_none():
 def test_the_rarer_thumb_weighs_more(up, down, weights):
     """Eq. 8 of the paper: weight times number of the desirable answers is 1 to 4/3 of that of the others."""
     assert weights_of_thumbs(up, down) == pytest.approx(weights)
+
+
+def test_preference_tuning_needs_no_examples_for_the_tasks():
+    settings = {"objective": "dpo", "tasks": ["answer"], "preference": {"path": "pairs.jsonl"}}
+    example = Example(id="a", source="own", group="a", question="Does exercise help?", decision="yes")
+    check(Splits([example], [], [example], ""), Recipe.model_validate({"name": "pairs", "train": settings}))

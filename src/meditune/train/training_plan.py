@@ -236,7 +236,8 @@ class Plan(TrainingRows):
 
 def check(splits: Splits, recipe: Recipe) -> None:
     """Raise DataError for problems that would stop training later. This needs no model, so it can run early."""
-    check_teaches(splits.train, recipe.train.tasks)
+    if recipe.train.objective == "sft":
+        check_teaches(splits.train, recipe.train.tasks)
     check_plain(splits.train, recipe)
     mix_of([example.source for example in splits.train], recipe.train.mix.weights)
     check_source(recipe)
