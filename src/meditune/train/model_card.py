@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -35,7 +36,7 @@ def model_card(recipe: Recipe, facts: dict[str, Any], report: dict[str, Any] | N
         f"base_model: {public_name(split_revision(recipe.model.base)[0])}",
         f"library_name: {'transformers' if full else 'peft'}",
         "pipeline_tag: text-generation",
-        "language: en",
+        f"language: {json.dumps(recipe.data.quality.languages)}",
         f"tags: [medical, {recipe.model.strategy}, meditune]",
         "---",
     ]
