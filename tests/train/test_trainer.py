@@ -561,3 +561,19 @@ def test_virtual_tokens_of_any_kind_cant_be_tuned_further(kind, tmp_path):
     kind(task_type="CAUSAL_LM", num_virtual_tokens=3).save_pretrained(tmp_path)
     with pytest.raises(ModelError, match=r"is an adapter of virtual tokens"):
         check_start(Recipe(name="further", model={"base": str(tmp_path)}))
+
+
+def test_a_gradient_that_overflows_has_no_norm(monkeypatch):
+    loaded, usual = tiny.loaded(), MasterOptimizer.__init__
+
+    def overflowing(self, *given):
+        usual(self, *given)
+        self.scale = 2.0
+        self.step = lambda _: math.inf
+
+    monkeypatch.setattr(MasterOptimizer, "__init__", overflowing)
+    encoder = loaded.encoder(PromptFormat(max_tokens=256, answer_tokens=32))
+    rows = rows_of([encoder.supervised(each, "answer") for each in EXAMPLES])
+    spec = TrainSpec(epochs=1.0)
+    step = next(train(loaded, TrainingRows(rows, TokenWeights(EXAMPLES, rows, spec)), spec, 1))
+    assert step.grad_norm is None

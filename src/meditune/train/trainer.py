@@ -210,7 +210,7 @@ class Step:
     loss: float
     """Weighted mean cross-entropy of the examples' supervised tokens in nats; for DPO and KTO, the rows' mean loss."""
     learning_rate: float
-    grad_norm: float
+    grad_norm: float | None  # None if it is infinite or NaN; then the step changes no weights
     tokens: int  # tokens read, without padding
     supervised_tokens: int  # supervised tokens of the examples, without replay
     seconds: float
@@ -382,7 +382,7 @@ def train(
                 epoch=(number + 1) / len(steps) * spec.epochs,
                 loss=losses[0],
                 learning_rate=rate,
-                grad_norm=norm,
+                grad_norm=norm if math.isfinite(norm) else None,
                 tokens=tokens,
                 supervised_tokens=supervised,
                 seconds=seconds,
