@@ -219,6 +219,16 @@ def test_a_job_that_is_cancelled_stops_at_the_server_or_never_gets_there():
         assert got.qsize() == 1
 
 
+@pytest.mark.parametrize("listed", ['{"status": "loading"}', "[]", '{"data": [{"name": "m"}]}', "<html>"])
+def test_a_server_that_lists_no_models_is_said_at_once(listed):
+    class Handler(Answering):
+        def do_GET(self):
+            self.answer(listed)
+
+    with listening(Handler) as url, pytest.raises(ModelError, match="doesn't list its models"):
+        OpenAIEngine(url, tiny.tokenizer())
+
+
 SEVERAL = [{"id": "base", "max_model_len": 512}, {"id": "tuned", "parent": "base"}]
 
 

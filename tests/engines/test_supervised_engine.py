@@ -190,6 +190,8 @@ def test_a_model_at_a_server_is_waited_for_however_long_that_is_away(
     with started(service) as server:
         until(lambda: server.ask("/readyz").status == 503)
         time.sleep(1)
+        with serving_elsewhere(port, {"status": "loading"}):
+            time.sleep(0.5)
         assert refused(server.chat())
         assert server.ask("/healthz").status == 200, "to restart this server wouldn't bring the other one back"
         with serving_elsewhere(port):
@@ -201,12 +203,12 @@ def test_a_model_at_a_server_is_waited_for_however_long_that_is_away(
 
 
 @contextmanager
-def serving_elsewhere(port: int = 0) -> Iterator[int]:
+def serving_elsewhere(port: int = 0, listed: Any = None) -> Iterator[int]:
     """A server with OpenAI's API that always says the same."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            self._answer(json.dumps({"data": [{"id": "m", "max_model_len": 4096}]}))
+            self._answer(json.dumps(listed or {"data": [{"id": "m", "max_model_len": 4096}]}))
 
         def do_POST(self) -> None:
             self.rfile.read(int(self.headers["Content-Length"]))

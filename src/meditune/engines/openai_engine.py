@@ -82,13 +82,19 @@ class OpenAIEngine(ThreadPoolEngine[ForwardedRequest]):
         # Each request has its own connection, which is closed to cancel the request.
         limits = httpx2.Limits(max_keepalive_connections=0)
         self._http = HttpClient(Backoff(attempts=1), EngineError, headers=headers, timeout=SECONDS, limits=limits)
-        served = self._json("GET", "/models")["data"]
-        meant = _meant(served, served_as, self.url)
-        self._model = meant["id"]
-        # vLLM lists a context length only for the base model, not for its adapters.
-        entries = [meant, *(one for one in served if one["id"] == meant.get("parent"))]
-        lengths = [one["max_model_len"] for one in entries if one.get("max_model_len")]
-        context_tokens = int(lengths[0]) if lengths else UNKNOWN_CONTEXT
+        try:
+            served = self._json("GET", "/models")["data"]
+            meant = _meant(served, served_as, self.url)
+            self._model = meant["id"]
+            # vLLM lists a context length only for the base model, not for its adapters.
+            entries = [meant, *(one for one in served if one["id"] == meant.get("parent"))]
+            lengths = [one["max_model_len"] for one in entries if one.get("max_model_len")]
+            context_tokens = int(lengths[0]) if lengths else UNKNOWN_CONTEXT
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise EngineError(
+                f"{self.url}/models doesn't list its models in the form of OpenAI's API. Check the address, and that "
+                "the server is ready."
+            ) from error
         super().__init__(f"server {self._model}", tokenizer, context_tokens, concurrency)
         self._probing = threading.Lock()
         self._probed, self._suspected = time.monotonic(), False

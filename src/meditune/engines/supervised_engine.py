@@ -24,7 +24,7 @@ from meditune.engines.engine import (
     TokenLogprob,
 )
 from meditune.engines.scheduler import CLOSED
-from meditune.errors import EngineError, EngineUnavailableError, MedituneError
+from meditune.errors import EngineError, EngineUnavailableError
 
 log = logging.getLogger(__name__)
 CHECK_S = 0.25
@@ -227,8 +227,7 @@ class SupervisedEngine:
             self._crashes += 1
             try:
                 self._take(self._open())
-            except (MedituneError, OSError, RuntimeError, ValueError) as error:
-                # Problems with the model's files or with memory: the next attempt may succeed.
+            except Exception as error:  # noqa: BLE001 - the next attempt may succeed, and this thread must not end
                 problem = str(error)
                 self._restart_at = time.monotonic() + self._pause_s()
                 log.error("The engine can't be restarted: %s", problem)
