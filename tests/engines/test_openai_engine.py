@@ -203,6 +203,13 @@ def test_an_answer_that_breaks_off_is_no_answer():
     assert "ended an answer without a finish reason" in str(last.error)
 
 
+def test_an_answer_that_the_server_aborts_is_no_answer():
+    with serving([said("Take two tablets of"), said("", "abort"), "[DONE]"]) as (engine, _):
+        last = ask(engine, GenerationRequest(STREAMED_PROMPT, 8))[-1]
+    assert last.finish is None
+    assert "finish reason abort" in str(last.error)
+
+
 def test_a_job_that_is_cancelled_stops_at_the_server_or_never_gets_there():
     hold = threading.Event()
     with serving([said("yes")], hold) as (engine, got):

@@ -173,8 +173,10 @@ class OpenAIEngine(ThreadPoolEngine[ForwardedRequest]):
                     return
                 text = choice.get("text") or ""
                 written += text
-                if reason := choice.get("finish_reason"):
-                    finish = finish or ("length" if reason == "length" else "stop")
+                reason = choice.get("finish_reason") or None
+                if reason not in {None, "stop", "length"}:
+                    raise EngineError(f"{self.url} ended an answer with finish reason {reason}. Check its log.")
+                finish = finish or reason
                 tokens, logprobs = self._tokens(choice, text)
                 if text or tokens:
                     yield GenerationChunk(text, tokens, logprobs if request.logprobs else ())
