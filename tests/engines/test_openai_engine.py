@@ -7,6 +7,7 @@ import json
 import queue
 import threading
 from contextlib import contextmanager
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -208,6 +209,17 @@ def test_an_answer_that_the_server_aborts_is_no_answer():
         last = ask(engine, GenerationRequest(STREAMED_PROMPT, 8))[-1]
     assert last.finish is None
     assert "finish reason abort" in str(last.error)
+
+
+def test_a_choice_that_the_length_cuts_is_the_beginning_of_one():
+    request = GenerationRequest(STREAMED_PROMPT, 1, choices=(" not at all", " yes"))
+    with serving([said(" not", "length")]) as (engine, _):
+        pieces = ask(engine, request)
+    assert (text(pieces), pieces[-1].finish) == (" not", "length")
+    with serving([said(" ", "stop")]) as (engine, _):
+        assert text(ask(engine, replace(request, stop=("not",)))) == " "
+    with serving([said(" never", "length")]) as (engine, _):
+        assert "doesn't restrict answers" in str(ask(engine, request)[-1].error)
 
 
 def test_a_job_that_is_cancelled_stops_at_the_server_or_never_gets_there():

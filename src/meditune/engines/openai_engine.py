@@ -306,7 +306,10 @@ def _logprobs(returned: dict[str, Any], places: range) -> list[TokenLogprob]:
 
 def _check_constraint(request: GenerationRequest, written: str, finish: Finish, url: str) -> None:
     """Raise EngineError if a complete answer isn't one of the given texts, or isn't JSON although it should be."""
-    if request.choices and written not in request.choices:
+    # The length or a stop text may have cut one of the given texts.
+    ends = ("",) if finish == "length" else request.stop
+    begun = any(choice.startswith(written + end) for choice in request.choices for end in ends)
+    if request.choices and not begun and written not in request.choices:
         raise EngineError(f"{url} doesn't restrict answers to given texts, as vLLM does.")
     if request.json_schema is not None and finish == "stop":
         try:
