@@ -202,6 +202,20 @@ def test_a_model_that_breaks_off_is_said_and_the_engine_goes_on():
     assert len(tokens(sound)) == 3
 
 
+def test_a_prompt_without_finite_logits_spoils_no_later_answer():
+    loaded = sharpened()
+    with torch.no_grad():
+        loaded.model.get_input_embeddings().weight[7] = float("nan")
+    engine, running = TransformersEngine(loaded), queue.Queue()
+    engine.start(GenerationRequest(prompts()[0], 900, temperature=1.5, seed=3), running.put)
+    running.get(timeout=60)
+    assert isinstance(ask(engine, GenerationRequest([7] * 60, 5))[-1].error, ModelError)
+    assert len(tokens(ask(engine, GenerationRequest([20, 30, 40], 6)))) == 6
+    until(lambda: engine.load() == EngineLoad(1, 0))
+    assert engine.prefixes.longest([7] * 61) == (0, [])
+    engine.close()
+
+
 def test_an_answer_is_json_of_its_schema_whatever_runs_beside_it(opened):
     schema = {
         "type": "object",

@@ -40,7 +40,7 @@ class ScheduledRequest:
         self.request = request
         self.cancelled = False
         self.tokens: list[int] = []
-        self.ended = False
+        self.ended = self.failed = False
         self._deliver, self._tokenizer = deliver, tokenizer
         self._detokenizer = Detokenizer(tokenizer, request.prompt, request.stop)
         self._undelivered: list[int] = []
@@ -78,6 +78,7 @@ class ScheduledRequest:
 
     def fail(self, error: Exception) -> None:
         """End the answer with an error, unless it has already ended."""
+        self.failed |= not self.ended
         self._send("", None, error)
 
     def choose(

@@ -135,7 +135,10 @@ class TransformersEngine(BatchingEngine):
                 answer.end("cancelled")
             if not answer.ended:
                 continue
-            if not self.decoder.virtual:
+            if answer.failed:
+                # If logits aren't finite, neither are keys and values, which the slot's next text would read.
+                self.decoder.slots.erase(number)
+            elif not self.decoder.virtual:
                 read = [*answer.request.prompt, *answer.tokens][: self.decoder.lengths[number]]
                 self.decoder.remember(number, read)
             self.decoder.drop(number)

@@ -98,6 +98,12 @@ class KVCache:
             for buffer in pair:
                 buffer[target] = buffer[source]
 
+    def erase(self, slot: int) -> None:
+        """Overwrite a slot with zeros."""
+        for pair in self.layers:
+            for buffer in pair:
+                buffer[slot] = 0
+
     def copied(self, slot: int, tokens: int) -> Pairs:
         """Return copies of the keys and values of a slot's first `tokens` tokens, (key heads, tokens, head size)."""
         return [(keys[slot, :, :tokens].clone(), values[slot, :, :tokens].clone()) for keys, values in self.layers]
@@ -237,8 +243,11 @@ class Decoder:
         else:
             logits = self._read_long(texts, starts, first)
         self.lengths += [self.virtual + len(text) for text in texts]
-        for slot, text in enumerate(texts, first):
-            self.remember(slot, text)
+        if self.prefixes:
+            are_finite = logits.amax(dim=-1).isfinite().tolist()
+            for slot, (text, is_finite) in enumerate(zip(texts, are_finite, strict=True), first):
+                if is_finite:
+                    self.remember(slot, text)
         return logits
 
     def step(self, tokens: Sequence[int]) -> torch.Tensor:
