@@ -216,6 +216,20 @@ def test_a_prompt_without_finite_logits_spoils_no_later_answer():
     engine.close()
 
 
+def test_a_prompt_that_cant_be_read_ends_its_own_answer_alone(opened, monkeypatch):
+    def fails(_):
+        raise RuntimeError("no memory")
+
+    running: queue.Queue = queue.Queue()
+    opened.start(GenerationRequest(prompts()[0], 200, temperature=1.5, seed=3), running.put)
+    running.get(timeout=60)
+    with monkeypatch.context() as patch:
+        patch.setattr(opened.decoder, "read", fails)
+        assert "no memory" in str(ask(opened, GenerationRequest(prompts()[1], 5))[-1].error)
+    assert ask(opened, GenerationRequest(prompts()[1], 5))[-1].error is None
+    assert collect(running)[-1].error is None
+
+
 def test_an_answer_is_json_of_its_schema_whatever_runs_beside_it(opened):
     schema = {
         "type": "object",
@@ -264,6 +278,7 @@ def test_json_may_be_cut_by_the_length_that_was_asked_for(opened):
     [
         (GenerationRequest([], 5), "prompt is empty"),
         (GenerationRequest([5] * 1000, 40), "16 more than the 1,024"),
+        (GenerationRequest([5, 500], 5), "token 500, but this model knows only the tokens below 500"),
         (GenerationRequest([5], 0), "at least 1 token"),
         (GenerationRequest([5], 5, json_schema={"type": "odd"}), "JSON schema can't be enforced"),
         (GenerationRequest([5], 5, json_schema={"type": "array", "uniqueItems": True}), "uniqueItems"),
@@ -281,6 +296,8 @@ def test_what_cannot_be_done_is_refused_at_once(opened, job, said):
 def test_scoring_needs_a_prompt_and_room(opened):
     with pytest.raises(ModelError, match="at least one prompt token"):
         opened.score([], [[5]])
+    with pytest.raises(ModelError, match="knows only the tokens below 500"):
+        opened.score([5], [[6], [500]])
     with pytest.raises(ModelError, match="77 more"):
         opened.score([5] * 1001, [[5] * 100])
 

@@ -231,9 +231,8 @@ class BatchingEngine:
                         self._once()
                     except Exception as error:
                         log.exception("An engine's step failed; the running answers end with this error")
-                        for answer in [*self.running, *self._joining]:
+                        for answer in self.running:
                             answer.fail(error)
-                        self._joining = []
                         self._clear()
                 left, calls = self._emptied()
                 for call in calls:
@@ -284,7 +283,12 @@ class BatchingEngine:
         if call:
             _fulfil(*call)
         if self._joining:
-            self._join(self._joining)
+            try:
+                self._join(self._joining)
+            except Exception as error:
+                log.exception("Prompts can't be read; their requests end with this error")
+                for answer in self._joining:
+                    answer.fail(error)
             self._joining = []
         if self.running:
             self._step()

@@ -6,17 +6,25 @@ answers leave it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 
 import numpy as np
 import torch
 
-from meditune.engines.engine import ALTERNATIVES, GenerationRequest, TokenLogprob, check_scorable
+from meditune.engines.engine import (
+    ALTERNATIVES,
+    GenerationChunk,
+    GenerationRequest,
+    RunningGeneration,
+    TokenLogprob,
+    check_scorable,
+)
 from meditune.engines.exported_model import end_tokens
 from meditune.engines.sampling import ConstraintCompiler, TokenSampler, add_tokens, top_logprobs
 from meditune.engines.scheduler import BatchingEngine, ScheduledRequest
+from meditune.errors import ModelError
 from meditune.models.forward import label_logits, predict, virtual_tokens
 from meditune.models.generation import MIN_PREFIX_TOKENS, Decoder, PrefixCache, cached_tokens, shared_prefix
 from meditune.models.inference import inference, tokens_per_pass
@@ -46,15 +54,28 @@ class TransformersEngine(BatchingEngine):
         context_tokens = (positions(loaded.model.config) or UNKNOWN_CONTEXT) - virtual_tokens(loaded.model)
         super().__init__(f"transformers {dtype}", loaded.tokenizer, context_tokens, concurrency)
 
+    def start(self, request: GenerationRequest, deliver: Callable[[GenerationChunk], None]) -> RunningGeneration:
+        """See engine.py."""
+        self._check_tokens(request.prompt)
+        return super().start(request, deliver)
+
     def score(self, prompt: Sequence[int], texts: Sequence[Sequence[int]]) -> list[list[TokenLogprob]]:
         """See engine.py. Running answers continue between groups of texts."""
         check_scorable(prompt, texts, self.context_tokens)
+        for text in (prompt, *texts):
+            self._check_tokens(text)
         scored: list[list[TokenLogprob]] = [[] for _ in texts]
         for numbers in _grouped(len(prompt), texts, tokens_per_pass(self.loaded.model, SCORED_TOKENS)):
             found = self._call(partial(self._score, prompt, [texts[one] for one in numbers]))
             for number, logprobs in zip(numbers, found, strict=True):
                 scored[number] = logprobs
         return scored
+
+    def _check_tokens(self, text: Sequence[int]) -> None:
+        """Raise ModelError for a token without an embedding, with which a GPU could no longer be used."""
+        size, largest = self.loaded.model.get_input_embeddings().num_embeddings, max(text, default=0)
+        if largest >= size:
+            raise ModelError(f"The text contains token {largest}, but this model knows only the tokens below {size}.")
 
     @contextmanager
     def _inside(self) -> Iterator[None]:
