@@ -321,7 +321,8 @@ def test_a_chat_template_writes_the_prompts_of_training(tmp_path, scheme, quoted
     form = FORM.model_copy(update={"quoted": quoted, "question_cue": "It's Q:"})
     write_chat_template(tmp_path, form)
     loaded = AutoTokenizer.from_pretrained(tmp_path)
-    for example in (chat(), chat("Inhalers help.\nOften.")):
+    separated = "Inhalers help.".join("\r\v\f\x1c\x1d\x1e\x85\u2028\u2029")
+    for example in (chat(), chat("Inhalers help.\nOften."), chat(f"Yes.\r\n{separated}Often.")):
         text = loaded.apply_chat_template(messages_of(example), tokenize=False, add_generation_prompt=True)
         wanted = Encoder(loaded, form).prompt_ids(example, "answer")
         assert loaded(text, add_special_tokens=False)["input_ids"] == wanted

@@ -22,6 +22,8 @@ from meditune.prompts import LIMITS, QUOTE, Encoder
 MODELFILE = "Modelfile"
 JINJA = "chat_template.jinja"
 _QUOTES = '"""'
+_LINE_SEPARATORS = ("\\r\\n", "\\r", *"\v\f\x1c\x1d\x1e\x85\u2028\u2029")
+"""What `str.splitlines` takes for the end of a line, besides \\n, in a Jinja string"""
 
 
 def modelfile(file: str, template: str, stops: Sequence[str], context: int) -> str:
@@ -98,7 +100,11 @@ def _chat_parts(tokenizer: Any, form: PromptFormat) -> dict[str, str]:
 def jinja_template(tokenizer: Any, form: PromptFormat, lead: str = "") -> str:
     """Return a Jinja chat template that writes the plain prompt format, with `lead` between BOS and the text."""
     context = "message['content'] | trim"
-    context = f"'{QUOTE}' + ({context} | replace('\\n', '\\n{QUOTE}'))" if form.quoted else f"({context})"
+    if form.quoted:
+        lines = "".join(f" | replace('{separator}', '\\n')" for separator in _LINE_SEPARATORS)
+        context = f"'{QUOTE}' + ({context}{lines} | replace('\\n', '\\n{QUOTE}'))"
+    else:
+        context = f"({context})"
     cues = (f"{form.question_cue} ", f"\n{form.plain_cue or form.answer_cue}")
     before, after, begin = (_jinja_text(text) for text in (*cues, added_bos(tokenizer) + lead))
     return (
@@ -162,7 +168,10 @@ def check_prompts(
         Turn(role="user", text="Größe < 5 mm: does it hurt?"),
         Turn(role="assistant", text="No.\nRarely at 20 °C & more."),
     )
-    chats = [(), turns, (Turn(role="system", text="The drug halved the pain (p = 0.01)."), *turns)]
+    context = "The drug halved the pain (p = 0.01)."
+    if form.quoted and not form.is_chat:
+        context += "\rIt\u2028helped."  # each line is quoted
+    chats = [(), turns, (Turn(role="system", text=context), *turns)]
     compared = 0
     for earlier in chats if accepts_system else chats[:2]:
         meta = {} if form.is_chat else {STYLE: "plain"}
