@@ -18,16 +18,16 @@ from collections.abc import Sequence
 
 import pytest
 from tokenizers import Tokenizer, decoders, models
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from meditune.config.data_options import PromptFormat
 from meditune.engines.engine import Engine, GenerationChunk, GenerationRequest
 from meditune.engines.exported_model import weights_digest, why_outdated
 from meditune.engines.open_engine import open_engine
 from meditune.engines.scheduler import ScheduledRequest
-from meditune.engines.tokenizer import Detokenizer, token_bytes
+from meditune.engines.tokenizer import Detokenizer, PlainTokenizer, token_bytes
 from meditune.errors import ModelError
-from meditune.files import write_json
+from meditune.files import read_json, write_json
 from meditune.prompts import save_format
 from tests import tiny
 
@@ -145,6 +145,26 @@ def test_a_byte_that_the_vocabulary_names_by_its_number_is_that_byte():
     raw.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw)
     assert [token_bytes(tokenizer, token) for token in (1, 2, 3)] == [b"\xc3", b"\xa4", "ß".encode()]
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{% if tools is not none or documents is not none %}TOOLS{% endif %}{{ messages[0]['content'] }}",
+        "{{ messages[0] | tojson(separators=(',', ':'), sort_keys=true, ensure_ascii=true) }}",
+        [{"name": "default", "template": "{{ messages[0]['content'] }}"}, {"name": "tool_use", "template": "{{ 1 }}"}],
+    ],
+    ids=["tools", "tojson", "several templates"],
+)
+def test_a_chat_template_writes_what_transformers_writes(tmp_path, template):
+    tiny.tokenizer().save_pretrained(tmp_path)
+    settings = read_json(tmp_path / "tokenizer_config.json")
+    write_json(tmp_path / "tokenizer_config.json", {**settings, "chat_template": template})
+    ours, theirs = (
+        make(tmp_path).apply_chat_template([{"role": "user", "content": "Größe"}], tokenize=False)
+        for make in (PlainTokenizer, AutoTokenizer.from_pretrained)
+    )
+    assert ours == theirs
 
 
 def test_a_model_s_folder_opens_with_transformers(tmp_path):

@@ -39,9 +39,10 @@ class PlainTokenizer:
         settings = folder / "tokenizer_config.json"
         self._settings: dict[str, Any] = read_json(settings) if settings.is_file() else {}
         template = folder / "chat_template.jinja"
-        self.chat_template: str | None = (
-            read_text(template) if template.is_file() else self._settings.get("chat_template")
-        )
+        stored = read_text(template) if template.is_file() else self._settings.get("chat_template")
+        if isinstance(stored, list):  # several templates with names
+            stored = {each["name"]: each["template"] for each in stored}.get("default")
+        self.chat_template: str | None = stored
         for name in NAMED:
             token = self._settings.get(name)
             content = token["content"] if isinstance(token, dict) else token
@@ -109,10 +110,9 @@ class PlainTokenizer:
         """
         if not self.chat_template:
             raise ValueError("This tokenizer has no chat template.")
-        named = {name: getattr(self, name) for name in NAMED if getattr(self, name) is not None}
-        text: str = self._template.render(
-            messages=list(messages), add_generation_prompt=add_generation_prompt, **named, **more
-        )
+        named: dict[str, Any] = {name: getattr(self, name) for name in NAMED if getattr(self, name) is not None}
+        named |= {"tools": None, "documents": None, "add_generation_prompt": add_generation_prompt}
+        text: str = self._template.render(messages=list(messages), **(named | more))
         return self(text, add_special_tokens=False)["input_ids"] if tokenize else text
 
     @cached_property
@@ -123,13 +123,16 @@ class PlainTokenizer:
         def refuse(message: str) -> None:
             raise ValueError(message)
 
+        def as_json(value: Any, ensure_ascii: bool = False, **options: Any) -> str:
+            return json.dumps(value, ensure_ascii=ensure_ascii, **options)
+
         # As in transformers, templates run in a sandbox, because they come with a model and aren't trusted.
         environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
         environment.globals |= {
             "raise_exception": refuse,
             "strftime_now": lambda form: datetime.now().strftime(form),
         }
-        environment.filters["tojson"] = lambda value, indent=None: json.dumps(value, ensure_ascii=False, indent=indent)
+        environment.filters["tojson"] = as_json
         # The `generation` tag marks the assistant's parts, which matters only in training.
         text = re.sub(r"(\{%[-+]?\s*)generation\b", r"\1if true", self.chat_template or "")
         return environment.from_string(re.sub(r"(\{%[-+]?\s*)endgeneration\b", r"\1endif", text))
