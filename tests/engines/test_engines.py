@@ -167,6 +167,15 @@ def test_a_chat_template_writes_what_transformers_writes(tmp_path, template):
     assert ours == theirs
 
 
+def test_stored_truncation_and_padding_do_not_change_prompts(tmp_path):
+    tokenizer = tiny.tokenizer()
+    tokenizer(tiny.WORDS, truncation=True, max_length=10)  # as a trainer does before it saves the tokenizer
+    tokenizer.backend_tokenizer.enable_padding(length=400)
+    tokenizer.save_pretrained(tmp_path)
+    for prompt in ("yes", tiny.WORDS):
+        assert PlainTokenizer(tmp_path).encode(prompt) == AutoTokenizer.from_pretrained(tmp_path).encode(prompt)
+
+
 def test_a_model_s_folder_opens_with_transformers(tmp_path):
     engine = open_engine(str(tiny.save(tmp_path / "model")))
     assert engine.name.startswith("transformers ")

@@ -35,6 +35,9 @@ class PlainTokenizer:
             self._special, self._plain = (Tokenizer.from_file(str(path)) for _ in range(2))
         except Exception as error:
             raise ModelError(f"{path} can't be read: {error}. Export the model again.") from error
+        for tokenizer in (self._special, self._plain):
+            tokenizer.no_truncation()
+            tokenizer.no_padding()
         self._plain.encode_special_tokens = True
         settings = folder / "tokenizer_config.json"
         self._settings: dict[str, Any] = read_json(settings) if settings.is_file() else {}
