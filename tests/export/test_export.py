@@ -323,8 +323,11 @@ def test_a_model_of_restricted_data_stays_here(tmp_path, run, there):
     assert there.requests == []
 
 
-def test_what_is_missing_is_said_before_anything_is_made(run, there):
+def test_what_is_missing_or_has_no_effect_is_said_before_anything_is_made(run, there):
     assert "--repo OWNER/NAME" in meditune("export", run, "--to", "hub").err
+    assert "--quantization has no effect" in send(run, "--yes", "--quantization", "int4").err
+    for words in (["--repo", "clinic/answers"], ["--public"], ["--yes"]):
+        assert "need --to hub" in meditune("export", run, "--to", "gguf", *words).err
     refused = send(run / "model", "--yes")
     assert "isn't a run with its data" in refused.err
     assert not (run / "export").exists()

@@ -202,6 +202,8 @@ def export(
     if to == "hub":
         from meditune.export import hub
 
+        if quantization:
+            raise ModelError("--to hub uploads the merged model, so --quantization has no effect. Leave it out.")
         if not repository:
             raise ModelError("--to hub needs the name of the model on the hub: --repo OWNER/NAME.")
         run = Path(model).expanduser()
@@ -211,6 +213,8 @@ def export(
         approval(yes, refuse_upload)(upload.text())
         typer.echo(f"Uploaded: {hub.push(upload)}")
         return
+    if repository or public or yes:
+        raise ModelError("--repo, --public and --yes need --to hub. Leave them out, or use --to hub.")
     if output and len(quantization or ()) > 1:
         raise ModelError("--output is the folder of a single export. Leave it out, or use --quantization only once.")
     for name in quantization or (None,):
