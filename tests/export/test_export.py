@@ -1,5 +1,6 @@
 """`meditune export` as a user meets it: what it leaves, when it leaves nothing, and what is sent to a hub."""
 
+import hashlib
 import json
 import random
 from statistics import fmean
@@ -309,6 +310,18 @@ def test_the_merged_model_arrives_after_a_yes_and_names_no_place_here(run, there
     assert "| accuracy | 0.500 | 0.700 | +0.100 to +0.300 |" in card
     assert b"'Question: '" in there.files["chat_template.jinja"]
     assert json.loads(there.files["export.json"])["made_from"]["model"] == "smollm2-135m"
+
+
+def test_the_base_model_s_folder_is_not_named_and_the_sums_are_those_of_the_sent_files(run, there):
+    (run / "recipe.yaml").write_text(f"model:\n  base: {run.parent / 'base'}\n")
+    (run / "model" / "chat_template.jinja").write_text("{{ messages }}")
+    sent = send(run, "--yes")
+    assert sent.code == 0, sent.err
+    assert not [name for name, data in there.files.items() if str(run.parent).encode() in data]
+    facts = json.loads(there.files["export.json"])
+    assert facts["made_from"]["model"] == "base"
+    for name, digest in facts["sha256"].items():
+        assert hashlib.sha256(there.files[name]).hexdigest() == digest, name
 
 
 def test_a_model_of_restricted_data_stays_here(tmp_path, run, there):

@@ -20,8 +20,8 @@ from meditune.data.prepare_pairs import FOLDER as PAIRS
 from meditune.data.sources import licence_requirements
 from meditune.engines.exported_model import EXPORT
 from meditune.errors import DataError, ModelError
-from meditune.export.prompt_templates import write_chat_template
-from meditune.files import read_json, read_text, write_json
+from meditune.export.prompt_templates import JINJA, write_chat_template
+from meditune.files import read_json, read_text, sha256, write_json
 from meditune.models.catalogue import CATALOGUE, is_hub_id
 from meditune.prompts import load_format
 from meditune.train.model_card import measured, warnings
@@ -100,11 +100,12 @@ def push(upload: ModelUpload) -> str:
         for path in upload.merged.iterdir():
             if path.name not in (CARD, EXPORT):
                 (folder / path.name).symlink_to(path.resolve())
+        facts: dict[str, Any] = read_json(upload.merged / EXPORT)
         form = load_format(folder)
         if form and not form.is_chat:
             write_chat_template(folder, form)
-        facts: dict[str, Any] = read_json(upload.merged / EXPORT)
-        facts["made_from"]["model"] = upload.base
+            facts["sha256"][JINJA] = sha256(folder / JINJA)
+        facts["made_from"]["model"] = upload.base if is_hub_id(upload.base) else Path(upload.base).name
         write_json(folder / EXPORT, facts)
         (folder / CARD).write_text(card(upload, facts), encoding="utf-8")
         files = sorted(path.name for path in folder.iterdir())
