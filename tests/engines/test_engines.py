@@ -21,7 +21,7 @@ from tokenizers import Tokenizer, decoders, models
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from meditune.config.data_options import PromptFormat
-from meditune.engines.engine import Engine, GenerationChunk, GenerationRequest
+from meditune.engines.engine import Engine, GenerationChunk, GenerationRequest, TokenLogprob
 from meditune.engines.exported_model import weights_digest, why_outdated
 from meditune.engines.open_engine import open_engine
 from meditune.engines.scheduler import ScheduledRequest
@@ -29,6 +29,7 @@ from meditune.engines.tokenizer import Detokenizer, PlainTokenizer, token_bytes
 from meditune.errors import ModelError
 from meditune.files import read_json, write_json
 from meditune.prompts import save_format
+from meditune.serve.routes.openai_api import _named
 from tests import tiny
 
 PATIENCE = 120
@@ -165,6 +166,16 @@ def test_a_chat_template_writes_what_transformers_writes(tmp_path, template):
         for make in (PlainTokenizer, AutoTokenizer.from_pretrained)
     )
     assert ours == theirs
+
+
+def test_tokens_keep_the_space_that_a_decoder_strips_before_a_text():
+    raw = Tokenizer(models.BPE({"<unk>": 0, "▁yes": 1, "yes": 2, "▁": 3, "▁▁": 4}, [], byte_fallback=True))
+    steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    raw.decoder = decoders.Sequence(steps)  # as in Llama 2 and Mistral
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw)
+    assert [token_bytes(tokenizer, token) for token in range(1, 5)] == [b" yes", b"yes", b" ", b"  "]
+    named = _named(tokenizer, TokenLogprob(1, -0.5, {2: -1.0, 3: -2.0}))
+    assert named == {" yes": -0.5, "yes": -1.0, " ": -2.0}
 
 
 def test_stored_truncation_and_padding_do_not_change_prompts(tmp_path):

@@ -151,9 +151,12 @@ _BYTE_OF = {chr(byte): byte for byte in _PRINTABLE} | {
 def token_bytes(tokenizer: Any, token: int) -> bytes:
     """Return a token's text as UTF-8. If the token is a part of a character, the bytes aren't valid UTF-8."""
     text: str = tokenizer.decode([token], skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    name = str(tokenizer.convert_ids_to_tokens(token))
+    # Some SentencePiece decoders strip the space before a text, so also that of a single token.
+    if name.replace("▁", " ") == f" {text}":
+        text = f" {text}"
     if text and HALF not in text:
         return text.encode()
-    name = str(tokenizer.convert_ids_to_tokens(token))
     if byte := re.fullmatch(r"<0x([0-9A-F]{2})>", name):
         return bytes.fromhex(byte[1])
     return bytes(_BYTE_OF[each] for each in name) if set(name) <= _BYTE_OF.keys() else name.encode()

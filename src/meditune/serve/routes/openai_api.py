@@ -371,8 +371,10 @@ MIN_LOGPROB = -9999.0
 
 def _text_of(tokenizer: Any, token: int) -> str:
     """Return a token's text. For an incomplete character, return the token's unique name in the vocabulary."""
-    text: str = tokenizer.decode([token], skip_special_tokens=False, clean_up_tokenization_spaces=False)
-    return str(tokenizer.convert_ids_to_tokens(token)) if "�" in text or not text else text
+    try:
+        return token_bytes(tokenizer, token).decode()
+    except UnicodeDecodeError:
+        return str(tokenizer.convert_ids_to_tokens(token))
 
 
 def _named(tokenizer: Any, likely: TokenLogprob) -> dict[str, float]:
