@@ -69,7 +69,9 @@ def test_a_check_of_a_server_creates_no_tables(postgres, tmp_path):
     assert not has_tables(place)
     Keys(open_store(place)).create("Ann")
     assert has_tables(place)
-    assert "Every request requires a key. Usable keys: 1." in meditune("serve", tmp_path, "--check", "--store", place).out
+    assert (
+        "Every request requires a key. Usable keys: 1." in meditune("serve", tmp_path, "--check", "--store", place).out
+    )
 
 
 def test_what_is_wrong_with_a_database_is_said_without_its_password(postgres):

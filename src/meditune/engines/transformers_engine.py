@@ -138,7 +138,7 @@ class TransformersEngine(BatchingEngine):
         return found
 
     def _logprob(self, hidden: torch.Tensor, logits: torch.Tensor, token: int) -> TokenLogprob:
-        if logits.dtype == torch.float32 or getattr(self.loaded.model.config, "final_logit_softcapping", None):
+        if logits.dtype == torch.float32:
             return top_logprobs(logits, token, ALTERNATIVES)
         # In BF16, different tokens often have equal logits, so logits that are returned are computed again in FP32.
         values = logits.float()
