@@ -5,6 +5,8 @@ Which words count as jargon, and when they count as explained.
 Counts as dictionaries give them.
 """
 
+import time
+
 import pytest
 
 from meditune import readability
@@ -45,6 +47,12 @@ def test_sentences_end_with_lines_too_and_bullets_are_no_words():
         "mg",
         "COPD",
     ]
+
+
+def test_a_term_that_is_repeated_hundreds_of_times_is_looked_up_once():
+    started = time.monotonic()
+    assert readability.terms("nephrolithiasis " * 400) == {"nephrolithiasis": False}
+    assert time.monotonic() - started < 5
 
 
 def test_an_abbreviation_ends_no_sentence():

@@ -201,6 +201,8 @@ def test_open_answers_are_read_with_the_statements_that_they_are_graded_by(tmp_p
     row = {"Question": "What is Lexapro?", "Free_form_answer": "An SSRI.", "Must_have": ["It is an SSRI."]}
     path = jsonl(tmp_path / "questions_w_answers.jsonl", [row | {"Nice_to_have": ["It is well tolerated."]}, {}])
     (k_qa,) = read("k-qa", path)
+    (single,) = read("k-qa", jsonl(tmp_path / "single.jsonl", [row | {"Must_have": "It is an SSRI."}]))
+    assert single.meta[STATEMENTS] == k_qa.meta[STATEMENTS][:1]
     assert [(each["kind"], each["text"]) for each in k_qa.meta[STATEMENTS]] == [
         ("must", "It is an SSRI."),
         ("nice", "It is well tolerated."),

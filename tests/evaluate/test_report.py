@@ -229,7 +229,7 @@ def test_worked_examples_hold_the_worst_the_best_and_the_middle(tmp_path: Path) 
     assert sorts["better"] == [19, 18, 17]
     assert len(sorts["near"]) == 3
     assert set(sorts["near"]) <= set(range(5, 15)), "where tuning changed nothing"
-    assert "10 of 20 test questions, selected by rule" in words
+    assert "10 of 20 questions, selected by rule" in words
     assert render(folder).read_text() == render(folder).read_text()
 
 
