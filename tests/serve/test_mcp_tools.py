@@ -178,6 +178,9 @@ def test_restricted_passages_stay_here(place, monkeypatch):
     monkeypatch.setitem(sources["clinic"], "restricted", True)
     told = refusal(place.call("search", {"query": "gout"}))
     assert "Passages from clinic can't be sent" in told
+    for tool, param in (("ask", "question"), ("search", "query")):
+        for named in ({}, {"sources": ["clinic"]}):
+            assert "emergency number" in words_of(place.call(tool, {param: URGENT} | named))
     monkeypatch.setitem(sources, "free", sources["clinic"] | {"restricted": False})
     assert "Search only these sources: free." in refusal(place.call("ask", QUESTION | {"sources": ["clinic"]}))
 

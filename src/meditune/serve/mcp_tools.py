@@ -38,6 +38,7 @@ from meditune.run_folder import EVALUATION, RECIPE
 from meditune.serve.api_errors import ApiError, as_api_error
 from meditune.serve.app import app_for
 from meditune.serve.auth import Caller, allowed
+from meditune.serve.routes.questions import FOR_OTHER_MODELS
 from meditune.serve.schema import AskBody, Body, SearchBody
 from meditune.serve.service import Service
 
@@ -157,31 +158,10 @@ class _Tools:
             return json.dumps(result, indent=1), result
         if name not in BODIES:
             raise ApiError(404, f"There is no tool {name[:100]!r} here. Call tools/list for a list of the tools.")
-        arguments = self._without_restricted(arguments)
         if name == "ask":
             arguments = arguments | {"stream": False}
         result = await _post(self.app, f"/v1/{name}", arguments, request)
         return str(_ANSWER.validate_python(result)) if name == "ask" else _search_text(result), result
-
-    def _without_restricted(self, arguments: dict[str, Any]) -> dict[str, Any]:
-        """Return the arguments, limited to sources whose licence allows sending passages to other programs' models.
-
-        Raises ApiError 403 if the arguments name a restricted source, or if all sources are restricted.
-        """
-        index = self._index
-        restricted = index.manifest.restricted if index else []
-        if not restricted:
-            return arguments
-        named = arguments.get("sources")
-        free = [name for name in index.manifest.sources if name not in restricted]
-        if not free or (isinstance(named, list) and any(name in restricted for name in named)):
-            others = f" Search only these sources: {', '.join(free)}." if free else ""
-            raise ApiError(
-                403,
-                f"Passages from {', '.join(restricted)} can't be sent to the models of other programs: their licence "
-                f"forbids passing them to third parties.{others}",
-            )
-        return arguments if named else arguments | {"sources": free}
 
 
 def _tool(name: str) -> types.Tool:
@@ -215,6 +195,7 @@ async def _post(app: FastAPI, path: str, body: Any, request: Request | None) -> 
     scope: dict[str, Any] = {"type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": "POST"}
     scope |= {"scheme": "http", "path": path, "raw_path": path.encode(), "query_string": b"", "root_path": ""}
     scope |= {"headers": [(name.encode(), value.encode("latin-1")) for name, value in headers.items()]}
+    scope[FOR_OTHER_MODELS] = True
     scope |= {"client": tuple(request.client) if request and request.client else None, "server": None}
     messages: list[Message] = [{"type": "http.request", "body": json.dumps(body).encode(), "more_body": False}]
     answer: dict[str, Any] = {"body": b""}

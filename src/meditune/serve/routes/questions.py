@@ -33,6 +33,8 @@ from meditune.store.answers import Answers, Feedback
 from meditune.store.api_keys import Scope
 
 router = APIRouter(tags=["Assistant"])
+FOR_OTHER_MODELS = "meditune.for_other_models"
+"""Key in the ASGI scope of requests whose passages are sent to the model of another program"""
 
 
 @router.post(
@@ -51,6 +53,8 @@ async def ask(body: AskBody, request: Request, caller: Annotated[Caller, Depends
     length = sum(len(each.question) + len(each.answer) for each in body.history)
     asked = moderation.ChatQuestion(body.question, past, "question", history=length)
     found = await moderation.triage_request(request, service, service.assistant, caller, asked)
+    if found.action not in ("urgent", "decline"):
+        body.sources = _sources_to_search(request, service.assistant, body.sources)
     trace: Trace = request.scope[SCOPE_KEY]
     if service.settings.log_text:
         trace.facts["question"] = mask(body.question)
@@ -162,12 +166,33 @@ async def search(body: SearchBody, request: Request, caller: Annotated[Caller, D
         outcome = trace.facts["outcome"] = moderation.OUTCOMES[triaged.action]
         service.metrics.outcomes.labels(outcome).inc()
         return Found(query=body.query, outcome=outcome, notice=triaged.text)
+    sources = _sources_to_search(request, service.assistant, body.sources)
     async with wait_for_turn(service, caller, trace, needs_engine=False):
-        work = partial(service.assistant.search, triaged.question, body.k, body.sources)
+        work = partial(service.assistant.search, triaged.question, body.k, sources)
         passages, remarks = await asyncio.get_running_loop().run_in_executor(service.asks, copy_context().run, work)
     notice = triaged.text if triaged.action == "bound" else ""
     remarks = (*triaged.remarks, *remarks)
     return Found(query=body.query, outcome="found", notice=notice, passages=passages, remarks=remarks)
+
+
+def _sources_to_search(request: Request, assistant: Assistant, named: list[str] | None) -> list[str] | None:
+    """Return the sources to search, without restricted ones if the passages are sent to another program's model.
+
+    Raises ApiError 403 if the request names a restricted source, or if all sources are restricted.
+    """
+    index = assistant.index
+    restricted = index.manifest.restricted if index and FOR_OTHER_MODELS in request.scope else []
+    if not index or not restricted:
+        return named
+    free = [name for name in index.manifest.sources if name not in restricted]
+    if not free or any(name in restricted for name in named or []):
+        others = f" Search only these sources: {', '.join(free)}." if free else ""
+        raise ApiError(
+            403,
+            f"Passages from {', '.join(restricted)} can't be sent to the models of other programs: their licence "
+            f"forbids passing them to third parties.{others}",
+        )
+    return named or free
 
 
 @router.post("/v1/feedback", responses=errors(404), summary="Send feedback on an answer")
