@@ -117,6 +117,24 @@ def test_an_emergency_gets_help_whatever_else_is_wrong_with_the_request(running)
     refused = running.chat(PLAIN, max_tokens=4096)
     assert refused.status == 400
     assert "stroke" in said(running.chat(STROKE, max_tokens=4096))
+    assert running.chat(PLAIN, model="gpt-4").status == 404
+    assert "stroke" in said(running.chat(STROKE, model="gpt-4"))
+
+
+def test_an_emergency_at_the_end_of_a_long_conversation_gets_help(running):
+    def chat(text):
+        turns = [{"role": role, "content": "."} for _ in range(128) for role in ("user", "assistant")]
+        return running.chat(messages=[*turns, {"role": "user", "content": text}])
+
+    def ask(text, count=1, length=1):
+        history = [{"question": "And then?", "answer": "a" * length}] * count
+        return running.ask("/v1/ask", {"question": text, "history": history})
+
+    for param, refused in (("messages", chat(PLAIN)), ("history", ask(PLAIN, 21)), ("history", ask(PLAIN, 1, 100_001))):
+        assert (refused.status, refused.error()["param"]) == (400, param)
+    assert "stroke" in said(chat(STROKE))
+    for asked in (ask(STROKE, 21), ask(STROKE, 1, 20_001), ask(STROKE, 1, 100_001)):
+        assert "stroke" in asked.json["text"]
 
 
 def test_an_emergency_gets_help_where_the_store_fails(tmp_path):

@@ -131,6 +131,13 @@ def _too_long(service: Service, trace: Trace, question: ChatQuestion, triage: Tr
     return ApiError(400, f"{reason} Shorten it and ask again.{more}", "message_too_long", question.param)
 
 
+def refuse_many(items: Sequence[object], limit: int, param: str) -> None:
+    """Raise ApiError 400 if a conversation has too many messages."""
+    if len(items) > limit:
+        message = f"{param} has more than {limit} items. Leave out the oldest ones."
+        raise ApiError(400, message, "invalid_value", param)
+
+
 def _refuse_long(length: int, limit: int, whose: str, param: str) -> None:
     if length > limit:
         raise ApiError(

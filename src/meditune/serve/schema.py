@@ -14,6 +14,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     GetJsonSchemaHandler,
@@ -133,6 +134,18 @@ SourceNames = Annotated[
 ]
 
 
+MAX_MESSAGES, MAX_EARLIER = 256, 20
+"""Maximum numbers of messages in a chat and of earlier questions with their answers"""
+
+
+def newest(limit: int) -> BeforeValidator:
+    """Return a validator that keeps the newest items of a list, at most one more than `limit`.
+
+    A conversation that is too long is refused only after triage. Until then, the rest of it needn't be checked.
+    """
+    return BeforeValidator(lambda value: value[-limit - 1 :] if isinstance(value, list) else value)
+
+
 class StreamOptions(Body):
     """Options of a stream. With `include_usage`, the last chunk contains the token counts."""
 
@@ -241,7 +254,9 @@ class ChatBody(GenerationBody):
     """A chat for the model to continue."""
 
     model: str = Model
-    messages: list[Message] = Field(min_length=1, max_length=256)
+    messages: Annotated[list[Message], newest(MAX_MESSAGES)] = Field(
+        min_length=1, json_schema_extra={"maxItems": MAX_MESSAGES}
+    )
     max_completion_tokens: int | None = Field(
         None, ge=1, le=100_000, description="Maximum number of tokens in the answer; by default, the server's limit."
     )
@@ -467,15 +482,15 @@ class Models(ResponseBody):
     data: list[ServedModel]
 
 
-MAX_TURN_CHARACTERS = 20_000
 MAX_COMMENT_CHARACTERS = 20_000
 
 
 class Past(Body):
     """An earlier question with its answer."""
 
-    question: str = Field(min_length=1, max_length=MAX_TURN_CHARACTERS)
-    answer: str = Field(max_length=MAX_TURN_CHARACTERS)
+    # The server's settings limit the total length, after triage: urgent help comes before any refusal.
+    question: str = Field(min_length=1)
+    answer: str
 
 
 class AskBody(Body):
@@ -488,7 +503,9 @@ class AskBody(Body):
     )
     k: int | None = Field(None, ge=1, le=50, description="The number of passages to retrieve; by default, 5.")
     sources: SourceNames = None
-    history: list[Past] = Field([], max_length=20, description="The conversation so far, oldest first.")
+    history: Annotated[list[Past], newest(MAX_EARLIER)] = Field(
+        [], description="The conversation so far, oldest first.", json_schema_extra={"maxItems": MAX_EARLIER}
+    )
     max_new_tokens: int | None = Field(
         None,
         ge=1,

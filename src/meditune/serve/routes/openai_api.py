@@ -50,7 +50,6 @@ async def chat(body: schema.ChatBody, request: Request, caller: Annotated[Caller
     """Return the model's answer to a chat, in the format that OpenAI's clients expect."""
     first = next((message.turn().text for message in body.messages if message.role == "user"), "")
     service = route_request(request, caller, first)
-    service.require_model(body.model)
     raw, question = moderation.is_raw(service, body, caller), moderation.question_in(body)
     reply: Triage | None = None
     if raw or question is None or service.assistant is None:
@@ -59,7 +58,11 @@ async def chat(body: schema.ChatBody, request: Request, caller: Annotated[Caller
         # Triage comes first, because urgent help takes precedence over any error in the request.
         found = await moderation.triage_request(request, service, service.assistant, caller, question)
         reply = found if found.action in moderation.OUTCOMES else None
-    requests = [] if reply else [await _encoded(service, _chat_request, body)]
+    requests: list[GenerationRequest] = []
+    if reply is None:
+        service.require_model(body.model)
+        moderation.refuse_many(body.messages, schema.MAX_MESSAGES, "messages")
+        requests = [await _encoded(service, _chat_request, body)]
     ending = moderation.ending(body, raw)
     answer = _ChatCompletion(service, body, requests, caller, request.scope[SCOPE_KEY], reply, ending)
     return EventStream(answer.events) if body.stream else await cancel_on_disconnect(request.receive, answer.respond())

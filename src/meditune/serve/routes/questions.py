@@ -24,7 +24,18 @@ from meditune.serve import moderation
 from meditune.serve.api_errors import SCOPE_KEY, ApiError, Trace
 from meditune.serve.auth import Caller, allowed
 from meditune.serve.metrics import count_answer, facts_of
-from meditune.serve.schema import AskBody, Asked, Deleted, FeedbackBody, Found, SearchBody, Thanks, errors, streams
+from meditune.serve.schema import (
+    MAX_EARLIER,
+    AskBody,
+    Asked,
+    Deleted,
+    FeedbackBody,
+    Found,
+    SearchBody,
+    Thanks,
+    errors,
+    streams,
+)
 from meditune.serve.service import Service
 from meditune.serve.store_access import log_answer, run_in_store_thread
 from meditune.serve.streaming import EventStream, GeneratedText, cancel_on_disconnect, event, wait_for_turn
@@ -54,6 +65,7 @@ async def ask(body: AskBody, request: Request, caller: Annotated[Caller, Depends
     asked = moderation.ChatQuestion(body.question, past, "question", history=length)
     found = await moderation.triage_request(request, service, service.assistant, caller, asked)
     if found.action not in ("urgent", "decline"):
+        moderation.refuse_many(body.history, MAX_EARLIER, "history")
         body.sources = _sources_to_search(request, service.assistant, body.sources)
     trace: Trace = request.scope[SCOPE_KEY]
     if service.settings.log_text:
