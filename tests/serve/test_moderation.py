@@ -215,6 +215,7 @@ def test_strangers_of_an_open_server_have_no_scope_raw(tmp_path):
 
 def test_an_ordinary_message_of_a_structured_chat_is_answered_in_that_structure(running):
     assert said(running.chat(PLAIN, guided_choice=["yes", "no"])) in {"yes", "no"}
+    assert said(running.chat(PLAIN, guided_choice=[" yes", " no"])) in {" yes", " no"}
     assert said(running.chat(f"{PLAIN} {FORM.answer_cue}")).endswith(LIMITS_LINE)
 
 

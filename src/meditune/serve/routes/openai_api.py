@@ -238,8 +238,8 @@ class _ChatCompletion(_GenerationResponse):
                 aclosing(generate_chunks(self.service, self.requests[0], self.written, self.trace)) as chunks,
             ):
                 async for chunk in chunks:
-                    # The first token usually begins with a space.
-                    texts.append(chunk.text if any(texts) else chunk.text.lstrip())
+                    # The first token usually begins with a space, which people don't expect.
+                    texts.append(chunk.text.lstrip() if self.ending and not any(texts) else chunk.text)
                     yield texts[-1], chunk.likely
             if self.ending:
                 texts.append(self.ending)
