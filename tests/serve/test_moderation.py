@@ -72,6 +72,17 @@ def test_an_emergency_that_was_told_in_two_messages(running):
     assert "emergency" in said(running.ask("/v1/chat/completions", body))
 
 
+def test_the_log_and_the_store_say_how_a_chat_ended_and_which_message_was_judged(tmp_path, caplog):
+    caplog.set_level("INFO", "meditune")
+    with served(tmp_path, Settings(keep_text=True), assistant=assistant_of(ScriptedEngine("never said"), None)) as made:
+        made.chat(PLAIN)
+        made.chat(messages=[{"role": "user", "content": STROKE}, {"role": "assistant", "content": "Hmm."}])
+        kept = list(made.service.answers.exported())
+    assert [(each["question"], each["outcome"]) for each in kept] == [(PLAIN, "answered"), (STROKE, "escalated")]
+    logged = [each.outcome for each in caplog.records if each.msg == "request"]
+    assert logged == ["answered", "escalated"]
+
+
 def test_an_emergency_is_told_beyond_the_rate_and_not_without_end(tmp_path):
     assistant = assistant_of(ScriptedEngine("never said"), None)
     with served(tmp_path, Settings(per_minute=3), assistant=assistant, form=PromptFormat()) as few:

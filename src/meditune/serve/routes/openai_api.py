@@ -250,7 +250,9 @@ class _ChatCompletion(_GenerationResponse):
         written = self.written
         facts = {"prompt_tokens": written.prompt_tokens, "completion_tokens": written.tokens, "finish": written.finish}
         outcome = moderation.OUTCOMES[self.reply.action] if self.reply else "answered"
-        logged = (self.body.messages[-1].turn().text, "".join(texts))
+        self.trace.facts["outcome"] = outcome
+        asked = [message.turn().text for message in self.body.messages if message.role == "user"]
+        logged = (asked[-1], "".join(texts))
         await log_answer(self.service, self.caller, self.id, "chat", logged, outcome, facts | {"timings": timings})
 
     def _logprobs(self, likely: Sequence[TokenLogprob]) -> schema.ChatLogprobs | None:
