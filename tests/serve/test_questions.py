@@ -70,6 +70,17 @@ def test_no_answer_is_longer_than_the_servers_limit(tmp_path):
         assert lengths == [5, 5, 3]
 
 
+def test_timings_begin_with_the_request(tmp_path):
+    assistant = assistant_of(ScriptedEngine("Walking helps."))
+    judge = assistant.judge
+    assistant.judge = lambda *words: time.sleep(0.3) or judge(*words)
+    text = "Does walking help with back pain?"
+    with served(tmp_path, assistant=assistant) as server:
+        timings = server.ask("/v1/ask", {"question": text}).json["timings"]
+        chat = server.service.answers.get(server.chat(text).json["id"]).facts["timings"]
+    assert min(timings["first_token"], timings["total"], chat["first_token"], chat["total"]) > 0.3
+
+
 def test_an_answer_is_kept_masked_before_it_is_told(server):
     id = server.ask("/v1/ask", QUESTION).json["id"]
     kept = server.service.answers.get(id)

@@ -292,18 +292,20 @@ class Assistant:
         max_new_tokens: int | None = None,
         cancelled: Callable[[], bool] = lambda: False,
         triaged: Triage | None = None,
+        started: float | None = None,
     ) -> Iterator[Event]:
         """Yield events, the last of which is the answer.
 
         `history` contains earlier questions and their answers, oldest first; `triaged` is the result of `judge`, if
-        already known. Only sentences that pass the checks are shown. If too few sentences of the complete answer are
-        supported, the answer is withdrawn, and its `outcome` is abstained. Raises DataError if the question is empty,
-        too long or not valid UTF-8.
+        already known; `started` is the monotonic time from which `timings` are measured, by default now. Only sentences
+        that pass the checks are shown. If too few sentences of the complete answer are supported, the answer is
+        withdrawn, and its `outcome` is abstained. Raises DataError if the question is empty, too long or not valid
+        UTF-8.
         """
         if not question.strip():
             raise DataError("There is no question.")
         check_utf8(question)
-        progress = AnswerInProgress(question, style)
+        progress = AnswerInProgress(question, style, started or time.monotonic())
         triaged = triaged or self.judge(question, [earlier for earlier, _ in history])
         progress.safety = {"action": triaged.action, "kind": triaged.kind}
         if triaged.action in ("urgent", "decline"):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import re
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -43,6 +44,8 @@ class Trace:
     """The status of an error that was reported inside a stream; 0 if there was none"""
     store_failed: bool = False
     """True if the request failed because of the store or the index. The model's version isn't blamed for that."""
+    started: float = field(default_factory=time.monotonic)
+    """When the request started, on the monotonic clock"""
     ended: list[Callable[[int], None]] = field(default_factory=list)
     """Callbacks to call with the HTTP status when the request has ended"""
 

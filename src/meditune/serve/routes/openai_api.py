@@ -193,7 +193,6 @@ class _ChatCompletion(_GenerationResponse):
     """The standard reply that replaces the model's answer; None if the model answers"""
     ending: str
     """The note to add to the model's answer"""
-    started: float = field(default_factory=time.monotonic)
     written: GeneratedText = field(default_factory=GeneratedText)
 
     async def respond(self) -> Response:
@@ -229,6 +228,7 @@ class _ChatCompletion(_GenerationResponse):
         The answer is stored before the generator ends.
         """
         texts: list[str] = []
+        timings: dict[str, float] = {}
         if self.reply:
             texts.append(f"{self.reply.text}{moderation.ENDING}")
             yield texts[0], ()
@@ -238,15 +238,14 @@ class _ChatCompletion(_GenerationResponse):
                 aclosing(generate_chunks(self.service, self.requests[0], self.written, self.trace)) as chunks,
             ):
                 async for chunk in chunks:
+                    timings.setdefault("first_token", self._elapsed())
                     # The first token usually begins with a space, which people don't expect.
                     texts.append(chunk.text.lstrip() if self.ending and not any(texts) else chunk.text)
                     yield texts[-1], chunk.likely
             if self.ending:
                 texts.append(self.ending)
                 yield self.ending, ()
-        timings = {"total": round(time.monotonic() - self.started, 4)}
-        if "first_token" in self.trace.facts:
-            timings["first_token"] = self.trace.facts["first_token"]
+        timings["total"] = self._elapsed()
         written = self.written
         facts = {"prompt_tokens": written.prompt_tokens, "completion_tokens": written.tokens, "finish": written.finish}
         outcome = moderation.OUTCOMES[self.reply.action] if self.reply else "answered"
@@ -254,6 +253,9 @@ class _ChatCompletion(_GenerationResponse):
         asked = [message.turn().text for message in self.body.messages if message.role == "user"]
         logged = (asked[-1], "".join(texts))
         await log_answer(self.service, self.caller, self.id, "chat", logged, outcome, facts | {"timings": timings})
+
+    def _elapsed(self) -> float:
+        return round(time.monotonic() - self.trace.started, 4)
 
     def _logprobs(self, likely: Sequence[TokenLogprob]) -> schema.ChatLogprobs | None:
         if not self.body.logprobs:

@@ -139,6 +139,7 @@ class _AnswerRun:
                 max_new_tokens=max_new_tokens,
                 cancelled=disconnected.is_set,
                 triaged=self.found,
+                started=self.trace.started,
             ):
                 if each.kind == "answer":
                     used = each.as_dict()["tokens"]
