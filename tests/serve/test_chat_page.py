@@ -326,6 +326,27 @@ def test_a_key_is_asked_for_and_kept_for_the_tab(browser, tmp_path, index):
         assert key not in json.dumps(page.evaluate("({...localStorage})"))
 
 
+NO_STORAGE = """for (const name of ["localStorage", "sessionStorage"])
+  Object.defineProperty(window, name, { get() { throw new DOMException("denied", "SecurityError"); } });"""
+
+
+def test_a_browser_that_blocks_site_data_can_ask_and_open_the_operators_page(browser, tmp_path, index):
+    key = Keys(SQLiteDatabase(tmp_path / "store")).create("page", ["generate", "admin"])[1]
+    with chat(tmp_path, index, settings=Settings(keys_needed=True)) as server:
+        page = opened(browser, server)
+        page.add_init_script(NO_STORAGE)
+        page.reload()
+        page.get_by_label("Your question").fill(ASTHMA)
+        page.keyboard.press("Enter")
+        page.get_by_label("Key", exact=True).fill(key)
+        page.get_by_role("button", name="Continue").click()
+        page.locator(".foot").wait_for()
+        page.goto(f"{server.address}/admin")
+        page.get_by_label("Key", exact=True).fill(key)
+        page.get_by_role("button", name="Continue").click()
+        page.get_by_text("Updated at").wait_for()
+
+
 @pytest.mark.parametrize(("colours", "width"), [("light", 1280), ("dark", 360)])
 def test_wcag_and_width_in_every_state(browser, server, colours, width):
     axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()

@@ -2,18 +2,17 @@
 
 import { chart, meter, percent, plain } from "./charts.js";
 import { $, closable, el, open, plural, safe } from "./dom.js";
+import { authorization, remember } from "./stream.js";
 
-const KEY = "meditune.key";
 const EVERY_MS = 30_000;
 let asked = 0;
 
 async function refresh() {
   const hours = document.querySelector('input[name="hours"]:checked').value;
   const mine = ++asked;
-  const key = sessionStorage.getItem(KEY);
   let response;
   try {
-    response = await fetch(`/v1/admin/status?hours=${hours}`, { headers: key ? { authorization: `Bearer ${key}` } : {} });
+    response = await fetch(`/v1/admin/status?hours=${hours}`, { headers: authorization() });
   } catch {
     return trouble("The server can't be reached. This page shows the last metrics received from it.");
   }
@@ -188,7 +187,7 @@ function trouble(text) {
 }
 
 $("key-form").addEventListener("submit", () => {
-  sessionStorage.setItem(KEY, $("key-text").value.trim());
+  remember($("key-text").value.trim());
   $("key-text").value = "";
   refresh();
 });

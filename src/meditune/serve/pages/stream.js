@@ -1,6 +1,7 @@
 // Requests to the server. Answers arrive as server-sent events. If the server requires a key, this tab stores the key.
 
 const KEY = "meditune.key";
+let entered = null;
 
 export class Trouble extends Error {
   // An error to show to the user. `again`: trying again may help, after `wait` seconds. `key`: a key is required.
@@ -12,7 +13,23 @@ export class Trouble extends Error {
 }
 
 export function remember(key) {
-  sessionStorage.setItem(KEY, key);
+  entered = key;
+  try {
+    sessionStorage.setItem(KEY, key);
+  } catch {
+    // In a browser that stores nothing, the key is kept until the page is closed.
+  }
+}
+
+// Returns the request header with the key, if there is one.
+export function authorization() {
+  let key = entered;
+  try {
+    key ??= sessionStorage.getItem(KEY);
+  } catch {
+    // The browser stores nothing.
+  }
+  return key ? { authorization: `Bearer ${key}` } : {};
 }
 
 // Calls `tell(kind, data)` for every event until the answer is complete. Throws Trouble, or AbortError if the user stops it.
@@ -45,8 +62,7 @@ export async function say(feedback) {
 }
 
 async function send(path, body, signal) {
-  const key = sessionStorage.getItem(KEY);
-  const headers = { "content-type": "application/json", ...(key ? { authorization: `Bearer ${key}` } : {}) };
+  const headers = { "content-type": "application/json", ...authorization() };
   let response;
   try {
     response = await fetch(path, { method: "POST", headers, body: JSON.stringify(body), signal });
