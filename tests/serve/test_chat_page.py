@@ -307,6 +307,13 @@ def test_being_offline_and_a_server_that_fails_are_said_in_words(browser, server
     assert page.get_by_text("The server couldn't finish the answer.").is_visible()
 
 
+def test_an_answer_that_takes_too_long_after_its_first_event_is_said_in_words(browser, tmp_path, index):
+    with chat(tmp_path, index, settings=Settings(answer_s=1.5), delay=0.2) as server:
+        page = opened(browser, server)
+        ask(page, ASTHMA, ".notice.error")
+        assert page.get_by_text("It took too long").is_visible()
+
+
 def test_a_question_that_is_too_long_is_said_by_the_server(browser, server):
     page = opened(browser, server)
     ask(page, "gout pain " * 1500, ".notice.error")

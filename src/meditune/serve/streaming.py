@@ -116,7 +116,9 @@ class EventStream(Response):
                 await failure.response()(scope, receive, send)
                 return
             scope[SCOPE_KEY].stream_status = failure.status
-            await out(event(failure.as_dict(), self._kind))
+            # The response's status is 200, so the event says which status the error would have.
+            content = failure.as_dict()["error"] | {"status": failure.status}
+            await out(event({"error": content}, self._kind))
         finally:
             making.cancel()
             with suppress(asyncio.CancelledError, Exception):
