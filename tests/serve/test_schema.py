@@ -251,6 +251,7 @@ def test_the_document_has_openais_errors(server):
     for methods in spec["paths"].values():
         for told in methods.values():
             assert "422" not in told["responses"]
+            assert "503" in told["responses"]
             assert told["responses"]["400"]["content"]["application/json"]["schema"]["$ref"].endswith("/Error")
     assert "HTTPValidationError" not in spec["components"]["schemas"]
     assert spec["components"]["schemas"]["ChatBody"]["additionalProperties"] is False

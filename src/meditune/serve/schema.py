@@ -604,14 +604,15 @@ _WHY = {
     421: "The server doesn't accept requests for this host name.",
     429: "The rate limit, quota or capacity is exhausted. The header `Retry-After` says when to try again.",
     500: "An error occurred in the server.",
-    503: "The server isn't ready.",
+    503: "The server can't answer now: its engine, index or store is unavailable, it has too many connections, or, only "
+    "for `/readyz`, its queue is full.",
     504: "The answer took longer than the server allows.",
 }
 
 
 def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """Return the error responses for these statuses and for the statuses that every route can return."""
-    every = sorted({*statuses, 400, 401, 403, 408, 413, 421, 429, 500})
+    every = sorted({*statuses, 400, 401, 403, 408, 413, 421, 429, 500, 503})
     return {status: {"model": Error, "description": _WHY[status]} for status in every}
 
 

@@ -25,7 +25,7 @@ class Health(ResponseBody):
     status: Literal["ok"] = "ok"
 
 
-@router.get("/healthz", responses=errors(503), summary="Check whether the server is alive")
+@router.get("/healthz", responses=errors(), summary="Check whether the server is alive")
 async def healthz(request: Request) -> Health:
     """Return 200 while the inference engine runs or is being restarted, and 503 if it can't be restarted.
 
@@ -37,7 +37,7 @@ async def healthz(request: Request) -> Health:
     return Health()
 
 
-@router.get("/readyz", responses=errors(503), summary="Check whether the server can take requests")
+@router.get("/readyz", responses=errors(), summary="Check whether the server can take requests")
 async def readyz(request: Request) -> Health:
     """Return 503 while the inference engine isn't running or the queue is full, and 200 otherwise.
 
