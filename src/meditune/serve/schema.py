@@ -258,7 +258,11 @@ class ChatBody(GenerationBody):
         min_length=1, json_schema_extra={"maxItems": MAX_MESSAGES}
     )
     max_completion_tokens: int | None = Field(
-        None, ge=1, le=100_000, description="Maximum number of tokens in the answer; by default, the server's limit."
+        None,
+        ge=1,
+        le=100_000,
+        description="Maximum number of tokens in the answer; by default, 256, and at most the server's limit "
+        "(`--max-new-tokens`).",
     )
     max_tokens: int | None = Field(None, ge=1, le=100_000, description="The older name of max_completion_tokens.")
     logprobs: bool = Field(False, description="Return the log-probability of each token of the answer.")
