@@ -88,7 +88,7 @@ class TokenWeights:
         for row in rows:
             for item in row.encoded:
                 taught = [*item.target, *(item.prompt[place] for place in item.earlier)]
-                eased = (1 - spec.end_weight) * taught.count(end_id) if _has_ends(item) else 0.0
+                eased = (1 - spec.end_weight) * sum(token == end_id for token in taught) if _has_ends(item) else 0.0
                 tokens[item.task] += (len(taught) - eased) * often[item.id]
         share = spec.decision_share
         self.by_task = {"decision": 1.0, "answer": 1.0, "claim": 1.0}

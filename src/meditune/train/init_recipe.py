@@ -451,7 +451,7 @@ def _limited(shipped: Recipe, base: str, data: DataFacts, machine: str, predicti
         return _for_data(shipped, base, part, machine), part
 
     sizes = range(MIN_ROWS, data.total)
-    longer = bisect_right(sizes, SECONDS_ON_CPU, key=lambda rows: _training_seconds(*sample(rows), prediction))
+    longer = bisect_right(sizes, SECONDS_ON_CPU, key=lambda rows: int(_training_seconds(*sample(rows), prediction)))
     limit = MIN_ROWS + max(0, longer - 1)
     recipe, _ = sample(limit)
     sources = [recipe.data.sources[0].model_copy(update={"limit": limit})]
