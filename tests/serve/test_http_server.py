@@ -149,6 +149,9 @@ def test_what_cant_be_served_is_said(model, tmp_path):
         meditune("serve", model, "--port", port, *store).refused(
             1, f"Can't listen on 127.0.0.1:{port}", "Choose another"
         )
+    meditune("serve", model, "--host", "a..b", *store).refused(1, "--host a..b: this isn't a host name or an address")
+    meditune("serve", model, "--timeout", "inf", *store).refused(2, "--timeout", "86400")
+    meditune("serve", model, "--keep-days", 1_000_000, *store).refused(2, "--keep-days", "36500")
     free = ("--port", 0, *store)
     meditune("serve", tmp_path / "nothing", *free).refused(4, "no such folder")
     (tmp_path / "run").mkdir()

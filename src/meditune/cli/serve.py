@@ -77,7 +77,7 @@ MaxNewTokens = Annotated[int, Option(min=1, help="Maximum answer length that a r
 MaxMessageCharacters = Annotated[
     int, Option(min=1, max=4000, help="Maximum length of a user's message in characters; longer messages are refused.")
 ]
-Timeout = Annotated[float, Option(min=1, help="Maximum time for an answer, in seconds.")]
+Timeout = Annotated[float, Option(min=1, max=86_400, help="Maximum time for an answer, in seconds.")]
 Certificate = Annotated[Path | None, Option(exists=True, dir_okay=False, help="PEM file of the TLS certificate chain.")]
 PrivateKey = Annotated[Path | None, Option(exists=True, dir_okay=False, help="PEM file of the TLS private key.")]
 Proxy = Annotated[
@@ -96,7 +96,12 @@ KeepText = Annotated[
 ]
 KeepDays = Annotated[
     float,
-    Option(min=0, envvar="MEDITUNE_KEEP_DAYS", help="Number of days after which stored answers are deleted; 0: never."),
+    Option(
+        min=0,
+        max=36_500,
+        envvar="MEDITUNE_KEEP_DAYS",
+        help="Number of days after which stored answers are deleted; 0: never.",
+    ),
 ]
 Country = Annotated[
     str, Option(envvar="MEDITUNE_COUNTRY", help="Country whose emergency numbers users see, for example GB, US or DE.")

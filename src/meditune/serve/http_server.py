@@ -142,6 +142,8 @@ def listening(config: ListenConfig) -> socket.socket:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
         listener.listen(512)
+    except UnicodeError as error:
+        raise MedituneError(f"--host {config.host}: this isn't a host name or an address.") from error
     except OSError as error:
         raise MedituneError(
             f"Can't listen on {config.host}:{config.port} ({error.strerror}). Choose another --host or --port; "
