@@ -27,8 +27,8 @@ LOCK_S = 20.0
 MAX_CONNECTIONS = 8
 """Maximum number of connections per process"""
 INVALID_URL = (
-    "The store's URL is invalid. Write postgresql://USER:PASSWORD@HOST:PORT/DATABASE, with characters such as @ : / # % in "
-    "the password written as %40 %3A %2F %23 %25. Options such as ?sslmode=verify-full may follow."
+    "The store's URL is invalid. Write postgresql://USER:PASSWORD@HOST:PORT/DATABASE, with characters such as "
+    "@ : / # % in the password written as %40 %3A %2F %23 %25. Options such as ?sslmode=verify-full may follow."
 )
 CREATING, WRITING = 7_104_001, 7_104_002
 """Ids of the advisory locks for creating tables and for adding an answer"""
