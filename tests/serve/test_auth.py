@@ -148,7 +148,7 @@ def test_a_proxy_with_ipv4_is_trusted_by_a_server_that_listens_on_ipv6_too(tmp_p
 
 @pytest.mark.parametrize("proxies", ["localhost", "127.0.0.1:443", "127.0.0.1;10.0.0.2", "10.0.0.2, 10.0.0.1/8"])
 def test_a_proxy_without_a_valid_address_is_refused(proxies):
-    with pytest.raises(DataError, match="--proxy .*: write IP addresses"):
+    with pytest.raises(DataError, match=r"--proxy .*: write IP addresses"):
         ListenConfig(proxies=proxies)
 
 

@@ -79,7 +79,7 @@ class ListenConfig:
                 network = ipaddress.ip_network(proxy)
             except ValueError as error:
                 raise DataError(
-                    f"--proxy {proxy}: write IP addresses or networks separated by commas, such as 10.0.0.2,10.1.0.0/16."
+                    f"--proxy {proxy}: write IP addresses or networks, separated by commas: 10.0.0.2,10.1.0.0/16."
                 ) from error
             found.append(proxy)
             if network.version == 4:
@@ -292,7 +292,7 @@ def protocol(settings: Settings) -> type[asyncio.Protocol]:
                 self._stop_timer()
 
         def on_response_complete(self) -> None:
-            """Limit the time for the next head if a part of it, or only a part of the last body, has already arrived."""
+            """Limit the time for the rest of the body, or for the next head if a part of it has already arrived."""
             super().on_response_complete()
             if self.transport.is_closing():
                 return
