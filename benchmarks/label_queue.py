@@ -76,9 +76,8 @@ def states_of(name: str, items: Sequence[Example], cache: Path) -> tuple[Array, 
         recipe, loaded = load_recipe("laptop-large").recipe, load(name)
         hidden = hidden_states(loaded, recipe, items)
         words = loaded.encoder(recipe.prompt).label_ids()
-        output = loaded.model.get_output_embeddings()
         with torch.inference_mode():
-            logits = label_logits(output, torch.from_numpy(hidden), [words[each] for each in DECISIONS]).numpy()
+            logits = label_logits(loaded.model, torch.from_numpy(hidden), [words[each] for each in DECISIONS]).numpy()
         keep(path, ids=np.array([each.id for each in items]), hidden=hidden, log_likely=log_softmax(logits, axis=1))
     found = np.load(path)
     assert found["ids"].tolist() == [each.id for each in items], f"{path} is about other items; delete it"
