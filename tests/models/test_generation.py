@@ -16,6 +16,7 @@ from meditune.models.generation import (
     Decoder,
     GreedyDecoder,
     NotFiniteError,
+    PrefixCache,
     batch_size,
     cached_tokens,
     left_pad,
@@ -74,6 +75,18 @@ def test_on_a_gpu_with_little_memory_prompts_are_read_in_smaller_pieces(monkeypa
     hook.remove()
     assert passes == [400, 256, 144]
     torch.testing.assert_close(logits[1], logits[0], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gemma3"])
+def test_a_long_new_prompt_doesnt_change_a_text_whose_prefix_is_cached(architecture):
+    model, prefixes = sharpened(architecture), PrefixCache()
+    known, new = torch.randint(2, 500, (2, 600)).tolist()
+    texts = [[*known, 5, 6, 7], new[:400]]
+    with inference(model):
+        Decoder(model, PAD, prefixes=prefixes).read([known])
+        found = Decoder(model, PAD, prefixes=prefixes).read(texts)
+        expected = torch.stack([model(input_ids=torch.tensor([text])).logits[0, -1] for text in texts])
+    torch.testing.assert_close(found, expected, atol=1e-3, rtol=1e-3)
 
 
 def test_rows_end_in_the_last_column():

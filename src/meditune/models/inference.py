@@ -120,7 +120,7 @@ def matmuls(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
 
 NAME = "meditune_grouped"
 BLOCK = 128
-"""Number of queries processed at once if gradients are disabled; keys after the last of these queries are skipped"""
+"""Number of queries processed at once if gradients are disabled; keys after the last one that they see are skipped"""
 
 
 def grouped_attention(
@@ -162,17 +162,19 @@ def grouped_attention(
         ]
         return whole.flatten(0, 1).index_select(0, real_tokens).unsqueeze(0), None
     batch, heads, queries, size = query.shape
-    keys = key.shape[2]
     scale = scaling if scaling is not None else 1 / math.sqrt(size)
     if torch.is_grad_enabled() or queries <= BLOCK or attention_mask is None or not getattr(module, "is_causal", False):
         rate = dropout if module.training else 0.0
         return _attended(query * scale, key, value, attention_mask, rate).contiguous(), None
     mixed = query.new_empty(batch, queries, heads, value.shape[-1])
+    hidden = torch.finfo(attention_mask.dtype).min
     for first in range(0, queries, BLOCK):
         last = min(first + BLOCK, queries)
-        seen = keys - queries + last
-        block, mask = query[:, :, first:last] * scale, attention_mask[:, :, first:last, :seen]
-        mixed[:, first:last] = _attended(block, key[:, :, :seen], value[:, :, :seen], mask, 0.0)
+        mask = attention_mask[:, :, first:last]
+        # In a key-value cache, the last key needn't belong to the last query.
+        seen = int((mask > hidden).any(dim=(0, 1, 2)).nonzero().max()) + 1
+        block = query[:, :, first:last] * scale
+        mixed[:, first:last] = _attended(block, key[:, :, :seen], value[:, :, :seen], mask[..., :seen], 0.0)
     return mixed, None
 
 
