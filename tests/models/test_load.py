@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
 from meditune.config.load_recipe import load_recipe
@@ -28,6 +28,7 @@ from meditune.config.training_options import ModelSpec
 from meditune.errors import ModelError, RecipeError
 from meditune.evaluate.likelihood import general_rows, score
 from meditune.export.gguf import file_name, write_gguf
+from meditune.export.merged import write_merged
 from meditune.files import cache_folder, read_json, read_jsonl, sha256, write_json
 from meditune.models import architecture_check, load, package_download, quantization
 from meditune.models.adapters import make_trainable
@@ -178,11 +179,59 @@ def test_a_pad_token_without_an_embedding_isnt_used(tmp_path):
     assert found.pad_id == found.tokenizer.eos_token_id
 
 
+def saved_adapter(folder, base):
+    """Save an untrained LoRA adapter on a model in a folder."""
+    found = load.load(str(base))
+    make_trainable(found.model, ModelSpec(base=str(base)), seed=1).save_pretrained(folder)
+    found.tokenizer.save_pretrained(folder)
+    return folder
+
+
+def edit_weights(path, change):
+    """Replace the tensors of a safetensors file with those that `change` returns for their dict."""
+    save_file(change(load_file(path)), path, {"format": "pt"})
+
+
+def edit_json(path, **values):
+    write_json(path, read_json(path) | values)
+
+
+def renamed(weights):
+    return {f"other.{name}": value for name, value in weights.items()}
+
+
+def without_head(weights):
+    return {name: value for name, value in weights.items() if not name.startswith("lm_head")}
+
+
+@pytest.mark.parametrize("change", [renamed, without_head])
+def test_a_model_that_lacks_weights_is_refused(tmp_path, change):
+    folder = tiny.save(tmp_path / "model")
+    edit_weights(folder / "model.safetensors", change)
+    with pytest.raises(ModelError, match=r"lacks \d+ of the model's weights, such as lm_head\.weight"):
+        load.load(str(folder))
+    with pytest.raises(ModelError, match=r"lacks \d+ of the model's weights, such as lm_head\.weight"):
+        write_merged(str(folder), tmp_path / "merged")
+
+
+def test_a_config_with_more_layers_than_the_weights_is_refused(tmp_path):
+    folder = tiny.save(tmp_path / "model")
+    edit_json(folder / "config.json", num_hidden_layers=3)
+    with pytest.raises(ModelError, match=r"lacks \d+ of the model's weights"):
+        load.load(str(folder))
+
+
+def test_an_adapter_whose_weights_have_other_names_is_refused(tmp_path):
+    adapter = saved_adapter(tmp_path / "adapter", tiny.save(tmp_path / "base"))
+    load.load(str(adapter))
+    edit_weights(adapter / "adapter_model.safetensors", renamed)
+    with pytest.raises(ModelError, match="weights of the adapter and the model don't match"):
+        load.load(str(adapter))
+
+
 def test_an_adapter_that_isnt_stored_as_safetensors_is_refused(tmp_path):
     base = tiny.save(tmp_path / "base")
-    found, adapter = load.load(str(base)), tmp_path / "adapter"
-    make_trainable(found.model, ModelSpec(base=str(base)), seed=1).save_pretrained(adapter)
-    found.tokenizer.save_pretrained(adapter)
+    adapter = saved_adapter(tmp_path / "adapter", base)
     (adapter / "adapter_model.safetensors").rename(adapter / "adapter_model.bin")
     with pytest.raises(ModelError, match=r"has no adapter_model\.safetensors"):
         load.load(str(adapter))

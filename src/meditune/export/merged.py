@@ -19,7 +19,17 @@ from meditune.evidence.support_model import copy_correction
 from meditune.files import follow_umask, full_disk_message, is_result_of, read_json, replace_folder, sha256, write_json
 from meditune.models.api_client import find_api_model
 from meditune.models.catalogue import ADAPTER_FILE, MERGED, public_name, split_revision
-from meditune.models.load import base_of, has_tokenizer, is_virtual, loading, locate, source, unset_ignored
+from meditune.models.load import (
+    base_of,
+    has_tokenizer,
+    is_virtual,
+    loading,
+    locate,
+    source,
+    unset_ignored,
+    with_adapter,
+    with_weights,
+)
 from meditune.models.pruning import linears, sparsity
 from meditune.models.quantization import trained_on
 from meditune.models.quiet_libraries import quiet_transformers
@@ -71,8 +81,7 @@ def merge_adapter(adapter: Path, keep_sparsity: bool = False) -> Merged:
     With `keep_sparsity`, weights of linear layers that are zero in the base are set to zero again. Raises ModelError if
     the adapter consists of virtual tokens, the base is stored quantized or unavailable, or the sum isn't finite.
     """
-    from peft import PeftModel
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+    from transformers import AutoTokenizer, GenerationConfig
 
     if is_virtual(adapter):
         raise ModelError(
@@ -84,11 +93,11 @@ def merge_adapter(adapter: Path, keep_sparsity: bool = False) -> Merged:
     tokenizer_place = str(adapter) if has_tokenizer(adapter) else base
     with loading(str(adapter), base):
         tokenizer = AutoTokenizer.from_pretrained(**source(tokenizer_place))
-        model = AutoModelForCausalLM.from_pretrained(**source(base), use_safetensors=True, dtype=torch.float32)
+        model = with_weights(base, dtype=torch.float32)
         zeros = sparsity(model)
         pruned = {name: layer.weight == 0 for name, layer in linears(model).items()} if keep_sparsity else {}
         # Without this, the product of an adapter that was trained in BF16 would be computed in BF16.
-        joined = PeftModel.from_pretrained(model, str(adapter), autocast_adapter_dtype=False).float()
+        joined = with_adapter(model, adapter).float()
         if (adapter / "generation_config.json").is_file():
             model.generation_config = GenerationConfig.from_pretrained(adapter)
     try:
@@ -126,12 +135,12 @@ def write_merged(place: str, folder: Path) -> None:
 
 
 def _whole(place: str) -> tuple[Any, Any]:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoTokenizer
 
     stored_dtype(place)
     with loading(place, place):
         tokenizer = AutoTokenizer.from_pretrained(**source(place))
-        model = AutoModelForCausalLM.from_pretrained(**source(place), use_safetensors=True, dtype=torch.float32)
+        model = with_weights(place, dtype=torch.float32)
     stop_at_end(model.generation_config, tokenizer)
     return model.eval(), tokenizer
 

@@ -119,13 +119,10 @@ def load(name: str, spec: ModelSpec | None = None, on: str | None = None) -> Loa
             with torch.device("meta"):
                 model = AutoModelForCausalLM.from_config(config, **options)
         else:
-            model = AutoModelForCausalLM.from_pretrained(**source(weights), use_safetensors=True, **options)
+            model = with_weights(weights, **options)
         quantization.keep_trainable(model)
         if adapter:
-            from peft import PeftModel
-
-            # Adapter weights keep their number format from training; otherwise, merging would round differently.
-            model = PeftModel.from_pretrained(model, str(adapter), autocast_adapter_dtype=False)
+            model = with_adapter(model, adapter)
             quantization.keep_number_format(model)
             model = merged(model)
     model.to(on or device()).eval()
@@ -136,6 +133,50 @@ def load(name: str, spec: ModelSpec | None = None, on: str | None = None) -> Loa
     # Nothing is cached with virtual tokens, because rows are then longer than their cached states.
     count = 0 if virtual_tokens(model) else frozen_count(model, spec.top_layers)
     return LoadedModel(name, model, tokenizer, form, HiddenStateCache(model, count), _commit(weights))
+
+
+def with_weights(location: str, **options: Any) -> Any:
+    """Return the model at `location`, a folder or hub id. Raises ModelError unless its files have all its weights."""
+    from transformers import AutoModelForCausalLM
+
+    model, found = AutoModelForCausalLM.from_pretrained(
+        **source(location), use_safetensors=True, ignore_mismatched_sizes=True, output_loading_info=True, **options
+    )
+    if mismatched := sorted(found["mismatched_keys"]):
+        name, stored, expected = mismatched[0]
+        raise ModelError(
+            f"{location}: {name} has the shape {tuple(stored)}, but config.json needs {tuple(expected)}. Copy "
+            "config.json and the weights from the same model."
+        )
+    if missing := sorted(found["missing_keys"]):
+        raise ModelError(
+            f"{location} lacks {len(missing)} of the model's weights, such as {missing[0]}. Copy config.json and all "
+            "*.safetensors files from the same model."
+        )
+    return model
+
+
+def with_adapter(model: Any, adapter: Path) -> Any:
+    """Return the model with the adapter in a folder. Raises ModelError if the adapter's weights are for another model.
+
+    The weights keep their number format from training; otherwise, merging would round differently.
+    """
+    from peft import PeftModel
+
+    adapted = PeftModel.from_pretrained(model, str(adapter), autocast_adapter_dtype=False)
+    # Only `load_adapter` returns which weights don't match, so they are loaded again.
+    found = adapted.load_adapter(str(adapter), adapted.active_adapter, autocast_adapter_dtype=False)
+    wrong = [
+        key
+        for key in (*found.unexpected_keys, *found.missing_keys)
+        if key != "prompt_embeddings" and "vblora_vector_bank" not in key  # which peft loads without reporting it
+    ]
+    if wrong:
+        raise ModelError(
+            f"{adapter}: {len(wrong)} weights of the adapter and the model don't match ({wrong[0]}). Correct "
+            f"base_model_name_or_path in {ADAPTER_FILE}, or copy the adapter again."
+        )
+    return adapted
 
 
 ONLY_SAMPLING = ("temperature", "top_k", "top_p", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff")
