@@ -229,6 +229,43 @@ def test_an_adapter_whose_weights_have_other_names_is_refused(tmp_path):
         load.load(str(adapter))
 
 
+MISFITS = {
+    "hidden_size": (64, r"has the shape \(500, 32\), but config.json needs \(500, 64\)"),
+    "vocab_size": (300, r"has the shape \(500, 32\), but config.json needs \(300, 32\)"),
+    "num_attention_heads": (5, "not a multiple of the number of attention heads"),
+    "dtype": ("float99", "float99"),
+    "rope_parameters": ({"rope_type": "new", "rope_theta": 1e4}, "missing or unknown key 'new'"),
+    "quantization_config": ({"quant_method": "gptq", "bits": 4}, "optimum"),
+}
+
+
+@pytest.mark.parametrize("key", MISFITS)
+def test_a_config_that_doesnt_fit_is_an_error_in_a_sentence(tmp_path, key):
+    folder, (value, said) = tiny.save(tmp_path / "model"), MISFITS[key]
+    edit_json(folder / "config.json", **{key: value})
+    with pytest.raises(ModelError, match=said):
+        load.load(str(folder))
+
+
+def test_an_adapter_that_doesnt_fit_is_an_error_in_a_sentence(tmp_path):
+    adapter = saved_adapter(tmp_path / "adapter", tiny.save(tmp_path / "base"))
+    config = adapter / ADAPTER_FILE
+    edit_json(config, r=4)
+    with pytest.raises(ModelError, match="could not be loaded: Error.*: size mismatch for"):
+        load.load(str(adapter))
+    edit_json(config, peft_type="NEW")
+    with pytest.raises(ModelError, match="missing or unknown key 'NEW'"):
+        load.load(str(adapter))
+    write_json(config, [])
+    with pytest.raises(ModelError, match=r"adapter_config\.json doesn't contain a JSON object"):
+        load.load(str(adapter))
+
+
+def test_a_library_error_without_a_message_is_named():
+    with pytest.raises(ModelError, match="model could not be loaded: OSError"), load.loading("model", "model"):
+        raise OSError
+
+
 def test_an_adapter_that_isnt_stored_as_safetensors_is_refused(tmp_path):
     base = tiny.save(tmp_path / "base")
     adapter = saved_adapter(tmp_path / "adapter", base)

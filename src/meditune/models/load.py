@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 
 from meditune.chat_template import template_of
 from meditune.config.data_options import PromptFormat
@@ -198,6 +199,19 @@ def unset_ignored(generation: Any) -> None:
             setattr(generation, name, None)
 
 
+LOADING_ERRORS = (
+    AttributeError,
+    ImportError,
+    KeyError,
+    OSError,
+    RuntimeError,
+    StrictDataclassError,
+    TypeError,
+    ValueError,
+)
+"""What transformers and peft raise for files that are damaged, don't belong together, or need another library"""
+
+
 @contextmanager
 def loading(name: str, location: str, advice: str = "") -> Iterator[None]:
     """Raise ModelError, with advice on getting a model, if the block can't load the model `name` from `location`."""
@@ -208,10 +222,20 @@ def loading(name: str, location: str, advice: str = "") -> Iterator[None]:
             yield
     except SafetensorError as error:
         raise ModelError(f"{location}: a .safetensors file is damaged or cut off ({error}). Copy it again.") from error
-    except (OSError, ValueError) as error:
-        raise ModelError(
-            f"{name} could not be loaded: {str(error).splitlines()[0]}\n{advice or download_advice(name)}"
-        ) from error
+    except torch.OutOfMemoryError:
+        raise
+    except LOADING_ERRORS as error:
+        raise ModelError(f"{name} could not be loaded: {_reason(error)}\n{advice or download_advice(name)}") from error
+
+
+def _reason(error: Exception) -> str:
+    """Return a line that says what happened, from an error of a library."""
+    if isinstance(error, KeyError):
+        return f"missing or unknown key {error}"
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    # The first line of some errors only introduces the others.
+    heading = next((number for number, line in enumerate(lines) if not line.endswith(":")), 0)
+    return " ".join(lines[: heading + 1]) or type(error).__name__
 
 
 def locate(name: str) -> str:
@@ -393,6 +417,8 @@ def base_of(adapter: Path) -> str:
     moved.
     """
     config = read_json(adapter / ADAPTER_FILE)
+    if not isinstance(config, dict):
+        raise ModelError(f"{adapter / ADAPTER_FILE} doesn't contain a JSON object. Copy the adapter again.")
     base, revision = config.get("base_model_name_or_path"), config.get("revision")
     if not base:
         raise ModelError(f"{adapter / ADAPTER_FILE} doesn't name its base model (base_model_name_or_path).")
