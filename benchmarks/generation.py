@@ -119,9 +119,9 @@ def ours(loaded: Any, texts: list[list[int]], more: int) -> dict[str, list[int]]
     from meditune.models.generation import GreedyDecoder, batch_size
     from meditune.models.inference import inference
 
-    end, at_once = loaded.tokenizer.eos_token_id, batch_size(max(map(len, texts)), more)
+    ends, at_once = loaded.end_ids(), batch_size(max(map(len, texts)), more)
     with inference(loaded.model, small_batches=True):
-        written = dict(GreedyDecoder(loaded.model, texts, more, end, loaded.pad_id, at_once).texts())
+        written = dict(GreedyDecoder(loaded.model, texts, more, ends, loaded.pad_id, at_once).texts())
     return {str(index): written[index] for index in range(len(texts))}
 
 

@@ -779,7 +779,7 @@ def own_answers(model: Any, prompts: list[list[int]], new: int) -> None:
 
     with inference(model, small_batches=True):
         at_once = batch_size(max(map(len, prompts)), new, model)
-        for _ in GreedyDecoder(model, prompts, new, None, PAD, at_once).texts():
+        for _ in GreedyDecoder(model, prompts, new, (), PAD, at_once).texts():
             pass
 
 

@@ -189,6 +189,15 @@ class QuestionTooLongError(DataError):
     """A question that leaves no room for an answer."""
 
 
+def end_tokens(eos_token: int | None, configured: Any, name: str) -> list[int]:
+    """Return the end tokens of the tokenizer and the generation config. Raises ModelError if there are none."""
+    known = [eos_token, *(configured if isinstance(configured, list) else [configured])]
+    found = list(dict.fromkeys(token for token in known if token is not None))
+    if not found:
+        raise ModelError(f"{name} has no end-of-sequence token, so answers would never end.")
+    return found
+
+
 class Encoder:
     """Encodes examples as tokens, with one tokenizer and one prompt format.
 

@@ -58,7 +58,7 @@ def bare(said: str) -> str:
 
 def expected(loaded, texts: list[list[int]]) -> list[list[int]]:
     with inference(loaded.model):
-        found = dict(GreedyDecoder(loaded.model, texts, MORE, 1, 1, 1).texts())
+        found = dict(GreedyDecoder(loaded.model, texts, MORE, [1], 1, 1).texts())
     return [found[number] for number in range(len(texts))]
 
 

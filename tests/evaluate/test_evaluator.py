@@ -286,6 +286,15 @@ def test_a_model_in_a_small_number_format_is_to_be_tried_in_a_larger_one():
         list(decisions(loaded, examples, 512, "Scoring"))
 
 
+def test_answers_stop_at_every_end_token_of_the_generation_config():
+    loaded = tiny.loaded()
+    prompts = [loaded.encoder(PromptFormat()).prompt(examples()[0], "answer")]
+    (usual,) = generate_answers(loaded, prompts, 6, "Writing").values()
+    loaded.model.generation_config.eos_token_id = list(range(500))
+    (found,) = generate_answers(loaded, prompts, 6, "Writing").values()
+    assert usual and not found
+
+
 def test_neither_chat_template_nor_padding_token_is_needed(tmp_path):
     loaded = tiny.loaded()
     loaded.tokenizer.pad_token = None

@@ -109,6 +109,16 @@ def test_the_seed_decides_and_an_answer_ends_with_its_end_token(architecture):
     assert len({tuple(ids) for ids in found[0]}) > 10
 
 
+def test_samples_stop_at_every_end_token_of_the_generation_config():
+    loaded = tiny.loaded()
+    prompts = [loaded.tokenizer("Pain")["input_ids"]] * 20
+    ends = loaded.model.generation_config.eos_token_id = list(range(250))
+    torch.manual_seed(1)
+    found = sample_texts(loaded, prompts, 6)
+    assert min(map(len, found)) < 6
+    assert all(token not in ends for ids in found for token in (ids[0], *ids[:-1]))
+
+
 def test_near_temperature_0_it_writes_the_likeliest_tokens_whatever_the_padding():
     loaded = tiny.loaded()
     prompts = [loaded.tokenizer(text)["input_ids"] for text in ("Does the drug help with pain in adults?", "Pain")]
@@ -171,19 +181,19 @@ def test_texts_are_those_of_generate(architecture, at_once):
     expected = [text[: text.index(end)] if end in text else text for text in expected]
     assert len({len(text) for text in expected}) > 1
     with inference(model, small_batches=True):
-        found = dict(GreedyDecoder(model, texts, MORE, end, PAD, at_once).texts())
+        found = dict(GreedyDecoder(model, texts, MORE, [end], PAD, at_once).texts())
     assert [found[index] for index in range(len(texts))] == expected
 
 
 def test_without_an_end_token_texts_have_full_length():
     model = sharpened("llama")
     with inference(model):
-        found = dict(GreedyDecoder(model, prompts()[:2], 7, None, PAD, 2).texts())
+        found = dict(GreedyDecoder(model, prompts()[:2], 7, (), PAD, 2).texts())
     assert [len(found[index]) for index in range(2)] == [7, 7]
 
 
 def test_nothing_to_write_is_no_error():
-    assert list(GreedyDecoder(tiny.model("llama"), [], 7, None, PAD, 2).texts()) == []
+    assert list(GreedyDecoder(tiny.model("llama"), [], 7, (), PAD, 2).texts()) == []
 
 
 def test_logits_that_are_no_numbers_name_their_prompt():
@@ -191,7 +201,7 @@ def test_logits_that_are_no_numbers_name_their_prompt():
     with torch.no_grad():
         model.get_input_embeddings().weight[7] = float("nan")
     with inference(model), pytest.raises(NotFiniteError) as raised:
-        list(GreedyDecoder(model, [[5, 6], [5, 7]], 4, None, PAD, 2).texts())
+        list(GreedyDecoder(model, [[5, 6], [5, 7]], 4, (), PAD, 2).texts())
     assert raised.value.prompt == 1
 
 
@@ -199,8 +209,8 @@ def test_logits_that_are_no_numbers_name_their_prompt():
 def test_a_sequence_is_written_once_where_that_is_asked(at_once):
     model, texts = sharpened("llama"), prompts()
     with inference(model):
-        free = dict(GreedyDecoder(model, texts, MORE, None, PAD, at_once).texts())
-        bound = dict(GreedyDecoder(model, texts, MORE, None, PAD, at_once, no_repeat=3).texts())
+        free = dict(GreedyDecoder(model, texts, MORE, (), PAD, at_once).texts())
+        bound = dict(GreedyDecoder(model, texts, MORE, (), PAD, at_once, no_repeat=3).texts())
 
     def triples(tokens):
         return list(zip(tokens, tokens[1:], tokens[2:], strict=False))

@@ -14,7 +14,7 @@ from meditune.errors import ModelError, install_command
 from meditune.files import read_json, sha256
 from meditune.models.catalogue import ADAPTER_FILE
 from meditune.models.quiet_libraries import no_telemetry
-from meditune.prompts import load_format
+from meditune.prompts import end_tokens, load_format
 
 EXPORT = "export.json"
 """Name of the file that describes an exported model, in its folder"""
@@ -83,15 +83,6 @@ def stop_tokens(folder: Path) -> list[int]:
     settings = folder / "generation_config.json"
     configured = read_json(settings).get("eos_token_id") if settings.is_file() else None
     return end_tokens(PlainTokenizer(folder).eos_token_id, configured, str(folder))
-
-
-def end_tokens(eos_token: int | None, configured: Any, name: str) -> list[int]:
-    """Return the end tokens of the tokenizer and the generation config. Raises ModelError if there are none."""
-    known = [eos_token, *(configured if isinstance(configured, list) else [configured])]
-    found = list(dict.fromkeys(token for token in known if token is not None))
-    if not found:
-        raise ModelError(f"{name} has no end-of-sequence token, so answers would never end.")
-    return found
 
 
 def weights_digest(place: Path) -> dict[str, str]:

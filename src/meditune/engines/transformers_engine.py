@@ -21,7 +21,6 @@ from meditune.engines.engine import (
     TokenLogprob,
     check_scorable,
 )
-from meditune.engines.exported_model import end_tokens
 from meditune.engines.sampling import ConstraintCompiler, TokenSampler, add_tokens, top_logprobs
 from meditune.engines.scheduler import BatchingEngine, ScheduledRequest
 from meditune.errors import ModelError
@@ -44,8 +43,7 @@ class TransformersEngine(BatchingEngine):
     def __init__(self, loaded: LoadedModel, concurrency: int = 32) -> None:
         """Create the engine for at most `concurrency` answers at a time. Raises ModelError if it has no end token."""
         self.loaded = loaded
-        configured = getattr(loaded.model.generation_config, "eos_token_id", None)
-        ends = end_tokens(loaded.tokenizer.eos_token_id, configured, loaded.name)
+        ends = loaded.end_ids()
         self.ends, self.constraints = frozenset(ends), ConstraintCompiler(loaded.tokenizer, ends)
         self.most_tokens = cached_tokens(loaded.model)
         self.prefixes = PrefixCache()

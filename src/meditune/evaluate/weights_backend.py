@@ -28,7 +28,7 @@ from meditune.prompts import Encoded, Encoder
 def generate_answers(
     loaded: LoadedModel, prompts: Sequence[Encoded], max_new_tokens: int, label: str, no_repeat: int | None = None
 ) -> dict[str, str]:
-    """Return the greedy continuation of each prompt up to its end token, by example id.
+    """Return the greedy continuation of each prompt up to an end token, by example id.
 
     With `no_repeat`, no sequence of that many tokens occurs twice in an answer.
     Raises ModelError if the model's logits aren't finite.
@@ -36,11 +36,10 @@ def generate_answers(
     written: dict[str, str] = {}
     texts = [item.prompt for item in prompts]
     longest = max(map(len, texts), default=0) + virtual_tokens(loaded.model)
-    end = loaded.tokenizer.eos_token_id
     at_once = batch_size(longest, max_new_tokens, loaded.model)
     with inference(loaded.model, small_batches=True), Progress(label, len(prompts), "answers") as progress:
         try:
-            greedy = GreedyDecoder(loaded.model, texts, max_new_tokens, end, loaded.pad_id, at_once, no_repeat)
+            greedy = GreedyDecoder(loaded.model, texts, max_new_tokens, loaded.end_ids(), loaded.pad_id, at_once, no_repeat)
             for index, ids in greedy.texts():
                 written[prompts[index].id] = loaded.tokenizer.decode(ids, skip_special_tokens=True).strip()
                 progress.advance()

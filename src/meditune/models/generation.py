@@ -11,7 +11,7 @@ slot would copy that part.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -364,12 +364,12 @@ class GreedyDecoder:
         model: Any,
         prompts: Sequence[list[int]],
         max_new_tokens: int,
-        end: int | None,
+        ends: Collection[int],
         pad: int,
         batch_size: int,
         no_repeat: int | None = None,
     ) -> None:
-        self.prompts, self.max_new_tokens, self.end, self.no_repeat = prompts, max_new_tokens, end, no_repeat
+        self.prompts, self.max_new_tokens, self.ends, self.no_repeat = prompts, max_new_tokens, ends, no_repeat
         self.waiting = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
         self.batch_size = min(batch_size, len(prompts))
         self.decoder = Decoder(model, pad, self.batch_size)
@@ -377,7 +377,7 @@ class GreedyDecoder:
         """For each text in the decoder, the index of its prompt and the generated tokens"""
 
     def texts(self) -> Iterator[tuple[int, list[int]]]:
-        """Yield the index of each prompt and the tokens of its answer, without the end token, as answers are finished.
+        """Yield the index of each prompt and the tokens of its answer, without its end token, as answers are finished.
 
         Raises NotFiniteError if logits aren't finite.
         """
@@ -419,7 +419,7 @@ class GreedyDecoder:
         """Remove and yield finished texts; texts in the last slots move into the slots that become free."""
         for slot in reversed(range(len(self.written))):
             index, tokens = self.written[slot]
-            ended = tokens[-1] == self.end
+            ended = tokens[-1] in self.ends
             if not ended and len(tokens) < self.max_new_tokens:
                 continue
             self.decoder.drop(slot)
@@ -491,7 +491,7 @@ def sample_texts(
     """
     from transformers import GenerationConfig
 
-    model, end = loaded.model, loaded.tokenizer.eos_token_id
+    model, ends = loaded.model, loaded.end_ids()
     tokens, mask = left_pad(prompts, loaded.pad_id)
     settings = GenerationConfig(
         do_sample=True,
@@ -499,8 +499,8 @@ def sample_texts(
         top_k=0,
         top_p=1.0,
         max_new_tokens=max_new_tokens,
-        begin_suppress_tokens=[end],
-        eos_token_id=end,
+        begin_suppress_tokens=ends,
+        eos_token_id=ends,
         pad_token_id=loaded.pad_id,
     )
     device = next(model.parameters()).device
@@ -514,4 +514,5 @@ def sample_texts(
     finally:
         model.generation_config = usual
     written: list[list[int]] = output[:, tokens.shape[1] :].tolist()
-    return [ids[: ids.index(end) + 1] if end in ids else ids for ids in written]
+    found = (next((place for place, token in enumerate(ids) if token in ends), None) for ids in written)
+    return [ids if place is None else ids[: place + 1] for ids, place in zip(written, found, strict=True)]

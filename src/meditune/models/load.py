@@ -36,7 +36,7 @@ from meditune.models.catalogue import (
 from meditune.models.forward import virtual_tokens
 from meditune.models.hidden_state_cache import HiddenStateCache, frozen_count
 from meditune.models.quiet_libraries import no_telemetry, quiet_transformers
-from meditune.prompts import Encoder, load_format
+from meditune.prompts import Encoder, end_tokens, load_format
 
 
 @dataclass
@@ -61,6 +61,11 @@ class LoadedModel:
         known = (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id)
         size = self.model.get_input_embeddings().num_embeddings
         return next((int(token) for token in known if token is not None and token < size), 0)
+
+    def end_ids(self) -> list[int]:
+        """Return the tokens that end an answer. Raises ModelError if there are none."""
+        configured = getattr(self.model.generation_config, "eos_token_id", None)
+        return end_tokens(self.tokenizer.eos_token_id, configured, self.name)
 
     def start_ids(self) -> list[int]:
         """Return the special tokens that begin every text of this model (BOS); many models have none."""
