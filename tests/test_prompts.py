@@ -64,6 +64,17 @@ def test_context_is_shortened_at_sentences_from_its_beginning_and_counted():
     assert made.tokenizer.decode(encoded.target) == f" {SECRET}</s>"
 
 
+def test_a_long_list_without_sentences_is_shortened_at_words():
+    rows = "\n".join(f"dose {number} mg" for number in range(100))
+    made = encoder(max_tokens=110, answer_tokens=32)
+    encoded = made.supervised(EXAMPLE.model_copy(update={"context": (Passage(text=rows),)}), "answer")
+    text = made.tokenizer.decode(encoded.prompt)
+    assert "dose 98 mg\ndose 99 mg" in text
+    assert "dose 1 mg" not in text
+    assert encoded.dropped_sentences == 1
+    assert 90 < len(encoded.prompt) + len(encoded.target) <= 110
+
+
 def test_a_share_of_the_context_can_be_kept_from_its_beginning():
     long = EXAMPLE.model_copy(
         update={

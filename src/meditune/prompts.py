@@ -202,7 +202,7 @@ class Encoder:
     """Encodes examples as tokens, with one tokenizer and one prompt format.
 
     Context is shortened at sentence boundaries, from its beginning, because the results that decide a question are at
-    its end; `context_head` reserves a share of the room for the first sentences. Retrieved passages are left out as a
+    its end. If not even its last sentence fits, this sentence is shortened at words. `context_head` reserves a share of the room for the first sentences. Retrieved passages are left out as a
     whole, beginning with the lowest ranked. A conversation loses its earliest turns, each question with its reply. The
     answer is cut only if question and answer alone don't fit, or if the last reply takes more than half of the room.
     The decision prompt is fitted without regard to the long answer, so nothing about that answer can leak into it.
@@ -448,6 +448,16 @@ class Encoder:
         while len(prompt) > room and dropped < len(pieces):
             dropped += 1
             prompt = start(_rejoined(example.context, _without(pieces, head, dropped)))
+        if pieces and dropped == len(pieces):
+            # Not even the last sentence fits, which may be a long list or table: keep as many of its last words.
+            index, last = pieces[-1]
+            ends = [last[word.start() :] for word in reversed(list(re.finditer(r"\S+", last)))]
+
+            def with_end(end: str) -> list[int]:
+                return start(_rejoined(example.context, [(index, end)]))
+
+            if fitting := bisect_right(ends, room, key=lambda end: len(with_end(end))):
+                prompt = with_end(ends[fitting - 1])
         return prompt, dropped
 
     def _length(self, text: str) -> int:
