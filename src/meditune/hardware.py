@@ -17,7 +17,11 @@ MADV_DONTNEED = 4
 """The constant of this name in Linux's mman.h"""
 MAPS = Path("/proc/self/maps")
 _CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
-_MEMORY_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
+_MEMORY_LIMITS = (
+    (Path("/sys/fs/cgroup/memory.max"), "memory.current", "inactive_file"),
+    (Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"), "memory.usage_in_bytes", "total_inactive_file"),
+)
+"""For cgroup v2 and v1: file with the container's limit, file with its usage, and name of the file cache's size"""
 
 
 def cores() -> int:
@@ -43,9 +47,15 @@ def memory_gb() -> tuple[float, float]:
     import psutil
 
     memory = psutil.virtual_memory()
-    limits = [int(words[0]) for path in _MEMORY_LIMITS if (words := _words(path)) and words[0].isdigit()]
-    limit = min([*limits, memory.total])
-    return limit / 1e9, min(memory.available, limit) / 1e9
+    total, free = memory.total, memory.available
+    for limit, usage, cache in _MEMORY_LIMITS:
+        if (words := _words(limit)) and words[0].isdigit():
+            # The system frees the inactive file cache when memory is needed.
+            stored = _words(limit.with_name("memory.stat"))
+            counts = dict(zip(stored[::2], map(int, stored[1::2]), strict=True))
+            used = sum(map(int, _words(limit.with_name(usage)))) - counts.get(cache, 0)
+            total, free = min(total, int(words[0])), min(free, int(words[0]) - used)
+    return total / 1e9, max(free, 0) / 1e9
 
 
 def used_gb() -> float:
