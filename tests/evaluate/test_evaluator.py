@@ -14,10 +14,11 @@ import torch
 from meditune.config.data_options import PromptFormat
 from meditune.config.load_recipe import load_recipe
 from meditune.config.recipe import EvaluateSpec, Recipe
+from meditune.config.training_options import ModelSpec
 from meditune.data.example import DECISIONS, Example, Passage
 from meditune.data.preference_pairs import Pair
 from meditune.engines.transformers_engine import TransformersEngine
-from meditune.errors import DataError, ModelError
+from meditune.errors import DataError, ModelError, RecipeError
 from meditune.evaluate import likelihood
 from meditune.evaluate.backends import EngineBackend
 from meditune.evaluate.compare import compare
@@ -28,6 +29,7 @@ from meditune.evaluate.predictions import Predictions, read, write_pubmedqa
 from meditune.evaluate.summary import empty_answers
 from meditune.evaluate.weights_backend import WeightsBackend, generate_answers
 from meditune.files import read_json, write_jsonl
+from meditune.models.adapters import make_trainable
 from meditune.models.shared_prefix_batch import rows_of
 from tests import tiny
 from tests.commands import bench, meditune, read_rows
@@ -100,6 +102,14 @@ def test_the_rule_holds_for_models_that_are_loaded_here(tmp_path):
     prompts = [loaded.encoder(made.prompt).prompt(example, "answer") for example in examples()]
     assert found == generate_answers(loaded, prompts, 60, "Writing", no_repeat=3)
     assert found != generate_answers(loaded, prompts, 60, "Writing")
+
+
+def test_samples_are_refused_for_a_model_with_virtual_tokens():
+    loaded = tiny.loaded()
+    spec = ModelSpec(base="tiny", strategy="prefix", virtual_tokens=4)
+    adapted = tiny.with_model(loaded, make_trainable(loaded.model, spec, seed=1))
+    with pytest.raises(RecipeError, match="samples doesn't work with the virtual tokens"):
+        WeightsBackend(adapted, recipe("samples=2"))
 
 
 class Stopping(Backend):

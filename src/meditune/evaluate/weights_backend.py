@@ -10,6 +10,7 @@ import torch
 from meditune.config.data_options import PromptFormat, Task
 from meditune.config.recipe import Recipe
 from meditune.data.example import Example
+from meditune.errors import RecipeError
 from meditune.evaluate import likelihood
 from meditune.evaluate.evaluator import Backend, KeepScore, KeepText
 from meditune.evaluate.general_knowledge import answer_choices, tokens_of
@@ -115,6 +116,9 @@ class WeightsBackend(Backend):
     """A loaded model, with prompts in the format `form` (by default the recipe's); it can measure everything."""
 
     def __init__(self, loaded: LoadedModel, recipe: Recipe, form: PromptFormat | None = None) -> None:
+        """Raise RecipeError if answers should be sampled from a model with virtual tokens."""
+        if recipe.evaluate.samples and virtual_tokens(loaded.model):
+            raise RecipeError(f"evaluate.samples doesn't work with the virtual tokens of {loaded.name}; set it to 0.")
         self.loaded, self.spec, self.seed = loaded, recipe.evaluate, recipe.seed
         self._batch_tokens = recipe.train.micro_batch_tokens
         self._form = form or recipe.prompt
