@@ -628,6 +628,8 @@ def test_an_echo_is_masked_and_nothing_else():
     secret = "The patient is a 61 year-old man with cough."
     assert without_echo(f"Line 3 is bad: {secret} Mend it", [secret]) == "Line 3 is bad: … Mend it"
     assert without_echo("Key sk-1 is wrong", ["sk-1"]) == "Key … is wrong"
+    long = "Bad line. " * 29
+    assert without_echo(f"{long}{secret}", [secret]) == f"{long}…"
     assert without_echo("Nothing to hide", [secret, ""]) == "Nothing to hide"
 
 

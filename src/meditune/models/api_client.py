@@ -27,14 +27,16 @@ WINDOW = 20
 
 def without_echo(message: str, secrets: Iterable[str]) -> str:
     """Return the first MAX_MESSAGE_CHARACTERS of the message, with "…" instead of each part that repeats a secret."""
-    text = " ".join(message[:MAX_MESSAGE_CHARACTERS].split())
+    # What follows the cut shows whether the end of the shown part begins an echo.
+    text = " ".join(message.split())[: MAX_MESSAGE_CHARACTERS + WINDOW]
     masked = [False] * len(text)
     for secret in (" ".join(each.split()) for each in secrets):
         window = min(WINDOW, len(secret))
         for start in range(len(text) - window + 1) if window else ():
             if text[start : start + window] in secret:
                 masked[start : start + window] = [True] * window
-    parts = groupby(zip(text, masked, strict=True), key=lambda pair: pair[1])
+    shown = list(zip(text, masked, strict=True))[:MAX_MESSAGE_CHARACTERS]
+    parts = groupby(shown, key=lambda pair: pair[1])
     return "".join("…" if hidden else "".join(character for character, _ in part) for hidden, part in parts)
 
 
