@@ -20,7 +20,7 @@ def console() -> Console:
     """Return a console on standard output; outside a terminal it prints plain text and doesn't wrap."""
     from rich.console import Console
 
-    return Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else WIDTH)
+    return Console(highlight=False, emoji=False, soft_wrap=True, width=None if sys.stdout.isatty() else WIDTH)
 
 
 def print_table(titles: Sequence[str], rows: Iterable[Sequence[str]], left_aligned: Collection[str] = ()) -> None:
