@@ -173,9 +173,9 @@ def test_data_prepare_says_what_it_read_and_split(place):
     assert not (folder / "model").exists()
 
 
-def test_text_between_colons_is_printed_as_it_is(place):
-    done = meditune("data", "prepare", "quickstart", "-o", place.folder / "1:100:000", *place.settings())
-    assert "runs/1:100:000/data" in done.last
+def test_brackets_and_colons_are_printed_as_they_are(place):
+    done = meditune("data", "prepare", "quickstart", "-o", place.folder / "[final] 1:100:000", *place.settings())
+    assert "runs/[final] 1:100:000/data" in done.last
 
 
 def test_train_leaves_a_model_and_nothing_measured(place, finished):

@@ -115,7 +115,7 @@ def ask(
         print_json(asdict(written) | {"contradictory": written.contradictory, "limits": LIMITS}, None)
         return
     out = console()
-    out.print(written.text or "(the model wrote nothing)", markup=False)
+    out.print(written.text or "(the model wrote nothing)")
     shares = ", ".join(f"{label} {share:.0%}" for label, share in written.probabilities.items())
     decision = written.decision or "neither yes, no nor maybe"
     out.print(f"\nAs a yes/no question: {decision}{f' ({shares})' if shares else ''}", style="dim")

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.markup import escape
 from typer import Argument, Option
 
 from meditune.cli.options import Group, Overrides, RecipeName, Text, Texts, approval, refuse_upload, resolve
@@ -234,7 +233,8 @@ def print_leakage(*checks: dict[str, Any]) -> None:
 
     for checked in checks:
         for sentence in described(checked):
-            console().print(f"[bold red]LEAKAGE (allowed by the recipe):[/] {escape(sentence)}")
+            console().print("LEAKAGE (allowed by the recipe):", style="bold red", end=" ")
+            console().print(sentence)
 
 
 def print_data(data: Prepared, folder: Path) -> None:
@@ -269,13 +269,13 @@ def print_data(data: Prepared, folder: Path) -> None:
         out.print(f"Rebalanced: from {found['before']:,} to {found['after']:,} training examples ({rules})")
     if remarks := data.quality["diversity"]["remarks"]:
         for remark in remarks:
-            out.print(f"Coverage: {remark['message']}", markup=False)
-        out.print(f"For advice, run: meditune data diversity {folder.parent} --output DIR", markup=False)
+            out.print(f"Coverage: {remark['message']}")
+        out.print(f"For advice, run: meditune data diversity {folder.parent} --output DIR")
     terms = data.quality["terms"]
     for sentence in licence_requirements(terms) if len(terms) > 1 else ():
-        out.print(sentence, markup=False)
+        out.print(sentence)
     if restricted := warning(terms):
-        out.print(restricted, style="bold yellow", markup=False)
+        out.print(restricted, style="bold yellow")
     out.print(f"Data: {folder.resolve()}")
 
 
@@ -283,7 +283,8 @@ def print_synthetic(synthetic: bool) -> None:
     """Print a notice if the data are synthetic."""
     if synthetic:
         console().print(
-            "[bold yellow]SYNTHETIC sample: the studies are invented, so the metrics say nothing about medicine.[/]"
+            "SYNTHETIC sample: the studies are invented, so the metrics say nothing about medicine.",
+            style="bold yellow",
         )
 
 
@@ -313,4 +314,4 @@ def _print_audit(quality: dict[str, Any]) -> None:
         + (" ledger.parquet lists these rows; `meditune data restore DIR ID` prints the original." if touched else "")
     )
     if quality.get("not_split"):
-        out.print(f"Not split: {quality['not_split']}", markup=False)
+        out.print(f"Not split: {quality['not_split']}")

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from textwrap import shorten
 from typing import Any
 
-from rich.markup import escape
+from rich.text import Text
 
 from meditune.cli.data import print_leakage
-from meditune.cli.tables import VERDICTS, console, interval, number, p_value, print_remarks, print_table
+from meditune.cli.tables import VERDICTS, Cell, console, interval, number, p_value, print_remarks, print_table
 from meditune.evaluate.compare import count_changes, is_significant, survives_correction
 from meditune.evaluate.metrics import METRICS, summarize
 from meditune.evaluate.predictions import Predictions
@@ -38,9 +38,9 @@ def print_side_by_side(result: dict[str, Any], changed: int) -> None:
     print_leakage(*result["leakage"])
     for name, checks in result.get("gate", {}).items():
         for each in checks:
-            mark = "[green]met[/]" if each["passed"] else "[bold red]NOT MET[/]"
+            mark = ("met", "green") if each["passed"] else ("NOT MET", "bold red")
             rule = each["rule"].replace("_", " ")
-            out.print(f"{mark} {escape(name)}: {METRICS[each['metric']].title} {rule} ({each['why']})")
+            out.print(Text.assemble(mark, f" {name}: {METRICS[each['metric']].title} {rule} ({each['why']})"))
 
 
 def _print_changes(rows: list[dict[str, Any]], limit: int) -> None:
@@ -57,15 +57,15 @@ def _print_changes(rows: list[dict[str, Any]], limit: int) -> None:
     lost = [row for row in rows if row["change"] == "lost"][:limit]
     gained = [row for row in rows[::-1] if row["change"] == "gained"][:limit]
     for row in (*lost, *gained):
-        out.print(f"  {CHANGES[row['change']]}  {row['id']}  {short(row['question'], 80)}", markup=False)
+        out.print(f"  {CHANGES[row['change']]}  {row['id']}  {short(row['question'], 80)}")
         answers = f"{short(row['base'])} -> {short(row['tuned'])} (reference: {short(row['reference'])})"
-        out.print(f"        {answers}", markup=False, style="dim")
+        out.print(f"        {answers}", style="dim")
 
 
 def _print_metrics(titles: Sequence[str], rows: Mapping[str, Row], cells: Mapping[str, Sequence[str]]) -> None:
     """Print a row for each metric: number of items, the given cells, references, corrected p-value and verdict."""
     beside = any(row.get("references") for row in rows.values())
-    table = []
+    table: list[tuple[Cell, ...]] = []
     for name, row in rows.items():
         references = [_references(row, METRICS[name].digits)] if beside else []
         verdict = HINTED if _is_unsure(row) else VERDICTS[row["better"]]
@@ -123,7 +123,7 @@ def print_comparison(result: dict[str, Any], first: str = "base", second: str = 
     """Print the verdict, and for each metric both models' values and the interval of their difference."""
     from meditune.evaluate.report.before_after import rows, verdict
 
-    console().print(" ".join(verdict(result, rows(result))), markup=False)
+    console().print(" ".join(verdict(result, rows(result))))
     cells = {}
     for name, row in result["comparison"].items():
         digits = METRICS[name].digits
@@ -140,7 +140,7 @@ def print_comparison(result: dict[str, Any], first: str = "base", second: str = 
 
 def print_crossval(result: dict[str, Any]) -> None:
     """Print the mean and standard deviation over the folds, and the metrics of the pooled items."""
-    rows = []
+    rows: list[tuple[Cell, ...]] = []
     for name, found in result["figures"].items():
         digits, row, models = METRICS[name].digits, found["difference"]["pooled"], (found["base"], found["tuned"])
         spread = [
@@ -153,7 +153,9 @@ def print_crossval(result: dict[str, Any]) -> None:
         references = f" (references {_references(row, digits)})" if row.get("references") else ""
         pooled = (number(each["pooled"], digits) for each in models)
         difference = (number(row["delta"], digits, "+"), interval(row, digits), p_value(row["p"]))
-        rows.append((METRICS[name].title, *spread, *pooled, *difference, VERDICTS[row["better"]] + references))
+        rows.append(
+            (METRICS[name].title, *spread, *pooled, *difference, Text.assemble(VERDICTS[row["better"]], references))
+        )
     titles = ("metric", "base, mean ± SD", "tuned, mean ± SD", "base, pooled", "tuned, pooled", "difference")
     print_table((*titles, "95% interval", "p", "verdict"), rows, left_aligned=["verdict"])
     for model, (low, high) in result["accuracy_ci95"].items():
@@ -180,7 +182,7 @@ def print_ratings(ratings: dict[str, list[dict[str, Any]]]) -> None:
 def print_worse(result: dict[str, Any]) -> None:
     """Print the metrics that got worse, in red, or that no metric got worse."""
     if not result["worse"]:
-        console().print("[green]No metric got worse.[/]")
+        console().print("No metric got worse.", style="green")
         return
     parts: dict[str, list[str]] = {
         "SIGNIFICANTLY WORSE": [],
@@ -198,7 +200,7 @@ def print_worse(result: dict[str, Any]) -> None:
         else:
             noise.append(moved)
     sentences = (f"{title}: {'; '.join(names)}" for title, names in parts.items() if names)
-    console().print(f"[bold red]{'. '.join(sentences)}[/]")
+    console().print(". ".join(sentences), style="bold red")
 
 
 def print_figures(evaluation: dict[str, Any]) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
+from rich.text import Text as StyledText
 from typer import Argument, Option
 
 from meditune.cli.options import (
@@ -302,7 +303,7 @@ def _print_plan(planned: Planned, recipe: Recipe, examples: int, items: int) -> 
                 each.strategy + (" *" if each is planned.own else ""),
                 {"none": str(target.dtype).removeprefix("torch.")}.get(each.quantize, each.quantize),
                 *(f"{each.trained:,}", *parts, f"{memory.total / 1e9:,.2f}"),
-                f"[{colours[each.verdict]}]{each.verdict}[/]",
+                StyledText(each.verdict, colours[each.verdict]),
                 f"{most}{each.tokens_per_s:,.0f}",
                 f"{least}{clock(each.seconds(tokens))}",
             )
@@ -336,7 +337,7 @@ def _print_plan(planned: Planned, recipe: Recipe, examples: int, items: int) -> 
         f"{'recomputed' if planned.own.checkpointing else 'kept'} (train.gradient_checkpointing)."
     )
     for line in planned.advice:
-        out.print(f"The recipe would fit with {line}", markup=False)
+        out.print(f"The recipe would fit with {line}")
     if planned.own.verdict != "fits" and not planned.advice:
         out.print("No known change makes the recipe fit. Use a smaller model.base.")
 

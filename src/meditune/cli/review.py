@@ -9,7 +9,17 @@ import typer
 from typer import Argument, Option
 
 from meditune.cli.options import ExcludeRater, Group, Overlap, Overrides, Raters, Seed, Text
-from meditune.cli.tables import VERDICTS, console, interval, number, p_value, print_lines, print_remarks, print_table
+from meditune.cli.tables import (
+    VERDICTS,
+    Cell,
+    console,
+    interval,
+    number,
+    p_value,
+    print_lines,
+    print_remarks,
+    print_table,
+)
 from meditune.errors import MedituneError
 
 app = Group("review", "Let people rate blinded answers, and report the results.", "how-to/rate-answers.md")
@@ -125,7 +135,7 @@ def _print_results(results: dict[str, Any]) -> None:
     rows = []
     axes = {"All criteria": results["overall"]} | {axis["title"]: axis for axis in results["axes"].values()}
     for title, row in axes.items():
-        cells = [number(row["origins"][name]["score"], 1) or "–" for name in ("base", "tuned", "reference")]
+        cells: list[Cell] = [number(row["origins"][name]["score"], 1) or "–" for name in ("base", "tuned", "reference")]
         if difference := row["difference"]:
             p = difference.get("p_holm")
             unsure = difference["better"] and p is not None and p >= LEVEL
@@ -313,7 +323,7 @@ def _print_annotation_results(results: dict[str, Any]) -> None:
             out.print(f"Suspicion {title}: {seen['faulty']} of {seen['decided']} suspected rows are incorrect.")
     for rater in results["raters"]:
         known = f"{rater['known_right']} of {rater['known_judged']} known items judged correctly"
-        out.print(f"{rater['code']} {rater['name']}: {known}.", markup=False)
+        out.print(f"{rater['code']} {rater['name']}: {known}.")
     open_ = [row for row in results["disputed"] if not row["settled"]]
     if open_:
         out.print(f"Disputed rows: {len(open_)}. To settle them: meditune annotate serve DIR --adjudicate")

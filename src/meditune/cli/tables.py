@@ -7,24 +7,31 @@ import sys
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from rich.text import Text
 from typer import echo
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+Cell = str | Text
 WIDTH = 200  # Characters per line outside a terminal
-VERDICTS = {True: "[green]significantly better[/]", False: "[red]significantly worse[/]", None: "no significant change"}
+VERDICTS = {
+    True: Text("significantly better", "green"),
+    False: Text("significantly worse", "red"),
+    None: Text("no significant change"),
+}
 
 
 def console() -> Console:
     """Return a console on standard output; outside a terminal it prints plain text and doesn't wrap."""
     from rich.console import Console
 
-    return Console(highlight=False, emoji=False, soft_wrap=True, width=None if sys.stdout.isatty() else WIDTH)
+    width = None if sys.stdout.isatty() else WIDTH
+    return Console(highlight=False, emoji=False, markup=False, soft_wrap=True, width=width)
 
 
-def print_table(titles: Sequence[str], rows: Iterable[Sequence[str]], left_aligned: Collection[str] = ()) -> None:
-    """Print rows of cells under their titles, or nothing if there are no rows. Cells may contain rich's markup.
+def print_table(titles: Sequence[str], rows: Iterable[Sequence[Cell]], left_aligned: Collection[str] = ()) -> None:
+    """Print rows of cells under their titles, or nothing if there are no rows.
 
     The first column and those named in `left_aligned` are aligned to the left, all others to the right.
     """
@@ -54,7 +61,7 @@ def print_notes(notes: Iterable[str]) -> None:
 def print_remarks(remarks: Iterable[str]) -> None:
     """Print remarks on stdout in yellow."""
     for remark in remarks:
-        console().print(remark, style="yellow", markup=False)
+        console().print(remark, style="yellow")
 
 
 def print_json(value: Mapping[str, Any], indent: int | None = 2) -> None:
