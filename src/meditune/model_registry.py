@@ -183,6 +183,14 @@ def version_id(name: str) -> str:
     return f"v{int(name[1:]):04}" if re.fullmatch("v[0-9]+", name) else name
 
 
+def check_percent(percent: float) -> None:
+    """Raise DataError if a canary can't answer this percentage of the conversations."""
+    if not 0 < percent <= 100:
+        raise DataError(
+            f"{percent:g} is not a valid share of the conversations: use a percentage above 0 and up to 100."
+        )
+
+
 def is_registry(location: Path) -> bool:
     """Return whether a folder is a registry."""
     return (location / FILE).is_file()
@@ -355,10 +363,7 @@ class Registry:
 
     def start_canary(self, id: str, percent: float, reason: str = "", force: bool = False) -> None:
         """Try a version as a canary beside the served one. Raises GateError and DataError like `promote`."""
-        if not 0 < percent <= 100:
-            raise DataError(
-                f"{percent:g} is not a valid share of the conversations: use a percentage above 0 and up to 100."
-            )
+        check_percent(percent)
         found = self._checked_for_release(id, reason, force)
         with self._changing() as was:
             if was.current is None or was.current == id:

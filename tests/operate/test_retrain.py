@@ -104,6 +104,21 @@ def killed_at(place: str) -> Iterator[None]:
         yield
 
 
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        (3, ("--gate", "nosuch.yaml")),
+        (3, ("--gate-new", "nosuch.yaml")),
+        (4, ("--export", "ggfu")),
+        (3, ("--on-pass", "canary", "--percent", "200")),
+    ],
+)
+def test_wrong_options_are_refused_before_anything_is_trained(registry: Path, tmp_path: Path, code, words) -> None:
+    refused = meditune("retrain", registry, "--labels", labelled(tmp_path), *FEW, *words)
+    refused.refused(code, words[-1])
+    assert not (registry / "work").exists()
+
+
 def test_corrections_and_labels_become_a_better_judged_version(registry: Path, easy, tmp_path: Path) -> None:
     store_of(tmp_path / "store")
     labels = labelled(tmp_path, 30, answer_id=lambda n: "ask-1" if n < 29 else "ask-gone")

@@ -40,7 +40,9 @@ def generate_answers(
     at_once = batch_size(longest, max_new_tokens, loaded.model)
     with inference(loaded.model, small_batches=True), Progress(label, len(prompts), "answers") as progress:
         try:
-            greedy = GreedyDecoder(loaded.model, texts, max_new_tokens, loaded.end_ids(), loaded.pad_id, at_once, no_repeat)
+            greedy = GreedyDecoder(
+                loaded.model, texts, max_new_tokens, loaded.end_ids(), loaded.pad_id, at_once, no_repeat
+            )
             for index, ids in greedy.texts():
                 written[prompts[index].id] = loaded.tokenizer.decode(ids, skip_special_tokens=True).strip()
                 progress.advance()

@@ -123,9 +123,7 @@ def export(name: str, to: str, output: Path | None = None, quantization: str | N
     be exported, if the export's outputs deviate too much from the original's, or if its prompts have different tokens
     than in training.
     """
-    if to not in KINDS:
-        raise ModelError(f"Unknown export format {to!r}. Formats: {', '.join(KINDS)}, hub.")
-    kind = KINDS[to]
+    kind = format_named(to)
     weights = (quantization or kind.weights).lower() if kind.weights else gguf.quantization_named(quantization)
     if kind.weights and weights not in (kind.weights, *kind.others):
         raise ModelError(
@@ -181,6 +179,13 @@ def _is_same(stored: dict[str, Any], made_from: dict[str, Any]) -> bool:
     """
     names = {*stored, *made_from} - {"prompt"} - ({"model"} if made_from["sha256"] else set())
     return all(stored.get(name) == made_from.get(name) for name in names)
+
+
+def format_named(name: str) -> ExportFormat:
+    """Return the export format of this name. Raises ModelError if there is none."""
+    if name not in KINDS:
+        raise ModelError(f"Unknown export format {name!r}. Formats: {', '.join(KINDS)}, hub.")
+    return KINDS[name]
 
 
 def export_folder(home: Path, to: str, weights: str) -> Path:

@@ -35,7 +35,7 @@ from meditune.engines.exported_model import EXPORT, EXPORTS, read_exported_model
 from meditune.errors import DataError, GateError, MedituneError
 from meditune.evaluate import quality_gate
 from meditune.files import exclusive_lock, read_json, sha256, write_json
-from meditune.model_registry import Registry, Version
+from meditune.model_registry import Registry, Version, check_percent
 from meditune.operate.retraining import new_training_data, release_gate
 from meditune.operate.retraining.new_training_data import NewTrainingData, Shares, TooFewError, TrainingDataSources
 from meditune.run_folder import RECIPE, announce, note_data, versions
@@ -261,6 +261,8 @@ def retrain(folder: Path, options: Options, command: str) -> Outcome:
     registry = Registry(folder)
     work = Work(registry)
     _current(registry)
+    policies = (quality_gate.policy(options.gate), quality_gate.policy(options.gate_new))
+    _check_release(options)
     busy = MedituneError(
         f"Another retraining is running in {folder}. Wait until it ends; the next retraining continues from its result."
     )
@@ -287,7 +289,6 @@ def retrain(folder: Path, options: Options, command: str) -> Outcome:
         pipeline.run(recipe, run, command)
         _export(run, registry.place(current.id), options.exports)
         announce("judge")
-        policies = (quality_gate.policy(options.gate), quality_gate.policy(options.gate_new))
         judged = release_gate.judge(run, new, policies, recipe.evaluate.resamples, recipe.seed)
         gathered = work.gathered()
         index = gathered.index if gathered else ""
@@ -303,6 +304,15 @@ def next_step(name: str) -> OnPass:
     if name not in ON_PASS:
         raise DataError(f"Unknown --on-pass {name}. Choose from {', '.join(ON_PASS)}.")
     return name
+
+
+def _check_release(options: Options) -> None:
+    """Raise MedituneError if the new version couldn't be exported, or couldn't become a canary."""
+    from meditune.export.export import format_named
+
+    for kind in options.exports or ():
+        format_named(kind)
+    check_percent(options.percent)
 
 
 def _current(registry: Registry) -> str:
