@@ -393,6 +393,11 @@ def test_ask_refuses_what_is_no_question(finished, question, text):
     meditune("ask", finished, question).refused(3, text)
 
 
+def test_ask_refuses_an_answer_that_exceeds_the_models_context(finished):
+    refused = meditune("ask", finished, "Does it help?", "--max-new-tokens", 2000)
+    refused.refused(4, "the answer may have 2,000", "more than the 1,024")
+
+
 def test_ask_refuses_a_source_that_is_no_text(finished, place):
     meditune("ask", finished, "Does it help?", "--source", "/no/such.txt").refused(3, "/no/such.txt")
     weights = place.base / "model.safetensors"

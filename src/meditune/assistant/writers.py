@@ -17,7 +17,7 @@ from meditune.config.data_options import PromptFormat, Style
 from meditune.config.recipe import EvaluateSpec
 from meditune.config.training_options import ApiSpec
 from meditune.data.example import DECISIONS, STYLE, Example, Passage
-from meditune.engines.engine import Engine, GenerationChunk, GenerationRequest
+from meditune.engines.engine import Engine, GenerationChunk, GenerationRequest, check_request
 from meditune.engines.exported_model import is_exported, read_exported_model
 from meditune.errors import DataError, ModelError
 from meditune.models.api_client import ApiError, ApiModel, Chat, find_api_model, of_chat
@@ -217,7 +217,8 @@ def ask_model(
 
     There is no triage, and the answer isn't checked. `style` has no effect if the format has no cue for plain language.
     `api` is the address and key of an API model, unless its folder contains them. Raises DataError if the question is
-    empty, not valid UTF-8 or too long for the model's prompt, and ModelError if an API doesn't answer.
+    empty, not valid UTF-8 or too long for the model's prompt, and ModelError if prompt and answer exceed the model's
+    context, or if an API doesn't answer.
     """
     if not question.strip():
         raise DataError("There is no question. Put the question in quotes after the model.")
@@ -256,12 +257,15 @@ def _ask_local(model: str, example: Example, limit: int) -> ModelAnswer:
     from meditune.evaluate.likelihood import score
     from meditune.evaluate.metrics.decision import probabilities
     from meditune.evaluate.weights_backend import generate_answers
-    from meditune.models.load import load
+    from meditune.models.forward import virtual_tokens
+    from meditune.models.load import load, positions
     from meditune.models.shared_prefix_batch import join
 
     loaded = load(model)
     encoder = loaded.encoder(loaded.form or PromptFormat())
     prompt, row = encoder.prompt(example, "answer"), join([encoder.supervised(example, "decision")])
+    if most := positions(loaded.model.config):
+        check_request(GenerationRequest(prompt.prompt, limit), most - virtual_tokens(loaded.model))
     text = generate_answers(loaded, [prompt], limit, "Answering")["asked"]
     likelihoods = probabilities(score(loaded, [row], len(row), "Deciding", encoder.label_ids()).decisions["asked"])
     return ModelAnswer(text, max(likelihoods, key=lambda label: likelihoods[label]), likelihoods)
