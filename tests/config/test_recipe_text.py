@@ -25,6 +25,8 @@ AWKWARD = [
     "two\nlines",
     " led by a space",
     "é – 漢",
+    "Réponse :\u00a0",
+    "\u3000x",
     "'q'",
     "{x}",
 ]

@@ -130,7 +130,7 @@ def flow(value: Any) -> str:
     text: str = yaml.dump(
         value, Dumper=_Dumper, default_flow_style=True, sort_keys=False, allow_unicode=True, width=float("inf")
     )
-    return text.removesuffix("...\n").strip()
+    return text.removesuffix("...\n").strip("\n")  # text can begin or end with other white space
 
 
 def _scalar(node: yaml.Node) -> Any:
