@@ -202,10 +202,11 @@ class Encoder:
     """Encodes examples as tokens, with one tokenizer and one prompt format.
 
     Context is shortened at sentence boundaries, from its beginning, because the results that decide a question are at
-    its end. If not even its last sentence fits, this sentence is shortened at words. `context_head` reserves a share of the room for the first sentences. Retrieved passages are left out as a
-    whole, beginning with the lowest ranked. A conversation loses its earliest turns, each question with its reply. The
-    answer is cut only if question and answer alone don't fit, or if the last reply takes more than half of the room.
-    The decision prompt is fitted without regard to the long answer, so nothing about that answer can leak into it.
+    its end. If not even its last sentence fits, this sentence is shortened at words. `context_head` reserves a share of
+    the room for the first sentences. Retrieved passages are left out as a whole, beginning with the lowest ranked. A
+    conversation loses its earliest turns, each question with its reply. The answer is cut only if question and answer
+    alone don't fit, or if the last reply takes more than half of the room. The decision prompt is fitted without regard
+    to the long answer, so nothing about that answer can leak into it.
     """
 
     def __init__(self, tokenizer: Any, prompt_format: PromptFormat) -> None:

@@ -302,7 +302,8 @@ def test_answers_stop_at_every_end_token_of_the_generation_config():
     (usual,) = generate_answers(loaded, prompts, 6, "Writing").values()
     loaded.model.generation_config.eos_token_id = list(range(500))
     (found,) = generate_answers(loaded, prompts, 6, "Writing").values()
-    assert usual and not found
+    assert usual
+    assert not found
 
 
 def test_neither_chat_template_nor_padding_token_is_needed(tmp_path):

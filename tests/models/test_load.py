@@ -252,7 +252,7 @@ def test_an_adapter_that_doesnt_fit_is_an_error_in_a_sentence(tmp_path):
     adapter = saved_adapter(tmp_path / "adapter", tiny.save(tmp_path / "base"))
     config = adapter / ADAPTER_FILE
     edit_json(config, r=4)
-    with pytest.raises(ModelError, match="could not be loaded: Error.*: size mismatch for"):
+    with pytest.raises(ModelError, match=r"could not be loaded: Error.*: size mismatch for"):
         load.load(str(adapter))
     edit_json(config, peft_type="NEW")
     with pytest.raises(ModelError, match="missing or unknown key 'NEW'"):
