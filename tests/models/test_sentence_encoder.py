@@ -57,7 +57,7 @@ def test_no_texts_give_no_vectors(folder):
     assert load(folder).read([]) == []
 
 
-def test_other_encoders_are_loaded_offline_if_asked_and_only_from_safetensors(monkeypatch):
+def test_other_encoders_are_loaded_offline_if_asked_and_only_from_safetensors(folder, monkeypatch):
     library, calls = types.ModuleType("sentence_transformers"), []
 
     class SentenceTransformer:
@@ -74,6 +74,8 @@ def test_other_encoders_are_loaded_offline_if_asked_and_only_from_safetensors(mo
     ((name, options),) = calls
     assert (name, options["revision"], options["local_files_only"]) == ("owner/encoder", "v1", True)
     assert options["model_kwargs"] == {"use_safetensors": True}
+    monkeypatch.chdir(folder.parent)
+    assert sentence_encoder.load_encoder(folder.name).identity.name == str(folder)
 
 
 def test_a_folder_without_a_model_is_an_error_in_a_sentence(tmp_path):

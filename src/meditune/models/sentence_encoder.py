@@ -87,6 +87,8 @@ def _sentence_transformers(name: str) -> SentenceEncoder:
     from meditune.models.load import loading, offline_reason
 
     no_telemetry()
+    if (folder := Path(name).expanduser()).is_dir():
+        name = str(folder.resolve())  # an index stores the name, and may be opened from another folder
     try:
         from sentence_transformers import SentenceTransformer
     except ImportError as error:
