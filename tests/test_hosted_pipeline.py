@@ -21,7 +21,7 @@ import pytest
 
 from meditune.evaluate.safety_battery import chosen_messages
 from meditune.http_client import Backoff
-from meditune.models.api_client import estimated_tokens, label_logits, of_chat, without_echo
+from meditune.models.api_client import ApiError, Chat, estimated_tokens, label_logits, of_chat, without_echo
 from meditune.prompts import LIMITS
 from tests import layouts
 from tests.commands import Bench, Result, jsonl, meditune, read_rows, rows
@@ -622,6 +622,22 @@ def test_no_more_requests_at_once_than_allowed(place):
     place.api.trouble("POST /chat/completions", times=99, heard=True, delay=0.05)
     assert place.evaluate(model__api__concurrency=3).code == 0
     assert 1 < place.api.most_at_once <= 3
+
+
+def test_a_model_that_refuses_temperature_0_is_asked_without_it(capsys):
+    class Client:
+        host, sent = "api.example.org", []
+
+        def post(self, _, body):
+            self.sent.append(body)
+            if "temperature" in body:
+                raise ApiError("refused", 400, "temperature does not support 0 with this model")
+            return {"choices": [{"message": {"content": "Yes."}}]}
+
+    chat = Chat(Client(), "model")
+    assert [chat.write([], 8), chat.decide([]).prediction] == ["Yes.", "yes"]
+    assert ["temperature" in body for body in Client.sent] == [True, False, False]
+    assert capsys.readouterr().err == "model refuses temperature 0, so its answers can differ each time.\n"
 
 
 def test_an_echo_is_masked_and_nothing_else():

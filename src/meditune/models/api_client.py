@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -177,9 +178,13 @@ class Chat:
     def __init__(self, client: Client, model: str) -> None:
         self.client, self.model = client, model
         self._limit, self._likelihoods = "max_tokens", True
+        self._temperature: dict[str, float] = {"temperature": 0}
 
     def write(self, messages: Messages, max_tokens: int) -> str:
-        """Return the model's answer at temperature 0; empty if the model refuses to answer."""
+        """Return the model's answer; empty if the model refuses to answer.
+
+        The temperature is 0, or the API's default if the model refuses that.
+        """
         return _text(self._ask(messages, max_tokens))
 
     def decide(self, messages: Messages) -> ApiDecision:
@@ -192,7 +197,7 @@ class Chat:
         return ApiDecision(decision_in(text), logits, text)
 
     def _ask(self, messages: Messages, max_tokens: int, likelihoods: bool = False) -> dict[str, Any]:
-        body = {"model": self.model, "messages": list(messages), "temperature": 0, self._limit: max_tokens}
+        body = {"model": self.model, "messages": list(messages), **self._temperature, self._limit: max_tokens}
         if likelihoods:
             body |= {"logprobs": True, "top_logprobs": TOP}
         try:
@@ -205,6 +210,12 @@ class Chat:
                 self._likelihoods = likelihoods = False
             elif "max_tokens" in body and "max_completion_tokens" in error.reason:
                 self._limit = "max_completion_tokens"
+            elif "temperature" in body and "temperature" in error.reason:
+                if self._temperature:
+                    print(
+                        f"{self.model} refuses temperature 0, so its answers can differ each time.", file=sys.stderr
+                    )
+                self._temperature = {}
             else:
                 raise
             return self._ask(messages, max_tokens, likelihoods)
