@@ -131,6 +131,8 @@ def test_every_problem_of_a_configuration_is_reported_with_its_line(tmp_path: Pa
         "line 4: queue.folder: 3 is not text",
         "line 5: promote.answers: [1] is not a whole number",
     )
+    path.write_text("registry: r\ndrift:\n  source: s\n  reference: r\n  notify: no\n")
+    meditune("loop", path).refused(2, "line 5: drift.notify: write true or false, not 'no'")
     path.write_text("registry: r\n")
     meditune("loop", path).refused(2, "no stage is named")
     path.write_text("guard: {}\n")

@@ -122,7 +122,8 @@ class Config:
             if values[name] is not None and not isinstance(values[name], dict):
                 yield (name,), "give options, for example {every: 1h}"
             command = self.commands.get(name)
-            names = [*(parameters(command) if command else ()), *OWN.get(name, ()), "every"]
+            taken = parameters(command) if command else {}
+            names = [*taken, *OWN.get(name, ()), "every"]
             unknown = [key for key in given if key not in names]
             for key in unknown:
                 near = difflib.get_close_matches(key, names, n=1)
@@ -134,6 +135,9 @@ class Config:
                     check(given[key]) if key in given else None
                 except DataError as error:
                     yield (name, key), str(error)
+            for key, value in given.items():
+                if getattr(taken.get(key), "is_flag", False) and value not in (True, False, None):
+                    yield (name, key), f"write true or false, not {value!r}"
             if command and not unknown:
                 options = {key: each for key, each in self.options(name).items() if key not in ("every", "folder")}
                 try:
