@@ -431,6 +431,27 @@ def test_every_mistake_in_the_settings_at_once(place):
     assert not (place.folder / "bad").exists()
 
 
+@pytest.mark.parametrize(
+    ("command", "option"),
+    [
+        ("data diversity RUN -o out --set seed=1", "--set"),
+        ("data phi table.csv --set seed=1", "--set"),
+        ("data audit table.csv -o out --workers 4", "--workers"),
+        ("annotate create table.csv -o out --set seed=1", "--set"),
+        ("annotate create RUN -o out --set seed=1", "--set"),
+        ("update literature --index index --first-file one.xml.gz", "--first-file"),
+        ("update literature --index index --since 2026-01-31", "--since"),
+        ("retrain registry --labels labels.jsonl --trust KEY", "--trust"),
+    ],
+)
+def test_options_that_would_have_no_effect_are_refused(finished, tmp_path, monkeypatch, command, option):
+    monkeypatch.chdir(tmp_path)
+    Path("table.csv").write_text("question,answer\nWhy?,Because.\n", encoding="utf-8")
+    result = meditune(*(finished if word == "RUN" else word for word in command.split()))
+    assert result.code != 0, result
+    result.refused(result.code, f"Error: {option} ")
+
+
 def test_a_recipe_that_is_not_there(place):
     meditune("run", "quikstart", "-o", place.folder / "bad").refused(2, "Did you mean quickstart?")
     meditune("run", "/no/such.yaml", "-o", place.folder / "bad").refused(2, "/no/such.yaml", "quickstart")

@@ -13,7 +13,7 @@ from typer import Argument, Option
 
 from meditune.cli.options import Group, Overrides, RecipeName, Text, Texts, approval, refuse_upload, resolve
 from meditune.cli.tables import console, print_lines, print_table
-from meditune.errors import ModelError
+from meditune.errors import DataError, ModelError
 from meditune.files import write_json
 from meditune.text import counted, counted_reasons
 
@@ -220,6 +220,8 @@ def _data(source: str, output: Path, overrides: Sequence[str]) -> Prepared:
 
     for folder in (Path(source) / "data", Path(source)):
         if (folder / "quality.json").is_file():
+            if overrides:
+                raise DataError(f"--set changes a key of a recipe, but {source} contains prepared data. Omit --set.")
             return stored_data(folder)
     return pipeline.prepare_only(resolve(source, list(overrides)).recipe, output)
 

@@ -226,6 +226,8 @@ def retrain(
     )
     if sources.is_empty:
         raise DataError("There are no new data. Specify --store, --labels, --queue or --literature.")
+    if trusted and not store:
+        raise DataError("--trust selects corrections from a server's store, so it needs --store DIR|URL.")
     options = retraining.Options(
         sources,
         Shares(held_out, dev_share, replay),

@@ -90,6 +90,8 @@ def scan(
                 "--output and --patient-column need a file. To mask the data of a recipe: --set data.phi.action=mask."
             )
         return _scan_recipe(what, overrides, chosen, finder, show)
+    if overrides:
+        raise DataError(f"--set changes a key of a recipe, but {file} is a file of data. Omit --set.")
     is_text = file.suffix.lower() in _TEXT
     if output is not None and not is_text and output.suffix.lower() not in WRITABLE:
         raise DataError(f"--output {output}: the file name must end in one of {', '.join(WRITABLE)}.")

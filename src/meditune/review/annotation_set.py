@@ -233,6 +233,8 @@ class Candidates:
 def candidates(source: str, overrides: Sequence[str], test: bool) -> Candidates:
     """Return the rows of a run's folder, a table, or a recipe; rows of the test split only if `test`."""
     path, rejects, noted = Path(source), Rejects(), []
+    if overrides and (path.is_dir() or path.suffix.lower() in TABLES):
+        raise DataError(f"--set changes a key of a recipe, but {source} isn't a recipe. Omit --set.")
     if path.suffix.lower() in TABLES:
         rows, digest = list(user_files.read(path, rejects)), sha256(path)
     else:

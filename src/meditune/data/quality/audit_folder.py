@@ -377,6 +377,8 @@ def audit_folder(
         return stream_folder(recipe, folder, engine, workers)
     if engine != "local":
         raise MedituneError("--engine ray always reads the rows as a stream. Omit --no-stream.")
+    if workers > 1:
+        raise MedituneError("--workers needs a file that is read as a stream. Add --stream, or omit --workers.")
     spec, synthetic = available(recipe.data)
     rejects, phi = Rejects(cleaner(spec.phi)), Findings(spec.phi)
     by_source, read = read_sources(spec, recipe.seed, rejects, phi)

@@ -154,6 +154,10 @@ def update(folder: Path, options: UpdateOptions) -> Report:
         )
     if options.documents and not options.index:
         raise DataError("--documents adds documents to an index, so it needs --index INDEX.")
+    if options.first and not options.files:
+        raise DataError("--first-file selects an update file, so it needs --update-files FOLDER|URL.")
+    if options.since and not options.queries:
+        raise DataError("--since limits the articles that a query finds, so it needs --query QUERY.")
     report = Report()
     with article_library.opened(folder) as library:
         for step in (_import_updates, _lists, _index, _pairs, _note):
