@@ -6,6 +6,7 @@ import json
 import shutil
 import signal
 import time
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -257,6 +258,17 @@ def test_any_error_of_a_stage_is_recorded_and_stops_no_other(
     assert lines[1].startswith("promote: done: v0002 stays a canary")
     assert run(loop_config, lines.append, once=True) == failed
     assert len(lines) == 2, "neither stage is due yet"
+
+
+def test_stages_that_are_no_longer_configured_are_neither_counted_nor_shown(
+    loop_config: Config, tmp_path: Path
+) -> None:
+    now = time.time()
+    states = {"update": StageState(now, "failed"), "queue": StageState(now, "done"), "promote": StageState(now, "done")}
+    text = json.dumps({"stages": {name: asdict(state) for name, state in states.items()}})
+    (tmp_path / "registry" / FILE).write_text(text)
+    assert run(loop_config, print, once=True) == 0
+    assert "update" not in meditune("loop", "loop.yaml", "--status").out
 
 
 def test_a_queue_that_cant_be_made_fails_and_one_without_questions_is_done(loop_config: Config, tmp_path: Path) -> None:

@@ -328,6 +328,6 @@ def run(config: Config, report: Callable[[str], None], once: bool = False) -> in
                 outcome = state.outcome if state.outcome == "done" else state.outcome.upper()
                 report(f"{name}: {outcome}{f': {state.message}' if state.message else ''}")
             if once:
-                return sum(state.outcome == "failed" for state in states.values())
+                return sum(states[name].outcome == "failed" for name in config.every)
             due_in = min(states[name].due_in(every) for name, every in config.every.items())
             time.sleep(min(MAX_SLEEP_S, max(1.0, due_in)))

@@ -267,7 +267,8 @@ def loop(
 
     found = Config(config, context.find_root().command)
     if status:
-        print_lines(state.line(name) for name, state in load_states(found.registry).items())
+        states = load_states(found.registry)
+        print_lines(states[name].line(name) for name in states if name in found.every)
         return
     if failed := run(found, typer.echo, once):
         raise MedituneError(f"{failed} of the stages failed. The next call runs them again.")
