@@ -752,12 +752,16 @@ def test_a_mistyped_store_or_key_is_refused_and_nothing_is_written(tmp_path, mon
     assert empty == f"0 answers in {nowhere} (another store: --store DIR). Written: {exported}\n"
 
 
-def test_a_server_that_is_gone_and_a_store_that_isnt_there(tmp_path):
+def test_a_server_that_is_gone_and_a_store_that_isnt_there(tmp_path, monkeypatch):
     assert "There is no store in" in meditune("status", "--store", tmp_path / "nowhere").err
     assert not (tmp_path / "nowhere").exists()
     fill_busy_store(tmp_path, 1)
-    found = meditune("status", "--store", tmp_path, "--url", "http://127.0.0.1:1")
+    command = ("status", "--store", tmp_path, "--url", "http://127.0.0.1:1")
+    found = meditune(*command)
     assert (found.code, "no answer (ConnectError)" in found.out) == (0, True)
+    monkeypatch.setitem(sys.modules, "prometheus_client.parser", None)
+    found = meditune(*command)
+    assert (found.code, "reading metrics needs prometheus-client" in found.out) == (0, True)
 
 
 @pytest.mark.parametrize("content", ["<!doctype html>\n<html>Welcome</html>\n", "other_requests_total 5\n"])

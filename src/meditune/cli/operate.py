@@ -29,7 +29,7 @@ from meditune.cli.options import (
     documented,
 )
 from meditune.cli.tables import print_json, print_lines, print_notes
-from meditune.errors import DataError, DriftError
+from meditune.errors import DataError, DriftError, install_command
 from meditune.text import counted
 
 if TYPE_CHECKING:
@@ -403,7 +403,11 @@ MAX_VERSIONS = 5
 def _live(address: str) -> dict[str, Any]:
     """Return a server's /metrics as name -> value, or `problem` -> reason. The API key is taken from MEDITUNE_KEY."""
     import httpx2
-    from prometheus_client.parser import text_string_to_metric_families
+
+    try:
+        from prometheus_client.parser import text_string_to_metric_families
+    except ImportError:
+        return {"problem": f"reading metrics needs prometheus-client. Install it with: {install_command('serve')}"}
 
     key = os.environ.get("MEDITUNE_KEY")
     headers = {"Authorization": f"Bearer {key}"} if key else {}
