@@ -4,7 +4,7 @@
 PYTHON ?= $(shell python3.11 -c "" 2>/dev/null && echo python3.11 || echo python3)
 VENV ?= .venv
 RECIPE ?= quickstart
-OUTPUT ?= runs/$(notdir $(basename $(RECIPE)))
+OUTPUT ?= runs/$(shell basename "$(RECIPE)" .yaml)
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
@@ -30,7 +30,7 @@ help:
 	@echo "make clean    remove $(VENV) and the caches, but not runs/"
 
 run: $(INSTALLED)
-	$(BIN)/meditune run $(RECIPE) --output $(OUTPUT)
+	$(BIN)/meditune run "$(RECIPE)" --output "$(OUTPUT)"
 
 # Two processes: if one crashes, pytest names the test that was running. Each starts with half of the tests, so most of
 # a file's tests share one setup; a process that finishes early takes over half of the other's remaining tests.

@@ -44,7 +44,9 @@ def test_make_test_lints_and_make_run_does_the_quickstart(tmp_path: Path) -> Non
     for part in ("-m venv", "ruff check .", "ruff format --check .", "mypy", "bin/pytest"):
         assert part in done.stdout
     done = _make("--dry-run", "run", f"VENV={tmp_path / 'new'}")
-    assert "meditune run quickstart --output runs/quickstart" in done.stdout
+    assert 'meditune run "quickstart" --output "runs/quickstart"' in done.stdout
+    done = _make("--dry-run", "run", "RECIPE=own recipes/my data.yaml")
+    assert 'meditune run "own recipes/my data.yaml" --output "runs/my data"' in done.stdout
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="make isn't installed")
