@@ -14,7 +14,7 @@ from meditune.engines.evidence_judge import EvidenceJudge, TorchLabelModel, load
 from meditune.errors import ModelError
 from meditune.evidence.lexical_detector import placed
 from meditune.evidence.support_model import ClaimCorrection, SupportQuestion, SupportScore, load_correction
-from meditune.models.nli import _parts, check
+from meditune.models.nli import BATCH, _parts, check
 from meditune.retrieve.citations import Citer
 from meditune.retrieve.context_packing import PackedPassage
 from meditune.retrieve.documents.document import IndexedPassage
@@ -129,6 +129,7 @@ def read_by(found, question):
     rows = []
 
     def keep(_, __, given):
+        assert len(given["input_ids"]) <= BATCH
         kept = zip(given["input_ids"], given["attention_mask"], strict=True)
         rows.extend(ids[mask.bool()].tolist() for ids, mask in kept)
 
@@ -217,12 +218,12 @@ def test_lettucedetect_reads_the_prompt_of_its_publisher_with_every_window_of_th
     for words, prompt in (("Does it help?", QUESTION_PROMPT), ("", SUMMARY_PROMPT)):
         _, rows = read_by(found, replace(question, question=words))
         assert rows == [found._tokenizer(prompt, question.sentence)["input_ids"]]
-    long = "The rest was told at length. " * 200
+    long = "The rest was told at length. " * 1000
     _, rows = read_by(found, replace(question, sources=(long,), question="Does it help? " * 400))
     last = QUESTION_PROMPT.partition("died.\n")[2]
     tail = found._tokenizer(last, question.sentence)["input_ids"][1:]
     head = found._tokenizer(QUESTION_PROMPT.partition("\nBear")[0], add_special_tokens=False)["input_ids"]
-    assert len(rows) > 3
+    assert len(rows) > BATCH
     assert max(map(len, rows)) == 510
     assert all(row[-len(tail) :] == tail and row[1 : len(head) + 1] == head for row in rows)
 

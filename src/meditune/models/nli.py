@@ -237,9 +237,12 @@ class TokenSupport:
         passages = "\n".join(f"passage {number}: {text}" for number, text in enumerate(question.sources, 1))
         source = (len(before), len(before) + len(passages))
         rows, places = _windows(self._model, self._tokenizer, (before + passages + after, sentence), source)
-        with torch.inference_mode():
-            batch = {key: value.to(self._model.device) for key, value in rows.items()}
-            doubt = self._model(**batch).logits.float().softmax(-1)[..., -1].cpu()
+        found = []
+        for start in range(0, len(places), BATCH):
+            batch = {key: value[start : start + BATCH].to(self._model.device) for key, value in rows.items()}
+            with torch.inference_mode():
+                found.append(self._model(**batch).logits.float().softmax(-1)[..., -1].cpu())
+        doubt = torch.cat(found)
         # A token is supported if any window of the sources supports it.
         least: dict[tuple[int, int], float] = {}
         for row in range(doubt.shape[0]):
