@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from meditune.chat_template import TemplateError
+from meditune.chat_template import TemplateError, within
 from meditune.config.data_options import PromptFormat
 from meditune.config.training_options import TrainSpec
 from meditune.data.balance import in_style
@@ -114,6 +114,13 @@ def taught(tokenizer, example, **form):
     (row,), _ = encode([example], Encoder(tokenizer, PromptFormat(format="chat", **form)), ["answer"])
     check_masks([row])
     return row, sorted(zip((place + 1 for place in row.predicted_by), row.targets, strict=True))
+
+
+def test_a_reply_includes_its_last_token_even_if_a_line_break_is_part_of_it():
+    tokenizer = tiny.tokenizer()
+    tokenizer.add_tokens([".\n"])
+    (*_, last) = within(tokenizer, "It helps.\nQuestion", [(0, 9)])
+    assert tokenizer.convert_ids_to_tokens(tokenizer("It helps.\nQuestion")["input_ids"])[last] == ".\n"
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -266,7 +266,7 @@ class ChatTemplate:
 
 
 def within(tokenizer: Any, text: str, spans: Sequence[tuple[int, int]], **options: Any) -> list[int] | None:
-    """Return the indices of tokens that lie inside one of the character spans; None if there are no offsets."""
+    """Return the indices of tokens that begin inside one of the character spans; None if there are no offsets."""
     if not spans:
         return []
     if not getattr(tokenizer, "is_fast", False):
@@ -275,5 +275,5 @@ def within(tokenizer: Any, text: str, spans: Sequence[tuple[int, int]], **option
     return [
         index
         for index, (start, end) in enumerate(places)
-        if end > start and any(first <= start and end <= last for first, last in spans)
+        if end > start and any(first <= start < last for first, last in spans)
     ]
