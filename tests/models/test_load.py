@@ -435,6 +435,12 @@ def test_so_do_the_shapes_of_the_catalogue(name, most):
     assert positions(AutoConfig.for_model(**CATALOGUE[name].shape)) == most
 
 
+def test_a_model_with_longrope_reads_what_its_short_factors_are_for():
+    factors = {"short_factor": [1.0] * 4, "long_factor": [2.0] * 4, "original_max_position_embeddings": 256}
+    made = tiny.model("llama", rope_parameters={"rope_type": "longrope", "rope_theta": 1e4, **factors})
+    assert positions(made.config) == 256
+
+
 def check(*settings, positions=1024, virtual=None):
     recipe = load_recipe("quickstart", settings).recipe
     refuse_unreadable("mine", LlamaConfig(max_position_embeddings=positions), recipe.prompt, recipe, virtual)

@@ -446,7 +446,12 @@ def positions(config: Any) -> int | None:
     """Return the maximum number of tokens that a model with this config can read; None if it states no limit."""
     text = config.get_text_config()
     limits = (getattr(text, name, None) for name in ("n_positions", "max_position_embeddings", "n_ctx"))
-    return next((most for most in limits if isinstance(most, int)), None)
+    most = next((most for most in limits if isinstance(most, int)), None)
+    rope = getattr(text, "rope_parameters", None) or {}
+    if most and rope.get("rope_type") == "longrope":
+        # One longer text would change the rotary factors of all texts in its batch.
+        most = min(most, rope.get("original_max_position_embeddings", most))
+    return most
 
 
 def refuse_unreadable(name: str, config: Any, form: PromptFormat, recipe: Recipe, virtual: int | None = None) -> None:
