@@ -212,9 +212,7 @@ class Chat:
                 self._limit = "max_completion_tokens"
             elif "temperature" in body and "temperature" in error.reason:
                 if self._temperature:
-                    print(
-                        f"{self.model} refuses temperature 0, so its answers can differ each time.", file=sys.stderr
-                    )
+                    print(f"{self.model} refuses temperature 0, so its answers can differ each time.", file=sys.stderr)
                 self._temperature = {}
             else:
                 raise
