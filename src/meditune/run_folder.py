@@ -64,13 +64,17 @@ def lock_run(recipe: Recipe, folder: Path, model: str | None = None, to_tune: bo
 def _claim(recipe: Recipe, folder: Path, model: str | None, to_tune: bool) -> None:
     path = folder / RECIPE
     _remove_leftovers(folder)
+    begun = {item.name for item in folder.iterdir()} - UNFINISHED - {*RETRIEVED_FILES}
+    if not (folder / "api" / "job.json").is_file():
+        begun.discard("api")
+    is_evaluation = (folder / EVALUATION).is_file()
+    found = "the evaluation of one model" if is_evaluation else "a run" if begun - {"data"} else ""
+    if model is not None and found not in ("", "a run" if to_tune else "the evaluation of one model"):
+        raise MedituneError(f"{folder} contains {found}. Choose another --output.")
     if path.is_file():
         earlier = load_recipe(str(path)).recipe
         if what_counts(earlier) == what_counts(recipe):
             return
-        begun = {item.name for item in folder.iterdir()} - UNFINISHED - {*RETRIEVED_FILES}
-        if not (folder / "api" / "job.json").is_file():
-            begun.discard("api")
         if begun - {"data"} or (begun and (earlier.data, earlier.seed) != (recipe.data, recipe.seed)):
             what, use = ("a run", "resume it") if begun - {"data"} else ("prepared data", "use these data")
             raise MedituneError(

@@ -225,6 +225,12 @@ def test_evaluate_refuses_another_model_in_the_same_folder(evaluated, finished, 
     result.refused(1, "another model")
 
 
+def test_a_run_and_an_evaluation_dont_share_a_folder(evaluated, finished, place):
+    meditune("evaluate", finished, "-o", finished, *place.settings()).refused(1, "contains a run")
+    assert not (finished / "evaluation.json").exists()
+    place.run("evaluated").refused(1, "contains the evaluation of one model")
+
+
 def test_evaluate_resumes_from_another_working_directory(evaluated, place, tmp_path, monkeypatch):
     folder = shutil.copytree(evaluated, tmp_path / "evaluated")
     stored = json.loads((folder / "evaluation.json").read_text())
