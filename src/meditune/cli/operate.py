@@ -151,7 +151,9 @@ def status(reference: ReferenceFile) -> None:
     """List the alerts that were sent, and those that couldn't be sent."""
     from meditune.operate.drift.drift_watcher import outbox_of
     from meditune.operate.drift.notifications import Outbox
+    from meditune.operate.drift.reference import load
 
+    load(reference)  # raises DataError if there is no such reference
     print_lines(Outbox(outbox_of(reference)).lines())
 
 

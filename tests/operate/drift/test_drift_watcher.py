@@ -116,6 +116,7 @@ def test_a_webhook_that_is_down_is_tried_again_and_shown(watched, tmp_path):
         assert len(got) == 4
     assert figure(metrics, "meditune_alerts_unsent ") == 0
     assert "sent" in meditune("drift", "status", "--reference", watched.reference).out
+    meditune("drift", "status", "--reference", tmp_path / "mistyped").refused(3, "mistyped")
 
 
 def test_it_goes_on_after_a_kill_and_sends_nothing_twice(watched, tmp_path):
