@@ -240,8 +240,10 @@ def test_bases_that_cant_be_downloaded_are_passed_over(tmp_path: Path, monkeypat
     monkeypatch.setenv("MEDITUNE_OFFLINE", "1")
     monkeypatch.setattr(init_recipe, "target_of", lambda *_: SMALL_GPU)
     data = inspect_data(pairs(tmp_path / "pairs.csv"))
-    with pytest.raises(RecipeError, match="qwen3-4b isn't on this machine, and MEDITUNE_OFFLINE forbids downloads"):
+    with pytest.raises(RecipeError, match="qwen3-4b isn't on this machine, and MEDITUNE_OFFLINE forbids") as refused:
         choose(data)
+    assert "Unset MEDITUNE_OFFLINE" in str(refused.value)
+    assert "Free some memory" not in str(refused.value)
 
 
 @pytest.mark.parametrize(

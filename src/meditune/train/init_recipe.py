@@ -361,11 +361,13 @@ def choose(data: DataFacts, machine: str | None = None) -> Initial:
     candidates = [(machine, own), *((machine, base) for base in SMALLER_BASES if base != own)]
     if target.device == "cpu":
         candidates = [(machine, own), ("quickstart", load_recipe("quickstart").recipe.model.base)]
-    passed_over = []
+    passed_over: list[str] = []
+    ways: list[str] = []
     for number, (shipped, base) in enumerate(candidates):
         entry = CATALOGUE[base]
         if offline_reason() and not entry.is_downloaded:
             passed_over.append(f"{base} isn't on this machine, and {offline_reason()} forbids downloads")
+            ways.append(f"Unset {offline_reason()} to download a model.")
             continue
         counted = data.counted_by(base)
         recipe = _for_data(load_recipe(shipped).recipe, base, counted, machine)
@@ -374,6 +376,7 @@ def choose(data: DataFacts, machine: str | None = None) -> Initial:
         prediction = estimate(recipe, config, target)
         if prediction.verdict == "no":
             passed_over.append(f"{base} would need {prediction.memory.total / 1e9:.1f} GB")
+            ways.append("Free some memory, or choose another machine with --machine.")
             continue
         seconds = _training_seconds(recipe, counted, prediction)
         is_slow = target.device == "cpu" and seconds > SECONDS_ON_CPU
@@ -388,7 +391,7 @@ def choose(data: DataFacts, machine: str | None = None) -> Initial:
         return Initial(recipe, machine, target, counted, prediction, seconds, measuring, limit, passed_over)
     raise RecipeError(
         f"No base model can be trained on {target.name} with {target.memory_gb:.1f} GB of free memory: "
-        f"{'; '.join(passed_over)}. Free some memory, or choose another machine with --machine."
+        f"{'; '.join(passed_over)}. {' '.join(dict.fromkeys(ways))}"
     )
 
 
