@@ -195,6 +195,12 @@ def test_errors_are_the_sentences_of_the_command_line(tmp_path, monkeypatch, not
         meditune.export_model(notebook.names["run"], "zip")
     with pytest.raises(meditune.MedituneError, match="needs two or more models"):
         meditune.compare(notebook.names["run"])
+    for options in ({"resamples": 0}, {"seed": -1}):
+        with pytest.raises(meditune.MedituneError, match="resamples must be at least 100, and seed at least 0"):
+            meditune.compare(notebook.names["run"], notebook.names["run"], **options)
+    for options in ({"judge_threshold": 0.4}, {"judge_threshold": 2, "judge": "judge"}, {"max_new_tokens": 0}):
+        with pytest.raises(meditune.MedituneError, match=f"{next(iter(options))} must be"):
+            meditune.open_assistant(notebook.names["run"], **options)
     (tmp_path / "file").touch()
     with pytest.raises(meditune.MedituneError, match=r"hoose another"):
         meditune.run(notebook.names["recipe"], tmp_path / "file" / "run")

@@ -155,6 +155,8 @@ def compare(*models: Place | Run, resamples: int = 10_000, seed: int = 17) -> Co
     """
     from meditune.evaluate import quality_gate
 
+    if resamples < 100 or seed < 0:
+        raise MedituneError(f"resamples must be at least 100, and seed at least 0, not {resamples} and {seed}.")
     with _call():
         return Comparison(quality_gate.compare([_name(model) for model in models], resamples, seed, None))
 
@@ -210,6 +212,10 @@ def open_assistant(
     from meditune.assistant import assistant as opening
     from meditune.config.load_recipe import load_recipe as load
 
+    if judge_threshold is not None and (not judge or not 0 <= judge_threshold <= 1):
+        raise MedituneError("judge_threshold must be from 0 to 1, and it needs a judge: name it with judge=RUN.")
+    if max_new_tokens is not None and max_new_tokens < 1:
+        raise MedituneError(f"max_new_tokens must be at least 1, not {max_new_tokens}.")
     with _call():
         given = {f"model.api.{key}": value for key, value in (api or {}).items()}
         spec = load("quickstart", given).recipe.model.api if given else None
