@@ -205,5 +205,6 @@ def test_a_call_that_is_given_up_ends_the_answer(place):
 
 def test_the_command_refuses_what_it_cant_do(tmp_path):
     meditune("mcp", "smollm2-135m", "--recipe", "quickstart").refused(3, "--evaluate DIR")
+    meditune("mcp", "smollm2-135m", "--port", 8000, "--require-key").refused(3, "--port and --require-key need --http")
     with pytest.raises(DataError, match="neither a registry nor a model behind --url"):
         evaluation_of("api", None, tmp_path, "http://127.0.0.1:1/v1")

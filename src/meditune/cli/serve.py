@@ -234,8 +234,13 @@ def serve(
     _serve(options, settings, place, store_place, allow_anonymous, watched)
 
 
+_HTTP_ONLY = ("host", "port", "require_key", "allow_anonymous", "certificate", "private_key", "proxy")
+"""Options of `meditune mcp` that only --http needs"""
+
+
 @documented("mcp runs/quickstart --index library", "how-to/use-from-mcp.md")
 def mcp(
+    context: typer.Context,
     model: ServedModel,
     index: IndexPlace = None,
     judge: JudgeRun = None,
@@ -286,6 +291,11 @@ def mcp(
 
     if recipe and not evaluate:
         raise DataError("--recipe chooses the recipe of the tool evaluate. Add --evaluate DIR.")
+    # Environment variables such as MEDITUNE_HOST may be set for other servers on this machine.
+    given = [name for name in _HTTP_ONLY if str(context.get_parameter_source(name)).endswith("COMMANDLINE")]
+    if given and not http:
+        named = " and ".join(f"--{name.replace('_', '-')}" for name in given)
+        raise DataError(f"{named} need{'' if len(given) > 1 else 's'} --http: over stdin and stdout, nothing listens.")
     http_server.refuse_uninstalled(mcp=True)
     store_place = store or default_place()
     settings = Settings(

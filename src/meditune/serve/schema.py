@@ -167,7 +167,7 @@ class GenerationBody(Body):
         [], max_length=4, description="A text, or up to four texts, at which the answer ends.", json_schema_extra=or_one
     )
     stream: bool = Field(False, description="Send the answer in pieces, as server-sent events.")
-    stream_options: StreamOptions | None = Field(None, description="Allowed only with stream: true.")
+    stream_options: StreamOptions | None = Field(None, description="Has an effect only with stream: true.")
     guided_choice: list[Short] = Field(
         [],
         max_length=64,
