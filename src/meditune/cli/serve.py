@@ -235,7 +235,7 @@ def serve(
 
 
 _HTTP_ONLY = ("host", "port", "require_key", "allow_anonymous", "certificate", "private_key", "proxy")
-"""Options of `meditune mcp` that only --http needs"""
+"""Options of `meditune mcp` that have an effect only with --http"""
 
 
 @documented("mcp runs/quickstart --index library", "how-to/use-from-mcp.md")
@@ -291,8 +291,9 @@ def mcp(
 
     if recipe and not evaluate:
         raise DataError("--recipe chooses the recipe of the tool evaluate. Add --evaluate DIR.")
-    # Environment variables such as MEDITUNE_HOST may be set for other servers on this machine.
-    given = [name for name in _HTTP_ONLY if str(context.get_parameter_source(name)).endswith("COMMANDLINE")]
+    # Options from environment variables, such as MEDITUNE_HOST, may be meant for other servers on this machine.
+    sources = {name: context.get_parameter_source(name) for name in _HTTP_ONLY}
+    given = [name for name, source in sources.items() if source and source.name == "COMMANDLINE"]
     if given and not http:
         named = " and ".join(f"--{name.replace('_', '-')}" for name in given)
         raise DataError(f"{named} need{'' if len(given) > 1 else 's'} --http: over stdin and stdout, nothing listens.")
