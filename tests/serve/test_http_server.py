@@ -572,14 +572,3 @@ def test_a_version_is_that_of_the_weights(tmp_path):
     assert fingerprint(one / "model.safetensors") not in {"", fingerprint(one)}
     (tmp_path / "empty").mkdir()
     assert fingerprint(tmp_path / "empty") == ""
-
-
-@pytest.mark.parametrize("file", ["export/openvino/openvino_model.bin", "model/prompt.json"])
-def test_a_run_s_version_depends_on_its_exports_and_its_prompt_format(tmp_path, file):
-    changed = tiny.save(tmp_path / "run" / "model").parent / file
-    changed.parent.mkdir(parents=True, exist_ok=True)
-    versions = set()
-    for content in ("8 bits", "4 bits"):
-        changed.write_text(content)
-        versions.add(fingerprint(tmp_path / "run"))
-    assert len(versions) == 2

@@ -43,7 +43,7 @@ class Served:
     name: str
     """The model's name for clients"""
     version: str
-    """A hash of the weights and the prompt format, for a run including its exports"""
+    """A hash of the weights"""
     created: int
     """Seconds since 1970"""
     index: str = ""

@@ -19,12 +19,10 @@ from typing import TYPE_CHECKING, Any
 from fastapi import Request
 
 from meditune.engines.engine import Engine
-from meditune.engines.exported_model import EXPORTS
 from meditune.errors import MedituneError
 from meditune.model_registry import Counts, Registry, Trial, Version, is_failing
 from meditune.models.catalogue import ADAPTER_FILE
 from meditune.observability import LOGGER
-from meditune.prompts import FILE_NAME as PROMPT_FILE
 from meditune.serve.api_errors import SCOPE_KEY, Trace
 from meditune.serve.auth import Caller
 from meditune.serve.chat_prompts import ChatPrompts
@@ -288,18 +286,18 @@ HASHED_BYTES = 1 << 20
 def fingerprint(place: Path) -> str:
     """Return the SHA-256 of the names, sizes, beginnings and ends of a model's files; empty if there are none.
 
-    `place` is a file, a model's folder (weights, configuration and prompt format) or a run's folder, of which the model
-    and its exports count. This takes milliseconds for files of any size.
+    `place` is a file, a model's folder (weights and configuration) or a run's folder. This takes milliseconds for files
+    of any size.
     """
-    is_run = (place / "model").is_dir() and not (place / "config.json").is_file()
+    if (place / "model").is_dir() and not (place / "config.json").is_file():
+        place = place / "model"
     if place.is_file():
         files = [place]
     else:
         candidates = (
             path
-            for folder in ([place / "model", place / EXPORTS] if is_run else [place])
-            for path in folder.rglob("*")
-            if path.suffix in WEIGHT_SUFFIXES or path.name in {ADAPTER_FILE, "config.json", PROMPT_FILE}
+            for path in place.rglob("*")
+            if path.suffix in WEIGHT_SUFFIXES or path.name in {ADAPTER_FILE, "config.json"}
         )
         files = sorted(path for path in candidates if path.is_file())
     digest = hashlib.sha256()
