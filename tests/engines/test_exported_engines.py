@@ -26,6 +26,7 @@ from meditune.export.export import export
 from meditune.export.gguf import file_name, write_gguf
 from meditune.files import read_json, write_json
 from meditune.hardware import used_gb
+from meditune.serve.startup import version_of
 from tests import tiny
 from tests.commands import meditune
 from tests.engines.test_engines import ask, collect, text, together, tokens
@@ -263,6 +264,9 @@ def test_auto_opens_the_export_that_a_server_has_measured_as_fastest(tmp_path, m
         assert exported_at(place, "auto") == place / "export" / fastest
         assert read_json(file)["tokens_per_s"][fastest] == 9.0, "stored speeds aren't measured again"
         assert exported_at(place, "llamacpp") == place / "export" / "gguf", "a named engine is opened in any case"
+
+    versions = {version_of(place, engine) for engine in ("auto", "openvino", "llamacpp", "transformers")}
+    assert len(versions) == 3, "auto opens the OpenVINO export"
 
     coarse = place / "export" / "gguf-Q4_K_M"
     shutil.copytree(place / "export" / "gguf", coarse)

@@ -570,5 +570,7 @@ def test_a_version_is_that_of_the_weights(tmp_path):
     assert fingerprint(one) == fingerprint(same) == fingerprint(one.parent)
     assert fingerprint(one) != fingerprint(other)
     assert fingerprint(one / "model.safetensors") not in {"", fingerprint(one)}
+    (same / "prompt.json").write_text("{}")
+    assert fingerprint(one) != fingerprint(same)
     (tmp_path / "empty").mkdir()
     assert fingerprint(tmp_path / "empty") == ""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 from meditune.assistant.assistant import AssistantSettings, follow_index, open_assistant, open_index
@@ -14,7 +15,7 @@ from meditune.config.data_options import PromptFormat
 from meditune.config.training_options import ApiSpec
 from meditune.engines.engine import Engine
 from meditune.engines.exported_model import EXPORTS
-from meditune.engines.open_engine import measure_exports, open_engine
+from meditune.engines.open_engine import exported_at, measure_exports, open_engine
 from meditune.engines.supervised_engine import SupervisedEngine
 from meditune.errors import DataError, ModelError
 from meditune.model_registry import Registry, Version, is_registry
@@ -124,15 +125,13 @@ def open_service(options: ServerOptions, settings: Settings, store: StoreLocatio
 
         def load(version: Version) -> VersionParts:
             known = replace(options, model=str(registry.place(version.id)), name=options.name or place.resolve().name)
-            return _parts(known, settings, index, f"{version.id}-{version.weights}", lambda: False, metrics, judge)
+            return _parts(known, settings, index, lambda: f"{version.id}-{version.weights}", metrics, judge)
 
         releases = VersionRouter(registry, load, service_for, settings.follow_s)
         service, changed = releases.service, releases.switch_index
     else:
-        version = _version(place)
-        service = service_for(
-            _parts(options, settings, index, version, lambda: _version(place) != version, metrics, judge)
-        )
+        version_now = partial(version_of, place, options.engine)
+        service = service_for(_parts(options, settings, index, version_now, metrics, judge))
         changed = service.switch_index
     if (opened := index()) is not None:
         follow_index(opened, changed)
@@ -143,13 +142,15 @@ def _parts(
     options: ServerOptions,
     settings: Settings,
     index: Callable[[], Index | None],
-    version: str,
-    changed: Callable[[], bool],
+    version_now: Callable[[], str],
     metrics: Metrics,
     judge: Callable[[], Judge | None],
 ) -> VersionParts:
-    """Open the model with its engine and assistant. `changed` returns whether the model's files have changed."""
+    """Open the model with its engine and assistant. `version_now` returns the version of its files."""
     place = Path(options.model).expanduser()
+    if options.engine == "auto":
+        measure_exports(place, settings.concurrency)
+    version = version_now()
     form = _format(place)
     # Only a model that was tuned to decide in this format scores decisions (assistant/assistant.py).
     scores = bool(options.index and form)
@@ -157,10 +158,8 @@ def _parts(
 
     def opened() -> Engine:
         nonlocal begun
-        if begun and changed():
+        if begun and version_now() != version:
             raise ModelError(f"{place} is missing or has changed since the server started. Restart the server.")
-        if not begun and options.engine == "auto":
-            measure_exports(place, settings.concurrency)
         begun = True
         places, url = settings.concurrency, options.url
         return open_engine(options.model, options.engine, places, url, in_subprocess=True, scores=scores)
@@ -201,5 +200,8 @@ def name_of(folder: Path) -> str:
     return folder.name
 
 
-def _version(place: Path) -> str:
-    return (fingerprint(place) if place.exists() else "")[:16] or "unknown"
+def version_of(place: Path, engine: str) -> str:
+    """Return a hash of a model's files, including the export that the engine opens; "unknown" without files."""
+    places = dict.fromkeys(each for each in (place, exported_at(place, engine)) if each and each.exists())
+    found = "".join(map(fingerprint, places))
+    return hashlib.sha256(found.encode()).hexdigest()[:16] if found else "unknown"

@@ -23,6 +23,7 @@ from meditune.errors import MedituneError
 from meditune.model_registry import Counts, Registry, Trial, Version, is_failing
 from meditune.models.catalogue import ADAPTER_FILE
 from meditune.observability import LOGGER
+from meditune.prompts import FILE_NAME as FORMAT_FILE
 from meditune.serve.api_errors import SCOPE_KEY, Trace
 from meditune.serve.auth import Caller
 from meditune.serve.chat_prompts import ChatPrompts
@@ -286,8 +287,8 @@ HASHED_BYTES = 1 << 20
 def fingerprint(place: Path) -> str:
     """Return the SHA-256 of the names, sizes, beginnings and ends of a model's files; empty if there are none.
 
-    `place` is a file, a model's folder (weights and configuration) or a run's folder. This takes milliseconds for files
-    of any size.
+    `place` is a file, a model's folder (weights, configuration and prompt format) or a run's folder. This takes
+    milliseconds for files of any size.
     """
     if (place / "model").is_dir() and not (place / "config.json").is_file():
         place = place / "model"
@@ -297,7 +298,7 @@ def fingerprint(place: Path) -> str:
         candidates = (
             path
             for path in place.rglob("*")
-            if path.suffix in WEIGHT_SUFFIXES or path.name in {ADAPTER_FILE, "config.json"}
+            if path.suffix in WEIGHT_SUFFIXES or path.name in {ADAPTER_FILE, "config.json", FORMAT_FILE}
         )
         files = sorted(path for path in candidates if path.is_file())
     digest = hashlib.sha256()
