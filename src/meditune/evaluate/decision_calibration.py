@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,14 +12,13 @@ import numpy as np
 from meditune.config.data_options import Task
 from meditune.config.recipe import EvaluateSpec, Recipe
 from meditune.data.example import DECISIONS, Example
+from meditune.errors import DataError
 from meditune.evaluate.metrics import summarize
 from meditune.evaluate.metrics.decision import Rows, calibrated, confidences, probabilities
 from meditune.evaluate.predictions import Predictions
 from meditune.evaluate.weights_backend import Scoring
 from meditune.models.load import LoadedModel
 from meditune.statistics import wilson
-from meditune.train.dataset import nothing_fits
-from meditune.train.early_stopping import measured_on, report_left_out
 
 MIN_TEMPERATURE, MAX_TEMPERATURE = 0.05, 20.0
 """Range in which the temperature is searched for"""
@@ -157,12 +157,16 @@ def dev_measure(
     dev = recipe.train.dev
     if not dev.is_on or dev.metric == "loss":
         return None
-    encoder, on_dev = loaded.encoder(recipe.prompt), measured_on(examples, recipe)
+    encoder = loaded.encoder(recipe.prompt)
     task: Task = "answer" if dev.metric == "perplexity" else "decision"
+    on_dev = [each for each in examples if (each.decision if task == "decision" else each.answer.strip())]
     fitting = encoder.fitting(on_dev, task)
     if not fitting:
-        raise nothing_fits(len(on_dev), "dev", [task], encoder)
-    report_left_out(len(on_dev) - len(fitting), len(on_dev))
+        raise DataError(
+            f"None of the {len(on_dev)} dev examples fits into prompt.max_tokens={encoder.format.max_tokens}. Raise it."
+        )
+    if left_out := len(on_dev) - len(fitting):
+        print(f"{left_out} of {len(on_dev)} dev examples don't fit into the prompt and are left out.", file=sys.stderr)
     scoring = Scoring(encoder, *((fitting, []) if task == "decision" else ([], fitting)))
 
     def measure(trained: LoadedModel) -> float:

@@ -191,16 +191,11 @@ def encode(
     rows = [with_earlier_turns(part) for row in rows_of(encoded) for part in _fitting(row, encoder.format.max_tokens)]
     rows = [with_prompt(row) if prompts else row for row in rows]
     if not rows:
-        raise nothing_fits(len(examples), split, tasks, encoder)
+        raise DataError(
+            f"None of the {len(examples)} {split} examples has {task_names(tasks)} that fits into "
+            f"prompt.max_tokens={encoder.format.max_tokens}. Raise prompt.max_tokens."
+        )
     return rows, token_facts(rows, dropped)
-
-
-def nothing_fits(examples: int, split: str, tasks: Sequence[Task], encoder: Encoder) -> DataError:
-    """Return the error for a split without an example that fits into the prompt."""
-    return DataError(
-        f"None of the {examples} {split} examples has {task_names(tasks)} that fits into "
-        f"prompt.max_tokens={encoder.format.max_tokens}. Raise prompt.max_tokens."
-    )
 
 
 def _fitting(row: Row, max_tokens: int) -> list[Row]:

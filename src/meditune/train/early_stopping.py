@@ -129,16 +129,14 @@ def _tasks(recipe: Recipe) -> Any:
     return ["answer"] if metric == "perplexity" else ["decision"]
 
 
-def report_left_out(left_out: int, examples: int) -> None:
-    """Print how many of the dev examples don't fit into the prompt, if any."""
-    if left_out:
-        print(f"{left_out} of {examples} dev examples don't fit into the prompt and are left out.", file=sys.stderr)
-
-
 def dev_loss(examples: Sequence[Example], encoder: Encoder, recipe: Recipe) -> Measure:
     """Return a function that computes the training loss on `examples`. Raises DataError if no example can be used."""
     rows, facts = encode(examples, encoder, recipe.train.tasks, recipe.train.prompt_share > 0, split="dev")
-    report_left_out(facts.dropped, len(examples))
+    if facts.dropped:
+        print(
+            f"{facts.dropped} of {len(examples)} dev examples don't fit into the prompt and are left out.",
+            file=sys.stderr,
+        )
     weights = TokenWeights(examples, rows, recipe.train, end_id=encoder.tokenizer.eos_token_id)
     total_weight = sum(sum(weights.of(row)) for row in rows)
 
