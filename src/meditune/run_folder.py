@@ -32,7 +32,8 @@ MAX_LISTED_SETTINGS = 10  # maximum number of differing settings that an error n
 STAGES = "stages.json"
 EVALUATION = "evaluation.json"
 RETRIEVED_FILES = (retrieved_passages.RETRIEVED_FILE, retrieved_passages.RETRIEVED_FACTS, retrieved_passages.TRAINING)
-UNFINISHED = {RECIPE, LOCK, STAGES, EVALUATION, leakage.LEAKAGE_FILE_NAME, "rejected.jsonl", "pairs", START}
+SUITES = "suites"
+UNFINISHED = {RECIPE, LOCK, STAGES, EVALUATION, leakage.LEAKAGE_FILE_NAME, "rejected.jsonl", "pairs", START, SUITES}
 """Files and folders that can exist before any stage is finished, in addition to RETRIEVED_FILES"""
 
 
@@ -84,6 +85,7 @@ def _claim(recipe: Recipe, folder: Path, model: str | None, to_tune: bool) -> No
         for name in RETRIEVED_FILES:
             (folder / name).unlink(missing_ok=True)
         shutil.rmtree(folder / START, ignore_errors=True)  # it can belong to another base
+        shutil.rmtree(folder / SUITES, ignore_errors=True)
     if model is not None:
         _check_model(recipe, model, to_tune)
     save(recipe, path, versions(recipe))

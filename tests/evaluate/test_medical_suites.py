@@ -20,7 +20,7 @@ from meditune.evaluate.suites.multiple_choice_scoring import letters_prompt, opt
 from meditune.evaluate.suites.suite_readers import CORRECT, STATEMENTS
 from meditune.files import write_jsonl
 from tests import layouts, tiny
-from tests.commands import bench, jsonl, read_rows
+from tests.commands import bench, jsonl, meditune, read_rows
 
 STEMS = (
     "A man of 40 has pain in his chest after a long walk",
@@ -443,6 +443,16 @@ def test_items_that_stand_in_the_training_data_stop_the_run_and_are_named(run):
     checked = json.loads((place.folder / "leaky" / "leakage.json").read_text(encoding="utf-8"))
     assert checked["suites"]["medmcqa"]["found"]["question"]["leaks"][0]["train"] == "own:copied"
     assert not (place.folder / "leaky" / "predictions").exists()
+
+
+def test_a_suite_can_be_changed_until_a_model_is_measured(run):
+    place, _ = run
+    folder = place.folder / "prepared"
+    for limit in (5, 3):
+        suites = f"[{{name: medmcqa, path: mc, limit: {limit}}}]"
+        done = meditune("data", "prepare", "quickstart", "-o", folder, *place.settings(evaluate__suites=suites))
+        assert done.code == 0, done
+        assert len(read_rows(folder / "suites" / "medmcqa.jsonl")) == limit
 
 
 def test_wrong_settings_are_told_in_a_sentence():
