@@ -4,7 +4,7 @@
 PYTHON ?= $(shell python3.11 -c "" 2>/dev/null && echo python3.11 || echo python3)
 VENV ?= .venv
 RECIPE ?= quickstart
-OUTPUT ?= runs/$(shell basename "$(RECIPE)" .yaml)
+OUTPUT ?= runs/$(shell basename "$(RECIPE)" | sed -E "s/\.ya?ml$$//")
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check

@@ -18,10 +18,14 @@ MADV_DONTNEED = 4
 MAPS = Path("/proc/self/maps")
 _CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 _MEMORY_LIMITS = (
-    (Path("/sys/fs/cgroup/memory.max"), "memory.current", "inactive_file"),
-    (Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"), "memory.usage_in_bytes", "total_inactive_file"),
+    (Path("/sys/fs/cgroup/memory.max"), "memory.current", ("inactive_file", "active_file")),
+    (
+        Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
+        "memory.usage_in_bytes",
+        ("total_inactive_file", "total_active_file"),
+    ),
 )
-"""For cgroup v2 and v1: file with the container's limit, file with its usage, and name of the file cache's size"""
+"""For cgroup v2 and v1: file with the container's limit, file with its usage, and names of the file cache's sizes"""
 
 
 def cores() -> int:
@@ -48,12 +52,12 @@ def memory_gb() -> tuple[float, float]:
 
     memory = psutil.virtual_memory()
     total, free = memory.total, memory.available
-    for limit, usage, cache in _MEMORY_LIMITS:
+    for limit, usage, caches in _MEMORY_LIMITS:
         if (words := _words(limit)) and words[0].isdigit():
-            # The system frees the inactive file cache when memory is needed.
+            # The system frees the file cache when memory is needed.
             stored = _words(limit.with_name("memory.stat"))
             counts = dict(zip(stored[::2], map(int, stored[1::2]), strict=True))
-            used = sum(map(int, _words(limit.with_name(usage)))) - counts.get(cache, 0)
+            used = sum(map(int, _words(limit.with_name(usage)))) - sum(counts.get(name, 0) for name in caches)
             total, free = min(total, int(words[0])), min(free, int(words[0]) - used)
     return total / 1e9, max(free, 0) / 1e9
 

@@ -452,13 +452,13 @@ class Encoder:
         if pieces and dropped == len(pieces):
             # Not even the last sentence fits, which may be a long list or table: keep as many of its last words.
             index, last = pieces[-1]
-            ends = [last[word.start() :] for word in reversed(list(re.finditer(r"\S+", last)))]
+            words = [word.start() for word in reversed(list(re.finditer(r"\S+", last)))]
 
-            def with_end(end: str) -> list[int]:
-                return start(_rejoined(example.context, [(index, end)]))
+            def from_word(begin: int) -> list[int]:
+                return start(_rejoined(example.context, [(index, last[begin:])]))
 
-            if fitting := bisect_right(ends, room, key=lambda end: len(with_end(end))):
-                prompt = with_end(ends[fitting - 1])
+            if fitting := bisect_right(words, room, key=lambda begin: len(from_word(begin))):
+                prompt = from_word(words[fitting - 1])
         return prompt, dropped
 
     def _length(self, text: str) -> int:

@@ -221,7 +221,7 @@ def test_a_tokenizer_that_gives_another_number_of_windows_doesnt_stop_a_comparis
     """A BOS token takes a window's first place, so 5,120 tokens fill 11 windows instead of 10."""
 
     def windows(count):
-        rows = [{"id": f"window-{n}", "nll": 1500.0 + n, "tokens": 511, "bytes": 2100} for n in range(count)]
+        rows = [{"id": f"window-{n}", "nll": 1500.0 + n, "tokens": 511, "bytes": 2100 + count} for n in range(count)]
         return Predictions(**{kind: rows}, decision=decided(*[True] * 40).decision)
 
     rows = compare(windows(10), windows(11), 500, 1)

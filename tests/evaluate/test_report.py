@@ -241,6 +241,24 @@ def test_worked_examples_of_a_run_that_measured_on_dev_show_its_questions(tmp_pa
     assert "worse after tuning Question number 13?" in shown(folder).partition("Side by side")[2]
 
 
+def test_a_report_on_dev_counts_development_examples(tmp_path: Path) -> None:
+    report = read_json(finished_run(tmp_path) / "report.json")
+    report["data"] |= {"test": 12, "dev": 15, "test_set": "dev-15"}
+    write_json(tmp_path / "report.json", report)
+    assert "tested on 15 development examples" in shown(tmp_path)
+
+
+def test_the_small_print_names_the_tests_and_intervals_that_were_used(tmp_path: Path) -> None:
+    change = {"delta": 0.1, "ci95": [0.0, 0.2], "p": 0.5, "p_holm": 0.5, "better": None, "test": "paired permutation"}
+    figures = {"rougeL": 0.5}
+    for groups, t_intervals in ((12, True), (40, False)):
+        comparison = {"rougeL": change | {"groups": groups}}
+        folder = finished_run(tmp_path / str(groups), base=figures, tuned=figures, comparison=comparison, worse=[])
+        page = shown(folder)
+        assert "p comes from this test: paired permutation." in page
+        assert ("they are t intervals" in page) == t_intervals
+
+
 def test_a_metric_this_version_does_not_know_is_shown_by_its_name(tmp_path: Path) -> None:
     figures = {"tastefulness": 0.5}
     folder = finished_run(tmp_path, base=figures, tuned=figures, comparison={}, worse=[])

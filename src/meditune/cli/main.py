@@ -307,7 +307,7 @@ def ratings(
         if left_out:
             typer.echo(
                 f"Rated questions that were left out, because the other model's answer has no rating: {left_out}. To "
-                "include them, rate both models' answers to these questions, and import all ratings again."
+                "include them, rate the other model's answers to these questions, too, and import these ratings."
             )
         typer.echo(
             f"Ratings stored for {' and '.join(stored)}. To add them to the report, run: meditune report {folder}"

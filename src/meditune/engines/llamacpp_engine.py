@@ -248,7 +248,8 @@ def _token_logprob(reported: dict[str, Any]) -> TokenLogprob:
 def _fitting_tokens(model: ExportedModel, file: Path) -> int:
     """Return the number of tokens whose keys and values (FP16) take half of the memory left by the weights."""
     vectors, size = model.cached_vectors()
-    return int(memory_gb()[1] * 1e9 - file.stat().st_size) // 2 // (vectors * size * 2)
+    tokens = int(memory_gb()[1] * 1e9 - file.stat().st_size) // 2 // (vectors * size * 2)
+    return tokens // MIN_CACHE_TOKENS * MIN_CACHE_TOKENS
 
 
 def server(file: Path, tokens: int, concurrency: int, key: str) -> Any:

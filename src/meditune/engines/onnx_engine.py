@@ -54,7 +54,7 @@ class OnnxModel:
             }
             part, *present = self._session.run(None, given | past)
             past = dict(zip(past, present, strict=True))
-            logits = torch.cat([logits, torch.from_numpy(part[0])])[-rows:]
+            logits = torch.cat([logits, torch.from_numpy(part[0, -rows:])])[-rows:]
         return logits, past
 
 

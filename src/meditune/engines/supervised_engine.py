@@ -239,8 +239,13 @@ class SupervisedEngine:
     def _take(self, engine: Engine) -> None:
         try:
             engine.opened()
-            if (engine.name, engine.context_tokens) != (self.name, self.context_tokens):
+            if engine.name != self.name:
                 raise EngineError(f"The model has changed: {engine.name} instead of {self.name}.")
+            if engine.context_tokens < self.context_tokens:
+                raise EngineError(
+                    f"{engine.name} can read only {engine.context_tokens} tokens now instead of {self.context_tokens}: "
+                    "the model has changed, or less memory is free."
+                )
         except BaseException:
             engine.close()
             raise

@@ -27,9 +27,12 @@ from meditune.evaluate.predictions import (
 from meditune.evidence.support_model import LEXICAL_DETECTOR
 from meditune.statistics import Array, Metric, Statistics
 
-COMMON_ITEMS: tuple[Kind, ...] = ("faithfulness", "retrieved_faithfulness", "unconditional", "general", "technical")
+COMMON_ITEMS: tuple[Kind, ...] = (
+    *("faithfulness", "retrieved_faithfulness", "unconditional", "general", "technical", "rating"),
+)
 """Kinds that are compared only on the items that both sides have: which answers have sources depends on the condition,
-and how many windows a text has, and which answers can be scored without a prompt, depends on the tokenizer"""
+how many windows a text has, and which answers can be scored without a prompt, depends on the tokenizer, and experts may
+rate only some of a model's answers"""
 SAME_TOKENS: dict[str, Kind] = {
     "perplexity": "likelihood",
     "unconditional_perplexity": "unconditional",
@@ -160,7 +163,7 @@ def _tokens_differ(kind: Kind, base: Predictions, tuned: Predictions) -> bool:
     rows = getattr(base, kind), getattr(tuned, kind)
     keys = [key for key in ("tokens", "bytes") if all(key in row for side in rows for row in side)]
     first, second = ({row["id"]: [row[key] for key in keys] for row in side} for side in rows)
-    return first != second
+    return any(first[id] != second[id] for id in first.keys() & second.keys())
 
 
 def _judges(metric: str, kind: Kind, predictions: Predictions) -> str:
@@ -260,6 +263,8 @@ def _compared(metric: Metric, sides: Sequence[_Side], resamples: int, seed: int)
     spread = float(deltas.std()) * count**0.5
     if 1 < count < stats.FEW_GROUPS:
         low, high = stats.student_interval(delta, spread / (count - 1) ** 0.5, count - 1)
+        if metric.share or "f1" in metric.name:  # these differences can't exceed 100 points
+            low, high = max(low, -100.0), min(high, 100.0)
     row: dict[str, Any] = {
         "delta": delta,
         "ci95": [low, high],

@@ -35,9 +35,12 @@ def read_ratings(path: Path, best: bool = False) -> dict[str, Rows]:
     """
     given: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     rejects = Rejects()
+    known: dict[str, None] = {}
+    columns: Mapping[str, str] = {}
     for place, row in rows(path, "ratings", rejects):
-        # Rows of JSON Lines can have different columns.
-        columns = columns_for(list(row), None, place, LAYOUT)
+        if not columns or row.keys() - known.keys():  # rows of JSON Lines can have further columns
+            known |= dict.fromkeys(row)
+            columns = columns_for(list(known), None, place, LAYOUT)
         name, model = (str(row.get(columns.get(field, ""), "") or "").strip() for field in ("id", "model"))
         if not name:
             raise DataError(f"{place}: no question id. Add the question's id to each rating.")
@@ -63,9 +66,8 @@ def store(ratings: Mapping[str, Rows], folder: Path) -> tuple[list[str], int]:
     """Store each model's ratings beside its predictions; return the models' names and the number of questions left out.
 
     Empty answers need no rating: they count as unanswered. But if a rated model answered a question and this answer
-    wasn't rated, the question is left out for all models, because models are compared on the same questions. The same
-    holds for ratings that were stored earlier. Raises DataError if a model has no stored answers, or if a rated
-    question isn't among the questions of its stored answers.
+    wasn't rated, comparisons leave the question out, because models are compared on the same questions. Raises
+    DataError if a model has no stored answers, or if a rated question isn't among the questions of its stored answers.
     """
     models = [name for name in ("model", "tuned", "base") if path_of(folder, name, "answer").is_file()]
     if not models:
@@ -96,8 +98,7 @@ def store(ratings: Mapping[str, Rows], folder: Path) -> tuple[list[str], int]:
     for name in rated:
         empty = [id for id, text in answers[name].items() if not text.strip()]
         kept = {id: {"id": id, "score": None} for id in empty} | by_id[name]
-        ids = [id for id in answers[name] if id in kept and id not in left_out]
-        write_jsonl(path_of(folder, name, "rating"), (kept[id] for id in ids))
+        write_jsonl(path_of(folder, name, "rating"), (kept[id] for id in answers[name] if id in kept))
     return stored, len(left_out & {id for rows in by_id.values() for id in rows})
 
 

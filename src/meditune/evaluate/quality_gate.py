@@ -9,8 +9,9 @@
 The gate doesn't correct for the number of metrics, so that it warns too often rather than too rarely. For the same
 reason, `not_worse` ignores a detector's marks in the reference answers. `better`, however, requires a change beyond
 these marks, and a p-value below 0.05. With too few groups of items to judge a change, `not_worse` fails if the
-value is worse, and `better` and `within` always fail. The three rules also fail for a perplexity if the models'
-tokenizers differ, and for grades by different judges; `not_worse: all` leaves such metrics out.
+value is worse, and `better` and `within` always fail. The three rules also fail for perplexities and general
+bits per byte if the models' tokenizers differ, and for grades by different judges; `not_worse: all` leaves such metrics
+out.
 """
 
 from __future__ import annotations

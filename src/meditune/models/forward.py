@@ -282,5 +282,7 @@ def _changed_after_head(model: Any, logits: torch.Tensor) -> torch.Tensor:
     """Return the head's output as the architecture scales and caps it."""
     config = model.config.get_text_config()
     multiplier, scale, divisor, cap = (getattr(config, name, None) for name in CHANGED_AFTER_HEAD)
+    if divisor and config.model_type == "hyperclovax":  # which multiplies by `logits_scaling`
+        multiplier, divisor = divisor, None
     logits = logits * (multiplier or 1) * (scale or 1) / (divisor or 1)
     return torch.tanh(logits / cap) * cap if cap else logits

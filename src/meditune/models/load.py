@@ -231,7 +231,10 @@ def loading(name: str, location: str, advice: str = "") -> Iterator[None]:
     except torch.OutOfMemoryError:
         raise
     except LOADING_ERRORS as error:
-        raise ModelError(f"{name} could not be loaded: {_reason(error)}\n{advice or download_advice(name)}") from error
+        if "allocate memory" in str(error):
+            raise ModelError(f"{name} could not be loaded: this machine has too little free memory.") from error
+        hint = "" if isinstance(error, ImportError) else f"\n{advice or download_advice(name)}"
+        raise ModelError(f"{name} could not be loaded: {_reason(error)}{hint}") from error
 
 
 def _reason(error: Exception) -> str:

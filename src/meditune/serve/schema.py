@@ -608,8 +608,8 @@ _WHY = {
     421: "The server doesn't accept requests for this host name.",
     429: "The rate limit, quota or capacity is exhausted. The header `Retry-After` says when to try again.",
     500: "An error occurred in the server.",
-    503: "The server can't answer now: its engine, index or store is unavailable, it has too many connections, or, "
-    "only for `/readyz`, its queue is full.",
+    503: "The server can't answer now: its engine, index, embedding model or store is unavailable, it has too many "
+    "connections, or, only for `/readyz`, its queue is full.",
     504: "The answer took longer than the server allows.",
 }
 

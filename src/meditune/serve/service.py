@@ -82,7 +82,7 @@ class Service:
     def __post_init__(self) -> None:
         settings = self.settings
         self._clock: Clock | None = None
-        self.embedding_lock = asyncio.Lock()
+        self.embedding_lock, self.embedding_after = asyncio.Lock(), 0.0
         costs = self.metrics.costs
         (costs.prompt, costs.completion), costs.hourly = settings.prices, settings.hourly
         self.admission = Admission(settings.concurrency, settings.queue_size, settings.wait_s)

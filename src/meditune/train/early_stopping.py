@@ -131,6 +131,7 @@ def _tasks(recipe: Recipe) -> Any:
 
 def dev_loss(examples: Sequence[Example], encoder: Encoder, recipe: Recipe) -> Measure:
     """Return a function that computes the training loss on `examples`. Raises DataError if no example can be used."""
+    examples = measured_on(examples, recipe)
     rows, facts = encode(examples, encoder, recipe.train.tasks, recipe.train.prompt_share > 0, split="dev")
     if facts.dropped:
         print(

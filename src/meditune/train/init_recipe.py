@@ -558,7 +558,9 @@ def _options(initial: Initial) -> Iterable[tuple[str, Any, str]]:
         once = "The layers below have the same output in every epoch, so their output is computed only once."
         yield "model.top_layers", model.top_layers, once
     yield "model.lora.r", model.lora.r, ""
-    sample = f"limit: size of a sample that trains in about {clock(SECONDS_ON_CPU)}; a faster machine needs no limit."
+    smallest = source.limit == MIN_ROWS
+    size = "the smallest sample" if smallest else f"size of a sample that trains in about {clock(SECONDS_ON_CPU)}"
+    sample = f"limit: {size}; a faster machine needs no limit."
     columns = "fields: field of an example -> your column." if source.fields else ""
     yield "data.sources", [source.model_dump(exclude_defaults=True)], sample if source.limit else columns
     items = round(data.total * tests)

@@ -21,6 +21,7 @@ from meditune.evaluate.report.formatting import count, label, write_page
 from meditune.evaluate.report.run_sections import confidence, reading, tables
 from meditune.files import read_json, read_jsonl
 from meditune.prompts import LIMITS
+from meditune.statistics import FEW_GROUPS
 
 TILES = 4
 _SHOWN_ELSEWHERE = {"sources", "dropped", "splits", "lengths", "sha256", "test_set", "recipe", "not_split"}
@@ -59,6 +60,7 @@ def render(folder: Path) -> Path:
         decisions=DECISIONS,
         metrics=METRICS,
         forest=forest,
+        few_groups=any(1 < row.get("groups", 0) < FEW_GROUPS for row in (report.get("comparison") or {}).values()),
         confidence=confidence(report),
         curves=_curves(folder),
         histograms=_histograms(quality, _optional(folder / "tokens.json"), recipe_text),

@@ -24,7 +24,7 @@ BETTER = ("perplexity", "accuracy")
 LIKELIHOODS = ("perplexity", "general_perplexity")
 """Metrics measured on so many tokens that even tiny changes are significant, so they may get worse within a margin"""
 MIN_GROUPS = 20
-"""Minimum number of groups of new items; a bootstrap interval over fewer groups can be too narrow by chance"""
+"""Minimum number of groups of new items; with fewer groups, chance decides too often"""
 WITHOUT_ITEMS = ("general", "technical", "choice", "safety")
 
 

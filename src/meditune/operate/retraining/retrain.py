@@ -260,9 +260,8 @@ def retrain(folder: Path, options: Options, command: str) -> Outcome:
     """Make or finish the next version. Raises MedituneError if a retraining with other options is unfinished."""
     registry = Registry(folder)
     work = Work(registry)
-    _current(registry)
     policies = (quality_gate.policy(options.gate), quality_gate.policy(options.gate_new))
-    _check_release(options)
+    _check_release(options, registry.place(_current(registry)))
     busy = MedituneError(
         f"Another retraining is running in {folder}. Wait until it ends; the next retraining continues from its result."
     )
@@ -306,13 +305,14 @@ def next_step(name: str) -> OnPass:
     return name
 
 
-def _check_release(options: Options) -> None:
+def _check_release(options: Options, parent: Path) -> None:
     """Raise MedituneError if the new version couldn't be exported, or couldn't become a canary."""
     from meditune.export.export import format_named
 
-    for kind in options.exports or ():
+    for kind, _ in _wanted_exports(parent, options.exports):
         format_named(kind)
-    check_percent(options.percent)
+    if options.on_pass == "canary":
+        check_percent(options.percent)
 
 
 def _current(registry: Registry) -> str:
@@ -391,12 +391,18 @@ def _check_rows(new_data: NewTrainingData, recipe: Recipe) -> tuple[list[Example
     return rows, DataCheck(counts, audit, rejects, phi)
 
 
+def _wanted_exports(parent: Path, exports: tuple[str, ...] | None) -> list[tuple[str, str | None]]:
+    """Return the format and the quantization of each export: those in `exports`, by default those of the parent."""
+    if exports is not None:
+        return [(each, None) for each in exports]
+    existing = [read_exported_model(path.parent) for path in sorted((parent / EXPORTS).glob(f"*/{EXPORT}"))]
+    return [(each.kind, each.weights) for each in existing]
+
+
 def _export(run: Path, parent: Path, exports: tuple[str, ...] | None) -> None:
     from meditune.export.export import export
 
-    existing = [read_exported_model(path.parent) for path in sorted((parent / EXPORTS).glob(f"*/{EXPORT}"))]
-    wanted = [(each.kind, each.weights) for each in existing] if exports is None else [(each, None) for each in exports]
-    for kind, weights in wanted:
+    for kind, weights in _wanted_exports(parent, exports):
         announce(f"export to {kind}")
         export(str(run), kind, quantization=weights)
 

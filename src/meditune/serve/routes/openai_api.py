@@ -374,6 +374,9 @@ def _usage(generated: GeneratedText) -> schema.Usage:
 
 MIN_LOGPROB = -9999.0
 """The stand-in for minus infinity, which JSON can't express"""
+EMBEDDING_PAUSE_S = 30
+"""Seconds after a failed attempt to open the embedding model in which no other attempt is made"""
+EMBEDDING_FAILED = "The server can't embed texts now. Its log has the details."
 
 
 def _text_of(tokenizer: Any, token: int) -> str:
@@ -413,11 +416,15 @@ async def embed(
     service.require_model(body.model, embedding=True)
     # One request at a time may try to download the model, so that downloads can't occupy all threads.
     async with service.embedding_lock:
+        if time.monotonic() < service.embedding_after:
+            raise ApiError(503, EMBEDDING_FAILED, "failed")
         try:
             model = await asyncio.to_thread(service.embeds)
         except ModelError as error:
+            # Those who wait for the lock shouldn't each wait for a download that fails again.
+            service.embedding_after = time.monotonic() + EMBEDDING_PAUSE_S
             LOGGER.error("The sentence model can't be opened", extra={"why": str(error)})
-            raise ApiError(503, "The server can't embed texts now. Its log has the details.", "failed") from error
+            raise ApiError(503, EMBEDDING_FAILED, "failed") from error
     if body.dimensions not in {None, model.size}:
         raise ApiError(400, f"dimensions must be {model.size} for {body.model}.", "invalid_value", "dimensions")
     loop = asyncio.get_running_loop()
