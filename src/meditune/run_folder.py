@@ -134,8 +134,11 @@ def _check_model(recipe: Recipe, name: str, to_tune: bool) -> None:
         require()
     locate(name)
     if to_tune:
+        import torch
+
         from meditune.train.finetune import check_compile
         from meditune.train.optimizer import check_optimizer
+        from meditune.train.resource_plan import config_of, on_meta
         from meditune.train.trackers import check_tracker
         from meditune.train.training_plan import check_start
 
@@ -143,6 +146,7 @@ def _check_model(recipe: Recipe, name: str, to_tune: bool) -> None:
         check_optimizer(recipe.train.optimizer, device())
         check_compile(recipe)
         check_start(recipe)
+        on_meta(config_of(recipe.model), recipe.model, torch.float32, "eager")  # raises an error for unknown layers
 
 
 def _remove_leftovers(folder: Path) -> None:

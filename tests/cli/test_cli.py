@@ -499,6 +499,15 @@ def test_tuning_an_adapter_that_cant_be_merged_is_refused(place, finished):
     assert not (place.folder / "twice").exists()
 
 
+def test_layers_that_the_model_lacks_are_refused_before_anything_is_measured(place):
+    place.run("targets", model__lora__targets="[q_porj]").refused(4, "no linear layer named q_porj", "q_proj")
+    assert not (place.folder / "targets").exists()
+
+
+def test_a_seed_that_no_generator_takes_is_refused(place):
+    place.run("seed", seed=2**63).refused(2, "seed", f"below {2**63}")
+
+
 def test_missing_data_names_the_publisher_and_the_folder(place, tmp_path, monkeypatch):
     monkeypatch.setenv("MEDITUNE_DATA", str(tmp_path))
     result = place.run("bad", data__sources__0__limit=None, data__fallback_to_sample="false")
@@ -634,7 +643,8 @@ def test_a_folder_with_another_run_is_left_alone(place, finished):
 
 
 def test_prepared_data_is_not_taken_for_other_data(place):
-    place.run("claimed", model__base="owner/name")
+    words = ("quickstart", "-o", place.folder / "claimed", *place.settings(model__base="owner/name"))
+    assert meditune("data", "prepare", *words).code == 0
     place.run("claimed", seed=3).refused(1, "seed is 17 there, model.base is owner/name there")
     others = {"train__epochs": 9, "train__batch_size": 3, "evaluate__max_new_tokens": 7, "data__test_share": 0.3}
     refused = place.run("claimed", seed=3, **others)

@@ -156,7 +156,7 @@ class Recipe(Spec):
 
     name: str = Field(min_length=1, description="Name of the run in the report.")
     description: str = Field("", description="Purpose of the recipe in one sentence.")
-    seed: int = Field(17, ge=0)
+    seed: int = Field(17, ge=0, lt=2**63)
     """Random seed for shuffling, subsets and initial adapter weights. It also selects the dev items, the test items of
     sources without an official test set (such as your own files), and the answers to score (evaluate.answers)."""
     model: ModelSpec = Field(default_factory=ModelSpec, description="Base model and adapter.")
