@@ -21,7 +21,7 @@ from meditune.config.load_recipe import load_recipe
 from meditune.config.recipe import Recipe
 from meditune.data import leakage, retrieved_passages
 from meditune.data.example import Example
-from meditune.data.prepare import Prepared, prepare, stored_data, used_fallback
+from meditune.data.prepare import Prepared, changed_files, prepare, stored_data, used_fallback
 from meditune.data.prepare_pairs import prepare_pairs, stored_pairs
 from meditune.data.reviewer_decisions import refuse_other
 from meditune.engines.exported_model import is_exported, weights_state
@@ -40,6 +40,7 @@ from meditune.prompts import load_format
 from meditune.run_folder import (
     EVALUATION,
     RECIPE,
+    RETRIEVED_FILES,
     STAGES,
     announce,
     lock_run,
@@ -433,16 +434,28 @@ def _data(recipe: Recipe, folder: Path, needed: Collection[str]) -> Prepared:
     if (folder / "data" / "quality.json").is_file():
         data = stored_data(folder / "data")
         refuse_other(recipe.data.decisions, data.quality, folder)
-        if not used_fallback(recipe.data, data):
+        changed = changed_files(recipe.data, data)
+        if not changed and not used_fallback(recipe.data, data):
             return data
-        if (folder / "predictions").exists() or (folder / "model").exists():
+        is_measured = any((folder / name).exists() for name in ("predictions", "checkpoint", "model"))
+        if changed and is_measured:
+            raise DataError(
+                f"{', '.join(changed)} has changed since the data in {folder} were prepared. Choose another --output "
+                "for the new rows, or restore the earlier version of the file."
+            )
+        if is_measured:
             print(
                 f"{folder} was prepared with the SYNTHETIC sample because the real data were missing. The real data "
                 "are available now; to use them, choose another --output.",
                 file=sys.stderr,
             )
             return data
-        print("The real data are available now and replace the sample.", file=sys.stderr)
+        if changed:
+            print(f"{', '.join(changed)} has changed, so the data are prepared again.", file=sys.stderr)
+        else:
+            print("The real data are available now and replace the sample.", file=sys.stderr)
+        for name in RETRIEVED_FILES:
+            (folder / name).unlink(missing_ok=True)
     data = prepare(recipe, folder / "data", needed)
     note_data(recipe, folder, data.sha256)
     return data

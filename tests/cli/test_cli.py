@@ -669,6 +669,20 @@ def test_changed_or_missing_prepared_data_is_noticed(place, tmp_path):
     meditune(*words).refused(3, "missing files: train.jsonl")
 
 
+def test_corrected_rows_are_prepared_again_until_a_model_is_measured(place, tmp_path):
+    path = jsonl(tmp_path / "own.jsonl", rows(60))
+    words = ["quickstart", "-o", tmp_path / "out", *place.own(path)]
+    assert meditune("data", "prepare", *words).code == 0
+    jsonl(path, rows(60, question=lambda number: f"Does corrected treatment {number} help?"))
+    again = meditune("data", "prepare", *words)
+    assert f"{path} has changed" in again.err
+    train = tmp_path / "out" / "data" / "train.jsonl"
+    assert {row["question"].split()[1] for row in read_rows(train)} == {"corrected"}
+    (tmp_path / "out" / "predictions").mkdir()
+    jsonl(path, rows(60))
+    meditune("data", "prepare", *words).refused(3, f"{path} has changed", "another --output")
+
+
 def test_errors_reach_the_shell(place):
     with place.started("run", "nosuch", "-o", place.folder / "bad") as process:
         out, err = process.communicate(timeout=60)

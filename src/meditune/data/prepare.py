@@ -21,7 +21,7 @@ from meditune.data.quality.audit import Audit, facts
 from meditune.data.quality.ledger import FILE_NAME as LEDGER
 from meditune.data.read_sources import available, is_restricted, read_sources, terms_of
 from meditune.data.readers.tables import Rejects
-from meditune.data.sources import locate_source
+from meditune.data.sources import locate_own, locate_source
 from meditune.data.splits import SPLITS, Splits, official_tests, split
 from meditune.errors import DataError
 from meditune.files import read_json, replace_file, replace_folder, sha256, write_json
@@ -78,6 +78,7 @@ def prepare(recipe: Recipe, folder: Path, needed: Collection[str] = SPLITS) -> P
         rejects.write(beside)
         raise DataError(f"{error} The rows that were left out and the reasons are in {beside}.") from error
     done = {
+        "files": own_files(spec),
         **({"decisions": decided.facts} if decided.facts else {}),
         **({"rebalanced": counted(before, len(splits.train), entries)} if entries else {}),
     }
@@ -148,6 +149,22 @@ def stored_data(folder: Path) -> Prepared:
     return Prepared(
         Splits(**{name: read_examples(path) for name, path in paths.items()}, test_set=quality["test_set"]), quality
     )
+
+
+def own_files(spec: DataSpec) -> dict[str, str]:
+    """Return path -> SHA-256 of each of the user's own files that exists; a hub data set isn't a file."""
+    found = {}
+    for source in spec.sources:
+        with contextlib.suppress(DataError):
+            if source.path and source.is_own and (place := Path(locate_own(source.path))).is_file():
+                found[source.path] = sha256(place)
+    return found
+
+
+def changed_files(spec: DataSpec, data: Prepared) -> list[str]:
+    """Return the paths of the user's own files that have changed since the data were prepared."""
+    stored = data.quality.get("files", {})
+    return [path for path, digest in own_files(spec).items() if stored.get(path, digest) != digest]
 
 
 def used_fallback(spec: DataSpec, data: Prepared) -> bool:
