@@ -291,7 +291,7 @@ def _print_plan(planned: Planned, recipe: Recipe, examples: int, items: int) -> 
         f"{recipe.model.base} on {target.name}: {target.memory_gb:.1f} GB, {target.flops / 1e12:,.2f} "
         f"TFLOP/s{measured} ({target.source}){reach}."
     )
-    rows = []
+    rows: list[tuple[str | StyledText, ...]] = []
     colours = {"fits": "green", "tight": "yellow", "no": "red"}
     for each in [planned.own, *planned.others]:
         memory = each.memory
