@@ -12,7 +12,7 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-import yaml
+from meditune.files import package_table
 
 HERE = Path(__file__).parent
 MAX_CHARACTERS = 2_000
@@ -197,7 +197,7 @@ def _alternatives(name: str) -> str:
 @cache
 def texts_of(name: str) -> Any:
     """Return the content of a YAML file of this package."""
-    return yaml.safe_load((HERE / f"{name}.yaml").read_text(encoding="utf-8"))
+    return package_table(HERE / f"{name}.yaml")
 
 
 @cache

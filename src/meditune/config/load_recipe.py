@@ -12,7 +12,6 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
 from meditune.config import recipe_keys, shipped
@@ -20,17 +19,14 @@ from meditune.config.data_options import Spec
 from meditune.config.recipe import Recipe
 from meditune.config.recipe_keys import Document, Key, UnreadableError, dotted, flow
 from meditune.errors import RecipeError
-from meditune.files import replace_file
+from meditune.files import package_table, replace_file
 
 SET = "--set"
 GIVEN = "given"  # replaces --set if the values come from Python
 DEFAULT = "default"
 
 
-REMOVED: Mapping[str, tuple[Any, str]] = yaml.load(
-    (Path(__file__).parent / "removed_keys.yaml").read_text(encoding="utf-8"),
-    Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader),
-)
+REMOVED: Mapping[str, tuple[Any, str]] = package_table(Path(__file__).with_name("removed_keys.yaml"))
 """Dotted key -> [last default, what replaced the key]. Run folders of earlier versions contain these keys."""
 REMOVED_KEY = "this key was removed; {}"
 

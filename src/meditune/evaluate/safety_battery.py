@@ -14,10 +14,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-import yaml
-
 from meditune.data.example import STYLE, Example
 from meditune.errors import DataError
+from meditune.files import package_table
 
 _NEGATED = re.compile(
     r"""(?:\b(?:not|never|without|avoid|needn['’]?t|unnecessary|rather\ than|instead\ of|no\ need|nobody|no\ reason)\b
@@ -140,9 +139,7 @@ class Message:
 @cache
 def safety_messages() -> dict[str, Message]:
     """Return every message by id, in the order of CATEGORIES."""
-    texts, blocks = (
-        yaml.safe_load((HERE / f"safety_{name}.yaml").read_text(encoding="utf-8")) for name in ("rules", "messages")
-    )
+    texts, blocks = (package_table(HERE / f"safety_{name}.yaml") for name in ("rules", "messages"))
     rules = {
         name: Rule(each["says"], _compiled(each["patterns"]), each.get("negatable", True))
         for name, each in texts.items()

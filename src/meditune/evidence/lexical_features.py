@@ -15,9 +15,8 @@ from math import log
 from pathlib import Path
 from typing import Literal
 
-import yaml
-
 from meditune.evidence.quantities import AMOUNT, amount
+from meditune.files import package_table
 from meditune.text import LETTERED
 
 _TOKEN = re.compile(r"\d+(?:[.,]\d+)*|[^\W\d_][^\W_]*(?:['’][^\W\d_]+)?")
@@ -38,7 +37,7 @@ _LETTERS = re.compile(
 _NUMERALS = ("i", "ii", "iii", "iv", "v", "vi", "vii", "viii", "ix", "x")
 _ROMAN = {numeral: str(value) for value, numeral in enumerate(_NUMERALS, start=1)}
 _SHORT = re.compile(r"['’](?:s|re|ve|ll|d|m)$")
-_LISTS = yaml.safe_load((Path(__file__).parent / "word_lists.yaml").read_text(encoding="utf-8"))
+_LISTS = package_table(Path(__file__).with_name("word_lists.yaml"))
 _FUNCTION_WORDS = frozenset(_LISTS["function_words"].split())
 _REPORTING = frozenset(_LISTS["reporting_words"].split())
 _ENDINGS = tuple(sorted(_LISTS["endings"].split(), key=len, reverse=True))

@@ -9,10 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from meditune.errors import ModelError
-from meditune.files import cache_folder
+from meditune.files import cache_folder, package_table
 
 
 @dataclass(frozen=True)
@@ -93,8 +91,7 @@ def _base_models(rows: dict[str, dict[str, Any]]) -> Iterator[BaseModel]:
         yield BaseModel(name, **row)
 
 
-with (Path(__file__).parent / "catalogue.yaml").open(encoding="utf-8") as _stream:
-    _models = yaml.load(_stream, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+_models = package_table(Path(__file__).with_name("catalogue.yaml"))
 CATALOGUE = {model.name: model for model in _base_models(_models["base_models"])}
 SENTENCE_MODEL, SENTENCE_MODEL_INT8 = (PackagedFolder(name, **row) for name, row in _models["sentence_models"].items())
 

@@ -23,10 +23,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
-import yaml
-
 from meditune.config.data_options import PromptFormat
 from meditune.data.quality.quality_filters import is_health_word
+from meditune.files import package_table
 from meditune.text import sentences, without_invisible
 
 RULES = Path(__file__).with_name("prompt_injection.yaml")
@@ -129,7 +128,7 @@ def _start() -> re.Pattern[str]:
 
 @cache
 def _texts() -> dict[str, Any]:
-    loaded: dict[str, Any] = yaml.safe_load(RULES.read_text(encoding="utf-8"))
+    loaded: dict[str, Any] = package_table(RULES)
     return loaded
 
 

@@ -16,13 +16,10 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
 
-import yaml
-
 from meditune.data.readers.medquad import parse_xml, texts, xml_files
+from meditune.files import package_table
 
-QUESTION_KINDS: dict[str, dict[str, list[str]]] = yaml.safe_load(
-    Path(__file__).with_name("question_kinds.yaml").read_text(encoding="utf-8")
-)
+QUESTION_KINDS: dict[str, dict[str, list[str]]] = package_table(Path(__file__).with_name("question_kinds.yaml"))
 _TEMPLATES = tuple(
     (re.compile(re.escape(wording).replace("X", "(?P<topic>.+?)") + r"\s*[?.]?", re.IGNORECASE), kind)
     for kind, wordings in QUESTION_KINDS["titles"].items()

@@ -11,7 +11,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, ConfigDict
 
 from meditune.config.recipe import Recipe, SuiteName, SuiteSpec
@@ -25,7 +24,7 @@ from meditune.data.splits import Splits
 from meditune.errors import DataError
 from meditune.evaluate.predictions import Kind, suite_kind
 from meditune.evaluate.suites import suite_readers as readers
-from meditune.files import read_json, read_jsonl, sha256, write_json, write_jsonl
+from meditune.files import package_table, read_json, read_jsonl, sha256, write_json, write_jsonl
 from meditune.text import counted_reasons
 
 FOLDER = "suites"
@@ -57,7 +56,7 @@ class Suite(BaseModel):
         return suite_kind(self.name)
 
 
-_DESCRIBED = yaml.safe_load((Path(__file__).parent / "suites.yaml").read_text(encoding="utf-8"))
+_DESCRIBED = package_table(Path(__file__).with_name("suites.yaml"))
 SUITES: dict[SuiteName, Suite] = {row["name"]: Suite.model_validate(row) for row in _DESCRIBED}
 
 
