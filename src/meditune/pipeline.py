@@ -378,13 +378,14 @@ def report(folder: Path, command: str | None = None) -> dict[str, Any]:
         result["pruning"] = read_json(folder / PRUNED / PRUNING)
     if reviewed := of_run(folder):
         result["review"] = reviewed
-    result["versions"] = versions(recipe)
-    result["machine"] = machine()
     path = folder / "report.json"
-    earlier = None
+    earlier: dict[str, Any] = {}
     with suppress(DataError):  # the file may be damaged, and is about to be replaced
-        earlier = read_json(path).get("command") if path.is_file() else None
-    result["command"] = command or earlier or f"meditune report {folder}"
+        earlier = read_json(path) if path.is_file() else {}
+    if command or not {"versions", "machine", "command"} <= earlier.keys():
+        command = command or f"meditune report {folder}"
+        earlier = {"versions": versions(recipe), "machine": machine(), "command": command}
+    result |= {key: earlier[key] for key in ("versions", "machine", "command")}
     write_json(path, result)
     hosted = find_api_model(str(folder / "model"), recipe.model.api)
     card = (model_card.hosted_model_card if hosted else model_card.model_card)(recipe, training, result)

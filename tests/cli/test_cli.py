@@ -350,6 +350,14 @@ def test_report_computes_the_same_report_again(place, finished):
     assert (finished / "report.html").is_file()
 
 
+def test_report_keeps_the_machine_and_versions_of_the_run(place, finished, monkeypatch):
+    before = place.report("finished")
+    monkeypatch.setattr("meditune.pipeline.machine", lambda: {"processor": "another"})
+    monkeypatch.setattr("meditune.pipeline.versions", lambda _: {"torch": "another"})
+    assert meditune("report", finished).code == 0
+    assert place.report("finished") == before
+
+
 def test_report_shows_what_raters_said(place, finished):
     folder = finished / "review"
     assert meditune("review", "create", finished, "--questions", 2, "--form", "lay").code == 0
