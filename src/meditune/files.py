@@ -61,6 +61,8 @@ def _partial(path: Path, private: bool) -> Iterator[Path]:
     except OSError as error:
         if error.errno == errno.ENOSPC:
             raise disk_full(path) from error
+        if error.filename == str(partial):
+            error.filename = str(path)
         raise
     finally:
         _remove(partial)

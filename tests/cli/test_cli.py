@@ -291,6 +291,13 @@ def test_compare_says_which_is_better(evaluated, finished, tmp_path):
     assert result.last.startswith(("No metric got worse.", "SIGNIFICANTLY WORSE: ", "WORSE, but "))
 
 
+def test_a_result_that_cant_be_written_is_still_printed(evaluated, finished, tmp_path):
+    done = meditune("compare", evaluated, finished, "--json-file", tmp_path)
+    assert done.code == 1
+    assert "Accuracy" in done.out
+    assert f"Error: {tmp_path}: Is a directory." in done.err
+
+
 def test_compare_takes_any_number_of_models_and_either_side_of_a_run(evaluated, finished, tmp_path):
     changed = tmp_path / "changes.jsonl"
     result = meditune("compare", f"{finished}:base", finished, evaluated, "--resamples", 200, "--changes", changed)

@@ -209,8 +209,8 @@ def compare(
 
     policy = evaluation_gate.policy(gate)
     result = evaluation_gate.compare(models, resamples, seed, policy)
-    evaluation_gate.write(result, json_file, changes_file)
     print_side_by_side(result, show_changes)
+    evaluation_gate.write(result, json_file, changes_file)
     evaluation_gate.refuse_failed(result)
 
 
@@ -227,9 +227,9 @@ def seeds(
     from meditune.files import write_json
 
     result = over_seeds(runs, resamples)
+    print_seeds(result)
     if json_file:
         write_json(json_file, result)
-    print_seeds(result)
 
 
 @cli_app.command()
