@@ -245,7 +245,8 @@ def test_a_judge_is_the_same_however_its_folder_is_written(tmp_path, monkeypatch
     assert "other_judges" not in rows["contradictions"], "the detector decides them if a judge can't"
 
 
-def test_a_report_of_an_older_run_needs_no_judge_for_the_facts(tmp_path, capsys):
+def test_a_report_of_an_older_run_needs_no_judge_for_the_facts(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("MEDITUNE_OFFLINE", "1")  # the hub would be asked several times
     spec = {"faithfulness_model": "owner/judge"}
     graded = [{"id": each, "score": 1.0, "by": "owner/judge", "sentences": [], "spans": []} for each in "abd"]
     write_jsonl(tmp_path / "base-faithfulness.jsonl", graded)
