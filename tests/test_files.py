@@ -225,7 +225,9 @@ def test_a_containers_memory_limit_counts(tmp_path: Path, monkeypatch: pytest.Mo
     limit.write_text("50000000\n", encoding="ascii")
     assert hardware.memory_gb() == (0.05, 0.05)
     (tmp_path / "memory.current").write_text("40000000\n", encoding="ascii")
-    (tmp_path / "memory.stat").write_text("anon 25000000\ninactive_file 10000000\nactive_file 5000000\n", encoding="ascii")
+    (tmp_path / "memory.stat").write_text(
+        "anon 25000000\ninactive_file 10000000\nactive_file 5000000\n", encoding="ascii"
+    )
     assert hardware.memory_gb() == (0.05, 0.025)
     limit.write_text("max\n", encoding="ascii")
     assert hardware.memory_gb()[0] == total
