@@ -216,6 +216,11 @@ def test_windows_of_two_tokenizers_arent_compared():
     assert compare(windows(before, 2100), windows(before - 300, 2100), 500, 1)["general_perplexity"]["better"] is True
 
 
+def test_the_interval_of_a_percentage_holds_no_impossible_change():
+    rows = compare(decided(*[True] + [False] * 11), decided(*[True] * 11 + [False]), 500, 1)
+    assert rows["accuracy"]["ci95"][1] == 100
+
+
 @pytest.mark.parametrize("kind", ["general", "technical", "unconditional"])
 def test_a_tokenizer_that_gives_another_number_of_windows_doesnt_stop_a_comparison(kind):
     """A BOS token takes a window's first place, so 5,120 tokens fill 11 windows instead of 10."""
