@@ -24,7 +24,7 @@ from meditune.engines.engine import (
     TokenLogprob,
 )
 from meditune.engines.scheduler import CLOSED
-from meditune.errors import EngineError, EngineUnavailableError
+from meditune.errors import EngineError, EngineUnavailableError, MedituneError
 
 log = logging.getLogger(__name__)
 CHECK_S = 0.25
@@ -227,10 +227,11 @@ class SupervisedEngine:
             self._crashes += 1
             try:
                 self._take(self._open())
-            except Exception as error:  # noqa: BLE001 - the next attempt may succeed, and this thread must not end
+            except Exception as error:
                 problem = str(error)
                 self._restart_at = time.monotonic() + self._pause_s()
-                log.error("The engine can't be restarted: %s", problem)
+                expected = isinstance(error, (MedituneError, OSError))
+                log.error("The engine can't be restarted: %s", problem or type(error).__name__, exc_info=not expected)
                 continue
             return not self._closing
         self._give_up(f"The engine stopped, and {self._restarts} attempts to restart it failed: {problem}")

@@ -23,7 +23,7 @@ MODELFILE = "Modelfile"
 JINJA = "chat_template.jinja"
 _QUOTES = '"""'
 _LINE_SEPARATORS = ("\\r\\n", "\\r", *"\v\f\x1c\x1d\x1e\x85\u2028\u2029")
-"""What `str.splitlines` takes for the end of a line, besides \\n, in a Jinja string"""
+"""Line separators of `str.splitlines` other than \\n, as they are written in a Jinja string"""
 
 
 def modelfile(file: str, template: str, stops: Sequence[str], context: int) -> str:

@@ -215,7 +215,7 @@ LOADING_ERRORS = (
     TypeError,
     ValueError,
 )
-"""What transformers and peft raise for files that are damaged, don't belong together, or need another library"""
+"""Errors of transformers and peft if files are damaged, don't match each other, or need another library"""
 
 
 @contextmanager
