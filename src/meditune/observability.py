@@ -55,12 +55,12 @@ def error_location(error: BaseException) -> dict[str, Any]:
     return {"exception": type(error).__name__, **why, "at": where}
 
 
-def set_up_logging(level: int = logging.INFO) -> None:
+def set_up_logging() -> None:
     """Make Meditune, its threads and uvicorn log JSON lines only, without other handlers."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines())
     others = (("uvicorn.error", logging.WARNING), ("asyncio", logging.ERROR), ("psycopg.pool", logging.WARNING))
-    for name, least in (("meditune", level), *others):
+    for name, least in (("meditune", logging.INFO), *others):
         logger = logging.getLogger(name)
         logger.handlers, logger.propagate = [handler], False
         logger.setLevel(least)

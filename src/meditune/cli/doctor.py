@@ -154,13 +154,13 @@ def _network() -> tuple[Finding, Finding]:
     return finding("Package registry", registry), finding("Model hub", hub)
 
 
-def connection_problems(urls: list[str], seconds: float = NETWORK_SECONDS) -> dict[str, str]:
+def connection_problems(urls: list[str]) -> dict[str, str]:
     """Return URL -> why its host (or proxy) couldn't be reached over TCP in time; empty for a host that was reached."""
-    problems = dict.fromkeys(urls, f"no answer within {seconds:g} s")
+    problems = dict.fromkeys(urls, f"no answer within {NETWORK_SECONDS:g} s")
 
     def connect(url: str) -> None:
         try:
-            socket.create_connection(_target(url), timeout=seconds).close()
+            socket.create_connection(_target(url), timeout=NETWORK_SECONDS).close()
         except OSError as error:
             problems[url] = error.strerror or str(error)
         else:
@@ -170,7 +170,7 @@ def connection_problems(urls: list[str], seconds: float = NETWORK_SECONDS) -> di
     threads = [threading.Thread(target=connect, args=(url,), daemon=True) for url in urls]
     for thread in threads:
         thread.start()
-    deadline = time.monotonic() + seconds
+    deadline = time.monotonic() + NETWORK_SECONDS
     for thread in threads:
         thread.join(max(0.0, deadline - time.monotonic()))
     return dict(problems)

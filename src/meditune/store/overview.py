@@ -89,13 +89,13 @@ HEARTBEAT_TIMEOUT_S = 120.0
 """A server counts as stopped if its latest note is older than this many seconds."""
 
 
-def overview(base: Database, hours: float = 24.0, now: float | None = None) -> dict[str, Any]:
+def overview(base: Database, hours: float = 24.0) -> dict[str, Any]:
     """Return the overview of the last `hours` hours, ready for JSON.
 
     Its keys are `hours`, `time`, `answers`, `feedback`, `versions`, `over_time`, `servers`, `drift` and `updates`. If
     the clock jumps, the time span shifts; there is no other harm.
     """
-    now = time.time() if now is None else now
+    now = time.time()
     since = now - hours * 3600.0
     answers = _latest(base, "time, model, index_content, outcome, facts FROM answers", since)
     feedback = _latest(base, "time, rating, correction, decision, expert FROM feedback", since)
