@@ -7,6 +7,7 @@ import re
 import secrets
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from urllib.parse import SplitResult, urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -24,6 +25,17 @@ CLIENT_CLOSED_REQUEST = 499
 DRAINED_BODIES, DRAIN_S = 16, 5.0
 TRACED = ("outcome", "version", "waited", "first_token", "prompt_tokens", "completion_tokens")
 """The facts about a request that its OpenTelemetry span may contain"""
+HEADERS = {
+    "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+    "cache-control": "no-store",
+    "cross-origin-opener-policy": "same-origin",
+    "cross-origin-resource-policy": "same-origin",
+    "permissions-policy": "camera=(), geolocation=(), microphone=()",
+}
+"""HTTP headers that are sent with every response"""
 METHODS = {"GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH"}
 
 
@@ -58,7 +70,7 @@ class Guard:
                 if status == 413 and "expect" not in headers:
                     await self._drain(receive)
                 named = MutableHeaders(raw=message["headers"])
-                for name, value in self.settings.headers.items():
+                for name, value in HEADERS.items():
                     named.setdefault(name, value)
                 named["x-request-id"] = trace.id
                 named.update(trace.headers)
@@ -121,12 +133,10 @@ class Guard:
         Closing a connection with unread data resets it, and the client would see the reset instead of the error.
         """
         left = DRAINED_BODIES * self.settings.body_bytes
-        try:
+        with suppress(TimeoutError):
             async with asyncio.timeout(DRAIN_S):
                 while left > 0 and (message := await receive()).get("more_body"):
                     left -= len(message["body"])
-        except TimeoutError:
-            return
 
     def _bounded(self, receive: Receive) -> Callable[[], Awaitable[Message]]:
         """Return a `receive` that raises ApiError 413 if the body is too large, and 408 if it is too slow."""

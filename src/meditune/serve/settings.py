@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from meditune.assistant.message_clauses import LAST_CHARACTERS, MAX_CHARACTERS
 from meditune.errors import DataError
@@ -77,19 +77,6 @@ class Settings:
     """The interval between checks of the registry for another version"""
     grace_s: float | None = None
     """The time for running answers to finish at shutdown; None: the maximum duration of an answer plus 5 seconds"""
-    headers: dict[str, str] = field(
-        default_factory=lambda: {
-            "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
-            "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
-            "x-content-type-options": "nosniff",
-            "referrer-policy": "no-referrer",
-            "cache-control": "no-store",
-            "cross-origin-opener-policy": "same-origin",
-            "cross-origin-resource-policy": "same-origin",
-            "permissions-policy": "camera=(), geolocation=(), microphone=()",
-        }
-    )
-    """HTTP headers that are sent with every response"""
 
     def __post_init__(self) -> None:
         most = MAX_CHARACTERS + LAST_CHARACTERS
