@@ -28,6 +28,7 @@ from meditune.data.sources import SOURCES
 from meditune.data.splits import context_key, question_key, short_digest
 from meditune.errors import DataError
 from meditune.files import write_jsonl
+from meditune.operate.drift.signals import decision_of
 from meditune.phi.detector import mask
 from meditune.review import rating_set
 from meditune.review.annotation_results import Resolved, read_checked, resolve
@@ -103,8 +104,7 @@ def _stored(source: StoreLocation, passage: Find) -> tuple[list[Candidate], int]
 
 def _answer(row: Mapping[str, Any], passage: Find) -> Candidate:
     facts = row["facts"]
-    stated = facts.get("decision")
-    decision = stated.get("answer") if isinstance(stated, Mapping) else stated
+    decision = decision_of(facts)
     when = datetime.fromtimestamp(row["time"], UTC).isoformat(timespec="seconds")
     example = Example(
         # Masked again, because an older version of Meditune, which knew fewer identifiers, may have stored the answer.
@@ -118,7 +118,7 @@ def _answer(row: Mapping[str, Any], passage: Find) -> Candidate:
         group=group_of("", row["question"]),
         meta={"model": row["model"], "index": row["index_content"], "when": when},
     )
-    return Candidate(example, "answer", row["feedback"], margin=_margin(stated))
+    return Candidate(example, "answer", row["feedback"], margin=_margin(facts.get("decision")))
 
 
 def _margin(stated: Any) -> float | None:
