@@ -30,7 +30,7 @@ from meditune.data.sources import NO_ADVICE
 from meditune.errors import DataError
 from meditune.evidence.lexical_features import rarity
 from meditune.files import write_jsonl
-from meditune.operate.literature.article_library import now
+from meditune.model_registry import utc_now
 from meditune.phi import name_words
 from meditune.progress import track
 from meditune.retrieve.documents.pubmed_articles import Article, Part
@@ -234,7 +234,9 @@ def make_pairs(articles: Iterable[Article], tests: Sequence[Example]) -> Pairs:
         else:
             examples.append(found)
     pairs.audit = Audit(_SPEC, ())
-    pairs.audit.rows({SOURCE: _without_tests(examples, tests, pairs.kept_out)})
+    rest, leaks = without_matches(examples, tests)
+    pairs.kept_out |= {name.partition(":")[2]: test for name, test in leaks.items()}
+    pairs.audit.rows({SOURCE: rest})
     pairs.examples = pairs.audit.remaining[SOURCE]
     return pairs
 
@@ -301,16 +303,17 @@ def write(path: Path, examples: Iterable[Example]) -> int:
     return write_jsonl(path, ({"id": each.group} | each.model_dump(mode="json", include=columns) for each in examples))
 
 
-def _without_tests(examples: list[Example], tests: Sequence[Example], excluded: dict[str, str]) -> list[Example]:
-    """Return the examples that don't match a test item, exactly or nearly, by group, question or context.
+def without_matches(examples: list[Example], others: Sequence[Example]) -> tuple[list[Example], dict[str, str]]:
+    """Return the examples that don't match any of `others`, exactly or nearly, by group, question or context.
 
-    Each match is added to `excluded`, with the id of the test item.
+    The second value maps the id of each removed example to the id of the item that it matches.
     """
+    removed: dict[str, str] = {}
     kinds = ("group", "question", "context")
-    while leaks := {leak.train: leak.test for leak in leakage.find(examples, tests) if leak.kind in kinds}:
-        excluded |= {name.partition(":")[2]: test for name, test in leaks.items()}
+    while leaks := {leak.train: leak.test for leak in leakage.find(examples, others) if leak.kind in kinds}:
+        removed |= leaks
         examples = [example for example in examples if example.id not in leaks]
-    return examples
+    return examples, removed
 
 
 def _concludes(section: Part) -> bool:
@@ -346,7 +349,7 @@ def card(pairs: Pairs, counts: dict[str, int], sources: list[str]) -> str:
     sections = [
         "# Questions from new medical literature",
         f"{rows:,} questions, each with a context and a conclusion, that `meditune update` made from "
-        f"{counts['there']:,} PubMed articles; written {now()}. Decisions: {decisions}.",
+        f"{counts['there']:,} PubMed articles; written {utc_now()}. Decisions: {decisions}.",
         "## Source and terms",
         "Titles and abstracts are courtesy of the U.S. National Library of Medicine. NLM doesn't endorse this "
         "dataset or anything made from it. The dataset may not reflect the most current data available from PubMed; "

@@ -10,13 +10,12 @@ import hashlib
 import random
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from meditune.assistant.assistant import asks_yes_or_no
-from meditune.data import leakage
 from meditune.data.example import Example
 from meditune.data.prepare import stored_data
 from meditune.data.readers.tables import Rejects
@@ -307,13 +306,8 @@ def place_of(group: str, shares: Shares) -> Place:
     return "dev" if at < shares.held_out + shares.dev else "train"
 
 
-def _unlike(rows: list[Example], others: Iterable[Example], left_out: Counter[str], reason: str) -> list[Example]:
-    """Return the rows that don't match any of `others`, exactly or nearly, by group, question or context.
-
-    The number of removed rows is added to `left_out`.
-    """
-    against = list(others)
-    while gone := {leak.train for leak in leakage.find(rows, against) if leak.kind in ("group", "question", "context")}:
-        left_out[reason] += len(gone)
-        rows = [example for example in rows if example.id not in gone]
-    return rows
+def _unlike(rows: list[Example], others: Sequence[Example], left_out: Counter[str], reason: str) -> list[Example]:
+    """Return the rows that don't match any of `others`, and add the number of removed rows to `left_out`."""
+    rest, removed = abstract_questions.without_matches(rows, others)
+    left_out[reason] += len(removed)
+    return rest
