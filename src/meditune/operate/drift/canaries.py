@@ -14,7 +14,6 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import partial
 from itertools import pairwise, takewhile
 from pathlib import Path
@@ -23,6 +22,7 @@ from typing import Any
 from meditune.errors import DataError
 from meditune.files import numbered_jsonl, read_jsonl, write_jsonl
 from meditune.http_client import Backoff, HttpClient, TransientError, refuse_transient
+from meditune.model_registry import utc_now
 from meditune.operate.drift.signals import decision_of
 from meditune.statistics import mcnemar
 
@@ -134,8 +134,7 @@ def ask(canaries: Sequence[Canary], url: str) -> dict[str, Any]:
             correct[canary.id] = canary.is_correct(answer)
             models[canary.id] = str((answer.get("versions") or {}).get("model", ""))
     critical = [canary.id for canary in canaries if canary.critical]
-    now = datetime.now(UTC).isoformat(timespec="seconds")
-    return {"time": now, "right": correct, "models": models, "critical": critical}
+    return {"time": utc_now(), "right": correct, "models": models, "critical": critical}
 
 
 def append_run(run: dict[str, Any], path: Path) -> None:

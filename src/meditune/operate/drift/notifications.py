@@ -20,7 +20,6 @@ import smtplib
 import ssl
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from email.message import EmailMessage
 from pathlib import Path
 from typing import Any
@@ -31,6 +30,7 @@ from filelock import FileLock
 from meditune.errors import DataError, MedituneError
 from meditune.files import read_json, write_json
 from meditune.http_client import Backoff, TransientError, network_errors, refuse_transient, retry
+from meditune.model_registry import utc_now
 from meditune.operate.drift.monitor import Alert
 
 TIMEOUT_S = 10.0
@@ -216,7 +216,7 @@ class Outbox:
 
         def send() -> None:
             entry["tries"] += 1
-            entry["time"] = datetime.now(UTC).isoformat(timespec="seconds")
+            entry["time"] = utc_now()
             channel.send(message)
 
         try:

@@ -16,7 +16,6 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ from meditune.data.near_duplicates import words
 from meditune.data.quality import quality_filters
 from meditune.errors import DataError
 from meditune.files import disk_full, exclusive_lock
+from meditune.model_registry import utc_now
 from meditune.retrieve.collections import CURRENT, EXCLUDED, FORMAT, RETRACTED, SCHEMA
 from meditune.retrieve.collections import FILE as DATABASE_FILE
 from meditune.retrieve.documents import pubmed_articles
@@ -165,7 +165,7 @@ class Library:
             "INSERT INTO retracted VALUES (?, ?, ?, ?, ?) ON CONFLICT (pmid) DO UPDATE SET "
             "title = CASE WHEN title = '' THEN excluded.title ELSE title END, "
             "notice = excluded.notice, reference = excluded.reference WHERE notice = ''",
-            (pmid, title, now(), link.pmid, link.reference),
+            (pmid, title, utc_now(), link.pmid, link.reference),
         )
 
     def reinstate(self, pmid: str) -> None:
@@ -208,7 +208,8 @@ class Library:
     def applied(self, name: str, md5: str, counts: dict[str, int]) -> None:
         """Record that an update file was applied."""
         self._base.execute(
-            "INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?)", (name, md5, now(), json.dumps(counts, sort_keys=True))
+            "INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?)",
+            (name, md5, utc_now(), json.dumps(counts, sort_keys=True)),
         )
 
     def ask_again(self, pmids: Iterable[str]) -> None:
@@ -237,7 +238,7 @@ class Library:
         """Store rejected records."""
         self._base.executemany(
             "INSERT INTO rejects (source, place, reason, row, taken) VALUES (?, ?, ?, ?, ?)",
-            [(row["source"], row["where"], row["reason"], row["row"], now()) for row in rows],
+            [(row["source"], row["where"], row["reason"], row["row"], utc_now()) for row in rows],
         )
 
     def rejects(self) -> Iterator[dict[str, str]]:
@@ -305,11 +306,6 @@ def _base(file: Path) -> sqlite3.Connection:
             "literature folder."
         ) from error
     return base
-
-
-def now() -> str:
-    """Return the UTC time by this machine's clock in ISO 8601, for display only."""
-    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 MIN_ABSTRACT_WORDS = 20
@@ -389,7 +385,7 @@ class LibraryUpdate:
         for pmid in sorted(about - {article.pmid}):
             self._refresh_state(pmid)
 
-    def _settle(self, article: Article, row: Row | None, refused: str = "") -> None:
+    def _settle(self, article: Article, row: Row | None, refused: str) -> None:
         text_hash = _text_hash(article)
         state, reason = self._state(article, text_hash, refused)
         now = Row(article.pmid, article, state, reason, text_hash)

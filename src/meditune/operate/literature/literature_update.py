@@ -18,6 +18,7 @@ from meditune.data.readers import pubmedqa
 from meditune.data.readers.tables import Rejects
 from meditune.errors import DataError, MedituneError
 from meditune.files import replace_file, write_json, write_jsonl
+from meditune.model_registry import utc_now
 from meditune.models.sentence_encoder import DEFAULT, load_encoder
 from meditune.operate.literature import abstract_questions, article_library, medline_update_files, pubmed_search
 from meditune.operate.literature.abstract_questions import Pairs
@@ -180,7 +181,7 @@ def facts(report: Report) -> dict[str, Any]:
     index = manifest and {name: getattr(manifest, name) for name in ("content", "passages", "documents")}
     return {
         "meditune": __version__,
-        "when": article_library.now(),
+        "when": utc_now(),
         **{name: getattr(report, name) for name in ("read", "files", "counts", "left_out", "set_aside", "retracted")},
         "flagged": len({each.answer for each in report.flagged}),
         "library": report.library,
