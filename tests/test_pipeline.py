@@ -5,7 +5,6 @@ import json
 import os
 import signal
 import subprocess
-import time
 
 import numpy as np
 import pytest
@@ -13,6 +12,7 @@ import pytest
 from meditune.evaluate.metrics import METRICS as METRIC_TABLE
 from tests import layouts
 from tests.commands import bench, jsonl, meditune, read_rows, rows, stopped_after
+from tests.waiting import until
 
 RUN_FOLDER = {
     *("recipe.yaml", "report.json", "report.html"),
@@ -283,25 +283,16 @@ def test_stopped_between_two_checkpoints(place, top_layers):
     tidy(place.folder / names[1])
 
 
-def wait_for(condition, process):
-    """Until the condition holds; the process must still run then."""
-    deadline = time.monotonic() + 120
-    while not condition():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline, "waited for two minutes"
-        time.sleep(0.005)
-
-
 def test_two_runs_in_one_folder_dont_meet_and_ctrl_c_during_training_loses_nothing(place, uninterrupted):
     """tests/test_killed.py kills."""
     folder = place.folder / "ended"
     words = ["run", "quickstart", "--output", folder, *place.settings(**STEPS)]
     with place.started(*words) as process:
-        wait_for((folder / "checkpoint" / "state.json").is_file, process)
+        until((folder / "checkpoint" / "state.json").is_file, process=process)
         meditune(*words).refused(1, "Another meditune process is using", "choose another --output")
         log = folder / "training.jsonl"
         size = log.stat().st_size
-        wait_for(lambda: log.stat().st_size > size, process)
+        until(lambda: log.stat().st_size > size, process=process)
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
@@ -320,7 +311,7 @@ def test_ended_while_measuring(place, uninterrupted):
     words = ["run", "quickstart", "--output", place.folder / "measuring", *place.settings(**STEPS)]
     predictions = place.folder / "measuring" / "predictions"
     with place.started(*words) as process:
-        wait_for(lambda: predictions.is_dir() and any(predictions.iterdir()), process)
+        until(lambda: predictions.is_dir() and any(predictions.iterdir()), process=process)
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=60)
     assert process.returncode == 130, err

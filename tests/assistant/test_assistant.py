@@ -31,6 +31,7 @@ from meditune.retrieve.storage import index_storage
 from tests import corpus, tiny
 from tests.assistants import ScriptedEngine, assistant_of, index_of
 from tests.loopback_server import service
+from tests.waiting import until
 
 pytest.importorskip("lancedb")
 
@@ -361,14 +362,6 @@ class Kept(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         self.messages.append(record.getMessage())
-
-
-def until(holds) -> None:
-    """Wait for it, ten seconds at most."""
-    end = time.monotonic() + 10
-    while not holds():
-        assert time.monotonic() < end, "it took too long"
-        time.sleep(0.01)
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from meditune.models.generation import GreedyDecoder
 from meditune.models.inference import inference
 from tests import tiny
 from tests.engines.test_engines import ask, collect, text, together, tokens
+from tests.waiting import until
 
 MORE = 24
 
@@ -43,13 +44,6 @@ def prompts() -> list[list[int]]:
     torch.manual_seed(5)
     texts = [torch.randint(2, 500, (5 + 20 * number,)).tolist() for number in range(7)]
     return [texts[number - 1][:-1] + text[:9] if number % 2 else text for number, text in enumerate(texts)]
-
-
-def until(happens) -> None:
-    deadline = time.monotonic() + 60
-    while not happens():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def bare(said: str) -> str:

@@ -20,8 +20,9 @@ from meditune.serve.settings import Settings
 from tests.commands import bench, jsonl, meditune
 from tests.loopback_server import Running
 from tests.operate.test_label_queue import judge
-from tests.serve.test_version_router import current, kept, serving, until
+from tests.serve.test_version_router import current, kept, serving
 from tests.test_model_registry import finished
+from tests.waiting import until
 
 pytest.importorskip("lancedb")
 pytestmark = pytest.mark.slow

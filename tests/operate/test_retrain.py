@@ -16,7 +16,6 @@ import re
 import shutil
 import signal
 import stat
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -39,6 +38,7 @@ from meditune.store.answers import Answer, Answers, Feedback
 from meditune.store.database import SQLiteDatabase
 from tests.commands import Bench, bench, jsonl, meditune, rows, stopped_after
 from tests.test_model_registry import finished
+from tests.waiting import until
 
 FEW = ("--min-rows", 5, "--set", "train.epochs=1")
 EASY = "not_worse: []\nwithin: {perplexity: 100000}\n"
@@ -225,7 +225,7 @@ def test_it_goes_on_where_it_was_stopped(registry: Path, easy, tmp_path: Path) -
 def test_two_at_once_and_a_kill(place: Bench, registry: Path, easy, tmp_path: Path) -> None:
     words = ("retrain", registry, "--labels", labelled(tmp_path), *FEW, *easy)
     with place.started(*words) as process:
-        wait_for(registry / "work" / "retrain.json")
+        until((registry / "work" / "retrain.json").is_file)
         second = meditune(*words)
         process.send_signal(signal.SIGKILL)
         process.wait(30)
@@ -369,13 +369,6 @@ def test_lineage_says_what_it_was_made_of(registry: Path, easy, tmp_path: Path) 
     assert "new: 30 rows of literature" in shown
     assert "Gate, against v0001: passed" in shown
     assert read_json(registry / "registry.json")["trial"]["version"] == "v0002"
-
-
-def wait_for(path: Path) -> None:
-    end = time.monotonic() + 120
-    while not path.is_file():
-        assert time.monotonic() < end, f"{path} didn't come"
-        time.sleep(0.05)
 
 
 NONE = Splits([], [], [], "test")

@@ -20,6 +20,7 @@ from meditune.serve.admission import Admission, TriageQueue
 from meditune.serve.api_errors import ApiError
 from meditune.serve.settings import Settings
 from tests.loopback_server import MODEL, served, slowed
+from tests.waiting import until
 
 
 async def settled():
@@ -193,7 +194,7 @@ class Held:
         return work
 
 
-async def until(condition):
+async def until_async(condition):
     while not condition():
         await asyncio.sleep(0.001)
 
@@ -241,13 +242,13 @@ def test_long_messages_are_not_starved_by_ever_new_callers_with_short_ones():
         long, runs = None, []
         for number in range(40):
             runs.append(asyncio.ensure_future(queue.run(f"s{number}", 300, held.judge(number))))
-            await until(lambda: held.order)
+            await until_async(lambda: held.order)
             if number == 1:
                 long = asyncio.ensure_future(queue.run("l", 4000, held.judge("long")))
             if number > 1:
                 begun = len(held.order)
                 held.go.release()
-                await until(lambda begun=begun: len(held.order) > begun)
+                await until_async(lambda begun=begun: len(held.order) > begun)
         for _ in range(3):
             held.go.release()
         await asyncio.gather(long, *runs)
@@ -271,7 +272,7 @@ def test_a_turn_that_does_not_come_in_time_is_refused_and_leaves_no_trace():
     async def main():
         queue, held = TriageQueue(1, 10, 0.05), Held()
         first = asyncio.ensure_future(queue.run("a", 10, held.judge("first")))
-        await until(lambda: held.order)
+        await until_async(lambda: held.order)
         with pytest.raises(ApiError) as refused:
             await queue.run("b", 10, held.judge("second"))
         assert refused.value.status == 429
@@ -290,13 +291,13 @@ def test_callers_that_leave_free_their_turns_and_a_running_judgement_keeps_its_t
     async def main():
         queue, held = TriageQueue(1, 10, 10), Held()
         runs = [asyncio.ensure_future(queue.run("a", 10, held.judge(n))) for n in range(4)]
-        await until(lambda: held.order)
+        await until_async(lambda: held.order)
         for run in runs[:3]:
             run.cancel()
         await asyncio.sleep(0.02)
         assert held.order == [0]
         held.go.release()
-        await until(lambda: len(held.order) == 2)
+        await until_async(lambda: len(held.order) == 2)
         held.go.release()
         assert await runs[3] == 3
         assert (held.order, queue.waiting) == ([0, 3], 0)
@@ -348,8 +349,7 @@ def test_writing_ends_when_the_client_leaves(slow, stream):
         line.sendall(request("/v1/chat/completions", endless(stream)))
         if stream:
             assert b"200 OK" in line.recv(400)
-        while not slow.service.engine.load().running:
-            time.sleep(0.005)
+        until(lambda: slow.service.engine.load().running)
     left = time.monotonic()
     assert slow.idle()
     assert time.monotonic() - left < 1.0
@@ -401,10 +401,7 @@ def test_one_who_leaves_while_a_schema_is_compiled_gets_no_answer(slow, monkeypa
         with slow.raw() as line:
             line.sendall(request("/v1/chat/completions", endless(False) | {"response_format": form}))
             assert begun.wait(10)
-        until = time.monotonic() + 8
-        while slow.figure("meditune_cancelled_total") == before:
-            assert time.monotonic() < until
-            time.sleep(0.005)
+        until(lambda: slow.figure("meditune_cancelled_total") > before, 8)
         going.set()
         answer = started.get(timeout=10)
     assert slow.idle(2)
@@ -426,11 +423,9 @@ def test_one_who_waits_and_leaves_takes_no_place(tmp_path):
             first.sendall(request("/v1/chat/completions", endless(True)))
             first.recv(100)
             second.sendall(request("/v1/chat/completions", endless(True)))
-            while server.service.admission.waiting < 1:
-                time.sleep(0.005)
+            until(lambda: server.service.admission.waiting)
             second.close()
-            while server.service.admission.waiting:
-                time.sleep(0.005)
+            until(lambda: not server.service.admission.waiting)
         assert server.idle(5)
         assert server.chat().status == 200
 
@@ -445,9 +440,8 @@ def test_an_answer_that_takes_too_long_is_broken_off(tmp_path):
         last = stream.text.strip().splitlines()[-1]
         assert json.loads(last.removeprefix("data: "))["error"]["code"] == "timeout"
         assert server.idle()
-        until = time.monotonic() + 5
-        while server.figure('meditune_requests_total{method="POST",route="/v1/chat/completions",status="504"}') < 2:
-            assert time.monotonic() < until, "an error inside a stream isn't counted"
+        counted = 'meditune_requests_total{method="POST",route="/v1/chat/completions",status="504"}'
+        until(lambda: server.figure(counted) == 2, 5)  # an error inside a stream counts, too
 
 
 def test_a_client_that_reads_nothing_is_given_up(slow):
@@ -458,8 +452,7 @@ def test_a_client_that_reads_nothing_is_given_up(slow):
         body = endless(True) | {"logprobs": True, "top_logprobs": 20}
         line.sendall(request("/v1/chat/completions", body))
         line.settimeout(20)
-        while not slow.service.engine.load().running:
-            time.sleep(0.005)
+        until(lambda: slow.service.engine.load().running)
         assert slow.idle(20)
     assert slow.figure("meditune_cancelled_total") == before + 1
 

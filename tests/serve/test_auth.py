@@ -22,6 +22,7 @@ from meditune.store.database import SQLiteDatabase
 from tests.assistants import ModelAlone
 from tests.loopback_server import served, service, slowed, started
 from tests.serve.test_admission import request
+from tests.waiting import until
 
 
 @pytest.fixture(scope="module")
@@ -204,14 +205,10 @@ def test_who_leaves_early_has_used_what_was_written(tmp_path):
         ):
             with server.raw() as line:
                 line.sendall(request(path, body))
-                until = time.monotonic() + 10
-                while not server.service.engine.load().running and time.monotonic() < until:
-                    time.sleep(0.01)
+                until(lambda: server.service.engine.load().running, 10)
                 time.sleep(0.4)
             assert server.idle()
-            until = time.monotonic() + 2
-            while used.today("127.0.0.1") <= before and time.monotonic() < until:
-                time.sleep(0.01)
+            until(lambda before=before: used.today("127.0.0.1") > before, 2)
             assert used.today("127.0.0.1") > before + 5
             before = used.today("127.0.0.1")
 

@@ -42,6 +42,7 @@ from tests import loopback_server, tiny
 from tests.commands import meditune
 from tests.loopback_server import served, slowed
 from tests.serve.test_auth import LOGGER, Lines
+from tests.waiting import until
 
 
 @pytest.fixture(scope="module")
@@ -133,8 +134,7 @@ def test_what_the_end_breaks_off_is_counted_and_by_default_nothing_need_be(tmp_p
     with ThreadPoolExecutor() as pool:
         with served(tmp_path, Settings(grace_s=1), loaded=slowed(0.02)) as server:
             broken_off = pool.submit(server.chat, max_tokens=900)
-            while not server.service.admission.active:
-                time.sleep(0.01)
+            until(lambda: server.service.admission.active)
             assert server.chat().status == 200
         assert broken_off.exception() is not None or broken_off.result().status >= 500
     assert server.service.aborted_requests == 1
@@ -278,12 +278,9 @@ def test_drift_is_watched_beside_the_server_and_kept_at_its_end(model, tmp_path)
     options = ("--drift", made, "--drift-interval", 1, "--price", "1,2", "--hourly-cost", 3)
     with started(model, tmp_path / "store", *options) as (process, address):
         chat(address)
-        until = time.monotonic() + 30
-        while time.monotonic() < until:
-            (*_, found) = overview(SQLiteDatabase(tmp_path / "store"))["drift"] or [{}]
-            if found.get("requests"):
-                break
-            time.sleep(0.2)
+        base = SQLiteDatabase(tmp_path / "store")
+        until(lambda: any(each.get("requests") for each in overview(base)["drift"]), 30)
+        (*_, found) = overview(base)["drift"]
         assert (found["problem"], found["requests"]) == ("", 1)
         with urllib.request.urlopen(f"{address}metrics", timeout=10) as response:
             assert "meditune_drift_checked 1.0" in response.read().decode()
@@ -311,19 +308,12 @@ def patient(tmp_path):
 def opened(server, count):
     """So many connections, which the server has accepted in this order, and no others."""
     connections = server.server.server_state.connections
-    waited(lambda: not connections)
+    until(lambda: not connections)
     lines = []
     for number in range(count):
         lines.append(server.raw())
-        waited(lambda number=number: len(connections) == number + 1)
+        until(lambda number=number: len(connections) == number + 1)
     return lines
-
-
-def waited(condition):
-    until = time.monotonic() + 5
-    while not condition():
-        assert time.monotonic() < until
-        time.sleep(0.01)
 
 
 def said(line):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -26,6 +25,7 @@ from tests.assistants import ModelAlone
 from tests.commands import Bench, bench
 from tests.loopback_server import Running, started
 from tests.test_model_registry import PASSED, bare, finished, passed, with_versions
+from tests.waiting import until
 
 QUICK = Settings(follow_s=0.05, concurrency=8, keep_text=True)
 
@@ -57,13 +57,6 @@ def kept(store: StoreLocation) -> list[dict[str, Any]]:
 def versions(store: StoreLocation) -> Counter[str]:
     """How many answers each version gave."""
     return Counter(row["model"].split()[1].partition("-")[0] for row in kept(store))
-
-
-def until(holds: Callable[[], Any], seconds: float = 30) -> None:
-    end = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < end, "it took too long"
-        time.sleep(0.01)
 
 
 def current(server: Running) -> str:

@@ -7,7 +7,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -21,6 +20,7 @@ from meditune.prompts import Encoded
 from meditune.train.trainer import deal_rows
 from tests import commands
 from tests.commands import Result, meditune, read_rows, stopped_after
+from tests.waiting import until
 
 # Steps of 6 and 7 rows can't be dealt evenly. FP32 leaves the order of sums alone.
 UNEVEN = {"model__dtype": "float32", "train__batch_size": 7, "train__accumulation": 1, "train__micro_batch_tokens": 300}
@@ -236,7 +236,7 @@ def test_sharded_checkpoints_go_on_in_one_process_and_its_in_shards(place, long)
 def stop_two(place, name, **settings):
     """Begin with two processes, and press ctrl-C after the first checkpoint."""
     with torchrun(place, *words(place, name, **settings)) as process:
-        wait_for(lambda: checkpoint(place, name).is_file(), process)
+        until(checkpoint(place, name).is_file, 300, process)
         os.killpg(process.pid, signal.SIGINT)
         out, err = process.communicate(timeout=600)
     assert process.returncode != 0
@@ -252,14 +252,6 @@ def has_no_traceback(err):
 
 def checkpoint(place, name):
     return place.folder / name / "checkpoint" / "state.json"
-
-
-def wait_for(condition, process):
-    deadline = time.monotonic() + 300
-    while not condition():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline, "nothing came of it in five minutes"
-        time.sleep(0.01)
 
 
 @pytest.mark.slow

@@ -1,0 +1,17 @@
+"""Waiting for what another thread or process does."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from collections.abc import Callable
+from typing import Any
+
+
+def until(condition: Callable[[], Any], seconds: float = 120, process: subprocess.Popen[Any] | None = None) -> None:
+    """Wait until the condition holds. The test fails after these seconds, or if the process ends before."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert process is None or process.poll() is None, process.communicate()
+        assert time.monotonic() < end, f"nothing happened within {seconds:g} seconds"
+        time.sleep(0.01)
