@@ -209,6 +209,14 @@ def real_data() -> Path:
     return Path(folder)
 
 
+@pytest.fixture
+def own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The test's own folders of data and of the cache, and no downloads."""
+    monkeypatch.setenv("MEDITUNE_DATA", str(tmp_path / "data"))
+    monkeypatch.setenv("MEDITUNE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("MEDITUNE_OFFLINE", "1")
+
+
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[Cluster]:
     """A PostgreSQL server; the test is skipped, with the reason, where there is none."""

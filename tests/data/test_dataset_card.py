@@ -14,12 +14,7 @@ from meditune.data.prepare import prepare
 from tests import layouts
 from tests.commands import jsonl, meditune, read_rows, rows
 
-
-@pytest.fixture(autouse=True)
-def alone(tmp_path, monkeypatch):
-    monkeypatch.setenv("MEDITUNE_DATA", str(tmp_path / "data"))
-    monkeypatch.setenv("MEDITUNE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("MEDITUNE_OFFLINE", "1")
+pytestmark = pytest.mark.usefixtures("own_folders")
 
 
 def made(folder, *sources, split="group"):

@@ -27,13 +27,7 @@ from tests import layouts
 from tests.commands import jsonl, meditune, read_rows, rows
 
 SECRETS = ("Zelazny", "Iwona", "4471123", "3/14/2012", "Okonkwo")
-
-
-@pytest.fixture(autouse=True)
-def environment(tmp_path, monkeypatch):
-    monkeypatch.setenv("MEDITUNE_DATA", str(tmp_path / "data"))
-    monkeypatch.setenv("MEDITUNE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("MEDITUNE_OFFLINE", "1")
+pytestmark = pytest.mark.usefixtures("own_folders")
 
 
 def made(tmp_path, **phi):

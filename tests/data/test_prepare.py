@@ -13,12 +13,7 @@ from meditune.errors import DataError
 from tests import layouts
 from tests.commands import jsonl, read_rows, rows
 
-
-@pytest.fixture(autouse=True)
-def environment(tmp_path, monkeypatch):
-    monkeypatch.setenv("MEDITUNE_DATA", str(tmp_path / "data"))
-    monkeypatch.setenv("MEDITUNE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("MEDITUNE_OFFLINE", "1")
+pytestmark = pytest.mark.usefixtures("own_folders")
 
 
 def recipe(*sources, seed=17, **data):
