@@ -12,9 +12,10 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
+
+from tests.http_servers import Answering, listening
 
 KEY = "sk-test-0123456789abcdef"
 DECISIONS = ("yes", "no", "maybe")
@@ -200,14 +201,11 @@ def error(status: int, message: str, more: dict[str, Any] | None = None) -> tupl
     return status, {"error": facts | (more or {})}
 
 
-class Handler(BaseHTTPRequestHandler):
+class Handler(Answering):
     """HTTP around an Api."""
 
     protocol_version = "HTTP/1.1"
     api: Api
-
-    def log_message(self, *_: Any) -> None:
-        pass
 
     def do_GET(self) -> None:
         self._respond("GET")
@@ -224,7 +222,7 @@ class Handler(BaseHTTPRequestHandler):
         parts = urlsplit(self.path)
         assert parts.path.startswith("/v1/")
         path = parts.path.removeprefix("/v1")
-        raw = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        raw = self.body()
         trouble = self.api.next_trouble(method, path)
         self.api.requests.append((method, path))
         if self.api.key and self.headers.get("Authorization") != f"Bearer {self.api.key}":
@@ -277,14 +275,6 @@ class Handler(BaseHTTPRequestHandler):
 def serving(**facts: Any) -> Iterator[Api]:
     """An API on a free port of loopback, until the block ends."""
     api = Api(**facts)
-    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Bound", (Handler,), {"api": api}))
-    server.daemon_threads = True
-    api.url = f"http://127.0.0.1:{server.server_address[1]}/v1"
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
-    thread.start()
-    try:
+    with listening(type("Bound", (Handler,), {"api": api})) as url:
+        api.url = f"{url}/v1"
         yield api
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()

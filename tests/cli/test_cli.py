@@ -7,8 +7,6 @@ import shlex
 import shutil
 import subprocess
 import sys
-import threading
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
@@ -21,6 +19,7 @@ from meditune.serve.settings import Settings
 from meditune.store.api_keys import Keys
 from tests import tiny
 from tests.commands import bench, jsonl, meditune, read_rows, rows
+from tests.http_servers import Answering, listening
 from tests.loopback_server import served
 from tests.serve.test_observability import fill_busy_store
 
@@ -811,22 +810,13 @@ def test_a_server_that_is_gone_and_a_store_that_isnt_there(tmp_path, monkeypatch
 
 @pytest.mark.parametrize("content", ["<!doctype html>\n<html>Welcome</html>\n", "other_requests_total 5\n"])
 def test_an_address_that_is_no_server_of_meditune_is_said(tmp_path, content):
-    class Handler(BaseHTTPRequestHandler):
+    class Handler(Answering):
         def do_GET(self):
-            self.send_response(200)
-            self.end_headers()
-            self.wfile.write(content.encode())
-
-        def log_message(self, *_):
-            pass
+            self.answer(content)
 
     fill_busy_store(tmp_path, 1)
-    with HTTPServer(("127.0.0.1", 0), Handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        try:
-            found = meditune("status", "--store", tmp_path, "--url", f"http://127.0.0.1:{server.server_port}")
-        finally:
-            server.shutdown()
+    with listening(Handler) as url:
+        found = meditune("status", "--store", tmp_path, "--url", url)
     assert found.code == 0, found.err
     assert "no Meditune server: /metrics has other content" in found.out
 

@@ -22,8 +22,9 @@ from meditune.model_registry import Registry, Trial
 from meditune.store.answers import Answer, Answers
 from meditune.store.database import SQLiteDatabase
 from tests.commands import Bench, bench, jsonl, meditune, rows
-from tests.operate.drift.test_alerts import listening
+from tests.operate.drift.test_alerts import receiver
 from tests.test_model_registry import bare, finished, with_versions
+from tests.waiting import until
 
 EASY = "within: {perplexity: 100000}\n"
 COMMANDS = typer.main.get_command(cli_app)
@@ -194,7 +195,7 @@ def test_renamed_keys_are_read_with_a_note_and_keep_their_lines(
 def test_it_is_stopped_and_resumes_and_is_alone(place: Bench, config: Path, tmp_path: Path) -> None:
     jsonl(tmp_path / "labels.jsonl", rows(40))
     with place.started("loop", config) as process:
-        wait_for(tmp_path / "registry" / "work" / "retrain.json")
+        until((tmp_path / "registry" / "work" / "retrain.json").is_file)
         second = meditune("loop", config, "--once")
         process.send_signal(signal.SIGINT)
         assert process.wait(60) == 130
@@ -211,13 +212,6 @@ def past(config: Path, stage: str, seconds: float) -> None:
     stored = json.loads(path.read_text())
     stored["stages"][stage]["ended"] -= seconds
     path.write_text(json.dumps(stored))
-
-
-def wait_for(path: Path) -> None:
-    end = time.monotonic() + 120
-    while not path.is_file():
-        assert time.monotonic() < end, f"{path} didn't come"
-        time.sleep(0.05)
 
 
 @pytest.fixture
@@ -314,7 +308,7 @@ def test_the_drift_check_also_sends_what_the_canaries_found(tmp_path: Path, monk
     )
     config = Config(tmp_path / "loop.yaml", COMMANDS)
     assert "canary" not in given(config, "drift", monkeypatch)
-    with listening(reply=b'{"text": "Rest a while."}') as (url, _):
+    with receiver(reply=b'{"text": "Rest a while."}') as (url, _):
         config.stages["canary"]["url"] = url
         with pytest.raises(DriftError, match="critical canaries wrong: chest"):
             run_stage(config, "canary")

@@ -4,7 +4,7 @@ import hashlib
 import threading
 import zipfile
 from collections.abc import Iterator
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from http.server import SimpleHTTPRequestHandler
 from pathlib import Path
 
 import pytest
@@ -14,6 +14,7 @@ from meditune.data.readers.medquad import contents_sha256
 from meditune.data.sources import SOURCES, Download, locate_source
 from meditune.errors import DataError
 from tests import layouts
+from tests.http_servers import listening
 
 
 class Publisher(SimpleHTTPRequestHandler):
@@ -42,12 +43,8 @@ def publisher(tmp_path: Path) -> Iterator[str]:
     folder = tmp_path / "site"
     layouts.pubmedqa(folder, {"1": layouts.pubmedqa_item(1)})
     Publisher.hits = 0
-    server = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Publisher, directory=str(folder)))
-    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    server.server_close()
+    with listening(functools.partial(Publisher, directory=str(folder))) as url:
+        yield url
 
 
 @pytest.fixture(autouse=True)

@@ -9,10 +9,8 @@ import base64
 import contextlib
 import hashlib
 import json
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +22,7 @@ from meditune.config.recipe import Recipe
 from meditune.data.prepare import prepare
 from tests import layouts
 from tests.commands import Result, jsonl, meditune, rows
+from tests.http_servers import Answering, listening
 
 TOKEN = "hf_invented"
 
@@ -51,12 +50,9 @@ def hub(**settings: Any) -> Iterator[Hub]:
     """A running hub."""
     state = Hub(**settings)
 
-    class Handler(BaseHTTPRequestHandler):
-        def log_message(self, *_: object) -> None:
-            return
-
+    class Handler(Answering):
         def do_POST(self) -> None:
-            body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            body = self.body()
             state.requests.append(f"POST {self.path}")
             if self.headers.get("Authorization") != f"Bearer {TOKEN}":
                 return self._answer(401, {"error": "Invalid credentials"})
@@ -99,7 +95,7 @@ def hub(**settings: Any) -> Iterator[Hub]:
             return self._answer(404, {"error": f"no {self.path}"})
 
         def do_PUT(self) -> None:
-            body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            body = self.body()
             state.requests.append("PUT /store")
             oid = self.path.rsplit("/", 1)[1]
             assert hashlib.sha256(body).hexdigest() == oid
@@ -116,29 +112,13 @@ def hub(**settings: Any) -> Iterator[Hub]:
             return self._answer(404, {"error": f"no {self.path}"})
 
         def _answer(self, status: int, value: dict[str, Any]) -> None:
-            text = json.dumps(value).encode()
-            self.send_response(status)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(text)))
-            self.end_headers()
-            self.wfile.write(text)
+            self.answer(json.dumps(value), status, {"Content-Type": "application/json"})
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        state.url = f"http://127.0.0.1:{server.server_port}"
-        thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
-        thread.start()
-        try:
-            yield state
-        finally:
-            server.shutdown()
-            thread.join()
+    with listening(Handler) as state.url:
+        yield state
 
 
-@pytest.fixture(autouse=True)
-def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MEDITUNE_DATA", str(tmp_path / "data"))
-    monkeypatch.setenv("MEDITUNE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("MEDITUNE_OFFLINE", "1")
+pytestmark = pytest.mark.usefixtures("own_folders")
 
 
 @pytest.fixture

@@ -8,7 +8,6 @@ import queue
 import threading
 from contextlib import contextmanager
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 import torch
@@ -24,6 +23,7 @@ from meditune.models.load import load
 from tests import tiny
 from tests.commands import bench, meditune, read_rows
 from tests.engines.test_engines import ask, collect, text, tokens
+from tests.http_servers import Answering, listening
 
 llama = pytest.importorskip("xllamacpp")
 PROMPT = [20, 30, 40, 50, 60, 70]
@@ -96,32 +96,6 @@ def test_a_wrong_key_and_a_wrong_address_are_said(served):
 STREAMED_PROMPT = [20, 30, 40]
 
 
-class Answering(BaseHTTPRequestHandler):
-    """A handler that answers with a body, and logs nothing."""
-
-    def answer(self, body):
-        self.send_response(200)
-        self.end_headers()
-        self.wfile.write(body.encode())
-
-    def log_message(self, *_):
-        pass
-
-
-@contextmanager
-def listening(handler):
-    """The address of a server on loopback with this handler."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    thread = threading.Thread(target=server.serve_forever, args=(0.02,))
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}/v1"
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
-
-
 @contextmanager
 def serving(lines, hold=None, models=({"id": "m", "max_model_len": 512},), served_as=None):
     """An engine on a server that streams these lines, waits for `hold`, and ends; and the jobs that reached it."""
@@ -132,7 +106,7 @@ def serving(lines, hold=None, models=({"id": "m", "max_model_len": 512},), serve
             self.answer(json.dumps({"data": models}))
 
         def do_POST(self):
-            got.put(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            got.put(json.loads(self.body()))
             self.answer("".join(f"data: {line}\n\n" for line in lines))
             if hold:
                 hold.wait(60)
@@ -140,7 +114,7 @@ def serving(lines, hold=None, models=({"id": "m", "max_model_len": 512},), serve
     with listening(Handler) as url:
         engine = None
         try:
-            engine = OpenAIEngine(url, tiny.tokenizer(), concurrency=1, served_as=served_as)
+            engine = OpenAIEngine(f"{url}/v1", tiny.tokenizer(), concurrency=1, served_as=served_as)
             yield engine, got
         finally:
             if hold:
@@ -245,7 +219,7 @@ def test_a_server_that_lists_no_models_is_said_at_once(listed):
             self.answer(listed)
 
     with listening(Handler) as url, pytest.raises(ModelError, match="doesn't list its models"):
-        OpenAIEngine(url, tiny.tokenizer())
+        OpenAIEngine(f"{url}/v1", tiny.tokenizer())
 
 
 SEVERAL = [{"id": "base", "max_model_len": 512}, {"id": "tuned", "parent": "base"}]
@@ -286,7 +260,7 @@ def as_vllm(loaded):
             self.answer(json.dumps({"data": [{"id": "m", "max_model_len": 2048}]}))
 
         def do_POST(self):
-            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            body = json.loads(self.body())
             ids = list(body["prompt"])
             if body.get("echo"):
                 known = named([*ids, 0], [*likely(ids, range(len(ids))), -1.0])
@@ -300,7 +274,7 @@ def as_vllm(loaded):
             self.answer("".join(f"data: {line}\n\n" for line in (said(text, reason), "[DONE]")))
 
     with listening(Handler) as url:
-        yield url
+        yield f"{url}/v1"
 
 
 def test_a_model_on_a_server_is_measured_like_one_in_this_process(tmp_path):

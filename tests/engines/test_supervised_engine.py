@@ -13,10 +13,9 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -34,8 +33,10 @@ from meditune.export.export import export
 from meditune.serve import startup
 from meditune.serve.settings import Settings
 from tests import tiny
+from tests.http_servers import Answering, listening
 from tests.loopback_server import Running, started
 from tests.serve.test_store_access import URGENT
+from tests.waiting import until
 
 ENGINES = {"transformers": "", "openvino": "openvino_genai", "onnx": "onnxruntime"}
 """Engines, each with the package that it needs"""
@@ -110,13 +111,6 @@ def end(thread: threading.Thread) -> None:
     """Raise SystemExit in a thread."""
     ident = ctypes.c_ulong(thread.ident)
     assert ctypes.pythonapi.PyThreadState_SetAsyncExc(ident, ctypes.py_object(SystemExit)) == 1
-
-
-def until(holds: Callable[[], Any], seconds: float = 120) -> None:
-    end = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < end, "it took too long"
-        time.sleep(0.01)
 
 
 def refused(reply: Any) -> bool:
@@ -204,34 +198,19 @@ def test_a_model_at_a_server_is_waited_for_however_long_that_is_away(
 
 @contextmanager
 def serving_elsewhere(port: int = 0, listed: Any = None) -> Iterator[int]:
-    """A server with OpenAI's API that always says the same."""
+    """The port of a server with OpenAI's API that always says the same."""
 
-    class Handler(BaseHTTPRequestHandler):
+    class Handler(Answering):
         def do_GET(self) -> None:
-            self._answer(json.dumps(listed or {"data": [{"id": "m", "max_model_len": 4096}]}))
+            self.answer(json.dumps(listed or {"data": [{"id": "m", "max_model_len": 4096}]}))
 
         def do_POST(self) -> None:
-            self.rfile.read(int(self.headers["Content-Length"]))
+            self.body()
             said = {"choices": [{"text": "Rest helps.", "finish_reason": "stop"}]}
-            self._answer(f"data: {json.dumps(said)}\n\ndata: [DONE]\n\n")
+            self.answer(f"data: {json.dumps(said)}\n\ndata: [DONE]\n\n")
 
-        def _answer(self, body: str) -> None:
-            self.send_response(200)
-            self.end_headers()
-            self.wfile.write(body.encode())
-
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    made = ThreadingHTTPServer(("127.0.0.1", port), Handler)
-    thread = threading.Thread(target=made.serve_forever, args=(0.02,))
-    thread.start()
-    try:
-        yield made.server_port
-    finally:
-        made.shutdown()
-        thread.join()
-        made.server_close()
+    with listening(Handler, port) as url:
+        yield int(url.rpartition(":")[2])
 
 
 def test_a_process_that_hangs_is_ended_and_another_one_opened(folder: Path, monkeypatch: Any) -> None:

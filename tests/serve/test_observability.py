@@ -6,10 +6,8 @@ Traces, as a real receiver on the loopback gets them. A store of a service that 
 """
 
 import json
-import threading
 import time
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
@@ -22,8 +20,9 @@ from meditune.store import open_store
 from meditune.store.api_keys import Keys
 from meditune.store.overview import Notes
 from tests.assistants import ScriptedEngine, assistant_of, index_of
+from tests.http_servers import Answering, listening
 from tests.loopback_server import chromium, served
-from tests.serve.test_version_router import until
+from tests.waiting import until
 
 MARKUP = "<img src=x onerror=\"document.title='hacked'\"><script>document.title='hacked'</script>"
 ALERT = {
@@ -237,9 +236,9 @@ def receiver():
     )
     got = []
 
-    class Handler(BaseHTTPRequestHandler):
+    class Handler(Answering):
         def do_POST(self):
-            body = self.rfile.read(int(self.headers["Content-Length"]))
+            body = self.body()
             assert self.path == "/v1/traces"
             if self.headers.get("Content-Encoding") == "gzip":
                 import gzip
@@ -250,20 +249,10 @@ def receiver():
             got.extend(
                 span for resource in sent.resource_spans for scope in resource.scope_spans for span in scope.spans
             )
-            self.send_response(200)
-            self.send_header("Content-Length", "0")
-            self.end_headers()
+            self.answer()
 
-        def log_message(self, *_):
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}", got
-    finally:
-        server.shutdown()
-        server.server_close()
+    with listening(Handler) as url:
+        yield url, got
 
 
 def attributes(span):

@@ -4,9 +4,7 @@ import hashlib
 import hmac
 import json
 import socket
-import threading
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 from aiosmtpd.controller import Controller
@@ -14,6 +12,7 @@ from aiosmtpd.smtp import AuthResult
 
 from meditune.errors import DataError
 from meditune.operate.drift.notifications import Message, Outbox, from_environment
+from tests.http_servers import Answering, listening
 
 NEWS = Message(
     "abc/large", "Drift: length (large)", "Longer <questions> & more.", "https://example.org/e", {"effect": 0.5}
@@ -21,32 +20,17 @@ NEWS = Message(
 
 
 @contextmanager
-def listening(answers=(), reply=b"{}", headers=None):
+def receiver(answers=(), reply=b"{}", headers=None):
     """A web server that keeps what it gets and answers with these codes, then with 200."""
     got, codes = [], list(answers)
 
-    class Handler(BaseHTTPRequestHandler):
+    class Handler(Answering):
         def do_POST(self):
-            body = self.rfile.read(int(self.headers["Content-Length"]))
-            got.append((self.path, dict(self.headers), body))
-            self.send_response(codes.pop(0) if codes else 200)
-            for name, value in {"Content-Length": str(len(reply)), **(headers or {})}.items():
-                self.send_header(name, value)
-            self.end_headers()
-            self.wfile.write(reply)
+            got.append((self.path, dict(self.headers), self.body()))
+            self.answer(reply, codes.pop(0) if codes else 200, headers)
 
-        def log_message(self, *_):
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, args=(0.02,))
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}/secret-path", got
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
+    with listening(Handler) as url:
+        yield f"{url}/secret-path", got
 
 
 def outbox(tmp_path):
@@ -54,7 +38,7 @@ def outbox(tmp_path):
 
 
 def test_a_webhook_gets_signed_figures_once(tmp_path):
-    with listening() as (url, got):
+    with receiver() as (url, got):
         channels = from_environment({"MEDITUNE_ALERT_WEBHOOK": url, "MEDITUNE_ALERT_WEBHOOK_SECRET": "s3cret"})
         assert not outbox(tmp_path).send([NEWS], channels)
         assert not outbox(tmp_path).send([NEWS], channels)
@@ -71,7 +55,7 @@ def test_a_webhook_gets_signed_figures_once(tmp_path):
 
 
 def test_slack_gets_its_blocks_with_escaped_text(tmp_path):
-    with listening(reply=b"ok") as (url, got):
+    with receiver(reply=b"ok") as (url, got):
         assert not outbox(tmp_path).send([NEWS], from_environment({"MEDITUNE_ALERT_SLACK": url}))
     said = json.loads(got[0][2])
     assert said["text"].startswith("Drift: length")
@@ -81,7 +65,7 @@ def test_slack_gets_its_blocks_with_escaped_text(tmp_path):
 
 
 def test_a_passing_failure_is_tried_again_and_a_lasting_one_shown_without_secrets(tmp_path):
-    with listening([503, 429]) as (url, got):
+    with receiver([503, 429]) as (url, got):
         assert not outbox(tmp_path).send([NEWS], from_environment({"MEDITUNE_ALERT_WEBHOOK": url}))
     assert len(got) == 3
     other = Message("def/large", "Drift: topics (large)", "New.", "", {})
@@ -92,13 +76,13 @@ def test_a_passing_failure_is_tried_again_and_a_lasting_one_shown_without_secret
     shown = list(outbox(tmp_path).lines())
     assert any(line.startswith("failed") and "def/large" in line and "3 tries" in line for line in shown)
     assert "secret-path" not in problem + (tmp_path / "alerts.json").read_text()
-    with listening() as (again, got):
+    with receiver() as (again, got):
         assert not outbox(tmp_path).send([NEWS, other], from_environment({"MEDITUNE_ALERT_WEBHOOK": again}))
     assert [json.loads(body)["key"] for _, _, body in got] == ["def/large"]
 
 
 def test_what_is_refused_for_good_is_not_repeated_at_once(tmp_path):
-    with listening([404]) as (url, got):
+    with receiver([404]) as (url, got):
         (problem,) = outbox(tmp_path).send([NEWS], from_environment({"MEDITUNE_ALERT_WEBHOOK": url}))
     assert len(got) == 1
     assert "answers 404" in problem

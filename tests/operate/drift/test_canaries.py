@@ -13,7 +13,7 @@ from meditune.operate.drift.notifications import messages
 from meditune.operate.drift.signals import BY_NAME, Request
 from meditune.serve.metrics import facts_of
 from tests.commands import jsonl, meditune
-from tests.operate.drift.test_alerts import listening
+from tests.operate.drift.test_alerts import receiver
 
 
 def answered(decision="yes", text="Call 911 now."):
@@ -35,7 +35,7 @@ def canary_file(tmp_path, count=12):
 
 def run(tmp_path, answer, monkeypatch):
     monkeypatch.setenv("MEDITUNE_KEY", "mt-key")
-    with listening(reply=json.dumps(answer).encode()) as (url, got):
+    with receiver(reply=json.dumps(answer).encode()) as (url, got):
         found = meditune("drift", "canary", canary_file(tmp_path), "-o", tmp_path / "runs.jsonl", "--url", url)
     assert got[0][0] == "/secret-path/v1/ask"
     assert got[0][1]["Authorization"] == "Bearer mt-key"
@@ -133,7 +133,7 @@ def test_a_run_says_which_model_answered_each_canary(tmp_path, monkeypatch):
 )
 def test_a_question_is_repeated_only_if_the_server_rejected_it(tmp_path, monkeypatch, status, headers, requests):
     monkeypatch.setattr(canaries, "Backoff", partial(Backoff, first_wait=0.01))
-    with listening([status], json.dumps(ANSWER).encode(), headers) as (url, got):
+    with receiver([status], json.dumps(ANSWER).encode(), headers) as (url, got):
         try:
             canaries.ask(canaries.read(canary_file(tmp_path)), url)
         except DataError as error:

@@ -2,7 +2,6 @@
 
 import json
 import threading
-import time
 
 import pytest
 
@@ -16,8 +15,9 @@ from meditune.store.answers import Answers
 from meditune.store.database import SQLiteDatabase
 from meditune.store.overview import overview
 from tests.commands import meditune
-from tests.operate.drift.test_alerts import listening
+from tests.operate.drift.test_alerts import receiver
 from tests.operate.drift.test_drift_detection import fill_store, requests
+from tests.waiting import until
 
 
 @pytest.fixture(autouse=True)
@@ -49,7 +49,7 @@ def figure(metrics, line):
 
 def test_drift_is_found_shown_and_sent_once(watched, tmp_path):
     metrics = Metrics()
-    with listening() as (url, got):
+    with receiver() as (url, got):
         watching = DriftWatcher(watched, metrics.drifted, from_environment({"MEDITUNE_ALERT_WEBHOOK": url}))
         fill_store(tmp_path, requests(100, 6, first=401))
         quiet = watching.check_once()
@@ -103,7 +103,7 @@ def test_the_state_of_another_store_is_refused_and_stays_as_it_is(watched, tmp_p
 
 def test_a_webhook_that_is_down_is_tried_again_and_shown(watched, tmp_path):
     metrics = Metrics()
-    with listening([503] * 3) as (url, got):
+    with receiver([503] * 3) as (url, got):
         watching = DriftWatcher(watched, metrics.drifted, from_environment({"MEDITUNE_ALERT_WEBHOOK": url}))
         drifted(tmp_path)
         (said,) = watching.check_once()["unsent"]
@@ -120,7 +120,7 @@ def test_a_webhook_that_is_down_is_tried_again_and_shown(watched, tmp_path):
 
 
 def test_it_goes_on_after_a_kill_and_sends_nothing_twice(watched, tmp_path):
-    with listening() as (url, got):
+    with receiver() as (url, got):
         channels = from_environment({"MEDITUNE_ALERT_WEBHOOK": url})
         first = DriftWatcher(watched, lambda _: None, channels)
         drifted(tmp_path)
@@ -162,11 +162,8 @@ def test_it_watches_while_requests_come_and_keeps_where_it_stands(watched, tmp_p
     seen = []
     watching = DriftWatcher(watched, seen.append).start()
     drifted(tmp_path)
-    until = time.monotonic() + 20
-    while not (seen and seen[-1].get("alerts")) and time.monotonic() < until:
-        time.sleep(0.02)
+    until(lambda: seen and seen[-1].get("alerts"), 20)
     watching.stop()
-    assert seen[-1]["alerts"]
     assert state_of(watched.reference).exists()
     # A check by hand goes on from there.
     found = meditune("drift", "check", tmp_path, "--reference", watched.reference)
@@ -177,7 +174,7 @@ def test_check_sends_to_the_channels_of_the_environment(watched, tmp_path, monke
     drifted(tmp_path)
     without = meditune("drift", "check", tmp_path, "--reference", watched.reference, "--notify")
     assert (without.code, "No channel for alerts" in without.err) == (3, True)
-    with listening() as (url, got):
+    with receiver() as (url, got):
         monkeypatch.setenv("MEDITUNE_ALERT_SLACK", url)
         page = tmp_path / "page.html"
         words = ("drift", "check", tmp_path, "--reference", watched.reference, "--notify", "--page", page)
@@ -191,7 +188,7 @@ def test_check_sends_to_the_channels_of_the_environment(watched, tmp_path, monke
 
 def test_what_cant_be_sent_is_noted_by_check(watched, tmp_path, monkeypatch):
     drifted(tmp_path)
-    with listening([404]) as (url, _):
+    with receiver([404]) as (url, _):
         monkeypatch.setenv("MEDITUNE_ALERT_WEBHOOK", url)
         found = meditune("drift", "check", tmp_path, "--reference", watched.reference, "--notify")
     assert found.code == 6

@@ -17,7 +17,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from email.utils import formatdate
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -26,6 +25,7 @@ from xml.sax.saxutils import escape, quoteattr
 from meditune.retrieve.index import Index
 from tests import corpus
 from tests.commands import Result, meditune, read_rows
+from tests.http_servers import Answering, listening
 
 HEAD = (
     '<?xml version="1.0" ?>\n<!DOCTYPE PubmedArticleSet PUBLIC "-//NLM//DTD PubMedArticle, 1st January 2025//EN" '
@@ -224,32 +224,19 @@ def serving(folder: Path) -> Iterator[PubMed]:
     class Handler(_Handler):
         pubmed = held
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
-    held.url = f"http://127.0.0.1:{server.server_address[1]}"
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-    thread.start()
-    try:
+    with listening(Handler) as held.url:
         yield held
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(Answering):
     pubmed: PubMed
     protocol_version = "HTTP/1.1"
-
-    def log_message(self, *given: Any) -> None:
-        pass
 
     def date_time_string(self, timestamp: float | None = None) -> str:  # noqa: ARG002 (the base's)
         return formatdate(self.pubmed.clock, usegmt=True)
 
     def do_POST(self) -> None:
-        length = int(self.headers.get("Content-Length", 0))
-        self._tool({key: values[0] for key, values in parse_qs(self.rfile.read(length).decode()).items()})
+        self._tool({key: values[0] for key, values in parse_qs(self.body().decode()).items()})
 
     def do_GET(self) -> None:
         parts = urlsplit(self.path)
