@@ -76,7 +76,7 @@ ASKS = _any(*QUESTION_KINDS["messages"]["asks"], start="", end="")
 GREETING = _any(*QUESTION_KINDS["messages"]["greeting"], start=r"^\W*", end="")
 UNINFORMATIVE = _any(*QUESTION_KINDS["messages"]["uninformative"], start=r"^\W*", end=r"\W*$")
 KINDS = {kind: _any(*cues, end="" if kind == "information" else r"\b") for kind, cues in QUESTION_KINDS["cues"].items()}
-"""For each of `topics.KINDS`, a pattern of its cues in messages. More specific kinds come first."""
+"""For each kind of question, a pattern of its cues in messages. More specific kinds come first."""
 
 
 SUBJECT_WORDS = 12  # Maximum number of words in a first line that counts as a subject
@@ -87,10 +87,8 @@ class QueryFocus:
     """A message reduced to what it asks."""
 
     query: str  # The text to search for: subject and questions, without greetings and history
-    focus: str  # The topic of the message, in the index's spelling; empty if no known topic is named
-    question_type: str  # The most likely of `topics.KINDS`; "information" if there are no cues
     mentions: tuple[Mention, ...] = ()  # All topics that the message names, the most informative first
-    kinds: tuple[str, ...] = ()  # All kinds of question for which there are cues, `question_type` first
+    kinds: tuple[str, ...] = ()  # All kinds of question for which there are cues; if there are none, "information"
 
 
 def query_focus(question: str, synonyms: Synonyms) -> QueryFocus:
@@ -100,15 +98,12 @@ def query_focus(question: str, synonyms: Synonyms) -> QueryFocus:
     asking = [part for part in parts if ASKS.search(part)] or parts
     query = " ".join(dict.fromkeys([subject, *asking] if subject else asking)) or " ".join(question.split())
     mentions = _mentions(subject, asking, question, synonyms)
-    main = mentions[0] if mentions else None
-    topic = main.topic if main else ""
-    if topic and topic not in query.casefold():
-        query = f"{topic}. {query}"
+    if mentions and mentions[0].topic not in query.casefold():
+        query = f"{mentions[0].topic}. {query}"
     for text in (" ".join([subject, *asking]), question):
         if kinds := tuple(kind for kind, pattern in KINDS.items() if pattern.search(text)):
             break
-    kinds = kinds or ("information",)
-    return QueryFocus(query, topic, kinds[0], tuple(mentions), kinds)
+    return QueryFocus(query, tuple(mentions), kinds or ("information",))
 
 
 def _parts(question: str) -> tuple[str, list[str]]:

@@ -11,7 +11,7 @@ topics) is stored in one numpy archive beside the table.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -155,19 +155,11 @@ class RerankQuery:
 class Reranker:
     """A reranker that scores how well passages answer a message."""
 
-    def __init__(
-        self,
-        synonyms: Synonyms,
-        title_vectors: TitleVectors,
-        encode: Encode,
-        weights: Mapping[str, float] = WEIGHTS,
-        sibling_weight: float = SIBLINGS,
-    ) -> None:
+    def __init__(self, synonyms: Synonyms, title_vectors: TitleVectors, encode: Encode) -> None:
         self.synonyms = synonyms
         self.title_vectors = title_vectors
         self.encode = encode
-        self.weights = weights
-        self.siblings = sibling_weight
+        self.weights, self.siblings = WEIGHTS, SIBLINGS
 
     def prepare(self, question: str) -> RerankQuery:
         """Return the message prepared for comparison. Computing its vectors takes nearly all of the time."""

@@ -26,7 +26,6 @@ _TEMPLATES = tuple(
     for wording in wordings
 )
 _ALSO = re.compile(r"\(Also called:(?P<names>.*?)\)?\s*$", re.IGNORECASE)
-KINDS = tuple(QUESTION_KINDS["titles"])
 
 
 @dataclass(frozen=True)
@@ -35,7 +34,7 @@ class Title:
 
     topic: str
     names: tuple[str, ...]  # All names of the topic, `topic` first
-    kind: str  # The kind of question that the passage answers, one of KINDS; empty if the title doesn't show it
+    kind: str  # The kind of question that the passage answers, as in question_kinds.yaml; empty if unknown
 
 
 @lru_cache(maxsize=65536)
