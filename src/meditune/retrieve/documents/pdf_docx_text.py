@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+import resource
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -240,12 +241,7 @@ def _name(qualified: str) -> str:
 def main(path: str, max_pages: str, max_gb: str, max_characters: str) -> dict[str, Any]:
     """Read the file and return the result to print."""
     logging.disable()
-    try:
-        import resource
-
-        resource.setrlimit(resource.RLIMIT_AS, (int(float(max_gb) * 2**30),) * 2)
-    except ImportError:  # on Windows, only the time limit applies
-        pass
+    resource.setrlimit(resource.RLIMIT_AS, (int(float(max_gb) * 2**30),) * 2)
     kind = "Word file" if path.lower().endswith(".docx") else "PDF"
     try:
         if kind == "PDF":
