@@ -171,6 +171,11 @@ def read_json(path: Path) -> Any:
     return parse_json(read_text(path), path)
 
 
+def package_lines(path: Path) -> list[str]:
+    """Return the lines of a text file that belongs to the package, without comments, which begin with "#"."""
+    return [line for line in path.read_text(encoding="utf-8").splitlines() if not line.startswith("#")]
+
+
 def package_table(path: Path) -> Any:
     """Return the content of a YAML file that belongs to the package."""
     import yaml

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 from meditune.evidence.quantities import AMOUNT, amount
-from meditune.files import package_table
+from meditune.files import package_lines, package_table
 from meditune.text import LETTERED
 
 _TOKEN = re.compile(r"\d+(?:[.,]\d+)*|[^\W\d_][^\W_]*(?:['’][^\W\d_]+)?")
@@ -112,8 +112,7 @@ def rarity(word: str) -> float:
 
 @cache
 def _ranks() -> dict[str, int]:
-    text = (Path(__file__).parent / "common.txt").read_text(encoding="utf-8")
-    words = (word for line in text.splitlines() if not line.startswith("#") for word in line.split())
+    words = (word for line in package_lines(Path(__file__).with_name("common.txt")) for word in line.split())
     return {word: rank for rank, word in enumerate(words)}
 
 

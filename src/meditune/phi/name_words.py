@@ -14,14 +14,14 @@ from functools import lru_cache
 from pathlib import Path
 
 from meditune.evidence.lexical_features import rarity
+from meditune.files import package_lines
 from meditune.phi.spans import Span, View, word_list
 
 _FOLDER = Path(__file__).parent
 
 
 def _words(file: str) -> frozenset[str]:
-    lines = (_FOLDER / file).read_text(encoding="utf-8").splitlines()
-    return frozenset(word for line in lines if not line.startswith("#") for word in line.split())
+    return frozenset(word for line in package_lines(_FOLDER / file) for word in line.split())
 
 
 WORD_NAMES = _words("word_names.txt")  # English words that count as names only next to a cue or a name
@@ -32,9 +32,7 @@ GENERIC = _words("generic.txt")  # Words in the names of many hospitals
 _OTHERS = _words("others.txt") | PLACES
 GIVEN = _words("given.txt") - WORD_NAMES - PLACES  # Given names that have no other meaning
 SURNAMES = _words("surnames.txt") - WORD_NAMES  # Surnames that are not English words
-CITIES = frozenset(
-    line.lower() for line in (_FOLDER / "cities.txt").read_text(encoding="utf-8").splitlines() if line[:1] != "#"
-)
+CITIES = frozenset(line.lower() for line in package_lines(_FOLDER / "cities.txt"))
 
 
 def is_name(low: str) -> bool:
@@ -150,10 +148,8 @@ _ABBREVIATIONS = frozenset({"MS", "MR", "FR", "SR", "PT", "RN", "MD"})
 def _read() -> tuple[dict[str, Cue], dict[str, Cue]]:
     plain: dict[str, Cue] = {}
     labels: dict[str, Cue] = {}
-    for line in (Path(__file__).parent / "cues.txt").read_text(encoding="utf-8").splitlines():
+    for line in package_lines(_FOLDER / "cues.txt"):
         kind, _, phrases = line.partition(": ")
-        if line.startswith("#"):
-            continue
         cues, cue = (labels, _AFTER_COLON[kind]) if kind in _AFTER_COLON else (plain, Cue[kind.upper()])
         for phrase in phrases.split(" | "):
             cues[phrase] = max(cue, cues.get(phrase, cue))

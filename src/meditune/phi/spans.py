@@ -14,6 +14,7 @@ from html import unescape
 from pathlib import Path
 
 from meditune.config.data_options import Kind
+from meditune.files import package_lines
 
 _KINDS: dict[str, tuple[Kind, ...]] = {
     "NAME": ("name",),
@@ -70,10 +71,9 @@ def replaced(text: str, spans: Iterable[Span], replacement: Callable[[str, Kind]
 @cache
 def _word_lists() -> dict[str, frozenset[str]]:
     found: dict[str, frozenset[str]] = {}
-    for line in Path(__file__).with_name("word_lists.txt").read_text(encoding="utf-8").splitlines():
+    for line in package_lines(Path(__file__).with_name("word_lists.txt")):
         name, _, words = line.partition(": ")
-        if not line.startswith("#"):
-            found[name] = found.get(name, frozenset()).union(words.split())
+        found[name] = found.get(name, frozenset()).union(words.split())
     return found
 
 

@@ -15,7 +15,7 @@ from meditune.data.example import Example, Passage
 from meditune.data.near_duplicates import words
 from meditune.data.quality.ledger import Entry
 from meditune.evidence.lexical_features import information_weight, stem
-from meditune.files import package_table
+from meditune.files import package_lines, package_table
 from meditune.text import sentences, without_invisible
 
 MIN_ANSWER_WORDS, MAX_ANSWER_WORDS = 3, 2000
@@ -195,8 +195,7 @@ def _language_identifier():  # type: ignore[no-untyped-def]
 @cache
 def _health_words() -> tuple[frozenset[str], frozenset[str], frozenset[str]]:
     """Return the words ("heart"), prefixes ("cardio") and suffixes ("itis") in health_words.txt, without hyphens."""
-    lines = (Path(__file__).parent / "health_words.txt").read_text(encoding="utf-8").splitlines()
-    listed = [word for line in lines if not line.startswith("#") for word in line.split()]
+    listed = [word for line in package_lines(Path(__file__).with_name("health_words.txt")) for word in line.split()]
     return (
         frozenset(form for word in listed if "-" not in word for form in (word, f"{word}s")),
         frozenset(word[:-1] for word in listed if word.endswith("-")),
