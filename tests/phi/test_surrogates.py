@@ -13,7 +13,7 @@ KEY = b"0123456789abcdef"
 
 
 def replaced(text: str, group: str = "1", key: bytes = KEY) -> str:
-    return Surrogates(key, group).replaced(text, phi.find(text))
+    return Surrogates(key, group).replaced_in({"": text}, {"": phi.find(text)})[""]
 
 
 def test_the_same_person_has_the_same_invented_name_in_all_of_a_patients_texts() -> None:

@@ -22,7 +22,7 @@ from typing import TypeVar
 
 from meditune.config.data_options import Kind
 from meditune.errors import DataError
-from meditune.files import cache_folder
+from meditune.files import cache_folder, write_bytes
 from meditune.phi import name_words
 from meditune.phi.name_words import PIECE, plain, stem
 from meditune.phi.spans import PLACEHOLDERS, Span, normalized, placeholder, replaced, word_list
@@ -190,12 +190,8 @@ class Surrogates:
         self.days = 7 * weeks * (-1 if self._number("direction", "") % 2 else 1)
         """Number of days by which dates are shifted"""
 
-    def replaced(self, text: str, spans: Sequence[Span]) -> str:
-        """Return `text` with a surrogate for each of the spans, which are in order and don't overlap."""
-        return self.replaced_in({"": text}, {"": spans})[""]
-
     def replaced_in(self, texts: Mapping[Field, str], spans: Mapping[Field, Sequence[Span]]) -> dict[Field, str]:
-        """Return field -> text with a surrogate for each of the field's spans, like `replaced`.
+        """Return field -> text with a surrogate for each of the field's spans, which are in order and don't overlap.
 
         The dates in all the fields show together whether the day or the month comes first.
         """
@@ -305,11 +301,7 @@ def surrogate_secret() -> bytes:
     file = cache_folder("phi") / "secret"
     if given is None:
         if not file.is_file():
-            file.parent.mkdir(parents=True, exist_ok=True)
-            partial = file.with_name(f".secret.{os.getpid()}.partial")
-            partial.touch(mode=0o600)
-            partial.write_text(secrets.token_hex(32), encoding="ascii")
-            partial.replace(file)
+            write_bytes(file, secrets.token_hex(32).encode(), private=True)
         given = file.read_text(encoding="ascii").strip()
     if len(given) < _MIN_SECRET_CHARACTERS:
         where = VARIABLE if VARIABLE in os.environ else str(file)
