@@ -12,7 +12,6 @@ import sys
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +37,7 @@ from meditune.data.preference_pairs import (
 from meditune.data.readers import liveqa
 from meditune.data.readers.medquad import tidy
 from meditune.data.readers.tables import LAYOUTS, Rejects, Row, rows
-from meditune.data.readers.user_files import LOOK_AHEAD, column_names, has_column, list_columns
+from meditune.data.readers.user_files import beginning, column_names, has_column, list_columns
 from meditune.data.sources import locate_source
 from meditune.data.splits import Splits, by_group, question_key
 from meditune.errors import DataError
@@ -199,11 +198,11 @@ def read_given_pairs(path: Path, recipe: Recipe, rejects: Rejects) -> list[Pair]
         ratings = read_judged(path, locate_source("liveqa", questions), rejects)
         pairs = paired(ratings, recipe.seed, rejects)
     else:
-        found, first = _beginning(rows(path, SOURCE, rejects))
+        found, first = beginning(rows(path, SOURCE, rejects))
         fields = spec.fields or None
         no_rows = f"{path}: no rows. Provide a file with at least one pair, or two rated answers to the same question."
         if as_thumbs and first and isinstance(first[0][1].get("feedback"), list):
-            found, first = _beginning(_exported(found, rejects))
+            found, first = beginning(_exported(found, rejects))
             no_rows = _nothing_usable(path, rejects, as_thumbs)
         columns = column_names(row for _, row in first)
         if first and _holds_ratings(columns, spec.fields, first[0][0], as_thumbs):
@@ -215,13 +214,6 @@ def read_given_pairs(path: Path, recipe: Recipe, rejects: Rejects) -> list[Pair]
     if not pairs:
         raise DataError(_nothing_usable(path, rejects, as_thumbs))
     return pairs
-
-
-def _beginning(found: Iterable[Row]) -> tuple[Iterator[Row], list[Row]]:
-    """Return an iterator over all rows, and a list of the first LOOK_AHEAD rows."""
-    stream = iter(found)
-    first = list(islice(stream, LOOK_AHEAD))
-    return chain(first, stream), first
 
 
 def _refuse_unknown_thumbs(rejects: Rejects) -> None:

@@ -117,6 +117,13 @@ Values = dict[str, Any]
 """Field or column -> the row's value"""
 
 
+def beginning(found: Iterable[Row]) -> tuple[Iterator[Row], list[Row]]:
+    """Return an iterator over all rows, and a list of the first LOOK_AHEAD rows."""
+    stream = iter(found)
+    first = list(itertools.islice(stream, LOOK_AHEAD))
+    return itertools.chain(first, stream), first
+
+
 def records(
     found: Iterable[Row],
     rejects: Rejects,
@@ -133,8 +140,7 @@ def records(
     record, or the reason for rejecting the row. `fields` and `layout` are passed to `columns_for`. Raises DataError if
     there are no rows (with the message `no_rows`) or if a required column is missing.
     """
-    stream = iter(found)
-    first = list(itertools.islice(stream, LOOK_AHEAD))
+    every, first = beginning(found)
     if not first:
         raise DataError(no_rows)
     seen = column_names(row for _, row in first)
@@ -144,7 +150,7 @@ def records(
 
     def numbered() -> Iterator[Row]:
         nonlocal number
-        for place_and_row in itertools.chain(first, stream):
+        for place_and_row in every:
             number += 1
             yield place_and_row
 
@@ -267,25 +273,23 @@ def from_rows(
 
     `name` is the prefix of generated ids, and `place` names the file or data set in error messages.
     """
-    stream = iter(found)
-    first = list(itertools.islice(stream, LOOK_AHEAD))
-    found = itertools.chain(first, stream)
-    beginning, given = [row for _, row in first], fields or {}
-    names = column_names(beginning)
+    found, first = beginning(found)
+    some, given = [row for _, row in first], fields or {}
+    names = column_names(some)
     questions = LAYOUTS["questions"]
     is_plain = all(
         any(has_column(field, names, given, questions.guesses) for field in group) for group in questions.needed
     )
-    alpaca = conversations.is_alpaca(names, given, beginning)
+    alpaca = conversations.is_alpaca(names, given, some)
     changed = Counter[str]() if changes is None else changes
     words = LABEL_WORDS | {word.casefold(): label for word, label in (labels or {}).items()}
     make: Callable[[Values, Values], Values | str] = _example
     layout = "questions"
-    is_claims = bool(beginning) and _holds_claims(beginning[0], given)
+    is_claims = bool(some) and _holds_claims(some[0], given)
     if is_claims:
         make = partial(_claim, words=words)
         layout = "claims"
-    elif alpaca or conversations.holds_conversations(names, given, beginning, is_plain):
+    elif alpaca or conversations.holds_conversations(names, given, some, is_plain):
         make = partial(_conversation, thoughts=thoughts, changes=changed)
         layout = "alpaca" if alpaca else "conversations"
 
