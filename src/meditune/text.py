@@ -82,9 +82,9 @@ def counted(count: int, noun: str) -> str:
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
 
 
-def counted_reasons(reasons: Mapping[str, int], noun: str = "row") -> str:
+def counted_reasons(reasons: Mapping[str, int]) -> str:
     """Return why how many rows were left out: "2 rows: no answer; 1 row: duplicate id"."""
-    return "; ".join(f"{counted(count, noun)}: {reason}" for reason, count in reasons.items())
+    return "; ".join(f"{counted(count, 'row')}: {reason}" for reason, count in reasons.items())
 
 
 WIDTH = 100

@@ -137,7 +137,7 @@ def write_prepared(
 def stored_data(folder: Path) -> Prepared:
     """Return the data that `prepare` wrote to `folder`. Raises DataError if files are missing or have changed."""
     quality = read_json(folder / "quality.json")
-    paths = {name: folder / f"{name}.jsonl" for name in ("train", "dev", "test")}
+    paths = {name: folder / f"{name}.jsonl" for name in SPLITS}
     missing = [path.name for path in paths.values() if not path.is_file()]
     if missing:
         raise DataError(f"{folder}: missing files: {', '.join(missing)}. Remove the run's folder and start again.")

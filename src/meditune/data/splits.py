@@ -197,8 +197,8 @@ def by_year(
     examples: Sequence[Example],
     share: float,
     seed: int,
-    same_question: Mapping[str, str] | None = None,
-    joined: Collection[Pair] = (),
+    same_question: Mapping[str, str],
+    joined: Collection[Pair],
 ) -> tuple[list[Example], list[Example]]:
     """Return (rest, held) with the newest groups held out: about `share` of the examples that have a year.
 
@@ -212,7 +212,7 @@ def by_year(
             "years. Add a column `year` to your own rows, or use data.split: group."
         )
     groups = []
-    for members in _components(examples, same_questions(examples) if same_question is None else same_question, joined):
+    for members in _components(examples, same_question, joined):
         years = [year for index in members if isinstance(year := examples[index].meta.get("year"), int)]
         if len(years) == len(members):
             groups.append((min(years), members))

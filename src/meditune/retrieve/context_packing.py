@@ -182,7 +182,7 @@ def chosen(style: Style, hits: Sequence[Hit], k: int) -> Sequence[Hit]:
 def grade(text: str) -> float:
     """Return a text's school grade (Flesch-Kincaid), or 0 if the text has no words."""
     found = readability.counted(text)
-    return readability.flesch_kincaid(found.words, found.sentences, found.syllables) if found.words else 0.0
+    return found.grade if found.words else 0.0
 
 
 def _weight(style: Style, hit: Hit) -> float:
