@@ -10,7 +10,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from meditune.errors import Stopped
 from meditune.evaluate.report import plots
 from meditune.train import finetune
 from tests import layouts, tiny
+from tests.layouts import jsonl as jsonl
 
 SMALL = {
     "data.split": "group",
@@ -187,12 +188,6 @@ def rows(count: int, **changes: Any) -> list[dict[str, Any]]:
         | {key: value(number) if callable(value) else value for key, value in changes.items()}
         for number in range(count)
     ]
-
-
-def jsonl(path: Path, lines: Sequence[dict[str, Any]]) -> Path:
-    """The rows as a JSON Lines file."""
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-    return path
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:

@@ -14,6 +14,13 @@ from xml.sax.saxutils import escape
 DECISIONS = ("yes", "no", "maybe")
 
 
+def jsonl(path: Path, lines: Iterable[Mapping[str, Any]]) -> Path:
+    """The rows as a JSON Lines file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    return path
+
+
 def pubmedqa_item(number: int, **changes: Any) -> dict[str, Any]:
     """One item as in `ori_pqal.json`; `changes` replace fields, None as value removes one."""
     item: dict[str, Any] = {

@@ -18,12 +18,7 @@ from meditune.data.sources import SOURCES, has_files
 from meditune.data.splits import OFFICIAL, Splits, split
 from meditune.errors import DataError
 from tests import layouts
-
-
-def json_lines(path: Path, rows: list[dict[str, Any]]) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return path
+from tests.layouts import jsonl
 
 
 def table(path: Path, columns: list[str], rows: list[list[Any]]) -> Path:
@@ -52,7 +47,7 @@ def rationale(label: str, *sentences: int) -> list[dict[str, Any]]:
 
 def scifact(folder: Path) -> Path:
     corpus = [document(n, f"Study {n} was small. ", f"Zinc {n} shortened colds.") for n in (11, 12, 13, 14)]
-    json_lines(folder / "data" / "corpus.jsonl", corpus)
+    jsonl(folder / "data" / "corpus.jsonl", corpus)
     train = [
         cited(1, "Zinc shortens colds.", {"11": rationale("SUPPORT", 1), "12": rationale("CONTRADICT", 0)}, 11, 12),
         cited(2, "Zinc cures warts.", {}, 13, 14),
@@ -63,9 +58,9 @@ def scifact(folder: Path) -> Path:
         cited(7, "Zinc is heavy.", {"11": "SUPPORT"}, 11),  # type: ignore[dict-item]
         cited(8, "Zinc is light.", {}),
     ]
-    json_lines(folder / "data" / "claims_train.jsonl", train)
-    json_lines(folder / "data" / "claims_dev.jsonl", [cited(9, "Zinc is safe.", {"14": rationale("SUPPORT", 0)}, 14)])
-    json_lines(folder / "data" / "claims_test.jsonl", [{"id": 10, "claim": "Zinc tastes bad."}])
+    jsonl(folder / "data" / "claims_train.jsonl", train)
+    jsonl(folder / "data" / "claims_dev.jsonl", [cited(9, "Zinc is safe.", {"14": rationale("SUPPORT", 0)}, 14)])
+    jsonl(folder / "data" / "claims_test.jsonl", [{"id": 10, "claim": "Zinc tastes bad."}])
     return folder
 
 
@@ -149,13 +144,13 @@ def test_healthver(tmp_path: Path) -> None:
 
 def test_citation_integrity_with_three_classes(tmp_path: Path) -> None:
     corpus = [document(31000, "Sleep fell.", "Mood fell."), document(31001, "Rest."), document(4000, "Pain rose.")]
-    json_lines(tmp_path / "corpus.jsonl", corpus)
+    jsonl(tmp_path / "corpus.jsonl", corpus)
     train = [
         cited(0, "Sleep falls [<|cit|>].", {"31000": rationale("ACCURATE", 0)}, 31000),
         cited(1, "Sleep rises [<|multi_cit|>].", {"31001": rationale("NOT_ACCURATE", 0)}, 31001),
     ]
-    json_lines(tmp_path / "claims_train.jsonl", train)
-    json_lines(tmp_path / "claims_test.jsonl", [cited(0, "Pain is common <|cit|>.", {}, 4000)])
+    jsonl(tmp_path / "claims_train.jsonl", train)
+    jsonl(tmp_path / "claims_test.jsonl", [cited(0, "Pain is common <|cit|>.", {}, 4000)])
     found = list(claims.read_citation_integrity(tmp_path, Rejects()))
     assert [(claim.id, claim.label, claim.group, claim.context_text) for claim in found] == [
         ("citation-integrity:train-0", "supported", "31", "Sleep fell. Mood fell."),
@@ -168,7 +163,7 @@ def test_citation_integrity_with_three_classes(tmp_path: Path) -> None:
 
 def test_citation_integrity_with_nine_classes(tmp_path: Path) -> None:
     folder = tmp_path / "Data" / "multivers-format"
-    json_lines(folder / "corpus.jsonl", [document(51000 + n, f"Paragraph {n}.") for n in range(4)])
+    jsonl(folder / "corpus.jsonl", [document(51000 + n, f"Paragraph {n}.") for n in range(4)])
     everything = range(51000, 51004)
     rows = [
         cited(0, "One.", {"51001": rationale("ACCURATE", 0), "51003": rationale("INDIRECT", 0)}, *everything),
@@ -176,7 +171,7 @@ def test_citation_integrity_with_nine_classes(tmp_path: Path) -> None:
         cited(2, "Three.", {}, *everything),
         cited(3, "Four.", {"51002": rationale("ODD", 0)}, *everything),
     ]
-    json_lines(folder / "claims-dev.jsonl", rows)
+    jsonl(folder / "claims-dev.jsonl", rows)
     rejects = Rejects()
     first, second = claims.read_citation_integrity(tmp_path, rejects)
     assert (first.label, first.context_text) == ("supported", "Paragraph 1. Paragraph 3.")
@@ -283,7 +278,7 @@ def medhallu(folder: Path, rows: list[dict[str, Any]]) -> Path:
 def test_medhallu_gives_two_claims_on_the_same_evidence(tmp_path: Path) -> None:
     rejects = Rejects()
     medhallu(tmp_path, [hallucinated(1), hallucinated(2, **{"Hallucinated Answer": ""}), hallucinated(3)])
-    json_lines(tmp_path / "pqa_artificial.jsonl", [hallucinated(4)])
+    jsonl(tmp_path / "pqa_artificial.jsonl", [hallucinated(4)])
     found = list(claims.read_medhallu(tmp_path, rejects))
     assert [(claim.id, claim.label, claim.question) for claim in found[:2]] == [
         ("medhallu:pqa_labeled-1-supported", "supported", "Treatment 1 may help."),
@@ -304,7 +299,7 @@ def test_medhallu_is_also_read_from_json_lines_with_lowercase_columns(tmp_path: 
     published = list(claims.read_medhallu(medhallu(tmp_path / "published", [hallucinated(1)]), Rejects()))
     names = {"Knowledge": "contexts", "Difficulty Level": "difficulty", "Category of Hallucination": "category"}
     row = {names.get(key, key.lower().replace(" ", "_")): value for key, value in hallucinated(1).items()}
-    json_lines(tmp_path / "half.jsonl", [row])
+    jsonl(tmp_path / "half.jsonl", [row])
     rejects = Rejects()
     converted = list(claims.read_medhallu(tmp_path / "half.jsonl", rejects))
     assert not reasons(rejects)

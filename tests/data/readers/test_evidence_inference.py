@@ -20,7 +20,8 @@ from meditune.data.readers.evidence_inference import (
 from meditune.data.readers.tables import Rejects
 from meditune.data.splits import OFFICIAL
 from meditune.errors import DataError
-from tests.data.readers.test_claims import json_lines, reasons, table
+from tests.data.readers.test_claims import reasons, table
+from tests.layouts import jsonl
 
 ARTICLE = (
     "TITLE: A trial of tea\n\n  ABSTRACT.RESULTS:\nTea was liked. Sleep rose more with tea (P < 0.01). Nobody fell.\n\n"
@@ -178,9 +179,9 @@ def test_prompts_and_abstracts_given_as_json_lines(tmp_path: Path) -> None:
 
     rows = [prompt(1), prompt(2, evidence_in_abstract=True), prompt(3, label="better"), prompt(4, evidence="")]
     rows.append(prompt(5, pmcid="PMC78", evidence_in_abstract=True))
-    json_lines(tmp_path / "prompts.jsonl", rows)
+    jsonl(tmp_path / "prompts.jsonl", rows)
     abstract = [{"label": "METHODS", "text": "We gave tea."}, {"label": "RESULTS", "text": "Sleep rose."}]
-    json_lines(tmp_path / "abstracts.jsonl", [{"pmcid": "PMC77", "title": "Tea", "abstract": abstract}])
+    jsonl(tmp_path / "abstracts.jsonl", [{"pmcid": "PMC77", "title": "Tea", "abstract": abstract}])
     rejects = Rejects()
     first, second = evidence_inference.read(tmp_path, rejects)
     assert (first.context_text, second.context_text) == ("Sleep rose.", "We gave tea. Sleep rose.")

@@ -14,15 +14,11 @@ from meditune.data.example import LABEL, LABELS, Example, Passage, write_records
 from meditune.data.readers import user_files
 from meditune.data.readers.tables import Rejects
 from meditune.errors import DataError
-
-
-def json_lines(path: Path, rows: list[dict[str, Any]]) -> Path:
-    path.write_text("\n".join(json.dumps(row) for row in rows) + "\n", encoding="utf-8")
-    return path
+from tests.layouts import jsonl
 
 
 def test_json_lines_with_guessed_columns(tmp_path: Path) -> None:
-    path = json_lines(
+    path = jsonl(
         tmp_path / "clinic.jsonl",
         [
             {"Prompt": "Is it flu?", "Response": "Perhaps.", "label": "Maybe", "context": "Cough.", "ward": 7},
@@ -49,7 +45,7 @@ def test_json_lines_with_guessed_columns(tmp_path: Path) -> None:
 
 def test_the_same_question_gets_the_same_group(tmp_path: Path) -> None:
     rows = [{"question": "Is it flu?", "answer": "No."}, {"question": " is IT  flu?", "answer": "Yes."}]
-    first, second = user_files.read(json_lines(tmp_path / "a.jsonl", rows), Rejects())
+    first, second = user_files.read(jsonl(tmp_path / "a.jsonl", rows), Rejects())
     assert first.group == second.group
 
 
@@ -110,7 +106,7 @@ def test_numbers_keep_all_digits(tmp_path: Path) -> None:
         {"question": "How many?", "answer": 1234567.5, "id": 1234567.1, "group": 12345678.25},
         {"question": "How many more?", "answer": 0.000123456789, "id": 1234567.2, "group": 12345678.75},
     ]
-    found = list(user_files.read(json_lines(tmp_path / "a.jsonl", rows), Rejects()))
+    found = list(user_files.read(jsonl(tmp_path / "a.jsonl", rows), Rejects()))
     assert [(each.id, each.answer, each.group) for each in found] == [
         ("own:1234567.1", "1234567.5", "12345678.25"),
         ("own:1234567.2", "0.000123456789", "12345678.75"),
@@ -142,7 +138,7 @@ def test_examples_written_by_meditune_come_back(tmp_path: Path) -> None:
 
 
 def test_columns_that_cannot_be_told_are_an_error(tmp_path: Path) -> None:
-    path = json_lines(tmp_path / "a.jsonl", [{"instruction": "Answer.", "input": "Flu?", "answer": "No."}])
+    path = jsonl(tmp_path / "a.jsonl", [{"instruction": "Answer.", "input": "Flu?", "answer": "No."}])
     with pytest.raises(DataError, match="both 'instruction' and 'input' could be the question"):
         list(user_files.read(path, Rejects()))
     (chosen,) = user_files.read(path, Rejects(), fields={"question": "input"})
@@ -152,9 +148,9 @@ def test_columns_that_cannot_be_told_are_an_error(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"fields\.frage isn't a known field"):
         list(user_files.read(path, Rejects(), fields={"frage": "input"}))
     with pytest.raises(DataError, match=r"no column for the question\. The columns are 'q', 'a'"):
-        list(user_files.read(json_lines(tmp_path / "b.jsonl", [{"q": "Flu?", "a": "No."}]), Rejects()))
+        list(user_files.read(jsonl(tmp_path / "b.jsonl", [{"q": "Flu?", "a": "No."}]), Rejects()))
     with pytest.raises(DataError, match="no column for the answer or decision"):
-        list(user_files.read(json_lines(tmp_path / "c.jsonl", [{"question": "Flu?"}]), Rejects()))
+        list(user_files.read(jsonl(tmp_path / "c.jsonl", [{"question": "Flu?"}]), Rejects()))
 
 
 def test_spaces_around_column_names_do_not_matter(tmp_path: Path) -> None:
@@ -162,7 +158,7 @@ def test_spaces_around_column_names_do_not_matter(tmp_path: Path) -> None:
     values = ["Is it flu?", "No.", "Cough.", "p1"]
     (tmp_path / "a.csv").write_text(f"{','.join(names)}\n{','.join(values)}\n", encoding="utf-8")
     row = dict(zip(names, values, strict=True))
-    json_lines(tmp_path / "a.jsonl", [row])
+    jsonl(tmp_path / "a.jsonl", [row])
     (tmp_path / "a.json").write_text(json.dumps([row]), encoding="utf-8")
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist([row]), tmp_path / "a.parquet")
     for name in ("a.csv", "a.jsonl", "a.json", "a.parquet"):
@@ -178,18 +174,18 @@ def test_spaces_around_column_names_do_not_matter(tmp_path: Path) -> None:
             list(user_files.read(tmp_path / name, Rejects()))
     # One such row among many doesn't make a file of objects unreadable.
     rows = [{"question": "Q", "answer": "A"}, {"question": "R", "answer": "A", "answer ": "B"}]
-    path = json_lines(tmp_path / "twice.jsonl", rows)
+    path = jsonl(tmp_path / "twice.jsonl", rows)
     assert [(each.answer, each.meta) for each in user_files.read(path, Rejects())] == [
         ("A", {}),
         ("A", {"answer ": "B"}),
     ]
-    (example,) = user_files.read(json_lines(path, rows[1:]), Rejects(), fields={"answer": "answer "})
+    (example,) = user_files.read(jsonl(path, rows[1:]), Rejects(), fields={"answer": "answer "})
     assert (example.answer, example.meta) == ("B", {"answer": "A"})
 
 
 def test_a_json_file_can_contain_json_lines(tmp_path: Path) -> None:
     rows = [{"question": "Q1?", "answer": "A1."}, {"question": "Q2?", "answer": "A2."}]
-    path, rejects = json_lines(tmp_path / "a.json", [*rows, {"question": "Q3?"}]), Rejects()
+    path, rejects = jsonl(tmp_path / "a.json", [*rows, {"question": "Q3?"}]), Rejects()
     assert [(each.id, each.answer) for each in user_files.read(path, rejects)] == [
         ("own:a-1", "A1."),
         ("own:a-2", "A2."),
@@ -256,7 +252,7 @@ def test_odd_contexts(tmp_path: Path) -> None:
         {"question": "4?", "answer": "A", "context": {"what": 1}},
     ]
     rejects = Rejects()
-    first, second = user_files.read(json_lines(tmp_path / "a.jsonl", rows), rejects)
+    first, second = user_files.read(jsonl(tmp_path / "a.jsonl", rows), rejects)
     assert first.context == (Passage(text="C1", label="L1"), Passage(text="C2", label="L2"))
     assert second.context == ()
     assert sum(rejects.counts()["own"].values()) == 2
@@ -274,10 +270,10 @@ def test_a_list_of_passages_in_a_text_cell(tmp_path: Path) -> None:
         (),
         *((Passage(text=each),) for each in cells[3:]),
     ]
-    for path in (tmp_path / "a.csv", json_lines(tmp_path / "a.jsonl", rows)):
+    for path in (tmp_path / "a.csv", jsonl(tmp_path / "a.jsonl", rows)):
         assert [each.context for each in user_files.read(path, Rejects())] == expected
     unusable = ['["C1 \\ud800"]', '["C1\\u0000"]']  # JSON escapes of characters that no file may contain
-    path = json_lines(tmp_path / "b.jsonl", [rows[0] | {"id": n, "context": each} for n, each in enumerate(unusable)])
+    path = jsonl(tmp_path / "b.jsonl", [rows[0] | {"id": n, "context": each} for n, each in enumerate(unusable)])
     assert [each.context_text for each in user_files.read(path, Rejects())] == unusable
 
 
@@ -286,7 +282,7 @@ def test_a_data_set_by_its_hub_name(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     # `datasets` reads a folder of that name as it reads the hub, so this needs no network.
     monkeypatch.chdir(tmp_path)
     (tmp_path / "clinic" / "questions").mkdir(parents=True)
-    json_lines(tmp_path / "clinic" / "questions" / "train.jsonl", [{"question": "Flu?", "answer": "No.", "ward": 7}])
+    jsonl(tmp_path / "clinic" / "questions" / "train.jsonl", [{"question": "Flu?", "answer": "No.", "ward": 7}])
     (example,) = user_files.read("clinic/questions", Rejects())
     assert (example.id, example.meta) == ("own:clinic/questions-1", {"ward": 7})
     with pytest.raises(DataError, match=r"clinic/questions: .* the split 'nowhere' can't be read from the hub"):
@@ -295,7 +291,7 @@ def test_a_data_set_by_its_hub_name(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 def test_a_large_file_is_read_quickly(tmp_path: Path) -> None:
     rows = [{"question": f"Q{n}?", "answer": "A" * 200} for n in range(20_000)]
-    path = json_lines(tmp_path / "a.jsonl", rows)
+    path = jsonl(tmp_path / "a.jsonl", rows)
     started = time.monotonic()
     assert sum(1 for _ in user_files.read(path, Rejects())) == 20_000
     assert time.monotonic() - started < 20
@@ -304,7 +300,7 @@ def test_a_large_file_is_read_quickly(tmp_path: Path) -> None:
 def test_columns_that_first_appear_far_below_are_read(tmp_path: Path) -> None:
     rows: list[dict[str, Any]] = [{"question": f"Q{n}?", "answer": "A."} for n in range(1000)]
     late = {"Context": "It helps.", "final_decision": "Yes", "pmid": 7, "topic": "gout"}
-    path = json_lines(tmp_path / "a.jsonl", [*rows, {"question": "Does it help?"} | late])
+    path = jsonl(tmp_path / "a.jsonl", [*rows, {"question": "Does it help?"} | late])
     rejects = Rejects()
     example = list(user_files.read(path, rejects))[-1]
     assert not len(rejects)
@@ -314,7 +310,7 @@ def test_columns_that_first_appear_far_below_are_read(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("column", [[{"pmid": 7, "title": "A trial"}], 3, "Smith 2019", ["", "It helps."]])
 def test_references_that_are_no_answers_are_kept_under_another_name(tmp_path: Path, column: Any) -> None:
-    path = json_lines(tmp_path / "a.jsonl", [{"question": "Q?", "answer": "A.", "references": column}])
+    path = jsonl(tmp_path / "a.jsonl", [{"question": "Q?", "answer": "A.", "references": column}])
     (example,) = user_files.read(path, Rejects())
     assert example.references() == ["A."]
     assert example.meta == {"own_references": column}
@@ -322,7 +318,7 @@ def test_references_that_are_no_answers_are_kept_under_another_name(tmp_path: Pa
 
 @pytest.mark.parametrize("column", [["B."], [{"answer": "B.", "url": "u"}]])
 def test_references_that_are_answers_stay_answers(tmp_path: Path, column: Any) -> None:
-    path = json_lines(tmp_path / "a.jsonl", [{"question": "Q?", "answer": "A.", "references": column}])
+    path = jsonl(tmp_path / "a.jsonl", [{"question": "Q?", "answer": "A.", "references": column}])
     (example,) = user_files.read(path, Rejects())
     assert example.references() == ["A.", "B."]
     assert example.meta == {"references": column}
@@ -402,9 +398,9 @@ def test_a_source_with_two_labels_has_no_third_and_columns_and_words_can_be_mapp
 
 def test_questions_stay_questions_beside_columns_named_like_those_of_claims(tmp_path):
     row = {"question": "Is it flu?", "answer": "Perhaps.", "context": "Cough.", "statement": "S-7", "label": "yes"}
-    (example,) = user_files.read(json_lines(tmp_path / "a.jsonl", [row]), Rejects())
+    (example,) = user_files.read(jsonl(tmp_path / "a.jsonl", [row]), Rejects())
     assert (example.question, example.decision, example.label) == ("Is it flu?", "yes", None)
     row = {"claim": "Is it flu?", "evidence": "Cough.", "verdict": "no"}
     fields = {"question": "claim", "context": "evidence", "decision": "verdict"}
-    (example,) = user_files.read(json_lines(tmp_path / "b.jsonl", [row]), Rejects(), fields=fields)
+    (example,) = user_files.read(jsonl(tmp_path / "b.jsonl", [row]), Rejects(), fields=fields)
     assert (example.question, example.decision, example.label) == ("Is it flu?", "no", None)
