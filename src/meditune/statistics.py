@@ -71,12 +71,12 @@ def mean(ids: Sequence[str], values: Sequence[float]) -> Statistics:
     return ratio(ids, values, [1.0] * len(values))
 
 
-def ratio(ids: Sequence[str], over: Sequence[float], under: Sequence[float]) -> Statistics:
-    """Return the statistics of a metric that is sum(over) / sum(under), or NaN if sum(under) is 0."""
+def ratio(ids: Sequence[str], over: Sequence[float], under: Sequence[float], otherwise: float = np.nan) -> Statistics:
+    """Return the statistics of a metric that is sum(over) / sum(under), or `otherwise` if sum(under) is 0."""
     items = np.array([over, under], dtype=np.float64).T
 
     def figure(sums: Array) -> Array:
-        found: Array = np.full(sums.shape[:-1], np.nan)
+        found: Array = np.full(sums.shape[:-1], otherwise)
         np.divide(sums[..., 0], sums[..., 1], out=found, where=sums[..., 1] != 0)
         return found
 

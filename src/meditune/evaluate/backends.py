@@ -20,6 +20,7 @@ from meditune.data.example import DECISIONS, Example
 from meditune.engines.engine import Engine, GenerationRequest, generate_all
 from meditune.errors import DataError
 from meditune.evaluate.evaluator import WRITTEN, Backend, Evaluator, KeepScore, KeepText, Row
+from meditune.evaluate.predictions import decided_row
 from meditune.models.api_client import ApiError, ApiModel, Chat, Client, of_chat
 from meditune.progress import Progress
 from meditune.prompts import DECISION_TOKENS, Encoder, chat_messages
@@ -57,8 +58,7 @@ class EngineBackend(Backend):
             prompt = self.encoder.supervised(example, "decision").prompt
             scored = self.engine.score(prompt, [[labels[each]] for each in DECISIONS])
             logits = {each: one[0].logprob for each, one in zip(DECISIONS, scored, strict=True)}
-            prediction = max(logits, key=lambda each: logits[each])
-            return {"id": example.id, "reference": example.decision, "prediction": prediction, "logits": logits}
+            return decided_row(example.id, example.decision, logits)
 
         def measure(example: Example) -> Row:
             item = self.encoder.supervised(example, "answer")

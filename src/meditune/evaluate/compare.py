@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
@@ -14,6 +14,7 @@ from meditune.data.example import Example
 from meditune.errors import DataError
 from meditune.evaluate.faithfulness_and_similarity import WORDS
 from meditune.evaluate.metrics import METRICS, references_of, statistics_of, summarize
+from meditune.evaluate.metrics.written_answers import rouge
 from meditune.evaluate.predictions import (
     KINDS,
     Kind,
@@ -22,7 +23,6 @@ from meditune.evaluate.predictions import (
     TextKind,
     groups_of,
     list_ids,
-    references,
 )
 from meditune.evidence.support_model import LEXICAL_DETECTOR
 from meditune.statistics import Array, Metric, Statistics
@@ -462,18 +462,6 @@ def count_changes(changes: list[Change]) -> dict[str, dict[str, int]]:
         of_kind = counts.setdefault(row["kind"], {"lost": 0, "gained": 0, "neither": 0})
         of_kind[row["change"]] += 1
     return counts
-
-
-def rouge(row: dict[str, Any]) -> float:
-    """Return the ROUGE-L F1 of an answer's row with its best-matching reference, with stemming."""
-    return float(_scorer().score_multi(references(row), row["prediction"])["rougeL"].fmeasure)
-
-
-@cache
-def _scorer() -> Any:
-    from rouge_score.rouge_scorer import RougeScorer
-
-    return RougeScorer(["rougeL"], use_stemmer=True)
 
 
 class NothingInCommonError(DataError):

@@ -20,6 +20,7 @@ import torch
 from meditune.data.example import DECISIONS, Example
 from meditune.data.preference_pairs import Pair
 from meditune.errors import ModelError
+from meditune.evaluate.predictions import decided_row
 from meditune.models.forward import label_logits
 from meditune.models.inference import batch_limit, inference, tokens_per_pass
 from meditune.models.load import LoadedModel, positions
@@ -161,9 +162,7 @@ def score_claims(
     scores = score(loaded, [join(items) for items in encoded], batch_tokens, label).claims
     for claim in claims:
         logits = dict(zip(claim.labels, scores[claim.id], strict=True))
-        prediction = max(logits, key=lambda name: logits[name])
-        row = {"id": claim.id, "source": claim.source, "reference": claim.label, "prediction": prediction}
-        yield row | {"logits": logits}
+        yield {"id": claim.id, "source": claim.source} | decided_row(claim.id, claim.label, logits)
 
 
 def score_pairs(
@@ -247,9 +246,7 @@ def decisions(
     questions = [asked_text(loaded, example.id, prompt_text(example), DECISIONS) for example in examples]
     found = choice_likelihoods(loaded, questions, batch_tokens, label)
     for example, likelihoods in zip(examples, found, strict=True):
-        scored = dict(zip(DECISIONS, likelihoods, strict=True))
-        prediction = max(scored, key=lambda choice: scored[choice])
-        yield {"id": example.id, "reference": example.decision, "prediction": prediction, "logits": scored}
+        yield decided_row(example.id, example.decision, dict(zip(DECISIONS, likelihoods, strict=True)))
 
 
 def choice_likelihoods(

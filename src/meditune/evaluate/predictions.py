@@ -7,7 +7,7 @@ docs/reference/report.md lists the kinds and the fields of their rows.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -100,6 +100,11 @@ def _filled(rows: list[Row], replacements: list[Row]) -> list[Row]:
     return [by_id.get(row["id"], row) for row in replacements] if rows else []
 
 
+def ids_of(rows: Iterable[Row]) -> tuple[str, ...]:
+    """Return the rows' ids."""
+    return tuple(row["id"] for row in rows)
+
+
 def answer_row(example: Example, answer: str, omitted_passages: int = 0) -> dict[str, Any]:
     """Return the stored row of a written answer; `omitted_passages` retrieved passages didn't fit into the prompt."""
     row = {"id": example.id, "reference": example.answer, "references": example.references(), "prediction": answer}
@@ -110,6 +115,16 @@ def references(row: dict[str, Any]) -> list[str]:
     """Return all reference answers in an answer's row; rows of earlier versions contain only one."""
     found: list[str] = row.get("references") or [row["reference"]]
     return found
+
+
+def most_likely(logits: Mapping[str, float]) -> str:
+    """Return the label with the highest logit."""
+    return max(logits, key=lambda label: logits[label])
+
+
+def decided_row(identifier: str, reference: str | None, logits: Mapping[str, float]) -> dict[str, Any]:
+    """Return the stored row of a decision by likelihood."""
+    return {"id": identifier, "reference": reference, "prediction": most_likely(logits), "logits": logits}
 
 
 def written_row(identifier: str, reference: str | None, text: str) -> dict[str, Any]:
@@ -152,10 +167,9 @@ def _check_ids(rows: list[Row], path: Path) -> None:
         raise DataError(f"{path}: {nameless} of {len(rows)} rows have no id. Add the id of the item to each row.")
     twice = [each for each, count in Counter(row["id"] for row in rows).items() if count > 1]
     if twice:
-        listed = ", ".join(twice[:5]) + (f" and {len(twice) - 5} more" if len(twice) > 5 else "")
         raise DataError(
-            f"{path}: {len(twice)} ids occur more than once ({listed}), so their items would count more than others. "
-            "Keep one row for each id."
+            f"{path}: {len(twice)} ids occur more than once ({list_ids(twice)}), so their items would count more than "
+            "others. Keep one row for each id."
         )
 
 

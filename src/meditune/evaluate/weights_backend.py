@@ -15,7 +15,7 @@ from meditune.evaluate import likelihood
 from meditune.evaluate.evaluator import Backend, KeepScore, KeepText
 from meditune.evaluate.general_knowledge import answer_choices, tokens_of
 from meditune.evaluate.likelihood import not_finite, scored_bytes, unconditional_rows
-from meditune.evaluate.predictions import ChoiceSuite, Kind, Predictions
+from meditune.evaluate.predictions import ChoiceSuite, Kind, Predictions, decided_row
 from meditune.evaluate.suites.multiple_choice_scoring import score_suite
 from meditune.models.forward import virtual_tokens
 from meditune.models.generation import GreedyDecoder, NotFiniteError, batch_size, sample_texts
@@ -105,10 +105,7 @@ class Scoring:
         scores = likelihood.score(loaded, self.rows, batch_tokens, label, self.labels)
         found = Predictions()
         for example in self.decided:
-            logits = scores.decisions[example.id]
-            prediction = max(logits, key=lambda label: logits[label])
-            row = {"id": example.id, "reference": example.decision, "prediction": prediction, "logits": logits}
-            found.decision.append(row)
+            found.decision.append(decided_row(example.id, example.decision, scores.decisions[example.id]))
         for example in self.answered:
             found.likelihood.append(_likelihood_row(example.id, scores, self.bytes[example.id]))
         return found

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from meditune.data.example import DECISIONS, LABELS
-from meditune.evaluate.predictions import Predictions
+from meditune.evaluate.predictions import Predictions, ids_of, most_likely
 from meditune.evidence.support_model import ClaimCorrection
 from meditune.prompts import WORD_OF_LABEL
 from meditune.statistics import Array, Statistics, mean, wilson
@@ -101,21 +101,21 @@ def recalls(matrix: NDArray[np.int64]) -> dict[str, float | None]:
     }
 
 
-def macro_f1(sums: Array) -> Array:
+def macro_f1(sums: Array, classes: int = 3) -> Array:
     """Return macro-F1 in percent from flattened confusion counts (..., 9), or (..., 12) with predictions of None.
 
     As in scikit-learn's f1_score(average="macro"), the mean is over the classes that occur in references or
     predictions. Predictions without a label don't form a class.
     """
-    f1, present = _f1(sums)
+    f1, present = _f1(sums, classes)
     return np.asarray(f1.sum(axis=-1) / np.maximum(present.sum(axis=-1), 1))
 
 
-def _f1(sums: Array) -> tuple[Array, NDArray[np.bool_]]:
-    """Return two (..., 3) arrays: F1 of each class in percent (0 if it doesn't occur), and whether the class occurs."""
-    matrix = sums.reshape(*sums.shape[:-1], 3, -1)
+def _f1(sums: Array, classes: int = 3) -> tuple[Array, NDArray[np.bool_]]:
+    """Return two (..., classes) arrays: F1 of each class in percent, 0 if it doesn't occur, and whether it occurs."""
+    matrix = sums.reshape(*sums.shape[:-1], classes, -1)
     right = np.diagonal(matrix, axis1=-2, axis2=-1)
-    both = matrix.sum(axis=-1) + matrix[..., :3].sum(axis=-2)
+    both = matrix.sum(axis=-1) + matrix[..., :classes].sum(axis=-2)
     present = both > 0
     return np.where(present, 100 * 2 * right / np.where(present, both, 1), 0), present
 
@@ -126,7 +126,7 @@ def _cells(rows: Rows) -> tuple[tuple[str, ...], Array]:
     cells = np.zeros((len(rows), 12))
     for index, row in enumerate(rows):
         cells[index, 4 * DECISIONS.index(row["reference"]) + column[row["prediction"]]] = 1
-    return _ids(rows), cells
+    return ids_of(rows), cells
 
 
 def calibrated(rows: Rows, fit: dict[str, Any]) -> list[dict[str, Any]]:
@@ -134,7 +134,7 @@ def calibrated(rows: Rows, fit: dict[str, Any]) -> list[dict[str, Any]]:
     corrected = []
     for row in rows:
         logits = {label: value / fit["temperature"] + fit["bias"][label] for label, value in row["logits"].items()}
-        corrected.append(row | {"logits": logits, "prediction": max(logits, key=lambda label: logits[label])})
+        corrected.append(row | {"logits": logits, "prediction": most_likely(logits)})
     return corrected
 
 
@@ -165,7 +165,7 @@ def calibration_error(rows: Rows) -> Statistics:
     bins = np.zeros((len(rows), 2 * BINS + 1))
     bins[every, 2 * slots], bins[every, 2 * slots + 1], bins[:, -1] = confidence, right, 1
     return Statistics(
-        _ids(rows), bins, lambda sums: np.abs(sums[..., 0:-1:2] - sums[..., 1:-1:2]).sum(axis=-1) / sums[..., -1]
+        ids_of(rows), bins, lambda sums: np.abs(sums[..., 0:-1:2] - sums[..., 1:-1:2]).sum(axis=-1) / sums[..., -1]
     )
 
 
@@ -175,7 +175,7 @@ def brier_score(rows: Rows) -> Statistics:
     scores = [
         sum((each.get(label, 0.0) - (label == reference)) ** 2 for label in DECISIONS) for each, reference in shares
     ]
-    return mean(_ids(rows), scores)
+    return mean(ids_of(rows), scores)
 
 
 def risk_area(rows: Rows) -> Statistics:
@@ -197,7 +197,7 @@ def risk_area(rows: Rows) -> Statistics:
         risks = missed / np.maximum(covered, 1)
         return np.asarray((sums[..., :count] * risks).sum(axis=-1) / covered[..., -1])
 
-    return Statistics(_ids(rows), items, area)
+    return Statistics(ids_of(rows), items, area)
 
 
 def reliability(rows: Rows) -> list[dict[str, float]]:
@@ -254,10 +254,6 @@ def _groups(values: Array) -> tuple[NDArray[np.int64], int]:
     return (groups, count) if count <= GROUPS else (groups * GROUPS // count, GROUPS)
 
 
-def _ids(rows: Rows) -> tuple[str, ...]:
-    return tuple(row["id"] for row in rows)
-
-
 # Claims
 
 
@@ -287,7 +283,7 @@ def corrected_claims(rows: Rows, correction: ClaimCorrection) -> dict[str, Any]:
     corrected = []
     for row in rows:
         logits = correction.logits(row["logits"])
-        corrected.append(row | {"logits": logits, "prediction": max(logits, key=lambda label: logits[label])})
+        corrected.append(row | {"logits": logits, "prediction": most_likely(logits)})
     true = [row for row in rows if row["reference"] == "supported"]
     below = sum(correction.probabilities(row["logits"])["supported"] < correction.threshold for row in true)
     return {
@@ -317,7 +313,7 @@ def auroc(rows: Rows) -> Statistics:
         with np.errstate(invalid="ignore", divide="ignore"):
             return np.asarray((good * below).sum(axis=-1) / pairs)
 
-    return Statistics(_ids(rows), items, area)
+    return Statistics(ids_of(rows), items, area)
 
 
 def fit_correction(rows: Sequence[Mapping[str, Any]]) -> ClaimCorrection:

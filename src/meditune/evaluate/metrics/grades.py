@@ -9,13 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from meditune.evaluate.predictions import Kind, Predictions
+from meditune.evaluate.metrics.decision import macro_f1
+from meditune.evaluate.predictions import Kind, Predictions, ids_of
 from meditune.evaluate.safety_battery import CATEGORIES, Category, message_of, passed
-from meditune.statistics import Array, Statistics, mean
+from meditune.statistics import Statistics, mean, ratio
 
 GRADES = (2, 3, 4)
 BY_LETTER = ("medqa", "medmcqa", "mmlu_medical")
@@ -67,19 +69,14 @@ def graded(rows: Rows) -> list[Graded]:
 def _rated(rows: Rows) -> dict[str, Statistics]:
     if not rows:
         return {}
-    ids = tuple(row["id"] for row in rows)
+    ids = ids_of(rows)
     answered = [row["score"] is not None for row in rows]
     grades = [row["score"] or 0 for row in rows]
-
-    def share(sums: Array) -> Array:
-        """Return a share, which is 0 if nothing was answered."""
-        return np.divide(sums[..., 0], sums[..., 1], out=np.zeros_like(sums[..., 0]), where=sums[..., 1] > 0)
-
     found = {"avg_score": mean(ids, [max(0, grade - 1) for grade in grades])}
     for least in GRADES:
         good = [float(grade >= least) for grade in grades]
         found[f"succ_{least}"] = mean(ids, good)
-        found[f"prec_{least}"] = Statistics(ids, np.array([good, answered], dtype=np.float64).T, share)
+        found[f"prec_{least}"] = ratio(ids, good, answered, otherwise=0.0)
     return found
 
 
@@ -92,7 +89,7 @@ def _judged(predictions: Predictions) -> dict[str, Statistics]:
     for kind, (share, against) in JUDGED.items():
         rows = getattr(predictions, kind)
         if rows:
-            ids = [row["id"] for row in rows]
+            ids = ids_of(rows)
             must = [[each["verdict"] == "yes" for each in row["statements"] if each["kind"] == "must"] for row in rows]
             found[share] = mean(ids, [100.0 * sum(each) / len(each) for each in must])
             if all(row.get("refutes", True) for row in rows):
@@ -133,7 +130,7 @@ def _best_option(row: dict[str, Any]) -> int:
 
 
 def _right(rows: Rows, right: Sequence[bool]) -> Statistics:
-    return mean([row["id"] for row in rows], [100.0 * each for each in right])
+    return mean(ids_of(rows), [100.0 * each for each in right])
 
 
 def _macro_f1(rows: Rows, classes: int) -> Statistics:
@@ -141,15 +138,7 @@ def _macro_f1(rows: Rows, classes: int) -> Statistics:
     items = np.zeros((len(rows), classes * classes))
     for number, row in enumerate(rows):
         items[number, row["reference"] * classes + best(row["words"])] = 1
-
-    def figure(sums: Array) -> Array:
-        matrix = sums.reshape(*sums.shape[:-1], classes, classes)
-        right = np.diagonal(matrix, axis1=-2, axis2=-1)
-        total = matrix.sum(axis=-1) + matrix.sum(axis=-2)
-        f1 = np.divide(200 * right, total, out=np.zeros_like(total), where=total > 0)
-        return np.asarray(f1.sum(axis=-1) / np.maximum((total > 0).sum(axis=-1), 1))
-
-    return Statistics(tuple(row["id"] for row in rows), items, figure)
+    return Statistics(ids_of(rows), items, partial(macro_f1, classes=classes))
 
 
 def _healthbench(rows: Rows) -> Statistics:
@@ -159,5 +148,4 @@ def _healthbench(rows: Rows) -> Statistics:
         possible = sum(each["points"] for each in row["statements"] if each["points"] > 0)
         scores.append(100 * sum(each["points"] for each in row["statements"] if each["verdict"] == "yes") / possible)
     items = np.array([scores, [1.0] * len(scores)]).T
-    ids = tuple(row["id"] for row in rows)
-    return Statistics(ids, items, lambda sums: np.clip(sums[..., 0] / np.maximum(sums[..., 1], 1e-12), 0, 100))
+    return Statistics(ids_of(rows), items, lambda sums: np.clip(sums[..., 0] / np.maximum(sums[..., 1], 1e-12), 0, 100))

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from meditune.evaluate.predictions import Predictions
+from meditune.evaluate.predictions import Predictions, ids_of
 from meditune.statistics import Array, Statistics, mean, ratio
 
 Rows = list[dict[str, Any]]
@@ -21,17 +21,17 @@ def statistics(predictions: Predictions) -> dict[str, Statistics]:
     for prefix, rows in (("", predictions.likelihood), ("general_", predictions.general)):
         if rows and all("bytes" in row for row in rows):
             bits = [row["nll"] / log(2) for row in rows]
-            found[f"{prefix}bits_per_byte"] = ratio(_ids(rows), bits, [row["bytes"] for row in rows])
+            found[f"{prefix}bits_per_byte"] = ratio(ids_of(rows), bits, [row["bytes"] for row in rows])
     if predictions.choice:
         right = [100.0 * (chosen(row) == row["reference"]) for row in predictions.choice]
-        found["general_choice"] = mean(_ids(predictions.choice), right)
+        found["general_choice"] = mean(ids_of(predictions.choice), right)
     return found | preference_statistics(predictions.preference)
 
 
 def perplexity(rows: Rows) -> Statistics:
     """Return the perplexity over all tokens of rows with `nll` in nats and `tokens`."""
     items = np.array([[row["nll"], row["tokens"]] for row in rows], dtype=np.float64)
-    return Statistics(_ids(rows), items, lambda sums: np.exp(sums[..., 0] / sums[..., 1]))
+    return Statistics(ids_of(rows), items, lambda sums: np.exp(sums[..., 0] / sums[..., 1]))
 
 
 def chosen(row: dict[str, Any]) -> int:
@@ -49,8 +49,8 @@ def preference_statistics(rows: Rows) -> dict[str, Statistics]:
     if rows and all(name in row for row in rows for name in names):
         margins = [row["rejected_nll"] - row["chosen_nll"] for row in rows]
         return {
-            "preference_accuracy": mean(_ids(rows), [100.0 * (margin > 0) for margin in margins]),
-            "preference_margin": mean(_ids(rows), margins),
+            "preference_accuracy": mean(ids_of(rows), [100.0 * (margin > 0) for margin in margins]),
+            "preference_margin": mean(ids_of(rows), margins),
         }
     items = np.array([[each for name in names for each in (row.get(name, 0.0), name in row)] for row in rows], float)
     if not rows or not items[:, 1::2].any(axis=0).all():
@@ -61,8 +61,4 @@ def preference_statistics(rows: Rows) -> dict[str, Statistics]:
             found: Array = sums[..., 2] / sums[..., 3] - sums[..., 0] / sums[..., 1]
         return found
 
-    return {"preference_margin": Statistics(_ids(rows), items, margin)}
-
-
-def _ids(rows: Rows) -> tuple[str, ...]:
-    return tuple(row["id"] for row in rows)
+    return {"preference_margin": Statistics(ids_of(rows), items, margin)}

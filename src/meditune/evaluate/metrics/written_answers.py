@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
+from functools import cache, lru_cache
 from itertools import zip_longest
 from statistics import fmean
 from typing import Any
@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from meditune import readability
-from meditune.evaluate.predictions import Predictions, references
+from meditune.evaluate.predictions import Predictions, ids_of, references
 from meditune.evidence.lexical_detector import CONTRADICTIONS, Sentence, placed
 from meditune.statistics import Array, Statistics, mean, ratio
 from meditune.text import sentences
@@ -41,22 +41,18 @@ def statistics(predictions: Predictions) -> dict[str, Statistics]:
     found = by_sources(predictions.faithfulness) | _by_samples(predictions)
     rows = predictions.similarity
     for name in ("similarity", "token_similarity") if rows else ():
-        found[name] = mean(_ids(rows), [row[name] for row in rows])
+        found[name] = mean(ids_of(rows), [row[name] for row in rows])
     rows = predictions.sari
     if rows:
         counts = np.array([[row[name] for name in OPERATIONS] for row in rows], dtype=np.float64)
-        found["sari"] = Statistics(_ids(rows), counts.reshape(len(rows), -1), corpus_sari)
+        found["sari"] = Statistics(ids_of(rows), counts.reshape(len(rows), -1), corpus_sari)
     rows = predictions.answer
     if rows:
-        ids, texts = _ids(rows), [row["prediction"] for row in rows]
+        ids, texts = ids_of(rows), [row["prediction"] for row in rows]
         found |= _overlap(rows) | _readability(ids, texts)
         found["answer_repetition"] = mean(ids, [100 * repeated(text) for text in texts])
         found["answer_loops"] = mean(ids, [100.0 * loops(text) for text in texts])
     return found
-
-
-def _ids(rows: Rows) -> tuple[str, ...]:
-    return tuple(row["id"] for row in rows)
 
 
 # Overlap with references
@@ -65,7 +61,7 @@ def _ids(rows: Rows) -> tuple[str, ...]:
 def _overlap(rows: Rows) -> dict[str, Statistics]:
     from rouge_score.rouge_scorer import RougeScorer
 
-    ids, written = _ids(rows), [row["prediction"] for row in rows]
+    ids, written = ids_of(rows), [row["prediction"] for row in rows]
     found = {
         name: Statistics(ids, np.array(scorer._extract_corpus_statistics(written, None), dtype=np.float64), figure)
         for (name, scorer), figure in zip(_scorers(rows).items(), (corpus_bleu, corpus_chrf), strict=True)
@@ -86,10 +82,19 @@ def _overlap(rows: Rows) -> dict[str, Statistics]:
 
 def longest(rows: Rows) -> Statistics:
     """Return the statistics of `rougeL`; there must be at least one answer."""
+    return mean(ids_of(rows), list(map(rouge, rows)))
+
+
+def rouge(row: dict[str, Any]) -> float:
+    """Return the ROUGE-L F1 of an answer's row with its best-matching reference, with stemming."""
+    return float(_rouge_scorer().score_multi(references(row), row["prediction"])["rougeL"].fmeasure)
+
+
+@cache
+def _rouge_scorer() -> Any:
     from rouge_score.rouge_scorer import RougeScorer
 
-    rouge = RougeScorer(["rougeL"], use_stemmer=True)
-    return mean(_ids(rows), [rouge.score_multi(references(row), row["prediction"])["rougeL"].fmeasure for row in rows])
+    return RougeScorer(["rougeL"], use_stemmer=True)
 
 
 def signatures(predictions: Predictions) -> dict[str, str]:
@@ -212,7 +217,7 @@ def by_sources(rows: Rows) -> dict[str, Statistics]:
     """Return the statistics of each faithfulness metric; empty if all answers are empty."""
     if not any(row["sentences"] for row in rows):
         return {}
-    ids = _ids(rows)
+    ids = ids_of(rows)
     answered = [float(bool(row["sentences"])) for row in rows]
     counts = [float(len(row["sentences"])) for row in rows]
     unsupported = [100.0 * sum(not each["supported"] for each in row["sentences"]) for row in rows]
@@ -241,7 +246,7 @@ def _by_samples(predictions: Predictions) -> dict[str, Statistics]:
     rows = [row for row in predictions.samples if row["id"] in answers]
     found = [agreement(answers[row["id"]], row["predictions"]) for row in rows]
     known = [float(each is not None) for each in found]
-    return {"self_consistency": ratio(_ids(rows), [each or 0.0 for each in found], known)} if any(known) else {}
+    return {"self_consistency": ratio(ids_of(rows), [each or 0.0 for each in found], known)} if any(known) else {}
 
 
 def agreement(answer: str, samples: list[str]) -> float | None:

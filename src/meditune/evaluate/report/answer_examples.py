@@ -9,8 +9,8 @@ from typing import Any, get_args
 from meditune.data.example import Example, read_examples
 from meditune.data.retrieved_passages import RETRIEVED_FILE, as_text, is_own
 from meditune.data.retrieved_passages import read as read_retrieved
-from meditune.evaluate.compare import rouge
 from meditune.evaluate.faithfulness_and_similarity import WORDS, overview
+from meditune.evaluate.metrics.written_answers import rouge
 from meditune.evaluate.predictions import KINDS, Kind, examples_of, path_of, read
 from meditune.evaluate.report.formatting import web_address
 from meditune.evaluate.safety_battery import CATEGORIES, message_of, passed
