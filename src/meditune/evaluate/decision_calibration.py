@@ -7,14 +7,12 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
-
 from meditune.config.data_options import Task
 from meditune.config.recipe import EvaluateSpec, Recipe
 from meditune.data.example import DECISIONS, Example
 from meditune.errors import DataError
 from meditune.evaluate.metrics import summarize
-from meditune.evaluate.metrics.decision import Rows, calibrated, confidences, probabilities
+from meditune.evaluate.metrics.decision import Rows, calibrated, confidences, fit_softmax, probabilities
 from meditune.evaluate.predictions import Predictions
 from meditune.evaluate.weights_backend import Scoring
 from meditune.models.load import LoadedModel
@@ -53,23 +51,10 @@ def _likeliest(rows: Rows, with_bias: bool) -> tuple[float, dict[str, float]]:
     With `with_bias`, a bias for each label is fitted at the same time: bias-corrected temperature scaling (BCTS,
     Alexandari et al. 2020, arXiv:1901.06852). A weak normal prior keeps a label without references possible.
     """
-    from scipy.optimize import minimize
-
-    logits = np.array([[row["logits"][label] for label in DECISIONS] for row in rows])
-    right = np.array([DECISIONS.index(row["reference"]) for row in rows])
-
-    def loss(values: np.ndarray) -> float:
-        biases = np.append(0.0, values[1:]) if with_bias else np.zeros(len(DECISIONS))
-        scaled = logits / math.exp(values[0]) + biases
-        scaled -= scaled.max(axis=1, keepdims=True)
-        missed = np.log(np.exp(scaled).sum(axis=1)) - scaled[np.arange(len(right)), right]
-        return float(missed.mean() + (biases**2).sum() / (2 * BIAS_SD**2 * len(right)))
-
-    bounds = [(math.log(MIN_TEMPERATURE), math.log(MAX_TEMPERATURE))]
-    bounds += [(-MAX_BIAS, MAX_BIAS)] * (len(DECISIONS) - 1) if with_bias else []
-    found = minimize(loss, np.zeros(len(bounds)), bounds=bounds, method="L-BFGS-B", tol=1e-10).x
-    biases = [0.0, *map(float, found[1:])] if with_bias else [0.0] * len(DECISIONS)
-    return math.exp(found[0]), dict(zip(DECISIONS, biases, strict=True))
+    # Only the differences between biases matter, so the first one is 0.
+    free = (-MAX_BIAS, MAX_BIAS) if with_bias else (0.0, 0.0)
+    bounds = [(math.log(MIN_TEMPERATURE), math.log(MAX_TEMPERATURE)), (0.0, 0.0), *[free] * (len(DECISIONS) - 1)]
+    return fit_softmax(rows, DECISIONS, 1 / (2 * BIAS_SD**2), bounds, tol=1e-10)
 
 
 def _bias(rows: Rows, to_prior: bool) -> dict[str, float]:

@@ -329,7 +329,8 @@ def fit_correction(rows: Sequence[Mapping[str, Any]]) -> ClaimCorrection:
         labels.setdefault(row["source"], set()).add(row["reference"])
     true = [row for row in rows if labels[row["source"]] == {"supported"}]
     mixed = [row for row in rows if len(labels[row["source"]]) > 1]
-    correction = _fit_probabilities(mixed) if mixed else ClaimCorrection()
+    bounds = [(-3.0, 3.0), *[(-5.0, 5.0)] * len(LABELS)]
+    correction = ClaimCorrection(*fit_softmax(mixed, LABELS, PRIOR, bounds)) if mixed else ClaimCorrection()
     supported = true or [row for row in rows if row["reference"] == "supported"]
     if supported:
         found = sorted(correction.probabilities(row["logits"])["supported"] for row in supported)
@@ -337,18 +338,26 @@ def fit_correction(rows: Sequence[Mapping[str, Any]]) -> ClaimCorrection:
     return correction
 
 
-def _fit_probabilities(rows: Sequence[Mapping[str, Any]]) -> ClaimCorrection:
-    from scipy.optimize import minimize
+def fit_softmax(
+    rows: Sequence[Mapping[str, Any]],
+    labels: Sequence[str],
+    prior: float,
+    bounds: Sequence[tuple[float, float]],
+    tol: float | None = None,
+) -> tuple[float, dict[str, float]]:
+    """Return the temperature, and the bias of each label, that maximize the likelihood of the rows' references.
 
-    logits = np.array([[row["logits"].get(label, -np.inf) for label in LABELS] for row in rows])
-    right = np.array([LABELS.index(row["reference"]) for row in rows])
+    `prior` is the weight of the penalty on squared biases. `bounds` limits the temperature's logarithm, then each bias.
+    """
+    from scipy.optimize import minimize
+    from scipy.special import log_softmax
+
+    logits = np.array([[row["logits"].get(label, -np.inf) for label in labels] for row in rows])
+    right = [labels.index(row["reference"]) for row in rows]
 
     def loss(values: Array) -> float:
-        corrected = logits / np.exp(values[0]) + values[1:]
-        top = corrected.max(axis=1, keepdims=True)
-        normalizer = top[:, 0] + np.log(np.exp(corrected - top).sum(axis=1))
-        penalty = PRIOR * float((values[1:] ** 2).sum()) / len(rows)
-        return float((normalizer - corrected[np.arange(len(right)), right]).mean()) + penalty
+        likelihoods = log_softmax(logits / np.exp(values[0]) + values[1:], axis=1)[np.arange(len(rows)), right]
+        return float(prior * (values[1:] ** 2).sum() / len(rows) - likelihoods.mean())
 
-    found = minimize(loss, np.zeros(1 + len(LABELS)), method="L-BFGS-B", bounds=[(-3, 3), *[(-5, 5)] * len(LABELS)]).x
-    return ClaimCorrection(float(np.exp(found[0])), dict(zip(LABELS, map(float, found[1:]), strict=True)))
+    found = minimize(loss, np.zeros(len(bounds)), method="L-BFGS-B", bounds=bounds, tol=tol).x
+    return float(np.exp(found[0])), dict(zip(labels, map(float, found[1:]), strict=True))
