@@ -13,7 +13,7 @@ import unicodedata
 import pytest
 
 from meditune.data import leakage
-from meditune.data.example import DECISIONS, Example, Passage
+from meditune.data.example import Passage
 from meditune.data.leakage import check, find, in_prompt, known_test_items, refuse
 from meditune.data.near_duplicates import near_passages, near_questions, share_within
 from meditune.data.readers import liveqa, medquad, pubmedqa
@@ -21,21 +21,15 @@ from meditune.data.readers.tables import Rejects
 from meditune.data.splits import Splits, same_questions, split
 from meditune.errors import DataError
 from tests.commands import bench, jsonl, meditune, read_rows, rows
+from tests.data import test_splits
 
 WORDS = "The trial gave {} to adults who had pain in the lower back and could not sleep, and measured it for a year."
 DRUGS = "aspirin ibuprofen codeine morphine tramadol ketorolac naproxen celecoxib diclofenac etoricoxib".split()  # noqa: SIM905
 
 
 def example(number, source="own", **changes):
-    fields = {
-        "id": f"{source}:{number}",
-        "source": source,
-        "question": f"Does {DRUGS[number % 10]} number {number} help adults who have pain in the lower back?",
-        "answer": f"It helps {number}.",
-        "decision": DECISIONS[number % 3],
-        "group": f"group-{number}",
-    }
-    return Example(**fields | changes)
+    question = f"Does {DRUGS[number % 10]} number {number} help adults who have pain in the lower back?"
+    return test_splits.example(number, source, **{"question": question} | changes)
 
 
 def context(text):
