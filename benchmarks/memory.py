@@ -8,7 +8,6 @@ from __future__ import annotations
 import itertools
 import os
 import resource
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -22,8 +21,7 @@ def peak_gb() -> float:
     if _STATUS.is_file():
         words = next(line.split() for line in _STATUS.read_text().splitlines() if line.startswith("VmHWM"))
         return int(words[1]) * 1024 / 1e9
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
 
 
 def restart() -> bool:

@@ -6,7 +6,6 @@ import ctypes
 import math
 import os
 import platform
-import sys
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -129,7 +128,6 @@ def release_file(path: Path) -> None:
 
 
 def _glibc(function: str, *arguments: Any) -> None:
-    if sys.platform == "linux":
-        # musl has neither mallopt nor malloc_trim.
-        with suppress(AttributeError):
-            getattr(ctypes.CDLL(None), function)(*arguments)
+    # musl has neither mallopt nor malloc_trim.
+    with suppress(AttributeError):
+        getattr(ctypes.CDLL(None), function)(*arguments)

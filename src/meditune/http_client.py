@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import email.utils
 import math
+import os
 import random
 import sys
 import threading
@@ -27,6 +28,12 @@ RETRY_LATER, RETRY_TO_RESUME = "Try again later.", "Run the same command later t
 """Last sentences of messages about a failed request; the second is for commands that can resume."""
 
 Result = TypeVar("Result")
+
+
+def switched_on(*variables: str) -> str:
+    """Return the first environment variable whose value is 1, true, yes or on; empty if there is none."""
+    on = {"1", "true", "yes", "on"}
+    return next((name for name in variables if os.environ.get(name, "").strip().lower() in on), "")
 
 
 class TransientError(Exception):

@@ -26,6 +26,7 @@ from meditune.errors import DataError
 from meditune.evidence.support_model import CLAIMS
 from meditune.files import cache_folder
 from meditune.hardware import cores, gpu, memory_gb
+from meditune.http_client import switched_on
 from meditune.models.catalogue import CATALOGUE
 
 Verdict = Literal["ok", "-", "warn", "bad"]
@@ -139,7 +140,7 @@ def _network() -> tuple[Finding, Finding]:
     registry = next((url for url in reversed(named) if "://" in url), "https://pypi.org/simple")
     hub = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
     # The registry serves packages, so only Meditune's own switch forbids access to it.
-    forbidden = {registry: _switched_on("MEDITUNE_OFFLINE"), hub: _switched_on(*OFFLINE_SWITCHES)}
+    forbidden = {registry: switched_on("MEDITUNE_OFFLINE"), hub: switched_on(*OFFLINE_SWITCHES)}
     problems = connection_problems([url for url, switch in forbidden.items() if not switch])
 
     def finding(name: str, url: str) -> Finding:
@@ -216,7 +217,7 @@ def _models(registry: Finding) -> Iterator[Finding]:
     source = availability(base)
     if source == HERE:
         return
-    if registry.verdict == "ok" and not _switched_on("MEDITUNE_OFFLINE"):
+    if registry.verdict == "ok" and not switched_on("MEDITUNE_OFFLINE"):
         yield Finding(f"Base model {base.name}", f"not here; comes {source}")
         return
     advice = (
@@ -239,8 +240,3 @@ def _judges() -> Finding:
     engines = ["OpenVINO" if exported_at(folder, "auto", ("openvino",)) else "transformers" for folder in folders]
     shown = ", ".join(f"{folder} ({engine})" for folder, engine in zip(folders, engines, strict=True))
     return Finding("Evidence judge", shown, advice=advice)
-
-
-def _switched_on(*names: str) -> str:
-    """Return the first of the variables whose value is 1, true, yes or on; empty if there is none."""
-    return next((name for name in names if os.environ.get(name, "").strip().lower() in {"1", "true", "yes", "on"}), "")

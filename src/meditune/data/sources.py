@@ -21,6 +21,7 @@ from meditune.data.readers.medquad import contents_sha256
 from meditune.data.readers.tables import Rejects
 from meditune.errors import DataError
 from meditune.files import cache_folder, disk_full, package_table
+from meditune.http_client import switched_on
 from meditune.progress import Progress
 
 Reader = Callable[[Path, Rejects], Iterator[Example]]
@@ -200,7 +201,7 @@ def locate_source(source_name: str, path: Path | str | None = None, download: bo
     if not source.download:
         raise DataError(_not_found(source, places, "the source has no public download"))
     if not download or offline():
-        by = " or ".join(name for name in OFFLINE_VARIABLES if os.environ.get(name)) if download else ""
+        by = " or ".join(filter(switched_on, OFFLINE_VARIABLES)) if download else ""
         raise DataError(_not_found(source, places, f"downloads are turned off{f' by {by}' if by else ''}"))
     _fetch(source, places)
     return places[-1]
@@ -223,7 +224,7 @@ def has_files(source: Source, folder: Path) -> bool:
 
 def offline() -> bool:
     """Return True if downloads are turned off: MEDITUNE_OFFLINE or HF_HUB_OFFLINE is 1, true, yes or on."""
-    return any(os.environ.get(name, "").strip().lower() in {"1", "true", "yes", "on"} for name in OFFLINE_VARIABLES)
+    return bool(switched_on(*OFFLINE_VARIABLES))
 
 
 def _fetch(source: Source, places: list[Path]) -> None:

@@ -92,7 +92,7 @@ def open_engine(
     found = read_exported_model(place)
     if engine not in {"auto", found.engine}:
         raise ModelError(f"{place} was exported for the {found.engine} engine; {engine} can't open it.")
-    return _opened(place, concurrency, in_subprocess and os.name == "posix", scores)
+    return _opened(place, concurrency, in_subprocess, scores)
 
 
 def _opened(place: Path, concurrency: int, in_subprocess: bool, scores: bool = False) -> Engine:

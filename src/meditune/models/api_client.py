@@ -16,7 +16,7 @@ from meditune.config.training_options import AddressSpec
 from meditune.data.example import DECISIONS
 from meditune.errors import ModelError
 from meditune.files import read_json, write_json
-from meditune.http_client import RETRY_LATER, Backoff, HttpClient, refuse_transient
+from meditune.http_client import RETRY_LATER, Backoff, HttpClient, refuse_transient, switched_on
 from meditune.models.catalogue import CATALOGUE
 from meditune.prompts import CHAT_SYSTEM, DECISION_TOKENS, decision_in, load_format
 
@@ -284,8 +284,7 @@ class ApiModel:
 
         Raises ModelError if the key is missing or invalid, or if MEDITUNE_OFFLINE is set and the API isn't local.
         """
-        forbidden = os.environ.get("MEDITUNE_OFFLINE", "").strip().lower() in {"1", "true", "yes", "on"}
-        if forbidden and not self.spec.is_local:
+        if switched_on("MEDITUNE_OFFLINE") and not self.spec.is_local:
             raise ModelError(f"{self.title} needs the network, but MEDITUNE_OFFLINE is set. Unset it.")
         variable = self.spec.key_variable
         if variable is None:

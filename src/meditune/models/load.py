@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from meditune.data.example import Example
 from meditune.errors import ModelError, RecipeError
 from meditune.files import read_json
 from meditune.hardware import limit_onednn_cache
+from meditune.http_client import switched_on
 from meditune.models import gpu_attention, inference, package_download, quantization
 from meditune.models.adapters import merged
 from meditune.models.api_client import PREFIX
@@ -364,8 +364,7 @@ def download_advice(name: str) -> str:
 
 def offline_reason() -> str | None:
     """Return the name of the environment variable that forbids network use; None if no variable does."""
-    variables = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "MEDITUNE_OFFLINE")
-    return next((name for name in variables if os.environ.get(name, "").lower() in {"1", "true", "yes", "on"}), None)
+    return switched_on("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "MEDITUNE_OFFLINE") or None
 
 
 def device() -> str:

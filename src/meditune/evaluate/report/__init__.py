@@ -108,8 +108,8 @@ def _histograms(quality: dict[str, Any], tokens: dict[str, Any], recipe_text: st
         options = (yaml.safe_load(recipe_text) or {}).get("prompt")
         form = PromptFormat.model_validate(options) if options else None
         room = form.max_tokens - form.answer_room if form else None
-        plot = plots.lengths_plot("tokens-prompt", "tokens", train["prompt"], room)
+        plot = plots.lengths_plot("tokens-prompt", train["prompt"], room)
         found.append(("Training prompt, tokens", plot))
     if train.get("target"):
-        found.append(("Training target, tokens", plots.lengths_plot("tokens-target", "tokens", train["target"])))
+        found.append(("Training target, tokens", plots.lengths_plot("tokens-target", train["target"])))
     return found

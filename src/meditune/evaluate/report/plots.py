@@ -49,12 +49,12 @@ def bins_plot(name: str, quantity: str, bins: list[dict[str, Any]]) -> Markup:
     return _histogram(name, quantity, _values(bins, "count"), edges, None)
 
 
-def lengths_plot(name: str, quantity: str, lengths: list[int], limit: int | None = None) -> Markup:
-    """Return a histogram of `lengths`, with a line at `limit` if there is one."""
+def lengths_plot(name: str, lengths: list[int], limit: int | None = None) -> Markup:
+    """Return a histogram of `lengths` in tokens, with a line at `limit` if there is one."""
     values = np.array(lengths, dtype=np.float64)
     counts, edges = np.histogram(values, bins=min(30, max(5, len(set(lengths)))))
     note = f" Median {np.median(values):.0f}, longest {values.max():.0f}."
-    return _histogram(name, quantity, counts.astype(np.float64), edges, limit, note)
+    return _histogram(name, "tokens", counts.astype(np.float64), edges, limit, note)
 
 
 Models = dict[str, list[dict[str, Any]]]
