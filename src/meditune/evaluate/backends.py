@@ -57,7 +57,7 @@ class EngineBackend(Backend):
         def decide(example: Example) -> Row:
             prompt = self.encoder.supervised(example, "decision").prompt
             scored = self.engine.score(prompt, [[labels[each]] for each in DECISIONS])
-            logits = {each: one[0].logprob for each, one in zip(DECISIONS, scored, strict=True)}
+            logits: dict[str, float] = {each: one[0].logprob for each, one in zip(DECISIONS, scored, strict=True)}
             return decided_row(example.id, example.decision, logits)
 
         def measure(example: Example) -> Row:

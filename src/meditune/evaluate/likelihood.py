@@ -161,7 +161,7 @@ def score_claims(
     ]
     scores = score(loaded, [join(items) for items in encoded], batch_tokens, label).claims
     for claim in claims:
-        logits = dict(zip(claim.labels, scores[claim.id], strict=True))
+        logits = dict[str, float](zip(claim.labels, scores[claim.id], strict=True))
         yield {"id": claim.id, "source": claim.source} | decided_row(claim.id, claim.label, logits)
 
 
@@ -246,7 +246,7 @@ def decisions(
     questions = [asked_text(loaded, example.id, prompt_text(example), DECISIONS) for example in examples]
     found = choice_likelihoods(loaded, questions, batch_tokens, label)
     for example, likelihoods in zip(examples, found, strict=True):
-        yield decided_row(example.id, example.decision, dict(zip(DECISIONS, likelihoods, strict=True)))
+        yield decided_row(example.id, example.decision, dict[str, float](zip(DECISIONS, likelihoods, strict=True)))
 
 
 def choice_likelihoods(
