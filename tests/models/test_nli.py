@@ -362,7 +362,8 @@ def test_a_busy_judge_is_not_waited_for_longer_than_wanted_and_a_failing_one_is_
     with made.model._lock, pytest.raises(TimeoutError):
         made.supports(STATEMENTS, PASSAGES, 0.05)
     assert len(made.supports(STATEMENTS, PASSAGES, 5.0)) == len(STATEMENTS)
-    made.model.loaded.model.get_output_embeddings().weight = torch.nn.Parameter(torch.zeros(1, 3))
+    head = made.model.loaded.model.get_output_embeddings()
+    head.weight = torch.nn.Parameter(torch.zeros(len(head.weight), 3))
     with pytest.raises(ModelError, match="The judge tiny failed"):
         made.supports(STATEMENTS, PASSAGES)
 
