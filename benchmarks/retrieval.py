@@ -163,7 +163,7 @@ def left_out(reranker: Reranker, part: str) -> AbstractContextManager[Any]:
         return patch.object(TitleVectors, "nearest", lambda _, vectors, __: [[] for _ in vectors])
     if part in ("expand", "corrected"):
         return patch.object(reranker.synonyms, part, lambda text: text)
-    whole = partial(query_understanding.QueryFocus, focus="", question_type="information", kinds=("information",))
+    whole = partial(query_understanding.QueryFocus, kinds=("information",))
     return patch.object(rerank, "query_focus", lambda text, _: whole(" ".join(text.split())))
 
 
