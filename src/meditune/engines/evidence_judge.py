@@ -44,6 +44,8 @@ from meditune.prompts import Encoded, Encoder, load_format
 from meditune.text import sentences
 
 BATCH_TOKENS = 2048
+FAILURES = (RuntimeError, IndexError)
+"""The errors of torch and OpenVINO while a judge runs"""
 JUDGED_SUPPORT = 0.65
 """Minimum probability of support with which a sentence of an answer may cite a passage. The judge's own threshold is
 lower, because it was chosen to limit false alarms on true conclusions. With that threshold, more than half of the
@@ -150,7 +152,7 @@ class EvidenceJudge:
     ) -> Iterator[tuple[Encoded, list[float]]]:
         try:
             yield from self.model.logits(claims, wait_s)
-        except RuntimeError as error:  # torch's and OpenVINO's errors
+        except FAILURES as error:
             raise ModelError(f"The judge {self.name} failed: {error}") from error
 
 
@@ -283,7 +285,7 @@ class SupportJudge:
         with _turn(self._lock, wait_s):
             try:
                 return [(each.score, each.refuted or 0.0) for each in self._model.score(questions)]
-            except RuntimeError as error:
+            except FAILURES as error:
                 raise ModelError(f"The judge {self.name} failed: {error}") from error
 
 
