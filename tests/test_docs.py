@@ -104,11 +104,11 @@ def test_every_command_parses(page: Path) -> None:
 @pages
 def test_every_set_option_names_a_key_and_a_fitting_value(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
-    options = [shlex.split(found)[1] for found in re.findall(r"--set (?:'[^'\n]+'|[^\s`)]+)", text)]
-    for option in options:
-        if "=" in option and not option.startswith("KEY"):
-            # Plain style needs a recipe with a cue for plain words.
-            load_recipe.load_recipe("patient-friendly" if "style: plain" in option else "quickstart", [option])
+    # Options of one command are read together, because one may need another.
+    for command in re.findall(r"(?:--set\s+(?:'[^'\n]+'|[^\s`)]+)[\s\\]*)+", text):
+        options = [option for option in shlex.split(command)[1::2] if "=" in option and not option.startswith("KEY")]
+        # Plain style needs a recipe with a cue for plain words.
+        load_recipe.load_recipe("patient-friendly" if "style: plain" in command else "quickstart", options)
 
 
 @pages
