@@ -134,19 +134,17 @@ def split(
         unseen, more = _parted(unseen, {index for members in touched for index in members})
         related += more
         splits = dealt(joined)
-    train, dev, test = splits.train, splits.dev, splits.test
-    shares = f"data.dev_share and data.test_share{', or data.sources.N.split' if fixed else ''}"
-    advice = f"Add more examples, or change {shares}." if every or not left_out else ""
-    for name, examples in splits.named().items():
-        if not examples and name in needed:
-            largest = max(map(len, _components(unseen, same, joined)), default=0)
-            if largest > max(1, len(every) / 2):
-                advice = f"{largest} of {len(every)} rows stay together because they are related or similar. {advice}"
-            raise DataError(
-                f"The {name} split is empty: {len(train) + len(dev)} training and {len(test)} test examples are left "
-                f"after the checks. {' '.join(filter(None, (left_out, advice)))}"
-            )
-    counts = Counter(example.source for example in test)
+    if empty := next((name for name, examples in splits.named().items() if not examples and name in needed), None):
+        shares = f"data.dev_share and data.test_share{', or data.sources.N.split' if fixed else ''}"
+        advice = f"Add more examples, or change {shares}." if every or not left_out else ""
+        largest = max(map(len, _components(unseen, same, joined)), default=0)
+        if largest > max(1, len(every) / 2):
+            advice = f"{largest} of {len(every)} rows stay together because they are related or similar. {advice}"
+        raise DataError(
+            f"The {empty} split is empty: {len(splits.train) + len(splits.dev)} training and {len(splits.test)} test "
+            f"examples are left after the checks. {' '.join(filter(None, (left_out, advice)))}"
+        )
+    counts = Counter(example.source for example in splits.test)
     kinds = dict.fromkeys(by_source, "newest" if newest else "group")
     kinds |= {source: "official" for source in by_source if official and source in OFFICIAL}
     kinds |= dict.fromkeys(fixed or {}, "fixed")
