@@ -591,6 +591,18 @@ def test_rounding_errors_flag_no_group():
     assert all(row.get("p_others", 1) == 1 for name in found for row in found[name])
 
 
+@pytest.mark.parametrize("others", [1, 2, 8])
+def test_a_few_other_items_flag_no_group(others):
+    flagged = 0
+    for seed in range(20):
+        source = random.Random(seed)
+        examples = [example(n, name) for name, size in (("many", 60), ("few", others)) for n in range(size)]
+        rows = [{"id": each.id, "similarity": source.gauss(0.5, 0.1), "token_similarity": 0.1} for each in examples]
+        found = rows_of(subgroups(examples, None, Predictions(similarity=rows), seed), "similarity")
+        flagged += found["source", "many"]["p_others"] < 0.05
+    assert flagged <= 2
+
+
 def graded(id, sentences, unsupported):
     """What the detector says of an answer."""
     said = [{"start": 0, "end": 5, "supported": not unsupported}] * sentences

@@ -32,7 +32,8 @@ def subgroups(examples: Sequence[Example], base: Predictions | None, tuned: Pred
     For percentages of items, intervals are Wilson's (1927), and p comes from Fisher's and McNemar's exact tests. For
     other metrics, and if several items are about one document, intervals are percentiles of a bootstrap over all
     documents, and p comes from Student's t distribution of the difference divided by its bootstrap standard error; the
-    degrees of freedom are the number of documents in the group minus 1.
+    degrees of freedom are the number of documents in the group minus 1 or, for a comparison with the other items, the
+    smaller of the two numbers of documents minus 1. With fewer than MIN_GROUPS other documents, this p is 1.
     """
     known = {example.id: example for example in examples}
     documents = groups_of(known)
@@ -109,7 +110,7 @@ def _row(
             "base": _figure(base, mask),
             "delta": float(stats.standard_gap(metric, _figure(tuned, mask), _figure(base, mask))),
         }
-    documents = len(np.unique(drawn.documents[mask]))
+    documents, of_others = (len(np.unique(drawn.documents[side])) for side in (mask, ~mask))
     if row["items"] < MIN_GROUP_SIZE or documents < stats.MIN_GROUPS:
         return row
     counts = drawn.counts
@@ -121,7 +122,8 @@ def _row(
     row |= {"others": _figure(tuned, ~mask), "tuned_ci95": stats.percentile_interval(own)}
     behind = _higher_is_better(metric, row["tuned"]) - _higher_is_better(metric, row["others"])
     se, df = float(np.std(_higher_is_better(metric, own) - _higher_is_better(metric, rest))), documents - 1
-    row["p_others"] = stats.student_p(behind, se, df)
+    enough = of_others >= stats.MIN_GROUPS
+    row["p_others"] = stats.student_p(behind, se, min(df, of_others - 1)) if enough else 1.0
     if base:
         change = stats.standard_gap(metric, own, was)
         row |= {"base_ci95": stats.percentile_interval(was), "ci95": stats.percentile_interval(change)}
