@@ -136,6 +136,14 @@ def test_a_share_over_groups_has_no_exact_test():
     assert alone["tuned_ci95"] == pytest.approx(wilson(40, 40))
 
 
+def test_pairs_about_one_question_are_drawn_together():
+    base, tuned = pairs([-1.0] * 10 + [1.0] * 30), pairs([1.0] * 40)
+    for each in (base, tuned):
+        each.preference[:] = [row | {"group": f"question {int(row['id']) // 10}"} for row in each.preference]
+    found = compare(base, tuned, 200, 1)["preference_accuracy"]
+    assert (found["items"], found["groups"], found["better"]) == (40, 4, None)
+
+
 def test_the_correction_runs_over_every_model_that_is_compared():
     base, tuned = decided(*[False] * 8, *[True] * 32), decided(*[True] * 8, *[True] * 32)
     models = [MeasuredModel(name, each, {}) for name, each in (("a", base), ("b", tuned), ("c", base))]

@@ -90,6 +90,8 @@ def test_held_out_pairs_are_preferred_more_than_before(place, preferred):
     kinds = report["preference"]
     held_out = read_rows(folder / "pairs" / "held_out.jsonl")
     assert kinds["tuned"]["own"]["pairs"] == report["items"]["preference"] == len(held_out)
+    measured = read_rows(folder / "predictions" / "tuned-preference.jsonl")
+    assert {row["id"]: row["group"] for row in measured} == {row["id"]: row["group"] for row in held_out}
     assert kinds["tuned"]["own"]["preference_margin"] == report["tuned"]["preference_margin"]
     assert "Preference margin" in result.out
     assert "Preference margin" in (folder / "report.html").read_text(encoding="utf-8")

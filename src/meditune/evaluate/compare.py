@@ -64,13 +64,14 @@ def compare(
     """Return metric -> row of report.json's `comparison` (docs/reference/report.md), for the metrics of both models.
 
     Differences are tuned minus base. Intervals come from a paired bootstrap (Efron and Tibshirani 1993), in which items
-    with the same group in `groups` (id -> group) are drawn together, because they aren't independent. With fewer than
-    FEW_GROUPS groups, `ci95` comes from Student's t distribution and the bootstrap's spread. `p` is two-sided.
-    It comes from McNemar's exact test (McNemar 1947) if each item is right or wrong and is a group of its own, from a
-    paired permutation test if there are fewer than FEW_GROUPS groups, and else from the bootstrap. With fewer than
-    FEW_GROUPS groups, a difference is significant only if p confirms it. `p_holm` is `claim_p` after Holm's correction
-    (Holm 1979) for all metrics of the comparison. `effect` is Cohen's d_z (Cohen 1988), computed from the bootstrap's
-    spread. With fewer than MIN_GROUPS groups, `better` is None, because bootstrap draws of so few groups hardly vary.
+    with the same group are drawn together, because they aren't independent. `groups` (id -> group) has the groups of
+    test items; those of pairs are stored with the predictions. With fewer than FEW_GROUPS groups, `ci95` comes from
+    Student's t distribution and the bootstrap's spread. `p` is two-sided. It comes from McNemar's exact test (McNemar
+    1947) if each item is right or wrong and is a group of its own, from a paired permutation test if there are fewer
+    than FEW_GROUPS groups, and else from the bootstrap. With fewer than FEW_GROUPS groups, a difference is significant
+    only if p confirms it. `p_holm` is `claim_p` after Holm's correction (Holm 1979) for all metrics of the comparison.
+    `effect` is Cohen's d_z (Cohen 1988), computed from the bootstrap's spread. With fewer than MIN_GROUPS groups,
+    `better` is None, because bootstrap draws of so few groups hardly vary.
 
     A detector also marks some true answers. For its metrics, `better` is therefore None unless the worse model is
     significantly worse than its reference answers (`beyond`); `difference` is the value of `better` without this rule.
@@ -83,7 +84,7 @@ def compare(
     run = PairedStatistics(base, tuned)
     found: dict[str, dict[str, Any]] = {}
     for names in measured_alike([run]):
-        clusters = group_numbers(run.base[names[0]].ids, groups or {})
+        clusters = group_numbers(run.base[names[0]].ids, {**(groups or {}), **run.groups})
         compared: dict[str, list[Statistics]] = {}
         for name in names:
             compared[name] = [run.base[name], run.tuned[name]]
@@ -120,6 +121,8 @@ class PairedStatistics:
         self.shared = [name for name in self.base if name in self.tuned]
         self.tuned |= {name: in_order(name, self.base[name], self.tuned[name]) for name in self.shared}
         self.references = {"base": references_of(base), "tuned": references_of(tuned)}
+        self.groups = {row["id"]: row["group"] for row in base.preference if "group" in row}
+        """Groups of the pairs: several pairs can be about one question"""
 
     def references_of_worse(self, metric: Metric) -> list[Statistics]:
         """Return [statistics of the worse model's references, or else of the other's]; [] if neither were graded."""

@@ -168,7 +168,7 @@ def score_claims(
 def score_pairs(
     loaded: LoadedModel, pairs: Sequence[Pair], encoder: Encoder, batch_tokens: int | None, label: str
 ) -> Iterator[dict[str, Any]]:
-    """Yield a row for each pair that fits: `id`, `kind`, and each answer's negative log-likelihood and token count.
+    """Yield a row for each pair that fits: `id`, `kind`, `group`, and each answer's negative log-likelihood and tokens.
 
     End tokens count, because stopping is part of an answer.
     """
@@ -190,7 +190,7 @@ def score_pairs(
                     start = end
             progress.advance(batch.real_tokens)
     for index, pair in enumerate(encoded_pairs):
-        yield {"id": pair.id, "kind": pair.kind} | found[index]
+        yield {"id": pair.id, "kind": pair.kind, "group": pair.group} | found[index]
 
 
 UNLIMITED = 1_000_000_000

@@ -42,6 +42,7 @@ def over_seeds(folders: Sequence[Path], resamples: int = 10_000, seed: int = 17)
         PairedStatistics(*(read(folder / "predictions", model) for model in ("base", "tuned"))) for folder in folders
     ]
     groups = {id: group for folder in folders for id, group in groups_of(examples_of(folder)).items()}
+    groups |= {id: group for run in runs for id, group in run.groups.items()}
     found: dict[str, dict[str, Any]] = {}
     for names in measured_alike(runs):
         ids = list(dict.fromkeys(id for run in runs for id in run.base[names[0]].ids))
