@@ -162,6 +162,13 @@ def test_temperature_undoes_wrong_sharpness_and_changes_no_decision(heat):
     assert figures["calibrated_macro_f1"] == figures["macro_f1"]
 
 
+@pytest.mark.parametrize("said", ["no", None])
+def test_temperature_keeps_the_label_in_the_text_if_the_likelihoods_are_equal(said):
+    row = {"id": "0", "reference": "yes", "prediction": said, "logits": dict.fromkeys(DECISIONS, -9.5)}
+    fit = {"temperature": 2.0, "bias": dict.fromkeys(DECISIONS, 0.0)}
+    assert [each["prediction"] for each in calibrated([row], fit)] == [said]
+
+
 def test_bias_corrected_temperature_scaling_undoes_wrong_sharpness_and_a_leaning():
     figures, fit = corrected("bcts", lean=(-1.5, 2.0, 0.0), heat=2.0)
     assert fit["temperature"] == pytest.approx(2.0, rel=0.2)

@@ -134,7 +134,9 @@ def calibrated(rows: Rows, fit: dict[str, Any]) -> list[dict[str, Any]]:
     corrected = []
     for row in rows:
         logits = {label: value / fit["temperature"] + fit["bias"][label] for label, value in row["logits"].items()}
-        corrected.append(row | {"logits": logits, "prediction": most_likely(logits)})
+        # If an API's likelihoods don't tell the labels apart, the decision is the label in the text.
+        tied = len(set(logits.values())) == 1
+        corrected.append(row | {"logits": logits, "prediction": row["prediction"] if tied else most_likely(logits)})
     return corrected
 
 
