@@ -297,6 +297,12 @@ def test_a_threshold_that_none_reaches_is_said(tmp_path: Path) -> None:
     assert "for which at least 75% of the development split’s decisions" in words
     assert "Base model no threshold reaches this target on dev" in words
     assert "Tuned model 0.900 12 of 50 75.0 0 of 500 0.0 nothing kept –" in words
+    assert "Test: kept" in words
+    report = read_json(tmp_path / "report.json")
+    report["decision"]["tuned"]["abstention"]["folds"] = 5
+    report["data"]["test_set"] = "dev-5"
+    write_json(tmp_path / "report.json", report)
+    assert "Dev: kept" in shown(tmp_path)
 
 
 def test_a_model_that_tells_only_words_has_no_plots_of_confidence(tmp_path: Path) -> None:
