@@ -229,6 +229,12 @@ def test_the_interval_of_a_percentage_holds_no_impossible_change():
     assert rows["accuracy"]["ci95"][1] == 100
 
 
+def test_sentences_can_become_more_than_100_words_longer():
+    short, long = (written(*[" ".join(["word"] * (count + n)) for n in range(12)]) for count in (10, 200))
+    row = compare(short, long, 200, 1)["sentence_length"]
+    assert row["ci95"][0] <= row["delta"] <= row["ci95"][1]
+
+
 @pytest.mark.parametrize("kind", ["general", "technical", "unconditional"])
 def test_a_tokenizer_that_gives_another_number_of_windows_doesnt_stop_a_comparison(kind):
     """A BOS token takes a window's first place, so 5,120 tokens fill 11 windows instead of 10."""

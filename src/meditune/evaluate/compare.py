@@ -266,7 +266,7 @@ def _compared(metric: Metric, sides: Sequence[_Side], resamples: int, seed: int)
     spread = float(deltas.std()) * count**0.5
     if 1 < count < stats.FEW_GROUPS:
         low, high = stats.student_interval(delta, spread / (count - 1) ** 0.5, count - 1)
-        if metric.digits == 1:  # a percentage, which can't change by more than 100 points
+        if "percent" in metric.meaning:  # a percentage can't change by more than 100 points
             low, high = max(low, -100.0), min(high, 100.0)
     row: dict[str, Any] = {
         "delta": delta,
