@@ -372,6 +372,11 @@ def test_the_page_shows_medians_targets_terms_and_empty_answers(tmp_path):
     assert "COPD and dyspnea" in section
 
 
+def test_a_model_that_wrote_nothing_is_named_with_its_empty_answers():
+    found = reading({"readability": {"base": SPREAD, "tuned": {"texts": 9, "empty": 9}, "references": SPREAD}})
+    assert found["empty"] == [("Tuned model", 9)]
+
+
 @pytest.mark.parametrize("found", [{}, {"readability": {"base": {"texts": 2, "empty": 2}}}])
 def test_without_answers_there_is_no_section(tmp_path, found):
     assert "Reading difficulty" not in shown(finished_run(tmp_path, **found))

@@ -111,7 +111,7 @@ def reading(report: dict[str, Any]) -> dict[str, Any] | None:
         ],
         "ticks": [(tick, place(tick)) for tick in TICKS],
         "band": tuple(place(grade) for grade in TARGET),
-        "empty": [(title, row["empty"]) for title, row in measured.items() if row["empty"]],
+        "empty": [(title, found[key]["empty"]) for key, title in named if (found.get(key) or {}).get("empty")],
         "terms": [
             (title, [term for term, _ in found[key]["unexplained"][:MAX_TERMS]])
             for key, title in named[:2]
