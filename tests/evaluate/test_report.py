@@ -257,6 +257,7 @@ def test_the_small_print_names_the_tests_and_intervals_that_were_used(tmp_path: 
         page = shown(folder)
         assert "p comes from this test: paired permutation." in page
         assert ("they are t intervals" in page) == t_intervals
+        assert ("on the bad side and, with fewer than 20 groups, that the uncorrected p" in page) == t_intervals
 
 
 def test_a_metric_this_version_does_not_know_is_shown_by_its_name(tmp_path: Path) -> None:
