@@ -8,7 +8,7 @@ import pytest
 from meditune.cross_validation import pooled_results
 from meditune.evaluate.metrics import summarize
 from meditune.evaluate.predictions import Predictions
-from meditune.files import write_json, write_jsonl
+from meditune.files import append_jsonl, write_json, write_jsonl
 from tests.commands import bench, meditune, read_rows
 from tests.evaluate.test_metrics import decisions, likelihoods
 
@@ -137,3 +137,15 @@ def test_pooling_takes_what_is_each_folds_own(tmp_path):
     assert general["tuned"]["mean"] == pytest.approx(statistics.fmean(general["tuned"]["folds"]))
     alone = pooled_results(runs[:1], resamples=500, seed=1)
     assert alone["figures"]["accuracy"]["tuned"]["sd"] is None
+
+
+def test_items_that_every_fold_measures_dont_stop_the_pooling(tmp_path):
+    runs = [fold(tmp_path / str(number), number, skill=0.9) for number in range(3)]
+    for run in runs:
+        for model in ("base", "tuned"):
+            append_jsonl(
+                run / "predictions" / f"{model}-decision.jsonl", {"id": "x", "reference": "no", "prediction": "no"}
+            )
+    result = pooled_results(runs, resamples=500, seed=1)
+    assert result["items"] == {"decision": 120}
+    assert result["figures"]["accuracy"]["difference"]["pooled"]["better"] is True

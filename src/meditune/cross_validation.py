@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import statistics
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -98,12 +99,13 @@ def pooled_results(runs: list[Path], resamples: int, seed: int) -> dict[str, Any
 
 
 def pooled(runs: list[Path], model: str) -> Any:
-    """Return the predictions of all folds combined, leaving out kinds in which an id occurs in several folds."""
-    from meditune.evaluate.predictions import KINDS, Predictions, read
+    """Return the predictions of all folds combined, leaving out the items that occur in several folds."""
+    from meditune.evaluate.predictions import KINDS, Predictions, ids_of, read
 
     every = [read(place / "predictions", model) for place in runs]
     found = {kind: [row for each in every for row in getattr(each, kind)] for kind in KINDS}
-    return Predictions(**{kind: rows for kind, rows in found.items() if len({row["id"] for row in rows}) == len(rows)})
+    counts = {kind: Counter(ids_of(rows)) for kind, rows in found.items()}
+    return Predictions(**{kind: [row for row in rows if counts[kind][row["id"]] == 1] for kind, rows in found.items()})
 
 
 def _spread(values: list[float]) -> dict[str, Any]:
