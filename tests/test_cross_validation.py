@@ -5,10 +5,11 @@ import statistics
 
 import pytest
 
+from meditune.cli.metrics_tables import print_crossval
 from meditune.cross_validation import pooled_results
 from meditune.evaluate.metrics import summarize
 from meditune.evaluate.predictions import Predictions
-from meditune.files import append_jsonl, write_json, write_jsonl
+from meditune.files import append_jsonl, read_json, write_json, write_jsonl
 from tests.commands import bench, meditune, read_rows
 from tests.evaluate.test_metrics import decisions, likelihoods
 
@@ -149,3 +150,16 @@ def test_items_that_every_fold_measures_dont_stop_the_pooling(tmp_path):
     result = pooled_results(runs, resamples=500, seed=1)
     assert result["items"] == {"decision": 120}
     assert result["figures"]["accuracy"]["difference"]["pooled"]["better"] is True
+
+
+def test_forgetting_in_the_folds_is_called_worse(tmp_path, capsys):
+    runs = [fold(tmp_path / str(number), number, skill=0.9) for number in range(2)]
+    for run in runs:
+        report = read_json(run / "report.json")
+        report["tuned"]["general_perplexity"] = report["base"]["general_perplexity"] + 5
+        report["comparison"]["general_perplexity"]["delta"] = 5.0
+        write_json(run / "report.json", report)
+    result = pooled_results(runs, resamples=200, seed=1)
+    assert "general_perplexity" in result["worse"]
+    print_crossval(result)
+    assert "WORSE in the mean of the folds, not tested: General perplexity" in capsys.readouterr().out

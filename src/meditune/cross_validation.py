@@ -94,7 +94,12 @@ def pooled_results(runs: list[Path], resamples: int, seed: int) -> dict[str, Any
             for model, each in models.items()
             if each.decision
         },
-        "worse": got_worse({name: row for name, row in comparison.items() if name in figures}),
+        "worse": got_worse(
+            {
+                name: comparison.get(name, {"delta": row["difference"]["mean"], "better": None})
+                for name, row in figures.items()
+            }
+        ),
     }
 
 

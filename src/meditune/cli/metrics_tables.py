@@ -161,7 +161,10 @@ def print_crossval(result: dict[str, Any]) -> None:
     for model, (low, high) in result["accuracy_ci95"].items():
         console().print(f"Pooled accuracy of the {model} model: 95% interval {low:.1f} to {high:.1f} (Wilson).")
     worse = {name: result["figures"][name] for name in result["worse"]}
-    sides = {model: {name: row[model]["pooled"] for name, row in worse.items()} for model in ("base", "tuned")}
+    sides = {
+        model: {name: row[model]["pooled" if row["difference"]["pooled"] else "mean"] for name, row in worse.items()}
+        for model in ("base", "tuned")
+    }
     comparison = {name: row["difference"]["pooled"] for name, row in worse.items()}
     print_worse({"worse": result["worse"], "comparison": comparison, **sides})
 
@@ -188,12 +191,15 @@ def print_worse(result: dict[str, Any]) -> None:
         "SIGNIFICANTLY WORSE": [],
         "WORSE, but not significantly worse than the references": [],
         "WORSE, but no significant change": [],
+        "WORSE in the mean of the folds, not tested": [],
     }
-    significant, within, noise = parts.values()
+    significant, within, noise, untested = parts.values()
     for name in result["worse"]:
         digits, row = METRICS[name].digits, result["comparison"][name]
         moved = f"{METRICS[name].title} {result['base'][name]:.{digits}f} -> {result['tuned'][name]:.{digits}f}"
-        if row["better"] is False:
+        if row is None:
+            untested.append(moved)
+        elif row["better"] is False:
             significant.append(moved)
         elif is_significant(row) is False:
             within.append(f"{moved} (references {_references(row, digits) or 'not graded'})")
