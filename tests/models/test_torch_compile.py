@@ -105,13 +105,22 @@ def test_a_compiler_that_fails_is_said_and_the_plain_layers_run(monkeypatch, cap
     monkeypatch.setattr(torch_compile, "unsupported_reason", lambda _: None)
     loaded, model = trainable("llama", strategy="lora")
 
-    def fails():
+    def fails(*_, **__):
         raise torch._dynamo.exc.InternalTorchDynamoError("g++ gave up")
 
-    with fast_layers(model, TrainSpec(), 1, fails) as are_compiled:
-        assert not are_compiled
+    def probe():
         loss_of(loaded, model).backward()
-    assert "torch.compile failed: g++ gave up." in capsys.readouterr().err
+
+    monkeypatch.setattr(torch, "compile", lambda *_, **__: fails)
+    with fast_layers(model, TrainSpec(), 1, probe) as are_compiled:
+        assert not are_compiled
+        probe()
+    said = capsys.readouterr().err
+    assert "Training without compiled layers, which is slower. torch.compile failed: g++ gave up." in said
+    assert "A layer runs uncompiled" not in said
+    with pytest.raises(ModelError, match=r"train.compile on: .* torch.compile failed: g\+\+ gave up"):
+        fast_layers(model, TrainSpec(compile="on"), 1, probe).__enter__()
+    assert not any("forward" in module.__dict__ for module in model.modules())
 
 
 @pytest.mark.parametrize("strategy", ["prefix", "prompt"])

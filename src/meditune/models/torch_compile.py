@@ -71,22 +71,31 @@ def _compiler_name() -> str:
 
 
 @contextmanager
-def compiled(model: Any) -> Iterator[None]:
-    """Inside the block, run the model's layers as compiled code whenever gradients are enabled."""
+def compiled(model: Any, probe: Callable[[], object] = lambda: None) -> Iterator[None]:
+    """Inside the block, run the model's layers as compiled code whenever gradients are enabled.
+
+    `probe` should run the layers; it is called first. Raises TorchDynamoException if compiling fails in `probe`. A
+    layer that can't be compiled later runs uncompiled from then on.
+    """
+    is_probed = False
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder("compiled")))
     with ExitStack() as inside:
         limits = {"recompile_limit": VARIANTS, "accumulated_recompile_limit": 4 * VARIANTS}
         inside.enter_context(torch._dynamo.config.patch(limits))
         for block in blocks_of(model):
             fused = torch.compile(block.forward, dynamic=True)
-            inside.enter_context(replayed(block, _where_gradients(fused, block.forward)))
+            inside.enter_context(replayed(block, _where_gradients(fused, block.forward, lambda: is_probed)))
+        probe()
+        is_probed = True
         yield
 
 
-def _where_gradients(fused: Callable[..., Any], plain: Callable[..., Any]) -> Callable[..., Any]:
+def _where_gradients(
+    fused: Callable[..., Any], plain: Callable[..., Any], may_fail: Callable[[], bool]
+) -> Callable[..., Any]:
     """Return a forward method that calls `fused` if gradients are enabled, else `plain`.
 
-    If compiling fails, it prints why and calls only `plain` from then on.
+    If compiling fails although it `may_fail`, the method prints why and calls only `plain` from then on.
     """
     from torch._dynamo.exc import TorchDynamoException
 
@@ -99,6 +108,8 @@ def _where_gradients(fused: Callable[..., Any], plain: Callable[..., Any]) -> Ca
         try:
             return fused(*args, **kwargs)
         except TorchDynamoException as error:
+            if not may_fail():
+                raise
             failed = True
             print(f"A layer runs uncompiled from now on, which is slower: {failure(error)}", file=sys.stderr)
             return plain(*args, **kwargs)

@@ -113,15 +113,11 @@ def _compiled(model: Any, spec: TrainSpec, tokens: int, probe_chunk: Callable[[]
     reason = torch_compile.unsupported_reason(model)
     if reason is None:
         print("Compiling the layers (train.compile). This takes up to a minute the first time.", file=sys.stderr)
-        with ExitStack() as tried:
-            tried.enter_context(torch_compile.compiled(model))
-            try:
-                probe_chunk()
-            except TorchDynamoException as error:
-                reason = torch_compile.failure(error)
-            else:
-                fast.push(tried.pop_all())
-                return True
+        try:
+            fast.enter_context(torch_compile.compiled(model, probe_chunk))
+            return True
+        except TorchDynamoException as error:
+            reason = torch_compile.failure(error)
     if spec.compile == "on":
         raise _refused(reason)
     print(f"Training without compiled layers, which is slower. {reason}", file=sys.stderr)
