@@ -511,6 +511,19 @@ def stored(tmp_path):
     return found
 
 
+def test_shards_from_before_the_first_step_can_be_read(tmp_path):
+    """They are written if the first loss isn't finite, and contain no state of the optimizer."""
+    model, recipe = torch.nn.Linear(3, 2), Recipe(name="run")
+    optimizer = MasterOptimizer(list(model.parameters()), recipe.train)
+    with pytest.warns(UserWarning, match=r"torch\.distributed is .*uninitialized"):
+        checkpoint.write(tmp_path / "checkpoint", [], optimizer.state(), recipe, sharded=True)
+    log, tensors = checkpoint.read(tmp_path / "checkpoint", model, recipe)
+    assert log == []
+    optimizer.restore(tensors)
+    assert torch.equal(optimizer.masters[0], model.weight)
+    assert not any(optimizer.optimizer.state.values())
+
+
 def changed(stored, change):
     state = read_json(stored / "state.json")
     change(state["recipe"])

@@ -67,9 +67,12 @@ def read(place: Path, model: Any, recipe: Recipe) -> tuple[list[Step], dict[str,
     print(f"Resuming training after step {len(log)}.", file=sys.stderr)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if (place / SHARDS_FOLDER).is_dir():
+        from torch.distributed.checkpoint import FileSystemReader
         from torch.distributed.checkpoint.state_dict_loader import load
 
-        state = empty_state(trained)
+        # Before the first optimizer step, there is no optimizer state.
+        stored = FileSystemReader(place / SHARDS_FOLDER).read_metadata().state_dict_metadata
+        state = {key: value for key, value in empty_state(trained).items() if key in stored}
         with warnings.catch_warnings():
             # PyTorch warns about reading with a single process, even if that was requested.
             warnings.simplefilter("ignore", UserWarning)
