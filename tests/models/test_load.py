@@ -66,6 +66,23 @@ def test_gemma_whose_states_are_too_large_for_fp16_gets_fp32():
     assert load.in_range(torch.float16, llama) == torch.float16
 
 
+@pytest.mark.parametrize(
+    ("architecture", "dtype", "computed"),
+    [
+        ("llama", "auto", torch.float16),
+        ("llama", "float32", torch.float32),  # whose loss isn't scaled
+        ("gemma3", "auto", torch.float32),
+    ],
+)
+def test_4_bit_weights_are_computed_in_fp16_only_beside_fp16(architecture, dtype, computed, tmp_path, monkeypatch):
+    pytest.importorskip("bitsandbytes")
+    monkeypatch.setattr(load, "number_format", lambda name: torch.float16 if name == "auto" else getattr(torch, name))
+    place = str(tiny.save(tmp_path / "base", architecture))
+    model = load.load(place, ModelSpec(base=place, dtype=dtype, quantize="nf4")).model
+    layers = [module for module in model.modules() if type(module).__name__ == "Linear4bit"]
+    assert {layer.compute_dtype for layer in layers} == {computed}
+
+
 SHAPE = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "head_dim": 8}
 SHAPE |= {"num_key_value_heads": 2, "max_position_embeddings": 256, "pad_token_id": 1, "eos_token_id": 1}
 

@@ -113,13 +113,16 @@ def load(name: str, spec: ModelSpec | None = None, on: str | None = None) -> Loa
         adapter_weights(adapter)  # raises an error if there are none that can be read
     weights = locate(base_of(adapter)) if adapter else place
     options: dict[str, Any] = {"dtype": number_format(spec.dtype)}
-    options |= quantization.loading_options(spec.quantize, number_format("auto"))
     with loading(name, place):
         config = AutoConfig.from_pretrained(**source(weights))
         refuse_layers(name, config)
         options["attn_implementation"] = supported_attention(config, _attention(spec.attention))
         if spec.dtype == "auto":
             options["dtype"] = in_range(options["dtype"], config)
+        computed = number_format("auto")
+        # FP16 needs a model that is in range, and whose loss is scaled.
+        computed = options["dtype"] if computed == torch.float16 else computed
+        options |= quantization.loading_options(spec.quantize, computed)
         tokenizer = AutoTokenizer.from_pretrained(**source(place))
         # Weights that are stored quantized need special layers, which `from_config` doesn't create.
         if on == "meta" and not adapter and not getattr(config, "quantization_config", None):
