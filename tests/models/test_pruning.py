@@ -185,9 +185,10 @@ def deep(architecture, count=5):
     config = tiny.model(architecture).config
     if architecture == "qwen2":
         config.layer_types = ["full_attention"] * count
-    if isinstance(config, Gemma3TextConfig):
-        config.layer_types = [("full" if number % 2 else "sliding") + "_attention" for number in range(count)]
-    config.num_hidden_layers = count
+    text = config.get_text_config()
+    if isinstance(text, Gemma3TextConfig):
+        text.layer_types = [("full" if number % 2 else "sliding") + "_attention" for number in range(count)]
+    text.num_hidden_layers = count
     torch.manual_seed(3)
     model = AutoModelForCausalLM.from_config(config).eval()
     with torch.no_grad():
@@ -245,6 +246,15 @@ def test_it_equals_a_model_built_without_these_layers(architecture, removed, tmp
     )
     assert torch.equal(cached, plain)
     assert torch.equal(cached, again)
+
+
+def test_layers_that_read_images_are_never_taken_for_those_of_text():
+    """Gemma 3 4B has 34 layers for text and 27 for images: with 7 removed, both are equally many."""
+    model = deep("gemma3_images")
+    layers = list(model.get_decoder().layers)
+    remove_layers(model, [1, 3])
+    assert len(model.model.vision_tower.encoder.layers) == 3
+    assert [id(block) for block in blocks_of(model)] == [id(layers[number]) for number in (0, 2, 4)]
 
 
 def test_gemmas_kinds_of_layers_go_with_their_layers():

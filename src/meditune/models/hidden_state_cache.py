@@ -191,9 +191,9 @@ def replayed(module: torch.nn.Module, forward: Callable[..., Any]) -> Iterator[N
 
 
 def blocks_of(model: Any) -> list[Any]:
-    """Return the model's transformer layers, lowest first; empty if they aren't found."""
+    """Return the layers of the model's text decoder, lowest first; empty if they aren't found."""
     count = model.config.get_text_config().num_hidden_layers
-    for module in model.modules():
+    for module in model.get_decoder().modules():
         if isinstance(module, torch.nn.ModuleList) and len(module) == count:
             return list(module)
     return []
