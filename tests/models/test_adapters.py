@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, OPTConfig, OPTForCausalLM
 
 from meditune.config.data_options import PromptFormat
 from meditune.config.recipe import Recipe
@@ -90,6 +90,16 @@ def test_with_top_layers_nothing_below_them_is_trained(strategy, architecture):
     assert len(trained) > len(outside)
     _, other = trainable(architecture, strategy=strategy, top_layers=99)
     assert any(".0." in name for name, parameter in other.named_parameters() if parameter.requires_grad)
+
+
+def test_with_top_layers_the_last_norm_is_trained_wherever_the_model_defines_it():
+    """OPT defines it before its layers."""
+    shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "ffn_dim": 64}
+    model = OPTForCausalLM(OPTConfig(vocab_size=100, word_embed_proj_dim=32, **shape))
+    make_trainable(model, ModelSpec(strategy="full", top_layers=1), seed=1)
+    trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    last_norm = [f"model.decoder.final_layer_norm.{part}" for part in ("weight", "bias")]
+    assert [name for name in trained if ".layers.1." not in name] == last_norm
 
 
 @pytest.mark.parametrize(

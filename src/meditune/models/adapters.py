@@ -199,9 +199,8 @@ def _unfrozen(model: Any, top_layers: int | None) -> Any:
             module.requires_grad_(True)
         return model
     model.requires_grad_(False)
-    children = list(model.get_decoder().children())
-    last = next(index for index, child in enumerate(children) if isinstance(child, torch.nn.ModuleList))
-    norms = [child for child in children[last + 1 :] if "Norm" in type(child).__name__]
+    children = model.get_decoder().named_children()
+    norms = [child for name, child in children if "Norm" in type(child).__name__ and "embed" not in name]
     for module in [*blocks_of(model)[-top_layers:], *norms]:
         module.requires_grad_(True)
     return model
