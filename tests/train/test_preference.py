@@ -12,7 +12,7 @@ import torch
 
 from meditune.config.data_options import PromptFormat
 from meditune.config.recipe import Recipe
-from meditune.config.training_options import LoraSpec
+from meditune.config.training_options import LoraSpec, TrainSpec
 from meditune.data.example import Example
 from meditune.data.preference_pairs import Pair
 from meditune.data.splits import Splits
@@ -24,6 +24,7 @@ from meditune.store.answers import Answer, Answers, Feedback
 from meditune.store.database import SQLiteDatabase
 from meditune.train import finetune, replay
 from meditune.train.losses import PairLoss, SingleAnswerLoss, dpo, log_likelihoods, mismatched, weights_of_thumbs
+from meditune.train.trainer import TrainingRows, train
 from meditune.train.training_plan import check
 from tests import corpus, tiny
 from tests.assistants import index_of
@@ -403,6 +404,27 @@ def test_kto_equals_trls_loss_and_gradients(tmp_path, monkeypatch):
                 if "lora_B" in name:
                     parameter.mul_(-2)
     assert min(points) == 0 < max(points)
+
+
+def test_the_reference_point_contains_no_noise_of_dropout():
+    singles = [single for pair in PAIRS for single in pair.single_answers()]
+    loaded, model, rows, reference = start("gpt2", pairs=singles)
+    tiny.blocks_drop_out(model, 0.3)
+    desirable = {pair.id: bool(pair.chosen) for pair in singles}
+    loss_of = SingleAnswerLoss(0.3, reference, desirable, FORMAT.max_tokens)
+    now, training = {}, []
+
+    def prepare(model, frozen, rows, *_):
+        now.update(likelihoods_of(loaded, model, rows))
+
+    def loss(*given):
+        training.append(model.training)
+        return loss_of(*given)
+
+    data = TrainingRows(rows, loss_of, loss_of=loss, prepare_step=prepare)
+    list(train(tiny.with_model(loaded, model), data, TrainSpec(epochs=1, batch_size=6, accumulation=1), 1))
+    assert {name: pytest.approx(each, rel=1e-4) for name, each in reference.items()} == now
+    assert all(training)
 
 
 def test_next_answers_are_cut_to_the_budget_and_a_single_row_has_none():

@@ -245,7 +245,7 @@ class TrainingRows:
     replay: Replay | None = None
     loss_of: LossOfRows = loss_of_rows
     prepare_step: PrepareStep | None = None
-    """Called before a step's losses, for a loss that depends on all of the step's rows"""
+    """Called before a step's losses, without dropout, for a loss that depends on all of the step's rows"""
 
 
 def plan_steps(count: int, spec: TrainSpec, seed: int, mix: SourceMix | None = None) -> list[list[int]]:
@@ -330,7 +330,9 @@ def train(
             if replay and replay.steps[number]:
                 parts.append(_weigh(replay.step(number), replay.weights.of))
             if data.prepare_step:
+                model.eval()
                 data.prepare_step(model, loaded.frozen, parts[0].rows, loaded.pad_id, spec.batch_tokens)
+                _set_training_mode(loaded, spec)
             total_weight = sum(part.total for part in parts)
             tokens, read = sum(len(row) for part in parts for row in part.rows), progress.done
             supervised = sum(len(row.targets) for row in parts[0].rows)
@@ -375,8 +377,7 @@ def train(
             if dev_monitor and dev_monitor.is_due(number + 1, len(steps)):
                 model.eval()
                 dev_metric = dev_monitor.take(number + 1, optimizer)
-                model.train()
-                loaded.frozen.without_dropout(model)
+                _set_training_mode(loaded, spec)
             yield Step(
                 step=number + 1,
                 epoch=(number + 1) / len(steps) * spec.epochs,
