@@ -69,6 +69,15 @@ def _partial(path: Path, private: bool) -> Iterator[Path]:
         _unfinished.discard(partial)
 
 
+def _sync(path: Path) -> None:
+    """Write the file's content to the disk now, so that a power failure can't leave a file that is cut off."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
 @contextmanager
 def replace_folder(path: Path) -> Iterator[Path]:
     """Yield an empty folder to fill, which replaces `path` if the block succeeds and is deleted otherwise."""
@@ -80,6 +89,9 @@ def replace_folder(path: Path) -> Iterator[Path]:
         _remove(partial)
         partial.mkdir()
         yield partial
+        for file in partial.rglob("*"):
+            if file.is_file() and not file.is_symlink():
+                _sync(file)
         if path.exists():
             path.rename(old)
         partial.rename(path)
