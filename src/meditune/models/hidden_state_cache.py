@@ -97,17 +97,8 @@ class HiddenStateCache:
 
     def without_dropout(self, model: Any) -> None:
         """Turn off dropout below the trained layers, so that cached states contain no noise."""
-        if not self.blocks:
-            return
-        above = {id(part) for block in blocks_of(model)[len(self.blocks) :] for part in block.modules()}
-        for part in model.modules():
-            if isinstance(part, torch.nn.Dropout) and id(part) not in above:
-                part.eval()
-        for block in self.blocks:
-            # Attention reads the training flag of its own module. The block itself keeps its flag, because gradient
-            # checkpointing depends on that flag.
-            for child in block.children():
-                child.eval()
+        if self.blocks:
+            turn_off_dropout(model, len(self.blocks))
 
     def _size(self, row: Row) -> int:
         return len(row) * self._token_bytes
@@ -188,6 +179,21 @@ def replayed(module: torch.nn.Module, forward: Callable[..., Any]) -> Iterator[N
             del module.forward
         else:
             module.forward = before
+
+
+def turn_off_dropout(model: Any, layers: int | None = None) -> None:
+    """Turn off dropout in the lowest `layers` layers and outside of the layers; None: in all layers."""
+    blocks = blocks_of(model)
+    affected = blocks[:layers]
+    above = {id(part) for block in blocks[len(affected) :] for part in block.modules()}
+    for part in model.modules():
+        if isinstance(part, torch.nn.Dropout) and id(part) not in above:
+            part.eval()
+    for block in affected:
+        # Attention reads the training flag of its own module. The block itself keeps its flag, because gradient
+        # checkpointing depends on that flag.
+        for child in block.children():
+            child.eval()
 
 
 def blocks_of(model: Any) -> list[Any]:

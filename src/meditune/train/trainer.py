@@ -25,7 +25,7 @@ from meditune.config.training_options import TrainSpec
 from meditune.hardware import memory_gb, used_gb
 from meditune.models.forward import takes_unpadded
 from meditune.models.fsdp import is_sharded
-from meditune.models.hidden_state_cache import HiddenStateCache
+from meditune.models.hidden_state_cache import HiddenStateCache, turn_off_dropout
 from meditune.models.load import LoadedModel
 from meditune.models.quiet_libraries import quiet_transformers
 from meditune.models.shared_prefix_batch import Batch, Row, by_length
@@ -245,7 +245,7 @@ class TrainingRows:
     replay: Replay | None = None
     loss_of: LossOfRows = loss_of_rows
     prepare_step: PrepareStep | None = None
-    """Called before a step's losses, without dropout, for a loss that depends on all of the step's rows"""
+    """Called before a step's losses, for a loss that depends on all of the step's rows"""
 
 
 def plan_steps(count: int, spec: TrainSpec, seed: int, mix: SourceMix | None = None) -> list[list[int]]:
@@ -330,9 +330,7 @@ def train(
             if replay and replay.steps[number]:
                 parts.append(_weigh(replay.step(number), replay.weights.of))
             if data.prepare_step:
-                model.eval()
                 data.prepare_step(model, loaded.frozen, parts[0].rows, loaded.pad_id, spec.batch_tokens)
-                _set_training_mode(loaded, spec)
             total_weight = sum(part.total for part in parts)
             tokens, read = sum(len(row) for part in parts for row in part.rows), progress.done
             supervised = sum(len(row.targets) for row in parts[0].rows)
@@ -424,7 +422,11 @@ def _set_training_mode(loaded: LoadedModel, spec: TrainSpec) -> None:
     if spec.gradient_checkpointing and not already:
         recompute_activations(loaded.model)
     loaded.model.train()
-    loaded.frozen.without_dropout(loaded.model)
+    if spec.objective == "sft":
+        loaded.frozen.without_dropout(loaded.model)
+    else:
+        # The reference model is measured without dropout, so that only training changes the log-ratios.
+        turn_off_dropout(loaded.model)
 
 
 def recompute_activations(model: Any) -> None:
