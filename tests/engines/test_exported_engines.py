@@ -380,6 +380,13 @@ def test_a_llamacpp_server_doesnt_grow_with_each_new_prompt(llamacpp):
     assert used[-1] - used[3] < 0.03, "the keys and values of 20 prompts take 0.07 GB"
 
 
+@pytest.mark.parametrize("schema", [{"type": "odd"}, {"type": "array", "uniqueItems": True}], ids=["type", "unique"])
+def test_llamacpp_refuses_a_schema_that_it_would_ignore(llamacpp, schema):
+    engine = llamacpp()
+    with pytest.raises(ModelError, match="JSON schema can't be enforced"):
+        ask(engine, GenerationRequest([20, 30, 40], 5, json_schema=schema))
+
+
 def test_a_closed_engine_refuses_to_score(llamacpp):
     engine = llamacpp()
     engine.close()

@@ -26,7 +26,7 @@ from meditune.engines.engine import (
     check_scorable,
 )
 from meditune.engines.exported_model import ExportedModel, import_package, read_exported_model
-from meditune.engines.sampling import ChoiceConstraint
+from meditune.engines.sampling import ConstraintCompiler
 from meditune.engines.scheduler import CLOSED, ScheduledRequest, ThreadPoolEngine
 from meditune.engines.tokenizer import PlainTokenizer
 from meditune.errors import EngineError, ModelError
@@ -61,6 +61,7 @@ class LlamacppEngine(ThreadPoolEngine[ScheduledRequest]):
             )
         super().__init__(f"llamacpp {model.weights}", PlainTokenizer(folder), context_tokens, concurrency)
         self._ends, self._vocabulary = frozenset(model.stop_tokens), model.config()["vocab_size"]
+        self._constraints = ConstraintCompiler(self.tokenizer, model.stop_tokens, folder)
         self._key = secrets.token_urlsafe(32)
         self._room = threading.Condition()
         self._server: Any = server(file, self._cells, concurrency, self._key)
@@ -69,8 +70,8 @@ class LlamacppEngine(ThreadPoolEngine[ScheduledRequest]):
     def start(self, request: GenerationRequest, deliver: Callable[[GenerationChunk], None]) -> RunningGeneration:
         """See engine.py."""
         check_request(request, self.context_tokens)
-        if request.choices:
-            ChoiceConstraint(self.tokenizer, request.choices, 0)
+        # llama.cpp would ignore a JSON schema that it can't enforce.
+        self._constraints.compile(request)
         answer = ScheduledRequest(request, deliver, self.tokenizer)
         return self._submit(answer, lambda: self._run(answer))
 
