@@ -54,6 +54,19 @@ def test_a_merged_export_says_what_it_is_and_is_made_once(tmp_path):
     assert (place / "export.json").stat().st_mtime_ns == before
 
 
+def test_an_export_with_missing_or_damaged_files_is_made_again(tmp_path):
+    folder = tiny.save(tmp_path / "model")
+    facts = export.export(str(folder), "merged")
+    place = folder / "export" / "merged"
+    (place / "tokenizer.json").unlink()
+    assert export.export(str(folder), "merged")["sha256"] == facts["sha256"]
+    assert (place / "tokenizer.json").is_file()
+    whole = (place / "model.safetensors").read_bytes()
+    (place / "model.safetensors").write_bytes(whole[:1000])
+    export.export(str(folder), "merged")
+    assert (place / "model.safetensors").read_bytes() == whole
+
+
 def test_the_original_is_asked_again_where_its_prompts_have_changed(tmp_path):
     folder = tiny.save(tmp_path / "model")
     said = []

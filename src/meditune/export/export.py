@@ -118,10 +118,10 @@ def export(name: str, to: str, output: Path | None = None, quantization: str | N
     """Export the model of a run, a folder or the catalogue, and return the content of export.json.
 
     The export is written to `output`, by default to `export_folder(...)`, where it replaces an outdated export. An
-    existing export of the same weights and prompt format is left unchanged. `quantization` is one of
-    `gguf.QUANTIZATIONS`, or int8 or int4 for OpenVINO. Raises ModelError, and leaves nothing behind, if the model can't
-    be exported, if the export's outputs deviate too much from the original's, or if its prompts have different tokens
-    than in training.
+    existing export of the same weights and prompt format is left unchanged, unless one of its files is missing or
+    damaged. `quantization` is one of `gguf.QUANTIZATIONS`, or int8 or int4 for OpenVINO. Raises ModelError, and leaves
+    nothing behind, if the model can't be exported, if the export's outputs deviate too much from the original's, or if
+    its prompts have different tokens than in training.
     """
     kind = format_named(to)
     weights = (quantization or kind.weights).lower() if kind.weights else gguf.quantization_named(quantization)
@@ -150,7 +150,8 @@ def export(name: str, to: str, output: Path | None = None, quantization: str | N
     made_from |= {} if weights == kind.weights else {"quantization": weights}
     made_from |= {"calibration": CALIBRATION} if to == "openvino" and weights != kind.weights else {}
     facts: dict[str, Any] = read_json(folder / EXPORT) if (folder / EXPORT).is_file() else {}
-    if facts and _is_same(facts["made_from"], made_from) and (load_format(folder) or PromptFormat()) == form:
+    is_current = facts and _is_same(facts["made_from"], made_from) and (load_format(folder) or PromptFormat()) == form
+    if is_current and _is_intact(folder, facts["sha256"]):
         return facts
     if output or not facts:
         refuse_content(folder)
@@ -179,6 +180,11 @@ def _is_same(stored: dict[str, Any], made_from: dict[str, Any]) -> bool:
     """
     names = {*stored, *made_from} - {"prompt"} - ({"model"} if made_from["sha256"] else set())
     return all(stored.get(name) == made_from.get(name) for name in names)
+
+
+def _is_intact(folder: Path, digests: dict[str, str]) -> bool:
+    """Return whether an export still contains all its files unchanged, given their SHA-256."""
+    return all((folder / name).is_file() and sha256(folder / name) == digest for name, digest in digests.items())
 
 
 def format_named(name: str) -> ExportFormat:
