@@ -72,6 +72,19 @@ def test_a_check_of_a_server_creates_no_tables(postgres, tmp_path):
     assert "Every request requires a key. Usable keys: 1." in meditune(*words).out
 
 
+@pytest.mark.parametrize("is_variable", [False, True], ids=["URL", "PGOPTIONS"])
+def test_options_of_a_database_s_url_and_of_libpq_s_variable_apply(postgres, monkeypatch, is_variable):
+    place = postgres.new()
+    Postgres(place, create=False).change("CREATE SCHEMA clinic")
+    if is_variable:
+        monkeypatch.setenv("PGOPTIONS", "-c search_path=clinic")
+    base = Postgres(place if is_variable else f"{place}?options=-csearch_path%3Dclinic")
+    assert {row["schemaname"] for row in base.rows("SELECT schemaname FROM pg_tables WHERE tablename = 'keys'")} == {
+        "clinic"
+    }
+    assert base.rows("SHOW lock_timeout")[0]["lock_timeout"] == "20s"
+
+
 def test_what_is_wrong_with_a_database_is_said_without_its_password(postgres):
     with pytest.raises(StoreError, match=r"postgresql://u@127\.0\.0\.1:1/d can't be used \(.*refused") as error:
         Postgres("postgresql://u:s3cret@127.0.0.1:1/d")

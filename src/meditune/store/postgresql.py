@@ -6,6 +6,7 @@ The password may be in the URL. It is safer in `PGPASSWORD` or a password file, 
 
 from __future__ import annotations
 
+import os
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -50,7 +51,7 @@ class Postgres(Database):
         except ImportError as error:
             raise StoreError(f"PostgreSQL needs psycopg. Install it with: {install_command('postgres')}") from error
         try:
-            psycopg.conninfo.conninfo_to_dict(url)
+            given = psycopg.conninfo.conninfo_to_dict(url).get("options") or os.environ.get("PGOPTIONS", "")
         except psycopg.ProgrammingError:
             # The error quotes a password that isn't encoded correctly.
             raise StoreError(INVALID_URL) from None
@@ -58,7 +59,7 @@ class Postgres(Database):
             "autocommit": True,
             "row_factory": dict_row,
             "connect_timeout": round(WAIT_S),
-            "options": f"-c lock_timeout={round(LOCK_S * 1000)} -c synchronous_commit=on",
+            "options": f"{given} -c lock_timeout={round(LOCK_S * 1000)} -c synchronous_commit=on",
             "tcp_user_timeout": round(LOCK_S * 1000),
             "application_name": "meditune",
         }
