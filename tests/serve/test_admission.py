@@ -431,9 +431,11 @@ def test_one_who_waits_and_leaves_takes_no_place(tmp_path):
 
 
 def test_an_answer_that_takes_too_long_is_broken_off(tmp_path):
-    with served(tmp_path, Settings(answer_s=0.1), slowed()) as server:
-        reply = server.ask("/v1/chat/completions", endless(False))
+    site = "https://clinic.example"
+    with served(tmp_path, Settings(answer_s=0.1, origins=(site,)), slowed()) as server:
+        reply = server.ask("/v1/chat/completions", endless(False), Origin=site)
         assert reply.status == 504
+        assert reply.headers["access-control-allow-origin"] == site, "the site's page can read the error"
         assert reply.error()["code"] == "timeout"
         stream = server.ask("/v1/chat/completions", endless(True))
         assert stream.status in (200, 504), "504 if the time is over before the first token"

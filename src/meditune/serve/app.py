@@ -43,7 +43,7 @@ def app_for(service: Service) -> FastAPI:
     app.state.service = service
     for router in ROUTERS:
         app.include_router(router)
-    for error in (HTTPException, MedituneError, RequestValidationError):
+    for error in (HTTPException, MedituneError, RequestValidationError, TimeoutError):
         app.add_exception_handler(error, on_error)
     if service.settings.origins:
         app.add_middleware(
