@@ -17,7 +17,7 @@ from meditune.engines.engine import GenerationRequest
 from meditune.engines.llamacpp_engine import server
 from meditune.engines.open_engine import open_engine
 from meditune.engines.openai_engine import OpenAIEngine
-from meditune.errors import ModelError
+from meditune.errors import EngineError, ModelError
 from meditune.export.gguf import DEFAULT, file_name, write_gguf
 from meditune.models.load import load
 from tests import tiny
@@ -97,8 +97,11 @@ STREAMED_PROMPT = [20, 30, 40]
 
 
 @contextmanager
-def serving(lines, hold=None, models=({"id": "m", "max_model_len": 512},), served_as=None):
-    """An engine on a server that streams these lines, waits for `hold`, and ends; and the jobs that reached it."""
+def serving(lines, hold=None, models=({"id": "m", "max_model_len": 512},), served_as=None, refusal=""):
+    """An engine on a server that streams these lines, waits for `hold`, and ends; and the jobs that reached it.
+
+    With `refusal`, the server answers every job with this text and status 400.
+    """
     got: queue.Queue = queue.Queue()
 
     class Handler(Answering):
@@ -107,7 +110,7 @@ def serving(lines, hold=None, models=({"id": "m", "max_model_len": 512},), serve
 
         def do_POST(self):
             got.put(json.loads(self.body()))
-            self.answer("".join(f"data: {line}\n\n" for line in lines))
+            self.answer(refusal or "".join(f"data: {line}\n\n" for line in lines), 400 if refusal else 200)
             if hold:
                 hold.wait(60)
 
@@ -168,6 +171,22 @@ def test_the_token_that_ends_an_answer_is_no_part_of_it(together):
     assert [token for piece in pieces for token in piece.tokens] == numbers
     assert len([each for piece in pieces for each in piece.likely]) == len(numbers)
     assert pieces[-1].finish == "stop"
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [({"error": {"message": "uniqueItems is unknown", "code": 400}}, "uniqueItems is unknown"), ({}, "refuses it")],
+    ids=["with a reason", "without a reason"],
+)
+def test_a_schema_that_the_server_refuses_is_the_request_s_fault(body, reason):
+    request = GenerationRequest(STREAMED_PROMPT, 8)
+    with serving([], refusal=json.dumps(body)) as (engine, _):
+        last = ask(engine, replace(request, json_schema={"type": "array", "uniqueItems": True}))[-1]
+        other = ask(engine, request)[-1]
+    assert not isinstance(last.error, EngineError)
+    assert "JSON schema can't be enforced: " in str(last.error)
+    assert reason in str(last.error)
+    assert isinstance(other.error, EngineError)
 
 
 def test_an_answer_that_breaks_off_is_no_answer():

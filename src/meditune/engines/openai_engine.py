@@ -26,7 +26,7 @@ from meditune.engines.engine import (
     check_scorable,
 )
 from meditune.engines.scheduler import ThreadPoolEngine
-from meditune.errors import DataError, EngineError
+from meditune.errors import DataError, EngineError, ModelError
 from meditune.http_client import Backoff, HttpClient, TransientError
 
 SECONDS = 300.0
@@ -165,6 +165,8 @@ class OpenAIEngine(ThreadPoolEngine[ForwardedRequest]):
         finish: Finish | None = None
         with self._http.stream("POST", f"{self.url}/completions", json=self._body(request)) as response:
             forwarded.answered_by(response)
+            if response.status_code == 400 and request.json_schema is not None:
+                raise ModelError(f"This JSON schema can't be enforced: {_reason(response.read())}")
             if response.status_code >= 400:
                 raise self._refused(response)
             for choice in _choices(_lines(response.iter_bytes())):
@@ -288,6 +290,14 @@ def _choices(lines: Iterator[str]) -> Iterator[dict[str, Any]]:
             if "error" in event:
                 raise EngineError("The server ended an answer with an error.")
             yield from event.get("choices", [])
+
+
+def _reason(body: bytes) -> str:
+    """Return the message in the body of an error in the form of OpenAI's API."""
+    try:
+        return str(json.loads(body)["error"]["message"])
+    except (ValueError, KeyError, TypeError):
+        return "the model's server refuses it."
 
 
 def _number(token: str) -> int | None:
