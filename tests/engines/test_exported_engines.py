@@ -30,6 +30,7 @@ from meditune.serve.startup import version_of
 from tests import tiny
 from tests.commands import meditune
 from tests.engines.test_engines import ask, collect, text, together, tokens
+from tests.waiting import until
 
 MORE = 24
 
@@ -385,6 +386,18 @@ def test_llamacpp_refuses_a_schema_that_it_would_ignore(llamacpp, schema):
     engine = llamacpp()
     with pytest.raises(ModelError, match="JSON schema can't be enforced"):
         ask(engine, GenerationRequest([20, 30, 40], 5, json_schema=schema))
+
+
+def test_a_request_that_is_cancelled_while_it_waits_for_memory_isnt_sent(llamacpp, monkeypatch):
+    engine = llamacpp()
+    sent, chunks = [], queue.Queue()
+    monkeypatch.setattr(engine, "_send", lambda *request: sent.append(request))
+    with engine._memory(1024):
+        running = engine.start(GenerationRequest([5, 6], 8), chunks.put)
+        until(lambda: engine._room._waiters)
+        running.cancel()
+    assert [chunk.finish for chunk in collect(chunks)] == ["cancelled"]
+    assert not sent
 
 
 def test_a_closed_engine_refuses_to_score(llamacpp):

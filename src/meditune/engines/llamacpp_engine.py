@@ -152,7 +152,8 @@ class LlamacppEngine(ThreadPoolEngine[ScheduledRequest]):
         tokens = len(answer.request.prompt) + answer.request.max_new_tokens
         # `_logprob_of` may read the prompt and the answer again.
         with self._memory(2 * tokens if answer.request.logprobs else tokens):
-            self._send(_request(answer.request), take)
+            if not answer.cancelled:
+                self._send(_request(answer.request), take)
         answer.end("cancelled" if answer.cancelled else "stop")
 
     @contextmanager
