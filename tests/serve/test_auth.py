@@ -256,6 +256,24 @@ def test_each_unsafe_thing_is_named(store, changes, place, said):
     assert said in sentence
 
 
+@pytest.mark.parametrize(
+    ("url", "variable", "is_safe"),
+    [
+        ("postgresql:///answers", "", True),
+        ("postgresql://u@localhost/answers", "", True),
+        ("postgresql:///answers?host=/run/postgresql", "", True),
+        ("postgresql://u@db.example.org/answers?sslmode=verify-full", "", True),
+        ("postgresql://u@db.example.org/answers", "", False),
+        ("postgresql:///answers?host=db.example.org", "", False),
+        ("postgresql:///answers", "db.example.org", False),
+    ],
+)
+def test_a_database_on_another_machine_needs_tls(monkeypatch, url, variable, is_safe):
+    monkeypatch.setenv("PGHOST", variable)
+    found = findings(Settings(**SAFE), ListenConfig(), [], url, 0)
+    assert any("might not use TLS" in finding.sentence for finding in found) is not is_safe
+
+
 def test_a_missing_classifier_is_unsafe(store):
     found = findings(
         Settings(**SAFE), ListenConfig(), Keys(SQLiteDatabase(store)).all(), store, 0, "onnxruntime isn't installed."

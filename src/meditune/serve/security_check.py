@@ -167,8 +167,12 @@ def _files(store: StoreLocation, place: ListenConfig) -> Iterator[Finding]:
 
 def _database(url: str) -> Iterator[Finding]:
     parts = urlsplit(url)
-    mode = (parse_qs(parts.query).get("sslmode") or [os.environ.get("PGSSLMODE", "")])[0]
-    if parts.hostname in (None, "", *LOCAL):
+    # libpq also reads these values from the URL's options and from variables.
+    host, mode = (
+        parse_qs(parts.query).get(name, [given or os.environ.get(f"PG{name.upper()}", "")])[0]
+        for name, given in (("host", parts.hostname), ("sslmode", None))
+    )
+    if host in ("", *LOCAL) or host.startswith("/"):
         yield note("The store is a database on this machine.")
     elif mode in {"verify-full", "verify-ca"}:
         yield good("The connection to the store uses TLS.")
