@@ -44,7 +44,14 @@ _ORDINAL = re.compile(
     r"(?! (?:percentile|rib|week|day|month|year|floor|time|dose|cycle|edition|century|hospital|post|of the|toe|"
     r"finger|pod))"
 )
-_ON_THE = ("on the ", "since the ", "until the ", "by the ")
+_BEFORE_ORDINAL = re.compile(
+    r"(?<![a-z])(?:(?:on|since|until|by) the |"
+    r"(?:mon|tues?|wed|thu(?:rs?)?|fri|(?:mon|tues|wednes|thurs|fri|satur|sun)day),? (?:the |\()?)$"
+)
+_DOTTED = re.compile(rf"{_DAY}\.{_MONTH}\.\d\d{_END}")
+_BEFORE_DOTTED = re.compile(
+    r"(?<![a-z])(?:on|from|since|until|till|dated?|dob|born|seen|admitted|discharged|reviewed|[a-z]{3,6}day)[ :,]{1,3}$"
+)
 _PERHAPS_MONTH = re.compile(r"[jfmasond](?<![^\W_].)(?:an|eb|ar|pr|ay|un|ul|ug|ep|ct|ov|ec)")
 _MONTH_DAY = re.compile(
     rf"{_MONTHS}\b\.?(?:[ -]{_DAY}(?:st|nd|rd|th)?(?:(?: ?- ?| to | and ){_DAY}(?:st|nd|rd|th)?)?"
@@ -93,10 +100,17 @@ _DATE_LABEL = re.compile(
 )
 _OLDEST = 125
 _YEARS_OLD = re.compile(
-    r"[- ]?(?:(?:years?|yrs?|y)[-./ ]{0,2}(?:old|of age|o\b|/o|o\.)|(?:yo|y/o|y\.o\.?)(?!\w)|years?[- ]olds?)"
+    r"[- ]?(?:(?:years?|yrs?|y)[-./ ]{0,2}(?:old|of age|o\b|/o|o\.)|(?:yo|y/o|y\.o\.?)(?!\w)|years?[- ]olds?|"
+    r"yrs?(?= ?[-,;.)/|]))"
     r"|[mf](?![a-z0-9])[ ,]"
 )
 _AGED = re.compile(r"(?<![a-z])(?:aged?(?: of)?|turn(?:ed|ing)?|age is)[ \t:=]{1,3}$")
+_PERSON = re.compile(
+    r"(?:(?<![a-z])(?:mother|father|mum|mom|dad|grand(?:mother|father|ma|pa|mum|dad)|nan|wife|husband|sister|brother|"
+    r"aunt|uncle|partner|man|woman|lady|gentleman|patient|pt|widow(?:er)?)"
+    r"|(?<![a-z])(?:mrs?|ms|miss)\.? (?:[a-z.]+ ){0,2}[a-z'’-]{2,}),? \(?$"
+)  # Words for a person directly before an age between commas or in parentheses
+_AGE_CLOSED = re.compile(r"[,)](?! ?\d)|[.;](?!\d)")
 _IS_NUMBER = re.compile(r"(?<![a-z])(?:is|was|now|aged|turning)[ ]$")
 _NOTHING_COUNTED = re.compile(r"(?:,? and (?:still|lives|has|is|very|in|was)|, (?:and|lives|still|widow|frail)|\.\s)")
 _NO_AGE = re.compile(
@@ -150,7 +164,9 @@ def _with_digits(view: View) -> Iterator[Span]:
                     found = day
                 elif low[end : end + 1] == "/" and _is_short(view, start, done):
                     found = _SHORT.match(low, start)
-                elif low[end : end + 2] in {"st", "nd", "rd", "th"} and view.before(start, 12).endswith(_ON_THE):
+                elif low[end : end + 1] == "." and _BEFORE_DOTTED.search(view.before(start, 16)):
+                    found = _DOTTED.match(low, start)
+                elif low[end : end + 2] in {"st", "nd", "rd", "th"} and _BEFORE_ORDINAL.search(view.before(start, 16)):
                     found = _ORDINAL.match(low, start)
         elif length in {6, 7, 8} and _DATE_LABEL.search(view.before(start, 40)):
             found = _COMPACT.match(low, start)
@@ -182,6 +198,8 @@ def _is_short(view: View, start: int, done: int) -> bool:
 
 def _is_age(view: View, start: int, end: int) -> bool:
     if _YEARS_OLD.match(view.low, end) and view.text[start - 1 : start] != "-":
+        return True
+    if _AGE_CLOSED.match(view.low, end) and view.text[start - 1] in " (" and _PERSON.search(view.before(start, 40)):
         return True
     before = view.before(start, 16)
     if _IS_NUMBER.search(before) and _NOTHING_COUNTED.match(view.low, end):
