@@ -69,6 +69,8 @@ def found(text: str) -> list[tuple[str, str]]:
         ("Mob: 07700900123", ("phone", "07700900123")),
         ("write to iwona.z@example.com", ("email", "iwona.z@example.com")),
         ("see https://portal.example.com/patient/77", ("url", "https://portal.example.com/patient/77")),
+        ("E-mailed by iwona_62@yahoo.co.uk, link below.", ("email", "iwona_62@yahoo.co.uk")),
+        ("Link: https://portal.example.com/patient/77", ("url", "https://portal.example.com/patient/77")),
         ("from 192.168.4.12 today", ("ip", "192.168.4.12")),
         ("SSN 123-45-6789", ("ssn", "123-45-6789")),
         ("MRN: 4471123", ("mrn", "4471123")),

@@ -41,10 +41,15 @@ _PUBLIC = re.compile(r"(?:https?://|ftp://)?(?:[a-z0-9-]{1,63}\.){1,6}(?:gov|org
 _OWN = re.compile(
     r"~|@|mychart|portal|/users?/|profile|/(?:patients?|members?|accounts?)/\w*\d|(?:id|user|patient|mrn|name)="
 )  # Parts of a web address that suggest a person's own page, even on a public body's site
+_ACCOUNT = re.compile(r"mychart|portal|/(?:users?|patients?|members?|accounts?)/\w*\d")  # Surely a person's own page
 _IPV4 = re.compile(r"(?:\d{1,3}\.){3}\d{1,3}(?![\w-]|\.\d)")
 _IPV6 = re.compile(r"(?<![\w:.])(?=[0-9A-Fa-f:]{6,39}(?![\w:]))(?:[0-9A-Fa-f]{0,4}:){3,7}[0-9A-Fa-f]{1,4}(?![\w:])")
 _PERHAPS_IPV6 = re.compile(r":[0-9A-Fa-f]{0,4}:[0-9A-Fa-f]{0,4}:")
 _NO_IP = ("version", "v.", "(ec", " ec")
+_FREE_MAIL = re.compile(
+    r"@ ?(?:gmail|googlemail|yahoo|ymail|hotmail|outlook|live|msn|icloud|me|mac|aol|gmx|web|proton|protonmail|"
+    r"rediffmail|qq|163|mail)\.[a-z.]{2,6}$"
+)
 _DOMAINS = word_list("domains")
 _CLOSING = ".,;:!?"
 
@@ -60,6 +65,14 @@ def find(view: View) -> Iterator[Span]:
             if not _PUBLIC.match(url) or _OWN.search(url):
                 yield Span(found.start(), found.start() + len(url), "url")
     yield from _addresses(view)
+
+
+def is_own(view: View, span: Span) -> bool:
+    """Return True if the form of an e-mail or web address shows that it belongs to one person."""
+    written = view.low[span.start : span.end]
+    if span.kind == "email":
+        return bool(_FREE_MAIL.search(written))
+    return span.kind == "url" and bool(_ACCOUNT.search(written))
 
 
 def _addresses(view: View) -> Iterator[Span]:

@@ -319,7 +319,9 @@ def _found(view: View, kinds: Collection[Kind] | None) -> list[Span]:
 
     def is_personal(span: Span) -> bool:
         of_study = span.kind in _OF_STUDIES and passages.of_many(span.start)
-        return not of_study and not (span.kind in _OF_ORGANIZATIONS and passages.of_organization(span.start))
+        if of_study or span.kind not in _OF_ORGANIZATIONS or contact_details.is_own(view, span):
+            return not of_study
+        return not passages.of_organization(span.start)
 
     return joined(span for span in found if (kinds is None or span.kind in kinds) and is_personal(span))
 
