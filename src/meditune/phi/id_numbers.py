@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator
 
 from meditune.config.data_options import Kind
+from meditune.phi.name_words import is_ordinary
 from meditune.phi.spans import Span, View, word_list
 
 _BEFORE = 56  # Number of characters before a number that are searched for its label
@@ -28,7 +29,7 @@ _LABELS: tuple[tuple[Kind, str], ...] = (
     (
         "mrn",
         r"mrn|emr|ehr|mr|med(?:ical)?\.? ?rec(?:ord)?s?|hospital|unit|chart|file|"
-        r"(?:patient|pt|hospital|medical record)(?: id)?|record",
+        r"(?:patient|pt|hospital|medical record)(?: id)?|record|uhid|opd|ipd",
     ),
     (
         "health_plan",
@@ -49,7 +50,7 @@ _LABELS: tuple[tuple[Kind, str], ...] = (
     (
         "id",
         r"accession|specimen|job|dictation|transcription|clip|order|requisition|employee|badge|student|service|inmate|"
-        r"confirmation|tracking|barcode|national(?: id| insurance)?|nhs|case|id",
+        r"confirmation|tracking|barcode|national(?: id| insurance)?|nhs|case|user ?name|login|id",
     ),
 )
 _MARK = r"(?:numbers?|num\.?|no\.?|nr\.?|identifier|id|code|#)"
@@ -61,7 +62,11 @@ _LABEL = re.compile(
     rf"ending(?: in)?))?[\s#(]{{0,12}}$"
 )
 _STRONG = word_list("strong_labels")  # Labels that need neither "number" nor a colon before the number
-_VALUE = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{2,31}(?:(?: \d{2,4}){1,3}(?![\d/.%-]))?")
+_VALUE = re.compile(
+    r"[A-Za-z]{1,6}/\d{2,4}/\d{3,10}(?![\w/])|\d{4}/\d{4,10}(?![\w/])|[A-Za-z]{1,6}/\d{4,10}(?![\w/])|"
+    r"[A-Za-z0-9][A-Za-z0-9-]{2,31}(?:(?: \d{2,4}){1,3}(?![\d/.%-]))?"
+)
+_SERIES = re.compile(r"(?<![^\W_])[A-Za-z]{1,6}/$")  # The first part of a number such as "OP/2022/11893"
 _TOLL_FREE = re.compile(r"1?-?8(?:00|88|77|66|55|44|33|22)-\d{3}")
 _YEAR = re.compile(r"(?:19|20)\d\d")
 _FROM_DIGITS: tuple[tuple[Kind, re.Pattern[str]], ...] = (
@@ -82,10 +87,12 @@ _VIN_LETTERS = ("", "AJ", "BKS", "CLT", "DMU", "ENV", "FW", "GPX", "HY", "RZ")
 _VIN_VALUES = {letter: value for value, letters in enumerate(_VIN_LETTERS) for letter in letters}
 _VIN_WEIGHTS = (8, 7, 6, 5, 4, 3, 2, 10, 0, 9, 8, 7, 6, 5, 4, 3, 2)
 _PLATE = re.compile(
-    r"(?<![a-z])(?:plates?(?![a-z])|(?:licen[cs]e|car|vehicle) tag|registered (?:as|under)|registration)"
+    r"(?<![a-z])(?:plates?(?![a-z])|(?:licen[cs]e|car|vehicle) (?:tag|reg)|tail(?= n)|registered (?:as|under)|"
+    r"registration)"
     r"(?: (?:number|no\.?|#))?[ \t]?(?::|is|was|#)?[ \t]{0,3}"
     r"(?P<value>(?=[a-z -]{0,5}\d)[a-z0-9]{1,4}(?:[ -]?[a-z0-9]{1,5}){0,2})(?![^\W_])"
 )
+_IMPLANT = re.compile(r"holes?(?![a-z])|screw")  # Words after the "plate" of a surgeon
 _LAST_FOUR = re.compile(
     r"last (?:four|4)(?: digits)?(?: of)?(?: (?:his|her|the|patient's))?(?: ssn| social[a-z ]{0,16})?[ :]{0,3}"
     r"(?:is |are |: ?)?(\d{4})(?!\d)"
@@ -98,9 +105,13 @@ def find(view: View) -> Iterator[Span]:
     """Yield the spans of numbers that identify a person."""
     yield from _by_shape(view)
     yield from _by_label(view)
-    if view.has("plate", " tag", "registered", "registration"):
+    if view.has("plate", " tag", " reg", "tail n"):
         for found in _PLATE.finditer(view.low):
             value = found["value"]
+            if _IMPLANT.search(view.low, found.start("value"), found.end() + 12) or any(
+                map(is_ordinary, re.findall("[a-z]{2,}", view.text[found.start("value") : found.end()]))
+            ):
+                continue
             if len(value) >= 5 or (len(value) >= _MIN_LENGTH and any(map(str.isalpha, value))):
                 yield Span(*found.span("value"), "vehicle")
     if view.has("last four", "last 4"):
@@ -136,6 +147,8 @@ def _by_label(view: View) -> Iterator[Span]:
         if place < done:
             continue
         start = view.word_start(place)
+        if view.text[start - 1 : start] == "/" and (series := _SERIES.search(view.text, max(0, start - 7), start)):
+            start = series.start()
         found = _VALUE.match(view.text, max(start, done))
         if found is None or found.end() <= place:
             continue
