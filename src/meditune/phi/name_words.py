@@ -118,8 +118,15 @@ def stem(word: str) -> str:
 
 @lru_cache(1 << 14)
 def plain(word: str) -> str:
-    """Return the word in the form of the lists: composed, in lowercase, without possessive ending or full stop."""
-    return unicodedata.normalize("NFC", stem(word).lower().strip("."))
+    """Return the word in the form of the lists: in lowercase, without possessive ending or full stop.
+
+    The lists have no accents. Words that aren't names on the lists keep them, in composed form.
+    """
+    low = unicodedata.normalize("NFC", stem(word).lower().strip("."))
+    if low.isascii():
+        return low
+    bare = "".join(letter for letter in unicodedata.normalize("NFD", low) if not unicodedata.combining(letter))
+    return bare if bare in ON_LISTS else low
 
 
 def is_titled(word: str) -> bool:
@@ -185,6 +192,8 @@ def before(view: View, place: int) -> Cue | None:
             apart = ends_sentence or (cue is Cue.DOUBTFUL and "\n" in between)
             return None if apart and known is _PLAIN else cue
         written = text[start + len(head) - len(phrase) : start + len(head)]
+        if written in _ABBREVIATIONS and text[: start + len(head) - len(phrase)].endswith(", ") and "." in between:
+            return None  # A state or degree: "Yazoo City, MS. CC: cough"
         if written in _ABBREVIATIONS and not ("." in between and text[place : place + 2].isupper()):
             return None if "." in between else Cue.DOUBTFUL
         return cue
@@ -201,6 +210,7 @@ _READING_CAPITALS = re.compile(r"[A-Z]{2}")
 _CLOSES = re.compile(r"[ \t]*(?:[.,;)(]|\n|$)")
 _MONTHS = frozenset({"april", "may", "june", "august"})
 _ABBREVIATION = re.compile(r"[a-z][A-Z]{2}|(?<![A-Za-z])[A-Z]{2,}-|-[a-z]+[A-Z]")
+_PROFESSION = re.compile(r"\w+(?:ologist|iatrist|ician)s?")
 _FOLLOWING = re.compile(r"(?:['’]s?)?(?:[ \t-]{1,2}|[ \t]?\n[ \t]?(?=[a-z]))([A-Za-z]+)")
 _ET_AL = re.compile(r",?\s{1,3}et al|\s{1,2}(?:\((?:19|20)\d\d|and colleagues)")
 
@@ -241,12 +251,16 @@ def _continues_name(view: View, pieces: list[str], written: str, piece: re.Match
         return False
     if low in _MONTHS:
         return first and _name_follows(view, end)
-    if cue is not Cue.TITLE and low in ON_LISTS and is_eponym(view, end):
+    if cue is not Cue.TITLE and (_PROFESSION.fullmatch(low) or (low in ON_LISTS and is_eponym(view, end))):
         return False
+    if cue is Cue.FIELD and first and low in EPONYMS and low not in SURNAMES and _CLOSES.match(view.text, end):
+        return False  # "Mother: Alzheimer."
     if surname or not is_ordinary(low) or low in _READING_PARTICLES:
         return True
     if first:
         if cue is Cue.TITLE or (cue is Cue.SURE and (low in ALSO_NAMES or _name_follows(view, end))):
+            return True
+        if is_titled(written) and _surname_follows(view, end):
             return True
         return low in ALSO_NAMES and (bool(pieces) or _is_name_by_context(view, written, end, cue))
     if low in WORD_NAMES or low in EPONYMS:
@@ -271,6 +285,14 @@ def _name_follows(view: View, place: int) -> bool:
         return False
     low = plain(piece[1])
     return len(low) > 1 and (is_name(low) or not is_ordinary(low) or low in ALSO_NAMES)
+
+
+def _surname_follows(view: View, place: int) -> bool:
+    """Return True if a listed surname that isn't an eponym follows, as in "Blessing Okafor"."""
+    piece = NEXT.match(view.text, place)
+    if piece is None or "\n" in piece[0] or plain(piece[1]) in EPONYMS:
+        return False
+    return plain(piece[1]) in SURNAMES and not is_eponym(view, piece.start(1) + len(stem(piece[1])))
 
 
 def _is_enough(written: str, pieces: list[str], cue: Cue) -> bool:

@@ -25,6 +25,11 @@ _PROOF = re.compile(
     r"patient['’]s|pt['’]s) )?(?:wife|husband|daughter|son|mother|father|sister|brother|niece|nephew|spouse|partner|"
     r"friend|neighbor|proxy|HCP|POA|guardian|granddaughter|grandson|caregiver)(?![a-z])"
 )  # Evidence that the words directly before are a name: an age, a date of birth, a relationship
+_LIKELY_PROOF = re.compile(
+    r" ?[-/|(][ ]?\d{1,3} ?(?:y(?:rs?|o)?)?[ ]?[/|,]?[ ]?(?:M|F|male|female)(?![a-zA-Z])|,? aged? \d{1,3}(?!\d|[.-]\d)"
+    r"| \d{1,2} ?(?:weeks?|wks?|months?)[ -](?:old|pregnant|postpartum|pp)(?![a-z])",
+    re.IGNORECASE,
+)  # Evidence only after two words, or after a listed name: catheters have sizes such as "16F"
 _SIGNED_LINE = re.compile(r"^[ \t]{0,40}(?:--?|—|/s/|~|x_{2,9})?[ \t]{0,3}(?=[^\W\d_])", re.MULTILINE)
 _LINE_END = re.compile(r"[ \t]{0,20}(?:,[^\n]{0,30})?(?:\n|$)")
 _SPEAKS = re.compile(
@@ -32,9 +37,15 @@ _SPEAKS = re.compile(
 )
 _SMALL_WORDS = re.compile(r"[a-z]{3,}")
 _SMALL_WORD = re.compile(r"[a-z](?<![^\W_].)[a-z]{2,24}(?:['’-][a-z]{2,24})?(?![^\W_]|['’]t)")
+_SMALL_TITLE = re.compile(
+    r"(?<![^\W_])(?:(?<!my )(?<!the )(?<!his )(?<!her )(?<!our )(?<!your )(?<!their )(?<!a )(?<!other )[Dd]r|[Mm]rs?|"
+    r"[Pp]rof)\.? (?=([a-z]{3,}))"
+)
 _LINE_OR_LABEL = re.compile(r"(?:\A|\n|: ?)$")
 _INSIDE = re.compile(r"[a-z0-9,;:)] $")
-_APART = re.compile(r"(?: [A-Z]\.?)?(?:[ \t]{2}|[ \t]*(?:\n|$)|[ \t]+(?:MRN|DOB|\((?:MRN|DOB|#|\d)|#|\d))")
+_APART = re.compile(r"(?: [A-Z]\.?)?(?:[ \t]{2}|[ \t]+[-/|]|[ \t]*(?:\n|$)|[ \t]+(?:MRN|DOB|\((?:MRN|DOB|#|\d)|#|\d))")
+_TWO_INITIALS = re.compile(r"(?<![\w.,])(?<!, )(?<!and )(?:[A-Z]\.[ ]?){2}$")
+_AUTHOR = re.compile(r",? (?:and |& )?(?:[A-Z]\.[ ]?){1,2}[A-Z]|[,.]? \(?(?:19|20)\d\d")
 _SPOKEN_OF = re.compile(r"[ \t]([a-z]+)")
 _VERBS = word_list("verbs")
 
@@ -83,7 +94,7 @@ def _after_cue(view: View, token: re.Match[str]) -> Span | None:
 
 def _before_proof(view: View, token: re.Match[str]) -> Span | None:
     following = view.text[token.end() : token.end() + 1]
-    if following not in {",", " ", "\n"}:
+    if following not in {",", " ", "\n", "-", "/", "|"}:
         return None
     if DEGREE.match(view.text, token.end()):
         if plain(token[0]) in name_words.EPONYMS and following != ",":
@@ -92,6 +103,10 @@ def _before_proof(view: View, token: re.Match[str]) -> Span | None:
         return None if is_town else _last_words(view, token)
     if _PROOF.match(view.text, token.end()):
         return _last_words(view, token)
+    if _LIKELY_PROOF.match(view.text, token.end()) and plain(token[0]) not in name_words.EPONYMS:
+        name = _last_words(view, token)
+        listed = plain(token[0]) in _SURNAME_LIKE | name_words.SURNAMES
+        return name if name and (listed or " " in view.text[name.start : name.end]) else None
     return None
 
 
@@ -151,6 +166,9 @@ def _listed(view: View, token: re.Match[str]) -> Span | None:
     surname = _end_of_surname(view, end, sure)
     if surname:
         return Span(token.start(), surname, "name")
+    if initials := _TWO_INITIALS.search(text, max(0, token.start() - 6), token.start()):
+        by_author = _AUTHOR.match(text, end) or is_eponym(view, end)
+        return Span(initials.start(), end, "name") if name_words.is_name(low) and not by_author else None
     if (sure or low in name_words.SURNAMES) and low not in _DOUBLE:
         following = _SPOKEN_OF.match(text, end)
         spoken_of = following and (following[1] in _VERBS or (sure and following[1].endswith("ed")))
@@ -171,7 +189,8 @@ def _last_first(view: View, token: re.Match[str]) -> Span | None:
     if plain(first[1]) not in name_words.GIVEN:
         return Span(token.start(), first.end(), "name") if _heads_line(view, token, first) else None
     unlikely = name_words.is_ordinary(low) and low not in ALSO_NAMES
-    if not name_words.is_name(low) and (unlikely or not token[0].isupper()):
+    written = token[0].isupper() or (low in ALSO_NAMES and _heads_line(view, token, first))
+    if not name_words.is_name(low) and (unlikely or not written):
         return None
     return Span(token.start(), token.end(), "name")
 
@@ -219,23 +238,34 @@ def _signatures(view: View) -> Iterator[Span]:
 
 
 def _lowercase_names(view: View) -> Iterator[Span]:
-    """Yield names that people type in lowercase: "my name is jane doe", "dr smith"."""
+    """Yield names that people type in lowercase: "my name is jane doe", "dr smith", "mrs okwonga"."""
     name: Span | None = None
-    if name_words.ON_LISTS.isdisjoint(_SMALL_WORDS.findall(view.text)):
+    titled = {found.start(1) for found in _SMALL_TITLE.finditer(view.text) if is_strange(found[1])}
+    if not titled and name_words.ON_LISTS.isdisjoint(_SMALL_WORDS.findall(view.text)):
         return
     for found in _SMALL_WORD.finditer(view.text):
-        if not name_words.is_name(found[0]):
+        if not name_words.is_name(found[0]) and found.start() not in titled:
             continue
         if name and found.start() == name.end + 1:
             name = Span(name.start, found.end(), "name")
-        elif (name_words.before(view, found.start()) or Cue.DOUBTFUL) > Cue.DOUBTFUL or _SPEAKS.search(
-            view.before(found.start(), 16)
+        elif (
+            found.start() in titled
+            or (name_words.before(view, found.start()) or Cue.DOUBTFUL) > Cue.DOUBTFUL
+            or _SPEAKS.search(view.before(found.start(), 16))
         ):
             if name:
                 yield name
             name = Span(found.start(), found.end(), "name")
     if name:
         yield name
+
+
+def is_strange(low: str) -> bool:
+    """Return True if a lowercase word is neither English nor medical, nor an inflected, possibly misspelled, verb."""
+    verb = low.endswith(("ed", "ing")) and not name_words.is_name(low)
+    return not verb and not any(
+        name_words.is_ordinary(part) or name_words.is_surely_medical(part) for part in low.split("-")
+    )
 
 
 def repeated_names(view: View, found: list[Span]) -> Iterator[Span]:

@@ -19,10 +19,12 @@ _PERSONS = re.compile(
     r"(?<![a-z])(?:[a-z]{2,14}(?:ist|ian|tor|yer|ner|ker|der|mer|ger|ser|ver|wife|man|woman|mate|agent)|nurse|midwife|"
     r"aunt(?:ie)?|uncle|examiner|employee|agent|sister|brother|carer|tenant|parent|foster|master|mister|lady|boss|"
     r"clerk|aide|medic|tech|scribe|coach|judge|officer|sergeant|lieutenant|captain|colonel|bishop|imam|sister-in-law|"
-    r"brother-in-law|attorney|solicitor|registrar|warden|in-law|named|signed|by|per|yours(?: \w+)?)[ \t\n,:(]{1,4}$"
+    r"brother-in-law|attorney|solicitor|registrar|warden|in-law|named|"
+    r"\d ?(?:yo|y/o|years? old)|signed|by|per|yours(?: \w+)?)[ \t\n,:(]{1,4}$"
 )  # Words for a person directly before a name; most of these words are recognized by their endings
 _SENTENCE = re.compile(r"(?:\A|[.!?:\n]|[-*•#|\t])[ \t\"“(]*$")
 _DOSED = re.compile(r" ?\(?\d|['’]s? (?:sign|test|disease|syndrome)|-\w|\d")
+_IN_YEARS = re.compile(r" \(\d{1,2}\)")  # An age: "her children Ana (7) and Tom (12)"
 _ACTING = re.compile(
     r"(?:['’]s)?,? (?:(?:is|was|has|had|will|did|can|could|would|who|and I|kindly|also|then)(?!\w)|"
     r"[a-z]{3,}(?:ed|es|ts|ks|ns|ys)(?!\w))"
@@ -35,7 +37,9 @@ _SAYING = re.compile(
     r",? (?:says|said|states|stated|reports|reported|denies|denied|thinks|wants|feels|asked|asks|told|lives|lived|"
     r"called|calls|rang|phoned|agrees|agreed|declined|understands|visits|slept|walked|ate|sees|works)(?![a-z])"
 )  # Verbs for actions of people, not of drugs or tests
-_INITIALED = re.compile(r"(?<![^\W_])(?:[A-Z]\.[ ]?|[A-Z] ){1,3}$")
+_REPORTING = re.compile(r" (?:reports|states|denies|endorses|says|reported|stated|denied|endorsed)(?![a-z])")
+_REPORTING_THINGS = frozenset({"bill", "case", "church", "court", "field", "law", "page", "sergeant", "constable"})
+_INITIALED = re.compile(r"(?<![^\W_])(?<!\d )(?:[A-Z]\.[ ]?|[A-Z] ){1,3}$")
 _INITIAL_AFTER = re.compile(r", ?[A-Z]\.(?:[ ]?[A-Z]\.)?(?![A-Za-z])")
 _HEADS = word_list("heads")  # Words in names of places and institutions
 
@@ -128,7 +132,12 @@ def _is_called(view: View, end: int) -> bool:
 def _single(view: View, token: re.Match[str]) -> Span | None:
     low, text = plain(token[0]), view.text
     end = token.start() + len(stem(token[0]))
-    if _DOSED.match(text, end) or token[0].isupper() or is_eponym(view, end) or _is_called(view, end):
+    if (
+        (_DOSED.match(text, end) and not _IN_YEARS.match(text, end))
+        or token[0].isupper()
+        or is_eponym(view, end)
+        or _is_called(view, end)
+    ):
         return None
     if name_words.is_other(low) or low in name_words.EPONYMS or low in name_words.CITIES:
         return None
@@ -143,7 +152,9 @@ def _single(view: View, token: re.Match[str]) -> Span | None:
         return Span(token.start(), end, "name")
     if is_unlisted(token[0]) and (beside or _SAYING.match(text, end) or (_ACTING.match(text, end) and inside)):
         return Span(token.start(), end, "name")
-    if low in name_words.WORD_NAMES and beside and inside:
+    if low in name_words.WORD_NAMES and (
+        (beside and inside) or (_REPORTING.match(text, end) and low not in _REPORTING_THINGS)
+    ):
         return Span(token.start(), end, "name")
     return None
 
@@ -192,7 +203,8 @@ _SCORED = re.compile(
 )
 _DENOMINATORS = frozenset({4, 5, 6, 10, 15, 28, 30})  # Maximum values of common scores
 _PLACED = re.compile(
-    r"(?<![A-Za-z])(?:[Ii]n|[Ff]rom|[Nn]ear|[Aa]t|[Oo]utside|[Tt]o|[Oo]f|[Aa]round|[Tt]own|[Cc]ity) "
+    r"(?<![A-Za-z])(?:[Ii]n|[Ff]rom|[Nn]ear|[Aa]t|[Oo]utside|[Tt]o|[Oo]f|[Aa]round|[Tt]own|[Cc]ity|"
+    r"[Vv]illage|[Dd]ist\.|[Tt]ehsil|[Tt]aluk) "
     r"((?:[A-Z][a-z'’-]{2,20} ){0,2}[A-Z][a-z'’-]{2,20})(?![\w-])"
 )
 _AFTER_STREET = re.compile(
@@ -210,7 +222,7 @@ _HOUSE = re.compile(
     rf"(?<![A-Za-z])((?:(?:[A-Z][A-Za-z'’.-]{{1,20}}|of|the|and|&) ){{0,4}}?[A-Z][A-Za-z'’.-]{{1,20}}) "
     rf"{_ENDINGS}(?![a-z]|[ -](?:[Nn]urse|exam))(?: of [A-Z][a-z]+)?"
 )
-_WHERE = frozenset({"in", "from", "near", "outside"})
+_WHERE = frozenset({"in", "from", "near", "outside", "village", "dist.", "tehsil", "taluk"})
 _SAINTS = frozenset({"st", "saint", "mt", "mount", "our"})
 _NAMED_AFTER = name_words.CITIES | name_words.WORD_NAMES
 _UNIT_OF = re.compile(r"\b([A-Z][a-z]{3,20}(?: [A-Z][a-z]{3,20})?|[A-Z]{3,5})(?:['’]s)? (?:ED|ER|ICU|OSH|A&E|ward)\b")
