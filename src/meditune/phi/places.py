@@ -25,7 +25,8 @@ _ADDRESS = re.compile(
     rf"\d{{1,5}}[A-Za-z]?(?:-\d{{1,4}})?[ ]{{1,2}}(?:[NSEW]\.? |North |South |East |West )?"
     rf"(?:{_WORD}[ ]){{1,4}}?{_STREETS}(?![A-Za-z'’])\.?(?: (?:N|S|E|W|NE|NW|SE|SW)(?![\w.]))?{_UNIT}"
     rf"|\d{{1,5}} {_STREETS} of the {_WORD}"
-    rf"|\d{{1,5}} (?:[A-Z0-9.'-]{{2,20}} ){{1,3}}?{_STREETS.upper()}(?![A-Za-z])\.?(?i:{_UNIT})"
+    rf"|\d{{1,5}} (?!(?:MM|CM|MG|MCG|ML|KG|UNITS?|DAYS?|WEEKS?|MONTHS?|YEARS?|HOURS?)[ .])"
+    rf"(?:[A-Z0-9.'-]{{2,20}} ){{1,3}}?{_STREETS.upper()}(?![A-Za-z])\.?(?i:{_UNIT})"
     r"|\d{1,5} (?:Route|Rte\.?|Highway|Hwy|County Road|State Road) \d{1,4}[A-Z]?(?: (?:North|South|East|West|"
     r"[NSEW])(?![a-z]))?"
     + _UNIT
@@ -157,7 +158,7 @@ def _towns(view: View) -> Iterator[Span]:
         town = _TOWN_AT.match(text, found.start())
         if town and (
             town[0].lower() in name_words.CITIES
-            or (_is_residence(before) and is_town(town[0].lower(), not _HOME.isdisjoint(before)))
+            or (is_residence(before) and is_town(town[0].lower(), not _HOME.isdisjoint(before)))
         ):
             yield Span(town.start(), town.end(), "city")
 
@@ -192,7 +193,7 @@ def _town_before(view: View, end: int, sure: bool) -> Iterator[Span]:
         yield Span(start, end, "city")
 
 
-def _is_residence(before: list[str]) -> bool:
+def is_residence(before: list[str]) -> bool:
     """Return True if the preceding words end in a phrase such as "lives in" or "came here from"."""
     if before[-1] == "near":
         return True
