@@ -133,7 +133,7 @@ def public() -> None:
         )
 
 
-ASQ_KINDS = {"NAME": "names", "GEOGRAPHIC_LOCATION": "places", "DATE": "dates"}
+ASQ_KINDS = {"NAME": "names", "GEOGRAPHIC_LOCATION": "places", "ORGANIZATION": "organizations", "DATE": "dates"}
 """All other types are numbers and contacts"""
 ASQ_PARTS = {"tuned": range(60), "held-out": range(60, 100), "all": range(100)}
 """Parts of the queries: the SHA-256 of the text modulo 100"""
