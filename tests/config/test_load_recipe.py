@@ -261,6 +261,19 @@ class TestSet:
         sources = load_recipe(path, ["data.sources.0.path=/x", "data.sources.1.name=liveqa"]).recipe.data.sources
         assert [(source.name, source.path) for source in sources] == [("pubmedqa", "/x"), ("liveqa", None)]
 
+    def test_a_suite_that_is_named_without_a_group(self, tmp_path: Path) -> None:
+        path = write(tmp_path, "name: mine\nevaluate:\n  suites: [medqa]\n")
+        suites = load_recipe(path, ["evaluate.suites.0.limit=10", "evaluate.suites.1=medmcqa"]).recipe.evaluate.suites
+        assert [(suite.name, suite.limit) for suite in suites] == [("medqa", 10), ("medmcqa", None)]
+
+    def test_an_item_of_a_value_that_isnt_a_list(self, tmp_path: Path) -> None:
+        path = write(tmp_path, "name: mine\nmodel:\n  lora: {targets: auto}\n")
+        (problem,) = problems(path, ("model.lora.targets.0=q_proj",))
+        assert problem == (
+            "--set model.lora.targets.0: model.lora.targets is auto, not a list; set model.lora.targets to a list "
+            "instead."
+        )
+
     def test_an_empty_path_is_none(self) -> None:
         overrides = ["data.sources.0.path=/x", "data.sources.0.path="]
         assert load_recipe("quickstart", overrides).recipe.data.sources[0].path is None

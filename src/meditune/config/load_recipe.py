@@ -7,6 +7,7 @@ import difflib
 import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
@@ -163,7 +164,7 @@ class _Draft:
                 else:
                     self._assign(inner, inner_value)
             return
-        if slot and slot.group and not isinstance(value, dict):
+        if slot and slot.group and not isinstance(key[-1], int):
             self._refuse(key, recipe_keys.mismatch(key, value))
             return
         container: Any = self.values
@@ -177,6 +178,10 @@ class _Draft:
             container[last : last + 1] = [value]
         elif isinstance(container, dict):
             container[str(last)] = value
+        elif isinstance(last, int) and container is not None:
+            parent = dotted(key[:-1])
+            self._refuse(key, f"{parent} is {flow(container)}, not a list; set {parent} to a list instead")
+            return
         else:
             return  # validation reports the value that isn't a group
         self.lines = {known: line for known, line in self.lines.items() if known[: len(key)] != key}
@@ -191,6 +196,10 @@ class _Draft:
             if part > len(container):
                 self._refuse(key, _next_free(key, len(container)))
                 return None
+            slot = recipe_keys.slot(key)
+            if slot and slot.group and isinstance(container[part], str):
+                with suppress(ValidationError):  # medqa is short for {name: medqa}
+                    container[part] = slot.group.model_validate(container[part]).model_dump(exclude_unset=True)
             return container[part]
         if not isinstance(container, dict):
             return None
