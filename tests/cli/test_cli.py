@@ -668,6 +668,12 @@ def test_prepared_data_is_not_taken_for_other_data(place):
     assert {"model.base", "train.epochs", "train.batch_size", "evaluate.max_new_tokens"} <= set(keys)
 
 
+def test_an_option_joined_to_its_path_reaches_the_home_folder(place, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert meditune("data", "prepare", "quickstart", "--output=~/prepared", *place.settings()).code == 0
+    assert (tmp_path / "prepared" / "recipe.yaml").is_file()
+
+
 @pytest.mark.parametrize("output", ["/dev/null/run", "x" * 300])
 def test_a_place_that_can_not_be_written_to(place, output):
     meditune("run", "quickstart", "-o", place.folder / output, *place.settings()).refused(1, output)

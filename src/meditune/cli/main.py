@@ -71,8 +71,8 @@ class _Panels(TyperGroup):
     """The group of all commands, listed by panel. Typer's own panels need rich markup, which would slow every start."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Parse the arguments, in which old names of commands and options are replaced by the new names."""
-        return super().parse_args(ctx, with_new_names(args))
+        """Parse the arguments, in which new names replace old names of commands and options, and folders replace ~."""
+        return super().parse_args(ctx, [_with_home(argument) for argument in with_new_names(args)])
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:  # noqa: ARG002 (typer's signature)
         """Write a line for each command, under the heading of its panel."""
@@ -81,6 +81,13 @@ class _Panels(TyperGroup):
             rows = [(f"{name:<{width}}", self.commands[name].get_short_help_str(200)) for name in names]
             with formatter.section(panel):
                 formatter.write_dl(rows)
+
+
+def _with_home(argument: str) -> str:
+    """Return `--option=~/path` with the user's home folder; shells expand only a ~ at the beginning of a word."""
+    option, _, value = argument.partition("=")
+    is_path = option.startswith("--") and value.startswith("~/")
+    return f"{option}={Path(value).expanduser()}" if is_path else argument
 
 
 cli_app = typer.Typer(
