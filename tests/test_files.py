@@ -208,12 +208,18 @@ def test_numbers_of_things():
 
 
 def test_a_containers_quota_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    quota = tmp_path / "cpu.max"
-    monkeypatch.setattr(hardware, "_CPU_QUOTA", quota)
+    quota, older = tmp_path / "cpu.max", (tmp_path / "cpu.cfs_quota_us", tmp_path / "cpu.cfs_period_us")
+    monkeypatch.setattr(hardware, "_CPU_QUOTAS", ((quota,), older))
     whole = hardware.cores()
     quota.write_text("max 100000\n", encoding="ascii")
     assert hardware.cores() == whole
     quota.write_text("50000 100000\n", encoding="ascii")
+    assert hardware.cores() == 1
+    quota.unlink()
+    for file, value in zip(older, (-1, 100_000), strict=True):
+        file.write_text(f"{value}\n", encoding="ascii")
+    assert hardware.cores() == whole
+    older[0].write_text("50000\n", encoding="ascii")
     assert hardware.cores() == 1
 
 

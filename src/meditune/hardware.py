@@ -15,7 +15,11 @@ M_ARENA_MAX = -8
 MADV_DONTNEED = 4
 """The constant of this name in Linux's mman.h"""
 MAPS = Path("/proc/self/maps")
-_CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
+_CPU_QUOTAS = (
+    (Path("/sys/fs/cgroup/cpu.max"),),
+    (Path("/sys/fs/cgroup/cpu/cpu.cfs_quota_us"), Path("/sys/fs/cgroup/cpu/cpu.cfs_period_us")),
+)
+"""For cgroup v2 and v1: the files with the container's quota and its period, both in microseconds"""
 _MEMORY_LIMITS = (
     (Path("/sys/fs/cgroup/memory.max"), "memory.current", ("inactive_file", "active_file")),
     (
@@ -30,9 +34,10 @@ _MEMORY_LIMITS = (
 def cores() -> int:
     """Return the number of cores that this process may use, given its CPU affinity and its container's quota."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quota = _words(_CPU_QUOTA)
-    if len(quota) == 2 and quota[0].isdigit():
-        return max(1, min(allowed, math.ceil(int(quota[0]) / int(quota[1]))))
+    for files in _CPU_QUOTAS:
+        quota = [word for file in files for word in _words(file)]
+        if len(quota) == 2 and quota[0].isdigit():
+            allowed = max(1, min(allowed, math.ceil(int(quota[0]) / int(quota[1]))))
     return allowed
 
 
