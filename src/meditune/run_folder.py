@@ -94,7 +94,7 @@ def _claim(recipe: Recipe, folder: Path, model: str | None, to_tune: bool) -> No
 def _differing(stored: Recipe, recipe: Recipe) -> str:
     """Return the first settings that differ, beginning with those of the data, with the folder's values."""
     before, now = (
-        {dotted(key): value for key, value in leaves(each) if key[:2] not in NEUTRAL} for each in (stored, recipe)
+        {dotted(key): value for key, value in leaves(each) if key not in NEUTRAL} for each in (stored, recipe)
     )
     keys = [key for key in before | now if before.get(key) != now.get(key)]
     keys.sort(key=lambda key: key.partition(".")[0] not in ("data", "seed"))

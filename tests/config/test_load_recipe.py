@@ -489,3 +489,11 @@ def test_a_run_with_fixed_batch_sizes_goes_on_with_automatic_ones():
 def test_an_interrupted_run_can_be_resumed_with_more_frequent_checkpoints():
     seldom, often = (load_recipe("quickstart", [f"train.checkpoint_steps={steps}"]).recipe for steps in (50, 5))
     assert what_counts(seldom) == what_counts(often)
+
+
+@pytest.mark.parametrize("group", ["model.api", "evaluate.suite_judge_api"])
+def test_a_run_can_be_resumed_with_fewer_requests_at_once_and_with_prices(group: str) -> None:
+    changes = [f"{group}.concurrency=1", f"{group}.prices={{input: 2}}"]
+    assert what_counts(load_recipe("quickstart", changes).recipe) == what_counts(load_recipe("quickstart").recipe)
+    elsewhere = load_recipe("quickstart", [f"{group}.url=https://api.example.org/v1"]).recipe
+    assert what_counts(elsewhere) != what_counts(load_recipe("quickstart").recipe)

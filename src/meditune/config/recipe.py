@@ -306,10 +306,23 @@ class Recipe(Spec):
             yield "evaluate.calibration_folds has no effect with evaluate.protocol lm-eval; leave it out"
 
 
-NEUTRAL = frozenset([("description",), *(("train", name) for name in RESULT_NEUTRAL)])
+API_NEUTRAL = frozenset({"prices", "concurrency"})  # keys of an API's address that don't affect the result
+NEUTRAL = frozenset(
+    [
+        ("description",),
+        *(("train", name) for name in RESULT_NEUTRAL),
+        *((*group, name) for group in (("model", "api"), ("evaluate", "suite_judge_api")) for name in API_NEUTRAL),
+    ]
+)
 """The keys that don't affect the result"""
 
 
 def what_counts(recipe: Recipe) -> dict[str, Any]:
     """Return the resolved recipe as plain values, without keys that don't affect the result."""
-    return recipe.model_dump(mode="json", exclude={"description": True, "train": set(RESULT_NEUTRAL)})
+    excluded: dict[str, Any] = {}
+    for *groups, name in NEUTRAL:
+        within = excluded
+        for group in groups:
+            within = within.setdefault(group, {})
+        within[name] = True
+    return recipe.model_dump(mode="json", exclude=excluded)

@@ -154,4 +154,4 @@ def _without_seed(folder: Path) -> dict[str, Any]:
     path = folder / "recipe.yaml"
     read_text(path)
     neutral = {("name",), ("seed",), *NEUTRAL}
-    return {dotted(key): value for key, value in leaves(load_recipe(str(path)).recipe) if key[:2] not in neutral}
+    return {dotted(key): value for key, value in leaves(load_recipe(str(path)).recipe) if key not in neutral}
