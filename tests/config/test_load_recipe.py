@@ -97,6 +97,25 @@ def test_only_one_option_chooses_the_weights_that_training_ends_with(key: str) -
     assert load_recipe("quickstart", (chosen, "train.average_last=0")).recipe.train.dev.is_on
 
 
+@pytest.mark.parametrize(
+    ("option", "also"),
+    [
+        ("train.dev.every_steps=5", "train.dev.patience=2"),
+        ("train.dev.metric=accuracy", "train.dev.keep_best=true"),
+        ("train.preference.path=pairs.jsonl", "train.objective=dpo"),
+        ("train.retrieve.index=library", "train.retrieve.share=0.5"),
+        ("model.prune.sparsity=0.3", "model.prune.method=wanda"),
+        ("model.prune.pattern=2-of-4", "model.prune.method=magnitude"),
+    ],
+)
+def test_an_option_without_the_option_that_gives_it_an_effect_is_refused(option: str, also: str) -> None:
+    (problem,) = problems("distilgpt2", (option,))
+    key = option.partition("=")[0]
+    assert problem.startswith(f"--set {key}: {key} ")
+    assert also.partition("=")[0] in problem
+    assert load_recipe("distilgpt2", (option, also)).recipe
+
+
 @pytest.mark.parametrize("tasks", ["[decision, answer]", "[claim]"])
 def test_claims_get_a_share_of_the_loss_only_beside_other_tasks(tasks: str) -> None:
     [found] = problems("quickstart", ("train.claim_share=0.3", f"train.tasks={tasks}"))

@@ -9,7 +9,15 @@ from typing import Any, Literal, get_args
 from pydantic import Field, model_validator
 
 from meditune.config.data_options import DataSpec, PromptFormat, RetrieveSpec, Spec
-from meditune.config.training_options import RESULT_NEUTRAL, VIRTUAL, AddressSpec, MixSpec, ModelSpec, TrainSpec
+from meditune.config.training_options import (
+    RESULT_NEUTRAL,
+    VIRTUAL,
+    AddressSpec,
+    DevSpec,
+    MixSpec,
+    ModelSpec,
+    TrainSpec,
+)
 
 LeakKind = Literal[
     "group", "question", "context", "answer_in_prompt", "decision_in_prompt", "answer_in_index", "trained_on"
@@ -227,6 +235,22 @@ class Recipe(Spec):
             yield (
                 "train.claim_share divides the loss between claims and other tasks, but train.tasks is "
                 f"[{', '.join(train.tasks)}]; add the missing tasks, or leave train.claim_share out"
+            )
+        if train.retrieve.index is not None and not train.retrieve.share:
+            yield (
+                "train.retrieve.index has no effect with train.retrieve.share 0; raise train.retrieve.share, or leave "
+                "train.retrieve.index out"
+            )
+        watched = [name for name in ("metric", "every_steps") if getattr(train.dev, name) != getattr(DevSpec(), name)]
+        if watched and not train.dev.is_on:
+            yield (
+                f"train.dev.{watched[0]} has no effect without train.dev.patience and train.dev.keep_best; set one of "
+                f"them, or leave train.dev.{watched[0]} out"
+            )
+        if train.objective == "sft" and train.preference.path is not None:
+            yield (
+                "train.preference.path has no effect with train.objective sft; set train.objective to dpo or kto, or "
+                "leave train.preference.path out"
             )
         if train.objective != "sft":
             without_effect = {

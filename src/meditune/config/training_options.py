@@ -294,6 +294,14 @@ class PruneSpec(Spec):
             )
         if self.method != "layers" and self.layers is not None:
             raise ValueError("model.prune.layers works only with model.prune.method layers; leave one of them out")
+        unused = [
+            name for name in ("sparsity", "pattern") if getattr(self, name) != type(self).model_fields[name].default
+        ]
+        if self.method in ("none", "layers") and unused:
+            raise ValueError(
+                f"model.prune.{unused[0]} works only with model.prune.method magnitude or wanda; set one of them, or "
+                f"leave model.prune.{unused[0]} out"
+            )
         if self.pattern == "2-of-4" and self.sparsity != 0.5:
             raise ValueError("model.prune.pattern 2-of-4 always has a model.prune.sparsity of 0.5; leave sparsity out")
         return self
