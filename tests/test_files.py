@@ -51,6 +51,16 @@ def test_a_private_file_is_for_its_owner_from_the_first_byte_on(tmp_path, privat
     assert [*modes, stat.S_IMODE(path.stat().st_mode)] == [expected, expected]
 
 
+def test_a_device_or_pipe_is_not_replaced_by_a_file(tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with pytest.raises(MedituneError, match="pipe isn't a regular file"):
+        write_json(pipe, {})
+    assert pipe.is_fifo()
+    with pytest.raises(MedituneError, match="isn't a regular file"):
+        write_json(Path("/dev/meditune.json"), {})
+
+
 def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path):
     folder = tmp_path / "model"
     with replace_folder(folder) as partial:

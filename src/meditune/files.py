@@ -49,6 +49,7 @@ def replace_file(path: Path, private: bool = False) -> Iterator[TextIO]:
 @contextmanager
 def _partial(path: Path, private: bool) -> Iterator[Path]:
     """Yield the path of a temporary file, which replaces `path` if the block succeeds and is deleted otherwise."""
+    _refuse_device(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     _unfinished.add(partial)
@@ -67,6 +68,12 @@ def _partial(path: Path, private: bool) -> Iterator[Path]:
     finally:
         _remove(partial)
         _unfinished.discard(partial)
+
+
+def _refuse_device(path: Path) -> None:
+    """Raise MedituneError for /dev/stdout, /dev/null, other devices and pipes: the written file would replace them."""
+    if path.parent.resolve() == Path("/dev") or (path.exists() and not path.is_file() and not path.is_dir()):
+        raise MedituneError(f"{path} isn't a regular file. Choose another path.")
 
 
 def _sync(path: Path) -> None:
