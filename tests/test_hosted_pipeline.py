@@ -19,9 +19,20 @@ from typing import Any
 
 import pytest
 
+from meditune import hosted_pipeline
+from meditune.config.load_recipe import load_recipe
 from meditune.evaluate.safety_battery import chosen_messages
 from meditune.http_client import Backoff
-from meditune.models.api_client import ApiError, Chat, estimated_tokens, label_logits, of_chat, without_echo
+from meditune.models.api_client import (
+    ApiError,
+    ApiModel,
+    Chat,
+    Client,
+    estimated_tokens,
+    label_logits,
+    of_chat,
+    without_echo,
+)
 from meditune.prompts import LIMITS
 from tests import layouts
 from tests.commands import Bench, Result, jsonl, meditune, read_rows, rows
@@ -377,6 +388,22 @@ def test_stopped_at_any_request(place, match, heard):
     assert again.code == 0, again
     made_once(place)
     assert again.last == f"Model: {place.run / 'model'}"
+
+
+def test_a_program_that_is_interrupted_names_the_job_too(tmp_path, monkeypatch, capsys):
+    def follow(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(hosted_pipeline, "follow", follow)
+    folder = tmp_path / "my runs"
+    hosted_pipeline.State(job="ftjob-1").save(folder)
+    recipe = load_recipe("quickstart").recipe
+    model = ApiModel("gpt-3.5-turbo", recipe.model.api)
+    with Client(model.spec, None) as client, pytest.raises(KeyboardInterrupt):
+        hosted_pipeline.run_job(client, model, recipe, folder)
+    written = capsys.readouterr().err
+    assert "The job ftjob-1 continues at api.openai.com" in written
+    assert f"meditune api cancel '{folder}'" in written
 
 
 def test_stopped_while_measuring(place):

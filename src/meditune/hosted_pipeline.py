@@ -9,6 +9,7 @@ and followed, even if the command is interrupted and repeated
 
 from __future__ import annotations
 
+import shlex
 import sys
 import time
 import uuid
@@ -273,10 +274,10 @@ def run_job(client: Client, model: ApiModel, recipe: Recipe, folder: Path) -> di
         state.save(folder)
     try:
         job = follow(client, state.job)
-    except (Stopped, ApiError):
+    except (Stopped, KeyboardInterrupt, ApiError):  # KeyboardInterrupt: in a Python program, instead of Stopped
         print(
             f"\nThe job {state.job} continues at {client.host}. To follow it again, run the same command; "
-            f"to cancel it, run `meditune api cancel {folder}`.",
+            f"to cancel it, run `{shlex.join(['meditune', 'api', 'cancel', str(folder)])}`.",
             file=sys.stderr,
         )
         raise
