@@ -399,8 +399,8 @@ def delete(
         Text,
         Option(
             metavar="KEY_ID",
-            help="Id of an API key, from `meditune keys list`; delete all answers to questions asked with this key, and "
-            "all feedback given with it.",
+            help="Id of an API key, from `meditune keys list`; delete all answers to questions asked with this key, "
+            "and all feedback given with it.",
         ),
     ] = None,
     store: Store = None,
