@@ -7,6 +7,7 @@ Every stage writes its result to the run's folder atomically, so the same comman
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import sys
 from collections.abc import Collection, Iterator, Sequence
@@ -383,7 +384,7 @@ def report(folder: Path, command: str | None = None) -> dict[str, Any]:
     with suppress(DataError):  # the file may be damaged, and is about to be replaced
         earlier = read_json(path) if path.is_file() else {}
     if command or not {"versions", "machine", "command"} <= earlier.keys():
-        command = command or f"meditune report {folder}"
+        command = command or shlex.join(["meditune", "report", str(folder)])
         earlier = {"versions": versions(recipe), "machine": machine(), "command": command}
     result |= {key: earlier[key] for key in ("versions", "machine", "command")}
     write_json(path, result)

@@ -670,8 +670,12 @@ def test_prepared_data_is_not_taken_for_other_data(place):
 
 def test_an_option_joined_to_its_path_reaches_the_home_folder(place, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert meditune("data", "prepare", "quickstart", "--output=~/prepared", *place.settings()).code == 0
-    assert (tmp_path / "prepared" / "recipe.yaml").is_file()
+    jsonl(tmp_path / "own.jsonl", rows(30))
+    words = place.own(tmp_path / "own.jsonl")
+    prepared = meditune("data", "prepare", "quickstart", "--output=~/my data", *words)
+    assert prepared.code == 0
+    assert (tmp_path / "my data" / "recipe.yaml").is_file()
+    assert f"meditune data diversity '{tmp_path / 'my data'}' --output DIR" in prepared.out
 
 
 @pytest.mark.parametrize("output", ["/dev/null/run", "x" * 300])

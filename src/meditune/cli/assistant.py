@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -302,7 +303,7 @@ def _print_changes(manifest: Manifest, changes: Changes, index: str) -> None:
         f"{changes.unchanged:,} unchanged."
     )
     location = index if "://" in index else Path(index).resolve()
-    typer.echo(f'Index: {location}. Search it: meditune index search {index} "QUESTION"')
+    typer.echo(f'Index: {location}. Search it: meditune index search {shlex.quote(index)} "QUESTION"')
 
 
 def _hits(result: SearchResult) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Sequence
 from enum import StrEnum
 from functools import partial
@@ -272,7 +273,7 @@ def print_data(data: Prepared, folder: Path) -> None:
     if remarks := data.quality["diversity"]["remarks"]:
         for remark in remarks:
             out.print(f"Coverage: {remark['message']}")
-        out.print(f"For advice, run: meditune data diversity {folder.parent} --output DIR")
+        out.print(f"For advice, run: meditune data diversity {shlex.quote(str(folder.parent))} --output DIR")
     terms = data.quality["terms"]
     for sentence in licence_requirements(terms) if len(terms) > 1 else ():
         out.print(sentence)

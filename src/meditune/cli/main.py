@@ -317,7 +317,8 @@ def ratings(
                 "include them, rate the other model's answers to these questions, too, and import these ratings."
             )
         typer.echo(
-            f"Ratings stored for {' and '.join(stored)}. To add them to the report, run: meditune report {folder}"
+            f"Ratings stored for {' and '.join(stored)}. To add them to the report, run: "
+            f"{shlex.join(['meditune', 'report', str(folder)])}"
         )
 
 

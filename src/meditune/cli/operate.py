@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from datetime import datetime
@@ -336,7 +337,8 @@ def queue(
         print_json({"folder": str(output.resolve()), "pool": found.pool, "chosen": chosen, "remarks": found.remarks})
         return
     print_lines(_queue_lines(found))
-    typer.echo(f"Annotation set: {output.resolve()}. Start the page for experts: meditune annotate serve {output}")
+    start = shlex.join(["meditune", "annotate", "serve", str(output)])
+    typer.echo(f"Annotation set: {output.resolve()}. Start the page for experts: {start}")
     print_notes(found.remarks)
 
 

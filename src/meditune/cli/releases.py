@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -67,7 +68,8 @@ def add(
     if judged and not version.passed:
         raise GateError(f"{version.id} didn't pass its gate, so it isn't served.")
     if judged:
-        typer.echo(f"{version.id} passed its gate. Serve it: meditune registry promote {registry} {version.id}")
+        serve = shlex.join(["meditune", "registry", "promote", str(registry), version.id])
+        typer.echo(f"{version.id} passed its gate. Serve it: {serve}")
     elif found.state().current is None:
         found.promote(version.id, "the first version")
         typer.echo(f"{version.id} is now served, as the first version.")
@@ -242,7 +244,7 @@ def retrain(
         restart,
         restart_if_changed,
     )
-    outcome = retraining.retrain(registry, options, f"meditune retrain {registry}")
+    outcome = retraining.retrain(registry, options, shlex.join(["meditune", "retrain", str(registry)]))
     print_lines(outcome.messages)
     if outcome.version is not None and not outcome.version.passed:
         raise GateError(f"{outcome.version.id} didn't pass its gate, so it isn't served.")
@@ -324,7 +326,7 @@ def _overview(registry: Registry) -> Iterator[str]:
         parents = f"from {', '.join(found.parents)}" if found.parents else f"on {found.base_model}"
         yield f"{id}  {_role(state, id):12}  {gate:8}  {found.made[:16]}  {parents:12}  {figures}"
     if not state.versions:
-        yield f"No versions yet. Add one: meditune registry add {registry.folder} RUN"
+        yield f"No versions yet. Add one: meditune registry add {shlex.quote(str(registry.folder))} RUN"
 
 
 def _details(registry: Registry, id: str) -> Iterator[str]:

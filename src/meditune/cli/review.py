@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -57,7 +58,8 @@ def create(
             f"{counts['alike']} of these answers were given by two or more of base model, tuned model and reference. "
             "Each is rated once."
         )
-    typer.echo(f"Rating set: {folder.resolve()}. Start the page for raters: meditune review serve {folder}")
+    start = shlex.join(["meditune", "review", "serve", str(folder)])
+    typer.echo(f"Rating set: {folder.resolve()}. Start the page for raters: {start}")
 
 
 @app.command(example="runs/quickstart/review")
@@ -214,7 +216,8 @@ def create_annotation_set(
     ):
         if count:
             typer.echo(f"{count} {what}")
-    typer.echo(f"Annotation set: {output.resolve()}. Start the page for raters: meditune annotate serve {output}")
+    start = shlex.join(["meditune", "annotate", "serve", str(output)])
+    typer.echo(f"Annotation set: {output.resolve()}. Start the page for raters: {start}")
 
 
 @annotate_app.command("serve", example="checks")
