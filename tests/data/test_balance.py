@@ -14,7 +14,7 @@ from meditune.config.data_options import BalanceSpec, DataSpec, PromptFormat
 from meditune.config.recipe import Recipe
 from meditune.config.training_options import PreferenceSpec
 from meditune.data.balance import rebalanced
-from meditune.data.example import read_records, write_records
+from meditune.data.example import LABEL, read_records, write_records
 from meditune.data.preference_pairs import Pair, build
 from meditune.data.prepare import prepare, stored_data
 from meditune.errors import DataError, ModelError
@@ -52,6 +52,13 @@ def test_a_cap_keeps_a_seeded_choice_in_order_and_rows_without_a_group():
     first = changes[0]
     assert (first.rule, first.action, first.after) == ("data.balance", "drop", None)
     assert first.detail == "question_type type 0 has 50 examples, more than 10"
+
+
+def test_the_labels_of_claims_are_balanced_in_one_source():
+    labels = [*(["supported"] * 9), *(["refuted"] * 4), "not_enough_information"]
+    claims = [example(n, meta={LABEL: label}) for n, label in enumerate(labels)]
+    kept, _ = capped([*claims, *typed(3)], by="label", cap=4, sources=["own"])
+    assert Counter(each.label for each in kept) == {"supported": 4, "refuted": 4, "not_enough_information": 1, None: 3}
 
 
 def test_hard_answers_go_and_decisions_stay():

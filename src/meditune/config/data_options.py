@@ -127,7 +127,16 @@ Style = Literal["plain", "expert"]
 Thoughts = Literal["strip", "keep"]
 TASKS: tuple[Task, ...] = ("decision", "answer", "claim")
 BalanceBy = Literal[
-    "source", "collection", "decision", "question_type", "focus", "subject", "semantic_type", "year", "reading_grade"
+    "source",
+    "collection",
+    "decision",
+    "label",
+    "question_type",
+    "focus",
+    "subject",
+    "semantic_type",
+    "year",
+    "reading_grade",
 ]
 """Dimensions of `meditune.data.diversity`"""
 

@@ -71,6 +71,7 @@ DIMENSIONS = (
         "collection", "Part of the source", lambda example: list(dict.fromkeys(texts(example.meta.get("collection"))))
     ),
     Dimension("decision", "Decision", TRAITS["reference decision"]),
+    Dimension("label", "Label of the claim", lambda example: [example.label] if example.label else []),
     Dimension("question_type", "Question type", TRAITS["question type"], "several"),
     Dimension("focus", "Focus", focus, "several", compared=False),
     Dimension("mesh", "MeSH heading", lambda example: set(texts(example.meta.get("mesh"))), "several", compared=False),
