@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+from meditune.phi import name_words
 from meditune.phi.spans import Span, View
 
 _MONTHS = (
@@ -58,6 +59,9 @@ _MONTH_DAY = re.compile(
     r"(?!\d|/\d|\.\d|%| ?(?:mg|mcg|ml|units|percent|years|patients|days|weeks|months))"
     rf"(?:,? ?{_YEAR}|,? ['’]\d\d)?|(?:,? (?:of )?|-|/){_YEAR}| ?['’]\d\d)(?![^\W_])"
 )
+_BEFORE_SMALL_MONTH = re.compile(
+    r"(?<![a-z])(?:lmp|edd|dob|born|since|until|till|seen|admitted|discharged|due|appt|visit|surgery|on)[ :]{1,2}$"
+)
 _ALONE = re.compile(
     r"(?:January|February|March|April|May|June|July|August|September|October|November|December|"
     r"(?:Jan|Feb|Apr|Aug|Sept?|Oct|Nov|Dec)\b\.?(?= |,|;|\)|\n|$))"
@@ -71,8 +75,8 @@ _BEFORE_SHORT = re.compile(
     r"(?:(?<![a-z])(?:on|until|till|from|since|through|thru|between|dated?|drawn|collected|admitted|discharged|"
     r"scheduled|by|ending|starting|started|beginning|after|before|cultures?|cx|ct|mri|cxr|echo|labs?|biopsy|surgery|"
     r"appointment|visit|d/c'?d|last|next|approximately|around|s/p|dob|born|hours of|morning of|night of|evening of|"
-    r"week of|[a-z]{3,12}ed|out|seen|done|given|begun|taken|mon|tues?|wed|thu(?:rs?)?|fri|sat|sun|[a-z]{3,6}day)|"
-    r"\(|^|\n[ \t-]{0,6}|"
+    r"week of|lmp|edd|srom|rounds?|list|handover|[a-z]{3,12}ed|out|seen|done|given|begun|taken|mon|tues?|wed|thu(?:rs?)?|fri|sat|sun|[a-z]{3,6}day)|"
+    r"\(|^|\n[ \t-]{0,6}|(?<!\d)(?:[01]\d|2[0-3])[0-5]\d(?: ?h(?:rs?)?)? |"
     r"(?<!\d)\d{1,2}/\d{1,2}(?: ?-| to| and| through|,))[ \t:(]{0,2}$"
 )
 _TIME = re.compile(
@@ -90,7 +94,9 @@ _AFTER_SHORT = re.compile(
 )
 _HOLIDAY = re.compile(
     r"(?:Christmas(?: (?:Eve|Day))?|Thanksgiving(?: Day)?|Easter(?: Sunday)?|New Year['’]s(?: (?:Eve|Day))?|"
-    r"(?:Fourth|4th) of July|Labor Day|Memorial Day|Halloween|Valentine['’]s Day|Hanukkah|Ramadan|Diwali|Passover)"
+    r"(?:Fourth|4th) of July|Labou?r Day|Boxing Day|Good Friday|Bonfire Night|(?:Canada|Australia|A(?:NZAC|nzac)|Veterans|"
+    r"Columbus|Presidents['’]?|(?:Mother|Father)['’]s|St\.? Patrick['’]s) Day|(?:Chinese|Lunar) New Year|Juneteenth|"
+    r"Yom Kippur|Rosh Hashanah|Eid (?:al|ul)-(?:Fitr|Adha)|Memorial Day|Halloween|Valentine['’]s Day|Hanukkah|Ramadan|Diwali|Passover)"
     r"(?![^\W_]|[ -](?:disease|factor|tree))"
 )
 _COMPACT = re.compile(r"(?:(?:19|20)\d{6}|\d{6,8})(?!\w)")
@@ -110,6 +116,18 @@ _PERSON = re.compile(
     r"aunt|uncle|partner|man|woman|lady|gentleman|patient|pt|widow(?:er)?)"
     r"|(?<![a-z])(?:mrs?|ms|miss)\.? (?:[a-z.]+ ){0,2}[a-z'’-]{2,}),? \(?$"
 )  # Words for a person directly before an age between commas or in parentheses
+_NAME_BEFORE_AGE = re.compile(
+    r"(?<![^\W_])(?:(?P<relative>[a-z]{2,12}) )?(?P<first>[A-Z][^\W\d_]{1,20})(?: [A-Z][^\W\d_'’-]{1,24})?,? \(?$"
+)
+_RELATIVES = frozenset(
+    "mother father mum mom dad grandmother grandfather grandma grandpa gran nan wife husband sister brother aunt auntie "
+    "uncle neighbour neighbor".split()
+)
+_SHE_IS = re.compile(
+    r"(?<![a-z])(?:she|he|mum|mom|mother|dad|father|gran|grandma|grandpa|grandmother|grandfather|nan|aunt|uncle|wife|"
+    r"husband|who)(?:['’]s| is| was| just turned| will be| has turned)(?: now| already| nearly| almost)? $"
+)
+_AGE_ENDS = re.compile(r" ?[.;!?)](?!\d)|$| (?:now|yet|today|this|next|but)(?![a-z])")
 _AGE_CLOSED = re.compile(r"[,)](?! ?\d)|[.;](?!\d)")
 _IS_NUMBER = re.compile(r"(?<![a-z])(?:is|was|now|aged|turning)[ ]$")
 _NOTHING_COUNTED = re.compile(r"(?:,? and (?:still|lives|has|is|very|in|was)|, (?:and|lives|still|widow|frail)|\.\s)")
@@ -133,7 +151,7 @@ def find(view: View) -> Iterator[Span]:
     for month in _PERHAPS_MONTH.finditer(view.low):
         start = month.start()
         found = _MONTH_DAY.match(view.low, start)
-        if found and _is_month(view.text[start : found.end()]):
+        if found and (_is_month(view.text[start : found.end()]) or _BEFORE_SMALL_MONTH.search(view.before(start, 14))):
             yield Span(start, found.end(), "date")
         elif (alone := _ALONE.match(view.text, start)) and _BEFORE_ALONE.search(view.before(start, 24)):
             yield Span(start, alone.end(), "date")
@@ -201,10 +219,23 @@ def _is_age(view: View, start: int, end: int) -> bool:
         return True
     if _AGE_CLOSED.match(view.low, end) and view.text[start - 1] in " (" and _PERSON.search(view.before(start, 40)):
         return True
+    if _AGE_CLOSED.match(view.low, end) and _is_after_name(view, start):
+        return True
+    if _AGE_ENDS.match(view.low, end) and _SHE_IS.search(view.before(start, 32)):
+        return True
     before = view.before(start, 16)
     if _IS_NUMBER.search(before) and _NOTHING_COUNTED.match(view.low, end):
         return True
     return bool(_AGED.search(before)) and not _NO_AGE.match(view.low, end)
+
+
+def _is_after_name(view: View, start: int) -> bool:
+    """Return True if a listed given name, or a name after "uncle" or similar, is directly before the number."""
+    found = _NAME_BEFORE_AGE.search(view.text, max(0, start - 64), start)
+    if found is None:
+        return False
+    low = name_words.plain(found["first"])
+    return low in name_words.GIVEN or (found["relative"] in _RELATIVES and not name_words.is_other(low))
 
 
 def _is_month(written: str) -> bool:
