@@ -18,10 +18,11 @@ _PHONE = re.compile(r"(?:1[-. ]?)?(?:\(?\d{3}\)[-. ]?|\d{3}[-. ])\d{3}[-. ]\d{4}
 _ABROAD = re.compile(r"\+\d{1,3}(?:[-. ]?\(?\d{1,5}\)?){2,5}(?!\w)")
 _SHORT = re.compile(
     r"[2-9]\d{2}[-.]\d{4}(?![\w.-])" + _EXTENSION + r"|0?\d{10}(?!\w)|0\d{2,4}[ -]\d{3,4}[ -]?\d{3,4}(?!\w)"
+    r"|[2-9]\d{3}[ -]\d{4}(?![\w-]|\.\d)|[2-9]\d{7}(?!\w)"
     r"|\d{1,2}-?\d{3,5}(?![\w/%-]|\.\d)"
 )
 _CALL = re.compile(
-    r"(?<![a-z])(?:(?P<fax>fax|facsimile)|phone|telephone|tel|cell|mob(?:ile)?|pager|pgr|beeper|page|paged at|call|"
+    r"(?<![a-z])(?:(?P<fax>fax|facsimile)|phone|telephone|tel|t/c|ph|hp|handphone|whatsapp|cell|mob(?:ile)?|pager|pgr|beeper|page|paged at|call|"
     r"called|calling|callback|call back|dial|extension|ext|number|contact|reach(?:ed|able)?|home|work|text|voicemail)"
     r"(?: (?:number|no\.?|him|her|me|us|them|at|on|is|was|line|phone|#|id)){0,3}[ \t.:#(]{0,4}$"
 )

@@ -50,7 +50,7 @@ _LABELS: tuple[tuple[Kind, str], ...] = (
     (
         "id",
         r"accession|specimen|job|dictation|transcription|clip|order|requisition|employee|badge|student|service|inmate|"
-        r"confirmation|tracking|barcode|national(?: id| insurance)?|nhs|case|user ?name|login|id",
+        r"confirmation|tracking|barcode|national(?: id| insurance)?|nhs|nric|aadhaa?r|case|user ?name|login|id",
     ),
 )
 _MARK = r"(?:numbers?|num\.?|no\.?|nr\.?|identifier|id|code|#)"
@@ -75,8 +75,14 @@ _FROM_DIGITS: tuple[tuple[Kind, re.Pattern[str]], ...] = (
 )
 _FROM_LETTERS: tuple[tuple[Kind, re.Pattern[str]], ...] = (
     ("licence", re.compile(r"[ABFGMPR][A-Z]\d{7}(?![^\W_])")),
+    ("id", re.compile(r"[STFGM]\d{7}[A-Z](?![^\W_])")),
     ("account", re.compile(r"[A-Z]{2}\d{2}(?: ?[A-Z0-9]{4}){3,7}(?: ?[A-Z0-9]{1,3})?(?![\w-])")),
 )
+_SIN = re.compile(r"\d{3}[ -]\d{3}[ -]\d{3}(?![\w-]|[ ]\d)")
+_SIN_LABEL = re.compile(r"(?<![a-z])(?:sin|social insurance)(?: (?:number|no\.?|is|#))?[ :#]{1,3}$")
+_AADHAAR = re.compile(r"[2-9]\d{3}[ -]\d{4}[ -]\d{4}(?![\w-]|[ ]\d)")
+_VERHOEFF = (1, 5, 7, 6, 2, 8, 3, 0, 9, 4)  # A digit's permutation, applied once more for each place
+_NRIC_WEIGHTS = (2, 7, 6, 5, 4, 3, 2)
 _HIDDEN_SSN = re.compile(r"[x*](?<![\w-].)[x*]{2}-[x*]{2}-\d{4}(?![\w-])")
 _MAC = re.compile(r"[0-9A-Fa-f](?<![\w:-].)[0-9A-Fa-f](?:[:-][0-9A-Fa-f]{2}){5}(?![\w:-])")
 _PERHAPS_MAC = re.compile(r"[:-][0-9A-Fa-f]{2}[:-][0-9A-Fa-f]{2}[:-]")
@@ -126,11 +132,17 @@ def _by_shape(view: View) -> Iterator[Span]:
             for kind, pattern in _FROM_DIGITS:
                 if found := pattern.match(text, start):
                     yield Span(start, found.end(), kind)
+            if length == 3 and (found := _SIN.match(text, start)) and _is_sin(found[0]):
+                if _SIN_LABEL.search(view.before(start, 32)):
+                    yield Span(start, found.end(), "ssn")
+            elif length == 4 and (found := _AADHAAR.match(text, start)) and _is_aadhaar(found[0]):
+                yield Span(start, found.end(), "id")
         if length in {2, 6, 7} or length > 13:
             begin = view.word_start(start, 3)
-            if start - begin == 2 and not _continues(text, begin):
+            if start - begin in {1, 2} and not _continues(text, begin):
                 for kind, pattern in _FROM_LETTERS:
-                    if found := pattern.match(text, begin):
+                    found = pattern.match(text, begin)
+                    if found and (kind != "id" or _is_nric(found[0])):
                         yield Span(begin, found.end(), kind)
     if view.has("xx-xx-", "**-**-"):
         yield from view.spans(_HIDDEN_SSN, "ssn", low=True)
@@ -139,6 +151,33 @@ def _by_shape(view: View) -> Iterator[Span]:
     yield from view.spans(_SPECIMEN, "id")
     yield from view.spans(_UDI, "device")
     yield from (span for span in view.spans(_VIN, "vehicle") if _is_vin(text[span.start : span.end]))
+
+
+def _is_nric(value: str) -> bool:
+    """Return True if the last letter is the check letter of a Singapore NRIC or FIN number."""
+    total = sum(int(digit) * weight for digit, weight in zip(value[1:8], _NRIC_WEIGHTS, strict=True))
+    offset = {"T": 4, "G": 4, "M": 3}.get(value[0], 0)
+    letters = "JZIHGFEDCBA" if value[0] in "ST" else "XWUTRQPNMLK" if value[0] in "FG" else "XWUTRQPNJLK"
+    return letters[(total + offset) % 11] == value[8]
+
+
+def _is_sin(value: str) -> bool:
+    """Return True if the last of nine digits is the check digit of a Canadian social insurance number (Luhn)."""
+    digits = [int(sign) for sign in value if sign.isdecimal()]
+    return sum(digits[::2]) % 10 == -sum(digit * 2 - 9 * (digit > 4) for digit in digits[1::2]) % 10
+
+
+def _is_aadhaar(value: str) -> bool:
+    """Return True if the last of twelve digits is the check digit of an Indian Aadhaar number (Verhoeff)."""
+    check = 0
+    for place, sign in enumerate(reversed(re.sub(r"\D", "", value))):
+        digit = int(sign)
+        for _ in range(place % 8):
+            digit = _VERHOEFF[digit]
+        # The product in the dihedral group of order 10
+        turned = check + digit if check < 5 else check - digit
+        check = turned % 5 + 5 * ((check < 5) == (digit >= 5))
+    return check == 0
 
 
 def _by_label(view: View) -> Iterator[Span]:
