@@ -213,6 +213,7 @@ _HOUSE = re.compile(
 )
 _SAINTS = frozenset({"st", "st.", "saint", "mount", "mt", "mt."})
 _WARDS = word_list("wards")
+_VERBS = word_list("verbs")
 _STREET = re.compile(
     r"(?<![\w.])\d{1,5}[a-z]? (?P<name>(?:(?!(?:mm|cm|mg|mcg|ml|kg|units?|days?|weeks?|months?|years?|hours?|min|lbs?|"
     r"miles?|on|in|at|to|the|a|his|her|of|by)[ .])(?:[nsew]\. )?[a-z][a-z'’-]{1,24} ){1,3}?)"
@@ -314,11 +315,13 @@ def _of_names(text: str) -> list[int]:
             if not introduced and not (names.is_strange(low) and _is_cued(view, found)):
                 continue
         capitals.append(found.start())
+        if low.startswith(("o'", "o’", "d'", "d’")):
+            capitals.append(found.start() + 2)
         if following is None:
             continue
         word = following[1].removesuffix("'s").removesuffix("’s")
         known = len(word.strip(".")) == 1 or name_words.is_name(word)
-        strange = not name_words.is_ordinary(word) and not name_words.is_medical(word)
+        strange = not name_words.is_ordinary(word) and not name_words.is_medical(word) and word not in _VERBS
         closed = word in name_words.ALSO_NAMES and _ENDS.match(text, found.end() + 1 + len(word))
         if known or strange or closed:
             capitals.append(following.start(1))

@@ -23,23 +23,28 @@ _PROOF = re.compile(
     r"yo)(?![a-z])|(?:very )?(?:pleasant|delightful|right-handed|unfortunate|elderly|lovely) )|, \d{1,3} ?(?:M|F|male|"
     r"female)(?![a-zA-Z])|[ ,]{1,2}\(?(?:DOB|D\.O\.B|MRN|Mrn|SSN)(?![a-z])|(?:,| -| \() ?(?:(?:his|her|the|"
     r"patient['’]s|pt['’]s) )?(?:wife|husband|daughter|son|mother|father|sister|brother|niece|nephew|spouse|partner|"
-    r"friend|neighbor|proxy|HCP|POA|guardian|granddaughter|grandson|caregiver)(?![a-z])"
+    r"friend|neighbor|proxy|HCP|POA|guardian|granddaughter|grandson|caregiver)(?![a-z])| \((?:[Pp]t|PT|[Pp]atient)\)"
 )  # Evidence that the words directly before are a name: an age, a date of birth, a relationship
 _LIKELY_PROOF = re.compile(
     r" ?[-/|(][ ]?\d{1,3} ?(?:y(?:rs?|o)?)?[ ]?[/|,]?[ ]?(?:M|F|male|female)(?![a-zA-Z])|,? aged? \d{1,3}(?!\d|[.-]\d)"
     r"| \d{1,2} ?(?:weeks?|wks?|months?)[ -](?:old|pregnant|postpartum|pp)(?![a-z])",
     re.IGNORECASE,
 )  # Evidence only after two words, or after a listed name: catheters have sizes such as "16F"
+_AGE_BETWEEN_COMMAS = re.compile(r", (?:\d{1,2}|1[01]\d),(?! ?\d)")
+_BED = re.compile(
+    r"^[ \t]{0,8}(?:(?:[Bb]ed|BED|[Rr](?:oo)?m|RM|ROOM) ?)?\d{2,4}[A-Z]?[ \t:]{1,3}(?=[A-Z])", re.MULTILINE
+)
+_AFTER_PATIENT = re.compile(r" ?[-–:] |, \d| \(?\d{1,3} ?[MFmfy]")
 _SIGNED_LINE = re.compile(r"^[ \t]{0,40}(?:--?|—|/s/|~|x_{2,9})?[ \t]{0,3}(?=[^\W\d_])", re.MULTILINE)
 _LINE_END = re.compile(r"[ \t]{0,20}(?:,[^\n]{0,30})?(?:\n|$)")
 _SPEAKS = re.compile(
     r"(?<![a-z])(?:i am|i['’]m|this is|named|called|hi|hello|thanks|regards|patient|dear|sincerely),? $"
 )
 _SMALL_WORDS = re.compile(r"[a-z]{3,}")
-_SMALL_WORD = re.compile(r"[a-z](?<![^\W_].)[a-z]{2,24}(?:['’-][a-z]{2,24})?(?![^\W_]|['’]t)")
+_SMALL_WORD = re.compile(r"(?:[od](?<![^\W_].)['’])?[a-z](?<![^\W_].)[a-z]{2,24}(?:['’-][a-z]{2,24})?(?![^\W_]|['’]t)")
 _SMALL_TITLE = re.compile(
     r"(?<![^\W_])(?:(?<!my )(?<!the )(?<!his )(?<!her )(?<!our )(?<!your )(?<!their )(?<!a )(?<!other )[Dd]r|[Mm]rs?|"
-    r"[Pp]rof)\.? (?=([a-z]{3,}))"
+    r"[Pp]rof)\.? (?=((?:[od]['’])?[a-z]{3,}))"
 )
 _LINE_OR_LABEL = re.compile(r"(?:\A|\n|: ?)$")
 _INSIDE = re.compile(r"[a-z0-9,;:)] $")
@@ -53,7 +58,7 @@ _VERBS = word_list("verbs")
 def find(view: View) -> Iterator[Span]:
     """Yield the spans of people's names."""
     found = [*_capitalized_names(view), *_signatures(view), *_lowercase_names(view)]
-    found += _initials(view)
+    found += [*_initials(view), *_patients_in_beds(view)]
     yield from found
     yield from repeated_names(view, found)
 
@@ -102,6 +107,8 @@ def _before_proof(view: View, token: re.Match[str]) -> Span | None:
         is_town = plain(token[0]) in name_words.CITIES and re.match(r", (?:MD|PA)", view.text[token.end() :][:4])
         return None if is_town else _last_words(view, token)
     if _PROOF.match(view.text, token.end()):
+        return _last_words(view, token)
+    if _AGE_BETWEEN_COMMAS.match(view.text, token.end()) and plain(token[0]) in name_words.GIVEN - _DOUBLE:
         return _last_words(view, token)
     if _LIKELY_PROOF.match(view.text, token.end()) and plain(token[0]) not in name_words.EPONYMS:
         name = _last_words(view, token)
@@ -234,6 +241,16 @@ def _signatures(view: View) -> Iterator[Span]:
         if name and " " in view.text[name.start : name.end] and _LINE_END.match(view.text, name.end):
             pieces = [plain(piece[0]) for piece in PIECE.finditer(view.text, name.start, name.end)]
             if any(map(name_words.is_name, pieces)):
+                yield name
+
+
+def _patients_in_beds(view: View) -> Iterator[Span]:
+    """Yield the listed names after the number of a bed or room in a handover: "412A Jefferson - CHF"."""
+    for bed in _BED.finditer(view.text):
+        name = name_at(view, bed.end(), Cue.LIKELY)
+        if name and _AFTER_PATIENT.match(view.text, name.end):
+            words = re.split("[ -]", view.text[name.start : name.end])
+            if any(plain(word) in _SURNAME_LIKE or name_words.is_name(plain(word)) for word in words):
                 yield name
 
 
