@@ -220,6 +220,13 @@ def test_a_short_query_about_a_person(query: str, masked: str) -> None:
         "A 5-year-old girl is at the 95th percentile; the mass displaced the LEFT kidney. She was seen by Mom at home.",
         "is metformin safe at low egfr in ckd, seen at baseline, per ada guidelines, with crohn's disease?",
         "Smith J., Allan K., and Mary B. et al. report patients treated at the Mayo Clinic between 2001 and 2004.",
+        "Eli Lilly's tirzepatide and Novo Nordisk's semaglutide were compared.",
+        "Dr. Google is no substitute for a doctor.",
+        "Was the Hong Kong flu worse than COVID?",
+        "In May 2020 the FDA approved the first drug for it.",
+        "Use of hormones declined after the WHI in July 2002.",
+        "World AIDS Day is on 1 December.",
+        "Johns Hopkins fall risk tool",
     ],
 )
 def test_a_query_about_nobody_is_left_alone(query: str) -> None:

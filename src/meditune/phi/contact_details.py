@@ -22,7 +22,8 @@ _SHORT = re.compile(
     r"|\d{1,2}-?\d{3,5}(?![\w/%-]|\.\d)"
 )
 _CALL = re.compile(
-    r"(?<![a-z])(?:(?P<fax>fax|facsimile)|phone|telephone|tel|t/c|ph|hp|handphone|whatsapp|cell|mob(?:ile)?|pager|pgr|beeper|page|paged at|call|"
+    r"(?<![a-z])(?:(?P<fax>fax|facsimile)|phone|telephone|tel|t/c|ph|hp|handphone|whatsapp|cell|"
+    r"mob(?:ile)?|pager|pgr|beeper|page|paged at|call|"
     r"called|calling|callback|call back|dial|extension|ext|number|contact|reach(?:ed|able)?|home|work|text|voicemail)"
     r"(?: (?:number|no\.?|him|her|me|us|them|at|on|is|was|line|phone|#|id)){0,3}[ \t.:#(]{0,4}$"
 )

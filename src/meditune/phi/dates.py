@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 
 from meditune.phi import name_words
-from meditune.phi.spans import Span, View
+from meditune.phi.spans import Span, View, word_list
 
 _MONTHS = (
     r"(?:jan(?:uary)?|feb(?:ruary)?|mar(?:ch)?|apr(?:il)?|may|june?|july?|aug(?:ust)?|sept?(?:ember)?|oct(?:ober)?|"
@@ -75,7 +75,8 @@ _BEFORE_SHORT = re.compile(
     r"(?:(?<![a-z])(?:on|until|till|from|since|through|thru|between|dated?|drawn|collected|admitted|discharged|"
     r"scheduled|by|ending|starting|started|beginning|after|before|cultures?|cx|ct|mri|cxr|echo|labs?|biopsy|surgery|"
     r"appointment|visit|d/c'?d|last|next|approximately|around|s/p|dob|born|hours of|morning of|night of|evening of|"
-    r"week of|lmp|edd|srom|rounds?|list|handover|[a-z]{3,12}ed|out|seen|done|given|begun|taken|mon|tues?|wed|thu(?:rs?)?|fri|sat|sun|[a-z]{3,6}day)|"
+    r"week of|lmp|edd|srom|rounds?|list|handover|"
+    r"[a-z]{3,12}ed|out|seen|done|given|begun|taken|mon|tues?|wed|thu(?:rs?)?|fri|sat|sun|[a-z]{3,6}day)|"
     r"\(|^|\n[ \t-]{0,6}|(?<!\d)(?:[01]\d|2[0-3])[0-5]\d(?: ?h(?:rs?)?)? |"
     r"(?<!\d)\d{1,2}/\d{1,2}(?: ?-| to| and| through|,))[ \t:(]{0,2}$"
 )
@@ -94,9 +95,10 @@ _AFTER_SHORT = re.compile(
 )
 _HOLIDAY = re.compile(
     r"(?:Christmas(?: (?:Eve|Day))?|Thanksgiving(?: Day)?|Easter(?: Sunday)?|New Year['’]s(?: (?:Eve|Day))?|"
-    r"(?:Fourth|4th) of July|Labou?r Day|Boxing Day|Good Friday|Bonfire Night|(?:Canada|Australia|A(?:NZAC|nzac)|Veterans|"
-    r"Columbus|Presidents['’]?|(?:Mother|Father)['’]s|St\.? Patrick['’]s) Day|(?:Chinese|Lunar) New Year|Juneteenth|"
-    r"Yom Kippur|Rosh Hashanah|Eid (?:al|ul)-(?:Fitr|Adha)|Memorial Day|Halloween|Valentine['’]s Day|Hanukkah|Ramadan|Diwali|Passover)"
+    r"(?:Fourth|4th) of July|Labou?r Day|Boxing Day|Good Friday|Bonfire Night|(?:Canada|Australia|A(?:NZAC|nzac)|"
+    r"Veterans|Columbus|Presidents['’]?|(?:Mother|Father)['’]s|St\.? Patrick['’]s) Day|(?:Chinese|Lunar) New Year|"
+    r"Juneteenth|Yom Kippur|Rosh Hashanah|Eid (?:al|ul)-(?:Fitr|Adha)|Memorial Day|Halloween|Valentine['’]s Day|"
+    r"Hanukkah|Ramadan|Diwali|Passover)"
     r"(?![^\W_]|[ -](?:disease|factor|tree))"
 )
 _COMPACT = re.compile(r"(?:(?:19|20)\d{6}|\d{6,8})(?!\w)")
@@ -119,10 +121,7 @@ _PERSON = re.compile(
 _NAME_BEFORE_AGE = re.compile(
     r"(?<![^\W_])(?:(?P<relative>[a-z]{2,12}) )?(?P<first>[A-Z][^\W\d_]{1,20})(?: [A-Z][^\W\d_'’-]{1,24})?,? \(?$"
 )
-_RELATIVES = frozenset(
-    "mother father mum mom dad grandmother grandfather grandma grandpa gran nan wife husband sister brother aunt auntie "
-    "uncle neighbour neighbor".split()
-)
+_RELATIVES = word_list("relatives")
 _SHE_IS = re.compile(
     r"(?<![a-z])(?:she|he|mum|mom|mother|dad|father|gran|grandma|grandpa|grandmother|grandfather|nan|aunt|uncle|wife|"
     r"husband|who)(?:['’]s| is| was| just turned| will be| has turned)(?: now| already| nearly| almost)? $"

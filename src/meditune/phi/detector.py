@@ -9,6 +9,7 @@ individual" (45 CFR 164.514(b)(2)(i)). The exemption doesn't apply to text with 
 from __future__ import annotations
 
 import re
+import sys
 from bisect import bisect_right
 from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import cache, cached_property
@@ -340,6 +341,16 @@ def _starts(text: str, start: int, length: int) -> list[int]:
     return [start + found.start() for found in re.finditer(r"(?<![^ ])[a-z]", text[start : start + length])]
 
 
+_COMPANY = re.compile(
+    r"(?<![^\W_])(?:Eli Lilly|Novo Nordisk|(?:Bristol[- ])?Myers[- ]Squibb|Boehringer Ingelheim|Johns Hopkins|"
+    r"Hong Kong|(?:Dr\.? )?Google)(?:['’]s)?(?![^\W_])"
+)
+"""Companies, universities and places that look like names of people"""
+_PUBLISHED = re.compile(
+    r"(?<![A-Za-z])(?:FDA|EMA|MHRA|NICE|CDC|WHO|WHI|USPSTF|World [A-Z][A-Za-z]{2,20} Day|[Gg]uidelines?|guidance|approved|"
+    r"licensed|withdrawn|recalled|published|launched|awareness)(?![A-Za-z])"
+)
+"""Words for what agencies and studies do in a month"""
 _OF_STUDIES = frozenset({"date", "age", "hospital", "city"})  # Kinds that describe a study, not a person
 _OF_ORGANIZATIONS = frozenset({"phone", "fax", "email", "url", "address", "city", "zip", "hospital"})
 """Kinds that don't identify a person in a passage about contacting an organization"""
@@ -369,23 +380,40 @@ def _found(view: View, kinds: Collection[Kind] | None) -> list[Span]:
         *places.find(view),
         *names.find(view),
     ]
+    companies = [company.span() for company in _COMPANY.finditer(view.text)]
+    found = [span for span in found if span.kind != "name" or not _is_within(span, companies)]
     people = [span.start for span in found if span.kind in _PEOPLE or _is_visit(view, span)]
     passages = Passages(view, people=people)
     if is_record := _is_a_record(found, passages):
         passages = Passages(view, is_record=True, people=people)
         found = [*found, *unlisted_names.find_in_single_person_note(view, found)]
         found += names.repeated_names(view, [span for span in found if span.kind == "name"])
+        found = [span for span in found if span.kind != "name" or not _is_within(span, companies)]
     sites = list(places.find_care_sites(view, is_record))
     if sites and (passages.is_query or passages.has_one):
         found += sites
 
     def is_personal(span: Span) -> bool:
+        if span.kind == "date" and not is_record and not passages.has_one and _is_published(view, span):
+            return False
         of_study = span.kind in _OF_STUDIES and passages.of_many(span.start)
         if of_study or span.kind not in _OF_ORGANIZATIONS or contact_details.is_own(view, span):
             return not of_study
         return not passages.of_organization(span.start)
 
     return joined(span for span in found if (kinds is None or span.kind in kinds) and is_personal(span))
+
+
+def _is_within(span: Span, places: list[tuple[int, int]]) -> bool:
+    """Return True if one of the `places`, which are in order and don't overlap, contains the span."""
+    before = bisect_right(places, (span.start, sys.maxsize)) - 1
+    return before >= 0 and span.end <= places[before][1]
+
+
+def _is_published(view: View, span: Span) -> bool:
+    """Return True if the sentence says that an agency or a study did something in this month or on this day."""
+    around = view.text[max(0, span.start - 70) : span.end + 70]
+    return bool(_PUBLISHED.search(around)) and not _VISIT.search(view.before(span.start, 90))
 
 
 def _is_a_record(found: list[Span], passages: Passages) -> bool:
