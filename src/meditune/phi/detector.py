@@ -347,8 +347,8 @@ _COMPANY = re.compile(
 )
 """Companies, universities and places that look like names of people"""
 _PUBLISHED = re.compile(
-    r"(?<![A-Za-z])(?:FDA|EMA|MHRA|NICE|CDC|WHO|WHI|USPSTF|World [A-Z][A-Za-z]{2,20} Day|[Gg]uidelines?|guidance|approved|"
-    r"licensed|withdrawn|recalled|published|launched|awareness)(?![A-Za-z])"
+    r"(?<![A-Za-z])(?:FDA|EMA|MHRA|NICE|CDC|WHO|WHI|USPSTF|World [A-Z][A-Za-z]{2,20} Day|[Gg]uidelines?|guidance|"
+    r"approved|licensed|withdrawn|recalled|published|launched|awareness)(?![A-Za-z])"
 )
 """Words for what agencies and studies do in a month"""
 _OF_STUDIES = frozenset({"date", "age", "hospital", "city"})  # Kinds that describe a study, not a person
@@ -392,6 +392,9 @@ def _found(view: View, kinds: Collection[Kind] | None) -> list[Span]:
     sites = list(places.find_care_sites(view, is_record))
     if sites and (passages.is_query or passages.has_one):
         found += sites
+
+    if passages.has_one:
+        found += places.find_organizations(view)
 
     def is_personal(span: Span) -> bool:
         if span.kind == "date" and not is_record and not passages.has_one and _is_published(view, span):

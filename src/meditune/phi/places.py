@@ -51,6 +51,16 @@ _CODES = (
 )
 _TOWN = r"(?:(?:St|Ft|Mt)\. )?[A-Z][A-Za-z'’-]{1,20}(?: [A-Z][A-Za-z'’-]{1,20}){0,2}"
 _TOWN_BEFORE = re.compile(rf"(?<![^\W_]){_TOWN},?$")
+_COUNTRIES = (
+    "Argentina|Australia|Bangladesh|Brazil|Cameroon|Canada|Chile|China|Colombia|Egypt|England|Ethiopia|France|Germany|"
+    "Ghana|Greece|Guatemala|Haiti|India|Indonesia|Iran|Iraq|Ireland|Italy|Jamaica|Japan|Kenya|Malawi|Malaysia|Mexico|"
+    "Morocco|Nepal|New Zealand|Nigeria|Norway|Pakistan|Peru|Philippines|Poland|Portugal|Romania|Rwanda|Scotland|"
+    "Somalia|South Africa|Spain|Sri Lanka|Sudan|Sweden|Syria|Tanzania|Turkey|UK|Uganda|Ukraine|Vietnam|Wales|Zambia|"
+    "Zimbabwe|Ontario|Quebec|Alberta|Manitoba|Saskatchewan|British Columbia|Nova Scotia|New South Wales|Queensland|"
+    "Tasmania|Punjab|Kerala|Gujarat|Maharashtra|Tamil Nadu|Karnataka|Uttar Pradesh|NSW|QLD|ON|BC"
+)
+_LAST_WORD = re.compile(r"(?<![^\W_])[A-Z][^\W\d_]{2,20}$")
+_COMMA_COUNTRY = re.compile(rf",[ \n]{{1,2}}(?:{_COUNTRIES})(?![\w'’-])")
 _COMMA_STATE = re.compile(rf",[ \n]{{1,2}}(?:{_STATES}|{_CODES})(?![\w'’-])")
 _STATE_BEFORE = re.compile(rf"(?<![^\W_])(?:{_STATES}|{_CODES}),? {{1,2}}$")
 _ZIP = re.compile(r"\d{5}(?:-\d{4})?(?![\w-])")
@@ -85,7 +95,9 @@ _HOUSE = (
     r"Center)?|Nursing (?:Home|Center|Facility)|Rehab(?:ilitation)? (?:Center|Hospital|Facility)|Hospice|Medical Group|"
     r"Surgery Center|Surgical Center|Cancer (?:Center|Institute)|Urgent Care|Assisted Living|Care Home|Health Care "
     r"Center|Medical Associates|Family Practice|Family Medicine|Heart Institute|Eye Institute|Care Center|Dialysis "
-    r"Center|Manor|Sanatorium)"
+    r"Center|Manor|Sanatorium|Polyclinic|(?:Health|Walk-in) Clinic|(?:Road|Street|Lane|Park|Hill|Green) Surgery|"
+    r"(?:Orthopa?edics?|Cardiology|Pa?ediatrics?|Dermatology|Oncology|Neurology|Urology|Dental) "
+    r"(?:Associates|Partners|Specialists|Group))"
 )
 _HOUSE_WORDS = frozenset(re.findall(r"[a-z]{4,}", _HOUSE.lower()))
 _LEADING = word_list("leading")
@@ -284,6 +296,29 @@ _TOWN_AFTER_SITE = re.compile(
     r"(?: \(| in |, | - )(?:downtown )?([A-Z][a-z'’-]{2,20}(?: [A-Z][a-z'’-]{2,20}){0,2}|NYC|LA|SF|DC)"
     r"(?![\w:#-]|\s*[:#]| [A-Z][a-z])"
 )
+
+
+_ORGANIZATION = r"[A-Z][\w'’&-]{1,20}(?: (?:(?:of|and|the|&) )?[A-Z][\w'’&-]{1,20}){0,4}"
+_EMPLOYER = re.compile(
+    r"(?<![A-Za-z])(?:[Ww]ork(?:s|ed|ing)? (?:at|for)|[Ee]mployed (?:by|at)|[Ee]mployer:?|EMPLOYER:?|[Aa]ttends|"
+    rf"(?:[Ss]tudent|[Tt]eacher|[Pp]upil) at|[Ss]chool:) (?:the )?(?P<name>{_ORGANIZATION})"
+)
+_SCHOOL = re.compile(
+    r"(?<![^\W_])(?P<name>(?:[A-Z][a-z'’.]{1,20} ){1,4}?(?:Primary|Elementary|Middle|High|Secondary|Grammar|Public|"
+    r"Junior|Nursery) Schools?)(?![a-z])"
+)
+
+
+def find_organizations(view: View) -> Iterator[Span]:
+    """Yield employers and schools, and towns before a country."""
+    for country in _COMMA_COUNTRY.finditer(view.text):
+        word = _LAST_WORD.search(view.text, max(0, country.start() - 24), country.start())
+        yield from _town_before(view, country.start(), bool(word and is_unlisted(word[0])))
+    for pattern in (_EMPLOYER, _SCHOOL):
+        for found in pattern.finditer(view.text):
+            words = found["name"].split()
+            if words != ["NHS"] and _can_be_name(words, after_to=True) and not _PUBLIC.match(found["name"].lower()):
+                yield Span(*found.span("name"), "city")
 
 
 def find_care_sites(view: View, is_record: bool) -> Iterator[Span]:
