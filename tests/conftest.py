@@ -13,11 +13,15 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from meditune.hardware import release_memory
 from meditune.models.quiet_libraries import no_telemetry
+
+if TYPE_CHECKING:
+    from tests.commands import Bench
 
 no_telemetry()
 # Tiny models gain nothing from a second thread, and two test processes whose threads wait for each other crawl.
@@ -215,6 +219,15 @@ def own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MEDITUNE_DATA", str(tmp_path / "data"))
     monkeypatch.setenv("MEDITUNE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("MEDITUNE_OFFLINE", "1")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
+    """A user's machine for all tests of a module."""
+    from tests.commands import bench  # which imports torch
+
+    with bench(tmp_path_factory.mktemp("bench")) as made:
+        yield made
 
 
 @pytest.fixture(scope="session")

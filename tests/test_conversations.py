@@ -14,7 +14,7 @@ from meditune.prompts import Encoder, load_format
 from meditune.serve.chat_prompts import ChatPrompts
 from meditune.serve.settings import Settings
 from tests import tiny
-from tests.commands import bench, jsonl, meditune, read_rows
+from tests.commands import jsonl, meditune, read_rows
 from tests.loopback_server import MODEL, served
 
 REPLIES = ("The drug helps with pain.", "Half of that for children.")
@@ -48,12 +48,11 @@ def refused(number):
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    with bench(tmp_path_factory.mktemp("chats")) as made:
-        tiny.chat_tokenizer(REFUSING).save_pretrained(made.base)
-        rows = [*(talk(number) for number in range(30)), *(refused(number) for number in range(6))]
-        jsonl(made.folder / "chats.jsonl", rows)
-        yield made
+def place(place):
+    tiny.chat_tokenizer(REFUSING).save_pretrained(place.base)
+    rows = [*(talk(number) for number in range(30)), *(refused(number) for number in range(6))]
+    jsonl(place.folder / "chats.jsonl", rows)
+    return place
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from meditune.cross_validation import pooled_results
 from meditune.evaluate.metrics import summarize
 from meditune.evaluate.predictions import Predictions
 from meditune.files import append_jsonl, read_json, write_json, write_jsonl
-from tests.commands import bench, meditune, read_rows
+from tests.commands import meditune, read_rows
 from tests.evaluate.test_metrics import decisions, likelihoods
 
 TINY = {
@@ -21,12 +21,6 @@ TINY = {
     "evaluate__general_tokens": "0",
     "evaluate__resamples": "100",
 }
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    with bench(tmp_path_factory.mktemp("crossval")) as made:
-        yield made
 
 
 @pytest.fixture(scope="module")

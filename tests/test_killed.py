@@ -28,7 +28,7 @@ from typing import Any
 import pytest
 
 from meditune.cli import main as cli
-from tests.commands import bench, jsonl, meditune, read_rows, rows, stopped_after
+from tests.commands import jsonl, meditune, read_rows, rows, stopped_after
 
 CHANGES = {"os.rename", "os.mkdir", "os.remove", "os.rmdir", "shutil.rmtree"}
 
@@ -151,12 +151,6 @@ STEPS = {
     **{"evaluate__answers": 2, "evaluate__max_new_tokens": 2, "evaluate__resamples": 100},
 }
 TRIALS = 21
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    with bench(tmp_path_factory.mktemp("killed")) as made:
-        yield made
 
 
 @pytest.mark.slow

@@ -21,7 +21,7 @@ from meditune import model_registry
 from meditune.errors import DataError, GateError
 from meditune.model_registry import VERSIONS, Counts, Registry, Version, is_failing
 from meditune.statistics import fisher
-from tests.commands import Bench, bench, meditune
+from tests.commands import Bench, meditune
 
 PASSED = {"against": "v0001", "passed": True, "on": {}}
 
@@ -65,12 +65,6 @@ def bare(folder: Path, count: int) -> Registry:
     state = model_registry.State(("v0001",), versions=digests)
     model_registry.write(folder, state.with_event("promoted", "v0001"))
     return Registry(folder)
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    with bench(tmp_path_factory.mktemp("registry")) as made:
-        yield made
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ from meditune.train import finetune
 from meditune.train.finetune import fine_tune
 from meditune.train.trainer import epoch_steps, plan_steps
 from tests import tiny
-from tests.commands import bench, meditune, read_rows
+from tests.commands import meditune, read_rows
 
 FOLDED = {
     "data__dev_share": "0",
@@ -30,12 +30,6 @@ FOLDED = {
     "evaluate__general_tokens": "0",
     "evaluate__choices": "0",
 }
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    with bench(tmp_path_factory.mktemp("folds")) as made:
-        yield made
 
 
 @pytest.fixture(scope="module")

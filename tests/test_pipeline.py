@@ -51,12 +51,6 @@ METRICS |= FAITHFUL
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    with bench(tmp_path_factory.mktemp("run")) as made:
-        yield made
-
-
-@pytest.fixture(scope="module")
 def official(place):
     """A run on the official split, with general text at hand; its folder and what it printed."""
     general = place.folder.parent / "data" / "wikitext-2"

@@ -39,12 +39,6 @@ ASKED = {
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    with bench(tmp_path_factory.mktemp("grounding")) as made:
-        yield made
-
-
-@pytest.fixture(scope="module")
 def done(place):
     result = place.run("run", **ASKED)
     assert result.code == 0, result

@@ -16,7 +16,7 @@ from meditune.models.torch_compile import compiler
 from meditune.prompts import Encoded
 from meditune.train import finetune
 from meditune.train.model_card import TITLES
-from tests.commands import bench, meditune, read_rows, stopped_after
+from tests.commands import meditune, read_rows, stopped_after
 
 QUICK = {
     "data__sources__0__limit": 16,
@@ -38,12 +38,6 @@ JOURNEYS = [
     pytest.param({"model__strategy": "lora", "model__quantize": "nf4"}, id="nf4"),
     pytest.param({"model__strategy": "ia3", "model__quantize": "int8"}, id="int8"),
 ]
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    with bench(tmp_path_factory.mktemp("strategies")) as made:
-        yield made
 
 
 def settings(place, changes):

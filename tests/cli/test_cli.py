@@ -52,12 +52,6 @@ COMMANDS = (
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    with bench(tmp_path_factory.mktemp("cli")) as made:
-        yield made
-
-
-@pytest.fixture(scope="module")
 def finished(place):
     """A finished run's folder."""
     assert place.run("finished").code == 0

@@ -21,19 +21,13 @@ from meditune.errors import DriftError
 from meditune.model_registry import Registry, Trial
 from meditune.store.answers import Answer, Answers
 from meditune.store.database import SQLiteDatabase
-from tests.commands import Bench, bench, jsonl, meditune, rows
+from tests.commands import Bench, jsonl, meditune, rows
 from tests.operate.drift.test_alerts import receiver
 from tests.test_model_registry import bare, finished, with_versions
 from tests.waiting import until
 
 EASY = "within: {perplexity: 100000}\n"
 COMMANDS = typer.main.get_command(cli_app)
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    with bench(tmp_path_factory.mktemp("loop")) as made:
-        yield made
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from meditune.evaluate.report import render
 from meditune.files import read_json
 from meditune.models.sentence_encoder import load
 from tests import tiny
-from tests.commands import bench, jsonl, meditune, rows
+from tests.commands import jsonl, meditune, rows
 from tests.evaluate.test_report import finished_run
 
 
@@ -244,12 +244,6 @@ def test_the_real_sources_are_as_hard_to_read_as_the_documentation_says(real_dat
     assert headings["groups"][0]["group"] == "Humans"
     assert headings["distinct"] > 2000
     assert 400 < headings["shannon"] < 800
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    with bench(tmp_path_factory.mktemp("survey")) as made:
-        yield made
 
 
 @pytest.fixture

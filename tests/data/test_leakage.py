@@ -20,7 +20,7 @@ from meditune.data.readers import liveqa, medquad, pubmedqa
 from meditune.data.readers.tables import Rejects
 from meditune.data.splits import Splits, same_questions, split
 from meditune.errors import DataError
-from tests.commands import bench, jsonl, meditune, read_rows, rows
+from tests.commands import jsonl, meditune, read_rows, rows
 from tests.data import test_splits
 
 WORDS = "The trial gave {} to adults who had pain in the lower back and could not sleep, and measured it for a year."
@@ -298,12 +298,6 @@ def test_medquad_is_split_so_that_no_focus_and_no_near_question_straddles(real_d
     assert len(parts.test) == pytest.approx(0.2 * len(examples), rel=0.02)
     assert not {e.group for e in parts.test} & {e.group for e in (*parts.train, *parts.dev)}
     assert find([*parts.train, *parts.dev], parts.test) == []
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    with bench(tmp_path_factory.mktemp("leakage")) as made:
-        yield made
 
 
 @pytest.fixture(scope="module")

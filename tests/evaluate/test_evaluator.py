@@ -32,7 +32,7 @@ from meditune.files import read_json, write_jsonl
 from meditune.models.adapters import make_trainable
 from meditune.models.shared_prefix_batch import rows_of
 from tests import tiny
-from tests.commands import bench, meditune, read_rows
+from tests.commands import meditune, read_rows
 from tests.evaluate.test_report import shown
 from tests.models.test_forward import EXAMPLES as ROW_EXAMPLES
 
@@ -360,12 +360,6 @@ ALL = {
     "data__sources__0__limit": "60",
 }
 CONDITION_KINDS = ("decision", "dev_decision", "closed", "written", "calibration")
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    with bench(tmp_path_factory.mktemp("conditions")) as made:
-        yield made
 
 
 @pytest.fixture(scope="module")

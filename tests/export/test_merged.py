@@ -11,14 +11,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from meditune.export.merged import write_merged
-from tests.commands import bench, meditune
+from tests.commands import meditune
 from tests.test_strategies import QUICK
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    with bench(tmp_path_factory.mktemp("merge")) as made:
-        yield made
 
 
 @pytest.fixture(scope="module")

@@ -27,11 +27,10 @@ def each_place(request, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory):
+def place(place):
     """With a base of five layers."""
-    with bench(tmp_path_factory.mktemp("prune")) as made:
-        deep("llama").save_pretrained(made.base)
-        yield with_general_text(made)
+    deep("llama").save_pretrained(place.base)
+    return with_general_text(place)
 
 
 def with_general_text(made):

@@ -36,18 +36,12 @@ from meditune.operate.retraining.release_gate import MIN_GROUPS, NEW, OLD, judge
 from meditune.operate.retraining.retrain import Options, Work, _export, derive_recipe
 from meditune.store.answers import Answer, Answers, Feedback
 from meditune.store.database import SQLiteDatabase
-from tests.commands import Bench, bench, jsonl, meditune, rows, stopped_after
+from tests.commands import Bench, jsonl, meditune, rows, stopped_after
 from tests.test_model_registry import finished
 from tests.waiting import until
 
 FEW = ("--min-rows", 5, "--set", "train.epochs=1")
 EASY = "not_worse: []\nwithin: {perplexity: 100000}\n"
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    with bench(tmp_path_factory.mktemp("retrain")) as made:
-        yield made
 
 
 @pytest.fixture(scope="module")

@@ -22,18 +22,12 @@ from meditune.serve.version_router import MAX_JUDGED_ANSWERS, VersionParts, Vers
 from meditune.store import StoreLocation, open_store
 from tests import loopback_server
 from tests.assistants import ModelAlone
-from tests.commands import Bench, bench
+from tests.commands import Bench
 from tests.loopback_server import Running, started
 from tests.test_model_registry import PASSED, bare, finished, passed, with_versions
 from tests.waiting import until
 
 QUICK = Settings(follow_s=0.05, concurrency=8, keep_text=True)
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    with bench(tmp_path_factory.mktemp("releases")) as made:
-        yield made
 
 
 @pytest.fixture(scope="module")

@@ -18,18 +18,11 @@ from meditune import distributed
 from meditune.models.shared_prefix_batch import join
 from meditune.prompts import Encoded
 from meditune.train.trainer import deal_rows
-from tests import commands
 from tests.commands import Result, meditune, read_rows, stopped_after
 from tests.waiting import until
 
 # Steps of 6 and 7 rows can't be dealt evenly. FP32 leaves the order of sums alone.
 UNEVEN = {"model__dtype": "float32", "train__batch_size": 7, "train__accumulation": 1, "train__micro_batch_tokens": 300}
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    with commands.bench(tmp_path_factory.mktemp("parallel")) as made:
-        yield made
 
 
 @contextlib.contextmanager

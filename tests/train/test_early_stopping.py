@@ -12,7 +12,7 @@ from meditune.errors import DataError
 from meditune.evaluate.decision_calibration import dev_measure
 from meditune.train.early_stopping import DevMonitor, dev_loss
 from tests import tiny
-from tests.commands import bench, jsonl, meditune, read_rows, rows, stopped_after
+from tests.commands import jsonl, meditune, read_rows, rows, stopped_after
 from tests.models.test_forward import EXAMPLES
 
 STEPS = {
@@ -21,12 +21,6 @@ STEPS = {
 }
 """24 rows are left, so that each step has four, in a shorter training too, and does the same there."""
 OFTEN = {"train__dev__every_steps": 2}
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    with bench(tmp_path_factory.mktemp("dev")) as made:
-        yield made
 
 
 def trained(place, name, **changes):

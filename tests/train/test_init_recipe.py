@@ -2,7 +2,6 @@
 
 import csv
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from meditune.train.init_recipe import choose, inspect_data
 from meditune.train.machine_speed import Target
 from meditune.train.resource_plan import Estimate, Memory
 from tests import tiny
-from tests.commands import Bench, bench, meditune
+from tests.commands import Bench, meditune
 
 LAPTOP = Target("a laptop", 16.0, 1e12, "cpu", torch.bfloat16, "assumed")
 SLOW = Target("a slow laptop", 16.0, 2e9, "cpu", torch.bfloat16, "assumed")
@@ -26,14 +25,13 @@ BASES = ("qwen2.5-coder-0.5b", "smollm2-135m")
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
+def place(place: Bench) -> Bench:
     """A machine without a network, on which two bases are."""
-    with bench(tmp_path_factory.mktemp("init")) as made:
-        for name in BASES:
-            folder = Path(made.environment["MEDITUNE_CACHE"]) / "models" / name
-            folder.mkdir(parents=True)
-            (folder / "config.json").write_text("{}", encoding="utf-8")
-        yield made
+    for name in BASES:
+        folder = Path(place.environment["MEDITUNE_CACHE"]) / "models" / name
+        folder.mkdir(parents=True)
+        (folder / "config.json").write_text("{}", encoding="utf-8")
+    return place
 
 
 def pairs(path: Path, count: int = 60, names: tuple[str, ...] = ("question", "answer", "context", "verdict")) -> Path:

@@ -19,7 +19,7 @@ from meditune.train.replay import mix_of, plan_replay
 from meditune.train.trainer import plan_steps
 from meditune.train.training_plan import mixture, plan_lines
 from tests import tiny
-from tests.commands import bench, jsonl, meditune, read_rows, rows, stopped_after
+from tests.commands import jsonl, meditune, read_rows, rows, stopped_after
 
 SOURCES = ["a", "b"] * 30 + ["a"] * 40 + ["b"] * 10 + ["c"] * 10
 """70 of a, 40 of b, 10 of c"""
@@ -99,12 +99,6 @@ def test_the_shares_of_tasks_and_classes_hold_for_what_is_visited():
                 sums[both[int(item.id)].decision if item.task == "decision" else None] += weight
     assert sums["decision"] / (sums["decision"] + sums["answer"]) == pytest.approx(0.4)
     assert sums["yes"] == pytest.approx(sums["maybe"])
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    with bench(tmp_path_factory.mktemp("mix")) as made:
-        yield made
 
 
 def two_sources(place, tmp_path, *more, **changes):

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from meditune.config.training_options import TrainSpec
 from meditune.train.optimizer import EIGHT_BIT_FROM, STATE_BYTES, MasterOptimizer
-from tests.commands import bench, meditune, read_rows, stopped_after
+from tests.commands import meditune, read_rows, stopped_after
 
 STEPS = {
     **{"model__strategy": "full", "model__top_layers": "null", "model__dtype": "bfloat16"},
@@ -17,12 +17,6 @@ STEPS = {
     "data__sources__0__limit": 24,
 }
 """The tiny model's embeddings are its only weights that are remembered in 8 bits."""
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    with bench(tmp_path_factory.mktemp("optimizer")) as made:
-        yield made
 
 
 def trained(place, name, **changes):

@@ -28,7 +28,7 @@ from meditune.train.trainer import TrainingRows, train
 from meditune.train.training_plan import check
 from tests import corpus, tiny
 from tests.assistants import index_of
-from tests.commands import bench, jsonl, meditune, read_rows, stopped_after
+from tests.commands import jsonl, meditune, read_rows, stopped_after
 from tests.data.test_preference_pairs import pair_rows
 from tests.models.test_forward import EXAMPLES
 
@@ -58,12 +58,11 @@ QUICK = {
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory):
+def place(place):
     """A bench with a run of supervised fine-tuning in `sft`, and a file of pairs."""
-    with bench(tmp_path_factory.mktemp("preference")) as made:
-        assert made.run("sft", **QUICK, train__epochs=1).code == 0
-        jsonl(made.folder.parent / "pairs.jsonl", pair_rows(60))
-        yield made
+    assert place.run("sft", **QUICK, train__epochs=1).code == 0
+    jsonl(place.folder.parent / "pairs.jsonl", pair_rows(60))
+    return place
 
 
 def prefer(place, name, base="sft", pairs=True, **changes):

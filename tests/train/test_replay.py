@@ -31,21 +31,20 @@ FORMAT = PromptFormat(max_tokens=256, answer_tokens=32)
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory):
+def place(place):
     """A bench with WikiText-2 (two texts that share no word) and MedQuAD at hand."""
-    with bench(tmp_path_factory.mktemp("replay")) as made:
-        data = made.folder.parent / "data"
-        (data / "wikitext-2").mkdir()
-        (data / "wikitext-2" / "valid.txt").write_text("".join(f"alpha{n} beta gamma .\n" for n in range(300)), "utf-8")
-        (data / "wikitext-2" / "test.txt").write_text("".join(f"omega{n} psi chi .\n" for n in range(300)), "utf-8")
-        documents = {}
-        for n in range(30):
-            pairs = [("information", f"What is ailment {n}?", f"Ailment {n} is mild. " * (60 if n == 7 else 1))]
-            pairs += [("treatment", f"How is ailment {n} treated?", f"Rest helps with ailment {n}.")]
-            pairs += [("symptoms", "What are the symptoms?", f"Ailment {n} hurts.")] if n % 5 == 0 else []
-            documents[f"1_CancerGov_QA/{n:07}.xml"] = layouts.medquad_document(f"{n:07}", f"Ailment {n}", pairs)
-        layouts.medquad(data / "medquad", documents)
-        yield made
+    data = place.folder.parent / "data"
+    (data / "wikitext-2").mkdir()
+    (data / "wikitext-2" / "valid.txt").write_text("".join(f"alpha{n} beta gamma .\n" for n in range(300)), "utf-8")
+    (data / "wikitext-2" / "test.txt").write_text("".join(f"omega{n} psi chi .\n" for n in range(300)), "utf-8")
+    documents = {}
+    for n in range(30):
+        pairs = [("information", f"What is ailment {n}?", f"Ailment {n} is mild. " * (60 if n == 7 else 1))]
+        pairs += [("treatment", f"How is ailment {n} treated?", f"Rest helps with ailment {n}.")]
+        pairs += [("symptoms", "What are the symptoms?", f"Ailment {n} hurts.")] if n % 5 == 0 else []
+        documents[f"1_CancerGov_QA/{n:07}.xml"] = layouts.medquad_document(f"{n:07}", f"Ailment {n}", pairs)
+    layouts.medquad(data / "medquad", documents)
+    return place
 
 
 # How much.

@@ -9,16 +9,10 @@ import sys
 import pytest
 
 from meditune.train import finetune
-from tests.commands import bench, jsonl, meditune, read_rows, stopped_after
+from tests.commands import jsonl, meditune, read_rows, stopped_after
 
 STEPS = {"train__batch_size": 4, "train__accumulation": 1, "train__checkpoint_steps": 3, "train__epochs": 1}
 FIGURES = {"loss", "learning_rate", "grad_norm", "tokens", "supervised_tokens", "seconds", "epoch", "penalty"}
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    with bench(tmp_path_factory.mktemp("trackers")) as made:
-        yield made
 
 
 def trained(place, name, tracker="none", **changes):

@@ -32,7 +32,7 @@ from meditune.train.optimizer import MasterOptimizer, learning_rate
 from meditune.train.trainer import STREAK, LossGuard, Step, TrainingRows, plan_steps, probe, train
 from meditune.train.training_plan import check_start
 from tests import tiny
-from tests.commands import bench, meditune, read_rows
+from tests.commands import meditune, read_rows
 from tests.models.test_forward import EXAMPLES
 
 MANY = [
@@ -392,12 +392,6 @@ def test_going_on_from_before_or_within_the_average_gives_the_same_mean(step):
 STEPS = {"train__batch_size": 2, "train__checkpoint_steps": 4, "train__epochs": 2}
 TRIED = 1
 """Calls before the first step: the pre-flight's piece."""
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    with bench(tmp_path_factory.mktemp("breakdown")) as made:
-        yield made
 
 
 def trained(place, name):
