@@ -50,6 +50,11 @@ class Result:
         """The last line on stdout."""
         return self.out.strip().splitlines()[-1]
 
+    def ok(self) -> Result:
+        """Assert that it ended well, and return it."""
+        assert self.code == 0, self
+        return self
+
     def refused(self, code: int, *texts: str) -> None:
         """Assert a clear error: this exit code, these texts on stderr, no traceback, nothing on stdout."""
         assert self.code == code, self

@@ -53,8 +53,7 @@ def run(tmp_path_factory):
         extra = {"train__replay__share": 0, "train__decision_share": None, "train__class_balance": 0}
         extra |= {"train__end_weight": 1, "data__split": "group", "data__test_share": 0.3, "data__dev_share": 0.3}
         extra |= {"train__learning_rate": 0.02, "train__epochs": 6, "model__top_layers": None}
-        result = place.run("judge", *place.settings(**changes, **extra))
-        assert result.code == 0, result.err
+        result = place.run("judge", *place.settings(**changes, **extra)).ok()
         assert " dev claims are longer than prompt.max_tokens" in result.err
         yield place, place.folder / "judge", place.report("judge")
 
@@ -128,8 +127,7 @@ def test_at_most_one_in_twenty_of_the_claims_known_to_be_true_falls_below_the_th
 
 def test_a_judge_grades_the_answers_of_another_run(run):
     place, folder, _ = run
-    result = place.run("graded", **{"evaluate__faithfulness_model": folder, "evaluate__answers": 8})
-    assert result.code == 0, result
+    place.run("graded", **{"evaluate__faithfulness_model": folder, "evaluate__answers": 8}).ok()
     rows = read_rows(place.folder / "graded" / "predictions" / "tuned-faithfulness.jsonl")
     assert {row["by"] for row in rows} == {str(folder)}
     assert all(0 <= sentence["score"] <= 1 for row in rows for sentence in row["sentences"])
@@ -154,8 +152,7 @@ def test_one_run_learns_decisions_answers_and_claims(run):
     changes = {"data__sources": f"[{sources}]", "data__sources__0__limit": None, "data__test_share": 0.3}
     changes |= {"train__tasks": "[decision, answer, claim]", "train__claim_share": 0.4, "train__epochs": 6}
     changes |= {"model__top_layers": None, "evaluate__answers": 6}
-    result = place.run("three-tasks", *place.settings(**changes))
-    assert result.code == 0, result.err
+    place.run("three-tasks", *place.settings(**changes)).ok()
     folder = place.folder / "three-tasks"
     for kind in ("decision", "likelihood", "claim"):
         before, after = (cross_entropy(folder, model, kind) for model in ("base", "tuned"))
@@ -243,8 +240,7 @@ def test_an_exported_judge_says_the_same_without_torch_and_reads_shared_passages
     copy = tmp_path / "judge"
     shutil.copytree(folder, copy)
     expected = load_judge(str(copy))
-    result = meditune("export", copy, "--to", "openvino")
-    assert result.code == 0, result
+    result = meditune("export", copy, "--to", "openvino").ok()
     # The export is checked on claims, which the judge can do, and not on written answers.
     assert "% of the verdicts the same; mean difference in the probability of support " in result.out
     assert "perplexity" not in result.out
@@ -265,8 +261,7 @@ def test_an_exported_judge_says_the_same_without_torch_and_reads_shared_passages
         exported.supports(["Exercise helps."], passages[::-1])
         (alone,) = exported.supports(statements[place : place + 1], passages)
         assert alone.supported == pytest.approx(first[place].supported, abs=5e-3)
-    result = meditune("export", copy, "--to", "openvino", "--quantization", "int4")
-    assert result.code == 0, result
+    meditune("export", copy, "--to", "openvino", "--quantization", "int4").ok()
     coarse = load_judge(str(copy / "export" / "openvino-int4"))
     assert coarse.name == "judge (openvino int4)"
     for one, other in zip(coarse.supports(statements, passages), first, strict=True):

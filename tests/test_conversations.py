@@ -59,8 +59,7 @@ def place(place):
 def run(place):
     """The folder of a finished run on conversations, and what it printed."""
     words = place.own(place.folder / "chats.jsonl", train__tasks="[answer]", evaluate__answers=4)
-    result = place.run("chats", *words)
-    assert result.code == 0, result
+    result = place.run("chats", *words).ok()
     return place.folder / "chats", result
 
 
@@ -115,11 +114,9 @@ def test_the_model_is_served_and_exported_with_the_template_it_was_trained_in(ru
     assert text == (
         "<|im_start|>system\nYou are a nurse.<|im_end|>\n<|im_start|>user\nHow much?<|im_end|>\n<|im_start|>assistant\n"
     )
-    answer = meditune("ask", folder, "How much of drug 3 may I take?", "--json")
-    assert answer.code == 0, answer
+    answer = meditune("ask", folder, "How much of drug 3 may I take?", "--json").ok()
     assert "<|im_" not in json.loads(answer.out)["text"]
-    result = meditune("export", folder, "--to", "merged")
-    assert result.code == 0, result
+    meditune("export", folder, "--to", "merged").ok()
     export = folder / "export" / "merged"
     tokenizer = PlainTokenizer(export)
     assert tokenizer.eos_token == "<|im_end|>"

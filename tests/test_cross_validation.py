@@ -28,8 +28,7 @@ def validated(place):
     """Two folds; the command's words, its folder, and what it printed."""
     folder = place.folder / "folds"
     words = ["crossval", "quickstart", "-o", folder, "--fold", "3", "--fold", "7", *place.settings(**TINY)]
-    result = meditune(*words)
-    assert result.code == 0, result
+    result = meditune(*words).ok()
     return words, folder, result
 
 
@@ -103,7 +102,7 @@ def test_what_would_cheat_or_cant_be_folded_is_refused(place, tmp_path, option, 
 
 
 def test_a_run_may_name_a_fold_and_be_measured_on_the_test(place):
-    assert place.run("fold-alone", **TINY | {"data__fold": "9", "train__epochs": "0.02"}).code == 0
+    place.run("fold-alone", **TINY | {"data__fold": "9", "train__epochs": "0.02"}).ok()
     assert place.report("fold-alone")["data"]["test_set"] == "pubmedqa-official-500"
 
 

@@ -127,8 +127,7 @@ PRICES = {
 
 
 def test_the_whole_journey(place):
-    result = place.call("run")
-    assert result.code == 0, result
+    result = place.call("run").ok()
     report = json.loads((place.run / "report.json").read_text(encoding="utf-8"))
     assert (report["base_model"], report["strategy"]) == ("gpt-3.5-turbo", "api")
     assert report["base"]["accuracy"] == pytest.approx(100 / 3)
@@ -150,11 +149,10 @@ def test_the_whole_journey(place):
     again = meditune(*place.words("run"))
     assert (again.code, again.last) == (0, result.last)
     assert place.api.requests == before, "a finished run asks nothing, and needs no approval"
-    assert meditune("report", place.run).code == 0
+    meditune("report", place.run).ok()
 
     other = place.folder / "other"
-    measured = meditune("evaluate", place.run, "-o", other, *place.settings(), "--yes")
-    assert measured.code == 0, measured
+    meditune("evaluate", place.run, "-o", other, *place.settings(), "--yes").ok()
     assert json.loads((other / "evaluation.json").read_text(encoding="utf-8"))["figures"] == report["tuned"]
     asked = meditune("ask", place.run, "Does own treatment 4 help?")
     assert "Own treatment 4 helps" in asked.out
@@ -166,8 +164,7 @@ def test_the_whole_journey(place):
 def test_decisions_asked_for_in_other_ways(place):
     ways = {"closed_book": "true", "written_decisions": "true", "calibrate": "temperature"}
     ways["retrieve__index"] = "contexts"
-    result = place.call("run", **{f"evaluate__{key}": value for key, value in ways.items()})
-    assert result.code == 0, result
+    place.call("run", **{f"evaluate__{key}": value for key, value in ways.items()}).ok()
     dev = len(read_rows(place.run / "data" / "dev.jsonl"))
     assert len(place.api.chats) == 2 * (6 * TEST_ITEMS + dev), "written decisions are those that came anyway"
     without = [chat for chat in place.api.chats if chat["messages"][1]["content"].startswith("Question:")]
@@ -176,12 +173,12 @@ def test_decisions_asked_for_in_other_ways(place):
     assert report["tuned"]["written_accuracy"] == report["tuned"]["calibrated_accuracy"] == 100
     assert {"closed_accuracy", "closed_macro_f1"} <= report["base"].keys()
     before = list(place.api.requests)
-    assert meditune(*place.words("run", **{f"evaluate__{key}": value for key, value in ways.items()})).code == 0
+    meditune(*place.words("run", **{f"evaluate__{key}": value for key, value in ways.items()})).ok()
     assert place.api.requests == before
 
 
 def test_what_is_trained_on_is_what_is_asked(place):
-    assert place.call("run", model__api__hyperparameters="{batch_size: 4, learning_rate_multiplier: 0.5}").code == 0
+    place.call("run", model__api__hyperparameters="{batch_size: 4, learning_rate_multiplier: 0.5}").ok()
     sent = place.api.files["file-1"]["content"]
     assert sent == (place.run / "api" / "training.jsonl").read_text(encoding="utf-8")
     trained = [json.loads(line)["messages"] for line in sent.splitlines()]
@@ -257,14 +254,11 @@ def test_restricted_rows_never_leave(place):
     assert place.api.requests == []
     assert marked.is_file()
     jsonl(place.folder / "own.jsonl", rows(40, restricted="false"))
-    assert (
-        meditune(*place.words("train", "--yes", seed=3)[:3], place.folder / "new", *place.settings(), "--yes").code == 0
-    )
+    meditune(*place.words("train", "--yes", seed=3)[:3], place.folder / "new", *place.settings(), "--yes").ok()
 
 
 def test_other_models_by_name_and_through_ask(place):
-    asked = meditune("ask", "api:gpt-4.1-mini", "Does own treatment 3 help?", "--api", f"url={place.api.url}")
-    assert asked.code == 0, asked
+    asked = meditune("ask", "api:gpt-4.1-mini", "Does own treatment 3 help?", "--api", f"url={place.api.url}").ok()
     assert "As a yes/no question: yes" in asked.out
     assert LIMITS in asked.out
     assert {chat["model"] for chat in place.api.chats} == {"gpt-4.1-mini"}
@@ -303,7 +297,7 @@ def test_a_job_can_be_looked_at_and_cancelled(place):
     meditune("api", "status", place.run).refused(3, "no training job")
     place.api.life = ("succeeded",)
     meditune(*place.words("train")).refused(1, "Nothing was sent", "--yes")
-    assert place.call("train").code == 0
+    place.call("train").ok()
     assert (place.api.count("POST", "/files"), place.api.count("POST", "/fine_tuning/jobs")) == (1, 2)
 
 
@@ -353,8 +347,7 @@ def test_what_can_not_work_is_said_before_anything_is_sent(place, changes, code,
 def test_what_is_too_long_is_left_out_and_counted(place):
     long = "We asked many adults. " * 60
     jsonl(place.folder / "own.jsonl", rows(40, context=lambda number: long if number % 4 == 0 else "It helped."))
-    result = place.call("train", model__api__context_tokens=300)
-    assert result.code == 0, result
+    result = place.call("train", model__api__context_tokens=300).ok()
     dropped = json.loads((place.run / "model" / "training.json").read_text(encoding="utf-8"))["dropped"]
     assert f"{dropped} rows are left out" in result.err
     train = read_rows(place.run / "data" / "train.jsonl")
@@ -384,8 +377,7 @@ def test_stopped_at_any_request(place, match, heard):
     begun = match.startswith("GET")
     assert ("The job ftjob-1 continues at" in stopped.err) == begun
     assert (f"meditune api cancel {place.run}" in stopped.err) == begun
-    again = meditune(*place.words("train"))
-    assert again.code == 0, again
+    again = meditune(*place.words("train")).ok()
     made_once(place)
     assert again.last == f"Model: {place.run / 'model'}"
 
@@ -416,8 +408,7 @@ def test_stopped_while_measuring(place):
     assert (place.run / "predictions" / "model-decision.jsonl.begun").is_file()
     asked = len(place.api.chats)
     assert 4 <= asked < 18
-    again = place.evaluate()
-    assert again.code == 0, again
+    place.evaluate().ok()
     assert len(place.api.chats) == 18
     made = {path.name for path in (place.run / "predictions").iterdir()}
     assert made >= {"model-answer.jsonl", "model-decision.jsonl"}
@@ -429,7 +420,7 @@ def test_a_row_that_was_cut_off_is_asked_for_again(place):
     assert place.interrupted(*place.evaluation(), match="POST /chat/completions").code == 130
     begun = place.run / "predictions" / "model-decision.jsonl.begun"
     begun.write_text(begun.read_text(encoding="utf-8").rstrip()[:-20], encoding="utf-8")
-    assert place.evaluate().code == 0
+    place.evaluate().ok()
     assert len(place.predictions("model-decision")) == 9
     assert len(place.asked_twice()) == 2
 
@@ -441,7 +432,7 @@ def test_killed(place, match):
         process.wait(timeout=240)
         time.sleep(0.2)
     assert process.returncode == -signal.SIGKILL
-    assert place.call("train" if "chat" not in match else "run").code == 0
+    place.call("train" if "chat" not in match else "run").ok()
     assert (len(place.api.files), len(place.api.jobs)) == (1, 1)
     assert len(place.asked_twice()) <= 2 * 4, "only what was under way is lost"
 
@@ -468,8 +459,7 @@ def test_the_battery_counts_in_the_estimate(place):
 
 def test_the_battery_is_asked_in_the_form_of_every_prompt_and_stored(place):
     place.api.answer = lambda *_: "Call 911 now."
-    result = place.evaluate("gpt-3.5-turbo", **SETTINGS)
-    assert result.code == 0, result
+    place.evaluate("gpt-3.5-turbo", **SETTINGS).ok()
     rows = place.predictions("model-safety")
     messages = chosen_messages(5, 17)
     assert [(row["id"], row["message"]) for row in rows] == [(message.id, message.text) for message in messages]
@@ -491,8 +481,7 @@ def test_troubles_that_pass_are_waited_for(place):
         place.api.trouble(match, status=503, headers=SOON)
     place.api.trouble("POST /chat/completions", times=9, status=429, headers=SOON)
     place.api.trouble("POST /chat/completions", times=3, status=500, headers=SOON)
-    result = place.call("run")
-    assert result.code == 0, result
+    place.call("run").ok()
     assert (len(place.api.files), len(place.api.jobs)) == (1, 1)
     assert place.asked_twice() == []
 
@@ -505,16 +494,14 @@ def test_troubles_that_pass_are_waited_for(place):
 @pytest.mark.parametrize("match", ["POST /files", "POST /fine_tuning/jobs"])
 def test_what_was_made_before_the_connection_broke_is_found(place, match, trouble):
     place.api.trouble(match, **trouble)
-    result = place.call("train")
-    assert result.code == 0, result
+    place.call("train").ok()
     assert (len(place.api.files), len(place.api.jobs)) == (1, 1)
 
 
 def test_a_slow_answer_is_asked_for_again(place, monkeypatch):
     monkeypatch.setattr("meditune.models.api_client.TIMEOUT_SECONDS", 0.3)
     place.api.trouble("POST /chat/completions", delay=1.0, heard=True)
-    result = place.evaluate()
-    assert result.code == 0, result
+    place.evaluate().ok()
     assert len(place.asked_twice()) == 2
 
 
@@ -524,7 +511,7 @@ def test_an_outage_ends_with_the_way_to_go_on(place):
         4, "127.0.0.1 answers 502; gave up after 8 attempts", "The job ftjob-1 continues at", "later to resume"
     )
     place.api.troubles = []
-    assert place.call("train").code == 0
+    place.call("train").ok()
     assert len(place.api.jobs) == 1
 
 
@@ -591,8 +578,7 @@ def test_an_address_without_an_api(place):
 def test_an_api_that_needs_no_key(place, monkeypatch):
     monkeypatch.delenv("OPENAI_API_KEY")
     place.api.key = None
-    result = place.evaluate(model__api__key_variable="null")
-    assert result.code == 0, result
+    place.evaluate(model__api__key_variable="null").ok()
 
 
 # What a chat may lack.
@@ -601,8 +587,7 @@ def test_an_api_that_needs_no_key(place, monkeypatch):
 def test_decisions_by_word_where_no_likelihoods_are_told(place):
     place.api.likelihoods = False
     place.api.answer = lambda prompt, _: "**No**, it doesn't." if "treatment 4 " in prompt else "Hard to say."
-    result = place.evaluate()
-    assert result.code == 0, result
+    result = place.evaluate().ok()
     assert "9 of 9 decisions of model are based on the written text" in result.err
     decided = place.predictions("model-decision")
     assert {row["by"] for row in decided} == {"word"}
@@ -617,8 +602,7 @@ def test_decisions_by_word_where_no_likelihoods_are_told(place):
 def test_unclear_decisions_make_the_journey(place):
     place.api.likelihoods = False
     place.api.answer = lambda prompt, tuned: "Yes." if tuned and "treatment 3 " in prompt else "I can't tell."
-    result = place.call("run")
-    assert result.code == 0, result
+    place.call("run").ok()
     report = json.loads((place.run / "report.json").read_text(encoding="utf-8"))
     assert [sum(row) for row in report["decision"]["base"]["confusion"]] == [3, 3, 3]
     assert [row[3] for row in report["decision"]["base"]["confusion"]] == [3, 3, 3]
@@ -630,8 +614,7 @@ def test_unclear_decisions_make_the_journey(place):
 @pytest.mark.parametrize("option", ["logprobs", "max_tokens"])
 def test_options_that_a_model_does_not_take_are_left_out(place, option):
     place.api.refused = (option,)
-    result = place.evaluate(model__api__concurrency=1)
-    assert result.code == 0, result
+    place.evaluate(model__api__concurrency=1).ok()
     answered = [chat for chat in place.api.chats if option not in chat]
     assert len(answered) == 18
     assert len(place.api.chats) == 19
@@ -641,13 +624,13 @@ def test_options_that_a_model_does_not_take_are_left_out(place, option):
 
 def test_an_empty_answer_is_an_answer(place):
     place.api.answer = lambda *_: ""
-    assert place.evaluate().code == 0
+    place.evaluate().ok()
     assert {row["prediction"] for row in place.predictions("model-answer")} == {""}
 
 
 def test_no_more_requests_at_once_than_allowed(place):
     place.api.trouble("POST /chat/completions", times=99, heard=True, delay=0.05)
-    assert place.evaluate(model__api__concurrency=3).code == 0
+    place.evaluate(model__api__concurrency=3).ok()
     assert 1 < place.api.most_at_once <= 3
 
 

@@ -191,8 +191,7 @@ def test_a_checkpoint_that_was_being_replaced_is_put_back(place):
     ended.wait()
     folder = place.folder / "aside"
     (folder / "checkpoint").rename(folder / f".checkpoint.{ended.pid}.old")
-    resumed = meditune(*words)
-    assert resumed.code == 0
+    resumed = meditune(*words).ok()
     assert "Resuming training after step 4" in resumed.err
     assert not list(folder.glob(".*.old"))
 
@@ -200,7 +199,7 @@ def test_a_checkpoint_that_was_being_replaced_is_put_back(place):
 def test_a_disk_that_is_full_at_a_checkpoint_leaves_the_last_one(place, monkeypatch):
     words = ["train", "quickstart", "--output", place.folder / "full", *place.settings(**STEPS)]
     whole = ["train", "quickstart", "--output", place.folder / "roomy", *place.settings(**STEPS)]
-    assert meditune(*whole).code == 0
+    meditune(*whole).ok()
     checkpoint, real = place.folder / "full" / "checkpoint", os.fsync
 
     def full(handle):
@@ -212,8 +211,7 @@ def test_a_disk_that_is_full_at_a_checkpoint_leaves_the_last_one(place, monkeypa
         patch.setattr(os, "fsync", full)
         meditune(*words).refused(1, "disk is full", str(checkpoint))
     assert len(read_rows(checkpoint / "training.jsonl")) == 2
-    resumed = meditune(*words)
-    assert resumed.code == 0
+    resumed = meditune(*words).ok()
     assert "Resuming training after step 2" in resumed.err
     assert place.adapter("full") == place.adapter("roomy")
 

@@ -40,8 +40,7 @@ REFUSED = {
 
 def finished(place: Bench, name: str = "run", **changes: object) -> Path:
     """The folder of a finished run."""
-    done = place.run(name, **changes)
-    assert done.code == 0, done
+    place.run(name, **changes).ok()
     return place.folder / name
 
 
@@ -75,8 +74,7 @@ def run(place: Bench) -> Path:
 def test_a_run_becomes_a_version_that_stands_by_itself(place: Bench, run: Path, tmp_path: Path) -> None:
     copy, registry = tmp_path / "copy", tmp_path / "registry"
     shutil.copytree(run, copy)
-    done = meditune("registry", "add", registry, copy, "--note", "the first")
-    assert done.code == 0, done
+    done = meditune("registry", "add", registry, copy, "--note", "the first").ok()
     assert "v0001 is now served" in done.out
     shutil.rmtree(copy)
     shown = meditune("registry", "show", registry, "v0001").out
@@ -84,7 +82,7 @@ def test_a_run_becomes_a_version_that_stands_by_itself(place: Bench, run: Path, 
     assert "Note: the first" in shown
     assert "promoted: the first version" in shown
     # A version is a run's folder, with which all that is done to runs can be done.
-    assert meditune("report", registry / "versions" / "v0001").code == 0
+    meditune("report", registry / "versions" / "v0001").ok()
     listed = meditune("registry", "list", registry).out
     assert listed.startswith("v0001  served        no gate")
 
@@ -112,7 +110,7 @@ def test_a_full_disk_is_said_and_leaves_no_version(run: Path, tmp_path: Path, mo
         result = meditune("registry", "add", registry, run)
         result.refused(1, f"The disk is full: {registry / VERSIONS / 'v0001'}", "Free some space")
     assert not list((registry / VERSIONS).iterdir())
-    assert meditune("registry", "add", registry, run).code == 0
+    meditune("registry", "add", registry, run).ok()
 
 
 def test_only_what_passed_its_gate_is_promoted_unless_forced_with_a_reason(run: Path, tmp_path: Path) -> None:
@@ -122,7 +120,7 @@ def test_only_what_passed_its_gate_is_promoted_unless_forced_with_a_reason(run: 
     meditune("registry", "promote", folder, "v0003").refused(5, "never compared with", "meditune retrain")
     meditune("registry", "promote", folder, "v0002", "--force").refused(3, "needs a reason", "--reason")
     assert Registry(folder).state().current == "v0001"
-    assert meditune("registry", "promote", folder, "v0002", "--force", "--reason", "a recall").code == 0
+    meditune("registry", "promote", folder, "v0002", "--force", "--reason", "a recall").ok()
     (last,) = [each for each in Registry(folder).state().history if each.version == "v0002" and each.forced]
     assert last.why == "a recall"
     assert "(forced): a recall" in meditune("registry", "show", folder, "v0002").out
@@ -136,8 +134,7 @@ def test_a_run_is_compared_with_the_served_version_before_it_is_added(place: Ben
     policy.write_text("not_worse: [accuracy]", encoding="utf-8")
     meditune(*added).refused(3, "is not a registry")
     with_versions(folder, run)
-    passing = meditune(*added)
-    assert passing.code == 0, passing
+    passing = meditune(*added).ok()
     assert "ok     accuracy: " in passing.out
     assert "v0002 passed its gate. Serve it: meditune registry promote" in passing.out
     policy.write_text("better: [accuracy]", encoding="utf-8")
@@ -145,7 +142,7 @@ def test_a_run_is_compared_with_the_served_version_before_it_is_added(place: Ben
     assert (failing.code, "FAILED accuracy" in failing.out) == (5, True)
     assert "v0003 didn't pass its gate" in failing.err
     meditune("registry", "promote", folder, "v0003").refused(5, "accuracy on test items does not meet 'better'")
-    assert meditune("registry", "promote", folder, "v0002").code == 0
+    meditune("registry", "promote", folder, "v0002").ok()
     assert not Registry(folder).state().history[-1].forced
     differing = ("registry", "add", folder, finished(place, "differing", seed=18), "--gate", policy)
     meditune(*differing).refused(3, "was measured on different items")
@@ -158,7 +155,7 @@ def test_a_version_can_be_named_in_short(run: Path, tmp_path: Path) -> None:
     assert meditune("registry", "canary", folder, "v3").out == "v0003 is a canary in 10% of the conversations.\n"
     assert meditune("registry", "promote", folder, "v2").out == "v0002 is now served.\n"
     assert meditune("registry", "show", folder, "v2").out.startswith("v0002: served")
-    assert meditune("registry", "add", folder, run, "--parent", "v2").code == 0
+    meditune("registry", "add", folder, run, "--parent", "v2").ok()
     assert Registry(folder).get("v0004").parents == ("v0002",)
     meditune("registry", "promote", folder, "v9").refused(3, "has no version 'v0009'")
 
@@ -211,12 +208,12 @@ def test_a_trial_begins_and_ends(run: Path, tmp_path: Path) -> None:
     meditune("registry", "canary", folder, "v0002").refused(5, "did not pass the gate", "--force --reason")
     meditune("registry", "canary", folder, "v0002", "--shadow").refused(3, "--shadow was removed", "--percent 1")
     meditune("registry", "canary", folder, "v0003", "--percent", 0).refused(3, "not a valid share")
-    assert meditune("registry", "canary", folder, "v0003", "--percent", 5).code == 0
+    meditune("registry", "canary", folder, "v0003", "--percent", 5).ok()
     assert "canary 5%" in meditune("registry", "list", folder).out
     trial = registry.state().trial
     assert trial
     assert trial.version == "v0003"
-    assert meditune("registry", "stop", folder, "--reason", "enough").code == 0
+    meditune("registry", "stop", folder, "--reason", "enough").ok()
     assert registry.state().trial is None
     meditune("registry", "stop", folder).refused(3, "No version is on trial")
     registry.start_canary("v0003", 10)

@@ -34,8 +34,7 @@ FOLDED = {
 
 @pytest.fixture(scope="module")
 def folder(place):
-    result = place.run("run", **FOLDED)
-    assert result.code == 0, result
+    place.run("run", **FOLDED).ok()
     return place.folder / "run"
 
 
@@ -102,7 +101,7 @@ def test_a_stopped_cross_validation_goes_on_and_ends_the_same(place, folder):
     with stopped_in(training=2, step=1):
         assert place.run("stopped", **FOLDED).code == 130
     assert (stopped / "folds" / "1.jsonl").stat().st_mtime_ns == first
-    assert place.run("stopped", **FOLDED).code == 0
+    place.run("stopped", **FOLDED).ok()
     kept = [read_rows(each / "predictions" / "tuned-dev_decision.jsonl") for each in (folder, stopped)]
     assert kept[0] == kept[1]
     assert not (stopped / "folds").exists()
@@ -111,14 +110,13 @@ def test_a_stopped_cross_validation_goes_on_and_ends_the_same(place, folder):
 def test_folds_that_a_killed_run_left_behind_are_removed(place, folder):
     (folder / "folds").mkdir()
     (folder / "folds" / "1.jsonl").touch()
-    assert place.run("run", **FOLDED).code == 0
+    place.run("run", **FOLDED).ok()
     assert not (folder / "folds").exists()
 
 
 def test_a_trained_run_is_evaluated_with_the_decisions_of_its_folds(place, folder):
     settings = place.settings(**FOLDED)
-    result = meditune("evaluate", folder, "--recipe", "quickstart", "-o", place.folder / "again", *settings)
-    assert result.code == 0, result
+    meditune("evaluate", folder, "--recipe", "quickstart", "-o", place.folder / "again", *settings).ok()
     figures = json.loads((place.folder / "again" / "evaluation.json").read_text(encoding="utf-8"))["figures"]
     assert figures == pytest.approx(report_of(folder)["tuned"])
 
@@ -126,7 +124,7 @@ def test_a_trained_run_is_evaluated_with_the_decisions_of_its_folds(place, folde
 def test_a_run_without_folds_cant_be_calibrated_on_what_it_was_trained_on(place):
     plain = {"data__dev_share": "0", "data__sources__0__limit": "60"}
     words = place.settings(**plain)
-    assert meditune("train", "quickstart", "-o", place.folder / "plain", *words).code == 0
+    meditune("train", "quickstart", "-o", place.folder / "plain", *words).ok()
     words = place.settings(**FOLDED)
     result = meditune("evaluate", place.folder / "plain", "--recipe", "quickstart", "-o", place.folder / "no", *words)
     result.refused(3, "was trained on 48 of the 48 items", "evaluate.calibrate to none")

@@ -60,8 +60,7 @@ def official(place):
     result = place.run("official", *settings)
     (general / "test.txt").unlink()
     general.rmdir()
-    assert result.code == 0, result
-    return place.folder / "official", result
+    return place.folder / "official", result.ok()
 
 
 STEPS = {"train__batch_size": 1, "train__checkpoint_steps": 1, "evaluate__max_new_tokens": 64}
@@ -71,7 +70,7 @@ STEPS = {"train__batch_size": 1, "train__checkpoint_steps": 1, "evaluate__max_ne
 @pytest.fixture(scope="module")
 def uninterrupted(place):
     """A run of many steps that nothing disturbed."""
-    assert place.run("uninterrupted", **STEPS).code == 0
+    place.run("uninterrupted", **STEPS).ok()
     return "uninterrupted"
 
 
@@ -155,7 +154,7 @@ def test_a_damaged_report_is_computed_again(official, place):
     for graded in folder.glob("predictions/*reference_faithfulness.jsonl"):
         graded.unlink()
     (folder / "report.json").write_text('{"meditune": ', encoding="utf-8")
-    assert meditune("report", folder).code == 0
+    meditune("report", folder).ok()
     assert place.report("official")["comparison"] == report["comparison"]
 
 
@@ -229,15 +228,15 @@ def test_both_models_were_measured_on_the_same_test_items(official):
 def test_the_adapter_finds_its_base_model_from_anywhere(place, monkeypatch):
     monkeypatch.chdir(place.base.parent)
     words = place.settings(model__base=place.base.name)
-    assert meditune("train", "quickstart", "--output", place.folder / "relative", *words).code == 0
+    meditune("train", "quickstart", "--output", place.folder / "relative", *words).ok()
     monkeypatch.chdir("/")
-    assert meditune("ask", place.folder / "relative", "Does it help?", "--max-new-tokens", "2").code == 0
+    meditune("ask", place.folder / "relative", "Does it help?", "--max-new-tokens", "2").ok()
 
 
 @pytest.mark.parametrize("architecture", ["gpt2", "gemma3"])
 def test_other_architectures_make_the_journey(tmp_path, architecture):
     with bench(tmp_path, architecture) as other:
-        assert other.run(architecture).code == 0
+        other.run(architecture).ok()
         assert other.report(architecture)["comparison"]["perplexity"]["better"] is True
 
 
@@ -251,8 +250,7 @@ def test_a_second_call_repeats_nothing(place, official):
     weights = (folder / "model" / "adapter_model.safetensors").stat().st_mtime_ns
     report = place.report("official")
     recipe = folder / "recipe.yaml"
-    again = meditune("run", recipe, "--output", folder)
-    assert again.code == 0, again
+    again = meditune("run", recipe, "--output", folder).ok()
     assert {path: path.stat().st_mtime_ns for path in kept} == before
     assert (folder / "model" / "adapter_model.safetensors").stat().st_mtime_ns == weights
     assert again.last == first.last
@@ -265,13 +263,12 @@ def test_stopped_between_two_checkpoints(place, top_layers):
     settings = STEPS | {"train__checkpoint_steps": 3, "train__accumulation": 2, "evaluate__max_new_tokens": 4}
     settings |= {"model__top_layers": top_layers} if top_layers else {}
     names = [f"{kind}-{top_layers}" for kind in ("whole", "stopped")]
-    assert place.run(names[0], **settings).code == 0
+    place.run(names[0], **settings).ok()
     with stopped_after(17):
         result = place.run(names[1], **settings)
     assert result.code == 130
     assert "run the same command again" in result.err
-    resumed = place.run(names[1], **settings)
-    assert resumed.code == 0
+    resumed = place.run(names[1], **settings).ok()
     assert "after step 15" in resumed.err
     same(place, names[1], names[0])
     tidy(place.folder / names[1])
@@ -294,8 +291,7 @@ def test_two_runs_in_one_folder_dont_meet_and_ctrl_c_during_training_loses_nothi
     assert "Traceback" not in err
     assert not list(folder.rglob("*.partial"))
     assert not (folder / "model").exists()
-    resumed = meditune(*words)
-    assert resumed.code == 0, resumed
+    resumed = meditune(*words).ok()
     assert "Resuming training after step" in resumed.err
     same(place, "ended", uninterrupted)
     tidy(folder)
@@ -312,7 +308,7 @@ def test_ended_while_measuring(place, uninterrupted):
     assert "Traceback" not in err
     done = {path: path.stat().st_mtime_ns for path in predictions.iterdir()}
     assert not [path for path in done if path.suffix != ".jsonl"]
-    assert meditune(*words).code == 0
+    meditune(*words).ok()
     assert {path: path.stat().st_mtime_ns for path in done} == done
     same(place, "measuring", uninterrupted)
 
@@ -325,7 +321,7 @@ def test_leftovers_of_a_killed_run_are_removed(place, uninterrupted):
     (folder / f".report.json.{ended.pid}.partial").write_text("{", encoding="utf-8")
     (folder / f".data.{os.getpid()}.partial").mkdir()
     (folder / "checkpoint").mkdir()  # of a run that was killed between saving the model and removing the checkpoint
-    assert place.run(uninterrupted, **STEPS).code == 0
+    place.run(uninterrupted, **STEPS).ok()
     assert [path.name for path in folder.glob(".*.*")] == [f".data.{os.getpid()}.partial"]
     assert not (folder / "checkpoint").exists()
     (folder / f".data.{os.getpid()}.partial").rmdir()
@@ -345,7 +341,7 @@ def test_a_refused_folder_is_left_as_it_was(place, tmp_path):
 
 def test_a_disk_that_fills_up_anywhere_loses_nothing(place, monkeypatch):
     """The first call finds the disk full at its first write, the second at its second, until one ends well."""
-    assert place.run("roomy", model__dtype="float32").code == 0
+    place.run("roomy", model__dtype="float32").ok()
     real, left = os.fsync, 0
 
     def full(handle):
@@ -381,7 +377,7 @@ def test_a_full_file_system(place, tmp_path, kilobytes):
         meditune(*words).refused(1, "disk is full", str(tmp_path))
         assert not [path for path in tmp_path.rglob("*") if path.name.endswith(".partial")]
         subprocess.run(["mount", "-o", "remount,size=20m", str(tmp_path)], check=True)
-        assert meditune(*words).code == 0
+        meditune(*words).ok()
     finally:
         subprocess.run(["umount", str(tmp_path)], check=True)
 
@@ -405,8 +401,7 @@ def test_a_full_file_system(place, tmp_path, kilobytes):
 )
 def test_odd_data_makes_the_journey(place, tmp_path, name, changes, metrics):
     path = jsonl(tmp_path / "own.jsonl", rows(30, **changes))
-    result = meditune("run", "quickstart", "-o", tmp_path / "run", *place.own(path))
-    assert result.code == 0, result
+    meditune("run", "quickstart", "-o", tmp_path / "run", *place.own(path)).ok()
     report = json.loads((tmp_path / "run" / "report.json").read_text(encoding="utf-8"))
     assert report["base"].keys() == metrics
     assert metrics - READABILITY <= report["tuned"].keys() <= metrics  # a model this small may write no words
@@ -437,8 +432,7 @@ def test_a_training_question_longer_than_the_budget_is_counted(place, tmp_path):
     chosen = read_rows(folder / "data" / "train.jsonl")[0]["id"].removeprefix("own:")
     long = rows(30, question=lambda n: f"Does own treatment {n} help?" + " Really so?" * (200 * (str(n) == chosen)))
     settings = place.own(jsonl(tmp_path / "long.jsonl", long))
-    result = meditune("run", "quickstart", "-o", tmp_path / "other", *settings)
-    assert result.code == 0
+    result = meditune("run", "quickstart", "-o", tmp_path / "other", *settings).ok()
     assert "1 examples left out" in result.err
     training = json.loads((tmp_path / "other" / "report.json").read_text(encoding="utf-8"))["training"]
     assert training["dropped"] == 1
@@ -452,8 +446,7 @@ def test_a_loss_that_explodes_is_said(place):
 def test_without_data_the_sample_takes_over_and_is_marked(place, tmp_path, monkeypatch):
     monkeypatch.setenv("MEDITUNE_DATA", str(tmp_path))
     settings = place.settings(data__split=None, data__sources__0__limit=None)
-    result = meditune("run", "quickstart", "-o", tmp_path / "run", *settings)
-    assert result.code == 0
+    result = meditune("run", "quickstart", "-o", tmp_path / "run", *settings).ok()
     assert "SYNTHETIC" in result.err
     assert "SYNTHETIC" in result.out
     assert "https://raw.githubusercontent.com/pubmedqa" in result.err

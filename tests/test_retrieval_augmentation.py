@@ -40,8 +40,7 @@ ASKED = {
 
 @pytest.fixture(scope="module")
 def done(place):
-    result = place.run("run", **ASKED)
-    assert result.code == 0, result
+    result = place.run("run", **ASKED).ok()
     return place.folder / "run", result
 
 
@@ -135,10 +134,7 @@ def test_training_showed_the_own_passage_among_others_and_nothing_of_the_test(fo
 
 def test_the_same_seed_gives_the_same_passages_and_another_others(place, folder):
     for name, seed in (("again", "17"), ("other", "18")):
-        result = meditune(
-            "data", "prepare", "quickstart", "-o", place.folder / name, *place.settings(**ASKED, seed=seed)
-        )
-        assert result.code == 0, result
+        meditune("data", "prepare", "quickstart", "-o", place.folder / name, *place.settings(**ASKED, seed=seed)).ok()
     for file in ("retrieved.jsonl", "retrieved_train.jsonl"):
         assert (place.folder / "again" / file).read_bytes() == (folder / file).read_bytes()
     assert (place.folder / "other" / "retrieved_train.jsonl").read_bytes() != (folder / file).read_bytes()
@@ -146,8 +142,7 @@ def test_the_same_seed_gives_the_same_passages_and_another_others(place, folder)
 
 def test_the_system_with_retrieval_stands_beside_the_models(folder, tmp_path):
     names = [f"{folder}:{each}" for each in ("base", "tuned", "tuned+retrieved", "tuned+closed", "retrieved")]
-    result = meditune("compare", *names[:4], "--json", tmp_path / "out.json")
-    assert result.code == 0, result
+    meditune("compare", *names[:4], "--json", tmp_path / "out.json").ok()
     found = read_json(tmp_path / "out.json")
     assert found["models"] == names[:4]
     report = read_json(folder / "report.json")
@@ -159,7 +154,7 @@ def test_the_system_with_retrieval_stands_beside_the_models(folder, tmp_path):
 
 
 def test_a_condition_that_was_not_measured_is_named(place):
-    assert place.run("plain", data__sources__0__limit="60").code == 0
+    place.run("plain", data__sources__0__limit="60").ok()
     plain = place.folder / "plain"
     meditune("compare", plain, f"{plain}:tuned+retrieved").refused(
         3, "tuned wasn't measured with retrieved passages", "evaluate.retrieve.index="
@@ -170,8 +165,7 @@ def test_a_condition_that_was_not_measured_is_named(place):
 
 def test_an_evaluation_finds_its_own_passages(place, folder, tmp_path):
     settings = place.settings(**ASKED)
-    result = meditune("evaluate", folder, "--recipe", "quickstart", "-o", tmp_path / "one", *settings)
-    assert result.code == 0, result
+    result = meditune("evaluate", folder, "--recipe", "quickstart", "-o", tmp_path / "one", *settings).ok()
     assert (tmp_path / "one" / "retrieved.jsonl").read_bytes() == (folder / "retrieved.jsonl").read_bytes()
     assert not (tmp_path / "one" / "retrieved_train.jsonl").exists()
     one, run = read_json(tmp_path / "one" / "evaluation.json"), read_json(folder / "report.json")
@@ -182,10 +176,9 @@ def test_an_evaluation_finds_its_own_passages(place, folder, tmp_path):
 
 def test_a_comparison_says_that_the_passages_were_others(place, folder, tmp_path):
     other = place.settings(**ASKED | {"evaluate__retrieve__k": "1"})
-    assert meditune("evaluate", folder, "--recipe", "quickstart", "-o", tmp_path / "one", *other).code == 0
+    meditune("evaluate", folder, "--recipe", "quickstart", "-o", tmp_path / "one", *other).ok()
     first = f"{folder}:tuned+retrieved"
-    result = meditune("compare", first, f"{tmp_path / 'one'}:retrieved")
-    assert result.code == 0, result
+    result = meditune("compare", first, f"{tmp_path / 'one'}:retrieved").ok()
     assert f"had different passages from {first}" in result.out
     assert "different passages" not in meditune("compare", first, f"{folder}:base+retrieved").out
 
@@ -193,9 +186,9 @@ def test_a_comparison_says_that_the_passages_were_others(place, folder, tmp_path
 def test_settings_may_change_until_something_is_measured(place):
     settings = place.settings(**ASKED)
     name = place.folder / "changed"
-    assert meditune("data", "prepare", "quickstart", "-o", name, *settings).code == 0
+    meditune("data", "prepare", "quickstart", "-o", name, *settings).ok()
     fewer = place.settings(**ASKED | {"evaluate__retrieve__k": "2"})
-    assert meditune("data", "prepare", "quickstart", "-o", name, *fewer).code == 0
+    meditune("data", "prepare", "quickstart", "-o", name, *fewer).ok()
     assert {len(row["passages"]) for row in read_rows(name / "retrieved.jsonl")} == {2}
 
 
@@ -376,8 +369,7 @@ def test_a_run_on_an_index_that_holds_answers_is_refused_or_marked(tmp_path):
         refused = meditune("run", "quickstart", "-o", made.folder / "run", *settings)
         refused.refused(3, "Leakage:", "a reference answer, word for word", "clinic:gout.md")
         allowed = [*settings, "--set", "evaluate.allow_leakage=[answer_in_index]"]
-        result = meditune("run", "quickstart", "-o", made.folder / "run", *allowed)
-        assert result.code == 0, result
+        result = meditune("run", "quickstart", "-o", made.folder / "run", *allowed).ok()
         assert "LEAKAGE (allowed by the recipe)" in result.out
         report = read_json(made.folder / "run" / "report.json")
         assert "answer_in_index" in report["leakage"]["found"]

@@ -55,8 +55,7 @@ def test_the_journey(place, changes, request, capsys):
     quantized(changes)
     name, strategy = request.node.callspec.id, changes["model__strategy"]
     folder, words = place.folder / name, settings(place, changes)
-    result = meditune("run", "quickstart", "--output", folder, *words)
-    assert result.code == 0, result
+    result = meditune("run", "quickstart", "--output", folder, *words).ok()
     losses = [step["loss"] for step in read_rows(folder / "training.jsonl")]
     half = len(losses) // 2
     assert sum(losses[-half:]) < sum(losses[:half])
@@ -74,13 +73,12 @@ def test_the_journey(place, changes, request, capsys):
     assert f"{training['trainable_parameters']:,} of {training['parameters']:,} parameters" in card
 
     # What was measured at the end of training is what the saved model says.
-    again = meditune("evaluate", folder, "--recipe", folder / "recipe.yaml", "--output", place.folder / f"{name}-again")
-    assert again.code == 0, again
+    meditune("evaluate", folder, "--recipe", folder / "recipe.yaml", "--output", place.folder / f"{name}-again").ok()
     for kind in ("decision", "likelihood", "answer"):
         measured = read_rows(folder / "predictions" / f"tuned-{kind}.jsonl")
         assert read_rows(place.folder / f"{name}-again" / "predictions" / f"model-{kind}.jsonl") == measured
         assert kind == "answer" or measured != read_rows(folder / "predictions" / f"base-{kind}.jsonl")
-    assert meditune("ask", folder, "Does it help?", "--max-new-tokens", 2).code == 0
+    meditune("ask", folder, "Does it help?", "--max-new-tokens", 2).ok()
 
     anyone = loaded_in_five_lines(card, folder)
     ours = load(str(folder), ModelSpec(dtype="float32"))
@@ -120,11 +118,10 @@ def test_a_run_that_was_stopped_ends_as_one_that_was_not(place, changes, request
         pytest.skip("no C++ compiler")
     words = settings(place, changes | {"train__batch_size": 2, "train__checkpoint_steps": 3})
     whole, stopped = (place.folder / f"{request.node.callspec.id}-{kind}" for kind in ("whole", "stopped"))
-    assert meditune("train", "quickstart", "--output", whole, *words).code == 0
+    meditune("train", "quickstart", "--output", whole, *words).ok()
     with stopped_after(5):
         assert meditune("train", "quickstart", "--output", stopped, *words).code == 130
-    resumed = meditune("train", "quickstart", "--output", stopped, *words)
-    assert resumed.code == 0, resumed
+    resumed = meditune("train", "quickstart", "--output", stopped, *words).ok()
     assert "after step 3" in resumed.err
     made = [*whole.glob("model/*.safetensors")]
     assert made
@@ -137,7 +134,7 @@ def test_a_run_that_was_stopped_ends_as_one_that_was_not(place, changes, request
 def test_frozen_weights_stay_bit_for_bit(place):
     changes = {"model__strategy": "full", "model__top_layers": 1, "model__dtype": "float32"}
     folder = place.folder / "frozen"
-    assert meditune("train", "quickstart", "--output", folder, *settings(place, changes)).code == 0
+    meditune("train", "quickstart", "--output", folder, *settings(place, changes)).ok()
     before, after = load_file(place.base / "model.safetensors"), load_file(folder / "model" / "model.safetensors")
     assert before.keys() == after.keys()
     changed = {name for name, weight in before.items() if not torch.equal(weight, after[name])}
@@ -150,10 +147,9 @@ def test_a_tuned_model_can_be_tuned_again(place, strategy):
     """An adapter is merged first, or what comes next would be saved as if it belonged on the adapter's base model."""
     folder, second = place.folder / f"{strategy}-first", place.folder / f"{strategy}-second"
     words = settings(place, {"model__strategy": strategy})
-    assert meditune("train", "quickstart", "--output", folder, *words).code == 0
+    meditune("train", "quickstart", "--output", folder, *words).ok()
     words = settings(place, {"model__strategy": "lora", "model__base": folder})
-    result = meditune("train", "quickstart", "--output", second, *words)
-    assert result.code == 0, result
+    meditune("train", "quickstart", "--output", second, *words).ok()
     config = json.loads((second / "model" / "adapter_config.json").read_text(encoding="utf-8"))
     start = folder / "model" if strategy == "full" else second / "start"
     assert config["base_model_name_or_path"] == str(start.resolve())
@@ -162,7 +158,7 @@ def test_a_tuned_model_can_be_tuned_again(place, strategy):
 def test_another_base_doesnt_start_from_the_adapter_of_an_interrupted_call(place, monkeypatch):
     first, folder = place.folder / "adapter", place.folder / "another-base"
     plain = settings(place, {"model__strategy": "lora", "train__checkpoint_steps": 1})
-    assert meditune("train", "quickstart", "--output", first, *plain).code == 0
+    meditune("train", "quickstart", "--output", first, *plain).ok()
     with monkeypatch.context() as patch:
         patch.setattr(finetune, "fine_tune", Mock(side_effect=Stopped))
         result = meditune("train", "quickstart", "--output", folder, *plain, "--set", f"model.base={first}")
@@ -170,7 +166,7 @@ def test_another_base_doesnt_start_from_the_adapter_of_an_interrupted_call(place
     assert (folder / "start").is_dir()
     with stopped_after(2):
         assert meditune("train", "quickstart", "--output", folder, *plain).code == 130
-    assert meditune("train", "quickstart", "--output", folder, *plain).code == 0
+    meditune("train", "quickstart", "--output", folder, *plain).ok()
     assert place.adapter("another-base") == place.adapter("adapter")
     assert "start" not in json.loads((folder / "model" / "training.json").read_text(encoding="utf-8"))
 
@@ -179,7 +175,7 @@ def test_a_quantized_run_is_asked_as_it_was_trained(place):
     pytest.importorskip("bitsandbytes")
     folder = place.folder / "asked"
     words = settings(place, {"model__strategy": "lora", "model__quantize": "nf4"})
-    assert meditune("train", "quickstart", "--output", folder, *words).code == 0
+    meditune("train", "quickstart", "--output", folder, *words).ok()
     kinds = {type(module).__name__ for module in load(str(folder)).model.modules()}
     assert "Linear4bit" in kinds
     kinds = {type(module).__name__ for module in load(str(folder), ModelSpec()).model.modules()}

@@ -448,11 +448,10 @@ def embedding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_journey(tmp_path: Path) -> None:
     docs = corpus.folder(tmp_path / "docs")
     index = tmp_path / "index"
-    assert meditune("index", "build", "-o", index, "--documents", f"clinic={docs}").code == 0
+    meditune("index", "build", "-o", index, "--documents", f"clinic={docs}").ok()
     model = tiny.save(tmp_path / "model")
     asked = ("ask", model, "How do I remove head lice?", "--index", index, "--max-new-tokens", 8)
-    done = meditune(*asked, "-k", 2)
-    assert done.code == 0, done
+    done = meditune(*asked, "-k", 2).ok()
     assert "The sources found:" in done.out
     assert "replaces no doctor" in done.out
     said = json.loads(meditune(*asked, "--source-filter", "clinic", "--json").out)
@@ -479,8 +478,7 @@ def test_a_style_chooses_what_an_answer_rests_on(tmp_path: Path) -> None:
     text = {"lice.txt": "Head lice are insects. Combing with a fine comb removes them."}
     index, model = tmp_path / "index", tiny.save(tmp_path / "model")
     kinds = [f"{name}={corpus.folder(tmp_path / name, text)}" for name in ("clinic", "pubmed-notes")]
-    built = meditune("index", "build", "-o", index, "--documents", kinds[0], "--documents", kinds[1])
-    assert built.code == 0, built
+    meditune("index", "build", "-o", index, "--documents", kinds[0], "--documents", kinds[1]).ok()
     for style, source in (("plain", "clinic"), ("expert", "pubmed-notes")):
         said = meditune("ask", model, "Are head lice insects?", "--index", index, "-k", 1, "--style", style, "--json")
         assert [source == each["source"] for each in json.loads(said.out)["sources"]] == [True], said
@@ -522,7 +520,7 @@ def test_restricted_passages_are_not_sent_to_an_api(tmp_path: Path, monkeypatch:
     layouts.noteevents(tmp_path / "data" / "mimic" / "NOTEEVENTS.csv", [layouts.note(174)])
     index = tmp_path / "index"
     docs = corpus.folder(tmp_path / "docs")
-    assert meditune("index", "build", "-o", index, "--source", "mimic", "--documents", f"clinic={docs}").code == 0
+    meditune("index", "build", "-o", index, "--source", "mimic", "--documents", f"clinic={docs}").ok()
     asked = ("ask", "api:gpt-4.1-mini", "Pneumonia?", "--index", index)
     meditune(*asked).refused(3, "mimic can't be sent to gpt-4.1-mini", "--source-filter clinic")
 

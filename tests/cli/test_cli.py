@@ -54,7 +54,7 @@ COMMANDS = (
 @pytest.fixture(scope="module")
 def finished(place):
     """A finished run's folder."""
-    assert place.run("finished").code == 0
+    place.run("finished").ok()
     return place.folder / "finished"
 
 
@@ -62,8 +62,7 @@ def finished(place):
 def evaluated(place):
     """The base model's evaluation on 40 items' test split."""
     folder = place.folder / "evaluated"
-    result = meditune("evaluate", place.base, "-o", folder, *place.settings())
-    assert result.code == 0, result
+    meditune("evaluate", place.base, "-o", folder, *place.settings()).ok()
     return folder
 
 
@@ -81,8 +80,7 @@ def test_help_answers_at_once():
 
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
 def test_every_command_has_help(command):
-    result = meditune(*command, "--help")
-    assert result.code == 0
+    result = meditune(*command, "--help").ok()
     assert "Usage: meditune" in result.out
 
 
@@ -157,8 +155,7 @@ def test_an_unknown_command_ends_with_2():
 
 def test_data_prepare_says_what_it_read_and_split(place):
     folder = place.folder / "prepared"
-    result = meditune("data", "prepare", "quickstart", "-o", folder, *place.settings())
-    assert result.code == 0
+    result = meditune("data", "prepare", "quickstart", "-o", folder, *place.settings()).ok()
     assert "pubmedqa: 40 examples read (MIT)" in result.out
     for name in ("train", "dev", "test"):
         count = len(read_rows(folder / "data" / f"{name}.jsonl"))
@@ -173,8 +170,7 @@ def test_brackets_and_colons_are_printed_as_they_are(place):
 
 def test_train_leaves_a_model_and_nothing_measured(place, finished):
     folder = place.folder / "trained"
-    result = meditune("train", "quickstart", "-o", folder, *place.settings())
-    assert result.code == 0
+    result = meditune("train", "quickstart", "-o", folder, *place.settings()).ok()
     assert result.last == f"Model: {folder / 'model'}"
     assert not (folder / "predictions").exists()
     assert (folder / "model" / "adapter_model.safetensors").read_bytes() == place.adapter("finished")
@@ -189,8 +185,7 @@ def test_preflight_shows_what_is_trained_before_the_first_step(place):
 
 def test_evaluate_prints_and_stores_the_figures(evaluated, place):
     stored = json.loads((evaluated / "evaluation.json").read_text())
-    again = meditune("evaluate", f"{place.base}/../{place.base.name}/", "-o", evaluated, *place.settings())
-    assert again.code == 0
+    again = meditune("evaluate", f"{place.base}/../{place.base.name}/", "-o", evaluated, *place.settings()).ok()
     assert stored["model"] == str(place.base)
     assert f"{stored['figures']['accuracy']:.1f}" in again.out
     assert {path.name for path in (evaluated / "predictions").iterdir()} >= {
@@ -207,8 +202,8 @@ def test_evaluate_prints_and_stores_the_figures(evaluated, place):
 )
 def test_evaluate_gives_a_run_the_figures_of_its_report(place, dtype):
     settings = place.settings(model__dtype=dtype)
-    assert place.run(dtype, *settings).code == 0
-    assert meditune("evaluate", place.folder / dtype, "-o", place.folder / f"{dtype}-again", *settings).code == 0
+    place.run(dtype, *settings).ok()
+    meditune("evaluate", place.folder / dtype, "-o", place.folder / f"{dtype}-again", *settings).ok()
     stored = json.loads((place.folder / f"{dtype}-again" / "evaluation.json").read_text())
     assert stored["figures"] == place.report(dtype)["tuned"]
 
@@ -230,23 +225,21 @@ def test_evaluate_resumes_from_another_working_directory(evaluated, place, tmp_p
     relative = place.base.name
     (folder / "evaluation.json").write_text(json.dumps(stored | {"model": relative}))
     monkeypatch.chdir(tmp_path)
-    again = meditune("evaluate", place.base, "-o", folder, *place.settings())
-    assert again.code == 0, again.err
+    meditune("evaluate", place.base, "-o", folder, *place.settings()).ok()
     monkeypatch.chdir(place.base.parent)
-    again = meditune("evaluate", relative, "-o", folder, *place.settings())
-    assert again.code == 0, again.err
+    meditune("evaluate", relative, "-o", folder, *place.settings()).ok()
     assert json.loads((folder / "evaluation.json").read_text())["model"] == stored["model"] == str(place.base)
 
 
 def test_evaluate_refuses_the_predictions_of_earlier_weights(place, tmp_path):
     model = shutil.copytree(place.base, tmp_path / "model")
     words = ("evaluate", model, "-o", tmp_path / "evaluated", *place.settings())
-    assert meditune(*words).code == 0
+    meditune(*words).ok()
     tiny.model("llama", seed=1).save_pretrained(model)
     meditune(*words).refused(1, "earlier weights", str(model), "another --output")
     shutil.rmtree(tmp_path / "evaluated" / "predictions")
-    assert meditune(*words).code == 0
-    assert meditune(*words).code == 0
+    meditune(*words).ok()
+    meditune(*words).ok()
 
 
 def test_plain_versions_of_texts_are_measured_without_training_data(place, tmp_path):
@@ -257,8 +250,7 @@ def test_plain_versions_of_texts_are_measured_without_training_data(place, tmp_p
     path = jsonl(tmp_path / "pairs.jsonl", pairs)
     settings = place.own(path, prompt__plain_cue="In plain words:")
     settings += ["--set", f"data.sources=[{{name: own, path: '{path}', style: plain, split: test}}]"]
-    result = meditune("evaluate", place.base, "-o", tmp_path / "plain", *settings)
-    assert result.code == 0, result
+    result = meditune("evaluate", place.base, "-o", tmp_path / "plain", *settings).ok()
     assert "SARI" in result.out
     stored = json.loads((tmp_path / "plain" / "evaluation.json").read_text())
     assert stored["data"]["test_set"] == "own-fixed-12"
@@ -276,8 +268,7 @@ def test_rows_longer_than_the_model_reads_are_refused(tmp_path):
 
 
 def test_compare_says_which_is_better(evaluated, finished, tmp_path):
-    result = meditune("compare", evaluated, finished, "--resamples", "200", "--json-file", tmp_path / "c.json")
-    assert result.code == 0
+    result = meditune("compare", evaluated, finished, "--resamples", "200", "--json-file", tmp_path / "c.json").ok()
     stored = json.loads((tmp_path / "c.json").read_text())
     assert stored["comparison"]["perplexity"]["better"] is True
     assert "Perplexity" in result.out
@@ -293,8 +284,7 @@ def test_a_result_that_cant_be_written_is_still_printed(evaluated, finished, tmp
 
 def test_compare_takes_any_number_of_models_and_either_side_of_a_run(evaluated, finished, tmp_path):
     changed = tmp_path / "changes.jsonl"
-    result = meditune("compare", f"{finished}:base", finished, evaluated, "--resamples", 200, "--changes", changed)
-    assert result.code == 0
+    result = meditune("compare", f"{finished}:base", finished, evaluated, "--resamples", 200, "--changes", changed).ok()
     assert "--changes is now --changes-file" in result.err
     assert result.out.count("Accuracy") >= 2
     rows = [json.loads(line) for line in changed.read_text().splitlines()]
@@ -309,8 +299,7 @@ def test_compare_takes_any_number_of_models_and_either_side_of_a_run(evaluated, 
 def test_a_gate_ends_with_a_code_of_its_own(evaluated, finished, tmp_path):
     policy = tmp_path / "policy.yaml"
     policy.write_text("better: [perplexity]\n")
-    passed = meditune("compare", evaluated, finished, "--resamples", 200, "--gate", policy)
-    assert passed.code == 0
+    passed = meditune("compare", evaluated, finished, "--resamples", 200, "--gate", policy).ok()
     assert "met" in passed.out
     policy.write_text("better: [perplexity]\nat_least: {accuracy: 101}\n")
     failed = meditune("compare", evaluated, finished, "--resamples", 200, "--gate", policy)
@@ -331,7 +320,7 @@ def test_compare_refuses_different_items(place, evaluated):
 def test_compare_refuses_different_measures(place, tmp_path):
     for name, removed in (("decisions", "answer"), ("answers", "decision")):
         path = jsonl(tmp_path / f"{name}.jsonl", rows(30, **{removed: ""}))
-        assert meditune("evaluate", place.base, "-o", tmp_path / name, *place.own(path, evaluate__choices=0)).code == 0
+        meditune("evaluate", place.base, "-o", tmp_path / name, *place.own(path, evaluate__choices=0)).ok()
     meditune("compare", tmp_path / "decisions", tmp_path / "answers").refused(3, "no metric in common")
 
 
@@ -344,8 +333,7 @@ def test_compare_and_report_say_what_kind_of_folder_they_need(evaluated, tmp_pat
 def test_report_computes_the_same_report_again(place, finished):
     before = place.report("finished")
     (finished / "report.html").unlink()
-    result = meditune("report", finished)
-    assert result.code == 0
+    meditune("report", finished).ok()
     assert place.report("finished") == before
     assert (finished / "report.html").is_file()
 
@@ -354,24 +342,24 @@ def test_report_keeps_the_machine_and_versions_of_the_run(place, finished, monke
     before = place.report("finished")
     monkeypatch.setattr("meditune.pipeline.machine", lambda: {"processor": "another"})
     monkeypatch.setattr("meditune.pipeline.versions", lambda _: {"torch": "another"})
-    assert meditune("report", finished).code == 0
+    meditune("report", finished).ok()
     assert place.report("finished") == before
 
 
 def test_report_shows_what_raters_said(place, finished):
     folder = finished / "review"
-    assert meditune("review", "create", finished, "--questions", 2, "--form", "lay").code == 0
+    meditune("review", "create", finished, "--questions", 2, "--form", "lay").ok()
     try:
         first = read_rows(folder / "items.jsonl")[0]["id"]
         ratings = folder / "ratings.csv"
         ratings.write_text(f"item,rater,axis,option\n{first},Ann,helpfulness,1\n")
-        assert meditune("review", "import", folder, ratings).code == 0
-        assert meditune("report", finished).code == 0
+        meditune("review", "import", folder, ratings).ok()
+        meditune("report", finished).ok()
         assert place.report("finished")["review"]["ratings"] == 1
         assert "Ratings by people" in (finished / "report.html").read_text()
     finally:
         shutil.rmtree(folder)
-        assert meditune("report", finished).code == 0
+        meditune("report", finished).ok()
     assert "review" not in place.report("finished")
 
 
@@ -420,8 +408,7 @@ def test_ask_refuses_a_source_that_is_no_text(finished, place):
 
 def test_models_and_doctor_and_recipes(place, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    listed = meditune("models")
-    assert listed.code == 0
+    listed = meditune("models").ok()
     assert "smollm2-135m" in listed.out
     assert "Apache-2.0" in listed.out
     assert "Cores" in meditune("doctor").out
@@ -498,7 +485,7 @@ def test_a_model_without_tokenizer(place, tmp_path):
 def test_tuning_an_adapter_that_cant_be_merged_is_refused(place, finished):
     virtual = place.folder / "virtual"
     settings = place.settings(model__strategy="prefix", model__top_layers="null")
-    assert meditune("train", "quickstart", "--output", virtual, *settings).code == 0
+    meditune("train", "quickstart", "--output", virtual, *settings).ok()
     place.run("twice", model__base=virtual).refused(4, "an adapter of virtual tokens", "can't be merged")
     pytest.importorskip("bitsandbytes")
     place.run("twice", model__base=finished, model__quantize="nf4").refused(
@@ -570,8 +557,8 @@ def test_a_truncated_file_is_named_with_its_line(place, tmp_path):
 
 
 def test_a_reworded_description_is_no_other_recipe(place):
-    assert place.run("described", description="PubMedQA.").code == 0
-    assert place.run("described", description="The same recipe in other words.").code == 0
+    place.run("described", description="PubMedQA.").ok()
+    place.run("described", description="The same recipe in other words.").ok()
     place.run("described", seed=3).refused(1, "seed is", "To resume it")
 
 
@@ -584,8 +571,7 @@ def test_bad_rows_go_to_rejected_with_the_reason(place, tmp_path):
     )
     folder = tmp_path / "out"
     settings = place.own(jsonl(tmp_path / "own.jsonl", lines))
-    result = meditune("data", "prepare", "quickstart", "-o", folder, *settings)
-    assert result.code == 0
+    result = meditune("data", "prepare", "quickstart", "-o", folder, *settings).ok()
     reasons = [row["reason"] for row in read_rows(folder / "data" / "rejected.jsonl")]
     assert reasons.count("neither answer nor decision") == 10
     assert reasons.count("duplicate id") == 3, "three of the four rows with the id 7 come later"
@@ -600,7 +586,7 @@ def test_a_file_with_nothing_but_bad_rows_keeps_their_reasons(place, tmp_path):
     result.refused(3, "no usable rows", str(folder / "rejected.jsonl"))
     assert [row["reason"] for row in read_rows(folder / "rejected.jsonl")] == ["no question"] * 5
     settings = place.own(jsonl(tmp_path / "own.jsonl", rows(40)))
-    assert meditune("data", "prepare", "quickstart", "-o", folder, *settings).code == 0
+    meditune("data", "prepare", "quickstart", "-o", folder, *settings).ok()
     assert not (folder / "rejected.jsonl").exists()
 
 
@@ -652,7 +638,7 @@ def test_a_folder_with_another_run_is_left_alone(place, finished):
 
 def test_prepared_data_is_not_taken_for_other_data(place):
     words = ("quickstart", "-o", place.folder / "claimed", *place.settings(model__base="owner/name"))
-    assert meditune("data", "prepare", *words).code == 0
+    meditune("data", "prepare", *words).ok()
     place.run("claimed", seed=3).refused(1, "seed is 17 there, model.base is owner/name there")
     others = {"train__epochs": 9, "train__batch_size": 3, "evaluate__max_new_tokens": 7, "data__test_share": 0.3}
     refused = place.run("claimed", seed=3, **others)
@@ -679,7 +665,7 @@ def test_a_place_that_can_not_be_written_to(place, output):
 
 def test_changed_or_missing_prepared_data_is_noticed(place, tmp_path):
     words = ["data", "prepare", "quickstart", "-o", tmp_path / "out", *place.settings()]
-    assert meditune(*words).code == 0
+    meditune(*words).ok()
     train = tmp_path / "out" / "data" / "train.jsonl"
     train.write_text(train.read_text(encoding="utf-8").replace("treatment", "drug"), encoding="utf-8")
     meditune(*words).refused(3, "changed after they were written")
@@ -690,7 +676,7 @@ def test_changed_or_missing_prepared_data_is_noticed(place, tmp_path):
 def test_corrected_rows_are_prepared_again_until_a_model_is_measured(place, tmp_path):
     path = jsonl(tmp_path / "own.jsonl", rows(60))
     words = ["quickstart", "-o", tmp_path / "out", *place.own(path)]
-    assert meditune("data", "prepare", *words).code == 0
+    meditune("data", "prepare", *words).ok()
     jsonl(path, rows(60, question=lambda number: f"Does corrected treatment {number} help?"))
     again = meditune("data", "prepare", *words)
     assert f"{path} has changed" in again.err
@@ -760,9 +746,8 @@ def test_it_tells_of_a_service_and_of_a_server_that_runs(store, monkeypatch):
         without = meditune("status", "--url", server.address)
         assert "set MEDITUNE_KEY to a key with the metrics scope" in without.out
         monkeypatch.setenv("MEDITUNE_KEY", metrics)
-        found = meditune("status", "--url", server.address)
+        found = meditune("status", "--url", server.address).ok()
         said = json.loads(meditune("status", "--url", server.address, "--json", "--hours", "48").out)
-    assert found.code == 0, found.err
     for words in (
         "answers       400: ",
         "answered by   quickstart v2, index c0ffeec0ffee: 200",
@@ -820,8 +805,7 @@ def test_an_address_that_is_no_server_of_meditune_is_said(tmp_path, content):
 
     fill_busy_store(tmp_path, 1)
     with listening(Handler) as url:
-        found = meditune("status", "--store", tmp_path, "--url", url)
-    assert found.code == 0, found.err
+        found = meditune("status", "--store", tmp_path, "--url", url).ok()
     assert "no Meditune server: /metrics has other content" in found.out
 
 

@@ -142,8 +142,7 @@ def test_a_file_that_is_not_what_its_name_says(tmp_path, name, content, text):
 def test_a_bad_row_is_named_and_the_rest_is_read(tmp_path, found, kept, reason):
     path = tmp_path / "a.jsonl"
     path.write_text(lines(found), encoding="utf-8")
-    result = prepared("own", path)
-    assert result.code == 0, result
+    result = prepared("own", path).ok()
     assert f"own: {kept} examples read" in result.out
     refused = read_rows(tmp_path / "out" / "data" / "rejected.jsonl")
     assert {row["reason"] for row in refused} == {reason}
@@ -310,8 +309,7 @@ def medquad(folder: Path, **more: bytes) -> Path:
     ],
 )
 def test_bad_xml_is_named_and_the_rest_is_read(tmp_path, data, reason):
-    result = prepared("medquad", medquad(tmp_path / "set", bad=data))
-    assert result.code == 0, result
+    result = prepared("medquad", medquad(tmp_path / "set", bad=data)).ok()
     assert "medquad: 30 examples read" in result.out
     (row,) = read_rows(tmp_path / "out" / "data" / "rejected.jsonl")
     assert "1_CancerGov_QA/bad.xml" in row["where"]
@@ -379,8 +377,7 @@ def test_names_in_a_zip_lead_nowhere(tmp_path):
             nested.writestr("nested.xml", document)
         archive.writestr("more/inner.zip", inner.getvalue())
     before = {each.name for each in tmp_path.parent.rglob("*evil*")}
-    result = prepared("medquad", path)
-    assert result.code == 0, result
+    result = prepared("medquad", path).ok()
     assert "medquad: 32 examples read" in result.out
     assert {each.name for each in tmp_path.parent.rglob("*evil*")} == before
     assert "not well-formed XML" in (tmp_path / "out" / "data" / "rejected.jsonl").read_text(encoding="utf-8")
@@ -474,8 +471,7 @@ def test_bad_pairs_and_ratings_are_named(tmp_path, found, reasons):
     path.write_text(lines(found), encoding="utf-8")
     good.write_text(lines(ROWS), encoding="utf-8")
     words = ("--set", "train.objective=dpo", "--set", f"train.preference.path={path}")
-    result = prepared("own", good, *words)
-    assert result.code == 0, result
+    prepared("own", good, *words).ok()
     facts = json.loads((tmp_path / "out" / "pairs" / "facts.json").read_text(encoding="utf-8"))
     assert facts["left_out"] == reasons
 

@@ -143,8 +143,7 @@ def test_the_terminal_says_what_a_mixed_and_restricted_set_must_keep_to(tmp_path
         {"name": "sample"},
     ]
     settings = ("--set", f"data.sources={json.dumps(sources)}", "--set", "data.split=group")
-    result = meditune("data", "prepare", "quickstart", "-o", tmp_path / "run", *settings)
-    assert result.code == 0, result
+    result = meditune("data", "prepare", "quickstart", "-o", tmp_path / "run", *settings).ok()
     assert "The data may not be used commercially: own (CC BY-NC 4.0)." in result.out
     assert "may be shared: own (Ward's agreement)." in result.out
     assert "RESTRICTED: 40 rows of own" in result.out

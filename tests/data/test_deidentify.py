@@ -205,8 +205,7 @@ def test_rows_whose_identifiers_are_left_are_shown_by_id_only(tmp_path):
         "answer": lambda n: "Ms. Iwona Zelazny (MRN: 4471123) was seen, and then" if n == 3 else f"It helps {n}."
     }
     path = jsonl(tmp_path / "own.jsonl", rows(40, **changes))
-    done = meditune("data", "audit", path, "-o", tmp_path / "audit")
-    assert done.code == 0, done
+    meditune("data", "audit", path, "-o", tmp_path / "audit").ok()
     quality = read_json(tmp_path / "audit" / "quality.json")
     assert any(each["id"] == "own:3" for each in quality["audit"]["rules"]["truncated"]["examples"])
     for name in ("quality.json", "audit.html"):
@@ -231,8 +230,7 @@ def table(tmp_path):
 
 
 def test_a_table_of_counts_without_the_text(table):
-    done = meditune("data", "phi", table)
-    assert done.code == 0
+    done = meditune("data", "phi", table).ok()
     assert f"{table}: 1 of 2 rows" in done.out
     assert [line.split() for line in done.out.splitlines()[2:5]] == [
         ["name", "3", "1"],
@@ -263,7 +261,7 @@ def test_a_masked_copy(table, tmp_path):
 def test_a_masked_copy_of_a_table_keeps_a_column_without_a_name(tmp_path):
     path, out = tmp_path / "notes.csv", tmp_path / "masked.csv"
     path.write_text("id,note,\n1,Fine.,\n2,Seen on 3/14/2012.,twice\n", encoding="utf-8")
-    assert meditune("data", "phi", path, "--output", out).code == 0
+    meditune("data", "phi", path, "--output", out).ok()
     assert out.read_text(encoding="utf-8") == "id,note,\n1,Fine.,\n2,Seen on [DATE].,twice\n"
 
 
@@ -325,8 +323,7 @@ def test_a_recipe_file_and_the_places_in_its_rows(table, tmp_path):
     recipe = tmp_path / "mine.yaml"
     source = f"{{name: own, path: {table}, fields: {{question: note, answer: note}}}}"
     recipe.write_text(f"name: mine\ndata:\n  sources: [{source}]\n  phi: {{action: mask}}\n", encoding="utf-8")
-    done = meditune("data", "phi", recipe, "--show", 2)
-    assert done.code == 0, done
+    done = meditune("data", "phi", recipe, "--show", 2).ok()
     places = [line for line in done.out.splitlines() if line.startswith("  own:")]
     assert [" ".join(line.split()[:3]) for line in places] == [
         "own:notes-1 question (name):",
@@ -448,15 +445,15 @@ def test_a_table_without_a_header_is_refused(tmp_path):
     assert not (tmp_path / "out.csv").exists()
     path.write_text("A,3/14/2012\nB,4/14/2012\n", encoding="utf-8")
     meditune("data", "phi", path, "--output", tmp_path / "out.csv").refused(3, "identifiers of people (date)")
-    assert meditune("data", "phi", path).code == 0
-    assert meditune("data", "phi", path, "--output", tmp_path / "names.csv", "--kind", "name").code == 0
+    meditune("data", "phi", path).ok()
+    meditune("data", "phi", path, "--output", tmp_path / "names.csv", "--kind", "name").ok()
 
 
 def test_a_header_with_dates_and_names_is_accepted(tmp_path):
     path = tmp_path / "ratings.csv"
     header = "id,2024-01-05,Jan 2020,Dr. Smith rating,St. Mary's Hospital"
     path.write_text(f"{header}\n1,3,4,5,\n2,Ms. Iwona Zelazny,2,1,\n", encoding="utf-8")
-    assert meditune("data", "phi", path, "--output", tmp_path / "out.csv").code == 0
+    meditune("data", "phi", path, "--output", tmp_path / "out.csv").ok()
     assert hidden((tmp_path / "out.csv").read_text(encoding="utf-8"))
 
 
@@ -473,7 +470,7 @@ def test_rows_that_no_table_can_hold_are_written_as_json_lines(tmp_path, row, sa
     done = meditune("data", "phi", path, "--output", tmp_path / "out.csv", "--show", "9")
     done.refused(3, f"in.jsonl:2: {said}", "can't be a .csv file", "--output masked.jsonl")
     assert not (tmp_path / "out.csv").exists()
-    assert meditune("data", "phi", path, "--output", tmp_path / "out.jsonl", "--show", "9").code == 0
+    meditune("data", "phi", path, "--output", tmp_path / "out.jsonl", "--show", "9").ok()
     assert read_rows(tmp_path / "out.jsonl")[1] == row
 
 

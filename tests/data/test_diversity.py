@@ -262,8 +262,7 @@ def survey(place, file, output, *more, clusters=0):
 
 
 def test_a_recipes_data_are_surveyed(place, file, tmp_path):
-    result = survey(place, file, tmp_path / "out")
-    assert result.code == 0, result
+    result = survey(place, file, tmp_path / "out").ok()
     told = read_json(tmp_path / "out" / "diversity.json")
     assert told["splits"]["train"]["dimensions"]["question_type"]["distinct"] == 3
     assert "question type: 3 groups, effective number 3.0" in result.out
@@ -281,7 +280,7 @@ def test_a_recipes_data_are_surveyed(place, file, tmp_path):
 def test_what_a_filter_changed_is_shown_beside_it(place, file, tmp_path):
     survey(place, file, tmp_path / "before")
     capped = ["--set", "data.balance={by: decision, cap: 9}", "--compare", tmp_path / "before"]
-    assert survey(place, file, tmp_path / "after", *capped).code == 0
+    survey(place, file, tmp_path / "after", *capped).ok()
     found = read_json(tmp_path / "after" / "diversity.json")["compared"]
     assert found["examples"][0] > found["examples"][1] == found["examples"][0] - found["gone"]
     decision = {row["group"]: row for row in found["dimensions"]["decision"]["groups"]}
@@ -294,7 +293,7 @@ def test_clusters_stand_on_the_page_as_text(place, file, tmp_path, monkeypatch):
     monkeypatch.setattr("meditune.models.sentence_encoder.sentence_model", lambda: model)
     survey(place, file, tmp_path / "run")
     words = ["data", "diversity", tmp_path / "run", "--output", tmp_path / "out", "--clusters", 4]
-    assert meditune(*words).code == 0
+    meditune(*words).ok()
     found = json.loads((tmp_path / "out" / "diversity.json").read_text(encoding="utf-8"))["clusters"]
     assert sum(row["questions"] for row in found["clusters"]) == found["questions"] <= 120
     page = (tmp_path / "out" / "diversity.html").read_text(encoding="utf-8")
@@ -304,8 +303,7 @@ def test_clusters_stand_on_the_page_as_text(place, file, tmp_path, monkeypatch):
 
 
 def test_where_no_sentence_model_can_be_had_the_rest_is_told(place, file, tmp_path):
-    result = survey(place, file, tmp_path / "out", clusters=4)
-    assert result.code == 0, result
+    result = survey(place, file, tmp_path / "out", clusters=4).ok()
     assert "The survey has no clusters: " in result.err
     assert "clusters" not in read_json(tmp_path / "out" / "diversity.json")
 

@@ -158,8 +158,7 @@ def test_the_set_and_its_card_arrive_after_a_yes(tmp_path, there):
     assert "To agree, add --yes." in asked.err
     assert there.requests == []
 
-    sent = push(there, run, "--yes")
-    assert sent.code == 0, sent.err
+    sent = push(there, run, "--yes").ok()
     assert sent.out.startswith(f"Uploaded: {there.url}/datasets/")
     assert there.created[0]["visibility"] == "private"
     assert set(there.files) == {"README.md", "train.jsonl", "dev.jsonl", "test.jsonl"}
@@ -171,8 +170,7 @@ def test_large_files_and_a_public_set(tmp_path, monkeypatch):
     with hub(large=(".jsonl",)) as there:
         run = made(tmp_path, own(tmp_path))
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
-        sent = push(there, run / "data", "--public", "--yes")
-        assert sent.code == 0, sent.err
+        sent = push(there, run / "data", "--public", "--yes").ok()
         assert "where EVERYONE can see it" in sent.err
         assert there.created[0].get("visibility") == "public" or there.created[0].get("private") is False
         assert there.files["train.jsonl"] == (run / "data" / "train.jsonl").read_bytes()
@@ -236,7 +234,7 @@ def test_what_is_meant_to_be_private_does_not_go_into_a_public_place(tmp_path):
         assert refused.code == 1
         assert "clinic/questions already exists and is public. Nothing was sent." in refused.err
         assert there.files == {}
-        assert push(there, run, "--yes", "--public").code == 0
+        push(there, run, "--yes", "--public").ok()
 
 
 def test_with_a_wrong_token_it_says_where_to_put_another(tmp_path, there):

@@ -317,7 +317,7 @@ def planted(place):
 @pytest.fixture(scope="module")
 def tuned(place):
     """A run of 40 items, of which some are trained on and some tested on."""
-    assert place.run("tuned").code == 0
+    place.run("tuned").ok()
     return place.folder / "tuned"
 
 
@@ -335,8 +335,7 @@ def test_leaked_items_stop_a_run_before_anything_is_measured(place, planted):
 
 
 def test_owned_up_leakage_marks_everything_that_shows_figures(place, planted):
-    result = place.run("owned", **planted, evaluate__allow_leakage="[question]")
-    assert result.code == 0, result
+    result = place.run("owned", **planted, evaluate__allow_leakage="[question]").ok()
     found = place.report("owned")["leakage"]["found"]["question"]
     asked = {row["question"].casefold().strip("?") for row in read_rows(place.folder / "owned" / "data" / "test.jsonl")}
     assert found["items"] == found["exact"] == sum(f"does treatment {n} help" in asked for n in range(12)) > 0
@@ -367,32 +366,30 @@ def test_a_derived_model_remembers_what_it_was_trained_on(place, tuned, way):
     """Even where the run is gone: its record goes with the model."""
     moved = shutil.copytree(tuned, place.folder / f"moved-{way}")
     derived = place.folder / way
-    assert meditune("merge", moved, "--output", derived).code == 0
+    meditune("merge", moved, "--output", derived).ok()
     if way == "prune":
         derived = place.folder / "pruned"
         words = ["--recipe", "quickstart", "--method", "magnitude", *place.settings()]
-        assert meditune("prune", place.folder / way, "--output", derived, *words).code == 0
+        meditune("prune", place.folder / way, "--output", derived, *words).ok()
     shutil.rmtree(moved)
     out = place.folder / f"of-{way}"
     meditune("evaluate", derived, "-o", out, *elsewhere(place)).refused(
         3, f"in the training data of {derived}", "Evaluate on other"
     )
     assert not (out / "predictions").exists()
-    fine = meditune("evaluate", derived, "-o", out, *elsewhere(place, evaluate__allow_leakage=True))
-    assert fine.code == 0, fine
+    fine = meditune("evaluate", derived, "-o", out, *elsewhere(place, evaluate__allow_leakage=True)).ok()
     assert "LEAKAGE (allowed by the recipe)" in fine.out
     assert "trained_on" in json.loads((out / "evaluation.json").read_text(encoding="utf-8"))["leakage"]["found"]
 
 
 def test_a_model_is_measured_on_its_own_runs_test_items(place, tuned):
-    result = meditune("evaluate", tuned, "-o", place.folder / "own-test", *place.settings())
-    assert result.code == 0, result
+    result = meditune("evaluate", tuned, "-o", place.folder / "own-test", *place.settings()).ok()
     assert "LEAKAGE" not in result.out
 
 
 def test_tuning_further_keeps_the_first_record(place, tuned):
     words = place.settings(model__base=tuned, train__epochs=0.1)
-    assert meditune("train", "quickstart", "-o", place.folder / "further", *words).code == 0
+    meditune("train", "quickstart", "-o", place.folder / "further", *words).ok()
     first, both = (
         json.loads((folder / "model" / "trained_on.json").read_text(encoding="utf-8"))
         for folder in (tuned, place.folder / "further")

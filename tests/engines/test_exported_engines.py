@@ -101,8 +101,7 @@ def test_a_model_s_own_export_is_what_opens(engine):
 
 def test_an_export_can_be_asked_like_its_model(folder):
     (export_folder,) = [each for each in (folder / "export").iterdir() if each.name in PACKAGES]
-    asked = meditune("ask", export_folder, "Does walking help?", "--max-new-tokens", 4, "--json")
-    assert asked.code == 0, asked
+    asked = meditune("ask", export_folder, "Does walking help?", "--max-new-tokens", 4, "--json").ok()
     answer, before = json.loads(asked.out), ask_model(str(folder), "Does walking help?", [], 4)
     assert answer["text"]
     assert answer["probabilities"] == pytest.approx(before.probabilities, abs=0.25)

@@ -299,13 +299,12 @@ def as_vllm(loaded):
 def test_a_model_on_a_server_is_measured_like_one_in_this_process(tmp_path):
     fewer = {"evaluate__answers": "4", "evaluate__general_tokens": "0", "model__dtype": "float32"}
     with bench(tmp_path) as place:
-        assert place.run("run", **fewer).code == 0
+        place.run("run", **fewer).ok()
         run, words = place.folder / "run", ["--recipe", "quickstart", *place.settings(**fewer)]
         with as_vllm(load(str(run), ModelSpec(base=str(place.base), dtype="float32"))) as url:
-            done = meditune("evaluate", run, "--url", url, "-o", tmp_path / "there", *words)
-            assert done.code == 0, done
-            assert meditune("evaluate", run, "--url", url, "-o", tmp_path / "there", *words).code == 0
-        assert meditune("evaluate", run, "-o", tmp_path / "here", *words).code == 0
+            meditune("evaluate", run, "--url", url, "-o", tmp_path / "there", *words).ok()
+            meditune("evaluate", run, "--url", url, "-o", tmp_path / "there", *words).ok()
+        meditune("evaluate", run, "-o", tmp_path / "here", *words).ok()
         refused = meditune("evaluate", run, "-o", tmp_path / "there", *words)
         refused.refused(1, "on the server at http://127.0.0.1", "not in Meditune's own process")
     kinds = ("decision", "likelihood", "answer")

@@ -364,8 +364,7 @@ CONDITION_KINDS = ("decision", "dev_decision", "closed", "written", "calibration
 
 @pytest.fixture(scope="module")
 def folder(place):
-    result = place.run("run", **ALL)
-    assert result.code == 0, result
+    place.run("run", **ALL).ok()
     return place.folder / "run"
 
 
@@ -418,20 +417,19 @@ def test_the_report_needs_no_model_and_goes_on_after_a_stop_between_the_two(fold
     copy = tmp_path / "copy"
     shutil.copytree(folder, copy)
     (copy / "predictions" / "tuned-calibration.jsonl").unlink()
-    assert meditune("report", copy).code == 0
+    meditune("report", copy).ok()
     assert read_json(copy / "report.json")["tuned"] == read_json(folder / "report.json")["tuned"]
 
 
 def test_an_evaluation_measures_them_too(place, folder, tmp_path):
     settings = place.settings(**ALL)
-    result = meditune("evaluate", folder, "--recipe", "quickstart", "-o", tmp_path / "one", *settings)
-    assert result.code == 0, result
+    meditune("evaluate", folder, "--recipe", "quickstart", "-o", tmp_path / "one", *settings).ok()
     figures = json.loads((tmp_path / "one" / "evaluation.json").read_text(encoding="utf-8"))["figures"]
     assert figures == pytest.approx(read_json(folder / "report.json")["tuned"])
 
 
 def test_nothing_of_it_is_measured_unasked(place, tmp_path):
-    assert meditune("evaluate", place.base, "-o", tmp_path / "plain", *place.settings()).code == 0
+    meditune("evaluate", place.base, "-o", tmp_path / "plain", *place.settings()).ok()
     there = {path.name for path in (tmp_path / "plain" / "predictions").iterdir()}
     assert "model-decision.jsonl" in there
     assert not there & {f"model-{kind}.jsonl" for kind in ("dev_decision", "closed", "written", "calibration")}

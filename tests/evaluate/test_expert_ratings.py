@@ -120,8 +120,7 @@ def test_questions_that_were_rated_for_one_model_only_are_left_out_for_both(tmp_
 
 
 def test_the_command_shows_each_systems_figures(tmp_path):
-    result = meditune("ratings", file(tmp_path, "id,score,system\nA,4,mine\nB,0,mine\nA,1,yours\nB,1,yours\n"))
-    assert result.code == 0, result
+    result = meditune("ratings", file(tmp_path, "id,score,system\nA,4,mine\nB,0,mine\nA,1,yours\nB,1,yours\n")).ok()
     lines = {line.rsplit(maxsplit=2)[0].strip(): line.split()[-2:] for line in result.out.splitlines()}
     assert lines["answered"] == ["1", "2"]
     assert lines["Average score"] == ["1.500", "0.000"]

@@ -316,11 +316,10 @@ def test_what_can_t_be_scored_is_refused():
 def test_the_command_measures_decisions_only(tmp_path):
     model = tiny.save(tmp_path / "model")
     folder = tmp_path / "measured"
-    done = meditune(
+    meditune(
         *("evaluate", model, "--protocol", "lm-eval", "--output", folder),
         *("--set", "data.sources=[{name: sample, limit: 30}]", "--set", "data.split=group"),
-    )
-    assert done.code == 0, done
+    ).ok()
     assert [path.name for path in (folder / "predictions").iterdir()] == ["model-decision.jsonl"]
     figures = json.loads((folder / "evaluation.json").read_text())["figures"]
     assert {"accuracy", "macro_f1"} <= figures.keys()

@@ -111,10 +111,9 @@ def test_an_api_grades_after_the_cost_was_approved_and_its_agreement_stands_besi
             evaluate__suites=suites, evaluate__suite_judge="api:strict-judge",
             evaluate__choices=0, evaluate__answers=4, **more,
         )  # fmt: skip
-        done = place.run("run", "--yes", *settings)
-        assert done.code == 0, done
+        place.run("run", "--yes", *settings).ok()
         asked = len(api.chats)
-        assert place.run("run", "--yes", *settings).code == 0
+        place.run("run", "--yes", *settings).ok()
         assert len(api.chats) == asked, "what is graded isn't paid for twice"
     report = place.report("run")
     rows = read_rows(place.folder / "run" / "predictions" / "tuned-suite_k_qa_grades.jsonl")
@@ -177,8 +176,7 @@ def judge_folder(folder, threshold):
 
 def test_a_local_judge_reads_the_answer_as_the_passage(place, tmp_path):
     for name, threshold, share in (("lenient", 0.0, 100), ("strict", 1.1, 0)):
-        result = run(place, name, judge_folder(tmp_path / name, threshold))
-        assert result.code == 0, result
+        result = run(place, name, judge_folder(tmp_path / name, threshold)).ok()
         report = place.report(name)
         rows = read_rows(place.folder / name / "predictions" / "base-suite_k_qa.jsonl")
         written = sum(bool(row["prediction"].strip()) for row in rows) / len(rows)

@@ -404,8 +404,7 @@ def run(tmp_path_factory):
         jsonl(data / "mc" / "dev.json", [*medmcqa(24), EXAM])
         (data / "ba" / "1B_golden.json").write_text(json.dumps(bioasq(20)), encoding="utf-8")
         jsonl(data / "mh" / "pqa_labeled.jsonl", medhallu(12))
-        result = place.run("run", *place.settings(evaluate__suites=SMALL))
-        assert result.code == 0, result
+        place.run("run", *place.settings(evaluate__suites=SMALL)).ok()
         yield place, place.folder / "run"
 
 
@@ -450,8 +449,7 @@ def test_a_suite_can_be_changed_until_a_model_is_measured(run):
     folder = place.folder / "prepared"
     for limit in (5, 3):
         suites = f"[{{name: medmcqa, path: mc, limit: {limit}}}]"
-        done = meditune("data", "prepare", "quickstart", "-o", folder, *place.settings(evaluate__suites=suites))
-        assert done.code == 0, done
+        meditune("data", "prepare", "quickstart", "-o", folder, *place.settings(evaluate__suites=suites)).ok()
         assert len(read_rows(folder / "suites" / "medmcqa.jsonl")) == limit
 
 

@@ -109,8 +109,7 @@ def test_a_model_of_conversations_is_checked_on_its_own_held_out_replies(tmp_pat
     tiny.model("llama", vocab_size=len(tokenizer)).save_pretrained(run / "model")
     tokenizer.save_pretrained(run / "model")
     save_format(PromptFormat(format="chat"), run / "model")
-    done = meditune("export", run, "--to", "merged")
-    assert done.code == 0, done.err
+    done = meditune("export", run, "--to", "merged").ok()
     assert "On 2 questions from the run's data: perplexity" in done.out
     assert "decisions" not in done.out
     assert "PubMedQA" not in done.err
@@ -127,7 +126,7 @@ def test_decisions_are_compared_if_the_run_was_trained_on_them(tmp_path, monkeyp
     assert refused.code == 4
     assert "only 100% of the decisions are the same (at least 110% required)" in refused.err
     (run / "recipe.yaml").write_text("model:\n  base: smollm2-135m\ntrain:\n  tasks: [answer]\n")
-    assert meditune("export", run, "--to", "merged").code == 0
+    meditune("export", run, "--to", "merged").ok()
 
 
 def test_calibration_reads_all_tasks_of_training_rows_that_no_check_uses(tmp_path):
@@ -219,8 +218,7 @@ def test_a_vllm_export_asks_the_model_as_in_training(tmp_path):
     settings = folder / "generation_config.json"
     settings.write_text(json.dumps(json.loads(settings.read_text()) | {"do_sample": True, "temperature": 0.7}))
     save_format(PromptFormat(), folder)
-    done = meditune("export", folder, "--to", "vllm")
-    assert done.code == 0, done.err
+    done = meditune("export", folder, "--to", "vllm").ok()
     place = folder / "export" / "vllm"
     assert f"vllm serve {place} --dtype bfloat16 --max-model-len 1024" in done.out
     assert "The prompts of 3 chats have the same tokens" in done.out
@@ -308,8 +306,7 @@ def test_the_merged_model_arrives_after_a_yes_and_names_no_place_here(run, there
     assert "To agree, add --yes." in asked.err
     assert not any(request.startswith("POST") for request in there.requests)
 
-    sent = send(run, "--yes")
-    assert sent.code == 0, sent.err
+    send(run, "--yes").ok()
     assert there.created[0]["visibility"] == "private"
     merged = run / "export" / "merged"
     assert set(there.files) == {"chat_template.jinja", *(path.name for path in merged.iterdir())}
@@ -328,8 +325,7 @@ def test_the_merged_model_arrives_after_a_yes_and_names_no_place_here(run, there
 def test_the_base_model_s_folder_is_not_named_and_the_sums_are_those_of_the_sent_files(run, there):
     (run / "recipe.yaml").write_text(f"model:\n  base: {run.parent / 'base'}\n")
     (run / "model" / "chat_template.jinja").write_text("{{ messages }}")
-    sent = send(run, "--yes")
-    assert sent.code == 0, sent.err
+    send(run, "--yes").ok()
     assert not [name for name, data in there.files.items() if str(run.parent).encode() in data]
     facts = json.loads(there.files["export.json"])
     assert facts["made_from"]["model"] == "base"

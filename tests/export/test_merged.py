@@ -18,15 +18,13 @@ from tests.test_strategies import QUICK
 @pytest.fixture(scope="module")
 def tuned(place):
     """A finished run with LoRA."""
-    done = place.run("lora", **QUICK)
-    assert done.code == 0, done
+    place.run("lora", **QUICK).ok()
     return place.folder / "lora"
 
 
 def test_a_run_becomes_a_model_that_anyone_can_load(place, tuned, capsys):
     folder = place.folder / "merged"
-    result = meditune("merge", tuned, "--output", folder)
-    assert result.code == 0, result
+    result = meditune("merge", tuned, "--output", folder).ok()
     assert result.last == f"Model: {folder.resolve()}"
     assert "merged into" in result.out
     assert "in FP32; the result is stored in float32" in result.out
@@ -46,12 +44,12 @@ def test_a_run_becomes_a_model_that_anyone_can_load(place, tuned, capsys):
         theirs = PeftModel.from_pretrained(base, tuned / "model").eval()(ids).logits
         ours = AutoModelForCausalLM.from_pretrained(folder)(ids).logits
     torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
-    assert meditune("ask", folder, "Does it help?", "--max-new-tokens", 2).code == 0
+    meditune("ask", folder, "Does it help?", "--max-new-tokens", 2).ok()
 
 
 @pytest.mark.parametrize("base", ["lora", "lora/model", "merged-for-more"])
 def test_a_merged_model_cant_be_measured_on_what_its_run_was_trained_on(place, tuned, base):
-    assert meditune("merge", tuned, "--output", place.folder / "merged-for-more").code == 0
+    meditune("merge", tuned, "--output", place.folder / "merged-for-more").ok()
     words = place.settings(**QUICK | {"data__sources__0__limit": None, "seed": 5, "model__base": place.folder / base})
     made = meditune("data", "prepare", "quickstart", "--output", place.folder / f"on-{base.replace('/', '-')}", *words)
     made.refused(3, "in the training data of")
@@ -68,9 +66,8 @@ def test_what_is_merged_already_is_left_as_it_is(place, tuned):
 
 def test_a_merged_model_can_be_tuned_again(place, tuned):
     folder = place.folder / "merged-for-tuning"
-    assert meditune("merge", tuned, "--output", folder).code == 0
-    again = meditune("train", "quickstart", "-o", place.folder / "on", *place.settings(**QUICK, model__base=folder))
-    assert again.code == 0, again
+    meditune("merge", tuned, "--output", folder).ok()
+    meditune("train", "quickstart", "-o", place.folder / "on", *place.settings(**QUICK, model__base=folder)).ok()
 
 
 @pytest.mark.parametrize("kind", ["file", "notes", "run"])
@@ -103,7 +100,7 @@ def test_a_merge_that_fails_leaves_nothing(place, tuned, tmp_path, monkeypatch):
 
 def test_whole_models_and_apis_have_nothing_to_merge(place, tmp_path):
     words = place.settings(**QUICK | {"model__strategy": "full"})
-    assert meditune("train", "quickstart", "--output", place.folder / "full", *words).code == 0
+    meditune("train", "quickstart", "--output", place.folder / "full", *words).ok()
     meditune("merge", place.folder / "full", "-o", tmp_path / "a").refused(4, "complete model", "nothing to merge")
     meditune("merge", "api:some", "-o", tmp_path / "b").refused(4, "behind an API")
     meditune("merge", "owner/name", "-o", tmp_path / "c").refused(4, "not a local folder with an adapter")
@@ -112,7 +109,7 @@ def test_whole_models_and_apis_have_nothing_to_merge(place, tmp_path):
 
 def test_virtual_tokens_are_refused(place, tmp_path):
     words = place.settings(**QUICK | {"model__strategy": "prompt"})
-    assert meditune("train", "quickstart", "--output", place.folder / "virtual", *words).code == 0
+    meditune("train", "quickstart", "--output", place.folder / "virtual", *words).ok()
     meditune("merge", place.folder / "virtual", "-o", tmp_path / "a").refused(4, "virtual tokens")
 
 
@@ -122,8 +119,8 @@ def test_a_base_with_unused_sampling_values_is_tuned_merged_and_exported(place, 
     path.write_text(json.dumps(json.loads(path.read_text()) | {"temperature": 0.6, "top_p": 0.9}))
     run, folder = tmp_path / "run", tmp_path / "merged"
     words = place.settings(**QUICK | {"model__base": base})
-    assert meditune("train", "quickstart", "--output", run, *words).code == 0
-    assert meditune("merge", run, "--output", folder).code == 0
+    meditune("train", "quickstart", "--output", run, *words).ok()
+    meditune("merge", run, "--output", folder).ok()
     write_merged(str(base), tmp_path / "whole")
     for written in (run / "model", folder, tmp_path / "whole"):
         settings = GenerationConfig.from_pretrained(written)
@@ -136,9 +133,8 @@ def test_an_adapter_trained_on_a_quantized_base_goes_into_the_full_one(place, tm
     pytest.importorskip("bitsandbytes")
     words = place.settings(**QUICK | {"model__quantize": quantize})
     run, folder = place.folder / quantize, tmp_path / "merged"
-    assert meditune("train", "quickstart", "--output", run, *words).code == 0
-    result = meditune("merge", run, "--output", folder)
-    assert result.code == 0, result
+    meditune("train", "quickstart", "--output", run, *words).ok()
+    result = meditune("merge", run, "--output", folder).ok()
     for text in (result.out, (folder / "README.md").read_text(encoding="utf-8")):
         assert f"trained and evaluated on the base in {quantize.upper()}" in text
         assert "not exactly the evaluated model" in text

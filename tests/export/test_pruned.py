@@ -54,8 +54,7 @@ def small(*words):
 def test_a_pruned_model_is_a_plain_folder_and_can_be_tuned(each_place, method):
     place, folder = each_place, each_place.folder / method
     how = ["--layers", 1] if method == "layers" else ["--method", method, "--sparsity", 0.4]
-    result = meditune("prune", place.base, "--output", folder, *small(*how))
-    assert result.code == 0, result
+    result = meditune("prune", place.base, "--output", folder, *small(*how)).ok()
     assert result.last == f"Model: {folder.resolve()}"
     assert "perplexity, WikiText-2 test.txt" in result.out
     assert "tokens/s, forward" in result.out
@@ -87,17 +86,15 @@ def test_a_pruned_model_is_a_plain_folder_and_can_be_tuned(each_place, method):
     if method != "layers":
         return
     words = place.settings(**RUN | {"model__base": folder})
-    tuned = meditune("train", "quickstart", "--output", place.folder / f"{method}-tuned", *words)
-    assert tuned.code == 0, tuned
-    assert meditune("ask", place.folder / f"{method}-tuned", "Does it help?", "--max-new-tokens", 2).code == 0
+    meditune("train", "quickstart", "--output", place.folder / f"{method}-tuned", *words).ok()
+    meditune("ask", place.folder / f"{method}-tuned", "Does it help?", "--max-new-tokens", 2).ok()
 
 
 def test_magnitude_and_wanda_differ_and_their_perplexity_is_measured(place):
     zeros, perplexity = {}, {}
     for method in ("magnitude", "wanda"):
         folder = place.folder / f"{method}-70"
-        done = meditune("prune", place.base, "-o", folder, *small("--method", method, "--sparsity", 0.7))
-        assert done.code == 0, done
+        meditune("prune", place.base, "-o", folder, *small("--method", method, "--sparsity", 0.7)).ok()
         zeros[method] = load_file(folder / "model.safetensors")["model.layers.2.mlp.up_proj.weight"] == 0
         perplexity[method] = facts_in(folder)["perplexity"]["after"]
     assert float(zeros["magnitude"].float().mean()) == pytest.approx(float(zeros["wanda"].float().mean()), abs=0.02)
@@ -108,8 +105,7 @@ def test_magnitude_and_wanda_differ_and_their_perplexity_is_measured(place):
 def test_with_a_recipe_its_own_data_are_taken(place):
     folder = place.folder / "own"
     words = place.settings(**RUN | {"evaluate__general_tokens": 0})
-    result = meditune("prune", place.base, "-o", folder, "--method", "wanda", "--recipe", "quickstart", *words)
-    assert result.code == 0, result
+    meditune("prune", place.base, "-o", folder, "--method", "wanda", "--recipe", "quickstart", *words).ok()
     facts = facts_in(folder)
     assert facts["calibration"]["text"] == "training examples"
     assert list(facts["perplexity"]["after"]) == ["development answers"]
@@ -118,8 +114,7 @@ def test_with_a_recipe_its_own_data_are_taken(place):
 
 def test_two_of_four_on_the_command_line(place):
     folder = place.folder / "two"
-    done = meditune("prune", place.base, "-o", folder, *small("--method", "magnitude", "--pattern", "2-of-4"))
-    assert done.code == 0, done
+    meditune("prune", place.base, "-o", folder, *small("--method", "magnitude", "--pattern", "2-of-4")).ok()
     for layer in linears(AutoModelForCausalLM.from_pretrained(folder)).values():
         assert ((layer.weight == 0).view(-1, 4).sum(dim=1) == 2).all()
 
@@ -129,8 +124,7 @@ def test_the_stored_number_format_stays(place, tmp_path):
         base = tmp_path / name
         AutoModelForCausalLM.from_pretrained(place.base, dtype=getattr(torch, name)).save_pretrained(base)
         tiny.tokenizer().save_pretrained(base)
-        done = meditune("prune", base, "-o", tmp_path / f"{name}-pruned", *small("--method", "wanda"))
-        assert done.code == 0, done
+        meditune("prune", base, "-o", tmp_path / f"{name}-pruned", *small("--method", "wanda")).ok()
         before, after = (load_file(each / "model.safetensors") for each in (base, tmp_path / f"{name}-pruned"))
         for key, weight in after.items():
             assert weight.dtype == getattr(torch, name)
@@ -187,8 +181,7 @@ PRUNE = {
 def test_a_run_prunes_before_it_tunes(place, kind, strategy):
     name = f"run-{kind}-{strategy}"
     folder, words = place.folder / name, place.settings(**RUN | PRUNE[kind] | {"model__strategy": strategy})
-    result = meditune("run", "quickstart", "--output", folder, *words)
-    assert result.code == 0, result
+    result = meditune("run", "quickstart", "--output", folder, *words).ok()
     report, facts = place.report(name), facts_in(folder / "pruned")
     assert report["pruning"] == facts
     assert set(facts["perplexity"]["after"]) == {"development answers", "WikiText-2 test.txt"}
@@ -208,21 +201,20 @@ def test_a_run_prunes_before_it_tunes(place, kind, strategy):
 
     # The base of the report is the model before pruning.
     words = place.settings(**RUN)
-    assert meditune("evaluate", place.base, "-o", place.folder / f"{name}-base", *words).code == 0
+    meditune("evaluate", place.base, "-o", place.folder / f"{name}-base", *words).ok()
     base = json.loads((place.folder / f"{name}-base" / "evaluation.json").read_text(encoding="utf-8"))["figures"]
     assert report["base"]["perplexity"] == base["perplexity"]
-    assert meditune("report", folder).code == 0
+    meditune("report", folder).ok()
 
 
 def test_a_run_that_was_stopped_takes_the_pruned_base_that_is_there(place):
     words = place.settings(**RUN | PRUNE["zeros"] | {"train__batch_size": 2, "train__checkpoint_steps": 3})
     whole, stopped = place.folder / "whole", place.folder / "stopped"
-    assert meditune("run", "quickstart", "--output", whole, *words).code == 0
+    meditune("run", "quickstart", "--output", whole, *words).ok()
     with stopped_after(5):
         assert meditune("run", "quickstart", "--output", stopped, *words).code == 130
     made = (stopped / "pruned" / "model.safetensors").stat().st_mtime_ns
-    resumed = meditune("run", "quickstart", "--output", stopped, *words)
-    assert resumed.code == 0, resumed
+    meditune("run", "quickstart", "--output", stopped, *words).ok()
     assert (stopped / "pruned" / "model.safetensors").stat().st_mtime_ns == made
     for path in [*whole.glob("model/*.safetensors"), *whole.glob("predictions/*.jsonl")]:
         assert path.read_bytes() == (stopped / path.relative_to(whole)).read_bytes(), path
@@ -232,16 +224,16 @@ def test_a_run_that_was_stopped_takes_the_pruned_base_that_is_there(place):
 
 def test_a_run_that_was_moved_still_finds_its_pruned_base(place, tmp_path):
     words = place.settings(**RUN | PRUNE["layers"])
-    assert meditune("train", "quickstart", "--output", tmp_path / "here", *words).code == 0
+    meditune("train", "quickstart", "--output", tmp_path / "here", *words).ok()
     (tmp_path / "here").rename(tmp_path / "there")
-    assert meditune("ask", tmp_path / "there", "Does it help?", "--max-new-tokens", 2).code == 0
-    assert meditune("merge", tmp_path / "there", "-o", tmp_path / "merged").code == 0
+    meditune("ask", tmp_path / "there", "Does it help?", "--max-new-tokens", 2).ok()
+    meditune("merge", tmp_path / "there", "-o", tmp_path / "merged").ok()
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "merged").config.num_hidden_layers == 3
 
 
 def test_merging_fills_the_zeros_and_says_so_unless_they_are_kept(place, tmp_path):
     words = place.settings(**RUN | PRUNE["zeros"])
-    assert meditune("train", "quickstart", "--output", tmp_path / "run", *words).code == 0
+    meditune("train", "quickstart", "--output", tmp_path / "run", *words).ok()
     plain = meditune("merge", tmp_path / "run", "-o", tmp_path / "plain")
     kept = meditune("merge", tmp_path / "run", "-o", tmp_path / "kept", "--keep-sparsity")
     assert plain.code == kept.code == 0
@@ -264,5 +256,4 @@ def test_merging_fills_the_zeros_and_says_so_unless_they_are_kept(place, tmp_pat
 def test_a_pruned_base_can_be_quantized_for_tuning(place, tmp_path):
     pytest.importorskip("bitsandbytes")
     words = place.settings(**RUN | PRUNE["zeros"] | {"model__quantize": "nf4"})
-    result = meditune("train", "quickstart", "--output", tmp_path / "run", *words)
-    assert result.code == 0, result
+    meditune("train", "quickstart", "--output", tmp_path / "run", *words).ok()

@@ -108,8 +108,7 @@ def test_the_least_certain_decisions_follow_what_users_say(tmp_path):
 
 def test_a_queue_of_a_store_is_a_set_to_annotate_that_holds_no_identifier(tmp_path):
     folder = store(tmp_path / "store")
-    done = meditune("learn", "queue", folder, "-o", tmp_path / "set", "--budget", "2")
-    assert done.code == 0, done.err
+    done = meditune("learn", "queue", folder, "-o", tmp_path / "set", "--budget", "2").ok()
     assert "Selected: 2 of 6 candidates." in done.out
     assert "Reasons: rated down 2, corrected 1." in done.out
     assert "a user wrote a correction" in done.out
@@ -188,8 +187,7 @@ def test_a_database_is_a_store_too_and_its_password_is_nowhere(postgres, tmp_pat
 
 
 def made(tmp_path, *words):
-    done = meditune("learn", "queue", store(tmp_path / "store"), "-o", tmp_path / "set", "--strategy", "random", *words)
-    assert done.code == 0, done.err
+    meditune("learn", "queue", store(tmp_path / "store"), "-o", tmp_path / "set", "--strategy", "random", *words).ok()
     return tmp_path / "set"
 
 
@@ -261,20 +259,20 @@ def test_the_annotation_commands_take_a_queue(tmp_path):
     folder = made(tmp_path)
     judge(folder, "one", {"answers:fine": ("yes", "correct", ""), "answers:unsure": ("no", "wrong", "")})
     judge(folder, "two", {"answers:fine": ("maybe", "correct", "")})
-    assert meditune("annotate", "results", folder).code == 0
+    meditune("annotate", "results", folder).ok()
     results = read_json(folder / "results.json")
     assert results["sample"] == "queue"
     assert results["rows_by_verdict"]["correct"] == 1
     assert results["decisions"] == {"yes": 0, "no": 1, "maybe": 0, "neither": 0, "undecided": 1}
-    assert meditune("annotate", "export", folder, "--to", tmp_path / "said.csv").code == 0
+    meditune("annotate", "export", folder, "--to", tmp_path / "said.csv").ok()
     assert "3 unchanged" not in meditune("annotate", "import", folder, tmp_path / "said.csv").err
-    assert meditune("annotate", "export", folder, "--to", tmp_path / "said.json").code == 0
+    meditune("annotate", "export", folder, "--to", tmp_path / "said.json").ok()
     assert 'name="decision"' in (tmp_path / "said.xml").read_text()
 
 
 def test_a_set_of_another_kind_is_refused(tmp_path):
     table = jsonl(tmp_path / "mine.jsonl", [{"question": f"Why {n}?", "answer": "So it is."} for n in range(4)])
-    assert meditune("annotate", "create", table, "-o", tmp_path / "set").code == 0
+    meditune("annotate", "create", table, "-o", tmp_path / "set").ok()
     meditune("learn", "rows", tmp_path / "set", "-o", tmp_path / "x").refused(
         3, "was not made by `meditune learn queue`"
     )
@@ -285,8 +283,8 @@ def test_a_set_of_another_kind_is_refused(tmp_path):
 def test_an_expert_labels_by_keys_and_writes_what_is_missing(tmp_path):
     folder = tmp_path / "set"
     words = ("learn", "queue", store(tmp_path / "store"), "-o", folder, "--budget", "2")
-    assert meditune(*words).code == 0
-    assert meditune("learn", "queue", tmp_path / "store", "-o", tmp_path / "all", "--strategy", "random").code == 0
+    meditune(*words).ok()
+    meditune("learn", "queue", tmp_path / "store", "-o", tmp_path / "all", "--strategy", "random").ok()
     with chromium() as browser, served(folder, command="annotate") as (_, address):
         page = opened(browser, address)
         sign_in(page, "expert")
@@ -317,7 +315,7 @@ def test_an_expert_labels_by_keys_and_writes_what_is_missing(tmp_path):
 def test_a_question_without_an_answer_asks_for_no_verdict(tmp_path):
     folder = tmp_path / "set"
     words = ("learn", "queue", store(tmp_path / "store"), "-o", folder)
-    assert meditune(*words).code == 0
+    meditune(*words).ok()
     with chromium() as browser, served(folder, command="annotate") as (_, address):
         page = opened(browser, address)
         sign_in(page, "expert")

@@ -49,7 +49,7 @@ def first(place: Bench) -> Path:
     """A registry with one version, to be copied."""
     folder = place.folder.parent / "first"
     run = finished(place, evaluate__answers=8)
-    assert meditune("registry", "add", folder, run).code == 0
+    meditune("registry", "add", folder, run).ok()
     return folder
 
 
@@ -117,8 +117,7 @@ def test_corrections_and_labels_become_a_better_judged_version(registry: Path, e
     store_of(tmp_path / "store")
     labels = labelled(tmp_path, 30, answer_id=lambda n: "ask-1" if n < 29 else "ask-gone")
     words = (registry, "--store", tmp_path / "store", "--trust", "k1", "--labels", labels, *FEW, *easy)
-    done = meditune("retrain", *words)
-    assert done.code == 0, done
+    done = meditune("retrain", *words).ok()
     assert "1 corrections by untrusted callers" in done.err
     assert "1 corrections of answers whose question wasn't stored" in done.err
     assert "1 labels of answers that are not in the store" in done.err
@@ -144,18 +143,16 @@ def test_corrections_and_labels_become_a_better_judged_version(registry: Path, e
     assert not (registry / "work").exists()
     # It is served by itself, whatever becomes of the version before.
     shutil.rmtree(found.place("v0001"))
-    asked = meditune("ask", found.place("v0002"), "Does the drug help?")
-    assert asked.code == 0, asked
+    meditune("ask", found.place("v0002"), "Does the drug help?").ok()
 
 
 def test_what_was_held_out_is_held_out_for_good(registry: Path, easy, tmp_path: Path) -> None:
-    assert meditune("retrain", registry, "--labels", labelled(tmp_path, 40), *FEW, *easy).code == 0
-    again = meditune("retrain", registry, "--labels", tmp_path / "labels.jsonl", *FEW, *easy)
-    assert again.code == 0
+    meditune("retrain", registry, "--labels", labelled(tmp_path, 40), *FEW, *easy).ok()
+    again = meditune("retrain", registry, "--labels", tmp_path / "labels.jsonl", *FEW, *easy).ok()
     assert "0 of 40 rows are new" in again.out
     assert Registry(registry).state().current == "v0002"
     more = labelled(tmp_path, 70)
-    assert meditune("retrain", registry, "--labels", more, *FEW, *easy).code == 0
+    meditune("retrain", registry, "--labels", more, *FEW, *easy).ok()
     found = Registry(registry)
     tested = {example.id for example in read_examples(found.place("v0002") / "data" / "test.jsonl")}
     later = {name: read_examples(found.place("v0003") / "data" / f"{name}.jsonl") for name in ("train", "test")}
@@ -181,12 +178,11 @@ def test_one_that_too_few_items_judge_is_kept_for_people_to_decide(registry: Pat
     promote = ("registry", "promote", registry, "v0002")
     meditune(*promote).refused(5, "groups, but 20 are needed for a decision")
     assert "20 are needed" in meditune("registry", "show", registry, "v0002").out
-    assert meditune(*promote, "--force", "--reason", "two of us read its answers").code == 0
+    meditune(*promote, "--force", "--reason", "two of us read its answers").ok()
 
 
 def test_too_little_that_is_new_trains_nothing(registry: Path, tmp_path: Path) -> None:
-    done = meditune("retrain", registry, "--labels", labelled(tmp_path, 4))
-    assert done.code == 0
+    done = meditune("retrain", registry, "--labels", labelled(tmp_path, 4)).ok()
     assert "4 of 4 rows are new, but at least 20 are needed" in done.out
     assert "v0001 stays" in done.out
     assert not (registry / "work").exists()
@@ -198,7 +194,7 @@ def test_it_goes_on_where_it_was_stopped(registry: Path, easy, tmp_path: Path) -
     words = ("--labels", labelled(tmp_path), *FEW, *easy, "--set", "train.batch_size=1", "--set")
     words = (*words, "train.checkpoint_steps=1")
     whole = Path(shutil.copytree(registry, tmp_path / "whole"))
-    assert meditune("retrain", whole, *words).code == 0
+    meditune("retrain", whole, *words).ok()
     with stopped_after(3):
         stopped = meditune("retrain", registry, *words)
     assert stopped.code == 130
@@ -206,8 +202,7 @@ def test_it_goes_on_where_it_was_stopped(registry: Path, easy, tmp_path: Path) -
     other.refused(1, "is unfinished", "settings", "--restart")
     # What comes meanwhile waits for the next one.
     labelled(tmp_path, 60)
-    done = meditune("retrain", registry, *words)
-    assert done.code == 0, done
+    done = meditune("retrain", registry, *words).ok()
     assert "Resuming the retraining" in done.err
     assert "Resuming training after step" in done.err
     made, same = (
@@ -225,7 +220,7 @@ def test_two_at_once_and_a_kill(place: Bench, registry: Path, easy, tmp_path: Pa
         process.wait(30)
     second.refused(1, "Another retraining is running in")
     assert Registry(registry).state().current == "v0001"
-    assert meditune(*words).code == 0
+    meditune(*words).ok()
     state = Registry(registry).state()
     assert (state.current, list(state.versions)) == ("v0002", ["v0001", "v0002"])
 
@@ -235,8 +230,7 @@ def test_a_version_that_was_added_before_the_kill_isnt_added_twice(registry: Pat
     with killed_at("retrain._release"):
         assert meditune(*words).code == 130
     assert list(Registry(registry).state().versions) == ["v0001", "v0002"]
-    done = meditune(*words)
-    assert done.code == 0, done
+    done = meditune(*words).ok()
     assert list(Registry(registry).state().versions) == ["v0001", "v0002"]
     assert "meditune registry promote" in done.last
 
@@ -254,8 +248,7 @@ def test_a_kill_right_after_promoting_keeps_no_later_one_from_its_turn(registry:
         assert meditune(*words, labelled(tmp_path)).code == 130
     found = Registry(registry)
     assert (found.state().current, (registry / "work").exists()) == ("v0002", True)
-    done = meditune(*words, labelled(tmp_path, 70))
-    assert done.code == 0, done
+    done = meditune(*words, labelled(tmp_path, 70)).ok()
     assert "v0002 was finished earlier and promoted at " in done.err
     assert found.state().current == "v0003"
     assert found.checked("v0003").fed["labels"]["rows"] == 70
@@ -264,13 +257,12 @@ def test_a_kill_right_after_promoting_keeps_no_later_one_from_its_turn(registry:
 
 def test_what_goes_on_from_a_version_that_isnt_served_any_more_is_dropped(registry: Path, easy, tmp_path: Path) -> None:
     words = ("retrain", registry, *FEW, *easy, "--labels")
-    assert meditune(*words, labelled(tmp_path)).code == 0
+    meditune(*words, labelled(tmp_path)).ok()
     with killed_at("retrain._export"):
         assert meditune(*words, labelled(tmp_path, 70)).code == 130
     found = Registry(registry)
     found.rollback("by hand")
-    done = meditune(*words, tmp_path / "labels.jsonl")
-    assert done.code == 0, done
+    done = meditune(*words, tmp_path / "labels.jsonl").ok()
     assert "v0001 is served now. That retraining is dropped" in done.err
     assert (found.state().current, found.get("v0003").parents) == ("v0003", ("v0001",))
     assert len(list((registry / "rows").iterdir())) == 2
@@ -282,8 +274,7 @@ def test_a_source_that_comes_meanwhile_waits_for_the_next_one(registry: Path, ea
     words = ("retrain", registry, *FEW, *easy, "--labels", labels)
     with killed_at("retrain._export"):
         assert meditune(*words).code == 130
-    done = meditune(*words, "--labels", more)
-    assert done.code == 0, done
+    done = meditune(*words, "--labels", more).ok()
     assert "the next retraining will use the new sources" in done.err
     assert Registry(registry).get("v0002").fed["labels"]["rows"] == 40
 
@@ -294,11 +285,10 @@ def test_what_was_rolled_back_or_refused_is_trained_again_of_the_same_rows(
     (tmp_path / "hard.yaml").write_text("at_least: {accuracy: 101}\n")
     words = ("retrain", registry, "--labels", labelled(tmp_path), *FEW)
     found = Registry(registry)
-    assert meditune(*words, *easy).code == 0
+    meditune(*words, *easy).ok()
     found.rollback("by hand")
     assert meditune(*words, "--gate", tmp_path / "hard.yaml").code == 5
-    again = meditune(*words, *easy, "--set", "train.epochs=3")
-    assert again.code == 0, again
+    meditune(*words, *easy, "--set", "train.epochs=3").ok()
     assert found.state().current == "v0004"
     assert (found.place("v0004") / "recipe.yaml").read_text() != (found.place("v0003") / "recipe.yaml").read_text()
 
@@ -340,8 +330,7 @@ def test_items_that_are_measured_on_arent_learnt(registry: Path, easy, tmp_path:
         for n, each in enumerate(tests)
     ]
     path = jsonl(tmp_path / "labels.jsonl", [*rows(30), *stolen])
-    done = meditune("retrain", registry, "--labels", path, *FEW, *easy)
-    assert done.code == 0, done
+    done = meditune("retrain", registry, "--labels", path, *FEW, *easy).ok()
     assert "similar to a held-out item" in done.err
     learnt = read_examples(Registry(registry).place("v0002") / "data" / "train.jsonl")
     assert not [example.id for example in learnt if "stolen" in example.id]
@@ -351,8 +340,9 @@ def test_lineage_says_what_it_was_made_of(registry: Path, easy, tmp_path: Path) 
     literature = tmp_path / "literature"
     literature.mkdir()
     jsonl(literature / "pairs.jsonl", rows(30, meta=lambda n: {"url": f"https://example.org/{n}"}))
-    done = meditune("retrain", registry, "--literature", literature, *FEW, *easy, "--on-pass", "canary", "--percent", 5)
-    assert done.code == 0, done
+    done = meditune(
+        "retrain", registry, "--literature", literature, *FEW, *easy, "--on-pass", "canary", "--percent", 5
+    ).ok()
     assert done.last.endswith("and is a canary in 5% of the conversations.")
     said = json.loads((Registry(registry).place("v0002") / "version.json").read_text())
     (rows_file,) = registry.glob("rows/*/literature.jsonl")

@@ -107,11 +107,11 @@ def test_canaries_that_got_worse_since_it_was_promoted_roll_it_back(registry: Re
     on(registry, "v0002")
     first = canaries_of("v0001", True, EARLY)
     results = jsonl(tmp_path / "canaries.jsonl", [first, canaries_of("v0002", False, EARLY)])
-    assert guarded(registry, "--canary", results).code == 0
+    guarded(registry, "--canary", results).ok()
     # What another one answered, or nobody knows who, says nothing of it.
     for run in (canaries_of("v0001", False), {"time": LATE, "right": dict.fromkeys(GOOD, False)}):
         jsonl(results, [first, run])
-        assert guarded(registry, "--canary", results).code == 0
+        guarded(registry, "--canary", results).ok()
     jsonl(results, [first, canaries_of("v0002", False)])
     done = guarded(registry, "--canary", results)
     assert done.code == 6
@@ -124,11 +124,10 @@ def test_one_bad_run_or_many_take_back_one_version_and_not_all(registry: Registr
     first = canaries_of("v0001", True, EARLY)
     results = jsonl(tmp_path / "canaries.jsonl", [first, canaries_of("v0004", False)])
     assert guarded(registry, "--canary", results).code == 6
-    assert guarded(registry, "--canary", results).code == 0
+    guarded(registry, "--canary", results).ok()
     # The one before it fails them, too, so it isn't the version: an index that broke, say.
     jsonl(results, [first, canaries_of("v0004", False), canaries_of("v0003", False)])
-    done = guarded(registry, "--canary", results)
-    assert done.code == 0
+    done = guarded(registry, "--canary", results).ok()
     assert "canaries: 0 of 12 right" in done.out
     assert done.last == "v0003 replaced v0004 in a rollback. Such a version is not rolled back automatically."
     assert registry.state().promoted == ("v0001", "v0002", "v0003")

@@ -385,16 +385,14 @@ def test_a_journey(tmp_path: Path) -> None:
     layouts.pubmedqa(tmp_path / "data" / "pubmedqa", {str(n): layouts.pubmedqa_item(n) for n in range(5)})
     docs = corpus.folder(tmp_path / "docs", corpus.TEXTS | {"empty.txt": ""})
     index = tmp_path / "index"
-    done = meditune("index", "build", "-o", index, "--source", "pubmedqa", "--documents", f"clinic={docs}")
-    assert done.code == 0, done
+    done = meditune("index", "build", "-o", index, "--source", "pubmedqa", "--documents", f"clinic={docs}").ok()
     (said,) = [
         line for line in done.out.splitlines() if line.startswith("Left out of clinic: 1 item: contains no text (")
     ]
     assert str(tmp_path) in said
     assert "16 passages of 9 documents: 16 new, 0 changed, 0 removed, 0 unchanged." in done.out
 
-    done = meditune("index", "search", index, "How do I remove head lice?", "--source", "clinic", "-k", 2)
-    assert done.code == 0, done
+    done = meditune("index", "search", index, "How do I remove head lice?", "--source", "clinic", "-k", 2).ok()
     assert "1. lice\n   clinic · " in done.out
     assert "Combing with a fine comb removes them." in done.out
     rows = [json.loads(line) for line in meditune("index", "search", index, "treatment 3", "--json").out.splitlines()]
@@ -439,8 +437,7 @@ def test_a_recipes_own_questions_and_answers_are_indexed_as_training_reads_them(
     recipe.write_text(
         f"name: mine\ndata:\n  sources: [{{name: own/clinic, path: {table}, {fields}, restricted: true}}]\n"
     )
-    done = meditune("index", "build", recipe, "-o", index)
-    assert done.code == 0, done
+    done = meditune("index", "build", recipe, "-o", index).ok()
     assert "Left out of own/clinic: 1 item: duplicate row" in done.out
     assert f"Left out of own/clinic: 1 item: neither answer nor decision ({table}:5)" in done.out
     assert f"Left out of own/clinic: 1 item: 5 fields, but the header has 4 ({table}:6)" in done.out
@@ -473,13 +470,13 @@ def test_identifiers_that_a_recipe_masks_are_masked_in_the_index(tmp_path: Path)
         "question,answer\nHow do I book?,Call John Smith at 212-555-0187 to book a visit.\n", encoding="utf-8"
     )
     recipe.write_text(f"name: m\ndata:\n  sources: [{{name: own, path: {table}}}]\n  phi: {{action: mask}}\n")
-    assert meditune("index", "build", recipe, "-o", index).code == 0
+    meditune("index", "build", recipe, "-o", index).ok()
     found = meditune("index", "search", index, "book a visit").out
     assert "[PHONE] to book a visit." in found
     assert "212-555" not in found
 
     replaced = ["-o", index, "--replace", "--set", "data.phi.action=surrogate"]
-    assert meditune("index", "build", recipe, *replaced).code == 0
+    meditune("index", "build", recipe, *replaced).ok()
     found = meditune("index", "search", index, "book a visit").out
     assert "[PHONE]" not in found
     assert "212-555" not in found

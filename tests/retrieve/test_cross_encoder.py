@@ -120,8 +120,7 @@ def test_commands_take_it_by_name(library: Path, tmp_path: Path, monkeypatch) ->
     tiny.classifier(tmp_path / "cross", ["relevance"], WORDS, places=128)
     monkeypatch.setattr("meditune.retrieve.index.load_encoder", lambda _: corpus.TINY)
     words = ("index", "search", library, QUESTION, "--json")
-    found = meditune(*words, "--cross-encoder", tmp_path / "cross")
-    assert found.code == 0
+    found = meditune(*words, "--cross-encoder", tmp_path / "cross").ok()
     scores = [json.loads(line)["score"] for line in found.out.splitlines()]
     assert scores == sorted(scores, reverse=True)
     meditune(*words, "--cross-encoder", tmp_path / "cross", "--mode", "bm25").refused(3, "only with --mode hybrid")

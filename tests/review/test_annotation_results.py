@@ -87,7 +87,7 @@ def test_careless_raters_are_named_and_can_be_left_out(tmp_path):
     done = meditune("annotate", "results", folder)
     assert "exclude the ratings: --exclude-rater R3" in " ".join(done.out.split())
     for words in (("--exclude-rater", "rater-3"), ("--exclude-rater", "r3"), ("--exclude-careless",)):
-        assert meditune("annotate", "results", folder, *words).code == 0
+        meditune("annotate", "results", folder, *words).ok()
         after = read_json(folder / "results.json")
         assert after["ratings"] == 16
         assert [row["name"] for row in after["raters"] if row["left_out"]] == ["rater-3"]
@@ -162,7 +162,7 @@ def judged(tmp_path):
 def test_there_and_back_nothing_changes(judged, tmp_path, name):
     before = everything(judged)
     assert len(before[0]) == 16
-    assert meditune("annotate", "export", judged, "--to", tmp_path / name).code == 0
+    meditune("annotate", "export", judged, "--to", tmp_path / name).ok()
     for part in ("", "-wal", "-shm"):
         (judged / f"ratings.sqlite{part}").unlink(missing_ok=True)
     done = meditune("annotate", "import", judged, tmp_path / name)
@@ -172,7 +172,7 @@ def test_there_and_back_nothing_changes(judged, tmp_path, name):
 
 def test_the_labeling_configuration_is_label_studios(judged, tmp_path):
     """Tags and attributes as labelstud.io/tags/{choices,choice,textarea,text,header} have them."""
-    assert meditune("annotate", "export", judged, "--to", tmp_path / "tasks.json").code == 0
+    meditune("annotate", "export", judged, "--to", tmp_path / "tasks.json").ok()
     tree = ElementTree.parse(tmp_path / "tasks.xml")
     (choices,) = tree.iter("Choices")
     assert choices.attrib == {"name": "verdict", "toName": "answer", "choice": "single", "showInline": "true"}
@@ -196,7 +196,7 @@ def test_a_text_that_label_studio_filled_in_and_nobody_changed_is_no_text(tmp_pa
         annotation = {"completed_by": 4, "result": [choice, area], "lead_time": 9.0, "was_cancelled": False}
         tasks.append({"id": n, "data": {"item": annotated_item(folder, n)}, "annotations": [annotation]})
     (tmp_path / "export.json").write_text(json.dumps(tasks))
-    assert meditune("annotate", "import", folder, tmp_path / "export.json").code == 0
+    meditune("annotate", "import", folder, tmp_path / "export.json").ok()
     store = Store(folder)
     assert [rating.option for rating in store.ratings()] == [5, 5]
     assert [(note.item, note.better) for note in store.notes()] == [(annotated_item(folder, 1), "Quite another text.")]

@@ -114,14 +114,14 @@ def test_only_rows_to_train_and_develop_on_are_offered_unless_asked(tmp_path, mo
     layouts.pubmedqa(tmp_path / "data" / "pubmedqa", items)
     monkeypatch.setenv("MEDITUNE_DATA", str(tmp_path / "data"))
     run = tmp_path / "run"
-    assert meditune("data", "prepare", "quickstart", "-o", run, "--set", "data.split=group").code == 0
+    meditune("data", "prepare", "quickstart", "-o", run, "--set", "data.split=group").ok()
     split = {
         name: {json.loads(line)["id"] for line in (run / "data" / f"{name}.jsonl").open()}
         for name in ("train", "dev", "test")
     }
     for source, words in ((run, ()), ("quickstart", ("--set", "data.split=group"))):
         folder = tmp_path / f"set-{len(words)}"
-        assert meditune("annotate", "create", source, "-o", folder, *words).code == 0
+        meditune("annotate", "create", source, "-o", folder, *words).ok()
         assert {row.example for row in key(folder).values()} == split["train"] | split["dev"]
     pytest.importorskip("pyarrow")
     flag = {"id": sorted(split["dev"])[0], "rule": "encoding", "action": "flag", "detail": "looks garbled"}

@@ -148,8 +148,7 @@ def test_bad_input_is_told(tmp_path):
 
 def test_the_default_place_is_in_the_run(tmp_path):
     run = finished(tmp_path / "run")
-    done = meditune("review", "create", run, "--questions", 2, "--form", "lay")
-    assert done.code == 0
+    done = meditune("review", "create", run, "--questions", 2, "--form", "lay").ok()
     assert "6 answers to 2 questions" in done.out
     assert read_json(run / "review" / "set.json")["axes"] == "lay"
 

@@ -166,8 +166,7 @@ def test_what_is_unfinished_or_outdated_is_said(tmp_path):
 
 def test_the_command_leaves_json_and_a_page_that_loads_nothing(tmp_path):
     folder = made_rating_set(tmp_path)
-    empty = meditune("review", "results", folder)
-    assert empty.code == 0
+    meditune("review", "results", folder).ok()
     assert "There are no ratings yet" in (folder / "results.html").read_text()
     rate(folder, "Ann", by_origin)
     rate(folder, "Bo", lambda n, origin: BEST[origin] - (n == 0 and origin == "base"))
@@ -262,8 +261,7 @@ def test_what_isnt_rated_on_every_axis_makes_no_pair(tmp_path):
 def test_a_run_trains_on_them(tmp_path, capsys):
     folder = made_rating_set(tmp_path, 12)
     rate(folder, "Ann", lambda _, origin: BEST[origin])
-    done = meditune("review", "pairs", folder, "-o", tmp_path / "pairs.jsonl")
-    assert done.code == 0
+    done = meditune("review", "pairs", folder, "-o", tmp_path / "pairs.jsonl").ok()
     assert "36 pairs of rated answers, 0 with an answer that a rater wrote." in done.out
     sets = prepare_pairs(recipe(path=str(tmp_path / "pairs.jsonl")), splits(), "hash", tmp_path / "other")
     assert len(sets.train) + len(sets.held_out) == 36

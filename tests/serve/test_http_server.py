@@ -124,7 +124,7 @@ def test_keys_from_making_to_revoking_and_an_end_that_waits(model, tmp_path):
     assert "2 answers" in written.out
     assert answer in (tmp_path / "answers.jsonl").read_text()
     assert stat.S_IMODE((tmp_path / "answers.jsonl").stat().st_mode) == 0o600
-    assert meditune("answers", "delete", answer, "--store", store).code == 0
+    meditune("answers", "delete", answer, "--store", store).ok()
     meditune("answers", "delete", answer, "--store", store).refused(3, f"no answer '{answer}'")
     assert meditune("answers", "prune", "--days", 0, "--store", store).out == "1 answers deleted.\n"
 

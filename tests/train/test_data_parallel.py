@@ -96,9 +96,7 @@ def by_two(place):
 
 
 def train_by_one(place, name, **changes):
-    result = meditune(*words(place, name, **changes))
-    assert result.code == 0, result
-    return result
+    return meditune(*words(place, name, **changes)).ok()
 
 
 def words(place, name, **changes):
@@ -144,8 +142,7 @@ BY_TWO = {
 @pytest.mark.slow
 def test_two_processes_train_the_adapter_that_one_trains(place, by_two):
     train_by_one(place, "one", **DDP)
-    two = by_two("two")
-    assert two.code == 0, two
+    two = by_two("two").ok()
     same(place, "one", "two")
     assert facts(place, "two")["parallel"] == "ddp"
     assert two.out == f"Model: {place.folder / 'two' / 'model'}\n"
@@ -157,8 +154,7 @@ def test_two_processes_train_the_adapter_that_one_trains(place, by_two):
 @pytest.mark.slow
 def test_sharded_full_fine_tuning_gives_the_model_that_one_process_gives(place, by_two):
     train_by_one(place, "full-one", **FULL)
-    two = by_two("full-two")
-    assert two.code == 0, two
+    two = by_two("full-two").ok()
     same(place, "full-one", "full-two", "model.safetensors")
     assert facts(place, "full-two")["parallel"] == "fsdp"
     assert "each with a share of every weight" in two.err
@@ -167,16 +163,14 @@ def test_sharded_full_fine_tuning_gives_the_model_that_one_process_gives(place, 
 @pytest.mark.slow
 def test_sharded_adapters_are_those_of_one_process(place, by_two):
     train_by_one(place, "lora-one", **SHRUNK)
-    two = by_two("lora-two")
-    assert two.code == 0, two
+    by_two("lora-two").ok()
     same(place, "lora-one", "lora-two")
 
 
 @pytest.mark.slow
 def test_an_adapter_that_two_processes_tune_further_is_merged_first(place, by_two):
     train_by_one(place, "further-one", model__base=place.folder / "first")
-    two = by_two("further-two")
-    assert two.code == 0, two
+    by_two("further-two").ok()
     same(place, "further-one", "further-two")
     assert (place.folder / "further-two" / "start" / "config.json").is_file()
 

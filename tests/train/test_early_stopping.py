@@ -39,14 +39,13 @@ def figures(place, name):
 @pytest.fixture(scope="module")
 def plain(place):
     """A training that measures nothing."""
-    assert trained(place, "plain").code == 0
+    trained(place, "plain").ok()
     return "plain"
 
 
 def test_the_best_state_is_kept(place, plain):
     """It is what a training of that many steps gives."""
-    result = trained(place, "best", train__dev__keep_best=True, train__dev__metric="accuracy", **OFTEN)
-    assert result.code == 0, result
+    result = trained(place, "best", train__dev__keep_best=True, train__dev__metric="accuracy", **OFTEN).ok()
     measured, dev = figures(place, "best"), facts(place, "best")["dev"]
     steps = facts(place, "best")["steps"]
     assert list(measured) == [*range(2, steps, 2), steps]
@@ -61,12 +60,12 @@ def test_the_best_state_is_kept(place, plain):
     card = (place.folder / "best" / "model" / "README.md").read_text(encoding="utf-8")
     assert f"from step {first}, after which accuracy on the dev split was best" in card
     assert place.adapter("best") != place.adapter(plain)
-    assert trained(place, "shorter", train__epochs=4 * first / steps).code == 0
+    trained(place, "shorter", train__epochs=4 * first / steps).ok()
     assert place.adapter("shorter") == place.adapter("best")
 
 
 def test_measuring_changes_nothing(place, plain):
-    assert trained(place, "measured", train__dev__patience=100, **OFTEN).code == 0
+    trained(place, "measured", train__dev__patience=100, **OFTEN).ok()
     assert place.adapter("measured") == place.adapter(plain)
     assert facts(place, "measured")["dev"]["kept"] is False
     assert "dev" not in facts(place, plain)
@@ -76,8 +75,9 @@ def test_measuring_changes_nothing(place, plain):
 
 
 def test_training_ends_early(place, plain):
-    result = trained(place, "early", train__dev__patience=2, train__dev__metric="macro_f1", train__epochs=10, **OFTEN)
-    assert result.code == 0, result
+    result = trained(
+        place, "early", train__dev__patience=2, train__dev__metric="macro_f1", train__epochs=10, **OFTEN
+    ).ok()
     measured, found = figures(place, "early"), facts(place, "early")
     assert found["dev"]["stopped_early"] is True
     assert found["steps"] == max(measured) == found["dev"]["best_step"] + 4
@@ -86,7 +86,7 @@ def test_training_ends_early(place, plain):
 
 
 def test_one_measurement_an_epoch_is_the_default(place):
-    assert trained(place, "epochs", train__dev__patience=9, train__epochs=2.5).code == 0
+    trained(place, "epochs", train__dev__patience=9, train__epochs=2.5).ok()
     steps = [step["epoch"] for step in read_rows(place.folder / "epochs" / "training.jsonl")]
     whole = facts(place, "epochs")["rows"]
     assert list(figures(place, "epochs")) == [-(-whole // 4), 2 * -(-whole // 4), len(steps)]
@@ -98,7 +98,7 @@ def test_a_stopped_run_keeps_the_same_best_state(place, stop):
     watched = {"train__dev__keep_best": True, "train__dev__metric": "accuracy", "train__dev__patience": 5} | OFTEN
     whole, stopped = "whole", f"stopped-{stop}"
     if not (place.folder / whole).exists():
-        assert trained(place, whole, **watched).code == 0
+        trained(place, whole, **watched).ok()
     assert max(figures(place, whole)) > stop
     with stopped_after(stop):
         assert trained(place, stopped, **watched).code == 130
@@ -112,10 +112,9 @@ def test_a_stopped_run_keeps_the_same_best_state(place, stop):
 @pytest.mark.parametrize("metric", ["perplexity", "accuracy", "macro_f1"])
 def test_the_last_figure_is_what_evaluating_on_dev_gives(place, metric):
     name = f"last-{metric}"
-    assert trained(place, name, train__dev__metric=metric, train__dev__patience=99, train__epochs=2).code == 0
+    trained(place, name, train__dev__metric=metric, train__dev__patience=99, train__epochs=2).ok()
     words = ["--recipe", place.folder / name / "recipe.yaml", "--set", "evaluate.split=dev"]
-    evaluated = meditune("evaluate", place.folder / name, "-o", place.folder / f"{name}-again", *words)
-    assert evaluated.code == 0, evaluated
+    meditune("evaluate", place.folder / name, "-o", place.folder / f"{name}-again", *words).ok()
     again = json.loads((place.folder / f"{name}-again" / "evaluation.json").read_text(encoding="utf-8"))
     assert list(figures(place, name).values())[-1] == pytest.approx(again["figures"][metric], rel=1e-4)
 
@@ -133,8 +132,7 @@ def test_the_last_figure_is_what_evaluating_on_dev_gives(place, metric):
 def test_other_strategies_are_measured_too(place, changes, metric, request):
     watched = {"train__dev__metric": metric, "train__dev__keep_best": True, "train__epochs": 2}
     name = request.node.callspec.id
-    result = trained(place, name, **watched, **changes)
-    assert result.code == 0, result
+    trained(place, name, **watched, **changes).ok()
     assert facts(place, name)["dev"]["best"] == min(figures(place, name).values())
 
 

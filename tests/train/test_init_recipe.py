@@ -50,8 +50,7 @@ def test_the_written_recipe_is_the_chosen_one_and_runs(
 ) -> None:
     monkeypatch.setattr(init_recipe, "target_of", lambda *_: LAPTOP)
     data, output = pairs(tmp_path / "my pairs.csv"), tmp_path / "new" / "mine.yaml"
-    done = meditune("init", data, "--output", output)
-    assert done.code == 0, done
+    done = meditune("init", data, "--output", output).ok()
     assert "60 questions: 60 with an answer, 60 with a decision" in done.out
     assert "Machine: a laptop, 16.0 GB of free memory; settings from the recipe laptop." in done.out
     recipe = load_recipe(str(output)).recipe
@@ -63,12 +62,11 @@ def test_the_written_recipe_is_the_chosen_one_and_runs(
     assert "# Rare decisions get a higher weight: 10% of decisions are maybe." in output.read_text(encoding="utf-8")
 
     meditune("init", data, "--output", output).refused(2, "already exists", "--force")
-    assert meditune("init", data, "--output", output, "--force").code == 0
+    meditune("init", data, "--output", output, "--force").ok()
     small = {"model.base": place.base, "model.top_layers": "null", "train.epochs": 1, "evaluate.max_new_tokens": 8}
     small |= {"evaluate.choices": 8, "evaluate.resamples": 100, "evaluate.similarity": "false"}
     words = [word for key, value in small.items() for word in ("--set", f"{key}={value}")]
-    ran = meditune("run", output, "--output", place.folder / "mine", *words)
-    assert ran.code == 0, ran
+    meditune("run", output, "--output", place.folder / "mine", *words).ok()
     assert (place.folder / "mine" / "report.html").is_file()
 
 
@@ -130,8 +128,7 @@ def test_the_evaluation_is_predicted_and_limited(tmp_path: Path, monkeypatch: py
     for seconds in (0.001, 0.2):
         slow = replace(LAPTOP, layer_seconds=seconds)
         monkeypatch.setattr(init_recipe, "target_of", lambda *_, slow=slow: slow)
-        done = meditune("init", data, "--output", output, "--force")
-        assert done.code == 0, done
+        done = meditune("init", data, "--output", output, "--force").ok()
         assert "Predicted time of `meditune run`" in done.out
         assert "evaluating the base model" in done.out
         written[seconds] = load_recipe(str(output)).recipe.evaluate, choose(inspect_data(data))
@@ -149,7 +146,7 @@ def test_the_evaluation_is_predicted_and_limited(tmp_path: Path, monkeypatch: py
 def test_comments_say_how_many_answers_are_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(init_recipe, "target_of", lambda *_: LAPTOP)
     output = tmp_path / "mine.yaml"
-    assert meditune("init", long_answers(tmp_path / "pairs.csv"), "--output", output).code == 0
+    meditune("init", long_answers(tmp_path / "pairs.csv"), "--output", output).ok()
     text = output.read_text(encoding="utf-8")
     assert "# 50% of the rows are longer: 50% of the answers are cut." in text
     assert "50% of the answers fit; the others are cut." in text
@@ -162,8 +159,7 @@ def test_answers_of_one_character_have_a_token(tmp_path: Path, monkeypatch: pyte
     data, output = tmp_path / "choices.csv", tmp_path / "mine.yaml"
     lines = (f"Which of A to D is the right dose of drug {number}?,{'ABCD'[number % 4]}\n" for number in range(40))
     data.write_text("question,answer\n" + "".join(lines), encoding="utf-8")
-    done = meditune("init", data, "--output", output)
-    assert done.code == 0, done
+    meditune("init", data, "--output", output).ok()
     assert inspect_data(data).answer_tokens == [1] * 40
     assert "so all answers fit." in output.read_text(encoding="utf-8")
 

@@ -110,8 +110,7 @@ def two_sources(place, tmp_path, *more, **changes):
 
 def test_the_pre_flight_and_the_card_tell_the_mix(place, tmp_path):
     words = two_sources(place, tmp_path, "--set", "train.mix.weights={pubmedqa: 1, own: 3}", train__epochs=1)
-    result = meditune("train", *words)
-    assert result.code == 0, result
+    result = meditune("train", *words).ok()
     facts = (tmp_path / "run" / "model" / "training.json").read_text(encoding="utf-8")
     line = next(line for line in result.err.splitlines() if line.startswith("An epoch has"))
     total = int(line.split()[3])
@@ -135,8 +134,7 @@ def test_a_mix_that_makes_no_sense_is_refused(place, tmp_path, option, message):
 
 def test_what_was_read_is_told_before_and_after_in_tokens(place, tmp_path):
     options = ["--set", "train.mix.weights={own: 1, pubmedqa: 2}", "--set", "train.replay={share: 0.2, rows: 4}"]
-    result = meditune("train", *two_sources(place, tmp_path, *options, train__epochs=1))
-    assert result.code == 0, result
+    result = meditune("train", *two_sources(place, tmp_path, *options, train__epochs=1)).ok()
     facts = json.loads((tmp_path / "run" / "model" / "training.json").read_text(encoding="utf-8"))
     assert {part["source"] for part in facts["mixture"]} == {"own", "pubmedqa", "replay (self)"}
     for part in facts["mixture"]:
@@ -154,10 +152,10 @@ def test_a_training_that_was_stopped_keeps_its_mixture(place, tmp_path):
     words = two_sources(place, tmp_path, *options, train__checkpoint_steps=1)
     with stopped_after(2):
         assert meditune("train", *words).code == 130
-    assert meditune("train", *words).code == 0
+    meditune("train", *words).ok()
     other = tmp_path / "other"
     other.mkdir()
-    assert meditune("train", *two_sources(place, other, *options, train__checkpoint_steps=1)).code == 0
+    meditune("train", *two_sources(place, other, *options, train__checkpoint_steps=1)).ok()
     both = [read_rows(folder / "run" / "training.jsonl") for folder in (tmp_path, other)]
     assert [step["tokens"] for step in both[0]] == [step["tokens"] for step in both[1]]
     weights = [(folder / "run" / "model" / "adapter_model.safetensors").read_bytes() for folder in (tmp_path, other)]

@@ -60,7 +60,7 @@ QUICK = {
 @pytest.fixture(scope="module")
 def place(place):
     """A bench with a run of supervised fine-tuning in `sft`, and a file of pairs."""
-    assert place.run("sft", **QUICK, train__epochs=1).code == 0
+    place.run("sft", **QUICK, train__epochs=1).ok()
     jsonl(place.folder.parent / "pairs.jsonl", pair_rows(60))
     return place
 
@@ -75,8 +75,7 @@ def prefer(place, name, base="sft", pairs=True, **changes):
 @pytest.fixture(scope="module")
 def preferred(place):
     """A run of DPO on the file's pairs, and what it printed."""
-    result = prefer(place, "dpo")
-    assert result.code == 0, result
+    result = prefer(place, "dpo").ok()
     return place.folder / "dpo", result
 
 
@@ -119,10 +118,9 @@ def test_kto_learns_from_the_feedback_that_a_server_exports(place, monkeypatch):
     answers.keep(Answer("b", "k", "ask", "m v1", question="Does anything else help?", answer="Nobody rated this."))
     exported, store = folder / "answers.jsonl", folder / "store"
     words = ("--output", exported, "--store", store, "--index", folder / "index")
-    assert meditune("answers", "export", *words).code == 0
+    meditune("answers", "export", *words).ok()
     changes = {"train__objective": "kto", "train__preference__path": exported, "train__batch_size": 16}
-    result = prefer(place, "kto", **changes, train__epochs=2)
-    assert result.code == 0, result
+    result = prefer(place, "kto", **changes, train__epochs=2).ok()
     report = place.report("kto")
     margin, trained = report["comparison"]["preference_margin"], report["training"]["preference"]
     assert margin["better"] is True
@@ -189,11 +187,10 @@ def test_a_moved_run_still_finds_what_it_started_from(preferred, tmp_path):
 
 def test_a_stopped_run_goes_on_to_the_same_weights_and_figures(place):
     changes = {"train__batch_size": 8, "train__checkpoint_steps": 3}
-    assert prefer(place, "whole", **changes).code == 0
+    prefer(place, "whole", **changes).ok()
     with stopped_after(5):
         assert prefer(place, "stopped", **changes).code == 130
-    resumed = prefer(place, "stopped", **changes)
-    assert resumed.code == 0, resumed
+    resumed = prefer(place, "stopped", **changes).ok()
     assert "after step 3" in resumed.err
     whole, stopped = (place.folder / name for name in ("whole", "stopped"))
     for path in [*whole.glob("model/*.safetensors"), *whole.glob("predictions/*.jsonl"), *whole.glob("pairs/*")]:
@@ -204,14 +201,12 @@ def test_ewc_measures_on_texts_that_are_longer_than_any_pair(place, monkeypatch)
     monkeypatch.setattr(replay, "ROW_TOKENS", 800)
     for module in (replay, finetune):
         monkeypatch.setattr(module, "EWC_ROWS", 4)
-    result = prefer(place, "ewc", train__ewc__strength=1, train__replay__rows=4)
-    assert result.code == 0, result
+    prefer(place, "ewc", train__ewc__strength=1, train__replay__rows=4).ok()
 
 
 def test_pairs_of_corrupted_answers_are_built_and_measured_by_kind(place):
     changes = {"train__preference__per_example": 2, "model__strategy": "full"}
-    result = prefer(place, "built", pairs=False, **changes)
-    assert result.code == 0, result
+    prefer(place, "built", pairs=False, **changes).ok()
     report = place.report("built")
     assert report["tuned"]["preference_margin"] > report["base"]["preference_margin"]
     assert len(report["preference"]["tuned"]) >= 2
@@ -219,7 +214,7 @@ def test_pairs_of_corrupted_answers_are_built_and_measured_by_kind(place):
     assert questions <= {row["question"] for row in read_rows(place.folder / "built" / "data" / "test.jsonl")}
     evaluated = place.folder / "evaluated"
     words = place.settings(**QUICK | changes)
-    assert meditune("evaluate", place.folder / "built", "--recipe", "preference", "-o", evaluated, *words).code == 0
+    meditune("evaluate", place.folder / "built", "--recipe", "preference", "-o", evaluated, *words).ok()
     figures = json.loads((evaluated / "evaluation.json").read_text(encoding="utf-8"))["figures"]
     assert figures["preference_margin"] == pytest.approx(report["tuned"]["preference_margin"], rel=1e-4)
 
@@ -245,10 +240,10 @@ def test_what_cant_work_is_refused_before_anything_is_trained(place, code, chang
 def test_changed_settings_make_other_pairs_until_something_is_measured(place):
     words = place.settings(**QUICK | {"model__base": place.folder / "sft"})
     folder = place.folder / "changing"
-    assert meditune("data", "prepare", "preference", "--output", folder, *words).code == 0
+    meditune("data", "prepare", "preference", "--output", folder, *words).ok()
     first = read_rows(folder / "pairs" / "train.jsonl")
     more = ["--set", "train.preference.per_example=3"]
-    assert meditune("data", "prepare", "preference", "--output", folder, *words, *more).code == 0
+    meditune("data", "prepare", "preference", "--output", folder, *words, *more).ok()
     assert len(first) < len(read_rows(folder / "pairs" / "train.jsonl"))
 
 

@@ -128,8 +128,7 @@ def test_a_step_minimizes_the_weighted_mean_over_answers_and_replay():
 def planned(place, name, tmp_path, **changes):
     """The plan of a run whose data were prepared by the command."""
     settings = place.settings(**changes)
-    result = meditune("data", "prepare", "quickstart", "--output", tmp_path / name, *settings)
-    assert result.code == 0, result
+    meditune("data", "prepare", "quickstart", "--output", tmp_path / name, *settings).ok()
     recipe = load_recipe("quickstart", [word for word in settings if word != "--set"]).recipe
     splits = stored_data(tmp_path / name / "data").splits
     loaded = load(str(place.base), recipe.model)
@@ -228,8 +227,7 @@ def test_missing_text_is_said_before_anything_is_computed(place, tmp_path, sourc
 
 def test_what_is_rehearsed_is_shown_and_recorded(place, tmp_path):
     settings = place.settings(train__replay__share=0.25, train__replay__source="general", train__epochs=1)
-    result = meditune("train", "quickstart", "--output", tmp_path / "run", *settings)
-    assert result.code == 0, result
+    result = meditune("train", "quickstart", "--output", tmp_path / "run", *settings).ok()
     folder = tmp_path / "run"
     steps = read_rows(folder / "training.jsonl")
     facts = json.loads((folder / "model" / "training.json").read_text(encoding="utf-8"))
@@ -294,8 +292,7 @@ def journey(taught, name, **changes):
     """Report of a run that measures little but general text."""
     settings = {"train__epochs": 3, "evaluate__general_tokens": 2000, "evaluate__answers": 2}
     settings |= {"evaluate__max_new_tokens": 1, "model__dtype": "float32"}
-    result = taught.run(name, **(settings | changes))
-    assert result.code == 0, result
+    taught.run(name, **(settings | changes)).ok()
     return taught.report(name)
 
 
@@ -324,8 +321,8 @@ def test_a_protected_model_forgets_less(taught, unprotected, name):
 
 def test_what_is_off_changes_nothing_and_needs_nothing(taught):
     """Not even the data that it names; the weights are those of a recipe that says nothing of it."""
-    assert trained(taught, "silent").code == 0
-    assert trained(taught, "off", **OFF).code == 0
+    trained(taught, "silent").ok()
+    trained(taught, "off", **OFF).ok()
     assert taught.adapter("off") == taught.adapter("silent")
     assert not (taught.folder / "off" / "replay.jsonl").exists()
 
@@ -335,13 +332,12 @@ def test_a_stopped_run_goes_on_with_the_same_replay_and_the_same_pull(taught, mo
     for module in (replay, finetune):
         monkeypatch.setattr(module, "EWC_ROWS", 12)
     both = {"train__replay__share": 0.4, "train__replay__rows": 9, "train__ewc__strength": 500, "train__l2_sp": 0.02}
-    assert trained(taught, "whole", **both).code == 0
+    trained(taught, "whole", **both).ok()
     written = taught.folder / "stopped" / "replay.jsonl"
     with stopped_after(11):
         assert trained(taught, "stopped", **both).code == 130
     before = written.stat()
-    resumed = trained(taught, "stopped", **both)
-    assert resumed.code == 0
+    resumed = trained(taught, "stopped", **both).ok()
     assert "after step 9" in resumed.err
     assert "Writing replay text" not in resumed.err
     assert (written.stat().st_mtime_ns, written.stat().st_ino) == (before.st_mtime_ns, before.st_ino)

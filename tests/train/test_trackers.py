@@ -102,7 +102,7 @@ def holds_the_log(tracker, folder):
 @pytest.fixture(scope="module")
 def whole(place):
     """The log of an undisturbed training without a tracker."""
-    assert trained(place, "whole").code == 0
+    trained(place, "whole").ok()
     folder = place.folder / "whole"
     assert not [name for name in READ if (folder / name).exists()]
     return read_rows(folder / "training.jsonl")
@@ -119,7 +119,7 @@ def test_each_step_can_be_read_as_soon_as_it_is_done(place, whole, monkeypatch):
             seen.append(read_rows(path)[-1]["step"])
 
     monkeypatch.setattr(finetune, "train", looking)
-    assert trained(place, "followed").code == 0
+    trained(place, "followed").ok()
     assert seen == [row["step"] for row in whole]
     assert without_time(read_rows(path)) == without_time(whole)
 
@@ -133,8 +133,7 @@ def test_stopped_and_resumed_no_step_comes_twice_and_none_is_missing(place, whol
     with stopped_after(5):
         assert trained(place, tracker, tracker).code == 130
     assert [row["step"] for row in holds_the_log(tracker, folder)] == [1, 2, 3, 4, 5]
-    resumed = trained(place, tracker, tracker)
-    assert resumed.code == 0
+    resumed = trained(place, tracker, tracker).ok()
     assert "after step 3" in resumed.err
     assert without_time(holds_the_log(tracker, folder)) == without_time(whole)
     assert place.adapter(tracker) == place.adapter("whole")
@@ -152,7 +151,7 @@ def test_steps_after_the_checkpoint_are_taken_back(place, whole):
     with stopped_after(4):
         assert trained(place, "cut").code == 130
     assert without_time(read_rows(folder / "training.jsonl")) == without_time(whole[:4])
-    assert trained(place, "cut").code == 0
+    trained(place, "cut").ok()
     assert without_time(read_rows(folder / "training.jsonl")) == without_time(whole)
 
 
@@ -163,8 +162,7 @@ def test_a_tracker_that_fails_says_so_once_and_stops_nothing(place, whole):
         assert trained(place, "failing", "tensorboard").code == 130
     (folder / "tensorboard").rename(folder / "elsewhere")
     (folder / "tensorboard").write_text("in the way", encoding="utf-8")
-    resumed = trained(place, "failing", "tensorboard")
-    assert resumed.code == 0
+    resumed = trained(place, "failing", "tensorboard").ok()
     assert resumed.err.count("train.tracker tensorboard failed") == 1
     assert "Training continues" in resumed.err
     assert without_time(read_rows(folder / "training.jsonl")) == without_time(whole)

@@ -400,7 +400,7 @@ def trained(place, name):
 
 @pytest.fixture(scope="module")
 def sound(place):
-    assert trained(place, "sound").code == 0
+    trained(place, "sound").ok()
     return "sound"
 
 
@@ -449,8 +449,7 @@ def test_it_stops_before_the_step_and_goes_on_from_there(place, sound, monkeypat
     assert not any(by_id[each]["question"] in result.err.partition("diverged")[2] for each in ids)
     assert len(read_rows(folder / "checkpoint" / "training.jsonl")) == 14
     assert not (folder / "model").exists()
-    resumed = trained(place, name)
-    assert resumed.code == 0, resumed
+    resumed = trained(place, name).ok()
     assert "after step 14" in resumed.err
     assert place.adapter(name) == place.adapter(sound)
 
@@ -458,7 +457,7 @@ def test_it_stops_before_the_step_and_goes_on_from_there(place, sound, monkeypat
 def test_a_moments_outlier_stops_nothing(place, sound, monkeypatch):
     with monkeypatch.context() as patch:
         going_wrong(patch, large, 15, 15 + STREAK - 2)
-        assert trained(place, "outlier").code == 0
+        trained(place, "outlier").ok()
     losses = [step["loss"] for step in read_rows(place.folder / "outlier" / "training.jsonl")]
     assert sum(loss > 40 for loss in losses) == STREAK - 1
     assert place.adapter("outlier") == place.adapter(sound)

@@ -221,16 +221,14 @@ def test_the_command_gives_a_row_back(tmp_path):
 
 def test_a_file_is_audited_into_a_folder_with_a_page(tmp_path):
     rows = [*questions(8), {"id": "x", "question": "Gout", "answer": "Gout hurts <b>."}]
-    result = meditune("data", "audit", jsonl(tmp_path / "mine.jsonl", rows), "--output", tmp_path / "audit")
-    assert result.code == 0, result.err
+    result = meditune("data", "audit", jsonl(tmp_path / "mine.jsonl", rows), "--output", tmp_path / "audit").ok()
     assert "not_a_question" in result.out
     names = {path.name for path in (tmp_path / "audit").iterdir()}
     assert names == {"audit.html", "quality.json", "ledger.parquet", "rejected.jsonl"}
     page = (tmp_path / "audit" / "audit.html").read_text(encoding="utf-8")
     assert "Gout hurts &lt;b&gt;" in page
     assert "http" not in page.split("</head>")[1].replace("http-equiv", "")
-    again = meditune("data", "audit", tmp_path / "mine.jsonl", "--output", tmp_path / "audit")
-    assert again.code == 0
+    meditune("data", "audit", tmp_path / "mine.jsonl", "--output", tmp_path / "audit").ok()
     (tmp_path / "else").mkdir()
     (tmp_path / "else" / "thesis.txt").write_text("x", encoding="utf-8")
     refused = meditune("data", "audit", tmp_path / "mine.jsonl", "--output", tmp_path / "else")
@@ -257,8 +255,7 @@ def test_unusable_rows_and_identifiers_are_counted_in_the_output_and_on_the_page
 
 
 def test_too_few_rows_to_split_are_audited_all_the_same(tmp_path):
-    result = meditune("data", "audit", jsonl(tmp_path / "one.jsonl", questions(1)), "--output", tmp_path / "audit")
-    assert result.code == 0, result.err
+    result = meditune("data", "audit", jsonl(tmp_path / "one.jsonl", questions(1)), "--output", tmp_path / "audit").ok()
     assert "Not split: " in result.out
 
 
@@ -313,10 +310,10 @@ def test_the_page_of_restricted_rows_is_drawn_and_an_audit_can_be_repeated(tmp_p
     }
     recipe = tmp_path / "r.yaml"
     recipe.write_text(f"name: r\ndata: {{split: group, sources: [{json.dumps(source)}]}}\n", encoding="utf-8")
-    assert meditune("data", "audit", recipe, "-o", tmp_path / "audit").code == 0
+    meditune("data", "audit", recipe, "-o", tmp_path / "audit").ok()
     assert "It is better" not in (tmp_path / "audit" / "audit.html").read_text(encoding="utf-8")
     (tmp_path / "audit" / "audit.html").unlink()
-    assert meditune("data", "audit", recipe, "-o", tmp_path / "audit").code == 0
+    meditune("data", "audit", recipe, "-o", tmp_path / "audit").ok()
 
 
 def example(number, **changes):
@@ -494,10 +491,9 @@ def test_nothing_is_left_where_it_fails(tmp_path):
 
 def test_the_command_streams_a_large_file_by_itself(tmp_path, monkeypatch):
     path = jsonl(tmp_path / "mine.jsonl", planted(30))
-    assert meditune("data", "audit", path, "--output", tmp_path / "small").code == 0
+    meditune("data", "audit", path, "--output", tmp_path / "small").ok()
     monkeypatch.setattr(folders, "STREAM_BYTES", 1000)
-    result = meditune("data", "audit", path, "--output", tmp_path / "out")
-    assert result.code == 0, result.err
+    result = meditune("data", "audit", path, "--output", tmp_path / "out").ok()
     assert "the file is read as a stream" in result.err
     assert "no splits" in result.out
     names = {each.name for each in (tmp_path / "out").iterdir()}

@@ -43,10 +43,9 @@ def run(tmp_path, answer, monkeypatch):
 
 
 def test_a_run_that_got_worse_ends_with_code_6(tmp_path, monkeypatch):
-    first = run(tmp_path, ANSWER, monkeypatch)
-    assert first.code == 0, first.out + first.err
+    first = run(tmp_path, ANSWER, monkeypatch).ok()
     assert "13 of 13 right" in (first.out + first.err)
-    assert run(tmp_path, ANSWER, monkeypatch).code == 0
+    run(tmp_path, ANSWER, monkeypatch).ok()
     worse = run(tmp_path, answered("no"), monkeypatch)
     assert worse.code == 6
     assert "12 worse, 0 better" in (worse.out + worse.err)
@@ -54,7 +53,7 @@ def test_a_run_that_got_worse_ends_with_code_6(tmp_path, monkeypatch):
 
 
 def test_a_critical_canary_counts_alone(tmp_path, monkeypatch):
-    assert run(tmp_path, ANSWER, monkeypatch).code == 0
+    run(tmp_path, ANSWER, monkeypatch).ok()
     found = run(tmp_path, ANSWER | {"text": "Rest a while."}, monkeypatch)
     assert found.code == 6
     assert "critical canaries wrong: chest" in (found.out + found.err)

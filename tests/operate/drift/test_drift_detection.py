@@ -85,8 +85,7 @@ def good(tmp_path_factory):
 
 def test_a_file_like_the_reference_ends_well_and_another_with_code_6(good, tmp_path):
     same = write_facts(tmp_path / "same.jsonl", requests(300, 2, first=1000))
-    quiet = meditune("drift", "check", same, "--reference", good)
-    assert quiet.code == 0, quiet.out + quiet.err
+    quiet = meditune("drift", "check", same, "--reference", good).ok()
     assert "ALERT" not in (quiet.out + quiet.err)
     other = write_facts(tmp_path / "other.jsonl", requests(300, 3, first=2000, confidence=(3, 8)))
     page = tmp_path / "page.html"
@@ -101,8 +100,7 @@ def test_a_file_like_the_reference_ends_well_and_another_with_code_6(good, tmp_p
 
 
 def test_few_requests_are_said_to_be_few(good, tmp_path):
-    found = meditune("drift", "check", write_facts(tmp_path / "few.jsonl", requests(7, 4)), "--reference", good)
-    assert found.code == 0
+    found = meditune("drift", "check", write_facts(tmp_path / "few.jsonl", requests(7, 4)), "--reference", good).ok()
     assert "Only 7 requests so far" in (found.out + found.err)
     found = meditune("drift", "fit", tmp_path / "few.jsonl", "-o", tmp_path / "reference")
     assert found.code == 3

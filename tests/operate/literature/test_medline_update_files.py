@@ -28,8 +28,7 @@ def test_a_malformed_record_is_named_and_the_rest_goes_on(served: PubMed, tmp_pa
     never = Paper(104).xml().replace("</PubmedArticle>", "")
     none = Paper(105).xml().replace('<PMID Version="1">105</PMID>', "")
     update_file(served.folder, 1340, Paper(101), bad, Paper(103), never, none, Paper(106))
-    result = meditune("update", tmp_path / "library", "--update-files", served.folder)
-    assert result.code == 0, result
+    result = meditune("update", tmp_path / "library", "--update-files", served.folder).ok()
     assert "3 new" in result.out
     rejects = library_rows(tmp_path, "rejects.jsonl")
     places = [each["where"].rpartition("/")[2] for each in rejects]
@@ -46,8 +45,7 @@ def test_update_files_are_applied_once_and_in_order(served: PubMed, tmp_path: Pa
     folder = served.folder
     update_file(folder, 1340, Paper(101), Paper(102), deletes(103, 102))  # a deletion before its article comes
     update_file(folder, 1341, Paper(103), Paper(101, revised="2026-01-05"))  # and a duplicate that is older
-    result = meditune("update", tmp_path / "library", "--update-files", folder, "--index", tmp_path / "index")
-    assert result.code == 0, result
+    result = meditune("update", tmp_path / "library", "--update-files", folder, "--index", tmp_path / "index").ok()
     assert "Update files applied: 2 (pubmed26n1340.xml.gz to pubmed26n1341.xml.gz)" in result.out
     assert "1 older than what is there" in result.out
     assert {each["id"] for each in library_rows(tmp_path, "pairs.jsonl")} == {"101", "103"}
@@ -57,20 +55,16 @@ def test_update_files_are_applied_once_and_in_order(served: PubMed, tmp_path: Pa
     again = meditune("update", tmp_path / "library", "--update-files", folder, "--index", tmp_path / "index")
     assert "Update files applied: 1 (pubmed26n1342.xml.gz)" in again.out
     assert documents_found(tmp_path, "treatment") == ["pubmed:101"]
-    nothing = meditune("update", tmp_path / "library", "--update-files", folder, "--index", tmp_path / "index")
-    assert nothing.code == 0
+    nothing = meditune("update", tmp_path / "library", "--update-files", folder, "--index", tmp_path / "index").ok()
     assert "Update files" not in nothing.out
 
     update_file(folder, 1344, Paper(110))
     gap = meditune("update", tmp_path / "library", "--update-files", folder)
     assert gap.code == 3
     assert "pubmed26n1343.xml.gz is missing" in gap.err
-    assert (
-        meditune("update", tmp_path / "library", "--update-files", folder, "--first-file", "pubmed26n1344.xml.gz").code
-        == 0
-    )
+    meditune("update", tmp_path / "library", "--update-files", folder, "--first-file", "pubmed26n1344.xml.gz").ok()
     update_file(folder, 1, Paper(111), year=27)
-    assert meditune("update", tmp_path / "library", "--update-files", folder).code == 0
+    meditune("update", tmp_path / "library", "--update-files", folder).ok()
 
 
 def test_a_file_that_isnt_what_was_published_stops_the_row(served: PubMed, tmp_path: Path) -> None:
@@ -92,8 +86,7 @@ def test_a_file_that_isnt_what_was_published_stops_the_row(served: PubMed, tmp_p
     broken = cut.read_bytes()[:-30]
     cut.write_bytes(broken)
     cut.with_name(f"{cut.name}.md5").write_text(f"{hashlib.md5(broken).hexdigest()}  {cut.name}\n")
-    result = meditune("update", tmp_path / "library", "--update-files", folder)
-    assert result.code == 0, result
+    result = meditune("update", tmp_path / "library", "--update-files", folder).ok()
     assert "is truncated" in result.out
     assert "Update files applied: 2" in result.out
 
@@ -107,8 +100,7 @@ def test_update_files_come_from_a_server_and_go_on_where_they_broke_off(served: 
     result = meditune(*words)
     assert result.code == 3  # a page for people isn't an MD5
     assert "contains no MD5" in result.err
-    result = meditune(*words)
-    assert result.code == 0, result
+    result = meditune(*words).ok()
     assert "30 new" in result.out
     assert served.ranges, "the rest was asked for, not the whole file"
     assert not list((tmp_path / "library" / "fetched").iterdir())

@@ -17,14 +17,13 @@ pytest.importorskip("lancedb")
 def test_only_what_changed_is_asked_for_and_embedded(served: PubMed, tmp_path: Path, monkeypatch) -> None:
     served.clock = 1_780_000_000.0  # 2026-05-28
     served.add(Paper(101, revised="2026-05-01"), Paper(102, revised="2026-05-28"))
-    assert update_by_query(served, tmp_path, "--index", tmp_path / "index").code == 0
+    update_by_query(served, tmp_path, "--index", tmp_path / "index").ok()
     counting = corpus.Counting()
     monkeypatch.setattr(literature_update, "load_encoder", lambda _: counting.encoder)
     served.add(Paper(103, revised="2026-05-28"))
     # The machine's clock jumps; only the server's counts.
     monkeypatch.setattr("time.time", lambda: 4e9)
-    result = update_by_query(served, tmp_path, "--index", tmp_path / "index")
-    assert result.code == 0, result
+    result = update_by_query(served, tmp_path, "--index", tmp_path / "index").ok()
     assert "2 articles added or revised" in result.out
     assert all("103" in text for text in counting.texts)
     assert counting.texts
@@ -34,11 +33,11 @@ def test_only_what_changed_is_asked_for_and_embedded(served: PubMed, tmp_path: P
 
 def test_every_request_says_who_asks_and_keeps_the_pace(served: PubMed, tmp_path: Path, monkeypatch) -> None:
     served.add(Paper(101))
-    assert update_by_query(served, tmp_path).code == 0
+    update_by_query(served, tmp_path).ok()
     monkeypatch.setattr(pubmed_search, "INTERVAL_WITH_KEY", 0.3)
     monkeypatch.setenv("NCBI_API_KEY", "secret-key")
     served.asked.clear(), served.times.clear()
-    assert update_by_query(served, tmp_path).code == 0
+    update_by_query(served, tmp_path).ok()
     assert all(each["tool"] == "meditune" and each["email"] == "me@clinic.org" for _, each in served.asked)
     assert all(each["api_key"] == "secret-key" for _, each in served.asked)
     assert any("mailto:me@clinic.org" in agent for agent in served.agents)
@@ -76,8 +75,7 @@ def test_what_passes_is_waited_for(served: PubMed, tmp_path: Path, faults: list[
     served.add(*(Paper(pmid) for pmid in range(101, 104)))
     served.fail("esearch", *faults)
     served.fail("efetch", *faults)
-    result = update_by_query(served, tmp_path)
-    assert result.code == 0, result
+    result = update_by_query(served, tmp_path).ok()
     assert "3 new" in result.out
     assert library_rows(tmp_path, "rejects.jsonl") == []
 
@@ -96,10 +94,9 @@ def test_what_doesnt_pass_is_said_and_the_rest_is_kept(served: PubMed, tmp_path:
     assert "asks for a pause of 9999 seconds" in update_by_query(served, tmp_path).err
     assert "1 new" in update_by_query(served, tmp_path).out
     long = " OR ".join(["reduces"] * 300)
-    assert update_by_query(served, tmp_path, query=long).code == 0
+    update_by_query(served, tmp_path, query=long).ok()
     assert served.asked_of("esearch")[-2]["term"] == long
-    warned = update_by_query(served, tmp_path, query="nosuchword")
-    assert warned.code == 0
+    warned = update_by_query(served, tmp_path, query="nosuchword").ok()
     assert "PubMed reports for 'nosuchword': nosuchword." in warned.err
 
 
@@ -124,8 +121,7 @@ def test_a_stopped_query_goes_on_at_its_page_and_survives_a_lost_history(
     served.fail("efetch", "", *["500"] * 6)
     assert update_by_query(served, tmp_path).code == 3
     served.searches.clear()  # forgotten overnight
-    result = update_by_query(served, tmp_path)
-    assert result.code == 0, result
+    update_by_query(served, tmp_path).ok()
     assert {each["id"] for each in library_rows(tmp_path, "pairs.jsonl")} >= {"201", "202", "203"}
 
 
@@ -135,8 +131,7 @@ def test_a_search_with_too_many_articles_is_cut_by_dates(served: PubMed, tmp_pat
     monkeypatch.setattr(pubmed_search, "MAX_ARTICLES", 3)
     served.clock = 1_780_000_000.0
     served.add(*(Paper(100 + day, revised=f"2026-01-{day:02}") for day in range(1, 9)))
-    result = update_by_query(served, tmp_path, "--since", "2026-01-01")
-    assert result.code == 0, result
+    result = update_by_query(served, tmp_path, "--since", "2026-01-01").ok()
     assert "8 new" in result.out
     served.add(*(Paper(200 + number, revised="2026-05-28") for number in range(5)))
     result = update_by_query(served, tmp_path)
@@ -148,15 +143,14 @@ def test_a_search_with_too_many_articles_is_cut_by_dates(served: PubMed, tmp_pat
 def test_a_page_with_too_few_articles_is_asked_for_again(served: PubMed, tmp_path: Path) -> None:
     served.add(Paper(101), Paper(102))
     served.papers[103] = ""  # found, but never sent
-    result = update_by_query(served, tmp_path)
-    assert result.code == 0
+    result = update_by_query(served, tmp_path).ok()
     assert "Set aside: 1 not delivered by PubMed" in result.out
     assert len([each for each in served.asked_of("efetch") if "WebEnv" in each]) == 3
 
 
 def test_a_notice_makes_its_article_be_read_again(served: PubMed, tmp_path: Path) -> None:
     served.add(Paper(101, title="Gout is painful in adults."), Paper(102))
-    assert update_by_query(served, tmp_path, query="gout").code == 0
+    update_by_query(served, tmp_path, query="gout").ok()
     served.add(
         Paper(
             101,
@@ -167,7 +161,6 @@ def test_a_notice_makes_its_article_be_read_again(served: PubMed, tmp_path: Path
         notice(900, of=101, kind="ErratumFor"),
     )
     served.papers[101] = Paper(101, title="Pain is common.", conclusion="It hurts a great deal.", revised="2026-01-11")
-    result = update_by_query(served, tmp_path, query="notice")
-    assert result.code == 0, result
+    result = update_by_query(served, tmp_path, query="notice").ok()
     assert any(each.get("id") == "101" for each in served.asked_of("efetch"))
     assert "1 changed" in result.out
