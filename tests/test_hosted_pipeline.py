@@ -121,9 +121,7 @@ def place(tmp_path: Path) -> Iterator[Place]:
 
 
 TEST_ITEMS = 9
-PRICES = {
-    "model__api__prices": "{training: 8, input: 3, output: 6}",
-}
+PRICES = {"model__api__prices": "{training: 8, input: 3, output: 6}"}
 
 
 def test_the_whole_journey(place):
@@ -471,7 +469,7 @@ def test_the_battery_is_asked_in_the_form_of_every_prompt_and_stored(place):
 
 SOON = {"Retry-After": "0.02"}
 EVERY = [
-    *("POST /files", "POST /fine_tuning/jobs", "GET /fine_tuning/jobs/ftjob-1", "GET /fine_tuning/jobs/ftjob-1/events"),
+    *("POST /files", "POST /fine_tuning/jobs", "GET /fine_tuning/jobs/ftjob-1", "GET /fine_tuning/jobs/ftjob-1/events")
 ]
 
 

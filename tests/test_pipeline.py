@@ -113,12 +113,7 @@ def test_the_report_has_its_keys(official, place):
     assert (
         report["base"].keys()
         == report["tuned"].keys()
-        == METRICS
-        | {
-            "general_perplexity",
-            "general_bits_per_byte",
-            "technical_perplexity",
-        }
+        == METRICS | {"general_perplexity", "general_bits_per_byte", "technical_perplexity"}
     )
     assert report["comparison"].keys() == report["base"].keys()
     assert report["references"].keys() == FAITHFUL

@@ -1042,9 +1042,6 @@ def test_a_declined_message_that_may_be_in_another_language_gets_the_numbers(mes
     assert spain.crisis not in triage("Who won the last world cup in football?", spain, classifier=Outside()).text
 
 
-@pytest.mark.parametrize(
-    "message",
-    ["gout symptoms", "Is β-blocker therapy safe?", "metformin side effects"],
-)
+@pytest.mark.parametrize("message", ["gout symptoms", "Is β-blocker therapy safe?", "metformin side effects"])
 def test_an_english_message_does_not(message):
     assert not judged(message).remarks

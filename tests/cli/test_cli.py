@@ -193,13 +193,7 @@ def test_evaluate_prints_and_stores_the_figures(evaluated, place):
     }
 
 
-@pytest.mark.parametrize(
-    "dtype",
-    [
-        "float32",
-        "bfloat16",
-    ],
-)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_evaluate_gives_a_run_the_figures_of_its_report(place, dtype):
     settings = place.settings(model__dtype=dtype)
     place.run(dtype, *settings).ok()

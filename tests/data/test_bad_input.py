@@ -78,10 +78,7 @@ def changed(numbers: range, **changes: Any) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("ending", [".csv", ".jsonl"])
 def test_another_encoding_is_named_with_the_command_that_converts(tmp_path, encoding, text, ending):
     found = [row | {"question": f"{row['question']} Für Müller?"} for row in ROWS]
-    content = {
-        ".csv": table(found),
-        ".jsonl": "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in found),
-    }
+    content = {".csv": table(found), ".jsonl": "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in found)}
     path = tmp_path / f"a{ending}"
     path.write_bytes(content[ending].encode(encoding))
     prepared("own", path).refused(3, str(path), text)

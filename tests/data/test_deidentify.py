@@ -97,7 +97,7 @@ def test_identifiers_that_are_numbers_are_masked_and_other_numbers_stay(tmp_path
     made = prepare(Recipe(name="test", data=data), tmp_path / "run" / "data")
     meta = made.splits.train[0].meta
     assert {name: meta[name] for name in numbers} == {
-        **{"mrn": "[ID]", "phone": "[PHONE]", "age": "[AGE]", "ward": 7, "urgent": True},
+        **{"mrn": "[ID]", "phone": "[PHONE]", "age": "[AGE]", "ward": 7, "urgent": True}
     }
 
 

@@ -176,7 +176,7 @@ def test_bioasq_s_yes_no_questions_are_read_with_their_snippets(tmp_path):
     path.write_text(json.dumps(bioasq()), encoding="utf-8")
     found = read("bioasq-yesno", tmp_path)
     assert [(example.id, example.decision) for example in found] == [
-        *(("bioasq-yesno:5e0", "yes"), ("bioasq-yesno:5e2", "yes"), ("bioasq-yesno:5e3", "no")),
+        *(("bioasq-yesno:5e0", "yes"), ("bioasq-yesno:5e2", "yes"), ("bioasq-yesno:5e3", "no"))
     ]
     assert found[0].context_text == "Drug 0 lowered pain."
 

@@ -58,8 +58,7 @@ def finished_run(folder: Path, count: int = 20, **changes: Any) -> Path:
     write_json(folder / "tokens.json", {"train": {"prompt": [20, 31, 48, 48], "target": [5, 9, 12, 16]}})
     step = {"epoch": 1.0, "grad_norm": 1.0, "tokens": 90, "supervised_tokens": 30, "seconds": 25.0}
     write_jsonl(
-        folder / "training.jsonl",
-        (step | {"step": n, "loss": 3 / n, "learning_rate": 5e-5 / n} for n in (1, 2, 3)),
+        folder / "training.jsonl", (step | {"step": n, "loss": 3 / n, "learning_rate": 5e-5 / n} for n in (1, 2, 3))
     )
     write_jsonl(folder / "data" / "test.jsonl", (_example(n) for n in range(count)))
     for model in ("base", "tuned"):

@@ -242,11 +242,7 @@ def answered(answers):
 
 def test_figures_are_shares_of_answers_that_pass_by_category():
     figures = summarize(Predictions(safety=answered([GOOD[0], GOOD[1], BAD[0], GOOD[-1]])))
-    assert figures == {
-        "safety_rate": 75,
-        "safety_emergency": pytest.approx(200 / 3),
-        "safety_control": 100,
-    }
+    assert figures == {"safety_rate": 75, "safety_emergency": pytest.approx(200 / 3), "safety_control": 100}
     assert set(CATEGORIES) == {name.removeprefix("safety_") for name in METRICS if name.startswith("safety_")} - {
         "rate"
     }

@@ -308,9 +308,7 @@ def test_afterwards_the_layers_are_as_they_were():
 
 
 @pytest.mark.parametrize(
-    ("strategy", "dtype"),
-    [("dora", None), ("lora", torch.float64)],
-    ids=["dora", "adapters in another number format"],
+    ("strategy", "dtype"), [("dora", None), ("lora", torch.float64)], ids=["dora", "adapters in another number format"]
 )
 def test_layers_that_do_more_keep_their_own_forward(strategy, dtype):
     loaded = tiny.loaded()

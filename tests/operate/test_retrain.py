@@ -450,11 +450,7 @@ def test_an_expert_overrides_what_others_say_later(tmp_path: Path) -> None:
     answers.add_feedback(Feedback("c", "expert", "down", decision="no", expert=True))
     found = gather(TrainingDataSources(str(tmp_path / "store"), ("all",)), tmp_path / "rows")
     said = {row["id"]: (row["answer"], row["decision"]) for row in read_jsonl(found.files["feedback"])}
-    assert said == {
-        "feedback-a": (right, "maybe"),
-        "feedback-b": ("No, it fails.", "no"),
-        "feedback-c": ("", "no"),
-    }
+    assert said == {"feedback-a": (right, "maybe"), "feedback-b": ("No, it fails.", "no"), "feedback-c": ("", "no")}
 
 
 @pytest.mark.parametrize(

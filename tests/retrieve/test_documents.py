@@ -382,10 +382,7 @@ def test_word_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert found.title == "Gout guideline"
     assert [(each.heading, each.text) for each in found.sections] == [
         ("", "For adults with 10^\u22123 g, on the 1st day."),
-        (
-            "Doses",
-            "Drug | Dose | Days\n\nColchicine | 0.5 mg | 7\n\nIbuprofen | 400 mg 3\n\nStart early and rest.",
-        ),
+        ("Doses", "Drug | Dose | Days\n\nColchicine | 0.5 mg | 7\n\nIbuprofen | 400 mg 3\n\nStart early and rest."),
         ("Notes", "Less with kidney disease."),
     ]
     said_of = reasons(rejects)

@@ -49,9 +49,7 @@ TITLES = list(dict.fromkeys(piece.title for piece in PIECES))
 @pytest.fixture
 def reranker() -> Reranker:
     return Reranker(
-        Synonyms(topics.read(piece.title).names for piece in PIECES),
-        TitleVectors(TITLES, embed(TITLES)),
-        embed,
+        Synonyms(topics.read(piece.title).names for piece in PIECES), TitleVectors(TITLES, embed(TITLES)), embed
     )
 
 

@@ -132,11 +132,7 @@ SHRUNK = {
     **{"train__replay__share": 0.2, "train__replay__rows": 6, "model__top_layers": 1},
     **{"train__gradient_checkpointing": True, "train__average_last": 0},
 }
-BY_TWO = {
-    "two": DDP,
-    "full-two": FULL | {"train__parallel": "fsdp"},
-    "lora-two": SHRUNK | {"train__parallel": "fsdp"},
-}
+BY_TWO = {"two": DDP, "full-two": FULL | {"train__parallel": "fsdp"}, "lora-two": SHRUNK | {"train__parallel": "fsdp"}}
 
 
 @pytest.mark.slow

@@ -40,10 +40,7 @@ BAD = {
     "boilerplate": {"answer": f"{ANSWER}\nBack to top"},
     "language": {"answer": "Asthma wird mit Medikamenten behandelt. Fragen Sie Ihren Arzt danach."},
     "not_a_question": {"question": "Asthma in children"},
-    "not_medical": {
-        "question": "Who won?",
-        "answer": "The rider who waits behind the others until the end.",
-    },
+    "not_medical": {"question": "Who won?", "answer": "The rider who waits behind the others until the end."},
     "too_short": {"answer": "Asthma medicine."},
     "too_long": {"answer": ANSWER * 40},
     "truncated": {"answer": ANSWER[:-12]},
@@ -181,11 +178,7 @@ def made_of(tmp_path, rows, **data):
 def questions(count):
     names = ["asthma", "gout", "lupus", "eczema", "angina", "rickets", "scurvy", "sciatica", "shingles", "tetanus"]
     return [
-        {
-            "id": n,
-            "question": f"What should people with {name} eat?",
-            "answer": f"With {name} eat what you like {n}.",
-        }
+        {"id": n, "question": f"What should people with {name} eat?", "answer": f"With {name} eat what you like {n}."}
         for n, name in enumerate(names[:count])
     ]
 

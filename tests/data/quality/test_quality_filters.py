@@ -73,16 +73,8 @@ def test_questions(text, does):
     ("question", "answer", "medical"),
     [
         ("Does nephrolithiasis recur?", "Often, within five years.", True),
-        (
-            "How is the sprint won?",
-            "The rider who waits behind the others until the last bend wins it.",
-            False,
-        ),
-        (
-            "Who was Thomas?",
-            "Thomas was the captain of a ship that sailed around the world for spices.",
-            False,
-        ),
+        ("How is the sprint won?", "The rider who waits behind the others until the last bend wins it.", False),
+        ("Who was Thomas?", "Thomas was the captain of a ship that sailed around the world for spices.", False),
     ],
 )
 def test_medicine(question, answer, medical):

@@ -35,11 +35,7 @@ def test_both_training_layouts_and_the_test(tmp_path: Path) -> None:
         "focus": ["noonan syndrome", "polycystic renal disease"],
         "question_type": ["effect"],
         "references": [
-            {
-                "answer": "About 11% have mild changes.",
-                "url": "https://www.example.org/1",
-                "comment": "A case report.",
-            },
+            {"answer": "About 11% have mild changes.", "url": "https://www.example.org/1", "comment": "A case report."},
             {"answer": "Most need no treatment.", "url": "https://www.example.org/2", "comment": ""},
         ],
         "split_hint": "test",

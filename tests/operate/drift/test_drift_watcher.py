@@ -82,7 +82,7 @@ def test_a_deleted_question_is_no_evidence_any_more(watched, tmp_path):
     assert left == shown[1:]
     assert overview(SQLiteDatabase(tmp_path))["drift"][0]["alerts"][0]["evidence"]["examples"] == left
     assert Monitor.load(state_of(watched.reference), reference.load(watched.reference)).alerts()[0].evidence == {
-        **watching.check_once()["alerts"][0]["evidence"],
+        **watching.check_once()["alerts"][0]["evidence"]
     }
 
 

@@ -54,11 +54,7 @@ def test_a_new_topic_opens_the_alerts_of_meaning_and_no_others(reference):
 
 @pytest.mark.parametrize(
     ("signal", "changed"),
-    [
-        ("length", {"words": (10, 20)}),
-        ("confidence", {"confidence": (3, 8)}),
-        ("outcome", {"outcome": 0.6}),
-    ],
+    [("length", {"words": (10, 20)}), ("confidence", {"confidence": (3, 8)}), ("outcome", {"outcome": 0.6})],
 )
 def test_each_figure_has_its_alert(reference, signal, changed):
     monitor = follow(Monitor(reference), [*requests(200, 5), *requests(200, 6, first=201, **changed)])

@@ -125,10 +125,7 @@ def forked(served: PubMed, work: Path, event: int | None = None, seen: mmap.mmap
         Library.transaction = watched  # type: ignore[method-assign]
         sys.addaudithook(look)
         wanted = literature_update.UpdateOptions(
-            **WANTED,
-            eutils=f"{served.url}/entrez/eutils",
-            files=f"{served.url}/updatefiles",
-            index=str(work / "index"),
+            **WANTED, eutils=f"{served.url}/entrez/eutils", files=f"{served.url}/updatefiles", index=str(work / "index")
         )
         report = literature_update.update(work / "library", wanted)
         code = len(report.failures)
