@@ -7,18 +7,18 @@ import logging
 import os
 import re
 import shutil
-import socket
 import subprocess
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from meditune.hardware import release_memory
 from meditune.models.quiet_libraries import no_telemetry
+from tests.http_servers import free_port
 
 if TYPE_CHECKING:
     from tests.commands import Bench
@@ -164,10 +164,8 @@ class Cluster:
 @contextmanager
 def cluster() -> Iterator[Cluster]:
     """A server for the block."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
     folder = Path(tempfile.mkdtemp(prefix="meditune-postgres-"))
-    made = Cluster(folder, port)
+    made = Cluster(folder, free_port())
     try:
         if made.as_user:
             shutil.chown(folder, "nobody")
@@ -227,6 +225,15 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
     from tests.commands import bench  # which imports torch
 
     with bench(tmp_path_factory.mktemp("bench")) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """A browser; the test is skipped where there is none."""
+    from tests.loopback_server import chromium  # which imports torch
+
+    with chromium() as made:
         yield made
 
 

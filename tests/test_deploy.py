@@ -13,7 +13,7 @@ import threading
 import time
 from contextlib import contextmanager, suppress
 from http.client import HTTPResponse
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 
 import jsonpatch
@@ -33,6 +33,7 @@ from meditune.store import open_store
 from meditune.store.answers import Answer, Answers
 from meditune.store.api_keys import Keys
 from tests import tiny
+from tests.http_servers import Answering, free_port
 
 DEPLOY = Path(__file__).parents[1] / "deploy"
 BIN = Path(sys.executable).parent
@@ -230,7 +231,7 @@ def longest_request():
 ANSWERED, BUSY = {"deleted": True}, ApiError(503, "The queue is full.", "overloaded").as_dict()
 
 
-class Backend(BaseHTTPRequestHandler):
+class Backend(Answering):
     """A server behind HAProxy. What it does with each request depends on `server.does`."""
 
     protocol_version = "HTTP/1.1"
@@ -259,16 +260,11 @@ class Backend(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body)
 
-    def log_message(self, *_):
-        pass
-
 
 @contextmanager
 def behind_haproxy(folder, *does):
     """Yield HAProxy's port and the two servers behind it. HAProxy waits for a request and for a server only 1 s."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     text = (DEPLOY / "haproxy.cfg").read_text(encoding="utf-8")
     settings = folder / "haproxy.cfg"
     settings.write_text(re.sub(r"(timeout (http-request|server)) \d+s", r"\1 1s", text), encoding="utf-8")

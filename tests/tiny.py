@@ -175,6 +175,17 @@ def loaded(architecture: str = "llama", attention: str = "grouped", frozen: int 
     )
 
 
+def sharpened(architecture: str = "llama") -> LoadedModel:
+    """A tiny model whose likeliest tokens are no near ties."""
+    found = loaded(architecture)
+    torch.manual_seed(6)
+    with torch.no_grad():
+        for parameter in found.model.parameters():
+            if parameter.ndim == 2:
+                parameter += 0.3 * torch.randn_like(parameter)
+    return found
+
+
 def with_model(found: LoadedModel, made: Any, frozen: int = 0) -> LoadedModel:
     """The same with another model, such as one with an adapter, whose first `frozen` layers are cached."""
     return replace(found, model=made, frozen=HiddenStateCache(made, frozen))

@@ -17,6 +17,7 @@ from meditune.models.catalogue import CATALOGUE
 from meditune.train.resource_plan import Target
 from tests import layouts
 from tests.commands import meditune
+from tests.http_servers import free_port
 
 
 @pytest.fixture(autouse=True)
@@ -39,9 +40,7 @@ def listening() -> Iterator[str]:
 
 @pytest.fixture
 def closed() -> str:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-    return f"http://127.0.0.1:{port}/simple"
+    return f"http://127.0.0.1:{free_port()}/simple"
 
 
 def findings() -> dict[str, Finding]:

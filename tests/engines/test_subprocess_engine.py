@@ -17,7 +17,6 @@ from meditune.engines.engine import GenerationRequest
 from meditune.engines.open_engine import open_engine
 from meditune.engines.subprocess_engine import SubprocessEngine
 from meditune.errors import EngineError, ModelError
-from meditune.export import verify
 from meditune.export.export import export
 from meditune.models.sentence_encoder import INT8, load_encoder
 from meditune.retrieve import collections
@@ -25,6 +24,7 @@ from meditune.retrieve.build_index import build
 from meditune.retrieve.storage import index_storage
 from tests import corpus, tiny
 from tests.engines.test_engines import ask, collect, text, together, tokens
+from tests.engines.test_supervised_engine import fast_export
 from tests.serve.test_http_server import asked, started
 
 pytest.importorskip("openvino_genai")
@@ -34,16 +34,7 @@ PROMPT = [20, 30, 40, 50, 60, 70]
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     place = tiny.save(tmp_path_factory.mktemp("apart"))
-    with pytest.MonkeyPatch.context() as patch:
-        for module, name, value in (
-            (verify, "ANSWERS", 1),
-            (verify, "COUNT", 4),
-            (verify, "MAX_PERPLEXITY_RISE", 9.0),
-            (verify, "AGREEMENT", 0.0),
-            (verify, "WRITTEN_ITEMS", 1),
-        ):
-            patch.setattr(module, name, value)
-        patch.setenv("MEDITUNE_DATA", "/nowhere")
+    with fast_export():
         export(str(place), "openvino")
     return place
 

@@ -57,15 +57,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @contextmanager
 def fast_export() -> Iterator[None]:
     """Exports are checked less for the block."""
+    values = {"ANSWERS": 1, "COUNT": 4, "MAX_PERPLEXITY_RISE": 9.0, "AGREEMENT": 0.0, "WRITTEN_ITEMS": 1}
     with pytest.MonkeyPatch.context() as patch:
-        for module, name, value in (
-            (verify, "ANSWERS", 1),
-            (verify, "COUNT", 4),
-            (verify, "MAX_PERPLEXITY_RISE", 9.0),
-            (verify, "AGREEMENT", 0.0),
-            (verify, "WRITTEN_ITEMS", 1),
-        ):
-            patch.setattr(module, name, value)
+        for name, value in values.items():
+            patch.setattr(verify, name, value)
         patch.setenv("MEDITUNE_DATA", "/nowhere")
         yield
 

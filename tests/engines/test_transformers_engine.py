@@ -20,21 +20,10 @@ from tests.waiting import until
 MORE = 24
 
 
-def sharpened(architecture: str = "llama"):
-    """A tiny model whose likeliest tokens are no near ties."""
-    loaded = tiny.loaded(architecture)
-    torch.manual_seed(6)
-    with torch.no_grad():
-        for parameter in loaded.model.parameters():
-            if parameter.ndim == 2:
-                parameter += 0.3 * torch.randn_like(parameter)
-    return loaded
-
-
 @pytest.fixture
 def opened(request):
     """An engine that is closed after the test; its architecture may be a parameter."""
-    engine = TransformersEngine(sharpened(getattr(request, "param", "llama")), concurrency=4)
+    engine = TransformersEngine(tiny.sharpened(getattr(request, "param", "llama")), concurrency=4)
     yield engine
     engine.close()
 
@@ -84,7 +73,7 @@ def test_a_beginning_that_was_read_is_not_read_again(opened):
 
 def test_long_prompts_are_read_in_pieces_and_answered_the_same(opened):
     torch.manual_seed(2)
-    loaded = sharpened()
+    loaded = tiny.sharpened()
     loaded.model.config.max_position_embeddings = 4096
     text_of = torch.randint(2, 500, (2500,)).tolist()
     engine = TransformersEngine(loaded)
@@ -173,7 +162,7 @@ def test_a_stop_text_ends_the_answer(opened):
 
 def test_closing_cancels_what_runs_and_what_waits():
     before = set(threading.enumerate())
-    engine = TransformersEngine(sharpened(), concurrency=1)
+    engine = TransformersEngine(tiny.sharpened(), concurrency=1)
     running, waiting = queue.Queue(), queue.Queue()
     engine.start(GenerationRequest(prompts()[0], 900), running.put)
     engine.start(GenerationRequest(prompts()[1], 900), waiting.put)
@@ -186,7 +175,7 @@ def test_closing_cancels_what_runs_and_what_waits():
 
 
 def test_a_model_that_breaks_off_is_said_and_the_engine_goes_on():
-    loaded = sharpened()
+    loaded = tiny.sharpened()
     with torch.no_grad():
         loaded.model.get_input_embeddings().weight[7] = float("nan")
     engine = TransformersEngine(loaded)
@@ -197,7 +186,7 @@ def test_a_model_that_breaks_off_is_said_and_the_engine_goes_on():
 
 
 def test_a_prompt_without_finite_logits_spoils_no_later_answer():
-    loaded = sharpened()
+    loaded = tiny.sharpened()
     with torch.no_grad():
         loaded.model.get_input_embeddings().weight[7] = float("nan")
     engine, running = TransformersEngine(loaded), queue.Queue()

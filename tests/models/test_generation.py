@@ -79,7 +79,7 @@ def test_on_a_gpu_with_little_memory_prompts_are_read_in_smaller_pieces(monkeypa
 
 @pytest.mark.parametrize("architecture", ["llama", "gemma3"])
 def test_a_long_new_prompt_doesnt_change_a_text_whose_prefix_is_cached(architecture):
-    model, prefixes = sharpened(architecture), PrefixCache()
+    model, prefixes = tiny.sharpened(architecture).model, PrefixCache()
     known, new = torch.randint(2, 500, (2, 600)).tolist()
     texts = [[*known, 5, 6, 7], new[:400]]
     with inference(model):
@@ -151,17 +151,6 @@ def prompts() -> list[list[int]]:
     return [torch.randint(2, 500, (5 + 20 * number,)).tolist() for number in range(9)]
 
 
-def sharpened(architecture: str):
-    """A tiny model whose likeliest tokens are no near ties."""
-    loaded = tiny.loaded(architecture)
-    torch.manual_seed(6)
-    with torch.no_grad():
-        for parameter in loaded.model.parameters():
-            if parameter.ndim == 2:
-                parameter += 0.3 * torch.randn_like(parameter)
-    return loaded.model
-
-
 def alone(model, prompt: list[int]) -> list[int]:
     config = GenerationConfig(max_new_tokens=MORE, do_sample=False, eos_token_id=NEVER, pad_token_id=PAD)
     with warnings.catch_warnings():
@@ -174,7 +163,7 @@ def alone(model, prompt: list[int]) -> list[int]:
 @pytest.mark.parametrize("architecture", tiny.ARCHITECTURES)
 @pytest.mark.parametrize("at_once", [1, 3, 20])
 def test_texts_are_those_of_generate(architecture, at_once):
-    model, texts = sharpened(architecture), prompts()
+    model, texts = tiny.sharpened(architecture).model, prompts()
     # Some text's fourth token is made the end token, so that slots become free at different times.
     expected = [alone(model, text) for text in texts]
     end = expected[4][3]
@@ -186,7 +175,7 @@ def test_texts_are_those_of_generate(architecture, at_once):
 
 
 def test_without_an_end_token_texts_have_full_length():
-    model = sharpened("llama")
+    model = tiny.sharpened().model
     with inference(model):
         found = dict(GreedyDecoder(model, prompts()[:2], 7, (), PAD, 2).texts())
     assert [len(found[index]) for index in range(2)] == [7, 7]
@@ -207,7 +196,7 @@ def test_logits_that_are_no_numbers_name_their_prompt():
 
 @pytest.mark.parametrize("at_once", [1, 3])
 def test_a_sequence_is_written_once_where_that_is_asked(at_once):
-    model, texts = sharpened("llama"), prompts()
+    model, texts = tiny.sharpened().model, prompts()
     with inference(model):
         free = dict(GreedyDecoder(model, texts, MORE, (), PAD, at_once).texts())
         bound = dict(GreedyDecoder(model, texts, MORE, (), PAD, at_once, no_repeat=3).texts())

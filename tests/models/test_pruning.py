@@ -7,7 +7,6 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, Gemma3TextConfig
 
-from meditune.config.data_options import PromptFormat
 from meditune.config.training_options import ModelSpec, PruneSpec
 from meditune.errors import ModelError
 from meditune.models.hidden_state_cache import blocks_of
@@ -25,19 +24,16 @@ from meditune.models.pruning import (
     two_of_four,
     wanda,
 )
-from meditune.models.shared_prefix_batch import rows_of, windows
+from meditune.models.shared_prefix_batch import windows
 from tests import tiny
-from tests.models.test_forward import EXAMPLES
+from tests.models.test_adapters import batch_of
 
 CONV = ("c_attn", "c_proj", "c_fc")
 
 
 def rows_for(loaded):
     """Rows of several lengths, one of them with two tasks."""
-    encoder = loaded.encoder(PromptFormat(max_tokens=256, answer_tokens=32))
-    shared = rows_of([encoder.supervised(example, task) for example in EXAMPLES for task in ("decision", "answer")])
-    ids = loaded.tokenizer(tiny.WORDS)["input_ids"]
-    return [*shared, *windows("text", ids, 40)]
+    return [*batch_of(loaded), *windows("text", loaded.tokenizer(tiny.WORDS)["input_ids"], 40)]
 
 
 def pruned(architecture, method, **options):

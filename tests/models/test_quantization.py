@@ -15,11 +15,10 @@ from meditune.evaluate.weights_backend import generate_answers
 from meditune.models import quantization
 from meditune.models.adapters import fuse_lora, make_trainable, merged, parameter_counts
 from meditune.models.load import load
-from meditune.models.shared_prefix_batch import rows_of
 from meditune.train.losses import plain_loss
 from tests import tiny
 from tests.commands import bench
-from tests.models.test_adapters import moved
+from tests.models.test_adapters import batch_of, moved
 from tests.models.test_forward import EXAMPLES
 
 pytest.importorskip("bitsandbytes")
@@ -42,22 +41,17 @@ def spec_of(quantize, strategy="lora", dtype="float32"):
     return ModelSpec(strategy=strategy, quantize=quantize, dtype=dtype, lora=LoraSpec(r=4), virtual_tokens=5)
 
 
-def rows_for(loaded):
-    encoder = loaded.encoder(FORM)
-    return rows_of([encoder.supervised(example, task) for example in EXAMPLES for task in ("decision", "answer")])
-
-
 def evaluated(loaded):
     """The model after its likelihoods and answers have been measured, as a run does before it trains."""
     encoder = loaded.encoder(FORM)
-    score(loaded, rows_for(loaded), 512, "Scoring", encoder.label_ids())
+    score(loaded, batch_of(loaded), 512, "Scoring", encoder.label_ids())
     generate_answers(loaded, [encoder.prompt(example, "answer") for example in EXAMPLES], 3, "Writing")
     return loaded
 
 
 def backward(loaded, model):
     """Compute the gradients of the adapters, and return the last hidden states."""
-    batch, predicted = loaded.frozen.predict(model, rows_for(loaded), loaded.pad_id)
+    batch, predicted = loaded.frozen.predict(model, batch_of(loaded), loaded.pad_id)
     device = predicted.logits.device
     plain_loss(predicted, batch.targets.to(device), torch.ones(len(batch.targets), device=device)).backward()
     return predicted.hidden.detach()
@@ -161,7 +155,7 @@ def test_only_the_layers_are_quantized_and_parameters_are_counted_whole(tmp_path
     kinds = {type(module).__name__ for module in small.model.modules()}
     assert ("Linear4bit" in kinds, "Linear8bitLt" in kinds) == (quantize == "nf4", quantize == "int8")
     assert type(small.model.get_output_embeddings()) is torch.nn.Linear
-    row = rows_for(plain)
+    row = batch_of(plain)
     with torch.no_grad():
         exact, rounded = (
             loaded.frozen.predict(loaded.model, row, loaded.pad_id)[1].hidden for loaded in (plain, small)

@@ -11,7 +11,6 @@ import json
 import multiprocessing
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -35,6 +34,7 @@ from meditune.retrieve.index import Index, Manifest
 from meditune.retrieve.storage import index_storage
 from tests import corpus, layouts, tiny
 from tests.commands import meditune
+from tests.http_servers import free_port
 
 pytest.importorskip("lancedb")
 
@@ -603,9 +603,7 @@ def test_a_server_that_only_searches_needs_no_torch(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def bucket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     pytest.importorskip("moto.server")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     endpoint = f"http://127.0.0.1:{port}"
     process = subprocess.Popen(
         [sys.executable, "-m", "moto.server", "-p", str(port)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL

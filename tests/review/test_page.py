@@ -13,7 +13,6 @@ from meditune.data.reviewer_decisions import VERDICTS
 from meditune.review.rating_set import create
 from meditune.review.ratings_store import ADJUDICATION, Store
 from tests.commands import meditune
-from tests.loopback_server import chromium
 from tests.review.known_ratings import (
     annotated_item,
     finished,
@@ -27,12 +26,6 @@ from tests.review.known_ratings import (
 )
 
 pytestmark = pytest.mark.browser
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with chromium() as made:
-        yield made
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from meditune.serve.settings import Settings
 from meditune.store.api_keys import Keys
 from meditune.store.database import SQLiteDatabase
 from tests.assistants import ScriptedEngine, assistant_of, index_of
-from tests.loopback_server import chromium, served
+from tests.loopback_server import served
 
 pytest.importorskip("lancedb")
 pytestmark = pytest.mark.browser
@@ -25,12 +25,6 @@ TEXTS = {
 }
 ASTHMA = "What helps people with asthma?"
 SAID = "Inhaled steroids help most people. Inhalers open the airways within minutes. Zebras cure everything."
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with chromium() as made:
-        yield made
 
 
 @pytest.fixture(scope="module")

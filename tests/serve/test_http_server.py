@@ -522,8 +522,7 @@ def test_an_answer_that_the_engine_breaks_off_is_no_finished_one(tmp_path):
         body = {"model": "tiny", "prompt": "Does", "max_tokens": 400}
         text = pool.submit(server.ask, "/v1/completions", body)
         streamed_text = pool.submit(server.ask, "/v1/completions", body | {"stream": True})
-        while server.service.admission.active < 4:
-            time.sleep(0.01)
+        until(lambda: server.service.admission.active == 4)
         time.sleep(0.2)
         server.service.engine.close()
         assert (whole.result().status, text.result().status) == (503, 503)

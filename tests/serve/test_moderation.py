@@ -29,6 +29,7 @@ from meditune.store.database import SQLiteDatabase
 from tests import tiny
 from tests.assistants import ScriptedEngine, assistant_of, index_of
 from tests.loopback_server import Running, served
+from tests.waiting import until
 
 STROKE = "My dad suddenly can't speak and one side of his face droops. What is it?"
 PLAIN = "What helps against an attack of gout?"
@@ -335,10 +336,7 @@ def test_emergencies_do_not_wait_behind_a_flood_of_long_messages(tmp_path):
             for _ in range(12):
                 pool.submit(send)
             try:
-                until = time.monotonic() + 30
-                while made.service.triage.waiting < 8 and time.monotonic() < until:
-                    time.sleep(0.01)
-                assert made.service.triage.waiting >= 8
+                until(lambda: made.service.triage.waiting >= 8, 30)
                 overtaken = []
                 for _ in range(5):
                     before = len(refused)
@@ -371,9 +369,7 @@ def test_emergencies_do_not_wait_behind_short_messages_with_long_earlier_message
 
         flood = [pool.submit(reply, "What about it then?") for _ in range(4)]
         try:
-            until = time.monotonic() + 30
-            while made.service.triage.waiting < 3 and time.monotonic() < until:
-                time.sleep(0.01)
+            until(lambda: made.service.triage.waiting >= 3, 30)
             assert (made.service.triage.active, made.service.triage.waiting) == (1, 3)
             assert "stroke" in said(made.chat(STROKE))
             assert "stroke" in said(reply(STROKE))

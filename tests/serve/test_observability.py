@@ -21,7 +21,7 @@ from meditune.store.api_keys import Keys
 from meditune.store.overview import Notes
 from tests.assistants import ScriptedEngine, assistant_of, index_of
 from tests.http_servers import Answering, listening
-from tests.loopback_server import chromium, served
+from tests.loopback_server import served
 from tests.waiting import until
 
 MARKUP = "<img src=x onerror=\"document.title='hacked'\"><script>document.title='hacked'</script>"
@@ -146,12 +146,6 @@ def test_a_server_tells_of_itself_and_leaves_no_trace_at_its_end(tmp_path):
         assert (note.facts["model"], note.facts["version"]) == ("tiny", "v1")
         assert server.ask("/v1/admin/status").json["answers"]["seconds"]["p50"] > 0
     assert notes.all("server") == []
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with chromium() as made:
-        yield made
 
 
 @pytest.mark.browser

@@ -18,6 +18,7 @@ from meditune.store.database import SQLiteDatabase
 from tests.assistants import ModelAlone, ScriptedEngine, assistant_of, index_of
 from tests.loopback_server import served, slowed
 from tests.serve.test_admission import request
+from tests.waiting import until
 
 QUESTION = {"question": "Does colchicine help John Miller, born 03/04/1956?"}
 
@@ -144,10 +145,7 @@ def test_what_is_old_is_deleted_when_the_server_starts(tmp_path):
     Answers(SQLiteDatabase(tmp_path)).keep(Answer("old", "", "ask", "m", time=time.time() - 40 * 86_400))
     Answers(SQLiteDatabase(tmp_path)).keep(Answer("new", "", "ask", "m"))
     with served(tmp_path) as server:
-        until = time.monotonic() + 5
-        while server.service.answers.get("old") and time.monotonic() < until:
-            time.sleep(0.01)
-        assert server.service.answers.get("old") is None
+        until(lambda: server.service.answers.get("old") is None, 5)
         assert server.service.answers.get("new") is not None
 
 
@@ -231,9 +229,7 @@ def test_many_long_asks_leave_the_others_their_threads(tmp_path):
     with served(tmp_path, Settings(concurrency=40)) as server, ThreadPoolExecutor(36) as pool:
         server.service.assistant = Slow(server.service.engine)
         asked = [pool.submit(server.ask, "/v1/ask", QUESTION) for _ in range(36)]
-        until = time.monotonic() + 10
-        while server.service.admission.active < 36 and time.monotonic() < until:
-            time.sleep(0.01)
+        until(lambda: server.service.admission.active == 36, 10)
         begun = time.monotonic()
         reply = server.chat(guided_choice=["yes", "no"])
         seconds = time.monotonic() - begun

@@ -3,7 +3,6 @@
 import hashlib
 import hmac
 import json
-import socket
 from contextlib import contextmanager
 
 import pytest
@@ -12,7 +11,7 @@ from aiosmtpd.smtp import AuthResult
 
 from meditune.errors import DataError
 from meditune.operate.drift.notifications import Message, Outbox, from_environment
-from tests.http_servers import Answering, listening
+from tests.http_servers import Answering, free_port, listening
 
 NEWS = Message(
     "abc/large", "Drift: length (large)", "Longer <questions> & more.", "https://example.org/e", {"effect": 0.5}
@@ -107,8 +106,7 @@ def mail_server(mailbox, password):
     def known(server, session, envelope, mechanism, data):
         return AuthResult(success=data.password == password.encode(), handled=False)
 
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     controller = Controller(mailbox, "127.0.0.1", port, authenticator=known, auth_require_tls=False, auth_required=True)
     controller.start()
     try:

@@ -32,6 +32,7 @@ from tests import corpus, layouts
 from tests.operate.literature import pubmed_server
 from tests.operate.literature.pubmed_server import Paper, PubMed, deletes, notice, update_file
 from tests.test_killed import CHANGES
+from tests.waiting import until
 
 WANTED = {"email": "me@clinic.org", "queries": ("all",)}
 
@@ -177,9 +178,7 @@ def test_ctrl_c_ends_with_a_sentence_and_the_same_command_goes_on(tmp_path: Path
         options = {"cwd": tmp_path, "env": environment, "text": True}
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options)
         try:
-            while len(served.asked_of("efetch")) < 2:
-                assert process.poll() is None, process.communicate()
-                time.sleep(0.05)
+            until(lambda: len(served.asked_of("efetch")) >= 2, process=process)
             time.sleep(0.2)
             second = subprocess.run(command, capture_output=True, check=False, **options)
             process.send_signal(signal.SIGINT)
