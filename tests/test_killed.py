@@ -29,6 +29,7 @@ import pytest
 
 from meditune.cli import main as cli
 from tests.commands import jsonl, meditune, read_rows, rows, stopped_after
+from tests.waiting import output_of
 
 CHANGES = {"os.rename", "os.mkdir", "os.remove", "os.rmdir", "shutil.rmtree"}
 
@@ -162,16 +163,9 @@ def test_killed_anywhere(place):
         *place.own(jsonl(place.folder / "own.jsonl", rows(24)), **STEPS | {"train__checkpoint_steps": 1}),
     ]
     alone = {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-    found = subprocess.run(
-        [sys.executable, "-m", "tests.test_killed", str(place.folder), str(TRIALS), *words],
-        cwd=Path(__file__).parent.parent,
-        env=os.environ | place.environment | alone,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert found.returncode == 0, found.stderr
-    trials = [json.loads(line) for line in found.stdout.splitlines() if line.startswith('{"killed"')]
+    options = {"cwd": Path(__file__).parent.parent, "env": os.environ | place.environment | alone}
+    found = output_of(sys.executable, "-m", "tests.test_killed", place.folder, TRIALS, *words, **options)
+    trials = [json.loads(line) for line in found.splitlines() if line.startswith('{"killed"')]
     assert len(trials) == TRIALS
     for trial in trials:
         assert trial["resumed"] == 0, trial

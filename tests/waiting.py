@@ -15,3 +15,10 @@ def until(condition: Callable[[], Any], seconds: float = 120, process: subproces
         assert process is None or process.poll() is None, process.communicate()
         assert time.monotonic() < end, f"nothing happened within {seconds:g} seconds"
         time.sleep(0.01)
+
+
+def output_of(*words: Any, **options: Any) -> str:
+    """Wait for a program, which must succeed, and return what it printed."""
+    done = subprocess.run([*map(str, words)], capture_output=True, text=True, check=False, **options)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout

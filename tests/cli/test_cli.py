@@ -22,6 +22,7 @@ from tests.commands import bench, jsonl, meditune, read_rows, rows
 from tests.http_servers import Answering, listening
 from tests.loopback_server import served
 from tests.serve.test_observability import fill_busy_store
+from tests.waiting import output_of
 
 PROJECT = Path(__file__).parents[2]
 COMMANDS = (
@@ -727,8 +728,7 @@ def test_preparing_data_needs_no_torch(tmp_path):
         "cli_app(standalone_mode=False)\n"
         "sys.exit('torch' in sys.modules)"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    output_of(sys.executable, "-c", program)
 
 
 def test_it_tells_of_a_service_and_of_a_server_that_runs(store, monkeypatch):

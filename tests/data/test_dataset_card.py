@@ -2,7 +2,6 @@
 
 import json
 import os
-import subprocess
 import sys
 
 import pytest
@@ -13,6 +12,7 @@ from meditune.config.recipe import Recipe
 from meditune.data.prepare import prepare
 from tests import layouts
 from tests.commands import jsonl, meditune, read_rows, rows
+from tests.waiting import output_of
 
 pytestmark = pytest.mark.usefixtures("own_folders")
 
@@ -67,16 +67,10 @@ def test_datasets_reads_the_splits_of_a_mixed_set(tmp_path):
         "found = datasets.load_dataset(sys.argv[1])\n"
         "print(json.dumps({name: [row['id'] for row in rows] for name, rows in found.items()}))\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path / "out")],
-        env=os.environ | {"HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": str(tmp_path / "hf")},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": str(tmp_path / "hf")}
+    found = output_of(sys.executable, "-c", code, tmp_path / "out", env=environment)
     splits = prepared.splits.named()
-    assert json.loads(done.stdout) == {
+    assert json.loads(found) == {
         name: [example.id for example in splits[file]]
         for name, file in (("train", "train"), ("validation", "dev"), ("test", "test"))
     }

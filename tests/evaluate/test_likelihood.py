@@ -7,7 +7,6 @@ are seeded, as many as asked for, and a run without them writes none.
 import json
 import math
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -43,6 +42,7 @@ from meditune.prompts import Encoded
 from tests import tiny
 from tests.commands import meditune
 from tests.models.test_forward import EXAMPLES as ROW_EXAMPLES
+from tests.waiting import output_of
 
 FORM = PromptFormat(max_tokens=256, answer_tokens=32)
 
@@ -377,14 +377,8 @@ def test_the_harness_itself_says_the_same_of_every_item(tmp_path, monkeypatch):
     model = tiny.save(tmp_path / "model")
     decided = [example for example in ROW_EXAMPLES if example.decision]
     write_jsonl(tmp_path / export.FILE, export.rows(tmp_path, "test"))
-    done = subprocess.run(
-        [sys.executable, "-c", HARNESS, str(model), str(TASKS)],
-        cwd=tmp_path,
-        env=os.environ | {"HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": str(tmp_path / "cache")},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": str(tmp_path / "cache")}
+    output_of(sys.executable, "-c", HARNESS, model, TASKS, cwd=tmp_path, env=environment)
     theirs = {sample["doc"]["id"]: sample for sample in json.loads((tmp_path / "samples.json").read_text())}
     ours = list(decisions(load(str(model), ModelSpec(base=str(model), dtype="float32")), decided, 900, "Scoring"))
     assert len(ours) == len(theirs) == len(decided)

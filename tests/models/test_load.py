@@ -43,6 +43,7 @@ from meditune.prompts import Encoded
 from meditune.train.finetune import save_model
 from meditune.train.training_plan import starting_point
 from tests import tiny
+from tests.waiting import output_of
 
 
 @pytest.mark.parametrize("units", [False, True], ids=["t4", "a100"])
@@ -354,9 +355,7 @@ ids = loaded.tokenizer("Does it help? " * 60)["input_ids"]
 generate_answers(loaded, [Encoded(str(number), "answer", ids) for number in range(16)], 16, "Answers")
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6)
 """
-    done = subprocess.run([sys.executable, "-c", program, str(name)], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return float(done.stdout)
+    return float(output_of(sys.executable, "-c", program, name))
 
 
 OLD, NEW = "a" * 40, "b" * 40

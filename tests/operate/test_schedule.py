@@ -15,6 +15,7 @@ import typer.main
 import yaml
 
 from meditune.cli.main import cli_app
+from tests.waiting import output_of
 
 SCHEDULE = Path(__file__).parents[2] / "deploy" / "schedule"
 UNITS = ("meditune-update.service", "meditune-canary.service", "meditune-retrain.service", "meditune-loop.service")
@@ -98,8 +99,7 @@ def test_systemd_reads_services_and_timers(tmp_path: Path) -> None:
     assert [line for line in done.stderr.splitlines() if "meditune" in line] == [], done.stderr
     for name in TIMERS:
         when = unit(name)["Timer"]["OnCalendar"]
-        done = subprocess.run([str(ANALYZE), "calendar", when], capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
+        output_of(ANALYZE, "calendar", when)
 
 
 @pytest.mark.parametrize("name", CRONS)
@@ -110,7 +110,7 @@ def test_cron_lines_are_lines_that_a_shell_reads(name: str) -> None:
     assert found
     assert found[2] == "meditune"
     assert "%" not in found[3]
-    assert subprocess.run(["sh", "-n", "-c", found[3]], check=False).returncode == 0
+    output_of("sh", "-n", "-c", found[3])
     called = commands(found[3])
     assert len(called) == CRONS[name]
     for words in called:

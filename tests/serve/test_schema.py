@@ -17,6 +17,7 @@ from meditune.serve.settings import Settings
 from tests import loopback_server
 from tests.assistants import ModelAlone, assistant_of
 from tests.loopback_server import MODEL, served
+from tests.waiting import output_of
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 ASKED = {"model": MODEL, "messages": [{"role": "user", "content": "Does it help?"}]}
@@ -276,9 +277,8 @@ def address(tmp_path_factory):
 def test_an_example(address, kind, text):
     assert "http://127.0.0.1:8000" in text
     words = [*RUN[kind], text.replace("http://127.0.0.1:8000", address)]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.strip()
+    said = output_of(*words, timeout=60)
+    assert said.strip()
     if "chest pain" in text:
-        assert "event: notice" in done.stdout
-        assert '"outcome": "escalated"' in done.stdout
+        assert "event: notice" in said
+        assert '"outcome": "escalated"' in said

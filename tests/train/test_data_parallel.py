@@ -19,7 +19,7 @@ from meditune.models.shared_prefix_batch import join
 from meditune.prompts import Encoded
 from meditune.train.trainer import deal_rows
 from tests.commands import Result, meditune, read_rows, stopped_after
-from tests.waiting import until
+from tests.waiting import output_of, until
 
 # Steps of 6 and 7 rows can't be dealt evenly. FP32 leaves the order of sums alone.
 UNEVEN = {"model__dtype": "float32", "train__batch_size": 7, "train__accumulation": 1, "train__micro_batch_tokens": 300}
@@ -250,9 +250,7 @@ def test_an_error_in_one_process_ends_the_other_which_waits_for_it(place):
 
 
 def test_python_runs_the_package():
-    done = subprocess.run([sys.executable, "-m", "meditune", "--version"], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.strip()
+    assert output_of(sys.executable, "-m", "meditune", "--version").strip()
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,7 @@ from tests import corpus, layouts
 from tests.operate.literature import pubmed_server
 from tests.operate.literature.pubmed_server import Paper, PubMed, deletes, notice, update_file
 from tests.test_killed import CHANGES
-from tests.waiting import until
+from tests.waiting import output_of, until
 
 WANTED = {"email": "me@clinic.org", "queries": ("all",)}
 
@@ -146,15 +146,8 @@ TRIALS = 6
 @pytest.mark.slow
 def test_killed_anywhere(tmp_path: Path) -> None:
     """Before files and transactions spread over the whole update."""
-    found = subprocess.run(
-        [sys.executable, "-m", "tests.operate.literature.test_killed", str(tmp_path), str(TRIALS)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert found.returncode == 0, found.stderr
-    said = [json.loads(line) for line in found.stdout.splitlines() if line.startswith("{")]
+    found = output_of(sys.executable, "-m", "tests.operate.literature.test_killed", tmp_path, TRIALS, cwd=ROOT)
+    said = [json.loads(line) for line in found.splitlines() if line.startswith("{")]
     assert len(said) == TRIALS
     for trial in said:
         assert trial["killed"], trial
