@@ -5,6 +5,7 @@
     python benchmarks/phi.py --presidio                   # also Presidio, if the extra `phi` is installed
     python benchmarks/phi.py --spacy                      # also the rules with names and towns of spaCy's small model
     python benchmarks/phi.py --asq first_half.jsonl       # queries of ASQ-PHI instead of invented notes
+    python benchmarks/phi.py --asq benchmarks/phi_varied.jsonl   # varied texts that no rule was tuned on
 
 In the invented notes, an identifier counts as found if every character of it is covered, by a finding of any kind. A
 finding counts as wrong if less than half of it is inside an identifier.
@@ -233,7 +234,7 @@ def asq(path: Path, part: str, seed: int | None, is_lower: bool, errors: int, fi
         alarms += bool(spans) and not row["spans"]
     print(f"\n{path.name}, {part}: {len(rows):,} queries, {1000 * seconds / max(1, len(rows)):.2f} ms each\n")
     print("| kind | marked | touched | whole |\n|---|---|---|---|")
-    for kind in (*ASQ_KINDS.values(), "numbers and contacts", "all"):
+    for kind in filter(there.get, (*ASQ_KINDS.values(), "numbers and contacts", "all")):
         print(f"| {kind} | {there[kind]} | {share(touched[kind], there[kind])} | {share(whole[kind], there[kind])} |")
     print(f"\nprecision {share(right, taken)}; queries without marks but with a finding: {share(alarms, without)}")
 
