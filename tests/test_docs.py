@@ -104,11 +104,14 @@ def test_every_command_parses(page: Path) -> None:
 @pages
 def test_every_set_option_names_a_key_and_a_fitting_value(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
-    # Options of one command are read together, because one may need another.
-    for command in re.findall(r"(?:--set\s+(?:'[^'\n]+'|[^\s`)]+)[\s\\]*)+", text):
-        options = [option for option in shlex.split(command)[1::2] if "=" in option and not option.startswith("KEY")]
+    # Options of one command are read together and with its recipe, because one may need another.
+    for found in re.finditer(r"(?:--set\s+(?:'[^'\n]+'|[^\s`)]+)[\s\\]*)+", text):
+        command = text[text.rfind("meditune ", 0, found.start()) : found.start()].split()
+        named = [word for word in command if word in shipped()]
         # Plain style needs a recipe with a cue for plain words.
-        load_recipe.load_recipe("patient-friendly" if "style: plain" in command else "quickstart", options)
+        default = "patient-friendly" if "style: plain" in found[0] else "quickstart"
+        options = [option for option in shlex.split(found[0])[1::2] if "=" in option and not option.startswith("KEY")]
+        load_recipe.load_recipe(named[0] if named and len(command) < 8 else default, options)
 
 
 @pages
