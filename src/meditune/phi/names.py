@@ -108,11 +108,12 @@ def _before_proof(view: View, token: re.Match[str]) -> Span | None:
         return None if is_town else _last_words(view, token)
     if _PROOF.match(view.text, token.end()):
         return _last_words(view, token)
-    if _AGE_BETWEEN_COMMAS.match(view.text, token.end()) and plain(token[0]) in name_words.GIVEN - _DOUBLE:
+    word = plain(token[0])
+    if _AGE_BETWEEN_COMMAS.match(view.text, token.end()) and word in name_words.GIVEN and word not in _DOUBLE:
         return _last_words(view, token)
-    if _LIKELY_PROOF.match(view.text, token.end()) and plain(token[0]) not in name_words.EPONYMS:
+    if _LIKELY_PROOF.match(view.text, token.end()) and word not in name_words.EPONYMS:
         name = _last_words(view, token)
-        listed = plain(token[0]) in _SURNAME_LIKE | name_words.SURNAMES
+        listed = word in _SURNAME_LIKE or word in name_words.SURNAMES
         return name if name and (listed or " " in view.text[name.start : name.end]) else None
     return None
 
