@@ -67,7 +67,7 @@ def read(place: Path, model: Any, recipe: Recipe) -> tuple[list[Step], dict[str,
     print(f"Resuming training after step {len(log)}.", file=sys.stderr)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if (place / SHARDS_FOLDER).is_dir():
-        from torch.distributed.checkpoint import FileSystemReader
+        from torch.distributed.checkpoint.filesystem import FileSystemReader
         from torch.distributed.checkpoint.state_dict_loader import load
 
         # Before the first optimizer step, there is no optimizer state.
