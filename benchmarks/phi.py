@@ -40,7 +40,7 @@ from meditune.phi.spans import Span, joined
 from phi_notes import HALVES, Note, notes
 
 Find = Callable[[str], list[Span]]
-STRUCTURED = tuple(kind for kind in KINDS if kind not in {"name", "hospital", "city", "bracket"})
+STRUCTURED = tuple(kind for kind in KINDS if kind not in {"name", "hospital", "organization", "city", "bracket"})
 
 
 @dataclass

@@ -106,6 +106,7 @@ def test_a_date_ten_days_later(written: str, later: str | None) -> None:
         ("9 St. Mary's Road", r"\d [A-Z][a-z]+ Road"),
         ("Mr. Doe lives on Harrow Lane.", r"Mr\. [A-Z][a-z]+ lives on [A-Z][a-z]+ Lane\."),
         ("Mr. Doe was seen at Lakeview on 3/4/2021.", r"Mr\. \w+ was seen at [A-Z][a-z]+ Hospital on \d+/\d+/\d{4}\."),
+        ("Mr. Doe works at Hartwell Textile Mills.", r"Mr\. \w+ works at [A-Z][a-z]+ Company\."),
         ("He came from St. Joseph Hospital of Orange.", r"He came from [A-Z][a-z]+ Hospital"),
         ("Mr. Doe was seen at Children's Hospital of Oakland.", r"Mr\. \w+ was seen at [A-Z][a-z]+ Hospital"),
     ],

@@ -116,10 +116,11 @@ class TrainRetrieveSpec(SearchedSpec):
 
 Kind = Literal[
     "name", "date", "age", "phone", "fax", "email", "url", "ip", "ssn", "mrn", "health_plan", "account", "licence",
-    "vehicle", "device", "address", "city", "zip", "hospital", "id", "bracket",
+    "vehicle", "device", "address", "city", "zip", "hospital", "organization", "id", "bracket",
 ]  # fmt: skip
 KINDS: tuple[Kind, ...] = get_args(Kind)
-"""The textual identifiers of Safe Harbor (45 CFR 164.514(b)(2)), names of hospitals, and MIMIC's brackets"""
+"""The textual identifiers of Safe Harbor (45 CFR 164.514(b)(2)), names of hospitals and other organizations, and
+MIMIC's brackets"""
 
 
 Task = Literal["answer", "decision", "claim"]

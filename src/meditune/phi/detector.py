@@ -351,8 +351,10 @@ _PUBLISHED = re.compile(
     r"approved|licensed|withdrawn|recalled|published|launched|awareness)(?![A-Za-z])"
 )
 """Words for what agencies and studies do in a month"""
-_OF_STUDIES = frozenset({"date", "age", "hospital", "city"})  # Kinds that describe a study, not a person
-_OF_ORGANIZATIONS = frozenset({"phone", "fax", "email", "url", "address", "city", "zip", "hospital"})
+_OF_STUDIES = frozenset(
+    {"date", "age", "hospital", "organization", "city"}
+)  # Kinds that describe a study, not a person
+_OF_ORGANIZATIONS = frozenset({"phone", "fax", "email", "url", "address", "city", "zip", "hospital", "organization"})
 """Kinds that don't identify a person in a passage about contacting an organization"""
 
 _NUMBERS = frozenset({"ssn", "mrn", "health_plan", "account", "licence", "vehicle", "device"})
@@ -394,7 +396,7 @@ def _found(view: View, kinds: Collection[Kind] | None) -> list[Span]:
         found += sites
 
     if passages.has_one:
-        found += places.find_organizations(view)
+        found = [*places.find_organizations(view), *found]  # the first of two equal spans gives the kind
 
     def is_personal(span: Span) -> bool:
         if span.kind == "date" and not is_record and not passages.has_one and _is_published(view, span):

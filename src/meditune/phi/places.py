@@ -318,7 +318,7 @@ def find_organizations(view: View) -> Iterator[Span]:
         for found in pattern.finditer(view.text):
             words = found["name"].split()
             if words != ["NHS"] and _can_be_name(words, after_to=True) and not _PUBLIC.match(found["name"].lower()):
-                yield Span(*found.span("name"), "city")
+                yield Span(*found.span("name"), "organization")
 
 
 def find_care_sites(view: View, is_record: bool) -> Iterator[Span]:

@@ -25,6 +25,7 @@ _KINDS: dict[str, tuple[Kind, ...]] = {
     "ID": ("ssn", "mrn", "health_plan", "account", "licence", "vehicle", "device", "id"),
     "LOCATION": ("address", "city", "zip"),
     "HOSPITAL": ("hospital",),
+    "ORGANIZATION": ("organization",),
     "OTHER": ("bracket",),
 }
 PLACEHOLDERS = {kind: placeholder for placeholder, kinds in _KINDS.items() for kind in kinds}

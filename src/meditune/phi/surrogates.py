@@ -214,6 +214,9 @@ class Surrogates:
             facility = _AFTER_FACILITY.split(written)[0].split()[-1]
             ending = facility if facility.lower() in _FACILITIES else "Hospital"
             return f"{self._chosen(_SURNAMES, kind, written).title()} {ending}"
+        if kind == "organization":
+            ending = "School" if "school" in written.lower() else "Company"
+            return f"{self._chosen(_SURNAMES, kind, written).title()} {ending}"
         if kind == "city":
             return _cased(self._chosen(_CITIES, kind, written.lower()), written)
         if kind == "address":
