@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from meditune.engines.engine import ALTERNATIVES, TokenLogprob
 from meditune.engines.exported_model import import_package, read_exported_model
-from meditune.engines.sampling import ConstraintCompiler, TokenSampler, add_tokens, top_logprobs
-from meditune.engines.scheduler import BatchingEngine, ScheduledRequest
+from meditune.engines.sampling import ConstraintCompiler, TokenSampler, top_logprobs
+from meditune.engines.scheduler import BatchingEngine, ScheduledRequest, add_tokens
 from meditune.engines.tokenizer import PlainTokenizer
 from meditune.errors import ModelError
 from meditune.hardware import cores

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
@@ -26,8 +26,6 @@ from meditune.prompts import Encoder
 
 if TYPE_CHECKING:
     import torch
-
-    from meditune.engines.scheduler import ScheduledRequest
 
 FORMATTING = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 
@@ -190,35 +188,6 @@ class TokenSampler:
         # A token is kept if the total probability of all more likely tokens is less than top_p.
         nucleus = ordered.cumsum(dim=0) - ordered < self.request.top_p
         return int(tokens[int(torch.multinomial(ordered * nucleus, 1, generator=self._generator))])
-
-
-def add_tokens(logits: torch.Tensor, answers: Sequence[ScheduledRequest], ends: Collection[int]) -> None:
-    """Add the next token to each answer, from (N, vocabulary) logits.
-
-    A token in `ends` ends an answer. An error, or logits that aren't finite, end only the answer that they concern.
-    """
-    highest, best = logits.max(dim=-1)
-    for row, is_finite, first, answer in zip(logits, highest.isfinite().tolist(), best.tolist(), answers, strict=True):
-        if not is_finite:
-            answer.fail(ModelError("The model computes logits that aren't finite for this prompt."))
-            continue
-        try:
-            _add_token(row, first, answer, ends)
-        except Exception as error:  # noqa: BLE001 - an error here concerns only this answer
-            answer.fail(error)
-
-
-def _add_token(row: torch.Tensor, best: int, answer: ScheduledRequest, ends: Collection[int]) -> None:
-    token = answer.sampler.next_token(row, best)
-    if token in ends:
-        answer.end()
-        return
-    count = answer.request.logprobs
-    answer.take(token, top_logprobs(row, token, count) if count else None)
-    if constraint := answer.sampler.constraint:
-        constraint.take(token)
-        if constraint.complete:
-            answer.end()
 
 
 def top_logprobs(row: torch.Tensor, token: int, count: int) -> TokenLogprob:

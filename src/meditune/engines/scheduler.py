@@ -9,10 +9,10 @@ from __future__ import annotations
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from meditune.engines.engine import (
     EngineLoad,
@@ -24,9 +24,12 @@ from meditune.engines.engine import (
     check_request,
     check_scorable,
 )
-from meditune.engines.sampling import ChoiceConstraint, ConstraintCompiler, JsonConstraint, choose
+from meditune.engines.sampling import ChoiceConstraint, ConstraintCompiler, JsonConstraint, choose, top_logprobs
 from meditune.engines.tokenizer import Detokenizer
-from meditune.errors import EngineError
+from meditune.errors import EngineError, ModelError
+
+if TYPE_CHECKING:
+    import torch
 
 log = logging.getLogger(__name__)
 CLOSED = "The engine was closed."
@@ -108,6 +111,35 @@ class ScheduledRequest:
         except Exception:
             log.exception("The receiver of an answer failed; the answer is cancelled")
             self.cancelled = True
+
+
+def add_tokens(logits: torch.Tensor, answers: Sequence[ScheduledRequest], ends: Collection[int]) -> None:
+    """Add the next token to each answer, from (N, vocabulary) logits.
+
+    A token in `ends` ends an answer. An error, or logits that aren't finite, end only the answer that they concern.
+    """
+    highest, best = logits.max(dim=-1)
+    for row, is_finite, first, answer in zip(logits, highest.isfinite().tolist(), best.tolist(), answers, strict=True):
+        if not is_finite:
+            answer.fail(ModelError("The model computes logits that aren't finite for this prompt."))
+            continue
+        try:
+            _add_token(row, first, answer, ends)
+        except Exception as error:  # noqa: BLE001 - an error here concerns only this answer
+            answer.fail(error)
+
+
+def _add_token(row: torch.Tensor, best: int, answer: ScheduledRequest, ends: Collection[int]) -> None:
+    token = answer.sampler.next_token(row, best)
+    if token in ends:
+        answer.end()
+        return
+    count = answer.request.logprobs
+    answer.take(token, top_logprobs(row, token, count) if count else None)
+    if constraint := answer.sampler.constraint:
+        constraint.take(token)
+        if constraint.complete:
+            answer.end()
 
 
 class BatchingEngine:

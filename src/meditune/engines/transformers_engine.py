@@ -21,8 +21,8 @@ from meditune.engines.engine import (
     TokenLogprob,
     check_scorable,
 )
-from meditune.engines.sampling import ConstraintCompiler, TokenSampler, add_tokens, top_logprobs
-from meditune.engines.scheduler import BatchingEngine, ScheduledRequest
+from meditune.engines.sampling import ConstraintCompiler, TokenSampler, top_logprobs
+from meditune.engines.scheduler import BatchingEngine, ScheduledRequest, add_tokens
 from meditune.errors import ModelError
 from meditune.models.forward import label_logits, predict, virtual_tokens
 from meditune.models.generation import MIN_PREFIX_TOKENS, Decoder, PrefixCache, cached_tokens, shared_prefix
