@@ -209,6 +209,7 @@ def test_open_answers_are_read_with_the_statements_that_they_are_graded_by(tmp_p
     ]
     table = "Question,Focus (Drug),Question Type,Answer,Section Title,URL\n"
     table += 'how much tylenol?,Tylenol,Dosage,"Take one. Do not take more than eight.",Dosage,http://x\n'
+    table += "is it safe?,Tylenol,Safety,No answers,,\nwhat is it?,Tylenol,Other,Unanswerable,,\n"
     (tmp_path / "MedInfo2019-QA-Medications.csv").write_text(table, encoding="utf-8")
     (drug,) = read("medicationqa", tmp_path / "MedInfo2019-QA-Medications.csv")
     assert [each["text"] for each in drug.meta[STATEMENTS]] == ["Take one.", "Do not take more than eight."]

@@ -39,6 +39,8 @@ MMLU_SUBJECTS = (
 """The medical subjects of MMLU, as in MultiMedQA (Singhal et al. 2023, https://doi.org/10.1038/s41586-023-06291-2)"""
 MAX_STATEMENTS = 12
 """Maximum number of sentences of a reference answer that are used as statements"""
+NOT_ANSWERED = ("", "no answers", "unanswerable")
+"""Texts in MedicationQA's column of answers, in lowercase, of questions without a reference answer"""
 Make = Callable[[Mapping[str, Any], str], Example | str]
 """A function that converts a row and its number (as text) to an example, or returns the reason to reject the row"""
 
@@ -281,7 +283,7 @@ def medicationqa(row: Mapping[str, Any], number: str) -> Example | str:
     """Convert a row of MedicationQA's table; sentences of the reference answer become the statements."""
     by_name = {" ".join(key.casefold().split()): cell(value) for key, value in row.items() if isinstance(key, str)}
     question, answer = by_name.get("question", ""), by_name.get("answer", "")
-    if not question or not answer:
+    if not question or answer.casefold() in NOT_ANSWERED:
         return "no question" if not question else "no answer"
     kind = by_name.get("question type", "")
     statements = [{"text": text, "kind": "must"} for text in sentences(answer)[:MAX_STATEMENTS]]
