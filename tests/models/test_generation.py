@@ -95,6 +95,10 @@ def test_rows_end_in_the_last_column():
     assert mask.tolist() == [[1, 1, 1], [0, 0, 1]]
 
 
+def sampled(loaded, prompts: list[list[int]], max_new_tokens: int, temperature: float = 1.0) -> list[list[int]]:
+    return sample_texts(loaded.model, prompts, max_new_tokens, loaded.end_ids(), loaded.pad_id, temperature)
+
+
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "gemma3"])
 def test_the_seed_decides_and_an_answer_ends_with_its_end_token(architecture):
     loaded = tiny.loaded(architecture)
@@ -102,7 +106,7 @@ def test_the_seed_decides_and_an_answer_ends_with_its_end_token(architecture):
     found = []
     for seed in (1, 1, 2):
         torch.manual_seed(seed)
-        found.append(sample_texts(loaded, prompts, 6, temperature=3.0))
+        found.append(sampled(loaded, prompts, 6, temperature=3.0))
     assert found[0] == found[1] != found[2]
     end = loaded.tokenizer.eos_token_id
     assert all(1 <= len(ids) <= 6 and end not in ids[:-1] and ids[0] != end for ids in found[0])
@@ -114,7 +118,7 @@ def test_samples_stop_at_every_end_token_of_the_generation_config():
     prompts = [loaded.tokenizer("Pain")["input_ids"]] * 20
     ends = loaded.model.generation_config.eos_token_id = list(range(250))
     torch.manual_seed(1)
-    found = sample_texts(loaded, prompts, 6)
+    found = sampled(loaded, prompts, 6)
     assert min(map(len, found)) < 6
     assert all(token not in ends for ids in found for token in (ids[0], *ids[:-1]))
 
@@ -122,9 +126,9 @@ def test_samples_stop_at_every_end_token_of_the_generation_config():
 def test_near_temperature_0_it_writes_the_likeliest_tokens_whatever_the_padding():
     loaded = tiny.loaded()
     prompts = [loaded.tokenizer(text)["input_ids"] for text in ("Does the drug help with pain in adults?", "Pain")]
-    together = sample_texts(loaded, prompts, 5, temperature=1e-4)
+    together = sampled(loaded, prompts, 5, temperature=1e-4)
     for prompt, ids in zip(prompts, together, strict=True):
-        assert sample_texts(loaded, [prompt], 5, temperature=1e-4) == [ids]
+        assert sampled(loaded, [prompt], 5, temperature=1e-4) == [ids]
         logits = loaded.model(input_ids=torch.tensor([prompt + ids])).logits[0, len(prompt) - 1 : -1]
         logits[0, loaded.tokenizer.eos_token_id] = -torch.inf  # an answer has at least one token before its end
         assert logits.argmax(dim=-1).tolist() == ids
@@ -134,11 +138,11 @@ def test_the_models_own_settings_stay_and_dont_bend_the_distribution():
     loaded = tiny.loaded()
     prompts = [loaded.tokenizer("Pain")["input_ids"]] * 40
     torch.manual_seed(1)
-    plain = sample_texts(loaded, prompts, 3)
+    plain = sampled(loaded, prompts, 3)
     loaded.model.generation_config.top_k = 1
     loaded.model.generation_config.repetition_penalty = 5.0
     torch.manual_seed(1)
-    assert sample_texts(loaded, prompts, 3) == plain
+    assert sampled(loaded, prompts, 3) == plain
     assert loaded.model.generation_config.top_k == 1
 
 

@@ -73,9 +73,9 @@ def sample_answers(
         while order:
             size = batch_size(len(prompts[order[0]]), max_new_tokens, loaded.model)
             names, order = order[:size], order[size:]
-            for name, ids in zip(
-                names, sample_texts(loaded, [prompts[name] for name in names], max_new_tokens), strict=True
-            ):
+            batch = [prompts[name] for name in names]
+            sampled = sample_texts(loaded.model, batch, max_new_tokens, loaded.end_ids(), loaded.pad_id)
+            for name, ids in zip(names, sampled, strict=True):
                 written[name].append(loaded.tokenizer.decode(ids, skip_special_tokens=True).strip())
             progress.advance(len(names))
     for name, texts in written.items():

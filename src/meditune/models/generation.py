@@ -12,7 +12,7 @@ slot would copy that part.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,9 +22,6 @@ from meditune.models import forward
 from meditune.models.forward import attention_masks, head_only_at
 from meditune.models.gpu_attention import causal_mask, layer_heads, needs_no_mask
 from meditune.models.inference import batch_limit
-
-if TYPE_CHECKING:
-    from meditune.models.load import LoadedModel
 
 STEP = 32
 """The length of a slot is rounded up to a multiple of this number of tokens."""
@@ -482,17 +479,16 @@ def left_pad(prompts: Sequence[list[int]], pad_id: int) -> tuple[torch.Tensor, t
 
 
 def sample_texts(
-    loaded: LoadedModel, prompts: Sequence[list[int]], max_new_tokens: int, temperature: float = 1.0
+    model: Any, prompts: Sequence[list[int]], max_new_tokens: int, ends: list[int], pad: int, temperature: float = 1.0
 ) -> list[list[int]]:
     """Return a sampled continuation of each prompt: up to `max_new_tokens` tokens, including the end token.
 
-    A continuation has at least one token before the end token. Tokens are sampled from the full distribution. The
-    result depends on torch's global seed and on the other prompts in the batch.
+    A token in `ends` ends a continuation, but isn't its first token. Tokens are sampled from the full distribution.
+    The result depends on torch's global seed and on the other prompts in the batch.
     """
     from transformers import GenerationConfig
 
-    model, ends = loaded.model, loaded.end_ids()
-    tokens, mask = left_pad(prompts, loaded.pad_id)
+    tokens, mask = left_pad(prompts, pad)
     settings = GenerationConfig(
         do_sample=True,
         temperature=temperature,
@@ -501,7 +497,7 @@ def sample_texts(
         max_new_tokens=max_new_tokens,
         begin_suppress_tokens=ends,
         eos_token_id=ends,
-        pad_token_id=loaded.pad_id,
+        pad_token_id=pad,
     )
     device = next(model.parameters()).device
     # transformers would otherwise add the model's own settings (top_k, penalties), which change the distribution.

@@ -182,12 +182,13 @@ def write_replay_text(loaded: LoadedModel, count: int, tokens: int, seed: int) -
     start = loaded.start_ids()
     openings = [loaded.tokenizer(text, add_special_tokens=False)["input_ids"] for text in OPENINGS]
     length = min(map(len, openings))
+    ends, most = loaded.end_ids(), tokens - len(start) - length
     order = endless_order(len(openings), f"{seed}/openings")
     torch.manual_seed(seed)
     with Progress("Writing replay text", count, "texts") as progress:
         for first in range(0, count, BATCH):
             prompts = [[*start, *openings[index][:length]] for index in islice(order, min(BATCH, count - first))]
-            targets = sample_texts(loaded, prompts, tokens - len(prompts[0]))
+            targets = sample_texts(loaded.model, prompts, most, ends, loaded.pad_id)
             for number, (prompt, target) in enumerate(zip(prompts, targets, strict=True), start=first):
                 text = loaded.tokenizer.decode([*prompt, *target], skip_special_tokens=True)
                 yield {"id": f"self-{number}", "text": text, "prompt": prompt, "target": target}
