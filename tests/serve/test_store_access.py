@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from meditune.errors import StoreError
+from meditune.serve import service as running_service
 from meditune.serve import store_access, streaming
 from meditune.serve.settings import Settings
 from meditune.serve.store_access import STABLE_CLOCK_S, Clock
@@ -167,7 +168,7 @@ def test_an_emergency_waits_for_nobody_who_waits_for_the_store(tmp_path, monkeyp
 
 def test_an_answer_of_which_no_text_is_kept_is_given_although_the_store_fails(tmp_path, monkeypatch):
     monkeypatch.setattr(database, "BUSY_S", 2.0)
-    for module in (store_access, streaming):
+    for module in (running_service, streaming):
         monkeypatch.setattr(module, "METRICS_S", 0.3)
     keys = Keys(SQLiteDatabase(tmp_path))
     key, bounded = keys.create("Ann")[1], keys.create("Bo", daily_tokens=10_000)[1]

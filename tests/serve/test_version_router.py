@@ -18,7 +18,7 @@ from meditune.serve import startup
 from meditune.serve.chat_prompts import ChatPrompts
 from meditune.serve.service import Served
 from meditune.serve.settings import Settings
-from meditune.serve.version_router import MAX_JUDGED_ANSWERS, VersionParts, VersionRouter
+from meditune.serve.version_router import MAX_JUDGED_ANSWERS, RegistryService, VersionParts, VersionRouter
 from meditune.store import StoreLocation, open_store
 from tests import loopback_server
 from tests.assistants import ModelAlone
@@ -241,13 +241,7 @@ def serving_versions(
 
     def service(parts: VersionParts) -> Any:
         made = loopback_server.service(store, settings)
-        made.served, made.engine, made.prompts, made.assistant = (
-            parts.served,
-            parts.engine,
-            parts.prompts,
-            parts.assistant,
-        )
-        return made
+        return RegistryService(**vars(parts), settings=settings, access=made.access, answers=made.answers)
 
     releases = VersionRouter(registry, parts, service, settings.follow_s, told.append)
     with started(releases.service) as running:

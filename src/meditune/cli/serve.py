@@ -510,10 +510,11 @@ def _watched(
 ) -> DriftWatcher:
     """Start the server's drift watcher, and return it."""
     from meditune.operate.drift.drift_watcher import WatcherOptions, watch
+    from meditune.serve.version_router import RegistryService
 
     link = f"{(public_url or address).rstrip('/')}/admin#drift"
     report: Callable[[Mapping[str, Any]], None] = service.metrics.drifted
-    if service.releases is not None:
+    if isinstance(service, RegistryService):
         from meditune.operate.retraining.rollback import on_drift
 
         report = on_drift(service.releases.registry.folder, store, report)

@@ -1,4 +1,4 @@
-"""The state of a running server, and its heartbeats in the store.
+"""The state of a running server, the answers that it stores, and its heartbeats in the store.
 
 `meditune status` and /admin read the heartbeats of all servers that share a store.
 """
@@ -14,26 +14,28 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from meditune import __version__
 from meditune.engines.engine import Engine
 from meditune.errors import MedituneError
 from meditune.models.sentence_encoder import OnnxSentenceModel
-from meditune.observability import LOGGER
+from meditune.observability import LOGGER, error_location
 from meditune.serve.admission import Admission, TriageQueue
 from meditune.serve.api_errors import ApiError
-from meditune.serve.auth import Authenticator
+from meditune.serve.auth import Authenticator, Caller
 from meditune.serve.chat_prompts import ChatPrompts
 from meditune.serve.metrics import Metrics
 from meditune.serve.settings import Settings
 from meditune.serve.store_access import Clock, run_in_store_thread
-from meditune.store.answers import Answers
+from meditune.store.answers import Answer, Answers
 from meditune.store.overview import Notes
 
 if TYPE_CHECKING:
     from meditune.assistant.assistant import Assistant
-    from meditune.serve.version_router import VersionRouter
+
+URGENT_S, METRICS_S = 1.0, 5.0
+"""The maximum wait for the store, in seconds: of urgent help, and of an answer whose text isn't stored"""
 
 
 @dataclass(frozen=True)
@@ -71,8 +73,6 @@ class Service:
     embedding: str = ""
     """The name of the sentence model"""
     metrics: Metrics = field(default_factory=Metrics)
-    releases: VersionRouter | None = None
-    """The versions of the served registry; None if a single model is served"""
     started: float = field(default_factory=time.time)
     aborted_requests: int = 0
     """The number of requests that the shutdown aborted"""
@@ -111,11 +111,8 @@ class Service:
         self.metrics.model.labels(served.name, served.version, self.engine.name, served.index).set(is_served)
 
     def close(self) -> None:
-        """Free the model, or every loaded version of it."""
-        if self.releases is not None:
-            self.releases.close()
-        else:
-            self.engine.close()
+        """Free the model."""
+        self.engine.close()
 
     def models(self) -> list[str]:
         """Return the model names that requests may use."""
@@ -127,6 +124,31 @@ class Service:
         if name != right:
             hint = f"Did you mean {right}?" if get_close_matches(name, [right], 1) else f"This server has {right}."
             raise ApiError(404, f"There is no model {name[:100]!r} here. {hint}", "model_not_found", "model")
+
+    async def log_answer(
+        self, caller: Caller, id: str, route: str, texts: tuple[str, str], outcome: str, facts: dict[str, Any]
+    ) -> None:
+        """Store an answer's metrics and, if `keep_text` is set, the question and the answer (`texts`).
+
+        Normally, the row is on disk when this returns. Raises MedituneError if a text can't be stored. Urgent help, and
+        answers whose texts aren't stored, are sent even if the store fails or is slow. The log then reports that the
+        answer wasn't stored in time; a slow write continues in the background.
+        """
+        self.metrics.outcomes.labels(outcome).inc()
+        if self.answers is None:
+            return
+        served, with_text = self.served, self.settings.keep_text
+        model = f"{served.name} {served.version}"
+        row = Answer(id, caller.key, route, model, served.index, outcome, facts, *(texts if with_text else ()))
+        limit = URGENT_S if outcome == "escalated" else None if with_text else METRICS_S
+        try:
+            async with asyncio.timeout(limit):
+                await run_in_store_thread(self.answers.keep, row)
+        except (MedituneError, OSError) as error:
+            self.metrics.store_failures.inc()
+            if limit is None:
+                raise
+            LOGGER.error("an answer wasn't stored in time", extra={"outcome": outcome} | error_location(error))
 
     async def prune(self) -> int:
         """Delete answers older than `keep_days`, and return the number deleted.

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
+from typing import TypeVar
 
 from meditune.assistant.assistant import AssistantSettings, follow_index, open_assistant, open_index
 from meditune.assistant.writers import EngineWriter
@@ -32,10 +33,12 @@ from meditune.serve.http_server import LOCAL, ListenConfig
 from meditune.serve.metrics import Metrics
 from meditune.serve.service import Served, Service
 from meditune.serve.settings import Settings
-from meditune.serve.version_router import VersionParts, VersionRouter, fingerprint
+from meditune.serve.version_router import RegistryService, VersionParts, VersionRouter, fingerprint
 from meditune.store import StoreLocation, open_store
 from meditune.store.answers import Answers
 from meditune.store.api_keys import Keys, Usage
+
+AnyService = TypeVar("AnyService", bound=Service)
 
 
 @dataclass(frozen=True)
@@ -109,8 +112,8 @@ def open_service(options: ServerOptions, settings: Settings, store: StoreLocatio
 
         return open_judge(options.judge, options.judge_threshold) if options.judge else None
 
-    def service_for(parts: VersionParts) -> Service:
-        return Service(
+    def service_for(kind: type[AnyService], parts: VersionParts) -> AnyService:
+        return kind(
             **vars(parts),
             settings=settings,
             access=Authenticator(settings, Keys(base), Usage(base)),
@@ -127,11 +130,13 @@ def open_service(options: ServerOptions, settings: Settings, store: StoreLocatio
             known = replace(options, model=str(registry.place(version.id)), name=options.name or place.resolve().name)
             return _parts(known, settings, index, lambda: f"{version.id}-{version.weights}", metrics, judge)
 
-        releases = VersionRouter(registry, load, service_for, settings.follow_s)
-        service, changed = releases.service, releases.switch_index
+        make = partial(service_for, RegistryService)
+        releases = VersionRouter(registry, load, make, settings.follow_s)
+        service: Service = releases.service
+        changed = releases.switch_index
     else:
         version_now = partial(version_of, place, options.engine)
-        service = service_for(_parts(options, settings, index, version_now, metrics, judge))
+        service = service_for(Service, _parts(options, settings, index, version_now, metrics, judge))
         changed = service.switch_index
     if (opened := index()) is not None:
         follow_index(opened, changed)

@@ -1,4 +1,4 @@
-"""Writing to the store: the threads for it, storing answers, and checking the clock before old answers are deleted.
+"""Writing to the store: the threads for it, and the check of the clock before old answers are deleted.
 
 Writes have their own threads, since all writes wait while the store is locked. Reads, and everything that an emergency
 needs, use the event loop's threads and don't wait.
@@ -10,15 +10,7 @@ import asyncio
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
-
-from meditune.errors import MedituneError
-from meditune.observability import LOGGER, error_location
-from meditune.store.answers import Answer
-
-if TYPE_CHECKING:
-    from meditune.serve.auth import Caller
-    from meditune.serve.service import Service
+from typing import ParamSpec, TypeVar
 
 Result = TypeVar("Result")
 Given = ParamSpec("Given")
@@ -29,36 +21,6 @@ _THREADS = ThreadPoolExecutor(MAX_THREADS, thread_name_prefix="meditune-store")
 async def run_in_store_thread(call: Callable[Given, Result], *args: Given.args, **named: Given.kwargs) -> Result:
     """Return the result of the call, which runs in one of the store's threads."""
     return await asyncio.get_running_loop().run_in_executor(_THREADS, lambda: call(*args, **named))
-
-
-URGENT_S, METRICS_S = 1.0, 5.0
-"""The maximum wait for the store, in seconds: of urgent help, and of an answer whose text isn't stored"""
-
-
-async def log_answer(
-    service: Service, caller: Caller, id: str, route: str, texts: tuple[str, str], outcome: str, facts: dict[str, Any]
-) -> None:
-    """Store an answer's metrics and, if `keep_text` is set, the question and the answer (`texts`).
-
-    Normally, the row is on disk when this returns. Raises MedituneError if a text can't be stored. Urgent help, and
-    answers whose texts aren't stored, are sent even if the store fails or is slow. The log then reports that the answer
-    wasn't stored in time; a slow write continues in the background.
-    """
-    service.metrics.outcomes.labels(outcome).inc()
-    if service.answers is None:
-        return
-    served, with_text = service.served, service.settings.keep_text
-    model = f"{served.name} {served.version}"
-    row = Answer(id, caller.key, route, model, served.index, outcome, facts, *(texts if with_text else ()))
-    limit = URGENT_S if outcome == "escalated" else None if with_text else METRICS_S
-    try:
-        async with asyncio.timeout(limit):
-            await run_in_store_thread(service.answers.keep, row)
-    except (MedituneError, OSError) as error:
-        service.metrics.store_failures.inc()
-        if limit is None:
-            raise
-        LOGGER.error("an answer wasn't stored in time", extra={"outcome": outcome} | error_location(error))
 
 
 JUMP_S = 3600.0

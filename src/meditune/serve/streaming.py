@@ -23,8 +23,7 @@ from meditune.errors import EngineUnavailableError, StoreError
 from meditune.observability import LOGGER, error_location, span
 from meditune.serve.api_errors import SCOPE_KEY, ApiError, ClientDisconnected, Trace, as_api_error
 from meditune.serve.auth import Caller
-from meditune.serve.service import Service
-from meditune.serve.store_access import METRICS_S
+from meditune.serve.service import METRICS_S, Service
 
 Result = TypeVar("Result")
 HEARTBEAT_S = 15.0

@@ -72,6 +72,17 @@ class LiveVersion:
     retired: bool = False
 
 
+class RegistryService(Service):
+    """The service of a registry, which routes each conversation to one of the loaded versions."""
+
+    releases: VersionRouter
+    """The loaded versions; the router sets itself here"""
+
+    def close(self) -> None:
+        """Free every loaded version."""
+        self.releases.close()
+
+
 class VersionRouter:
     """The loaded versions of a registry, and the choice of a version for each conversation."""
 
@@ -79,7 +90,7 @@ class VersionRouter:
         self,
         registry: Registry,
         load: Callable[[Version], VersionParts],
-        make: Callable[[VersionParts], Service],
+        make: Callable[[VersionParts], RegistryService],
         follow_s: float,
         report: Callable[[str], None] = LOGGER.error,
     ) -> None:
@@ -319,9 +330,9 @@ def route_request(request: Request, caller: Caller, first: str) -> Service:
     A conversation is identified by its caller and first question.
     """
     service: Service = request.app.state.service
-    releases = service.releases
-    if releases is None:
+    if not isinstance(service, RegistryService):
         return service
+    releases = service.releases
     live = releases.enter(f"{caller.name}\n{first}")
     trace: Trace = request.scope[SCOPE_KEY]
     trace.facts["version"] = live.service.served.version

@@ -25,7 +25,6 @@ from meditune.serve import moderation, schema
 from meditune.serve.api_errors import SCOPE_KEY, ApiError, Trace
 from meditune.serve.auth import Caller, allowed
 from meditune.serve.service import Service
-from meditune.serve.store_access import log_answer
 from meditune.serve.streaming import (
     EventStream,
     GeneratedText,
@@ -252,7 +251,7 @@ class _ChatCompletion(_GenerationResponse):
         self.trace.facts["outcome"] = outcome
         asked = [message.turn().text for message in self.body.messages if message.role == "user"]
         logged = (asked[-1], "".join(texts))
-        await log_answer(self.service, self.caller, self.id, "chat", logged, outcome, facts | {"timings": timings})
+        await self.service.log_answer(self.caller, self.id, "chat", logged, outcome, facts | {"timings": timings})
 
     def _elapsed(self) -> float:
         return round(time.monotonic() - self.trace.started, 4)

@@ -37,7 +37,7 @@ from meditune.serve.schema import (
     streams,
 )
 from meditune.serve.service import Service
-from meditune.serve.store_access import log_answer, run_in_store_thread
+from meditune.serve.store_access import run_in_store_thread
 from meditune.serve.streaming import EventStream, GeneratedText, cancel_on_disconnect, event, wait_for_turn
 from meditune.serve.version_router import route_request
 from meditune.store.answers import Answers, Feedback
@@ -114,7 +114,7 @@ class _AnswerRun:
                     count_answer(service.metrics, content)
                     outcome = self.trace.facts["outcome"] = content["outcome"]
                     texts = (self.body.question, content["text"])
-                    await log_answer(service, self.caller, self.id, "ask", texts, outcome, facts_of(content))
+                    await service.log_answer(self.caller, self.id, "ask", texts, outcome, facts_of(content))
                 yield each.kind, content
 
     async def _from_thread(self, count: GeneratedText, threads: Executor | None) -> AsyncGenerator[Event, None]:
