@@ -181,6 +181,14 @@ def test_bioasq_s_yes_no_questions_are_read_with_their_snippets(tmp_path):
     assert found[0].context_text == "Drug 0 lowered pain."
 
 
+@pytest.mark.parametrize("name", ["training11b.json", "trainining7b.json", "BioASQ-trainingDataset6b.json"])
+def test_bioasq_s_training_files_are_found_and_an_answer_can_end_in_a_full_stop(name, tmp_path):
+    questions = [each | {"exact_answer": "Yes."} for each in bioasq()["questions"]]
+    (tmp_path / "BioASQ-training").mkdir()
+    (tmp_path / "BioASQ-training" / name).write_text(json.dumps({"questions": questions}), encoding="utf-8")
+    assert [example.decision for example in read("bioasq-yesno", tmp_path)] == ["yes"] * 3
+
+
 def test_medhallu_s_rows_are_pairs_of_a_true_and_a_hallucinated_answer(tmp_path):
     (tmp_path / "pqa_labeled").mkdir()
     (tmp_path / "pqa_artificial").mkdir()

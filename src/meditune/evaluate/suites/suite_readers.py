@@ -227,12 +227,15 @@ def official_pubmedqa(every: Iterable[Example], ids: Collection[str] | None = No
 
 
 def bioasq(row: Mapping[str, Any], number: str) -> Example | str:
-    """Convert a yes/no question of a BioASQ file; its snippets become the context."""
+    """Convert a yes/no question of a BioASQ file; its snippets become the context.
+
+    In older files, some exact answers end in a full stop: "Yes.".
+    """
     if row.get("type") != "yesno":
         return "not a yes/no question"
     answer = row.get("exact_answer")
     answer = answer[0] if isinstance(answer, list) and answer else answer
-    word = cell(answer).lower()
+    word = cell(answer).lower().removesuffix(".")
     question = cell(row.get("body"))
     snippets = [cell(each.get("text")) for each in row.get("snippets") or [] if isinstance(each, Mapping)]
     ideal = row.get("ideal_answer")
