@@ -15,6 +15,7 @@ from meditune.data.readers.tables import Rejects
 from meditune.errors import DataError
 from meditune.evaluate.metrics import summarize
 from meditune.evaluate.predictions import Predictions
+from meditune.evaluate.suites import load_suites
 from meditune.evaluate.suites.load_suites import SUITES, read_labels, read_suite
 from meditune.evaluate.suites.multiple_choice_scoring import letters_prompt, options_prompt, score_suite
 from meditune.evaluate.suites.suite_readers import CORRECT, STATEMENTS
@@ -232,6 +233,28 @@ def test_open_answers_are_read_with_the_statements_that_they_are_graded_by(tmp_p
     assert [(turn.role, turn.text) for turn in asked.turns] == talk[:2]
     assert [each["points"] for each in asked.meta[STATEMENTS]] == [5, -3]
     assert asked.meta["question_type"] == ["context_seeking"]
+
+
+def test_k_qa_and_healthbench_are_read_from_the_hub_s_folders(tmp_path, monkeypatch):
+    pytest.importorskip("datasets")
+    monkeypatch.setattr(load_suites, "_locate", lambda _, path: path)  # a path stands for an id on the hub
+    card = "---\nconfigs:\n- config_name: default\n  data_files:\n"
+    card += "  - {split: questions_with_answers, path: questions_w_answers.jsonl}\n"
+    card += "  - {split: questions, path: questions.jsonl}\n---\n"
+    for folder in ("k-qa", "healthbench"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "k-qa" / "README.md").write_text(card, encoding="utf-8")
+    row = {"Question": "What is it?", "Free_form_answer": "A drug.", "Must_have": ["A drug."], "Nice_to_have": []}
+    jsonl(tmp_path / "k-qa" / "questions_w_answers.jsonl", [row])
+    jsonl(tmp_path / "k-qa" / "questions.jsonl", [{"Question": "Is it contagious?", "entity_tag": ["problem"]}])
+    assert [example.question for example in read("k-qa", tmp_path / "k-qa")] == ["What is it?"]
+    prompt = [{"role": "user", "content": "What is it?"}]
+    asked = {"prompt_id": "p1", "prompt": prompt, "rubrics": [{"criterion": "Says what", "points": 5, "tags": []}]}
+    jsonl(tmp_path / "healthbench" / "2025_oss_eval.jsonl", [asked])
+    graded = {"prompt_id": "p1", "prompt": prompt, "completion": "A", "rubric": "Says what", "binary_labels": [True]}
+    jsonl(tmp_path / "healthbench" / "2025_oss_meta_eval.jsonl", [graded])
+    jsonl(tmp_path / "healthbench" / "hard_2025.jsonl", [asked | {"prompt_id": "p2"}])
+    assert [example.id for example in read("healthbench", tmp_path / "healthbench")] == ["healthbench:p1"]
 
 
 def test_physicians_labels_are_read_beside_the_suite(tmp_path):

@@ -436,8 +436,11 @@ def _are_answers(value: object) -> bool:
     )
 
 
-def hub_rows(dataset: str, split: str, config: str | None) -> Iterator[Row]:
-    """Yield the location and columns of each row of a Hugging Face data set. Raises DataError if it can't be read."""
+def hub_rows(dataset: str, split: str, config: str | None, files: str | None = None) -> Iterator[Row]:
+    """Yield the location and columns of each row of a Hugging Face data set, or of those `files` (a pattern) in it.
+
+    Raises DataError if the data set can't be read.
+    """
     try:
         from datasets import load_dataset
     except ImportError as error:
@@ -446,7 +449,8 @@ def hub_rows(dataset: str, split: str, config: str | None) -> Iterator[Row]:
             f"{install_command('hub')}."
         ) from error
     try:
-        for number, row in enumerate(load_dataset(dataset, config, split=split, streaming=True), start=1):
+        found = load_dataset(dataset, config, data_files=files, split=split, streaming=True)
+        for number, row in enumerate(found, start=1):
             yield with_clean_names(f"{dataset} ({split}), row {number}", row)
     except (OSError, ValueError, RuntimeError) as error:
         raise DataError(

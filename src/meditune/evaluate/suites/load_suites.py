@@ -48,6 +48,7 @@ class Suite(BaseModel):
     how: str
     files: tuple[str, ...]
     hub: tuple[tuple[str | None, str], ...]
+    hub_files: str | None = None
     labels: tuple[str, ...] = ()
 
     @property
@@ -129,7 +130,7 @@ def _files(suite: Suite, place: Path) -> list[Path]:
 def _rows(suite: Suite, place: Path | str, rejects: Rejects) -> Iterator[Row]:
     if isinstance(place, str):
         for config, split in suite.hub:
-            yield from hub_rows(place, split, config)
+            yield from hub_rows(place, split, config, suite.hub_files)
         return
     files = _files(suite, place)
     if not files:
