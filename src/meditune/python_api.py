@@ -206,7 +206,7 @@ def open_assistant(
     `model` is a run, a model folder, a catalogue name, a hub id, or api:NAME. `sources` are the sources of the index to
     search, by default all. `judge` is an evidence judge's run, the folder or hub id of an NLI model, or minicheck:NAME,
     hhem:NAME or lettucedetect:NAME; a sentence is shown if the judge's probability of support is at least
-    `judge_threshold` (None: 0.65; for models that others trained 0.5). `api` sets keys of `model.api`, such as `url`.
+    `judge_threshold` (None: 0.85; for models that others trained 0.5). `api` sets keys of `model.api`, such as `url`.
     Raises ModelError or DataError if the model, the index or the judge can't be used.
     """
     from meditune.assistant import assistant as opening

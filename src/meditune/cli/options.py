@@ -73,7 +73,7 @@ JudgeThreshold = Annotated[
         min=0,
         max=1,
         metavar="PROBABILITY",
-        help="Show a sentence if the judge's probability of support is at least this. By default 0.65, or 0.5 for "
+        help="Show a sentence if the judge's probability of support is at least this. By default 0.85, or 0.5 for "
         "models that others trained. If it is higher, fewer answers and fewer unsupported sentences are shown.",
     ),
 ]

@@ -46,9 +46,9 @@ from meditune.text import sentences
 BATCH_TOKENS = 2048
 FAILURES = (RuntimeError, IndexError)
 """The errors of torch and OpenVINO while a judge runs"""
-JUDGED_SUPPORT = 0.65
+JUDGED_SUPPORT = 0.85
 """Minimum probability of support with which a sentence of an answer may cite a passage. The judge's own threshold is
-lower, because it was chosen to limit false alarms on true conclusions. With that threshold, more than half of the
+lower, because it was chosen to limit false alarms on true conclusions. With that threshold, about a third of the
 sentences shown were unsupported (docs/experiments/faithfulness.md)."""
 UNCLEAR: Label = "not_enough_information"
 BATCH_SENTENCES = 64
