@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -32,12 +33,8 @@ IDENTIFIERS = {
 
 def dataset_card(recipe: Recipe, quality: dict[str, Any]) -> str:
     """Return the card as Markdown with the hub's YAML header."""
-    from jinja2 import Environment, FileSystemLoader
-
-    environment = Environment(loader=FileSystemLoader(Path(__file__).parent), trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"number": "{:,}".format, "counts": _counts}
     terms = quality["terms"]
-    body = environment.get_template("dataset_card.md.j2").render(
+    body = _template().render(
         recipe=recipe,
         quality=quality,
         synthetic=SYNTHETIC,
@@ -51,6 +48,15 @@ def dataset_card(recipe: Recipe, quality: dict[str, Any]) -> str:
     )
     head = yaml.safe_dump(_head(recipe, quality), sort_keys=False, allow_unicode=True, width=120)
     return f"---\n{head}---\n\n" + re.sub(r"\n{3,}", "\n\n", body).strip() + "\n"
+
+
+@cache
+def _template() -> Any:
+    from jinja2 import Environment, FileSystemLoader
+
+    environment = Environment(loader=FileSystemLoader(Path(__file__).parent), trim_blocks=True, lstrip_blocks=True)
+    environment.filters |= {"number": "{:,}".format, "counts": _counts}
+    return environment.get_template("dataset_card.md.j2")
 
 
 def synthetic_rows(terms: Terms) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +113,13 @@ HERE = Path(__file__).parent
 
 def write_page(path: Path, template: str, **context: Any) -> None:
     """Write a page to `path`, from one of the templates in this folder."""
+    with replace_file(path) as stream:
+        stream.write(_templates().get_template(template).render(style=style(), **context))
+
+
+@cache
+def _templates() -> Any:
+    """Return the environment of the templates, which are compiled once per process."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
@@ -119,8 +127,7 @@ def write_page(path: Path, template: str, **context: Any) -> None:
     )
     filters = (number, signed, interval, bounds, count, counted, duration, listed)
     environment.filters |= {each.__name__: each for each in filters} | {"link": web_address}
-    with replace_file(path) as stream:
-        stream.write(environment.get_template(template).render(style=style(), **context))
+    return environment
 
 
 def style() -> Markup:

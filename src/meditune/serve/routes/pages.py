@@ -5,6 +5,7 @@ Both pages load nothing from other servers.
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -51,11 +52,16 @@ DOCS_PAGES = Path(__file__).parents[1] / "docs"
 @router.get("/docs")
 def docs(request: Request) -> HTMLResponse:
     """Return a page that describes every route and schema."""
+    return HTMLResponse(_template().render(spec=request.app.openapi()))
+
+
+@cache
+def _template() -> Any:
     from jinja2 import Environment, FileSystemLoader
 
     templates = Environment(loader=FileSystemLoader(DOCS_PAGES), autoescape=True, trim_blocks=True, lstrip_blocks=True)
     templates.filters["kind"] = kind_of
-    return HTMLResponse(templates.get_template("docs.html").render(spec=request.app.openapi()))
+    return templates.get_template("docs.html")
 
 
 @router.get("/docs/docs.css")
