@@ -28,7 +28,8 @@ from typing import Any
 import pytest
 
 from meditune.cli import main as cli
-from tests.commands import jsonl, meditune, read_rows, rows, stopped_after
+from meditune.evaluate.report import plots
+from tests.commands import described, jsonl, meditune, read_rows, rows, stopped_after
 from tests.waiting import output_of
 
 CHANGES = {"os.rename", "os.mkdir", "os.remove", "os.rmdir", "shutil.rmtree"}
@@ -57,6 +58,7 @@ def main(folder: Path, trials: int, words: list[str]) -> None:
     """Print the trials."""
     draw = random.Random(17)
     started_here(words, folder / "whole")
+    plots._svg = described
     seen = mmap.mmap(-1, 8)
     started = time.monotonic()
     assert forked(words, folder / "counted", folder / "log", seen=seen) == 0, (folder / "log").read_text()
