@@ -1,6 +1,6 @@
 """Real servers killed in the middle of their work: whatever a client was told of is in the store.
 
-`python -m tests.serve.test_killed STORE` starts a server for each line that it reads, and tells its id and port.
+`python -m tests.serve.test_killed FOLDER` starts a server on the store that each line names, and tells its id and port.
 Everything is imported once and each server is a fork of that, so that many take seconds, not minutes.
 """
 
@@ -67,25 +67,24 @@ def serve(store: str, told: int) -> None:
 
 def main() -> None:
     """A server a line."""
-    store = sys.argv[1]
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     # What is imported late is there before the first fork, too, and so is the engine.
-    app_for(service(store))
-    for _ in sys.stdin:
+    app_for(service(sys.argv[1]))
+    for line in sys.stdin:
         child = os.fork()
         if child == 0:
-            serve(store, 1)
+            serve(line.strip(), 1)
             os._exit(0)
         os.waitpid(child, 0)
 
 
 class Servers:
-    """Servers, one after the other, on the same store."""
+    """Servers, one after the other."""
 
-    def __init__(self, store):
+    def __init__(self, folder):
         root = Path(__file__).parents[2]
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "tests.serve.test_killed", store],
+            [sys.executable, "-m", "tests.serve.test_killed", folder],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -93,9 +92,9 @@ class Servers:
             env=os.environ | {"PYTHONPATH": f"{root}/src:{root}"},
         )
 
-    def start(self):
-        """The next one's id and port, once it listens."""
-        self.process.stdin.write("\n")
+    def start(self, store):
+        """The id and port of one on this store, once it listens."""
+        self.process.stdin.write(f"{store}\n")
         self.process.stdin.flush()
         # Libraries print as they please while they are imported.
         words = next(line.split() for line in self.process.stdout if line.startswith("server "))
@@ -132,12 +131,19 @@ def ask_until_killed(port, known, name):
             return
 
 
+@pytest.fixture(scope="module")
+def servers(tmp_path_factory):
+    made = Servers(tmp_path_factory.mktemp("warm"))
+    yield made
+    made.end()
+
+
 @pytest.mark.slow
-def test_what_was_told_is_there_after_every_kill(store):
-    servers, rng = Servers(store), random.Random(5)
+def test_what_was_told_is_there_after_every_kill(servers, store):
+    rng = random.Random(5)
     known: dict[str, str | None] = {}
     for kill in range(KILLS):
-        id, port = servers.start()
+        id, port = servers.start(store)
         before = len(known)
         clients = [
             threading.Thread(target=ask_until_killed, args=(port, known, f"{kill}-{client}"))
@@ -153,7 +159,6 @@ def test_what_was_told_is_there_after_every_kill(store):
         for each in clients:
             each.join()
         assert len(known) > before, "the server answered nothing before it was killed"
-    servers.end()
     kept = {each["id"]: each for each in Answers(open_store(store)).exported()}
     assert len(known) >= KILLS
     assert sum(comment is not None for comment in known.values()) >= KILLS / 2
