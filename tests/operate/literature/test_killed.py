@@ -29,6 +29,7 @@ from meditune.operate.literature import literature_update, pubmed_search
 from meditune.operate.literature.article_library import Library
 from meditune.retrieve import build_index
 from tests import corpus, layouts
+from tests.commands import meditune
 from tests.operate.literature import pubmed_server
 from tests.operate.literature.pubmed_server import Paper, PubMed, deletes, notice, update_file
 from tests.test_killed import CHANGES
@@ -151,40 +152,32 @@ def test_killed_anywhere(tmp_path: Path) -> None:
     assert len(said) == TRIALS
     for trial in said:
         assert trial["killed"], trial
-        assert trial["resumed"] == 0, (trial, found.stderr)
+        assert trial["resumed"] == 0, trial
         assert trial["differs"] == [], trial
         assert trial["left"] == [], trial
 
 
-def test_ctrl_c_ends_with_a_sentence_and_the_same_command_goes_on(tmp_path: Path) -> None:
+def test_ctrl_c_ends_with_a_sentence_and_the_same_command_goes_on(tmp_path: Path, own_folders: None) -> None:
     (tmp_path / "files").mkdir()
     with pubmed_server.serving(tmp_path / "files") as served:
         served.add(*(Paper(pmid) for pmid in range(101, 501)))
         served.fail("efetch", "", "429:60")
-        words = ["update", "library", "--query", "all", "--email", "me@clinic.org"]
-        command = [sys.executable, "-m", "meditune", *words, "--eutils-url", f"{served.url}/entrez/eutils"]
-        environment = os.environ | {
-            "MEDITUNE_DATA": str(tmp_path),
-            "MEDITUNE_OFFLINE": "1",
-            "MEDITUNE_CACHE": str(tmp_path),
-        }
-        options = {"cwd": tmp_path, "env": environment, "text": True}
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options)
+        words = ["update", tmp_path / "library", "--query", "all", "--email", "me@clinic.org"]
+        words += ["--eutils-url", f"{served.url}/entrez/eutils"]
+        command = [sys.executable, "-m", "meditune", *map(str, words)]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         try:
             until(lambda: len(served.asked_of("efetch")) >= 2, process=process)
             time.sleep(0.2)
-            second = subprocess.run(command, capture_output=True, check=False, **options)
+            meditune(*words).refused(3, "another process is updating this literature folder")
             process.send_signal(signal.SIGINT)
             _, err = process.communicate(timeout=30)
         finally:
             process.kill()
-        assert second.returncode == 3
-        assert "another process is updating this literature folder" in second.stderr
         assert process.returncode == 130, err
         assert "run the same command again to resume" in err
         served.asked.clear()
-        again = subprocess.run(command, capture_output=True, check=False, **options)
-        assert "200 new" in again.stdout, again
+        assert "200 new" in meditune(*words).out
         assert [each["retstart"] for each in served.asked_of("efetch")] == ["200"]
 
 
