@@ -11,7 +11,6 @@ import math
 import os
 import re
 import shutil
-import subprocess
 import sys
 import zipfile
 from contextlib import contextmanager, nullcontext
@@ -43,6 +42,7 @@ from meditune.prompts import Encoded
 from meditune.train.finetune import save_model
 from meditune.train.training_plan import starting_point
 from tests import tiny
+from tests.commands import meditune
 from tests.waiting import output_of
 
 
@@ -316,17 +316,12 @@ def test_perplexity_equals_a_plain_transformers_loop():
 @pytest.mark.real
 def test_a_short_real_fine_tune_gives_an_adapter_that_loads_in_five_lines(real_data, tmp_path, capsys):
     run = tmp_path / "run"
-    command = [sys.executable, "-m", "meditune.cli.main", "train", "quickstart", "--output", str(run)]
-    done = subprocess.run(
-        [*command, "--set", "train.epochs=0.1", "--set", "data.fallback_to_sample=false"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert "Training on 449 examples" in done.stderr
-    assert re.search(r"« (yes|no|maybe)<\|im_end\|>»", done.stderr)
-    assert "Estimated time left" in done.stderr
+    settings = ("train.epochs=0.1", "prompt.max_tokens=160", "data.fallback_to_sample=false")
+    words = [word for setting in settings for word in ("--set", setting)]
+    done = meditune("train", "quickstart", "--output", run, *words).ok()
+    assert "Training on 449 examples" in done.err
+    assert re.search(r"« (yes|no|maybe)<\|im_end\|>»", done.err)
+    assert "Estimated time left" in done.err
     losses = [step["loss"] for step in read_jsonl(run / "training.jsonl")]
     assert losses[-1] < losses[0]
     card = (run / "model" / "README.md").read_text(encoding="utf-8")
@@ -351,7 +346,7 @@ from meditune.evaluate.weights_backend import generate_answers
 from meditune.models.load import load
 from meditune.prompts import Encoded
 loaded = load(sys.argv[1])
-ids = loaded.tokenizer("Does it help? " * 60)["input_ids"]
+ids = loaded.tokenizer("Does it help? " * 20)["input_ids"]
 generate_answers(loaded, [Encoded(str(number), "answer", ids) for number in range(16)], 16, "Answers")
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6)
 """
