@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import functools
 import gc
 import itertools
 import logging
 import os
 import re
 import shutil
-import sqlite3
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -35,16 +33,8 @@ gc.disable()
 gc.set_threshold(20_000, 20, 20)
 
 
-class UnsyncedConnection(sqlite3.Connection):
-    """A connection to SQLite that doesn't wait for the disk."""
-
-    def execute(self, statement: str, *given: Any) -> sqlite3.Cursor:
-        return super().execute(statement.replace("synchronous = FULL", "synchronous = OFF"), *given)
-
-
 # What reaches the disk matters after a power failure only, and a tiny run would wait for the disk 90 times.
 os.fsync = lambda _: None
-sqlite3.connect = functools.partial(sqlite3.connect, factory=UnsyncedConnection)
 
 
 ALLOWED_SKIPS = {
