@@ -31,8 +31,6 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Imports leave hundreds of thousands of objects, and Python would search all of them for garbage while it makes more.
 gc.disable()
 gc.set_threshold(20_000, 20, 20)
-
-
 # What reaches the disk matters after a power failure only, and a tiny run would wait for the disk 90 times.
 os.fsync = lambda _: None
 
