@@ -15,7 +15,6 @@ from safetensors.torch import load_file
 from torch.distributed import TCPStore
 
 from meditune import distributed
-from meditune.files import write_json
 from meditune.models.shared_prefix_batch import join
 from meditune.prompts import Encoded
 from meditune.train.trainer import deal_rows
@@ -48,79 +47,52 @@ def torchrun(place, *words, program=("-m", "meditune")):
         process.communicate()
 
 
-# Starting two processes takes longer than what they do, so they run one command after the other: those in the files
-# 0.json, 1.json, ... of their folder, as each appears.
-COMMANDS = """
-import itertools, json, os, sys, time
+# Starting two processes takes longer than what they do, so commands that end by themselves share them.
+SEVERAL = """
+import json, os, sys
 from pathlib import Path
 
 from meditune.cli import main
 
-folder, rank = Path(sys.argv[1]), os.environ["RANK"]
-(folder / f"process-{rank}").write_text(str(os.getpid()))
-for number in itertools.count():
-    while not (folder / f"{number}.json").exists():
-        time.sleep(0.02)
-    port, words = json.loads((folder / f"{number}.json").read_text())
+folder = Path(sys.argv[1])
+for name, port, words in json.loads((folder / "commands.json").read_text()):
     # The processes of each command meet in a store of its own, as they would with a torchrun of its own.
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     sys.argv, code = ["meditune", *words], 0
     for handle, kind in ((1, "out"), (2, "err")):
-        os.dup2(os.open(folder / f"{number}.{kind}", os.O_WRONLY | os.O_CREAT | os.O_APPEND), handle)
+        os.dup2(os.open(folder / f"{name}.{kind}", os.O_WRONLY | os.O_CREAT | os.O_APPEND), handle)
     try:
         main.main()
     except SystemExit as ended:
         code = ended.code
     sys.stdout.flush()
-    partial = folder / f"{number}.code-{rank}.partial"
-    partial.write_text(str(code or 0))
-    partial.rename(partial.with_suffix(""))
+    (folder / f"{name}.code-{os.environ['RANK']}").write_text(str(code or 0))
 """
-
-
-class Two:
-    """Two processes that wait for commands."""
-
-    def __init__(self, folder, torchrun):
-        self.folder, self.torchrun, self.stores = folder, torchrun, []
-
-    def __call__(self, *words):
-        """What a command did that both ran."""
-        self.begin(*words)
-        return self.ended()
-
-    def begin(self, *words):
-        store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-        write_json(self.folder / f"{len(self.stores)}.json", [store.port, [*map(str, words)]])
-        self.stores.append(store)
-
-    def ended(self):
-        """What the command did that began last, once it has ended."""
-        name = len(self.stores) - 1
-        codes = [self.folder / f"{name}.code-{rank}" for rank in range(2)]
-        until(lambda: all(path.exists() for path in codes), 600, self.torchrun)
-        code, other = (int(path.read_text()) for path in codes)
-        assert code == other
-        return Result(code, *((self.folder / f"{name}.{kind}").read_text("utf-8") for kind in ("out", "err")))
-
-    def interrupt(self):
-        for rank in range(2):
-            os.kill(int((self.folder / f"process-{rank}").read_text()), signal.SIGINT)
 
 
 @pytest.fixture(scope="module")
 def by_two(place):
+    """What commands said and wrote that two processes ran together, one command after the other."""
+    train_by_one(place, "first")
+    commands = {name: words(place, name, **changes) for name, changes in BY_TWO.items()}
+    commands["further-two"] = words(place, "further-two", model__base=place.folder / "first")
+    commands |= {"doctor": ["doctor"], "nowhere": ["train", "nowhere", "--output", "none"]}
     folder = place.folder / "by-two"
     folder.mkdir()
-    with torchrun(place, "-c", COMMANDS, folder, program=("--no-python", sys.executable)) as process:
-        yield Two(folder, process)
+    stores = [TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False) for _ in commands]
+    named = zip(commands.items(), stores, strict=True)
+    listed = [(name, store.port, [*map(str, given)]) for (name, given), store in named]
+    (folder / "commands.json").write_text(json.dumps(listed), encoding="utf-8")
+    with torchrun(place, "-c", SEVERAL, folder, program=("--no-python", sys.executable)) as process:
+        _, err = process.communicate(timeout=600)
+    assert process.returncode == 0, err
 
+    def said(name):
+        codes = {int((folder / f"{name}.code-{rank}").read_text()) for rank in range(2)}
+        assert len(codes) == 1, f"the processes ended with {codes}"
+        return Result(codes.pop(), *((folder / f"{name}.{kind}").read_text("utf-8") for kind in ("out", "err")))
 
-@pytest.fixture(scope="module")
-def first(place):
-    """An adapter to tune further."""
-    train_by_one(place, "first")
-    return place.folder / "first"
+    return said
 
 
 def train_by_one(place, name, **changes):
@@ -160,13 +132,13 @@ SHRUNK = {
     **{"train__replay__share": 0.2, "train__replay__rows": 6, "model__top_layers": 1},
     **{"train__gradient_checkpointing": True, "train__average_last": 0},
 }
-FSDP = {"train__parallel": "fsdp"}
+BY_TWO = {"two": DDP, "full-two": FULL | {"train__parallel": "fsdp"}, "lora-two": SHRUNK | {"train__parallel": "fsdp"}}
 
 
 @pytest.mark.slow
 def test_two_processes_train_the_adapter_that_one_trains(place, by_two):
     train_by_one(place, "one", **DDP)
-    two = by_two(*words(place, "two", **DDP)).ok()
+    two = by_two("two").ok()
     same(place, "one", "two")
     assert facts(place, "two")["parallel"] == "ddp"
     assert two.out == f"Model: {place.folder / 'two' / 'model'}\n"
@@ -178,7 +150,7 @@ def test_two_processes_train_the_adapter_that_one_trains(place, by_two):
 @pytest.mark.slow
 def test_sharded_full_fine_tuning_gives_the_model_that_one_process_gives(place, by_two):
     train_by_one(place, "full-one", **FULL)
-    two = by_two(*words(place, "full-two", **FULL | FSDP)).ok()
+    two = by_two("full-two").ok()
     same(place, "full-one", "full-two", "model.safetensors")
     assert facts(place, "full-two")["parallel"] == "fsdp"
     assert "each with a share of every weight" in two.err
@@ -187,25 +159,24 @@ def test_sharded_full_fine_tuning_gives_the_model_that_one_process_gives(place, 
 @pytest.mark.slow
 def test_sharded_adapters_are_those_of_one_process(place, by_two):
     train_by_one(place, "lora-one", **SHRUNK)
-    by_two(*words(place, "lora-two", **SHRUNK | FSDP)).ok()
+    by_two("lora-two").ok()
     same(place, "lora-one", "lora-two")
 
 
 @pytest.mark.slow
-def test_an_adapter_that_two_processes_tune_further_is_merged_first(place, by_two, first):
-    train_by_one(place, "further-one", model__base=first)
-    by_two(*words(place, "further-two", model__base=first)).ok()
+def test_an_adapter_that_two_processes_tune_further_is_merged_first(place, by_two):
+    train_by_one(place, "further-one", model__base=place.folder / "first")
+    by_two("further-two").ok()
     same(place, "further-one", "further-two")
     assert (place.folder / "further-two" / "start" / "config.json").is_file()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("given", "code", "message"),
-    [(("train", "nowhere", "--output", "none"), 2, "no recipe"), (["doctor"], 1, "only `meditune train` supports")],
+    ("name", "code", "message"), [("nowhere", 2, "no recipe"), ("doctor", 1, "only `meditune train` supports")]
 )
-def test_an_error_ends_all_processes_with_one_message(by_two, given, code, message):
-    ended = by_two(*given)
+def test_an_error_ends_all_processes_with_one_message(by_two, name, code, message):
+    ended = by_two(name)
     ended.refused(code, message)
     assert len(re.findall("^Error: ", ended.err, re.MULTILINE)) == 1, ended.err
 
@@ -222,38 +193,36 @@ def long(place):
 
 @pytest.mark.slow
 def test_two_processes_are_stopped_and_one_goes_on(place, long):
-    """A ctrl-C in a terminal reaches torchrun, too."""
-    with torchrun(place, *words(place, "stopped", **LONG)) as process:
-        until(checkpoint(place, "stopped").is_file, 300, process)
-        os.killpg(process.pid, signal.SIGINT)
-        out, err = process.communicate(timeout=600)
-    assert process.returncode != 0
-    was_stopped(out, err)
+    stop_two(place, "stopped", **LONG)
     assert "Resuming training after step" in train_by_one(place, "stopped", **LONG).err
     same(place, long, "stopped")
 
 
 @pytest.mark.slow
-def test_sharded_checkpoints_go_on_in_one_process_and_its_in_shards(place, by_two, long):
-    sharded = words(place, "shards", **LONG | FSDP)
-    by_two.begin(*sharded)
-    until(checkpoint(place, "shards").is_file, 300, by_two.torchrun)
-    by_two.interrupt()
-    stopped = by_two.ended()
-    assert stopped.code == 130
-    was_stopped(stopped.out, stopped.err)
+def test_sharded_checkpoints_go_on_in_one_process_and_its_in_shards(place, long):
+    settings = LONG | {"train__parallel": "fsdp"}
+    stop_two(place, "shards", **settings)
     log = checkpoint(place, "shards").with_name("training.jsonl")
     assert (log.parent / "optimizer").is_dir()
     with stopped_after(len(read_rows(log)) + 6):
-        assert meditune(*sharded).code == 130
+        assert meditune(*words(place, "shards", **settings)).code == 130
     assert not (log.parent / "optimizer").exists()
     steps = len(read_rows(log))
-    assert by_two(*sharded).ok().err.count(f"Resuming training after step {steps}.") == 1
+    with torchrun(place, *words(place, "shards", **settings)) as process:
+        _, err = process.communicate(timeout=600)
+    assert process.returncode == 0, err
+    assert err.count(f"Resuming training after step {steps}.") == 1
     same(place, long, "shards")
     assert not log.parent.exists()
 
 
-def was_stopped(out, err):
+def stop_two(place, name, **settings):
+    """Begin with two processes, and press ctrl-C after the first checkpoint."""
+    with torchrun(place, *words(place, name, **settings)) as process:
+        until(checkpoint(place, name).is_file, 300, process)
+        os.killpg(process.pid, signal.SIGINT)
+        out, err = process.communicate(timeout=600)
+    assert process.returncode != 0
     assert err.count("run the same command again to resume") == 1, err
     has_no_traceback(err)
     assert out == ""
