@@ -14,22 +14,35 @@ from meditune.phi.spans import Span, View, word_list
 
 _BEFORE = 32
 _EXTENSION = r"(?:[ ,]{0,2}(?:x|ext\.?|extension)[ .:]{0,2}\d{1,6})?"
-_PHONE = re.compile(r"(?:1[-. ]?)?(?:\(?\d{3}\)[-. ]?|\d{3}[-. ])\d{3}[-. ]\d{4}(?![\w-])" + _EXTENSION)
+_PHONE = re.compile(
+    r"(?:1[-. ]?)?(?:\(?\d{3}\)[-. ]?|\d{3}[-. ])\d{3}[-. ]\d{4}(?![\w-])"
+    + _EXTENSION
+    + r"|\d{3}/\d{3}/\d{4}(?![\w/-])"
+)
+_NATIONAL = re.compile(
+    r"\(0\d{1,4}\)[ ]?\d{3,4}[ -]?\d{3,4}(?!\w)"
+    r"|0\d{1,4}[ -]\d{3,4}[ -]\d{3,4}(?:[ -]\d{2})?(?![\w-]|[.,/]\d)|0\d{2}(?:[ .-]\d\d){4}(?![\w-]|[.,/]\d)"
+    r"|0\d(?:[ .]\d\d){4}(?![\w-]|[.,/]\d)|0\d{3,4} \d{5,6}(?![\w-]|[.,/]\d)|0\d{2,3}-\d{6,8}(?![\w-]|[.,/]\d)"
+)
+"""National formats with a trunk prefix: "(091) 555 208", "0412 555 607", "01 23 45 67 89", "01632 960417\""""
 _ABROAD = re.compile(r"\+\d{1,3}(?:[-. ]?\(?\d{1,5}\)?){2,5}(?!\w)")
 _SHORT = re.compile(
     r"[2-9]\d{2}[-.]\d{4}(?![\w.-])" + _EXTENSION + r"|0?\d{10}(?!\w)|0\d{2,4}[ -]\d{3,4}[ -]?\d{3,4}(?!\w)"
     r"|[2-9]\d{3}[ -]\d{4}(?![\w-]|\.\d)|[2-9]\d{7}(?!\w)"
-    r"|\d{1,2}-?\d{3,5}(?![\w/%-]|\.\d)"
+    r"|\d{1,2}[- ]?\d{3,5}(?![\w/%-]|\.\d)|\d{3}(?![\w/%-]|\.\d)"
 )
 _CALL = re.compile(
     r"(?<![a-z])(?:(?P<fax>fax|facsimile)|phone|telephone|tel|t/c|ph|hp|handphone|whatsapp|cell|"
-    r"mob(?:ile)?|pager|pgr|beeper|page|paged at|call|"
+    r"mob(?:ile)?|cellphone|gsm|sms|viber|telegram|signal|landline|hotline|switchboard|appeals|quer(?:y|ies)|enquiries|"
+    r"tfno|tlf|telefon|tél|pager|pgr|beeper|bleep|blp|dect|vocera|spectralink|speed dial|page|paged at|call|ring|rang|"
     r"called|calling|callback|call back|dial|extension|ext|number|contact|reach(?:ed|able)?|home|work|text|voicemail)"
-    r"(?: (?:number|no\.?|him|her|me|us|them|at|on|is|was|line|phone|#|id)){0,3}[ \t.:#(]{0,4}$"
+    r"(?: (?:number|num|no\.?|him|her|me|us|them|at|on|is|was|line|phone|#|id)){0,3}[ \t.:#(]{0,4}$"
 )
 _FAX = re.compile(r"(?<![a-z])(?:fax|facsimile)(?: (?:number|no\.?|is|at|to|#)){0,2}[ \t.:#]{0,4}$")
 _FREE = re.compile(r"(?:\+?1[-. ]?)?\(?(?:800|888|877|866|855|844|833|822)\)?[-. ]")
-_DIRECT = frozenset(["pager", "pgr", "beeper", "extension", "ext", "page"])
+_DIRECT = frozenset(
+    ["pager", "pgr", "beeper", "extension", "ext", "page", "bleep", "blp", "dect", "vocera", "spectralink", "speed"]
+)
 _EMAIL = re.compile(
     r"(?<![\w.%+-])[A-Za-z0-9][\w.%+-]{0,63}[ ]?(?:@|\(at\)|\[at\])[ ]?"
     r"(?:[A-Za-z0-9-]{1,63}\.){1,6}[A-Za-z]{2,12}(?![\w@])"
@@ -96,9 +109,13 @@ def _phones(view: View) -> Iterator[Span]:
             continue
         begin = start - 1 if text[start - 1 : start] in {"(", "+"} and start else start
         before = text[begin - 1 : begin] if begin else ""
-        if before and (before.isalnum() or before in "_.,/+-"):
+        if before and (
+            before.isalnum() or before in "_./+-" or (before == "," and text[begin - 2 : begin - 1].isdecimal())
+        ):
             continue
         found = _ABROAD.match(text, begin) or (_PHONE.match(text, start) if end - start <= 3 else None)
+        if found is None and text[start] == "0":
+            found = _NATIONAL.match(text, begin)
         if found and sum(map(str.isdecimal, found[0])) >= 8:
             done = found.end()
             if not _FREE.match(text, start):
@@ -109,7 +126,8 @@ def _phones(view: View) -> Iterator[Span]:
         label = _CALL.search(view.before(begin, _BEFORE)) if short else None
         if short and label:
             length = sum(map(str.isdecimal, short[0]))
-            if length >= 7 or (length >= 3 and label[0].split()[0].strip(".:#(") in _DIRECT):
+            first = re.split(r"\W", label[0])[0]
+            if length >= 7 or (first in _DIRECT and (length > 3 or first != "page")):
                 done = short.end()
                 yield Span(start, done, "fax" if label["fax"] else "phone")
 

@@ -13,11 +13,19 @@ from meditune.config.data_options import Kind
 from meditune.phi.name_words import is_ordinary
 from meditune.phi.spans import Span, View, word_list
 
-_BEFORE = 56  # Number of characters before a number that are searched for its label
+_BEFORE = 44  # Number of characters before a number that are searched for its label
 _MIN_LENGTH = 4
 _LONG = 6
 # Kinds whose numbers often follow the label directly
 _OFTEN_BARE = frozenset({"health_plan", "mrn", "account", "licence", "device", "vehicle"})
+_NATIONAL = (
+    r"nhs|nric|fin|nic|cnic|nicop|mykad|ic|hkid|aadhaa?r|aadhar|abha|pan|voter id|nino|ni|ppsn?|pps|nin|bvn|tin|sa id|"
+    r"iqama|emirates id|civil id|qid|jmbg|embg|oib|emso|curp|rfc|ine|cpf|rg|cns|rut|run|dni|nie|nif|nuss|cc|cedula|"
+    r"c[eé]dula|bsn|insz|pesel|cnp|egn|egk|amka|afm|taj|ahv|avs|svnr|sv|codice fiscale|cf|personnummer|pnr|fnr|"
+    r"f[oø]dselsnummer|cpr|kennitala|hetu|isikukood|asmens kodas|personas kods|kimlik|tckn|t\.?c\.?(?: kimlik)?|"
+    r"my ?number|rrn|teudat zehut|t\.?z\.?"
+)
+"""Names of national identity numbers in many countries"""
 _LABELS: tuple[tuple[Kind, str], ...] = (
     ("ssn", r"ssn|ss|social security|soc\.? sec\.?"),
     ("vehicle", r"vin|vehicle identification|vehicle"),
@@ -28,19 +36,22 @@ _LABELS: tuple[tuple[Kind, str], ...] = (
     ),
     (
         "mrn",
-        r"mrn|emr|ehr|mr|med(?:ical)?\.? ?rec(?:ord)?s?|hospital|unit|chart|file|"
-        r"(?:patient|pt|hospital|medical record)(?: id)?|record|uhid|opd|ipd",
+        r"mrn|emr|ehr|mr|med(?:ical)?\.? ?rec(?:ord)?s?|hosp(?:ital|\.)?|unit|chart|file|folder|dossier|card|nhi|chi|"
+        r"(?:patient|pt|hospital|medical record)(?: id)?|record|uhid|hn|opd|ipd|crn|urn?|x-?ray|lab(?:oratory)?|census|"
+        r"(?:hospital|clinic|patient|outpatient) reg(?:istration)?\.?",
     ),
     (
         "health_plan",
         r"(?:health )?(?:member|subscriber|beneficiary|insurance|plan|policy|group|payer|medicare|medicaid|hicn?|mbi|"
-        r"medi-cal|tricare|aetna|cigna|humana|bcbs|blue cross(?: blue shield)?|kaiser|unitedhealth(?:care)?|claim)"
-        r"(?: (?:member|policy|subscriber|beneficiary|group|claim|id))?",
+        r"medi-cal|tricare|aetna|cigna|humana|bcbs|blue cross(?: blue shield)?|kaiser|unitedhealth(?:care)?|claim|"
+        r"ohip|phn|ramq|ihi|dva|ehic|kvnr|philhealth|nhif|cin|(?:pre-?)?auth(?:ori[sz]ation)?)"
+        r"(?: (?:member|policy|subscriber|beneficiary|group|claim|id|cin|ref\.?))?",
     ),
     (
         "licence",
         r"(?:driver['’]?s?['’]? |medical |nursing |state |md |rn |physician |professional )?(?:licen[cs]e|lic\.?)|dea|"
-        r"npi|dl|upin|(?:birth |death |board |marriage )?certificate|cert\.?|passport",
+        r"npi|dl|upin|(?:birth |death |board |marriage )?certificate|cert\.?|passport|reg(?:istration|d)?\.?|provider|"
+        r"permit|prescriber|registry|gmc|nmc|hcpc|gphc|mcrn|ahpra|hpcsa|mdcn|prc|ptr|pin",
     ),
     (
         "account",
@@ -49,11 +60,17 @@ _LABELS: tuple[tuple[Kind, str], ...] = (
     ),
     (
         "id",
-        r"accession|specimen|job|dictation|transcription|clip|order|requisition|employee|badge|student|service|inmate|"
-        r"confirmation|tracking|barcode|national(?: id| insurance)?|nhs|nric|aadhaa?r|case|user ?name|login|id",
+        r"acc(?:ession)?|specimen|case|folio|incident|report|run|donation|bag|docket|ticket|"
+        r"ref(?:erence)?\.?|tech(?:nician)?|microchip|chip|voucher|"
+        r"(?:case|police|crime|court|incident|interpreter|locum|staff|volunteer|prison|prisoner|soldier|force|army|"
+        r"service|roll|registration|matric|admission|ward|clinic|call|run|unit|donor|kit)|"
+        + _NATIONAL
+        + r"|job|dictation|transcription|clip|order|requisition|employee|badge|student|service|inmate|"
+        r"confirmation|tracking|barcode|national(?: id| insurance)?|"
+        r"user ?name|login|user|id",
     ),
 )
-_MARK = r"(?:numbers?|num\.?|no\.?|nr\.?|identifier|id|code|#)"
+_MARK = r"(?:numbers?|num\.?|no\.?|nos\.?|nr\.?|n\.?[º°o]\.?|№|identifier|id|code|ref\.?|#)"
 _IN_GROUPS = frozenset({"mrn", "ssn", "health_plan", "account", "id"})  # Kinds whose numbers may contain spaces
 _LABEL = re.compile(
     r"(?<![a-z])(?:"
@@ -63,10 +80,15 @@ _LABEL = re.compile(
 )
 _STRONG = word_list("strong_labels")  # Labels that need neither "number" nor a colon before the number
 _VALUE = re.compile(
-    r"[A-Za-z]{1,6}/\d{2,4}/\d{3,10}(?![\w/])|\d{4}/\d{4,10}(?![\w/])|[A-Za-z]{1,6}/\d{4,10}(?![\w/])|"
-    r"[A-Za-z0-9][A-Za-z0-9-]{2,31}(?:(?: \d{2,4}){1,3}(?![\d/.%-]))?"
+    r"\d{8} \d ?[A-Z]{2}\d(?!\w)"
+    r"|(?:[A-Z]{1,6} (?=\d))?(?:"
+    r"\d{1,5}[A-Z]?(?:(?:[ -]| ?/ ?)\d{1,6}[A-Z]{0,2}(?![\w/%-]|[.,]\d)){1,5}"
+    r"|[A-Za-z0-9]+(?:[-/.,_][A-Za-z0-9]+){0,5}(?:(?: \d{2,4}){1,3}(?![\d/.%-]))?)"
 )
-_SERIES = re.compile(r"(?<![^\W_])[A-Za-z]{1,6}/$")  # The first part of a number such as "OP/2022/11893"
+_SERIES = re.compile(r"(?<![^\W_])(?:[A-Za-z0-9]{1,8}[-/._]){1,4}$|(?<![^\W_])[A-Z]{1,6} $")
+"""The first part of a number such as "OP/2022/11893" or "TNMC 68842\""""
+_LIKE_DATE = re.compile(r"\d{1,2}[/.-]\d{1,2}[/.-]\d{2,4}|\d{4}[/.-]\d{1,2}[/.-]\d{1,2}|\d+\.\d+")
+_FRACTION = re.compile(r"\d+/\d+")  # "in the control group 108/216"
 _TOLL_FREE = re.compile(r"1?-?8(?:00|88|77|66|55|44|33|22)-\d{3}")
 _YEAR = re.compile(r"(?:19|20)\d\d")
 _FROM_DIGITS: tuple[tuple[Kind, re.Pattern[str]], ...] = (
@@ -93,9 +115,10 @@ _VIN_LETTERS = ("", "AJ", "BKS", "CLT", "DMU", "ENV", "FW", "GPX", "HY", "RZ")
 _VIN_VALUES = {letter: value for value, letters in enumerate(_VIN_LETTERS) for letter in letters}
 _VIN_WEIGHTS = (8, 7, 6, 5, 4, 3, 2, 10, 0, 9, 8, 7, 6, 5, 4, 3, 2)
 _PLATE = re.compile(
-    r"(?<![a-z])(?:plates?(?![a-z])|(?:licen[cs]e|car|vehicle) (?:tag|reg)|tail(?= n)|registered (?:as|under)|"
-    r"registration)"
-    r"(?: (?:number|no\.?|#))?[ \t]?(?::|is|was|#)?[ \t]{0,3}"
+    r"(?<![a-z])(?:(?:number |licen[cs]e |car )?plates?(?![a-z])|rego|(?:licen[cs]e|car|vehicle|number) (?:tag|reg)|"
+    r"reg(?= [a-z]{2}\d\d )|tail(?= n)|(?:vehicle|car|van|truck|lorry|taxi|bus|motorbike|motorcycle|scooter|cab)"
+    r"(?: was| is|,)? (?:registered|reg\.?|registration|with plates?)(?: as| under)?|registered (?:as|under)|"
+    r"registration)(?: (?:number|no\.?|#))?[ \t]?(?::|is|was|#)?[ \t]{0,3}"
     r"(?P<value>(?=[a-z -]{0,5}\d)[a-z0-9]{1,4}(?:[ -]?[a-z0-9]{1,5}){0,2})(?![^\W_])"
 )
 _IMPLANT = re.compile(r"holes?(?![a-z])|screw")  # Words after the "plate" of a surgeon
@@ -111,15 +134,19 @@ def find(view: View) -> Iterator[Span]:
     """Yield the spans of numbers that identify a person."""
     yield from _by_shape(view)
     yield from _by_label(view)
-    if view.has("plate", " tag", " reg", "tail n"):
+    if view.has("plate", " tag", "reg", "tail n"):
         for found in _PLATE.finditer(view.low):
-            value = found["value"]
+            words = found["value"].split()
+            while words and words[-1].isalpha() and is_ordinary(words[-1]):
+                words.pop()
+            value = found["value"][: found["value"].rfind(words[-1]) + len(words[-1])] if words else ""
+            end = found.start("value") + len(value)
             if _IMPLANT.search(view.low, found.start("value"), found.end() + 12) or any(
-                map(is_ordinary, re.findall("[a-z]{2,}", view.text[found.start("value") : found.end()]))
+                map(is_ordinary, re.findall("[a-z]{2,}", view.text[found.start("value") : end]))
             ):
                 continue
             if len(value) >= 5 or (len(value) >= _MIN_LENGTH and any(map(str.isalpha, value))):
-                yield Span(*found.span("value"), "vehicle")
+                yield Span(found.start("value"), end, "vehicle")
     if view.has("last four", "last 4"):
         yield from view.spans(_LAST_FOUR, "ssn", 1, low=True)
 
@@ -185,32 +212,42 @@ def _by_label(view: View) -> Iterator[Span]:
     for place, _ in view.digits:
         if place < done:
             continue
-        start = view.word_start(place)
-        if view.text[start - 1 : start] == "/" and (series := _SERIES.search(view.text, max(0, start - 7), start)):
-            start = series.start()
-        found = _VALUE.match(view.text, max(start, done))
-        if found is None or found.end() <= place:
+        found, label = _labelled(view, place, done)
+        if found is None or label is None:
             continue
-        done = found.end()
         value = found[0]
         digits = sum(map(str.isdecimal, value))
-        if digits < _MIN_LENGTH - 1 or len(value) < _MIN_LENGTH:
-            continue
         before = view.before(found.start(), _BEFORE)
-        label = _LABEL.search(before)
-        if label is None or _PUBLIC.search(before) or _TOLL_FREE.match(value):
+        if _PUBLIC.search(before) or _TOLL_FREE.match(value) or _LIKE_DATE.fullmatch(value):
             continue
         kind = next(kind for kind, _ in _LABELS if label[kind])
         marked = bool(label["mark"].strip())
         strong = marked or label[kind].split()[-1] in _STRONG
         mixed = digits >= _MIN_LENGTH and len(value) >= 8 and any(map(str.isalpha, value))
-        long = (digits >= _LONG or mixed) and kind in _OFTEN_BARE
-        if not (strong or long or (label["colon"] and digits > _MIN_LENGTH)):
+        long = (digits >= _LONG or mixed) and kind in _OFTEN_BARE and not _FRACTION.fullmatch(value)
+        if not (strong or long or (label["colon"] and (digits > _MIN_LENGTH or mixed))):
             continue
+        done = found.end()
         if " " in value and kind not in _IN_GROUPS:
-            value = value.partition(" ")[0]
+            first, second = value.split(" ")[:2]
+            value = f"{first} {second}" if first.isalpha() else first
         if marked or not _YEAR.fullmatch(value):
             yield Span(found.start(), found.start() + len(value), kind)
+
+
+def _labelled(view: View, place: int, done: int) -> tuple[re.Match[str] | None, re.Match[str] | None]:
+    """Return the number around the digits at `place` and the label before it, or None."""
+    start = max(view.word_start(place), done)
+    series = _SERIES.search(view.text, max(done, start - 24), start)
+    for begin in [start, series.start()] if series else [start]:
+        found = _VALUE.match(view.text, begin)
+        if found is None or found.end() <= place or len(found[0]) < _MIN_LENGTH:
+            continue
+        if sum(map(str.isdecimal, found[0])) < _MIN_LENGTH - 1:
+            continue
+        if label := _LABEL.search(view.before(begin, _BEFORE)):
+            return found, label
+    return None, None
 
 
 def _continues(text: str, place: int) -> bool:
