@@ -105,7 +105,7 @@ def test_a_date_ten_days_later(written: str, later: str | None) -> None:
         ("12 St James Street, Apt 4B", r"\d\d [A-Z][a-z]+ Street, Apt \dB"),
         ("9 St. Mary's Road", r"\d [A-Z][a-z]+ Road"),
         ("Mr. Doe lives on Harrow Lane.", r"Mr\. [A-Z][a-z]+ lives on [A-Z][a-z]+ Lane\."),
-        ("Mr. Doe was seen at Lakeview on 3/4/2021.", r"Mr\. \w+ was seen at [A-Z][a-z]+ Hospital on \d+/\d+/\d{4}\."),
+        ("Mr. Doe was seen at Larkmere on 3/4/2021.", r"Mr\. \w+ was seen at [A-Z][a-z]+ Hospital on \d+/\d+/\d{4}\."),
         ("Mr. Doe works at Hartwell Textile Mills.", r"Mr\. \w+ works at [A-Z][a-z]+ Company\."),
         ("He came from St. Joseph Hospital of Orange.", r"He came from [A-Z][a-z]+ Hospital"),
         ("Mr. Doe was seen at Children's Hospital of Oakland.", r"Mr\. \w+ was seen at [A-Z][a-z]+ Hospital"),
@@ -115,7 +115,7 @@ def test_a_surrogate_has_the_shape_of_what_it_replaces(text: str, shape: str) ->
     made = replaced(text)
     assert re.fullmatch(shape, made), made
     assert made != text
-    assert not {"Harrow", "Lakeview", "Americas"} & set(re.findall(r"\w+", made))
+    assert not {"Harrow", "Larkmere", "Americas"} & set(re.findall(r"\w+", made))
 
 
 def test_the_secret_is_this_machines_own(tmp_path, monkeypatch) -> None:
