@@ -235,6 +235,7 @@ def test_a_short_query_about_a_person(query: str, masked: str) -> None:
     "query",
     [
         "Is metoprolol better for a 65-year-old man with HFrEF according to the COPERNICUS trial of 2001?",
+        "Trial registration: NCT01234567. PROSPERO registration number CRD42020123456.",
         "A 55-year-old male admitted to the ICU at night, transferred to Step Down, seen in Dermatology at baseline.",
         "Vitamin D. and hepatitis B. in a 40-year-old woman, Hispanic, with Type 2 Diabetes, CKD Stage 3.",
         "In a 50-year-old male with Lynch syndrome, Peutz Jeghers, or FAP, when is colonoscopy due?",

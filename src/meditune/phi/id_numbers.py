@@ -89,7 +89,12 @@ _SERIES = re.compile(r"(?<![^\W_])(?:[A-Za-z0-9]{1,8}[-/._]){1,4}$|(?<![^\W_])[A
 """The first part of a number such as "OP/2022/11893" or "TNMC 68842\""""
 _LIKE_DATE = re.compile(r"\d{1,2}[/.-]\d{1,2}[/.-]\d{2,4}|\d{4}[/.-]\d{1,2}[/.-]\d{1,2}|\d+\.\d+")
 _FRACTION = re.compile(r"\d+/\d+")  # "in the control group 108/216"
-_TOLL_FREE = re.compile(r"1?-?8(?:00|88|77|66|55|44|33|22)-\d{3}")
+_PUBLIC_NUMBER = re.compile(
+    r"1?-?8(?:00|88|77|66|55|44|33|22)-\d{3}"
+    r"|(?:NCT|ISRCTN|EudraCT|ChiCTR|ACTRN|UMIN|DRKS|CTRI|PACTR|IRCT|jRCT|KCT|TCTR|CRD|PMC)[-/\w]*\d",
+    re.IGNORECASE,
+)
+"""A toll-free telephone number, or a number in a registry of trials or reviews"""
 _YEAR = re.compile(r"(?:19|20)\d\d")
 _FROM_DIGITS: tuple[tuple[Kind, re.Pattern[str]], ...] = (
     ("ssn", re.compile(r"\d{3}-\d{2}-\d{4}(?![\w-])")),
@@ -141,8 +146,10 @@ def find(view: View) -> Iterator[Span]:
                 words.pop()
             value = found["value"][: found["value"].rfind(words[-1]) + len(words[-1])] if words else ""
             end = found.start("value") + len(value)
-            if _IMPLANT.search(view.low, found.start("value"), found.end() + 12) or any(
-                map(is_ordinary, re.findall("[a-z]{2,}", view.text[found.start("value") : end]))
+            if (
+                _PUBLIC_NUMBER.match(value)
+                or _IMPLANT.search(view.low, found.start("value"), found.end() + 12)
+                or any(map(is_ordinary, re.findall("[a-z]{2,}", view.text[found.start("value") : end])))
             ):
                 continue
             if len(value) >= 5 or (len(value) >= _MIN_LENGTH and any(map(str.isalpha, value))):
@@ -218,7 +225,7 @@ def _by_label(view: View) -> Iterator[Span]:
         value = found[0]
         digits = sum(map(str.isdecimal, value))
         before = view.before(found.start(), _BEFORE)
-        if _PUBLIC.search(before) or _TOLL_FREE.match(value) or _LIKE_DATE.fullmatch(value):
+        if _PUBLIC.search(before) or _PUBLIC_NUMBER.match(value) or _LIKE_DATE.fullmatch(value):
             continue
         kind = next(kind for kind, _ in _LABELS if label[kind])
         marked = bool(label["mark"].strip())
