@@ -62,8 +62,8 @@ _LABELS: tuple[tuple[Kind, str], ...] = (
         "id",
         r"acc(?:ession)?|specimen|case|folio|incident|report|run|donation|bag|docket|ticket|"
         r"ref(?:erence)?\.?|tech(?:nician)?|microchip|chip|voucher|"
-        r"(?:case|police|crime|court|incident|interpreter|locum|staff|volunteer|prison|prisoner|soldier|force|army|"
-        r"service|roll|registration|matric|admission|ward|clinic|call|run|unit|donor|kit)|"
+        r"police|crime|court|interpreter|locum|staff|volunteer|prison|prisoner|soldier|force|army|roll|matric|admission|"
+        r"ward|clinic|call|donor|kit|"
         + _NATIONAL
         + r"|job|dictation|transcription|clip|order|requisition|employee|badge|student|service|inmate|"
         r"confirmation|tracking|barcode|national(?: id| insurance)?|"
