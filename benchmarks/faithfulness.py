@@ -272,26 +272,27 @@ def sampled(answers: Sequence[Answer], count: int) -> list[Answer]:
 def by_judge(answers: Sequence[Answer], model: Support) -> list[Answer]:
     """Return the answers with the scores of a judge instead of the detector's.
 
-    The judge reads a sentence only once for each item, although several answers contain it.
+    The judge reads the answers to an item one after another, because they share their sources.
     """
-    texts = [[text for _, text in lexical_detector.placed(each.text)] for each in answers]
-    asked: dict[tuple[str, str], SupportQuestion] = {}
-    for each, said in sorted(zip(answers, texts, strict=True), key=lambda pair: pair[0].item.id):
+    order = sorted(range(len(answers)), key=lambda number: answers[number].item.id)
+    asked, owners = [], []
+    for number in order:
+        each = answers[number]
         sources = tuple(passage.text for passage in each.item.context)
-        for text in said:
-            question = SupportQuestion(sources, each.item.question, text, 0, len(text))
-            asked.setdefault((each.item.id, text), question)
-    started, scores = time.monotonic(), {}
+        for start, text in lexical_detector.placed(each.text):
+            asked.append(SupportQuestion(sources, each.item.question, each.text, start, start + len(text)))
+            owners.append(number)
+    started = time.monotonic()
+    supports: list[list[float]] = [[] for _ in answers]
     with Progress("Judge", len(asked), "sentences") as progress:
-        for key, score in zip(asked, model.score(list(asked.values())), strict=True):
-            scores[key] = score.score
+        for number, score in zip(owners, model.score(asked), strict=True):
+            supports[number].append(score.score)
             progress.advance(1)
     print(f"{len(asked)} sentences, {(time.monotonic() - started) / len(asked):.2f} seconds each.\n")
-    found = []
-    for each, said in zip(answers, texts, strict=True):
-        supports = [scores[each.item.id, text] for text in said]
-        found.append(replace(each, score=min(supports, default=0.0), sentence_scores=supports))
-    return found
+    return [
+        replace(each, score=min(found, default=0.0), sentence_scores=found)
+        for each, found in zip(answers, supports, strict=True)
+    ]
 
 
 def corrupted(truths: Sequence[Answer], topics: Topics) -> Iterator[Answer]:

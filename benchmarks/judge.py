@@ -40,14 +40,13 @@ from meditune.data.example import CLAIM_LABELS, LABEL, Example, Passage
 from meditune.data.readers import user_files
 from meditune.data.readers.tables import Rejects
 from meditune.data.sources import locate_own
-from meditune.engines.evidence_judge import BATCH_SENTENCES, EvidenceJudge, TorchLabelModel, load_support_model
+from meditune.engines.evidence_judge import EvidenceJudge, TorchLabelModel, least_supported, load_support_model
 from meditune.evaluate.metrics.decision import auroc
 from meditune.evidence.lexical_detector import CALIBRATION, Sources, detect
-from meditune.evidence.support_model import ClaimCorrection, SupportQuestion
+from meditune.evidence.support_model import ClaimCorrection
 from meditune.files import read_jsonl
 from meditune.models.load import load
 from meditune.statistics import bootstrap
-from meditune.text import sentences
 
 SEED = 17
 MOST_WORDS = 120
@@ -127,23 +126,15 @@ def by_words(claims: Sequence[Example]) -> Iterator[Judged]:
 
 
 def by_model(model: Any, claims: Sequence[Example]) -> Iterator[Judged]:
-    """Yield a model's score of each claim: that of its worst sentence, or of the claim as a whole by a judge."""
-    if isinstance(model, EvidenceJudge):
-        for start in range(0, len(claims), BATCH_SENTENCES):
-            few = claims[start : start + BATCH_SENTENCES]
-            found = model.probabilities([(each.question, tuple(text.text for text in each.context)) for each in few])
-            for claim, each in zip(few, found, strict=True):
-                yield Judged(claim, each["supported"], max(each, key=each.__getitem__))
-        return
-    parts = [sentences(claim.question) for claim in claims]
-    asked = [
-        SupportQuestion(tuple(each.text for each in claim.context), "", text, 0, len(text))
-        for claim, texts in zip(claims, parts, strict=True)
-        for text in texts
-    ]
-    scores = iter(model.score(asked))
-    for claim, texts in zip(claims, parts, strict=True):
-        yield Judged(claim, min(next(scores).score for _ in texts))
+    """Yield a model's score of each claim: that of its least supported sentence, as in an evaluation of answers."""
+    texts = [(each.question, tuple(text.text for text in each.context)) for each in claims]
+    for claim, found in zip(claims, least_supported(model, texts, "Claims"), strict=True):
+        if found.refuted is None:
+            yield Judged(claim, found.score)
+            continue
+        unclear = 1 - found.score - found.refuted
+        shares = {"supported": found.score, "refuted": found.refuted, "not_enough_information": unclear}
+        yield Judged(claim, found.score, max(shares, key=shares.__getitem__))
 
 
 def measured(judged: Sequence[Judged], threshold: float) -> dict[str, Any]:

@@ -10,9 +10,9 @@ from dataclasses import replace
 import pytest
 
 from meditune.data.example import LABELS
-from meditune.engines.evidence_judge import load_judge, load_support_model
+from meditune.engines.evidence_judge import least_supported, load_judge, load_support_model
 from meditune.errors import ModelError
-from meditune.evaluate.metrics.decision import fit_correction
+from meditune.evaluate.metrics.decision import fit_correction, fit_threshold, known_to_be_true
 from meditune.evidence.support_model import ClaimVerdict
 from meditune.export import verify
 from meditune.export.verify import ClaimDeviation
@@ -116,13 +116,23 @@ def dev_row(number: int, source: str, reference: str, margin: float) -> dict:
 def test_at_most_one_in_twenty_of_the_claims_known_to_be_true_falls_below_the_threshold():
     mixed = [dev_row(n, "mixed", ("supported", "refuted")[n % 2], (-1) ** n * (0.5 + n / 50)) for n in range(60)]
     true = [dev_row(n, "true", "supported", n / 20 - 2.5) for n in range(100)]
-    fitted, alone = fit_correction([*mixed, *true]), fit_correction(mixed)
-    below = [fitted.probabilities(row["logits"])["supported"] < fitted.threshold for row in true]
-    assert sum(below) == 5
+    assert known_to_be_true([*mixed, *true]) == {row["id"] for row in true}
+    assert known_to_be_true(mixed) == {row["id"] for row in mixed if row["reference"] == "supported"}
+    support = [n / 200 for n in range(100)]
+    assert sum(each < fit_threshold(support) for each in support) == 5
+    assert fit_threshold([0.9] * 20) == 0.5
     # What is always true says nothing about how certain the judge may be.
+    fitted, alone = fit_correction([*mixed, *true]), fit_correction(mixed)
     assert (fitted.temperature, fitted.bias) == (alone.temperature, alone.bias)
-    assert alone.threshold == 0.5
     assert fit_correction(true).temperature == 1.0
+
+
+def test_the_threshold_is_fitted_to_the_sentences_of_true_dev_claims_that_fit_into_the_prompt(run):
+    place, folder, _ = run
+    judge = load_judge(str(folder))
+    known = read_rows(place.folder / "known.jsonl")[1:]
+    found = least_supported(judge, [(row["claim"], (row["evidence"],)) for row in known], "Known")
+    assert judge.threshold == pytest.approx(min(0.5, *(each.score for each in found)), abs=1e-4)
 
 
 def test_a_judge_grades_the_answers_of_another_run(run):

@@ -12,6 +12,7 @@ import shutil
 import sys
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
+from dataclasses import replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -180,8 +181,9 @@ def _decide_out_of_fold(divided: Sequence[Fold], data: Prepared, recipe: Recipe,
 
 
 def _correct_claims(backend: WeightsBackend, claims: Sequence[Example], folder: Path) -> None:
-    """Fit the correction of an evidence judge to its predictions for dev claims, and store it with the weights."""
-    from meditune.evaluate.metrics.decision import fit_correction
+    """Fit an evidence judge's correction and threshold to dev claims, and store them with the weights."""
+    from meditune.engines.evidence_judge import EvidenceJudge, TorchLabelModel, least_supported
+    from meditune.evaluate.metrics.decision import fit_correction, fit_threshold, known_to_be_true
     from meditune.evaluate.predictions import write_once
 
     fitting = backend.encoder.fitting(claims, "claim")
@@ -193,7 +195,15 @@ def _correct_claims(backend: WeightsBackend, claims: Sequence[Example], folder: 
         )
     predictions = folder / "predictions"
     write_once(predictions, "tuned", "dev_claim", lambda: backend.rows("dev_claim", fitting, "Dev claims of tuned"))
-    fit_correction(read_jsonl(path_of(predictions, "tuned", "dev_claim"))).save(folder / "model")
+    rows = read_jsonl(path_of(predictions, "tuned", "dev_claim"))
+    correction, true = fit_correction(rows), known_to_be_true(rows)
+    if true:
+        # The threshold is used for answers, so the claims are judged like answers: sentence by sentence.
+        judge = EvidenceJudge(TorchLabelModel(backend.loaded, backend.encoder), correction, folder.name)
+        texts = [(each.question, tuple(one.text for one in each.context)) for each in fitting if each.id in true]
+        support = [each.score for each in least_supported(judge, texts, "Threshold of the judge")]
+        correction = replace(correction, threshold=fit_threshold(support))
+    correction.save(folder / "model")
 
 
 def _evaluator(

@@ -1,5 +1,6 @@
 """Models that judge support: kinds behind one protocol, the judge, and what is said where one can't be used."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -10,9 +11,9 @@ import meditune
 from meditune.assistant.answer_filter import SentenceChecker
 from meditune.config.data_options import PromptFormat
 from meditune.data.example import LABEL, Example, Passage
-from meditune.engines.evidence_judge import EvidenceJudge, TorchLabelModel, load_support_model, open_judge
+from meditune.engines.evidence_judge import DOUBTED, EvidenceJudge, TorchLabelModel, load_support_model, open_judge
 from meditune.errors import ModelError
-from meditune.evidence.lexical_detector import placed
+from meditune.evidence.lexical_detector import Sentence, Sources, evidence, placed, sentence_logit
 from meditune.evidence.support_model import ClaimCorrection, SupportQuestion, SupportScore, load_correction
 from meditune.models.nli import BATCH, _parts, check
 from meditune.retrieve.citations import Citer
@@ -375,9 +376,36 @@ def test_statements_judged_together_get_the_probabilities_of_each_alone():
         found = [verdict.supported, verdict.refuted, verdict.unclear]
         assert found == pytest.approx(alone(made, statement, PASSAGES), abs=1e-5)
         assert verdict.sentence in PASSAGES
-    asked = [SupportQuestion(PASSAGES[:1], "", STATEMENTS[0], 0, len(STATEMENTS[0]))]
-    (score,) = made.score(asked)
-    assert score.score == pytest.approx(alone(made, STATEMENTS[0], PASSAGES[:1])[0], abs=1e-5)
+
+
+def logit(share):
+    return math.log(share / (1 - share))
+
+
+def test_a_sentence_of_an_answer_is_judged_alone_and_in_its_answer_and_doubted_if_its_words_are_strange():
+    made = tiny_evidence_judge()
+    true, strange = "Pain fell in the group with the drug.", "Zebras slept in 14 Lisbon hotels."
+    answer = f"{true} {strange}"
+    asked = [
+        SupportQuestion(PASSAGES, "", answer, answer.index(text), answer.index(text) + len(text))
+        for text in (true, strange)
+    ]
+    whole = alone(made, answer, PASSAGES)
+    for text, score in zip((true, strange), made.score(asked), strict=True):
+        own, doubt = alone(made, text, PASSAGES), 0.0
+        if text == strange:
+            doubt = sentence_logit(evidence(Sentence(text), Sources(PASSAGES))) - DOUBTED
+            assert doubt < 0
+        support = (logit(own[0]) + logit(whole[0]) + doubt) / 2
+        assert logit(score.score) == pytest.approx(support, abs=1e-4)
+        assert logit(score.refuted) == pytest.approx((logit(own[1]) + logit(whole[1])) / 2, abs=1e-4)
+    # A single sentence is its own answer.
+    (score,) = made.score([SupportQuestion(PASSAGES, "", f"{true}\n", 0, len(true))])
+    assert score.score == pytest.approx(alone(made, true, PASSAGES)[0], abs=1e-5)
+    # In an answer that is too long to be judged at once, a sentence is judged alone.
+    small = tiny_evidence_judge(max_tokens=96)
+    (score,) = small.score([SupportQuestion(PASSAGES, "", answer * 20, 0, len(true))])
+    assert score.score == pytest.approx(small.supports([true], PASSAGES)[0].supported, abs=1e-5)
 
 
 def test_of_windows_the_strongest_support_and_the_strongest_refutation_count():

@@ -9,6 +9,9 @@ Evidence that doesn't fit into the prompt is read in several windows. For each w
 get a score relative to unclear (a difference of logits). The highest score of each label, over all windows, counts. A
 long statement is judged in parts. Its support is that of the least supported part, and its refutation that of the most
 refuted part.
+
+In evaluations (`EvidenceJudge.score`), a sentence is judged both alone and as a part of its answer, together with the
+lexical detector.
 """
 
 from __future__ import annotations
@@ -27,7 +30,7 @@ from meditune.engines.exported_model import EXPORT, read_exported_model
 from meditune.engines.open_engine import exported_at
 from meditune.engines.tokenizer import PlainTokenizer
 from meditune.errors import ModelError
-from meditune.evidence.lexical_detector import Sentence, Sources, evidence, sentence_logit
+from meditune.evidence.lexical_detector import Sentence, Sources, evidence, placed, sentence_logit
 from meditune.evidence.support_model import (
     CLAIMS,
     LEXICAL_DETECTOR,
@@ -40,6 +43,7 @@ from meditune.evidence.support_model import (
     load_correction,
     model_folder,
 )
+from meditune.progress import Progress
 from meditune.prompts import Encoded, Encoder, load_format
 from meditune.text import sentences
 
@@ -50,6 +54,9 @@ JUDGED_SUPPORT = 0.85
 """Minimum probability of support with which a sentence of an answer may cite a passage. The judge's own threshold is
 lower, because it was chosen to limit false alarms on true conclusions. With that threshold, about a third of the
 sentences shown were unsupported (docs/experiments/faithfulness.md)."""
+DOUBTED = -2.0
+"""Log-odds of support below which the lexical detector's doubts count against a sentence. About 5% of the sentences in
+authors' own conclusions are below this value."""
 UNCLEAR: Label = "not_enough_information"
 BATCH_SENTENCES = 64
 """Number of sentences that are scored before the first score is returned"""
@@ -111,11 +118,30 @@ class EvidenceJudge:
         )
 
     def score(self, asked: Sequence[SupportQuestion]) -> Iterator[SupportScore]:
-        """Yield the probabilities of support and refutation for each sentence, in order."""
+        """Yield the probabilities of support and refutation for each sentence of an answer, in order.
+
+        A sentence can depend on the sentences around it. Therefore, its log-odds are averaged with those of the whole
+        answer, unless the answer is too long to be judged at once. Because the judge overlooks many wrong numbers and
+        sentences about other topics, strong doubts of the lexical detector lower the log-odds of support.
+        """
         for start in range(0, len(asked), BATCH_SENTENCES):
             few = asked[start : start + BATCH_SENTENCES]
-            for each in self.probabilities([(question.sentence, question.sources) for question in few]):
-                yield SupportScore(each["supported"], each["refuted"])
+            texts = [(each.sentence, self._whole(each)) for each in few]
+            pairs = zip(texts, few, strict=True)
+            claims = list(dict.fromkeys((text, each.sources) for both, each in pairs for text in both))
+            found = dict(zip(claims, self.probabilities(claims), strict=True))
+            sources = {(each.sources, each.question): Sources(each.sources, each.question) for each in few}
+            for (sentence, whole), each in zip(texts, few, strict=True):
+                both = [found[text, each.sources] for text in (sentence, whole)]
+                supported, refuted = (sum(_logit(one[label]) for one in both) / 2 for label in LABELS[:2])
+                lexical = sentence_logit(evidence(Sentence(sentence), sources[each.sources, each.question]))
+                support = _sigmoid(supported + min(0.0, lexical - DOUBTED) / 2)
+                yield SupportScore(support, min(_sigmoid(refuted), 1 - support))
+
+    def _whole(self, asked: SupportQuestion) -> str:
+        """Return the sentence's answer, or the sentence itself if the answer has to be judged in parts."""
+        answer = asked.answer.strip()
+        return answer if len(_parts(self.model.encoder, answer)) == 1 else asked.sentence
 
     def probabilities(self, asked: Sequence[Claim], wait_s: float = math.inf) -> list[dict[str, float]]:
         """Return the probabilities of LABELS for each statement and its passages, in order.
@@ -156,14 +182,45 @@ class EvidenceJudge:
             raise ModelError(f"The judge {self.name} failed: {error}") from error
 
 
+def least_supported(judge: Support, texts: Sequence[Claim], title: str) -> Iterator[SupportScore]:
+    """Yield the score of each text's least supported sentence, as an evaluation does for an answer.
+
+    `title` is shown beside the progress.
+    """
+    parts = [list(placed(text)) or [(0, text)] for text, _ in texts]
+    asked = [
+        SupportQuestion(passages, "", text, start, start + len(sentence))
+        for (text, passages), places in zip(texts, parts, strict=True)
+        for start, sentence in places
+    ]
+    with Progress(title, len(asked), "sentences") as progress:
+        scores = judge.score(asked)
+        for places in parts:
+            found = [next(scores) for _ in places]
+            progress.advance(len(found))
+            yield min(found, key=lambda each: each.score)
+
+
+def _logit(share: float) -> float:
+    share = min(max(share, 1e-6), 1 - 1e-6)
+    return math.log(share / (1 - share))
+
+
+def _sigmoid(logit: float) -> float:
+    return 1 / (1 + math.exp(-logit))
+
+
 class TorchLabelModel:
     """A judge that runs with torch, in batches of many claims."""
 
-    def __init__(self, loaded: Any) -> None:
-        """Use a loaded model (`models.load.LoadedModel`). Raises ModelError if it has no prompt format."""
-        if loaded.form is None:
+    def __init__(self, loaded: Any, encoder: Encoder | None = None) -> None:
+        """Use a loaded model (`models.load.LoadedModel`).
+
+        Without an encoder, the model's own prompt format is used. Raises ModelError if it has none.
+        """
+        if encoder is None and loaded.form is None:
             raise ModelError(f"{loaded.name} has no prompt.json, so it wasn't trained on claims by Meditune.")
-        self.loaded, self.encoder = loaded, loaded.encoder(loaded.form)
+        self.loaded, self.encoder = loaded, encoder or loaded.encoder(loaded.form)
         # While a batch runs, the layers use faster matrix products, so only one batch may run at a time.
         self._lock = threading.Lock()
 
@@ -299,8 +356,7 @@ class LexicalJudge:
 
         def score(read: Sequence[Claim]) -> Iterator[tuple[float, float]]:
             for statement, passages in read:
-                logit = sentence_logit(evidence(Sentence(statement), Sources(passages)))
-                yield 1 / (1 + math.exp(-logit)), 0.0
+                yield _sigmoid(sentence_logit(evidence(Sentence(statement), Sources(passages)))), 0.0
 
         return _verdicts(asked, score)
 

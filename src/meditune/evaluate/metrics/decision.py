@@ -8,7 +8,6 @@ logits are those of the labels that the source uses.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -322,22 +321,32 @@ def fit_correction(rows: Sequence[Mapping[str, Any]]) -> ClaimCorrection:
     """Return a correction with the temperature and biases that maximize the likelihood of the references.
 
     The method follows Platt (1999) and Guo et al. (2017, arXiv:1706.04599). Only sources with several labels are used,
-    because a source with a single label says nothing about probabilities. The correction's threshold is the highest
-    value, up to 0.5, below which at most the share FALSE_ALARMS of the supported claims falls. If any sources have only
-    supported claims, only the claims of these sources count, because they are known to be true.
+    because a source with a single label says nothing about probabilities.
     """
+    labels = _labels_of_sources(rows)
+    mixed = [row for row in rows if len(labels[row["source"]]) > 1]
+    bounds = [(-3.0, 3.0), *[(-5.0, 5.0)] * len(LABELS)]
+    return ClaimCorrection(*fit_softmax(mixed, LABELS, PRIOR, bounds)) if mixed else ClaimCorrection()
+
+
+def known_to_be_true(rows: Sequence[Mapping[str, Any]]) -> set[str]:
+    """Return the ids of the supported claims: only those of sources without other claims, if there are such sources."""
+    labels = _labels_of_sources(rows)
+    supported = [row for row in rows if row["reference"] == "supported"]
+    true = [row for row in supported if len(labels[row["source"]]) == 1]
+    return {row["id"] for row in true or supported}
+
+
+def fit_threshold(support: Sequence[float]) -> float:
+    """Return the highest threshold, up to 0.5, below which at most the share FALSE_ALARMS of true claims falls."""
+    return min(0.5, sorted(support)[int(FALSE_ALARMS * len(support))])
+
+
+def _labels_of_sources(rows: Sequence[Mapping[str, Any]]) -> dict[str, set[str]]:
     labels: dict[str, set[str]] = {}
     for row in rows:
         labels.setdefault(row["source"], set()).add(row["reference"])
-    true = [row for row in rows if labels[row["source"]] == {"supported"}]
-    mixed = [row for row in rows if len(labels[row["source"]]) > 1]
-    bounds = [(-3.0, 3.0), *[(-5.0, 5.0)] * len(LABELS)]
-    correction = ClaimCorrection(*fit_softmax(mixed, LABELS, PRIOR, bounds)) if mixed else ClaimCorrection()
-    supported = true or [row for row in rows if row["reference"] == "supported"]
-    if supported:
-        found = sorted(correction.probabilities(row["logits"])["supported"] for row in supported)
-        correction = replace(correction, threshold=min(0.5, found[int(FALSE_ALARMS * len(found))]))
-    return correction
+    return labels
 
 
 def fit_softmax(
