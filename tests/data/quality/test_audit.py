@@ -26,6 +26,7 @@ from meditune.data.quality.audit import BINS, Audit, facts, shared
 from meditune.data.quality.audit_folder import audit_folder, recipe_for
 from meditune.data.quality.ledger import entries, restore
 from meditune.data.quality.quality_filters import RULES, apply_rules
+from meditune.data.read_sources import is_restricted
 from meditune.data.readers.tables import Rejects
 from meditune.data.readers.user_files import read
 from meditune.data.splits import Splits
@@ -440,6 +441,14 @@ def test_the_rows_that_are_left_are_written_in_order(tmp_path):
     assert [row["answer"] for row in left] == [example.answer for example in audit.remaining["own"]]
     assert left[0]["meta"] == '{"topic": "x"}'
     assert quality["stream"] == {"engine": "local", "workers": 2, "rows": len(left)}
+
+
+def test_the_terms_of_rows_survive_a_stream(tmp_path):
+    marked = [row | {"restricted": True, "licence": "CC BY 4.0", "year": 2019} for row in planted()[:3]]
+    audited_folder(parquet(tmp_path / "mine.parquet", marked), tmp_path / "out", "data.quality.rules={}", stream=True)
+    left = list(read(tmp_path / "out" / "rows.parquet", Rejects()))
+    assert all(map(is_restricted, left))
+    assert {(row.meta["licence"], row.meta["year"]) for row in left} == {("CC BY 4.0", 2019)}
 
 
 def test_conversations_and_the_options_of_their_source_survive_a_stream(tmp_path, monkeypatch):

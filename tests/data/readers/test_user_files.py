@@ -135,6 +135,12 @@ def test_examples_written_by_meditune_come_back(tmp_path: Path) -> None:
     (back,) = user_files.read(tmp_path / "kept.jsonl", Rejects())
     assert (back.id, back.context, back.group) == ("own:pubmedqa:1", example.context, "1")
     assert back.meta == {"year": 2011, "source": "pubmedqa"}
+    claim = Example(
+        id="a:1", source="a", question="Aspirin helps.", context=example.context, group="1", meta={LABEL: "refuted"}
+    )
+    write_records(tmp_path / "claims.jsonl", [claim])
+    (back,) = user_files.read(tmp_path / "claims.jsonl", Rejects())
+    assert (back.label, back.question, back.context) == ("refuted", claim.question, claim.context)
 
 
 def test_columns_that_cannot_be_told_are_an_error(tmp_path: Path) -> None:
@@ -259,7 +265,8 @@ def test_odd_contexts(tmp_path: Path) -> None:
 
 
 def test_a_list_of_passages_in_a_text_cell(tmp_path: Path) -> None:
-    cells = ['["C1", "C2"]', '[{"text": "C1", "label": "RESULTS"}]', "[]", "[1]", "[Background] We asked.", '["C1"']
+    cells = ['["C1", "C2"]', '[{"text": "C1", "label": "RESULTS"}]', '{"contexts": ["C1"], "labels": ["AIM"]}', "[]"]
+    cells += ["[1]", "[Background] We asked.", '["C1"', '{"what": 1}']
     rows = [{"question": f"{n}?", "answer": "A", "context": each} for n, each in enumerate(cells)]
     quoted = (each.replace('"', '""') for each in cells)
     lines = (f'{n}?,A,"{each}"\n' for n, each in enumerate(quoted))
@@ -267,8 +274,9 @@ def test_a_list_of_passages_in_a_text_cell(tmp_path: Path) -> None:
     expected = [
         (Passage(text="C1"), Passage(text="C2")),
         (Passage(text="C1", label="RESULTS"),),
+        (Passage(text="C1", label="AIM"),),
         (),
-        *((Passage(text=each),) for each in cells[3:]),
+        *((Passage(text=each),) for each in cells[4:]),
     ]
     for path in (tmp_path / "a.csv", jsonl(tmp_path / "a.jsonl", rows)):
         assert [each.context for each in user_files.read(path, Rejects())] == expected

@@ -136,8 +136,8 @@ def read_turns(messages: object, system: object, thoughts: Thoughts, changes: Co
 
 
 def parsed(value: object) -> object:
-    """Return the value of a cell; a JSON list that is stored as text, as in CSV files, is parsed if it is usable."""
-    if isinstance(value, str) and value.lstrip().startswith("["):
+    """Return the value of a cell; a JSON list or object stored as text, as in CSV files, is parsed if it is usable."""
+    if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
         try:
             found = json.loads(value)
         except (ValueError, RecursionError):

@@ -204,16 +204,17 @@ def group_of(stated: str, question: str) -> str:
 def passages(value: object) -> tuple[Passage, ...] | None:
     """Return the context's passages, an empty tuple for an empty cell, or None for an unknown format.
 
-    A JSON list that is stored as text, as in CSV files, counts as a list if its items are passages.
+    JSON that is stored as text, as in CSV files, counts as a list if its items are passages.
     """
-    if isinstance(value, Mapping) and isinstance(value.get("contexts"), list):
-        texts, labels = value["contexts"], value.get("labels") or []
+    given = conversations.parsed(value)
+    if isinstance(given, Mapping) and isinstance(given.get("contexts"), list):
+        texts, labels = given["contexts"], given.get("labels") or []
         paired = labels if len(labels) == len(texts) else [""] * len(texts)
-        value = [{"text": text, "label": label} for text, label in zip(texts, paired, strict=True)]
-    if isinstance(value, list | tuple):
-        return _listed(value)
-    if isinstance(listed := conversations.parsed(value), list) and (found := _listed(listed)) is not None:
-        return found
+        given = [{"text": text, "label": label} for text, label in zip(texts, paired, strict=True)]
+    if isinstance(given, list | tuple):
+        found = _listed(given)
+        if found is not None or not isinstance(value, str):
+            return found
     text = cell(value)
     known = value is None or isinstance(value, str | int | float)
     return (Passage(text=text),) if text else () if known else None
@@ -374,28 +375,32 @@ def stored_turns(value: object) -> tuple[Turn, ...] | None:
 
 
 def _example(values: Values, others: Values) -> Values | str:
-    """Return the parts of a question with its answer or decision, or the reason for rejecting the row."""
+    """Return the parts of a question with its answer or decision, or the reason for rejecting the row.
+
+    In a file that Meditune wrote, the row can also be a claim, whose label is in its meta.
+    """
     question, answer = cell(values.get("question")), cell(values.get("answer"))
     stated, context = cell(values.get("decision")).casefold(), passages(values.get("context"))
     if not question:
         return "no question"
     if stated and stated not in DECISIONS:
         return "unknown decision (not yes, no or maybe)"
-    if not answer and not stated:
-        return "neither answer nor decision"
-    if context is None:
-        return NO_CONTEXT
     is_prepared = {"source", "meta"} <= others.keys() and "group" in values
     turns = stored_turns(others.get("turns")) if is_prepared else None
     if turns is not None or (is_prepared and others.get("turns") is None):
         others = {name: value for name, value in others.items() if name != "turns"}
+    meta = _meta(others)
+    if not answer and not stated and meta.get(LABEL) not in LABELS:
+        return "neither answer nor decision"
+    if context is None:
+        return NO_CONTEXT
     return {
         "question": question,
         "context": context,
         "answer": answer,
         "decision": stated or None,
         "group": group_of(cell(values.get("group")), question),
-        "meta": _meta(others),
+        "meta": meta,
         "turns": turns,
     }
 
@@ -417,9 +422,10 @@ def with_known_names(others: Mapping[str, Any]) -> Values:
 def _meta(others: Values) -> Values:
     """Return the other columns and the entries of a nested `meta` as one object, in which a year is an integer.
 
-    If `references` doesn't contain answers, it is renamed to OWN_REFERENCES, because all stages use it as answers.
+    `meta` can be an object that is stored as JSON text, as in CSV files and in the Parquet file of a streamed audit. If
+    `references` doesn't contain answers, it is renamed to OWN_REFERENCES, because all stages use it as answers.
     """
-    if isinstance(nested := others.get("meta"), Mapping):
+    if isinstance(nested := conversations.parsed(others.get("meta")), Mapping):
         others = {name: value for name, value in others.items() if name != "meta"} | dict(nested)
     meta: Values = plain_text(with_known_names(others))
     if meta.get("references") and not _are_answers(meta["references"]):
