@@ -19,6 +19,7 @@ from meditune.data.example import Example
 from meditune.data.readers import claims, evidence_inference, liveqa, medquad, mimic, plain_language, pubmedqa
 from meditune.data.readers.medquad import contents_sha256
 from meditune.data.readers.tables import Rejects
+from meditune.data.readers.user_files import is_hub_id
 from meditune.errors import DataError
 from meditune.files import cache_folder, disk_full, package_table
 from meditune.http_client import switched_on
@@ -294,7 +295,7 @@ def locate_own(path: str, citation: str | None = None) -> str:
     named = os.environ.get(DATA_VARIABLE)
     places = [given] if given.is_absolute() or not named else [given, Path(named).expanduser() / given]
     found = next((place for place in places if place.exists()), None)
-    if found is None and given.suffix:
+    if found is None and given.suffix and not is_hub_id(path):
         source = f" Its source: {citation}." if citation else ""
         hint = "" if named or given.is_absolute() else RELATIVE_HINT
         raise DataError(f"No file {' or '.join(map(str, places))}.{source}{hint}")

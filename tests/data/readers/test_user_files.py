@@ -13,6 +13,7 @@ import pytest
 from meditune.data.example import LABEL, LABELS, Example, Passage, write_records
 from meditune.data.readers import user_files
 from meditune.data.readers.tables import Rejects
+from meditune.data.sources import locate_own
 from meditune.errors import DataError
 from tests.layouts import jsonl
 
@@ -295,6 +296,13 @@ def test_a_data_set_by_its_hub_name(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert (example.id, example.meta) == ("own:clinic/questions-1", {"ward": 7})
     with pytest.raises(DataError, match=r"clinic/questions: .* the split 'nowhere' can't be read from the hub"):
         list(user_files.hub_rows("clinic/questions", "nowhere", None))
+    (tmp_path / "clinic" / "questions").rename(tmp_path / "clinic" / "questions-2.5")
+    (example,) = user_files.read(locate_own("clinic/questions-2.5"), Rejects())
+    assert example.question == "Flu?"
+    assert locate_own("elsewhere/questions-2.5-small") == "elsewhere/questions-2.5-small"
+    for missing in ("clinic/questions.csv", "clinic/questions.docx"):
+        with pytest.raises(DataError, match="No file"):
+            locate_own(missing)
 
 
 def test_a_large_file_is_read_quickly(tmp_path: Path) -> None:

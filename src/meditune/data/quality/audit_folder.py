@@ -207,7 +207,8 @@ def stream_folder(recipe: Recipe, folder: Path, name: Engine = "local", workers:
 def source_of(recipe: Recipe) -> SourceSpec:
     """Return the recipe's only source, which is a file. Raises MedituneError if the recipe can't be streamed."""
     sources = recipe.data.sources
-    if len(sources) != 1 or sources[0].name != user_files.SOURCE or not Path(sources[0].path or "").suffix:
+    path = sources[0].path or ""
+    if len(sources) != 1 or sources[0].name != SOURCE or not Path(path).suffix or user_files.is_hub_id(path):
         raise MedituneError(
             "Only one file of your own (.parquet, .jsonl, .csv) can be streamed, but this recipe has other sources. "
             "Omit --stream and --engine, or specify a file instead of the recipe."

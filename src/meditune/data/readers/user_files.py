@@ -251,11 +251,20 @@ def read(path: Path | str, rejects: Rejects, *, source: str = SOURCE, **options:
     Raises DataError if the file or a required column is missing.
     """
     file = Path(path)
-    if file.is_file() or file.suffix or str(path).count("/") != 1:
+    if file.is_file() or not is_hub_id(path):
         name, found = file.stem, rows(file, source, rejects)
     else:
         name, found = str(path), hub_rows(str(path), "train", None)
     yield from from_rows(found, rejects, source=source, name=name, place=str(path), **options)
+
+
+def is_hub_id(path: Path | str) -> bool:
+    """Return True if a path has the form OWNER/NAME of a Hugging Face data set.
+
+    A name can contain a version ("OpenHermes-2.5"), but a suffix without digits is a file extension.
+    """
+    suffix = Path(path).suffix
+    return str(path).count("/") == 1 and (not suffix or any(map(str.isdigit, suffix)))
 
 
 def from_rows(
