@@ -92,6 +92,8 @@ def test_another_encoding_is_named_with_the_command_that_converts(tmp_path, enco
         ("a.jsonl", b"PAR1 and more", "a Parquet file"),
         ("a.csv", b"\0" * 5000, "only zero bytes"),
         ("a.csv", b"id;question;answer\r\n1;Q?;A, and B.\r\n", "semicolons"),
+        ("a.csv", b'"question";"answer"\r\n"Q?";"A."\r\n', "line 1: the fields are separated by semicolons"),
+        ("a.csv", b"question\tanswer\nQ?\tA, and B.\n", "line 1: the fields are separated by tabs"),
         ("a.jsonl", b"", "no rows"),
         ("a.csv", b"", "no rows"),
         ("a.json", b"", "not valid JSON"),

@@ -209,6 +209,7 @@ def test_what_excel_adds_to_a_csv_file_is_understood(tmp_path: Path) -> None:
         ",question,answer,\n,Q?,A., \n",
         "sep=,\nquestion,answer\nQ?,A.\n",
         "sep=;\r\nquestion;answer\r\nQ?;A.\r\n",
+        'question, answer\n"Q?", "A."\n',
     ):
         path.write_text(text, encoding="utf-8", newline="")
         (example,) = user_files.read(path, Rejects())
@@ -220,7 +221,7 @@ def test_what_excel_adds_to_a_csv_file_is_understood(tmp_path: Path) -> None:
         list(user_files.read(path, Rejects()))
     path.write_text("sep=;\nquestion;answer\nQ?;A.;B.\n", encoding="utf-8")
     rejects = Rejects()
-    with pytest.raises(DataError, match="no rows"):
+    with pytest.raises(DataError, match=r"no rows.*a\.csv:3: 3 fields, but the header has 2\."):
         list(user_files.read(path, rejects))
     assert [row["where"] for row in rejects.rows()] == [f"{path}:3"]
 

@@ -339,6 +339,7 @@ def text_bytes(path: Path) -> int:
     return sum(meta.row_group(group).total_byte_size for group in range(meta.num_row_groups))
 
 
+_OTHER_DELIMITERS = {";": "semicolons", "\t": "tabs"}
 _STATED_DELIMITER = re.compile(r"sep=([,;|\t])\s*", re.IGNORECASE)
 """The first line of some CSV files, which tells Excel the delimiter"""
 
@@ -351,15 +352,18 @@ def _csv_rows(path: Path, delimiter: str, source: str, rejects: Rejects) -> Iter
             lines = bounded_lines(stream, path, FIELD_CHARACTERS)
             first = next(lines, "")
             stated = _STATED_DELIMITER.fullmatch(first)
+            used = next((name for mark, name in _OTHER_DELIMITERS.items() if mark in first), "")
+            if used and delimiter not in first and not stated:
+                raise DataError(
+                    f"{path}, line 1: the fields are separated by {used}. Save the file as CSV with commas, or as .tsv "
+                    "with tabs."
+                )
             # An empty line takes the place of the stated delimiter, so that the numbers of the lines are right.
             lines = chain(["\n" if stated else first], lines)
-            reader = csv.reader(lines, delimiter=stated[1] if stated else delimiter, strict=True)
+            delimiter = stated[1] if stated else delimiter
+            # In tables written by hand, a space often follows the comma; a quotation mark after it isn't text.
+            reader = csv.reader(lines, delimiter=delimiter, skipinitialspace=True, strict=True)
             header = [name.strip(EDGES) for name in next((record for record in reader if record), [])]
-            if len(header) == 1 and ";" in header[0]:
-                raise DataError(
-                    f"{path}, line {reader.line_num}: the fields are separated by semicolons, not commas. Save the "
-                    "file as CSV with commas, or as .tsv with tabs."
-                )
             clean_names(filter(None, header), f"{path}, line {reader.line_num}")
             unnamed = [at for at, name in enumerate(header) if not name]
             line = reader.line_num + 1

@@ -138,11 +138,12 @@ def records(
 
     `make` gets a row's values by field, the other columns, and a fallback id, which begins with `name`. It returns the
     record, or the reason for rejecting the row. `fields` and `layout` are passed to `columns_for`. Raises DataError if
-    there are no rows (with the message `no_rows`) or if a required column is missing.
+    there are no rows (with the message `no_rows`, and the first rejected row) or if a required column is missing.
     """
     every, first = beginning(found)
     if not first:
-        raise DataError(no_rows)
+        why = (f" Rejected: {row['where']}: {row['reason']}." for row in rejects.rows() if row["source"] == source)
+        raise DataError(no_rows + next(why, ""))
     seen = column_names(row for _, row in first)
     columns, known = columns_for(seen, fields, _header(first[0][0]), layout), set(seen)
     missing = {field: names for field, names in layout.guesses.items() if field not in columns}
