@@ -488,7 +488,7 @@ def thumbs_of(tmp_path, rows, **preference):
 
 
 def test_thumbs_are_read_and_an_answers_majority_counts(tmp_path):
-    values = [True, "up", 1, "1", " TRUE ", False, "down", -1, "-1", "False"]
+    values = [True, "up", 1, "1.0", " TRUE ", False, "down", -1, "-1.0", "False"]
     rows = [{"question": f"{number}?", "answer": "A.", "thumbs": value} for number, value in enumerate(values)]
     kinds, left_out = thumbs_of(tmp_path, rows)
     assert kinds == {f"{number}?": "up" if number < 5 else "down" for number in range(10)}

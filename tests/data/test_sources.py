@@ -5,7 +5,12 @@ import pytest
 
 from meditune.config.data_options import SourceSpec
 from meditune.data.example import Example
-from meditune.data.read_sources import is_restricted, refuse_restricted_for_api, refuse_restricted_sources_for_api
+from meditune.data.read_sources import (
+    is_restricted,
+    refuse_restricted_for_api,
+    refuse_restricted_sources_for_api,
+    terms_of,
+)
 from meditune.data.readers import mimic, user_files
 from meditune.data.readers.medquad import contents_sha256
 from meditune.data.readers.tables import Rejects
@@ -122,10 +127,12 @@ def test_the_case_of_a_columns_name_and_spaces_around_it_do_not_matter(column: s
     assert not is_restricted(second)
 
 
-@pytest.mark.parametrize("mark", [False, None, "", "no", "False", "0", 0])
+@pytest.mark.parametrize("mark", [False, None, "", "no", "False", "0", 0, "0.0", " "])
 def test_a_column_that_says_no_marks_nothing(mark: object) -> None:
-    example = Example(id="own:1", source="own", question="Why?", answer="So.", group="1", meta={"restricted": mark})
+    meta = {"restricted": mark, "synthetic": mark}
+    example = Example(id="own:1", source="own", question="Why?", answer="So.", group="1", meta=meta)
     assert not is_restricted(example)
+    assert terms_of([example])["own"]["synthetic"] == 0
 
 
 def test_a_restricted_source_is_refused_unread() -> None:

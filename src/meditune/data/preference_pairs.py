@@ -271,7 +271,7 @@ def _rated(values: Mapping[str, Any], others: Mapping[str, Any], place: str, as_
     """Return the rating in a row, or the reason for rejecting the row."""
     question, answer = cell(values.get("question")), cell(values.get("answer"))
     context, stated = passages(values.get("context")), cell(values.get("rating"))
-    rating = THUMBS.get(stated.lower()) if as_thumbs else _finite(values.get("rating"))
+    rating = THUMBS.get(stated.lower().removesuffix(".0")) if as_thumbs else _finite(values.get("rating"))
     if not question:
         return "no question"
     if not answer:

@@ -35,8 +35,8 @@ def is_restricted(example: Example) -> bool:
 
 
 def is_marked(mark: object) -> bool:
-    """Return True if a value of the key or column RESTRICTED marks a row as restricted."""
-    return bool(mark) and str(mark).strip().lower() not in {"false", "no", "0"}
+    """Return True if a value of a key or column such as RESTRICTED marks a row, and isn't false, no, 0 or blank."""
+    return bool(mark) and str(mark).strip().lower() not in {"", "false", "no", "0", "0.0", "nan"}
 
 
 def refuse_restricted_sources_for_api(specs: Iterable[SourceSpec], model_name: str) -> None:
@@ -101,7 +101,7 @@ def terms_of(examples: Iterable[Example]) -> Terms:
         row["rows"] += 1
         row["licences"][str(example.meta.get("licence") or YOURS)] += 1
         row["restricted"] += is_restricted(example)
-        row["synthetic"] += bool(example.meta.get("synthetic"))
+        row["synthetic"] += is_marked(example.meta.get("synthetic"))
         if example.source not in SOURCES and example.meta.get("citation"):
             row["citations"].add(str(example.meta["citation"]))
     for name, row in found.items():

@@ -93,8 +93,8 @@ def test_keys_of_databases_are_groups_and_years_are_numbers(tmp_path: Path) -> N
     found = list(user_files.read(tmp_path / "a.parquet", Rejects()))
     assert [example.group for example in found] == ["1001", "1001", "1002"]
     assert [example.meta["year"] for example in found] == [2015, None, 1999]
-    (tmp_path / "a.csv").write_text("question,answer,year\nQ?,A.,2015\n", encoding="utf-8")
-    assert next(user_files.read(tmp_path / "a.csv", Rejects())).meta["year"] == 2015
+    (tmp_path / "a.csv").write_text("question,answer,year\nQ?,A.,2015\nR?,A.,2016.0\n", encoding="utf-8")
+    assert [each.meta["year"] for each in user_files.read(tmp_path / "a.csv", Rejects())] == [2015, 2016]
     keys = [b"p1", UUID(int=1), b"\xff\xfe", ["p1"]]
     rejects = Rejects()
     stream = ((f"row {n}", {"question": f"Q{n}?", "answer": "A.", "group": key}) for n, key in enumerate(keys))

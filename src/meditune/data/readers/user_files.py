@@ -440,7 +440,7 @@ def _meta(others: Values) -> Values:
     meta: Values = plain_text(with_known_names(others))
     if meta.get("references") and not _are_answers(meta["references"]):
         meta[OWN_REFERENCES] = meta.pop("references")
-    year = cell(meta.get("year"))
+    year = cell(meta.get("year")).removesuffix(".0")  # pandas writes 2019.0 into a CSV file if another row has no year
     return meta | {"year": int(year)} if len(year) == 4 and year.isascii() and year.isdigit() else meta
 
 
