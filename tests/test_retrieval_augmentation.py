@@ -274,7 +274,7 @@ def test_a_title_that_is_the_question_is_not_repeated():
     ]
     shown = retrieved_passages.shown_passages(item, found)
     assert [each.text for each in shown.context] == ["Yes.", "Ice", "Cold."]
-    assert shown.meta["ranks"] == [0, 1, 1]
+    assert shown.meta[retrieved_passages.RANKS] == [0, 1, 1]
 
 
 def test_passages_without_room_are_left_out_whole_the_worst_first():
@@ -294,6 +294,8 @@ def test_passages_without_room_are_left_out_whole_the_worst_first():
     assert tokenizer.decode(fitted.prompt) == prompt_text(form, item.question, shown.context[1:], "answer")
     assert retrieved_passages.with_best(shown, 2).context == shown.context[1:]
     assert fitted.dropped_sentences == 0
+    own = item.model_copy(update={"meta": {"ranks": 3}})  # a column of a user's file
+    assert Encoder(tokenizer, form).prompt(own, "answer").left_out == 0
 
 
 def test_an_answer_in_the_index_is_found_and_counted(index, tmp_path):

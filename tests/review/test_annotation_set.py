@@ -36,6 +36,13 @@ def test_a_table_becomes_a_set_that_names_its_source_and_hides_what_is_known(tmp
         assert not any(word in text for word in ("planted", "gold", "expected", "own:"))
 
 
+def test_rows_are_checked_already_only_if_a_decision_was_applied_to_them(tmp_path):
+    mark = {"verdict": "correct", "was": "0" * 64}
+    path = table(tmp_path / "mine.jsonl", 3, validated=lambda n: mark if n == 1 else "no")
+    assert create(str(path), tmp_path / "set", AnnotationSetOptions()).decided == 1
+    assert {row.example for row in key(tmp_path / "set").values()} == {"own:0", "own:2"}
+
+
 def test_earlier_turns_of_a_conversation_are_shown(tmp_path):
     said = [("user", "How much?"), ("assistant", "Two."), ("user", "And for children?"), ("assistant", "One.")]
     messages = [{"role": role, "content": text} for role, text in said]

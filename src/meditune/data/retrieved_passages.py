@@ -19,8 +19,9 @@ from meditune.files import read_jsonl
 RETRIEVED_FILE = "retrieved.jsonl"
 RETRIEVED_FACTS = "retrieved.json"
 TRAINING = "retrieved_train.jsonl"
-RANKS = "ranks"
-"""Key in the meta of an example with retrieved passages; the value is the rank of the passage for each context part"""
+RANKS = "meditune_ranks"
+"""Key in the meta of an example with retrieved passages; the value is the rank of the passage for each context part. A
+column in a user's file is unlikely to have this name"""
 
 Row = dict[str, Any]
 

@@ -72,6 +72,12 @@ def read_decisions(path: Path) -> dict[str, RowDecision]:
     return found
 
 
+def was_validated(example: Example) -> bool:
+    """Return True if `apply` applied a decision to the row; a user's own column `validated` contains something else."""
+    mark = example.meta.get("validated")
+    return isinstance(mark, Mapping) and "verdict" in mark
+
+
 def apply(path: str | None, splits: Splits) -> tuple[Splits, AppliedDecisions]:
     """Return the splits with the reviewers' decisions applied, and the changes made; test items are never changed.
 

@@ -25,7 +25,7 @@ from meditune.data.read_sources import is_restricted
 from meditune.data.readers import user_files
 from meditune.data.readers.tables import Rejects
 from meditune.data.readers.user_files import SOURCE as OWN
-from meditune.data.reviewer_decisions import KEPT_VERDICTS, VERDICTS, Verdict
+from meditune.data.reviewer_decisions import KEPT_VERDICTS, VERDICTS, Verdict, was_validated
 from meditune.data.sources import SOURCES
 from meditune.data.splits import question_key
 from meditune.errors import DataError
@@ -245,7 +245,7 @@ def candidates(source: str, overrides: Sequence[str], test: bool) -> Candidates:
         named = prepared.splits.named()
         rows = [row for name in ("train", "dev", *(("test",) if test else ())) for row in named[name]]
         digest = prepared.sha256
-    new = [row for row in rows if "validated" not in row.meta]
+    new = [row for row in rows if not was_validated(row)]
     if not new:
         raise DataError(f"{source}: all rows were checked already.")
     return Candidates(new, digest, len(rows) - len(new), len(rejects), noted)
