@@ -361,8 +361,8 @@ def _csv_rows(path: Path, delimiter: str, source: str, rejects: Rejects) -> Iter
             # An empty line takes the place of the stated delimiter, so that the numbers of the lines are right.
             lines = chain(["\n" if stated else first], lines)
             delimiter = stated[1] if stated else delimiter
-            # In tables written by hand, a space often follows the comma; a quotation mark after it isn't text.
-            reader = csv.reader(lines, delimiter=delimiter, skipinitialspace=True, strict=True)
+            # In a table written by hand, quotation marks after "comma, space" aren't part of the text.
+            reader = csv.reader(lines, delimiter=delimiter, skipinitialspace=f"{delimiter} " in first, strict=True)
             header = [name.strip(EDGES) for name in next((record for record in reader if record), [])]
             clean_names(filter(None, header), f"{path}, line {reader.line_num}")
             unnamed = [at for at, name in enumerate(header) if not name]
