@@ -35,7 +35,11 @@ def rated(tmp_path):
     chief, item = store.rater("Chief", takes_share=False).id, rated_item(folder, 0, "base")
     store.save(
         [Rating(chief, item, "helpfulness", 3, 7.5, round=ADJUDICATION)],
-        [Note(chief, item, "", "Better.", round=ADJUDICATION), Note(store.rater("Ann").id, item, NASTY, "'=1")],
+        [
+            Note(chief, item, "''Quoted''", "Better.", round=ADJUDICATION),
+            Note(store.rater("Ann").id, item, NASTY, "'=1"),
+            Note(store.rater("=Bo").id, item, " Indented", "'Quoted'"),
+        ],
     )
     return folder
 
@@ -86,6 +90,18 @@ def test_a_form_filled_in_elsewhere_needs_few_columns(tmp_path):
     assert {(r.axis, r.option) for r in Store(folder).ratings()} == {("intent", 2), ("helpfulness", None)}
     path.write_text(f"item,rater,axis,option\n{item},ann,intent,1\n")
     assert meditune("review", "import", folder, path).last == "0 new ratings, 1 changed, 0 unchanged."
+
+
+def test_what_spreadsheets_and_pandas_add_to_a_file_is_understood(tmp_path):
+    folder = made_rating_set(tmp_path, 1)
+    item, path = rated_item(folder, 0, "tuned"), tmp_path / "ratings.csv"
+    lines = [f"{item},Ann,1.0,intent,2.0,", f"{item},Ann,,comment,,Checked.", ",,,,,", " ,,,,,"]
+    path.write_text("\n".join(["item,rater,round,axis,option,text", *lines]) + "\n")
+    assert import_ratings(folder, path).lines() == [
+        "Comments and better answers: 1 new or changed.",
+        "1 new ratings, 0 changed, 0 unchanged.",
+    ]
+    assert [(rating.axis, rating.option) for rating in Store(folder).ratings()] == [("intent", 2)]
 
 
 def test_a_file_with_one_text_leaves_the_raters_other_text(tmp_path):

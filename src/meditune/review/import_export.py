@@ -272,7 +272,7 @@ def _write_csv(path: Path, judgements: Judgements, origins: Mapping[str, tuple[s
 
 def _safe(text: str) -> str:
     """Return the text escaped so that spreadsheets don't read it as a formula."""
-    return f"'{text}" if text.startswith(_FORMULA) or (text.startswith("'") and text[1:].startswith(_FORMULA)) else text
+    return f"'{text}" if text.startswith(_FORMULA) or _unsafe(text) != text else text
 
 
 def _unsafe(text: str) -> str:
@@ -285,6 +285,8 @@ def _read_csv(path: Path, rating_set: RatingSet) -> Judgements:
     rejects = Rejects()
     given = Judgements(rating_set, [])
     for where, row in rows(path, "ratings", rejects):
+        if not any(_cell(row, column) for column in row):
+            continue  # spreadsheets leave empty rows at the end
         if missing := [column for column in NEEDED if column not in row]:
             raise DataError(f"{path}, line 1: no column {', '.join(missing)}. Required columns: {', '.join(NEEDED)}.")
         item, rater, axis = _cell(row, "item"), _unsafe(_cell(row, "rater")), _cell(row, "axis")
@@ -292,7 +294,7 @@ def _read_csv(path: Path, rating_set: RatingSet) -> Judgements:
             raise DataError(f"{where}: this set has no item {item!r}. Is the file from another rating set?")
         if not rater:
             raise DataError(f"{where}: no rater. Enter the rater's name or initials.")
-        round = _cell(row, "round") or str(RATING)
+        round = _number(row, "round") or str(RATING)
         if round not in {str(RATING), str(ADJUDICATION)}:
             raise DataError(f"{where}: round {round!r} is neither 1 (rating) nor 2 (adjudication).")
         if axis in {COMMENT, BETTER}:
@@ -310,13 +312,18 @@ def _cell(row: Mapping[str, Any], column: str) -> str:
     return str(row.get(column) or "").strip()
 
 
+def _number(row: Mapping[str, Any], column: str) -> str:
+    """Return a whole number as text; pandas writes it as 2.0 if another row has none."""
+    return _cell(row, column).removesuffix(".0")
+
+
 def _rating(row: Mapping[str, Any], location: str, rating_set: RatingSet, rater: str, round: int) -> Rating:
     axis = rating_set.axis(_cell(row, "axis"))
     if axis is None:
         known = ", ".join([*(each.name for each in rating_set.axes), COMMENT, BETTER])
         raise DataError(f"{location}: this set has no axis {_cell(row, 'axis')!r}. Its axes: {known}.")
     numbers = {str(number): number for number in range(1, len(axis.options) + 1)} | {"0": None}
-    text, known_values = _cell(row, "option"), numbers
+    text, known_values = _number(row, "option"), numbers
     if not text:
         text, known_values = _cell(row, "label"), axis.numbers()
     if text not in known_values:
