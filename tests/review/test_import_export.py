@@ -71,6 +71,8 @@ def test_no_cell_is_a_formula(rated):
         cells = [cell for row in csv.reader(stream) for cell in row]
     assert not any(cell.startswith(("=", "+", "-", "@")) for cell in cells)
     assert any(cell.startswith("'=HYPERLINK") for cell in cells)
+    items = read_set(rated).items
+    assert all(item[0].isalpha() for item in items), "a spreadsheet reads 12345e678901 as a number"
 
 
 def test_only_when_asked_for_files_tell_whose_an_answer_is(rated):

@@ -33,7 +33,16 @@ from meditune.evidence.lexical_detector import Sentence, Sources, detect
 from meditune.evidence.lexical_features import tokens
 from meditune.files import sha256
 from meditune.progress import track
-from meditune.review.rating_set import VALIDATE, check_sharing, is_set_of, read_key, row_key, shown_row, write_set
+from meditune.review.rating_set import (
+    VALIDATE,
+    check_sharing,
+    is_set_of,
+    new_id,
+    read_key,
+    row_key,
+    shown_row,
+    write_set,
+)
 
 SAMPLES = ("random", "suspicious")
 STRATA = ("none", "source", "decision", "question_type")
@@ -421,7 +430,7 @@ def _blinded(
     key: dict[str, Any] = {}
     everyone: list[str] = []
     for example, entry in rows:
-        id, asked = secrets.token_hex(6), secrets.token_hex(4)
+        id, asked = new_id(), secrets.token_hex(4)
         name = str(example.meta.get("source") or example.source)
         source = SOURCES[name].title if name in SOURCES else table if name == OWN else name
         items.append({"id": id, "asked": asked, **shown_row(example, source)})

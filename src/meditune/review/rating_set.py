@@ -303,6 +303,11 @@ class Settings(BaseModel):
     whose raters keep the questions that they were given"""
 
 
+def new_id() -> str:
+    """Return a random id for an item; it begins with a letter, so that spreadsheets don't read it as a number."""
+    return f"i{secrets.token_hex(6)}"
+
+
 def row_key(example: Example, **facts: Any) -> dict[str, Any]:
     """Return a row's entry in the key of a data check; `facts` replace or extend its fields."""
     group = groups_of({example.id: example})[example.id]
@@ -540,7 +545,7 @@ def _blinded(chosen: Iterable[tuple[Example, dict[str, str]]]) -> tuple[list[dic
             origins.setdefault(plain, []).append(origin)
         group = groups_of({example.id: example})[example.id]
         for answer, whose in origins.items():
-            id = secrets.token_hex(6)
+            id = new_id()
             rows.append({"id": id, "asked": asked, **shown_prompt(example), "answer": answer})
             key[id] = {"example": example.id, "group": group, "origins": whose, "restricted": is_restricted(example)}
     secrets.SystemRandom().shuffle(rows)
