@@ -138,6 +138,15 @@ def test_the_decisions_file_gathers_sets_and_knows_no_gold(tmp_path):
     assert "rater-1" not in path.read_text()
 
 
+def test_a_raters_name_that_is_anothers_code_excludes_nobody_by_mistake(tmp_path):
+    folder = made_annotation_set(tmp_path, 6)
+    for name in ("R2", "R1", "R3"):
+        judge(folder, name, lambda *_: "correct")
+    with pytest.raises(DataError, match=r"'R1' is one rater's name and another's code. Raters: R2 \(R1\), R1 \(R2\)"):
+        read_checked(folder, ["R1"])
+    assert [rater.name for rater in read_checked(folder, ["r1 (r2)", "R3"]).excluded] == ["R1", "R3"]
+
+
 def test_only_rows_of_the_data_are_there_to_be_settled(tmp_path):
     folder = made_annotation_set(tmp_path, 20, rows=6, planted=4)
     judge(folder, "rater-1", right)

@@ -127,12 +127,17 @@ def read_checked(folder: Path, excluded_raters: Sequence[str] = (), exclude_care
     rated = read_rated(folder, VALIDATE)
     all_raters = [_accuracy(rated, rated.raters[id]) for id in dict.fromkeys(rating.rater for rating in rated.first)]
     left_out = {each.rater.id for each in all_raters if exclude_careless and each.careless}
-    by_name = {name.casefold(): each.rater for each in all_raters for name in (each.rater.name, each.rater.code)}
+    shown = {f"{each.rater.name} ({each.rater.code})": each.rater for each in all_raters}
     for name in excluded_raters:
-        if name.casefold() not in by_name:
-            raters = ", ".join(f"{each.rater.name} ({each.rater.code})" for each in all_raters) or "nobody"
-            raise DataError(f"{folder}: no rater {name!r}. Raters: {raters}.")
-        left_out.add(by_name[name.casefold()].id)
+        found = {
+            rater.id
+            for label, rater in shown.items()
+            if name.casefold() in {text.casefold() for text in (rater.name, rater.code, label)}
+        }
+        if len(found) != 1:
+            problem = f"{name!r} is one rater's name and another's code" if found else f"no rater {name!r}"
+            raise DataError(f"{folder}: {problem}. Raters: {', '.join(shown) or 'nobody'}.")
+        left_out |= found
     return CheckedRatings(
         rated.without(left_out), all_raters, [each for id, each in rated.raters.items() if id in left_out]
     )
