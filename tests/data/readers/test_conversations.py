@@ -102,10 +102,11 @@ def test_a_mapped_group_and_a_history_without_input_still_mean_conversations(tmp
 
 def test_messages_in_a_csv_and_in_another_column(tmp_path: Path) -> None:
     path = tmp_path / "chats.csv"
-    text = json.dumps(openai(("user", "Is it flu?"), ("assistant", "Perhaps."))["messages"]).replace('"', '""')
-    path.write_text(f'chat,ward\n"{text}",7\n', encoding="utf-8")
-    (example,), rejected = read(path, fields={"messages": "chat"})
-    assert (said(example), rejected) == ([("user", "Is it flu?"), ("assistant", "Perhaps.")], [])
+    for written in (json.dumps, repr):  # pandas writes lists like repr
+        text = written(openai(("user", "Is it flu?"), ("assistant", "Perhaps."))["messages"]).replace('"', '""')
+        path.write_text(f'chat,ward\n"{text}",7\n', encoding="utf-8")
+        (example,), rejected = read(path, fields={"messages": "chat"})
+        assert (said(example), rejected) == ([("user", "Is it flu?"), ("assistant", "Perhaps.")], [])
     with pytest.raises(DataError, match=r"no column 'chats'.*Did you mean 'chat'\?"):
         read(path, fields={"messages": "chats"})
 

@@ -268,7 +268,8 @@ def test_odd_contexts(tmp_path: Path) -> None:
 
 def test_a_list_of_passages_in_a_text_cell(tmp_path: Path) -> None:
     cells = ['["C1", "C2"]', '[{"text": "C1", "label": "RESULTS"}]', '{"contexts": ["C1"], "labels": ["AIM"]}', "[]"]
-    cells += ["[1]", "[Background] We asked.", '["C1"', '{"what": 1}']
+    cells += ["['C1', \"C'2\"]", "{'contexts': ['C1'], 'labels': None}"]  # as pandas writes them
+    cells += ["[1]", "[Background] We asked.", '["C1"', '{"what": 1}', "['C1'\n 'C2']", "[Aim] To ask [again]", "{x}"]
     rows = [{"question": f"{n}?", "answer": "A", "context": each} for n, each in enumerate(cells)]
     quoted = (each.replace('"', '""') for each in cells)
     lines = (f'{n}?,A,"{each}"\n' for n, each in enumerate(quoted))
@@ -278,7 +279,9 @@ def test_a_list_of_passages_in_a_text_cell(tmp_path: Path) -> None:
         (Passage(text="C1", label="RESULTS"),),
         (Passage(text="C1", label="AIM"),),
         (),
-        *((Passage(text=each),) for each in cells[4:]),
+        (Passage(text="C1"), Passage(text="C'2")),
+        (Passage(text="C1"),),
+        *((Passage(text=each),) for each in cells[6:]),
     ]
     for path in (tmp_path / "a.csv", jsonl(tmp_path / "a.jsonl", rows)):
         assert [each.context for each in user_files.read(path, Rejects())] == expected

@@ -11,6 +11,7 @@ LLaMA-Factory's data/README.md (github.com/hiyouga/LLaMA-Factory), including the
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 from collections import Counter
@@ -135,15 +136,27 @@ def read_turns(messages: object, system: object, thoughts: Thoughts, changes: Co
     return turns
 
 
+_ARRAY = re.compile(r"""['"]\s+['"]""")
+"""Two texts without a comma between them, as NumPy writes an array; Python would join the texts"""
+
+
 def parsed(value: object) -> object:
-    """Return the value of a cell; a JSON list or object stored as text, as in CSV files, is parsed if it is usable."""
-    if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
-        try:
-            found = json.loads(value)
-        except (ValueError, RecursionError):
+    """Return the value of a cell; a list or object that is stored as text, as in CSV files, is parsed if it is usable.
+
+    The text can be JSON, or Python's notation, in which pandas writes lists into CSV files.
+    """
+    if not isinstance(value, str) or value.strip()[:1] + value.strip()[-1:] not in ("[]", "{}"):
+        return value
+    try:
+        found = json.loads(value)
+    except (ValueError, RecursionError):
+        if _ARRAY.search(value):
             return value
-        return value if problem_in_text(found) else found  # An escape in the text can stand for an unusable character
-    return value
+        try:
+            found = ast.literal_eval(value.strip())
+        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+            return value
+    return value if problem_in_text(found) else found  # An escape in the text can stand for an unusable character
 
 
 def _turn(message: object) -> Turn | str:
