@@ -365,6 +365,16 @@ def test_a_connection_that_says_nothing(hasty):
         assert time.monotonic() - begun < 3
 
 
+def test_the_time_for_a_head_begins_with_its_first_byte(tmp_path):
+    settings = Settings(header_s=0.3, idle_s=60)
+    with served(tmp_path / "store", settings) as server, server.raw() as busy, server.raw() as slow:
+        time.sleep(0.6)  # clients that get no processor time after they have connected
+        busy.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        assert b" 200 " in said(busy)
+        slow.sendall(b"GET /healthz HTTP/1.1\r\n")
+        assert b" 408 " in said(slow)
+
+
 def test_a_body_that_never_comes(hasty):
     with hasty.raw() as line:
         line.sendall(b"POST /v1/ask HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n")

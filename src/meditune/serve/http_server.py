@@ -272,7 +272,8 @@ def protocol(settings: Settings) -> type[asyncio.Protocol]:
                     return
                 next(iter(idle))._make_room()
             idle[self] = None
-            self._expect_head()
+            # Clients may connect before they have a request, or be too busy to send it at once.
+            self.timeout_keep_alive_task = self.loop.call_later(settings.idle_s, self.timeout_keep_alive_handler)
 
         def connection_lost(self, exc: Exception | None) -> None:
             """Stop the connection's timer."""
@@ -312,10 +313,17 @@ def protocol(settings: Settings) -> type[asyncio.Protocol]:
             else:
                 self._refuse(400, "This isn't a valid HTTP request.", "invalid_http")
 
+        def timeout_keep_alive_handler(self) -> None:
+            """Close the connection, because it has been idle too long."""
+            if self.cycle is not None:
+                super().timeout_keep_alive_handler()
+            elif not self.transport.is_closing():
+                self._refuse(408, "No request arrived in time.", "timeout")
+
         def _make_room(self) -> None:
             """Close this connection, because too many are open."""
             idle.pop(self, None)
-            if self._head_timer is not None:
+            if self.cycle is None or self._head_timer is not None:
                 self._refuse(503, "Too many connections.", "overloaded")
             else:
                 # Between two requests of a client, a response would belong to neither.
