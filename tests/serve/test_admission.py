@@ -437,6 +437,8 @@ def test_an_answer_that_takes_too_long_is_broken_off(tmp_path):
         assert reply.status == 504
         assert reply.headers["access-control-allow-origin"] == site, "the site's page can read the error"
         assert reply.error()["code"] == "timeout"
+        assert "Try again later" in reply.error()["message"]
+        assert int(reply.headers["retry-after"]) >= 1
         stream = server.ask("/v1/chat/completions", endless(True))
         assert stream.status in (200, 504), "504 if the time is over before the first token"
         last = stream.text.strip().splitlines()[-1]

@@ -95,6 +95,12 @@ def too_many_requests(message: str, after_s: float, code: str) -> ApiError:
     return ApiError(429, message, code, headers={"retry-after": str(max(1, math.ceil(after_s)))})
 
 
+def timed_out(after_s: int = 1) -> ApiError:
+    """Return the 504 error for an answer that took too long; its Retry-After header is `after_s`."""
+    message = "The answer took too long and was stopped. Try again later, or ask for a shorter answer."
+    return ApiError(504, message, "timeout", headers={"retry-after": str(after_s)})
+
+
 def unavailable(error: EngineUnavailableError) -> ApiError:
     """Return the 503 error that clients and health probes get while the engine is unavailable."""
     message, code = "The model's engine has stopped and is being restarted. Try again later.", "engine_restarting"
@@ -115,7 +121,7 @@ def as_api_error(error: Exception, trace: Trace | None = None) -> ApiError:
     if isinstance(error, RequestValidationError):
         return invalid(error)
     if isinstance(error, TimeoutError):
-        return ApiError(504, "The answer took too long and was stopped. Ask for a shorter answer.", "timeout")
+        return timed_out()
     if trace is not None and isinstance(error, StoreError | DamagedIndexError):
         trace.store_failed = True
     own = StoreError | DamagedIndexError | EngineError

@@ -610,7 +610,7 @@ _WHY = {
     500: "An error occurred in the server.",
     503: "The server can't answer now: its engine, index, embedding model or store is unavailable, it has too many "
     "connections, or, only for `/readyz`, its queue is full.",
-    504: "The answer took longer than the server allows.",
+    504: "The answer took longer than the server allows. The header `Retry-After` says when to try again.",
 }
 
 

@@ -21,7 +21,7 @@ from starlette.types import Receive, Scope, Send
 from meditune.engines.engine import Finish, GenerationChunk, GenerationRequest, RunningGeneration, TokenLogprob
 from meditune.errors import EngineUnavailableError, StoreError
 from meditune.observability import LOGGER, error_location, span
-from meditune.serve.api_errors import SCOPE_KEY, ApiError, ClientDisconnected, Trace, as_api_error
+from meditune.serve.api_errors import SCOPE_KEY, ApiError, ClientDisconnected, Trace, as_api_error, timed_out
 from meditune.serve.auth import Caller
 from meditune.serve.service import METRICS_S, Service
 
@@ -143,7 +143,7 @@ async def wait_for_turn(
 ) -> AsyncIterator[GeneratedText]:
     """Wait for a place in the engine, hold it during the block, and count the tokens that the block adds to the text.
 
-    Raises ApiError 429 if no place becomes free in time, EngineUnavailableError if the engine is dead, and TimeoutError
+    Raises ApiError 429 if no place becomes free in time, EngineUnavailableError if the engine is dead, and ApiError 504
     if the block takes longer than `answer_s`.
     """
     written, entered = GeneratedText(), False
@@ -162,6 +162,8 @@ async def wait_for_turn(
             finally:
                 trace.facts |= {"prompt_tokens": written.prompt_tokens, "completion_tokens": written.tokens}
                 service.metrics.count_tokens(written.prompt_tokens, written.tokens)
+    except TimeoutError:
+        raise timed_out(service.admission.retry_s()) from None
     finally:
         # A client that disconnects early has used the tokens generated so far. `shield` keeps the counting from being
         # cancelled.
