@@ -11,6 +11,11 @@ not earlier ones were answered. Each has its own passage and about 450 tokens. T
 refusals (429), the waiting times of admitted requests, and the server's memory (over all its processes, with shared
 pages counted once), threads and open files over time. `CPU seconds per answer` is the server's CPU time, which other
 programs disturb least.
+
+A stream that ends with an error isn't an answer; it counts as its error's status "in a stream". If a connection ends
+without a response, the result says whether the connection was new or had already served a request. If
+questions are sent late by seconds, the benchmark itself gets too little processor time, and the results aren't the
+server's alone.
 """
 
 from __future__ import annotations
@@ -18,6 +23,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import math
 import random
 import re
 import statistics
@@ -56,6 +62,8 @@ class Seen:
     first: list[float] = field(default_factory=list)
     refused_s: list[float] = field(default_factory=list)
     retry_after: list[int] = field(default_factory=list)
+    failed: list[float] = field(default_factory=list)
+    """When requests ended that were neither answered nor refused, on the monotonic clock"""
     tokens: int = 0
 
 
@@ -116,17 +124,29 @@ class Asking:
         messages = [{"role": "system", "content": text}, {"role": "user", "content": "Does the treatment help?"}]
         body = {"model": self.model, "messages": messages, "max_tokens": self.options.tokens, "stream": True}
         body |= {"stream_options": {"include_usage": True}}
-        begun, first = time.monotonic(), 0.0
+        begun, first, failure = time.monotonic(), 0.0, ""
+        passed: set[str] = set()
+
+        async def trace(event: str, _: Any) -> None:
+            passed.add(event)
+
         try:
-            async with self.client.stream("POST", "v1/chat/completions", json=body) as reply:
+            async with self.client.stream(
+                "POST", "v1/chat/completions", json=body, extensions={"trace": trace}
+            ) as reply:
                 async for line in reply.aiter_lines():
-                    if line.startswith("data: {") and '"content": ""' not in line and not first:
+                    if line.startswith('data: {"error"'):
+                        failure = f"{json.loads(line[6:])['error']['status']} in a stream"
+                    elif line.startswith("data: {") and '"content": ""' not in line and not first:
                         first = time.monotonic() - begun
                     if line.startswith("data: {") and '"usage"' in line:
                         seen.tokens += json.loads(line[6:])["usage"]["completion_tokens"]
-                status = str(reply.status_code)
+                status = failure or str(reply.status_code)
         except httpx2.HTTPError as error:
-            status = type(error).__name__
+            place = "on a new connection" if "connection.connect_tcp.complete" in passed else "on a reused connection"
+            if "http11.receive_response_headers.complete" in passed:
+                place = "in a response"
+            status = f"{type(error).__name__} {place}"
         seconds = time.monotonic() - begun
         seen.statuses[status] += 1
         if status == "200":
@@ -135,6 +155,8 @@ class Asking:
         elif status == "429":
             seen.refused_s.append(seconds)
             seen.retry_after.append(int(reply.headers.get("retry-after", 0)))
+        else:
+            seen.failed.append(time.monotonic())
 
 
 async def capacity(ask: Asking, users: int, server: Served) -> float:
@@ -148,6 +170,8 @@ async def capacity(ask: Asking, users: int, server: Served) -> float:
     begun = time.monotonic()
     await asyncio.gather(*(user() for _ in range(users)))
     seconds = time.monotonic() - begun
+    if not seen.seconds:
+        raise SystemExit(f"The server answered no question in {seconds:.0f} s: {dict(seen.statuses)}")
     rate = len(seen.seconds) / seconds
     print(
         f"capacity with {users} users: {rate:.2f} answers/s, {seen.tokens / seconds:.0f} tokens/s, first token p50 "
@@ -161,14 +185,16 @@ async def overload(ask: Asking, server: Served, rate: float, seconds: float) -> 
     """Send questions at random times at this rate, sample memory, and print the results."""
     seen, asked = Seen(), set()
     begun, looked, used = time.monotonic(), 0.0, server.cpu()
-    sizes: list[tuple[float, int, int]] = []
+    sizes: list[tuple[float, float, int, int]] = []
+    late: list[tuple[float, float]] = []
     chance = random.Random(18)
     coming = begun
     while (now := time.monotonic()) < begun + seconds:
         if now - looked > SAMPLE_S:
             looked = now
-            sizes.append((server.memory(), server.process.num_threads(), server.process.num_fds()))
+            sizes.append((now, server.memory(), server.process.num_threads(), server.process.num_fds()))
         if now >= coming:
+            late.append((now, now - coming))
             coming += chance.expovariate(rate)
             task = asyncio.ensure_future(ask.one(seen))
             asked.add(task)
@@ -186,18 +212,25 @@ async def overload(ask: Asking, server: Served, rate: float, seconds: float) -> 
     print(f"  admitted: {spread(seen.seconds)}; first token {spread(seen.first)}")
     if seen.refused_s:
         print(f"  refused: {spread(seen.refused_s)}; Retry-After {min(seen.retry_after)} to {max(seen.retry_after)} s")
-    each = max(1, round(60 / SAMPLE_S))
-    for minute, part in enumerate(sizes[start : start + each] for start in range(0, len(sizes), each)):
-        mb, threads, files = (statistics.mean(column) for column in zip(*part, strict=True))
-        print(f"  minute {minute + 1}: memory {mb:.0f} MB, {threads:.0f} threads, {files:.0f} open files")
-    print(f"  peak memory {max(size for size, _, _ in sizes):.0f} MB")
-    if len(sizes) > 2 * WARM_MINUTES * each:
-        mb = [size for size, _, _ in sizes[WARM_MINUTES * each :]]
-        slope = statistics.linear_regression(range(len(mb)), mb).slope * each * 60
+    last = int((sizes[-1][0] - begun) // 60)
+    for minute in range(last + 1):
+        start, end = begun + 60 * minute, begun + 60 * (minute + 1) if minute < last else math.inf
+        part = [row for row in sizes if start <= row[0] < end] or sizes[-1:]
+        _, mb, threads, files = (statistics.mean(column) for column in zip(*part, strict=True))
+        print(
+            f"  minute {minute + 1}: memory {mb:.0f} MB, {threads:.0f} threads, {files:.0f} open files, "
+            f"{sum(start <= when < end for when in seen.failed)} failed, "
+            f"sent late by at most {max((by for when, by in late if start <= when < end), default=0.0):.1f} s"
+        )
+    print(f"  peak memory {max(row[1] for row in sizes):.0f} MB")
+    warm = [row for row in sizes if row[0] - begun > 60 * WARM_MINUTES]
+    if warm and warm[-1][0] - begun > 2 * 60 * WARM_MINUTES:
+        hours, mb = [row[0] / 3600 for row in warm], [row[1] for row in warm]
         half = len(mb) // 2
         print(
             f"  after minute {WARM_MINUTES}: {statistics.mean(mb[:half]):.0f} MB in the first half, "
-            f"{statistics.mean(mb[half:]):.0f} MB in the second; growth {slope:+.1f} MB per hour"
+            f"{statistics.mean(mb[half:]):.0f} MB in the second; growth "
+            f"{statistics.linear_regression(hours, mb).slope:+.1f} MB per hour"
         )
 
 
