@@ -75,6 +75,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=64, help="tokens of each answer")
     parser.add_argument("--words", type=int, default=330, help="words of each passage; 330 words are about 450 tokens")
     parser.add_argument("--times", type=float, default=2.0, help="load as a multiple of the capacity")
+    parser.add_argument("--rate", type=float, help="questions per second, instead of a multiple of the capacity")
     parser.add_argument("--at-once", type=int, default=16)
     parser.add_argument("--waiting", type=int, default=64)
     parser.add_argument("--engine", default="auto")
@@ -101,9 +102,9 @@ async def measured(options: Any, server: Served) -> None:
         print(f"after the first answer: memory {server.memory():.0f} MB")
         if not options.minutes:
             return
-        rate = await capacity(ask, options.at_once, server)
+        rate = options.rate or await capacity(ask, options.at_once, server) * options.times
         rude = asyncio.ensure_future(rudeness(server.address)) if options.rude else None
-        await overload(ask, server, rate * options.times, options.minutes * 60)
+        await overload(ask, server, rate, options.minutes * 60)
         if rude:
             rude.cancel()
         figures = (await client.get("metrics")).text
