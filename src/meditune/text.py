@@ -20,6 +20,8 @@ LETTERED = re.compile(
 """Words that a letter or Roman numeral belongs to: the letter in "vitamin D." isn't an initial"""
 _BEFORE_NAMES = re.compile("and|by|for|from|in|of|or|than|to|with")
 _ALONE = re.compile(r"\W*(?:yes|no)[.!]\W*", re.IGNORECASE)
+LAST_CHARACTERS = 100
+"""Number of characters before the end of a sentence in which an abbreviation or initial is searched for"""
 
 
 def sentences(text: str) -> list[str]:
@@ -29,9 +31,11 @@ def sentences(text: str) -> list[str]:
     """
     found, start = [], 0
     for match in _ENDING.finditer(text):
-        piece = text[start : match.start() + 1]
-        numbered = _NUMBERED.search(piece) and text[match.end()].isdigit()
-        if _ABBREVIATION.search(piece) or numbered or _ends_in_initial(piece) or _ALONE.fullmatch(piece):
+        end = match.start() + 1
+        # Only the last word or two are needed. The whole piece would take quadratic time for "A. B. C. ...".
+        last = text[max(start, end - LAST_CHARACTERS) : end]
+        numbered = _NUMBERED.search(last) and text[match.end()].isdigit()
+        if _ABBREVIATION.search(last) or numbered or _ends_in_initial(last) or _ALONE.fullmatch(text, start, end):
             continue
         found.append(text[start : match.end()].strip())
         start = match.end()

@@ -747,6 +747,7 @@ def test_a_long_message_costs_no_time_to_speak_of() -> None:
     judged("my chest hurts and " * 20_000)
     judged("no " * 30_000)
     judged("a" * 100_000)
+    judged("A. " * 8_000)
     judged(" " * 29_000 + "x")
     judged("history of a and now today " * 1_000)
     assert time.process_time() - begun < 10
