@@ -164,3 +164,13 @@ def test_a_notice_makes_its_article_be_read_again(served: PubMed, tmp_path: Path
     result = update_by_query(served, tmp_path, query="notice").ok()
     assert any(each.get("id") == "101" for each in served.asked_of("efetch"))
     assert "1 changed" in result.out
+
+
+def test_a_corrected_article_that_isnt_sent_stays_in_the_queue(served: PubMed, tmp_path: Path) -> None:
+    served.add(Paper(101, title="Gout is painful in adults."))
+    update_by_query(served, tmp_path, query="gout").ok()
+    del served.papers[101]
+    served.add(notice(900, of=101, kind="ErratumFor"))
+    assert "Set aside: 1 not delivered by PubMed" in update_by_query(served, tmp_path, query="notice").ok().out
+    served.add(Paper(101, title="Pain is common.", conclusion="It hurts a great deal.", revised="2026-01-11"))
+    assert "1 changed" in update_by_query(served, tmp_path, query="notice").ok().out

@@ -14,11 +14,12 @@ import re
 import sys
 import time
 import xml.etree.ElementTree as ET
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import date, timedelta
 from email.utils import parsedate_to_datetime
+from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -29,7 +30,7 @@ from meditune.http_client import RETRY_TO_RESUME, Backoff, HttpClient, Transient
 from meditune.operate.literature.article_library import Library, LibraryUpdate
 from meditune.progress import Progress
 from meditune.retrieve.documents import pubmed_articles
-from meditune.retrieve.documents.pubmed_articles import Article
+from meditune.retrieve.documents.pubmed_articles import Article, Record
 
 KEY_VARIABLE = "NCBI_API_KEY"
 TOOL = "meditune"
@@ -249,7 +250,7 @@ PAGE = 200
 OVERLAP = timedelta(days=2)
 """Overlap with the last update, because PubMed's dates are in US Eastern Time"""
 SHORT_PAGES, LOST_SEARCHES = 2, 3
-"""Number of retries of a page with too few articles, and of attempts at a search that expires"""
+"""Number of retries of a response with too few articles, and of attempts at a search that expires"""
 RETRACTIONS = '"retracted publication"[pt]'
 
 
@@ -304,11 +305,14 @@ class LibrarySearch:
         with Progress("Fetching corrected articles again", len(waiting), "articles") as progress:
             for start in range(0, len(waiting), PAGE):
                 ids = waiting[start : start + PAGE]
-                found = list(self._articles(self.eutils.by_ids(ids), "efetch"))
+                records = self._complete(partial(self.eutils.by_ids, ids), len(ids))
+                found = list(self._articles(records, "efetch"))
+                # Articles that PubMed didn't deliver stay in the queue, because they may be retracted.
+                delivered = {record.pmid for record in records}
                 with self.library.transaction():
                     self.applying.all(found)
                     # Articles named by the fetched articles wait for the next update, because notices can be circular.
-                    self.library.asked_again(ids)
+                    self.library.asked_again(delivered.intersection(ids))
                 progress.advance(len(ids))
         return len(waiting)
 
@@ -357,18 +361,24 @@ class LibrarySearch:
                 progress.advance(size)
 
     def _page(self, cursor: dict[str, Any], size: int) -> list[Article | str]:
-        """Return the articles of one page. Fetch an incomplete page again, then count missing articles as rejects."""
+        """Return the articles of one page."""
+        search = cursor["webenv"], cursor["key"]
+        records = self._complete(lambda: self.eutils.page(search, cursor["start"], size), size)
+        return list(self._articles(records, f"efetch, articles from {cursor['start'] + 1} on"))
+
+    def _complete(self, fetch: Callable[[], bytes], size: int) -> list[Record]:
+        """Return the records of `size` articles. If some are missing, fetch again, then count them as rejects."""
         for _ in range(1 + SHORT_PAGES):
-            xml = self.eutils.page((cursor["webenv"], cursor["key"]), cursor["start"], size)
-            given = sum(record.kind != pubmed_articles.DELETED for record in pubmed_articles.records(xml))
-            if given >= size:
+            records = list(pubmed_articles.records(fetch()))
+            missing = size - sum(record.kind != pubmed_articles.DELETED for record in records)
+            if missing <= 0:
                 break
         else:
-            self.rejects.count_only(pubmed_articles.SOURCE, "not delivered by PubMed", size - given)
-        return list(self._articles(xml, f"efetch, articles from {cursor['start'] + 1} on"))
+            self.rejects.count_only(pubmed_articles.SOURCE, "not delivered by PubMed", missing)
+        return records
 
-    def _articles(self, xml: bytes, source: str) -> Iterator[Article | str]:
-        for record in pubmed_articles.records(xml):
+    def _articles(self, records: Iterable[Record], source: str) -> Iterator[Article | str]:
+        for record in records:
             yield from pubmed_articles.of_record(record, source, self.rejects)
 
     def _save_cursor(self, name: str, cursor: dict[str, Any]) -> None:
