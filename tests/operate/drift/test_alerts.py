@@ -137,6 +137,15 @@ def test_mail_reaches_everyone_after_the_server_was_busy(tmp_path):
     assert "wr0ng" not in problem + (tmp_path / "other" / "alerts.json").read_text()
 
 
+def test_a_password_that_isnt_encoded_stops_no_other_channel_and_is_not_shown(tmp_path):
+    with receiver() as (url, got):
+        channels = from_environment(mail(25, "s3cret/word") | {"MEDITUNE_ALERT_WEBHOOK": url})
+        (problem,) = outbox(tmp_path).send([NEWS], channels[::-1])
+    assert len(got) == 1
+    assert "MEDITUNE_SMTP_URL is invalid" in problem
+    assert "s3cret" not in problem + (tmp_path / "alerts.json").read_text()
+
+
 def test_half_a_configuration_is_refused():
     with pytest.raises(DataError, match="No channel"):
         from_environment({})

@@ -125,14 +125,20 @@ def _mail(server: str, sender: str, to: list[str], message: Message) -> None:
     digest = hashlib.sha256(message.key.encode()).hexdigest()[:32]
     mail["Message-ID"] = f"<{digest}@meditune.invalid>"
     mail.set_content(f"{message.text}\n\nEvidence: {message.link}\n" if message.link else f"{message.text}\n")
-    place = urlsplit(server)
-    host = place.hostname or ""
+    try:
+        place = urlsplit(server)
+        host, port = place.hostname or "", place.port
+    except ValueError:
+        # The error quotes a part of a password that isn't encoded.
+        raise SendError(
+            "MEDITUNE_SMTP_URL is invalid: write the characters / # ? of the password as %2F %23 %3F"
+        ) from None
     try:
         smtp: smtplib.SMTP
         if place.scheme == "smtps":
-            smtp = smtplib.SMTP_SSL(host, place.port or 465, timeout=TIMEOUT_S, context=ssl.create_default_context())
+            smtp = smtplib.SMTP_SSL(host, port or 465, timeout=TIMEOUT_S, context=ssl.create_default_context())
         else:
-            smtp = smtplib.SMTP(host, place.port or 587, timeout=TIMEOUT_S)
+            smtp = smtplib.SMTP(host, port or 587, timeout=TIMEOUT_S)
         with smtp:
             if place.scheme != "smtps" and parse_qs(place.query).get("starttls") != ["0"]:
                 smtp.starttls(context=ssl.create_default_context())
