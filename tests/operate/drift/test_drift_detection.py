@@ -107,6 +107,15 @@ def test_few_requests_are_said_to_be_few(good, tmp_path):
     assert "needs at least 200" in (found.out + found.err)
 
 
+def test_other_options_than_those_of_the_state_are_said_to_have_no_effect(good, tmp_path):
+    few = write_facts(tmp_path / "few.jsonl", requests(7, 4))
+    words = ("drift", "check", few, "--reference", good, "--state", tmp_path / "state")
+    assert "stay in effect" not in meditune(*words).ok().err
+    assert "stay in effect" not in meditune(*words).ok().err
+    told = meditune(*words, "--min-severity", "large").ok()
+    assert "--false-alarms 0.1 and --min-severity small" in told.out + told.err
+
+
 def test_a_store_is_checked_from_where_the_last_check_ended_whatever_the_clock_says(tmp_path):
     folder = tmp_path / "store"
     fill_store(folder, requests(400, 5), time=2e9)

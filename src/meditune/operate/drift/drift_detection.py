@@ -160,7 +160,12 @@ def check(
         forget_evidence(monitor, source.has)
         found = advance(source, monitor, model)
         monitor.save(state)
-        return found
+    if policy not in (Policy(), monitor.policy):
+        found.remarks.append(
+            f"--false-alarms {monitor.policy.false_alarms:g} and --min-severity {monitor.policy.min_severity}, with "
+            "which the state file was created, stay in effect. To use others, use another state file (--state)."
+        )
+    return found
 
 
 def advance(
