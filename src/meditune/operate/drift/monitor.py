@@ -264,9 +264,9 @@ class Monitor:
                 is_known = track.add(BY_NAME[name].read(request, shape), number, rng)
             self.missing[name] += not is_known
         events = {name: self._watches[name].step(self.count) for name in names}
-        return [self._alert(name, event) for name, event in events.items() if event]
+        return [self._alert(name, event, request.id) for name, event in events.items() if event]
 
-    def _alert(self, name: str, event: str) -> Alert:
+    def _alert(self, name: str, event: str, request_id: str) -> Alert:
         tracker = self._watches[name]
         track, column = tracker.track, tracker.column
         if event == "opened":
@@ -281,7 +281,8 @@ class Monitor:
                 since=tracker.since,
                 since_id=self._id_of(tracker.since),
                 opened=self.count,
-                opened_id=self.last_id,
+                # Ratings are read late, so the alert isn't about the latest answer.
+                opened_id=request_id,
                 column=column,
             )
             self.all_alerts.append(alert)
