@@ -5,6 +5,7 @@ The statistical core: exact without drift, quick with it.
 
 import re
 from bisect import insort
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,7 +13,8 @@ from scipy.stats import kstest
 
 from meditune.errors import DataError
 from meditune.operate.drift import drift_detection, e_detectors
-from meditune.operate.drift.e_detectors import BLOCK, block_test
+from meditune.operate.drift.drift_detection import LAG
+from meditune.operate.drift.e_detectors import BLOCK, ShareTrack, block_test, threshold
 from meditune.operate.drift.monitor import Monitor
 from meditune.operate.drift.reference import fit, load, read, save, write
 from tests.operate.drift.test_drift_detection import requests
@@ -60,6 +62,29 @@ def test_each_figure_has_its_alert(reference, signal, changed):
     monitor = follow(Monitor(reference), [*requests(200, 5), *requests(200, 6, first=201, **changed)])
     assert opened(monitor)[signal].opened <= 400
     assert opened(monitor)[signal].is_open
+
+
+def test_an_alert_about_ratings_names_an_answer_that_was_rated(reference):
+    # Ratings are read LAG requests late; by then, the next version may be the one that answers.
+    down = [replace(each, ratings=("down",)) for each in requests(100, 16, first=101)]
+    given = [*requests(100, 15), *down, *requests(LAG, 17, first=201)]
+    monitor = Monitor(reference)
+    for place, each in enumerate(given):
+        monitor.add(replace(each, ratings=None))
+        if place >= LAG:
+            monitor.add_outcome(given[place - LAG])
+    assert opened(monitor)["ratings"].opened_id in {each.id for each in down}
+
+
+@pytest.mark.parametrize("known", [0, 3, 12])
+@pytest.mark.parametrize("size", [180, 3000])
+def test_a_category_that_the_reference_hardly_contains_is_noticed(known, size):
+    answered = {"answered": size - known} | ({"abstained": known} if known else {})
+    for seed in range(20):
+        track = ShareTrack(answered)
+        for count in range(1, 41):
+            track.add(["abstained"], count, np.random.default_rng([seed, count]))
+        assert track.detector.statistic > threshold(0.1, 10_000, 17)
 
 
 def test_an_alert_closes_when_the_change_is_over_and_can_open_again(reference):

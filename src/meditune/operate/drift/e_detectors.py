@@ -35,6 +35,8 @@ POWERS = (0.1, 0.3, 0.6)
 TAIL_POWER = 0.4
 ODDS = (1 / 8, 1 / 2.5, 2.5, 8.0, 64.0)
 """Factors by which the odds of a category may have changed"""
+RARE = 10
+"""A category that occurs in the reference fewer times than this is compared with its share in the pool"""
 BLOCK_POWERS = (0.2, 0.5)
 MAX_STATISTIC = 1e30
 """Upper limit of the statistics, so that they fall again soon after a change ends"""
@@ -73,7 +75,7 @@ def number_bets(p: Floats) -> Floats:
 def share_bets(p: Floats, shares: Floats) -> Floats:
     """Return the payoffs (k, 5) for p-values (k,), with one bet for each factor in ODDS.
 
-    Each bet is that the odds of a category, given by its share (k,) in the reference, changed by that factor.
+    Each bet is that the odds of a category, given by its expected share (k,), changed by that factor.
     """
     given = shares[:, None]
     odds = np.array(ODDS) * given / (1 - given)
@@ -321,6 +323,7 @@ class ShareTrack(Track):
         self.total = float(self.counts.sum())
         self.before = np.clip(self.counts / self.total, 0.5 / self.total, 1 - 0.5 / self.total)
         self._places = {name: place for place, name in enumerate(counts)}
+        self._rare = self.counts < RARE
 
     def add(self, values: Sequence[Value], count: int, rng: np.random.Generator) -> bool:
         """Add a request to the evidence and the pool; return False and add nothing if its category is None."""
@@ -331,7 +334,10 @@ class ShareTrack(Track):
         inside = np.zeros(len(self.columns), dtype=bool)
         inside[place] = True
         p = share_p_values(self.counts, inside, self.total, coins)
-        self.detector.add_payoffs(share_bets(p, self.before), count)
+        # A few values double the pool's share of a rare category. After that, the reference's share would often be too
+        # small for a bet on the category to win, even if every request has it.
+        expected = np.where(self._rare, (self.counts + 1) / (self.total + 1), self.before)
+        self.detector.add_payoffs(share_bets(p, expected), count)
         self.window.append((count, inside))
         if self.absorbing:
             self.recent.append((count, place))
