@@ -154,6 +154,15 @@ def test_the_same_question_is_asked_once_and_counted(tmp_path):
     assert "(asked 3 times)" in done.out
 
 
+def test_praise_of_a_later_answer_hides_no_correction_of_an_earlier_one(tmp_path):
+    for id in ("first", "second"):
+        answers = keep(tmp_path / "store", id, "What causes gout?")
+    answers.add_feedback(Feedback("first", "a", "down", [], "", "Crystals of uric acid."))
+    answers.add_feedback(Feedback("second", "b", "up"))
+    done = meditune("learn", "queue", tmp_path / "store", "-o", tmp_path / "set").ok()
+    assert "Reasons: corrected 1, rated down 1." in done.out
+
+
 def test_what_cant_be_queued_is_told(tmp_path, monkeypatch):
     empty = tmp_path / "empty"
     database.SQLiteDatabase(empty)

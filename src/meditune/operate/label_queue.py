@@ -203,15 +203,19 @@ def candidate_pool(
 
 
 def _merged(candidates: Iterable[Candidate]) -> list[Candidate]:
-    """Return one candidate for each key: the last one with feedback, or else the last one."""
+    """Return one candidate for each key: the one about which users complained most; of several, the last one."""
     found: dict[tuple[str, str | None], Candidate] = {}
     counts: Counter[tuple[str, str | None]] = Counter()
     for each in candidates:
         key = _key(each)
         counts[key] += 1
-        if key not in found or each.feedback or not found[key].feedback:
+        if key not in found or _complaint(each) >= _complaint(found[key]):
             found[key] = each
     return [replace(each, times_asked=counts[key]) for key, each in found.items()]
+
+
+def _complaint(candidate: Candidate) -> tuple[float, bool]:
+    return _with_feedback(candidate).score, bool(candidate.feedback)
 
 
 def _key(candidate: Candidate) -> tuple[str, str | None]:
