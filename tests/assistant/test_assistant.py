@@ -342,6 +342,30 @@ def test_what_left_the_index_isnt_found_any_more(tmp_path: Path) -> None:
         end()
 
 
+def test_an_index_is_followed_on_after_its_disk_failed(tmp_path: Path) -> None:
+    docs = corpus.folder(tmp_path / "docs")
+    build(index_storage(tmp_path / "index"), [collections.documents(str(docs))], corpus.TINY)
+    index = Index(index_storage(tmp_path / "index"), corpus.TINY)
+    told: list[str] = []
+    said = Kept()
+    LOGGER.addHandler(said)
+    end = follow_index(index, told.append, seconds=0.02)
+    manifest = tmp_path / "index" / "index.json"
+    whole = manifest.read_bytes()
+    try:
+        manifest.unlink()
+        manifest.symlink_to("/proc/self/mem")  # a file whose reading fails with an error of the device
+        until(lambda: said.messages)
+        manifest.unlink()
+        manifest.write_bytes(whole)
+        (docs / "lice.txt").unlink()
+        made, _ = update(index_storage(tmp_path / "index"), [], corpus.TINY)
+        until(lambda: told == [made.content])
+    finally:
+        end()
+        LOGGER.removeHandler(said)
+
+
 def test_answers_are_told_with_the_content_that_they_rest_on(tmp_path: Path) -> None:
     made = service(tmp_path)
     made.switch_index("0123456789abcdef")

@@ -223,6 +223,17 @@ def test_a_reader_keeps_its_version_until_it_refreshes(tmp_path: Path, docs: Pat
     assert "documents:lice.txt" not in [hit.passage.document for hit in reader.search("head lice").hits]
 
 
+def test_a_reader_keeps_its_version_after_the_clock_was_set_back(tmp_path: Path, docs: Path, monkeypatch) -> None:
+    where = tmp_path / "index"
+    made(where, docs)
+    reader = Index.open(where, corpus.TINY)
+    (docs / "lice.txt").unlink()
+    now = time.time()
+    monkeypatch.setattr("time.time", lambda: now - 7_200)
+    update(index_storage(where), [], corpus.TINY)
+    assert reader.passages("documents:lice.txt")
+
+
 @pytest.mark.parametrize("stage", ["embedding", "indexing", "switching"])
 def test_a_killed_build_leaves_no_index_and_goes_on(
     tmp_path: Path, stage: str, monkeypatch: pytest.MonkeyPatch

@@ -127,7 +127,12 @@ class _Folder(IndexStorage):
 
     def get(self, file: str) -> bytes | None:
         path = self.path / file
-        return path.read_bytes() if path.is_file() else None
+        try:
+            return path.read_bytes() if path.is_file() else None
+        except OSError as error:
+            raise DataError(
+                f"{path}: cannot be read ({error.strerror}). Check its permissions and the disk."
+            ) from error
 
     def put(self, file: str, data: bytes) -> None:
         write_bytes(self.path / file, data)
@@ -294,7 +299,9 @@ def make_searchable(table: Any, approximate: bool) -> None:
 def remove_versions(table: Any, before: int) -> None:
     """Delete the table's versions from before this version; those from the last `MARGIN` before it may stay."""
     created = next(each["timestamp"] for each in table.list_versions() if each["version"] == before)
-    table.optimize(cleanup_older_than=timedelta(seconds=time.time() - created.timestamp()) + MARGIN)
+    # The age is negative if the clock was set back; LanceDB would then delete every version that readers still use.
+    age = max(0.0, time.time() - created.timestamp())
+    table.optimize(cleanup_older_than=timedelta(seconds=age) + MARGIN)
 
 
 def is_approximate(table: Any) -> bool:
