@@ -13,7 +13,7 @@ from meditune.store import database, open_store
 from meditune.store.answers import Answer, Answers, Feedback
 from meditune.store.api_keys import Usage
 from meditune.store.database import SQLiteDatabase
-from meditune.store.overview import Notes
+from meditune.store.overview import Notes, overview
 
 
 @pytest.fixture
@@ -60,6 +60,16 @@ def test_feedback_replaces_the_same_persons_and_needs_an_answer(answers):
     for who, rating in (("k1", "up"), ("k2", "up"), ("k1", "down")):
         assert answers.add_feedback(Feedback("a1", who, rating))
     assert {each["who"]: each["rating"] for each in next(answers.exported())["feedback"]} == {"k1": "down", "k2": "up"}
+
+
+def test_an_answer_that_several_people_rated_counts_as_one_rated_answer(answers):
+    for id in ("a1", "a2"):
+        answers.keep(Answer(id, "k1", "ask", "m v1"))
+    answers.keep(Answer("old", "k1", "ask", "m v1", time=1.0))
+    for id, who in (("a1", "k1"), ("a1", "k2"), ("a1", "k3"), ("old", "k1")):
+        answers.add_feedback(Feedback(id, who, "up"))
+    found = overview(answers.base)["feedback"]
+    assert (found["up"], found["rated"]) == (4, 0.5)
 
 
 def test_feedback_with_the_same_rating_keeps_what_it_leaves_out(answers):

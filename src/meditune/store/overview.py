@@ -97,10 +97,11 @@ def overview(base: Database, hours: float = 24.0) -> dict[str, Any]:
     """
     now = time.time()
     since = now - hours * 3600.0
-    answers = _latest(base, "time, model, index_content, outcome, facts FROM answers", since)
-    feedback = _latest(base, "time, rating, correction, decision, expert FROM feedback", since)
+    answers = _latest(base, "id, time, model, index_content, outcome, facts FROM answers", since)
+    feedback = _latest(base, "answer, time, rating, correction, decision, expert FROM feedback", since)
     notes = Notes(base)
     ratings = Counter(row["rating"] for row in feedback)
+    rated = {row["answer"] for row in feedback} & {row["id"] for row in answers}
     return {
         "hours": hours,
         "time": now,
@@ -110,7 +111,7 @@ def overview(base: Database, hours: float = 24.0) -> dict[str, Any]:
             "down": ratings["down"],
             "corrections": sum(bool(row["correction"] or row["decision"]) for row in feedback),
             "experts": sum(bool(row["expert"]) for row in feedback),
-            "rated": len(feedback) / len(answers) if answers else None,
+            "rated": len(rated) / len(answers) if answers else None,
         },
         "versions": _versions(answers),
         "over_time": _over_time(answers, feedback, since, now),
