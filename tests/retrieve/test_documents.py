@@ -165,6 +165,12 @@ def test_markdown_loses_its_marks_but_no_powers_or_code(tmp_path: Path, markup: 
     assert sections(tmp_path)["documents:a.md"] == [("", text)]
 
 
+@pytest.mark.parametrize("text", ["---\nRest.\n\n---\n\nIce.", "- Rest.\n- Ice.\n---\nDiet.", "> Rest.\n---\nIce."])
+def test_rules_in_markdown_hide_no_text(tmp_path: Path, text: str) -> None:
+    (tmp_path / "a.md").write_text(text)
+    assert sections(tmp_path)["documents:a.md"] == [("", text)]
+
+
 def test_struck_out_text_in_markdown_is_no_text(tmp_path: Path) -> None:
     (tmp_path / "a.md").write_text(
         "Take ~~10 mg~~ 1 mg, <DEL>not 2 mg,</DEL>for ~~ 5 to ~~7 days.\n\n~~~\n~~a~~\n~~~\n"

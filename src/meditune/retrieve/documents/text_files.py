@@ -26,6 +26,8 @@ from meditune.retrieve.documents.document import Document, Section, UnreadableEr
 
 _HEADING = re.compile(r"(#{1,6})[ \t]+(.+?)[ \t#]*$")
 _UNDERLINE = re.compile(r"(=+|-{3,})\s*$")
+_NO_PARAGRAPH = re.compile(r"\s*(?:[-*+>]|\d+[.)])\s")  # A list item or quotation, below which "---" is a rule
+_METADATA = re.compile(r"\s*(?:[\w.-]+:(?:\s|$)|---(?:\n|$))")
 _FENCE = re.compile(r"\s*(`{3,}(?=[^`]*$)|~{3,})")
 _LINK = re.compile(r"!?\[([^\[\]]{0,1000})\]\([^()]{0,2000}\)")
 _STRUCK = re.compile(
@@ -51,7 +53,7 @@ def decoded(path: Path) -> str:
 def read(path: Path) -> tuple[str, list[Section]]:
     """Return a Markdown file's title (its first heading), and the text under each heading without markup."""
     lines = _without_comments(decoded(path)).splitlines()
-    if lines[:1] == ["---"] and "---" in lines[1:]:
+    if lines[:1] == ["---"] and "---" in lines[1:] and _METADATA.match("\n".join(lines[1:])):
         lines = lines[lines.index("---", 1) + 1 :]  # skip the metadata (front matter) of static site generators
     title, heading, fence = "", "", ""
     sections: list[Section] = []
@@ -66,6 +68,7 @@ def read(path: Path) -> tuple[str, list[Section]]:
             continue
         found = None if fence else _HEADING.match(line)
         underlined = not fence and body and body[-1].strip() and _UNDERLINE.fullmatch(line)
+        underlined = underlined and not _NO_PARAGRAPH.match(body[-1])
         if not found and not underlined:
             body.append(line if fence else _bare(line))
             continue
