@@ -159,9 +159,9 @@ def test_a_server_that_watches_drift_takes_back_what_its_alerts_speak_against(
     registry: Registry, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     answers = Answers(SQLiteDatabase(tmp_path / "store"))
+    on(registry, "v0002")
     for version in ("v0001", "v0002"):
         answers.keep(Answer(version, "k", "ask", f"clinic {version}-0123456789ab"))
-    on(registry, "v0002")
     seen: list[object] = []
     told = on_drift(registry.folder, str(tmp_path / "store"), seen.append)
     told({"problem": "", "alerts": [alert("length", "v0002").as_dict(), alert("support", "v0001").as_dict()]})
@@ -176,6 +176,16 @@ def test_a_server_that_watches_drift_takes_back_what_its_alerts_speak_against(
     assert len(seen) == 4
 
 
+def test_a_version_that_was_promoted_again_is_not_taken_back_for_an_old_alert(
+    registry: Registry, tmp_path: Path
+) -> None:
+    answers = Answers(SQLiteDatabase(tmp_path / "store"))
+    answers.keep(Answer("old", "k", "ask", "clinic v0002-0123456789ab", time=time.time() - 3_600))
+    on(registry, "v0002")
+    on_drift(registry.folder, str(tmp_path / "store"), lambda _: None)({"alerts": [alert("support", "old").as_dict()]})
+    assert registry.state().current == "v0002"
+
+
 @pytest.mark.parametrize(("outcome", "served"), [("abstained", "v0001"), ("escalated", "v0002")])
 def test_fewer_answers_speak_against_a_version_only_if_it_withholds_them(
     registry: Registry, tmp_path: Path, outcome: str, served: str
@@ -183,8 +193,8 @@ def test_fewer_answers_speak_against_a_version_only_if_it_withholds_them(
     answers = Answers(SQLiteDatabase(tmp_path / "store"))
     on(registry, "v0002")
     rated(answers, "v0001", 40, 0, ago=500)
-    rated(answers, "v0002", 20, 0, ago=100)
-    rated(answers, "v0002", 20, 0, outcome=outcome, ago=100)
+    rated(answers, "v0002", 20, 0)
+    rated(answers, "v0002", 20, 0, outcome=outcome)
     found = replace(alert("outcome", "v0002-answered-k{}-0"), what="answered", since_id="v0002-answered-k{}-0")
     on_drift(registry.folder, str(tmp_path / "store"), lambda _: None)({"problem": "", "alerts": [found.as_dict()]})
     assert registry.state().current == served

@@ -152,10 +152,15 @@ def _evidence_against_trial(answers: Answers, trial: Trial, current: str) -> Ite
 
 
 def _against(alerts: Sequence[Alert], answers: Answers, state: State) -> Iterator[str]:
-    """Yield alerts that indicate worse answers and opened with an answer of the current version."""
+    """Yield alerts that indicate worse answers and opened with an answer of the current version.
+
+    An alert from before the version's latest promotion doesn't count, because whoever promoted it knew of the alert.
+    """
+    begun = state.latest_promotion()
+    since = datetime.fromisoformat(begun.when).timestamp() if begun else 0.0
     for alert in alerts:
         opened = answers.get(alert.opened_id)
-        if not opened or _named(opened.model) != state.current:
+        if not opened or _named(opened.model) != state.current or opened.time < since:
             continue
         if is_rated_worse(alert) or _abstains_more(alert, answers):
             yield f"drift in {alert.signal} ({alert.severity}): {alert.message}"
