@@ -151,6 +151,7 @@ def notice(pmid: int, of: int, kind: str = "RetractionOf", revised: str = "2026-
 
 
 RATE_LIMITED = b'{"error":"API rate limit exceeded","api-key":"127.0.0.1","count":"4","limit":"3"}'
+INVALID_KEY = b'{"error":"API key invalid","api-key":"secret-key","type":"api_key","status":"unknown"}'
 HTML = b"<!DOCTYPE html><html><head><title>NCBI - WWW Error Blocked Diagnostic</title></head><body>Sorry</body></html>"
 MOST = 9_999
 
@@ -266,6 +267,8 @@ class _Handler(Answering):
         name, _, value = fault.partition(":")
         if name == "429":
             self._send(429, RATE_LIMITED, "application/json", {"Retry-After": value} if value else {})
+        elif name == "400-key":
+            self._send(400, INVALID_KEY, "application/json")
         elif name == "200-limit":
             self._send(200, RATE_LIMITED, "application/json")
         elif name == "html":

@@ -93,6 +93,8 @@ def test_what_doesnt_pass_is_said_and_the_rest_is_kept(served: PubMed, tmp_path:
     served.fail("esearch", "429:9999")
     assert "asks for a pause of 9999 seconds" in update_by_query(served, tmp_path).err
     assert "1 new" in update_by_query(served, tmp_path).out
+    served.fail("esearch", "400-key")
+    assert "rejects the API key. Correct NCBI_API_KEY, or unset it." in update_by_query(served, tmp_path).err
     long = " OR ".join(["reduces"] * 300)
     update_by_query(served, tmp_path, query=long).ok()
     assert served.asked_of("esearch")[-2]["term"] == long

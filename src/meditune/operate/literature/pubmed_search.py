@@ -220,6 +220,8 @@ class Eutils(RateLimitedClient):
         if error := _ERROR.search(body):
             raise self._refusal(error[1].decode(errors="replace"))
         beginning = body[:2000]
+        if b"api key invalid" in beginning.lower():
+            raise DataError(f"{url} rejects the API key. Correct {KEY_VARIABLE}, or unset it.")
         if b"rate limit exceeded" in beginning.lower():
             self.slow_down()
             raise TransientError("reports too many requests")
