@@ -143,10 +143,10 @@ def test_how_near_the_index_comes_doesnt_depend_on_what_is_chosen(
     first, second = sorted((hit.meaning or 0.0 for hit in index.search(question, 6).hits), reverse=True)[:2]
     assert first > second
 
-    def farthest(hits: Sequence[Hit], k: int) -> list[Hit]:
+    def farthest(_style: str, hits: Sequence[Hit], k: int) -> list[Hit]:
         return sorted(hits, key=lambda hit: hit.meaning or 0.0)[:k]
 
-    monkeypatch.setattr("meditune.assistant.assistant.chooser", lambda _: farthest)
+    monkeypatch.setattr("meditune.assistant.assistant.chosen", farthest)
     answer = answer_of(index, "Colchicine calms an attack.", question, nearest=(first + second) / 2)
     assert "too far" not in answer.refused
 

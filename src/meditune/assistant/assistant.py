@@ -42,7 +42,7 @@ from meditune.observability import LOGGER, span
 from meditune.prompts import LIMITS_LINE, load_format
 from meditune.retrieve.citations import Judge, Unjudged
 from meditune.retrieve.collections import row_named
-from meditune.retrieve.context_packing import PackedPassage, chooser, grade, pack
+from meditune.retrieve.context_packing import PackedPassage, chosen, grade, pack
 from meditune.retrieve.index import Index
 from meditune.retrieve.index import read as read_manifest
 from meditune.retrieve.storage import index_storage
@@ -406,8 +406,7 @@ class Assistant:
         searched = self.index.search(question, 3 * k, sources=sources)
         self._refuse_long(question, "with its passages, it")
         count = partial(writer.count, question)
-        hits = tuple(chooser(style)(searched.hits, k))
-        packing = pack(hits, writer.form, writer.special_tokens, count, self._room)
+        packing = pack(chosen(style, searched.hits, k), writer.form, writer.special_tokens, count, self._room)
         remarks = [*searched.remarks, *packing.remarks]
         encoder, least = self.index.encoder.identity, self.settings.nearest
         if least is None:

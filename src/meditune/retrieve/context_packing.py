@@ -160,13 +160,6 @@ PER_GRADE = 0.06  # How much each further grade adds to the divisor of the weigh
 RESEARCH = ("pubmed",)  # Prefixes of the names of sources for experts
 AUDIENCE_BONUS = 0.5  # Addition to the weight for sources that suit the audience
 
-Chooser = Callable[[Sequence[Hit], int], Sequence[Hit]]  # Called with hits and k; returns at most k of the hits
-
-
-def chooser(style: Style) -> Chooser:
-    """Return the function that chooses hits for this style."""
-    return partial(chosen, style)
-
 
 def chosen(style: Style, hits: Sequence[Hit], k: int) -> Sequence[Hit]:
     """Return up to k hits that are about as relevant as the most relevant one; the best for the style come first."""
