@@ -204,7 +204,7 @@ class Index:
         self.manifest = read(store)
         self.encoder = embedding or load_encoder(self.manifest.embedding["name"])
         self.manifest.check_encoder(self.encoder.identity, store)
-        self.opened = self._open()
+        self.opened = self._open(self.manifest)
 
     @classmethod
     def open(
@@ -225,12 +225,8 @@ class Index:
         if newest == self.manifest:
             return False
         newest.check_encoder(self.encoder.identity, self.store)
-        old, self.manifest = self.manifest, newest
-        try:
-            self.opened = self._open()
-        except BaseException:
-            self.manifest = old
-            raise
+        opened = self._open(newest)
+        self.manifest, self.opened = newest, opened
         return True
 
     def search(self, question: str, k: int = 10, **options: Any) -> SearchResult:
@@ -255,16 +251,16 @@ class Index:
             for batch in (query.where(where) if where else query).to_batches(1000):
                 yield from zip(batch["document"].to_pylist(), batch["text"].to_pylist(), strict=True)
 
-    def _open(self) -> OpenedIndex:
+    def _open(self, manifest: Manifest) -> OpenedIndex:
         with storage.readable(self.store):
-            table = storage.connect(self.store).open_table(self.manifest.table)
-            table.checkout(self.manifest.version)
-            storage.verify(table, self.manifest.passages)
-        known = load(self.store, self.manifest, self.encoder.identity.space)
+            table = storage.connect(self.store).open_table(manifest.table)
+            table.checkout(manifest.version)
+            storage.verify(table, manifest.passages)
+        known = load(self.store, manifest, self.encoder.identity.space)
         words = None
-        if name := self.manifest.words:
-            words = bm25.read(self.store.get(name), f"{self.store.name}/{name}", self.manifest.passages)
+        if name := manifest.words:
+            words = bm25.read(self.store.get(name), f"{self.store.name}/{name}", manifest.passages)
         with storage.readable(self.store):
             rows = Rows(table, known.titles, not storage.is_approximate(table), words)
         reranker = known.reranker(self.encoder.encode)
-        return OpenedIndex(self.store, rows, tuple(self.manifest.sources), reranker, self.cross_encoder)
+        return OpenedIndex(self.store, rows, tuple(manifest.sources), reranker, self.cross_encoder)
