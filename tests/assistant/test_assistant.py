@@ -342,6 +342,13 @@ def test_what_left_the_index_isnt_found_any_more(tmp_path: Path) -> None:
         end()
 
 
+def test_an_answer_rests_on_several_passages_of_the_only_document(tmp_path: Path) -> None:
+    parts = (f"## Part {number}\n\nGout treatment {number} eases the pain of gout.\n" for number in range(9))
+    index = index_of(tmp_path, {"guideline.md": "# Gout\n\n" + "\n".join(parts)})
+    _, answer = asked(assistant_of(ScriptedEngine("It eases the pain of gout."), index, ANY), GOUT)
+    assert len(answer.sources) > 1
+
+
 def test_an_index_is_followed_on_after_its_disk_failed(tmp_path: Path) -> None:
     docs = corpus.folder(tmp_path / "docs")
     build(index_storage(tmp_path / "index"), [collections.documents(str(docs))], corpus.TINY)

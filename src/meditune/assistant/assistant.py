@@ -404,6 +404,9 @@ class Assistant:
             return None
         refuse_restricted(self.index, sources, writer.third_party)
         searched = self.index.search(question, 3 * k, sources=sources)
+        if len(searched.hits) < k:
+            # There are few documents, such as a single guideline, so several passages of one document are needed.
+            searched = self.index.search(question, 3 * k, sources=sources, per_document=None)
         self._refuse_long(question, "with its passages, it")
         count = partial(writer.count, question)
         packing = pack(chosen(style, searched.hits, k), writer.form, writer.special_tokens, count, self._room)
