@@ -133,6 +133,10 @@ class Answers:
         # Cleaning up runs even if no answer is old: an earlier deletion may have left data behind.
         return self._delete(f"DELETE FROM answers WHERE place <= ({last_old})", oldest, oldest, now)
 
+    def latest(self) -> float:
+        """Return the time of the latest answer, in seconds since 1970; 0 without answers."""
+        return float(self.base.rows("SELECT max(time) AS latest FROM answers")[0]["latest"] or 0)
+
     def exported(self) -> Iterator[dict[str, Any]]:
         """Yield every answer with its feedback, oldest first."""
         named = ("who", "time", "rating", "comment", "correction", "decision")
