@@ -315,7 +315,8 @@ def protocol(settings: Settings) -> type[asyncio.Protocol]:
 
         def timeout_keep_alive_handler(self) -> None:
             """Close the connection, because it has been idle too long."""
-            if self.cycle is not None:
+            had_request: bool = self.cycle is not None
+            if had_request:
                 super().timeout_keep_alive_handler()
             elif not self.transport.is_closing():
                 self._refuse(408, "No request arrived in time.", "timeout")

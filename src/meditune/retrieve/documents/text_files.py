@@ -67,8 +67,8 @@ def read(path: Path) -> tuple[str, list[Section]]:
             fence = mark[1]
             continue
         found = None if fence else _HEADING.match(line)
-        underlined = not fence and body and body[-1].strip() and _UNDERLINE.fullmatch(line)
-        underlined = underlined and not _NO_PARAGRAPH.match(body[-1])
+        below_text = not fence and body and body[-1].strip() and not _NO_PARAGRAPH.match(body[-1])
+        underlined = below_text and _UNDERLINE.fullmatch(line)
         if not found and not underlined:
             body.append(line if fence else _bare(line))
             continue
