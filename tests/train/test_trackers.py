@@ -10,6 +10,7 @@ import pytest
 
 from meditune.train import finetune
 from tests.commands import jsonl, meditune, read_rows, stopped_after
+from tests.waiting import until
 
 STEPS = {"train__batch_size": 4, "train__accumulation": 1, "train__checkpoint_steps": 3, "train__epochs": 1}
 FIGURES = {"loss", "learning_rate", "grad_norm", "tokens", "supervised_tokens", "seconds", "epoch", "penalty"}
@@ -51,7 +52,13 @@ def trackio_of(folder):
 def wandb_of(folder):
     pb = pytest.importorskip("wandb.proto.wandb_internal_pb2")
     (log,) = folder.glob("wandb/offline-run-*/*.wandb")
-    records = [pb.Record.FromString(data) for data in leveldb_records(log.read_bytes())]
+
+    def written():
+        return [pb.Record.FromString(data) for data in leveldb_records(log.read_bytes())]
+
+    # wandb's own process writes the end of the log shortly after `finish` has returned.
+    until(lambda: any(record.HasField("exit") for record in written()), seconds=30)
+    records = written()
     (run,) = (record.run for record in records if record.HasField("run"))
     assert (run.project, run.display_name, run.host) == ("meditune", "quickstart", "")
     kept = {"run", "history"} | {"header", "footer", "telemetry", "exit", "final", "summary", "metric", "config"}
