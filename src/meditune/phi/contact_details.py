@@ -34,8 +34,9 @@ _SHORT = re.compile(
 _CALL = re.compile(
     r"(?<![a-z])(?:(?P<fax>fax|facsimile)|phone|telephone|tel|t/c|ph|hp|handphone|whatsapp|cell|"
     r"mob(?:ile)?|cellphone|gsm|sms|viber|telegram|signal|landline|hotline|switchboard|appeals|quer(?:y|ies)|enquiries|"
-    r"tfno|tlf|telefon|tél|pager|pgr|beeper|bleep|blp|dect|vocera|spectralink|speed dial|page|paged at|call|ring|rang|"
-    r"called|calling|callback|call back|dial|extension|ext|number|contact|reach(?:ed|able)?|home|work|text|voicemail)"
+    r"tfno|tlf|cel(?:ular)?|m[oó]vil|handy|telefon|tél|pager|pgr|beeper|bleep|blp|dect|vocera|spectralink|"
+    r"speed dial|page|paged at|call|ring|rang|called|calling|callback|call back|"
+    r"dial|extension|ext|number|contact|reach(?:ed|able)?|home|work|text|voicemail)"
     r"(?: (?:number|num|no\.?|him|her|me|us|them|at|on|is|was|line|phone|#|id)){0,3}[ \t.:#(]{0,4}$"
 )
 _FAX = re.compile(r"(?<![a-z])(?:fax|facsimile)(?: (?:number|no\.?|is|at|to|#)){0,2}[ \t.:#]{0,4}$")
@@ -52,7 +53,9 @@ _URL = re.compile(
     r"|(?<![\w@.-])(?:[a-z0-9-]{1,63}\.){1,4}(?:com|net|org|io|me|us|info|co|edu|gov|health|uk|de|"
     r"fr)/[^\s<>\"'\])}]{1,300}"
 )
-_PUBLIC = re.compile(r"(?:https?://|ftp://)?(?:[a-z0-9-]{1,63}\.){1,6}(?:gov|org|edu|int|mil|nhs\.uk|ac\.uk)(?:[/:]|$)")
+_PUBLIC = re.compile(
+    r"(?:https?://|ftp://)?(?:[a-z0-9-]{1,63}\.){1,6}(?:gov|org|edu|int|mil|nhs\.uk|ac\.uk)(?:[/:]|$)|https?://snomed\."
+)
 _OWN = re.compile(
     r"~|@|mychart|portal|/users?/|profile|/(?:patients?|members?|accounts?)/\w*\d|(?:id|user|patient|mrn|name)="
 )  # Parts of a web address that suggest a person's own page, even on a public body's site

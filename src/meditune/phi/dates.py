@@ -15,6 +15,7 @@ _MONTHS = (
 _DAY = r"(?:0?[1-9]|[12]\d|3[01])"
 _MONTH = r"(?:0?[1-9]|1[0-2])"
 _YEAR = r"(?:(?:19|20|21)\d\d)"
+_ROMAN = r"(?:i{1,3}|iv|vi{0,3}|ix|xi{0,2})"
 _END = r"(?![\w/%]|-(?!\d{1,2}/\d)|\.\d)"  # A hyphen may be followed by the second date of a range
 _NUMERIC = re.compile(
     "|".join(
@@ -26,11 +27,12 @@ _NUMERIC = re.compile(
             rf"{_DAY}/{_MONTH}/\d\d{_END}",
             rf"{_MONTH}-{_DAY}-\d\d{_END}",
             rf"{_MONTH}/{_YEAR}{_END}",
+            rf"{_DAY}([-./]){_ROMAN}\4{_YEAR}{_END}",
         )
     )
 )
 _SHORT = re.compile(rf"{_MONTH}/{_DAY}{_END}")
-_OF_BIRTH = re.compile(r"\d{1,2}([-/.])\d{1,2}\1(?:\d{4}|\d\d)(?!\w)")
+_OF_BIRTH = re.compile(r"\d{1,2}( ?[-/.] ?)\d{1,2}\1(?:\d{4}|\d\d)(?!\w)")
 _BIRTH_LABEL = re.compile(
     r"(?<![a-z])(?:dob|d\.o\.b\.?|date of birth|birth ?date|born(?: on)?)[ \t]?[:#-]?[ \t]{0,10}$"
 )
@@ -40,6 +42,24 @@ _DAY_MONTH = re.compile(
     rf"(?:[ -]?{_YEAR}|[ -]?['’]?\d\d(?![\d:/%.-]))?)"
     r"(?![^\W_])"
 )
+_MONTHS_ABROAD = rf"(?:{'|'.join(sorted(word_list('months'), key=len, reverse=True))})"
+_DAY_MONTH_ABROAD = re.compile(
+    rf"{_DAY}(?:\.|er|º|ª|°)?(?: ?(?:-|–|to|au|al|bis|a|y|e|und|et) ?{_DAY}\.?)? (?:de |di |d['’])?{_MONTHS_ABROAD}"
+    rf"(?![^\W_])(?:\.?,? (?:del? )?{_YEAR})?"
+)
+_YEAR_MONTH_DAY = re.compile(rf"{_YEAR}[.,]? (?:{_MONTHS}|{_MONTHS_ABROAD})\.? {_DAY}(?:st|nd|rd|th)?(?![\w/%]|\.\d)")
+_OF_EAST_ASIA = re.compile(r"(?:\d{4}[ ]?[年년][ ]?)?\d{1,2}[ ]?[月월](?:[ ]?\d{1,2}[ ]?[日일])?")
+_ONES = "first|second|third|fourth|fifth|sixth|seventh|eighth|ninth"
+_NTH = (
+    rf"(?:(?:twenty|thirty)[ -]?(?:{_ONES})|{_ONES}|tenth|eleventh|twelfth|(?:thir|four|fif|six|seven|eigh|nine)teenth|"
+    r"twentieth|thirtieth)"
+)
+_IN_WORDS = (
+    r"(?:oh |o['’])?(?:[a-z]{2,7}teen|ten|eleven|twelve|(?:twenty|thirty|[a-z]{3,5}ty)(?:[ -][a-z]{3,5})?|[a-z]{3,5})"
+)
+_SPOKEN_YEAR = rf"(?:,? (?:nineteen (?:hundred(?: and)? )?|twenty |two thousand(?: and)? ?){_IN_WORDS}|,? {_YEAR})?"
+_BEFORE_SPOKEN = re.compile(rf"(?<![a-z])(?:the )?{_NTH}(?P<of> (?:day )?of)? $")
+_SPOKEN = re.compile(rf"{_MONTHS}\b(?P<nth>,? the {_NTH})?{_SPOKEN_YEAR}(?![^\W_])")
 _ORDINAL = re.compile(
     r"\d{1,2}(?:st|nd|rd|th)(?![^\W_])"
     r"(?! (?:percentile|rib|week|day|month|year|floor|time|dose|cycle|edition|century|hospital|post|of the|toe|"
@@ -49,9 +69,12 @@ _BEFORE_ORDINAL = re.compile(
     r"(?<![a-z])(?:(?:on|since|until|by) the |"
     r"(?:mon|tues?|wed|thu(?:rs?)?|fri|(?:mon|tues|wednes|thurs|fri|satur|sun)day),? (?:the |\()?)$"
 )
-_DOTTED = re.compile(rf"{_DAY}\.{_MONTH}\.\d\d{_END}")
+_DOTTED = re.compile(
+    rf"{_DAY}\.{_MONTH}\.\d\d{_END}|{_MONTH}\.{_DAY}\.\d\d{_END}|{_DAY}\.{_MONTH}\.(?=[\s,;)]|$)(?!\s?\d)"
+)
 _BEFORE_DOTTED = re.compile(
-    r"(?<![a-z])(?:on|from|since|until|till|dated?|dob|born|seen|admitted|discharged|reviewed|[a-z]{3,6}day)[ :,]{1,3}$"
+    r"(?<![a-z])(?:on|from|since|until|till|by|am|dated?|dob|born|seen|admitted|discharged|reviewed|begins|"
+    r"[a-z]{3,6}day)[ :,]{1,3}$"
 )
 _PERHAPS_MONTH = re.compile(r"[jfmasond](?<![^\W_].)(?:an|eb|ar|pr|ay|un|ul|ug|ep|ct|ov|ec)")
 _MONTH_DAY = re.compile(
@@ -87,6 +110,13 @@ _SCORED = re.compile(
     r"(?<![a-z])(?:gcs|cytokeratin|ck|mmse|moca|scores?|scored|apgars?|pain|strength|scale|vision|acuity|ratio|"
     r"bottles|rating|index|of|is|was|at|phq-?9?|grade|bp|\()[ \t:=]{0,3}$"
 )
+_IN_BRITAIN = re.compile(r"(?<![\d/.])(?:\d{1,2}/52|(?:1[3-9]|2\d)/7)(?![\d/])")
+_BEFORE_DAY = re.compile(r"(?<![a-z])(?:on|dated?|dob|born|seen|adm|admitted|op|cath|reviewed|discharged)[ :]{1,3}$")
+_BEFORE_DURATION = re.compile(
+    r"(?<![a-z])(?:for|x|×|in|over|every|within|od|om|on|bd|bid|tds|tid|qds|qid|prn|mg|mcg|ml|g|tcu|rv|review|about)"
+    r"[ ]{0,2}$"
+)
+_ACUITY = re.compile(r"(?<![a-z])(?:va|bcva|acuity|snellen|vision)(?![a-z])|6/(?:60|36)(?!\d)")
 _AFTER_SHORT = re.compile(
     r"\s{0,3}(?:cups?|tsp|teaspoons?|tablespoons?|of\b|hours?|years?|lit)|"
     r"\s{0,3}(?:(?:muscle |motor |grip )?(?:strength|power|motor)|systolic|diastolic|holosystolic|sem\b|murmur|pain|"
@@ -99,7 +129,7 @@ _HOLIDAY = re.compile(
     r"Veterans|Columbus|Presidents['’]?|(?:Mother|Father)['’]s|St\.? Patrick['’]s) Day|(?:Chinese|Lunar) New Year|"
     r"Juneteenth|Yom Kippur|Rosh Hashanah|Eid (?:al|ul)-(?:Fitr|Adha)|Memorial Day|Halloween|Valentine['’]s Day|"
     r"Hanukkah|Ramadan|Diwali|Passover)"
-    r"(?![^\W_]|[ -](?:disease|factor|tree))"
+    r"(?![^\W_]|[ -](?:disease|factor|tree))(?: (?:19|20)\d\d(?!\d))?"
 )
 _COMPACT = re.compile(r"(?:(?:19|20)\d{6}|\d{6,8})(?!\w)")
 _DATE_LABEL = re.compile(
@@ -110,8 +140,10 @@ _OLDEST = 125
 _YEARS_OLD = re.compile(
     r"[- ]?(?:(?:years?|yrs?|y)[-./ ]{0,2}(?:old|of age|o\b|/o|o\.)|(?:yo|y/o|y\.o\.?)(?!\w)|years?[- ]olds?|"
     r"yrs?(?= ?[-,;.)/|]))"
-    r"|[mf](?![a-z0-9])[ ,]"
+    r"|[mf](?![a-z0-9])(?:[ ,;:|/]|\)(?![a-z])|$|\n)"
 )
+_BEFORE_WARMTH = re.compile(r"(?:temp(?:erature)?|fever|tmax|(?<![a-z])(?:t|to|of|at|is|was))[ :=]{0,3}$")
+_SEX_AFTER = re.compile(r" [mf](?:\s|,|$)")
 _AGED = re.compile(r"(?<![a-z])(?:aged?(?: of)?|turn(?:ed|ing)?|age is)[ \t:=]{1,3}$")
 _PERSON = re.compile(
     r"(?:(?<![a-z])(?:mother|father|mum|mom|dad|grand(?:mother|father|ma|pa|mum|dad)|nan|wife|husband|sister|brother|"
@@ -146,12 +178,17 @@ _AGE_WORDED = re.compile(
 
 def find(view: View) -> Iterator[Span]:
     """Yield the spans of dates and ages."""
+    view = view.folded
     yield from _with_digits(view)
+    if view.has("月", "월"):
+        yield from view.spans(_OF_EAST_ASIA, "date")
     for month in _PERHAPS_MONTH.finditer(view.low):
         start = month.start()
         found = _MONTH_DAY.match(view.low, start)
         if found and (_is_month(view.text[start : found.end()]) or _BEFORE_SMALL_MONTH.search(view.before(start, 14))):
             yield Span(start, found.end(), "date")
+        elif spoken := _spoken(view, start):
+            yield spoken
         elif (alone := _ALONE.match(view.text, start)) and _BEFORE_ALONE.search(view.before(start, 24)):
             yield Span(start, alone.end(), "date")
     yield from view.spans(_HOLIDAY, "date")
@@ -163,11 +200,16 @@ def find(view: View) -> Iterator[Span]:
 def _with_digits(view: View) -> Iterator[Span]:
     low, done = view.low, 0
     for start, end in view.digits:
-        if start < done or (start and (low[start - 1].isalnum() or low[start - 1] in "_/.,$")):
+        if start < done or (start and (low[start - 1].isalnum() or low[start - 1] in "_/.$")):
             continue
         length = end - start
         found = None
-        if length in {1, 2, 4}:
+        if start > 1 and low[start - 1] == "," and low[start - 2].isdecimal():
+            # A date in a table, or the rest of a number such as 1,420
+            found = _NUMERIC.match(low, start) if length in {2, 4} else None
+            if found is None or len(found[0]) < 8:
+                continue
+        elif length in {1, 2, 4}:
             found = (
                 _NUMERIC.match(low, start)
                 if low[end : end + 1] in {"-", "/", "."} and not _hyphen(low, start, done)
@@ -179,12 +221,16 @@ def _with_digits(view: View) -> Iterator[Span]:
                 day = _DAY_MONTH.match(low, start)
                 if day and _is_month(view.text[day.start(1) : day.end()]):
                     found = day
+                elif abroad := _DAY_MONTH_ABROAD.match(low, start):
+                    found = abroad
                 elif low[end : end + 1] == "/" and _is_short(view, start, done):
                     found = _SHORT.match(low, start)
                 elif low[end : end + 1] == "." and _BEFORE_DOTTED.search(view.before(start, 16)):
                     found = _DOTTED.match(low, start)
                 elif low[end : end + 2] in {"st", "nd", "rd", "th"} and _BEFORE_ORDINAL.search(view.before(start, 16)):
                     found = _ORDINAL.match(low, start)
+            elif found is None:
+                found = _YEAR_MONTH_DAY.match(low, start)
         elif length in {6, 7, 8} and _DATE_LABEL.search(view.before(start, 40)):
             found = _COMPACT.match(low, start)
         if found:
@@ -206,15 +252,45 @@ def _is_short(view: View, start: int, done: int) -> bool:
         return False
     if found is None or _hyphen(view.low, start, done) or _AFTER_SHORT.match(view.low, found.end()):
         return False
+    if is_duration(view, found):
+        return False
     before = view.before(start, 24)
+    if found[0].endswith("/10") and "pain" in view.before(start, 60):
+        return False
     if _BEFORE_SHORT.search(before) or _TIME.match(view.low, found.end()):
         return True
     # Fractions and scores hardly ever have a denominator above 12.
     return int(found[0].partition("/")[2]) > 12 and not _SCORED.search(before)
 
 
+def is_duration(view: View, found: re.Match[str]) -> bool:
+    """Return True for 3/7, 2/52 and 6/12 as days, weeks and months in British notes, and for visual acuities."""
+    first, _, last = found[0].partition("/")
+    if first == "6" and int(last) in {9, 12, 18, 24} and _ACUITY.search(view.low):
+        return True
+    if int(last) not in {7, 12}:
+        return False
+    before = view.before(found.start(), 16)
+    if _IN_BRITAIN.search(view.low):
+        return not _BEFORE_DAY.search(before)
+    return bool(_BEFORE_DURATION.search(before))
+
+
+def _spoken(view: View, start: int) -> Span | None:
+    """Return the span of a date in words around a month: "the twelfth of March", "March the twelfth"."""
+    found = _SPOKEN.match(view.low, start)
+    if found is None:
+        return None
+    before = _BEFORE_SPOKEN.search(view.before(start, 36))
+    if before and (before["of"] or view.text[start].isupper()):
+        return Span(start - len(before[0]), found.end(), "date")
+    return Span(start, found.end(), "date") if found["nth"] else None
+
+
 def _is_age(view: View, start: int, end: int) -> bool:
-    if _YEARS_OLD.match(view.low, end) and view.text[start - 1 : start] != "-":
+    if (found := _YEARS_OLD.match(view.low, end)) and view.text[start - 1 : start] != "-":
+        return found[0][0] not in "mf" or not _BEFORE_WARMTH.search(view.before(start, 16))
+    if _SEX_AFTER.match(view.low, end) and (start == 0 or re.search(r"[.;(|\n]\s?$", view.before(start, 2))):
         return True
     if _AGE_CLOSED.match(view.low, end) and view.text[start - 1] in " (" and _PERSON.search(view.before(start, 40)):
         return True
@@ -242,4 +318,4 @@ def _is_month(written: str) -> bool:
     month = re.search(r"[A-Za-z]{3,}", re.sub(r"\d(?:st|nd|rd|th)|day of|day| of ", " ", written))
     if month and len(month[0]) > 3 and month[0] != "march":
         return True
-    return bool(month and (month[0][0].isupper() or re.search(r"\d{4}", written)))
+    return bool(month and (month[0][0].isupper() or re.search(r"\d{4}|[a-z] ?['’]?\d\d$", written)))

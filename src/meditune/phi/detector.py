@@ -18,7 +18,18 @@ from typing import Any
 
 from meditune.config.data_options import Kind
 from meditune.errors import DataError, install_command
-from meditune.phi import contact_details, dates, id_numbers, name_words, names, places, spans, unlisted_names
+from meditune.phi import (
+    addresses,
+    contact_details,
+    dates,
+    fields,
+    id_numbers,
+    name_words,
+    names,
+    places,
+    spans,
+    unlisted_names,
+)
 from meditune.phi.name_words import ALSO_NAMES, Cue
 from meditune.phi.spans import PLACEHOLDERS, Span, View, joined, normalized, placeholder, replaced, word_list
 
@@ -231,6 +242,7 @@ _MONTH = re.compile(
     r"(?:march|may)(?= \d{1,2}(?:st|nd|rd|th|,)| (?:19|20)\d\d)|(?<=in )(?:march|may)|"
     r"(?<=since )(?:march|may))(?![a-z])"
 )
+_SENTENCE_STARTS = re.compile(r"(?:\A|[.!?]\s+)([A-Za-z])")
 _LEADING = ("clinic", "hospital", "home", "least", "the ", "a ", "an ", "this ", "my ")
 _BEFORE_NAME = re.compile(r"(?:, |(?<![a-z])(?:named|patient|pt|mr\.?|mrs\.?|dr\.?) )$")
 _DETERMINED = re.compile(r"(?<![a-z])(?:my|the|his|her|our|your|their|a|other) dr\.? $")
@@ -244,7 +256,7 @@ def _truecased(text: str) -> str:
     The text is returned unchanged if it has words with an initial capital. The finders start at capital letters, which
     messages may lack. Positions stay the same.
     """
-    if _CAPITALIZED.search(text, 1):
+    if _CAPITALIZED.search(text, 1) and not _is_typed_in_lowercase(text):
         return text
     capitals: set[int] = set()
     capitals.update(_of_names(text))
@@ -281,6 +293,14 @@ def _truecased(text: str) -> str:
     return "".join(letters)
 
 
+def _is_typed_in_lowercase(text: str) -> bool:
+    """Return True if a message has some words with an initial capital, but hardly any at the start of a sentence."""
+    if len(text) > _SHORT or not text[0].islower() or not text[0].isascii():
+        return False
+    starts = _SENTENCE_STARTS.findall(text)
+    return len(starts) > 1 and sum(map(str.islower, starts)) > 0.8 * len(starts)
+
+
 def _names_place(word: str) -> bool:
     """Return True if a lowercase word can be the first word of a hospital's own name."""
     if any(part in name_words.CITIES or name_words.is_name(part) for part in word.split("-")) or word in _SAINTS:
@@ -309,9 +329,12 @@ def _of_names(text: str) -> list[int]:
             continue
         following = _NEXT.match(text, found.end())
         if low not in name_words.GIVEN:
-            surname = following and (following[1].endswith(".") or name_words.is_name(following[1]))
+            listed = following and name_words.is_name(following[1])
+            surname = listed or (following and following[1].endswith("."))
             introduced = (
-                surname and low in name_words.WORD_NAMES and _BEFORE_NAME.search(view.before(found.start(), 10))
+                surname
+                and low in name_words.WORD_NAMES
+                and ((listed and len(low) > 3) or _BEFORE_NAME.search(view.before(found.start(), 10)))
             )
             if not introduced and not (names.is_strange(low) and _is_cued(view, found)):
                 continue
@@ -334,7 +357,8 @@ def _is_cued(view: View, word: re.Match[str]) -> bool:
     cue = name_words.before(view, word.start()) or Cue.DOUBTFUL
     if cue is Cue.TITLE:
         return not _DETERMINED.search(view.before(word.start(), 10))
-    return cue is not Cue.DOUBTFUL and len(word[0]) > 3
+    said = view.text[: word.start()].endswith(("says ", "said "))
+    return cue is not Cue.DOUBTFUL and len(word[0]) > 3 and not said
 
 
 def _starts(text: str, start: int, length: int) -> list[int]:
@@ -343,9 +367,9 @@ def _starts(text: str, start: int, length: int) -> list[int]:
 
 _COMPANY = re.compile(
     r"(?<![^\W_])(?:Eli Lilly|Novo Nordisk|(?:Bristol[- ])?Myers[- ]Squibb|Boehringer Ingelheim|Johns Hopkins|"
-    r"Hong Kong|(?:Dr\.? )?Google)(?:['’]s)?(?![^\W_])"
+    r"Hong Kong|(?:Dr\.? )?Google|Ivor Lewis|Miller Fisher|Ramsay Hunt|Austin Flint)(?:['’]s)?(?![^\W_])"
 )
-"""Companies, universities and places that look like names of people"""
+"""Companies, universities, places and double eponyms that look like names of people"""
 _PUBLISHED = re.compile(
     r"(?<![A-Za-z])(?:FDA|EMA|MHRA|NICE|CDC|WHO|WHI|USPSTF|World [A-Z][A-Za-z]{2,20} Day|[Gg]uidelines?|guidance|"
     r"approved|licensed|withdrawn|recalled|published|launched|awareness)(?![A-Za-z])"
@@ -378,8 +402,10 @@ def _found(view: View, kinds: Collection[Kind] | None) -> list[Span]:
         *spans.find(view.text),
         *id_numbers.find(view),
         *contact_details.find(view),
+        *fields.find(view),
         *dates.find(view),
-        *places.find(view),
+        *places.find(view.folded),
+        *addresses.find(view.folded),
         *names.find(view),
     ]
     companies = [company.span() for company in _COMPANY.finditer(view.text)]
@@ -391,12 +417,12 @@ def _found(view: View, kinds: Collection[Kind] | None) -> list[Span]:
         found = [*found, *unlisted_names.find_in_single_person_note(view, found)]
         found += names.repeated_names(view, [span for span in found if span.kind == "name"])
         found = [span for span in found if span.kind != "name" or not _is_within(span, companies)]
-    sites = list(places.find_care_sites(view, is_record))
+    sites = list(places.find_care_sites(view.folded, is_record))
     if sites and (passages.is_query or passages.has_one):
         found += sites
 
     if passages.has_one:
-        found = [*places.find_organizations(view), *found]  # the first of two equal spans gives the kind
+        found = [*places.find_organizations(view.folded), *found]  # the first of two equal spans gives the kind
 
     def is_personal(span: Span) -> bool:
         if span.kind == "date" and not is_record and not passages.has_one and _is_published(view, span):

@@ -88,7 +88,7 @@ _VALUE = re.compile(
 _SERIES = re.compile(r"(?<![^\W_])(?:[A-Za-z0-9]{1,8}[-/._]){1,4}$|(?<![^\W_])[A-Z]{1,6} $")
 """The first part of a number such as "OP/2022/11893" or "TNMC 68842\""""
 _LIKE_DATE = re.compile(r"\d{1,2}[/.-]\d{1,2}[/.-]\d{2,4}|\d{4}[/.-]\d{1,2}[/.-]\d{1,2}|\d+\.\d+")
-_FRACTION = re.compile(r"\d+/\d+")  # "in the control group 108/216"
+_FRACTION = re.compile(r"(?:[A-Z]+ )?\d+/\d+")  # "in the control group 108/216"
 _PUBLIC_NUMBER = re.compile(
     r"1?-?8(?:00|88|77|66|55|44|33|22)-\d{3}"
     r"|(?:NCT|ISRCTN|EudraCT|ChiCTR|ACTRN|UMIN|DRKS|CTRI|PACTR|IRCT|jRCT|KCT|TCTR|CRD|PMC)[-/\w]*\d",
@@ -229,6 +229,8 @@ def _by_label(view: View) -> Iterator[Span]:
             continue
         kind = next(kind for kind, _ in _LABELS if label[kind])
         marked = bool(label["mark"].strip())
+        if not marked and re.fullmatch(r"(?:[A-Z]{2,6} )?\d{1,3}/\d{1,3}", value):
+            continue  # "Plan: VLCD 12/52", "PA 170/100"
         strong = marked or label[kind].split()[-1] in _STRONG
         mixed = digits >= _MIN_LENGTH and len(value) >= 8 and any(map(str.isalpha, value))
         long = (digits >= _LONG or mixed) and kind in _OFTEN_BARE and not _FRACTION.fullmatch(value)

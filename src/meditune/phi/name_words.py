@@ -15,7 +15,7 @@ from pathlib import Path
 
 from meditune.evidence.lexical_features import rarity
 from meditune.files import package_lines
-from meditune.phi.spans import Span, View, word_list
+from meditune.phi.spans import Span, View, folded, word_list
 
 _FOLDER = Path(__file__).parent
 
@@ -32,7 +32,7 @@ GENERIC = _words("generic.txt")  # Words in the names of many hospitals
 _OTHERS = _words("others.txt") | PLACES
 GIVEN = _words("given.txt") - WORD_NAMES - PLACES  # Given names that have no other meaning
 SURNAMES = _words("surnames.txt") - WORD_NAMES  # Surnames that are not English words
-CITIES = frozenset(line.lower() for line in package_lines(_FOLDER / "cities.txt"))
+CITIES = frozenset(folded(line.lower()) for line in package_lines(_FOLDER / "cities.txt"))
 
 
 def is_name(low: str) -> bool:
@@ -105,7 +105,7 @@ BEFORE = re.compile(rf"(?<![^\W_])(?:{_PARTICLES}[ ]|(?:al|el|van|von|ben)-|(?:{
 DEGREE = re.compile(
     r"(?:,[ ]?| )(?:M\.?D\.?|D\.?O\.?|Ph\.?D\.?|R\.?N\.?|N\.?P\.?|P\.?A\.?(?:-C)?|ARNP|APRN|CRNA|CNM|LPN|LVN|LICSW|"
     r"LCSW|MSW|BSN|MSN|DNP|RPh|Pharm\.?D\.?|PT|DPT|OTR/?L?|OT|RD|LDN|RRT|SLP|DDS|DMD|DPM|MBBS|MPH|FACS|FACP|FRCS|CCC|"
-    r"CNS|Esq\.?|Jr\.?|Sr\.?)(?![^\W_])"
+    r"CNS|MBChB|MRCP|MRCGP|FRCA|FRACP|FRACGP|RGN|RMN|PGY-?\d|Esq\.?|Jr\.?|Sr\.?)(?![^\W_])"
 )
 _POSSESSIVE = re.compile(r"['’][sS]$")
 _MARK = re.compile("[\u0300-\u036f]")
@@ -125,8 +125,8 @@ def plain(word: str) -> str:
     low = unicodedata.normalize("NFC", stem(word).lower().strip("."))
     if low.isascii():
         return low
-    bare = "".join(letter for letter in unicodedata.normalize("NFD", low) if not unicodedata.combining(letter))
-    return bare if bare in ON_LISTS else low
+    bare = _MARK.sub("", folded(low))
+    return bare if bare in ON_LISTS or bare in CITIES else low
 
 
 def is_titled(word: str) -> bool:
@@ -177,7 +177,7 @@ def before(view: View, place: int) -> Cue | None:
         return None
     words = [word.strip('(,:;["“') for word in head.split()[-_MAX_WORDS:]]
     known = _LABELS if ":" in between or "=" in between or "#" in between else _PLAIN
-    ends_sentence = "." in between or ";" in between
+    ends_sentence = ("." in between and head[-3:] not in {" pt", "pt", "\npt"}) or ";" in between
     for number in range(len(words), 0, -1):
         phrase = " ".join(words[-number:])
         cue = known.get(phrase) or (known.get(phrase.rpartition("/")[2]) if number == 1 else None)

@@ -36,6 +36,10 @@ _BED = re.compile(
 )
 _AFTER_PATIENT = re.compile(r" ?[-–:] |, \d| \(?\d{1,3} ?[MFmfy]")
 _SIGNED_LINE = re.compile(r"^[ \t]{0,40}(?:--?|—|/s/|~|x_{2,9})?[ \t]{0,3}(?=[^\W\d_])", re.MULTILINE)
+_SIGNED_OFF = re.compile(
+    rf"(?<![A-Za-z])(?i:regards|thanks|thank you|cheers|ta|best|sincerely|truly|faithfully|wishes|love|"
+    rf"gr(?:u|ü)(?:ss|ß)|saludos),?[ \t]?\n?[ \t]{{0,4}}(?P<name>{name_words.WORD})[ ]?x{{0,3}}[.!]?[ ]?(?=\n|$)"
+)
 _LINE_END = re.compile(r"[ \t]{0,20}(?:,[^\n]{0,30})?(?:\n|$)")
 _SPEAKS = re.compile(
     r"(?<![a-z])(?:i am|i['’]m|this is|named|called|hi|hello|thanks|regards|patient|dear|sincerely),? $"
@@ -46,9 +50,12 @@ _SMALL_TITLE = re.compile(
     r"(?<![^\W_])(?:(?<!my )(?<!the )(?<!his )(?<!her )(?<!our )(?<!your )(?<!their )(?<!a )(?<!other )[Dd]r|[Mm]rs?|"
     r"[Pp]rof)\.? (?=((?:[od]['’])?[a-z]{3,}))"
 )
-_LINE_OR_LABEL = re.compile(r"(?:\A|\n|: ?)$")
+_LINE_OR_LABEL = re.compile(r"(?:\A|\n|: ?|; |[|] ?|(?:\A|\n)[ \t]*(?:\d{1,2}[.)]|[-*•])[ \t]+|(?<![a-z])[Pp][Tt]\. )$")
 _INSIDE = re.compile(r"[a-z0-9,;:)] $")
-_APART = re.compile(r"(?: [A-Z]\.?)?(?:[ \t]{2}|[ \t]+[-/|]|[ \t]*(?:\n|$)|[ \t]+(?:MRN|DOB|\((?:MRN|DOB|#|\d)|#|\d))")
+_APART = re.compile(
+    r"(?: [A-Z]\.?)?(?:[ \t]{2}|[ \t]+[-/]|[ \t]*(?:[|;]|\n|$)|[ \t]+(?:MRN|DOB|\((?:MRN|DOB|#|\d)|#|[♂♀]|\d)"
+    r"|, \d{1,3} ?[MFmf](?![a-z]))"
+)
 _TWO_INITIALS = re.compile(r"(?<![\w.,])(?<!, )(?<!and )(?:[A-Z]\.[ ]?){2}$")
 _AUTHOR = re.compile(r",? (?:and |& )?(?:[A-Z]\.[ ]?){1,2}[A-Z]|[,.]? \(?(?:19|20)\d\d")
 _SPOKEN_OF = re.compile(r"[ \t]([a-z]+)")
@@ -135,7 +142,11 @@ def _last_words(view: View, token: re.Match[str]) -> Span | None:
         if apart or name_words.is_other(word) or (english and not surname):
             break
         pieces.insert(0, piece)
-    if not pieces or all(len(plain(piece[0])) < 2 or (piece[0].isupper() and len(piece[0]) < 4) for piece in pieces):
+    if not pieces or all(
+        len(plain(piece[0])) < 2
+        or (piece[0].isupper() and len(piece[0]) < (4 if name_words.is_name(plain(piece[0])) else 5))
+        for piece in pieces
+    ):
         return None
     return Span(pieces[0].start(), pieces[-1].end(), "name")
 
@@ -189,15 +200,22 @@ def _last_first(view: View, token: re.Match[str]) -> Span | None:
     low = plain(token[0])
     comma = _COMMA.match(view.text, token.end())
     first = name_words.FIRST.match(view.text, comma.end()) if comma else None
+    heads = bool(first) and _heads_line(view, token, first)
     in_list = view.text[max(0, token.start() - 2) : token.start()].strip() == "," or (
-        first and view.text[first.end() : first.end() + 1] == ","
+        first and view.text[first.end() : first.end() + 1] == "," and not heads
     )
-    if comma is None or first is None or in_list or is_eponym(view, first.end()):
+    if (
+        comma is None
+        or first is None
+        or in_list
+        or is_eponym(view, first.end())
+        or DEGREE.match(view.text, token.end())
+    ):
         return None
     if plain(first[1]) not in name_words.GIVEN:
-        return Span(token.start(), first.end(), "name") if _heads_line(view, token, first) else None
+        return Span(token.start(), first.end(), "name") if heads else None
     unlikely = name_words.is_ordinary(low) and low not in ALSO_NAMES
-    written = token[0].isupper() or (low in ALSO_NAMES and _heads_line(view, token, first))
+    written = token[0].isupper() or heads
     if not name_words.is_name(low) and (unlikely or not written):
         return None
     return Span(token.start(), token.end(), "name")
@@ -206,9 +224,10 @@ def _last_first(view: View, token: re.Match[str]) -> Span | None:
 def _heads_line(view: View, token: re.Match[str], first: re.Match[str]) -> bool:
     """Return True if "DOE, JANE" is at the beginning of a line or after a colon, and a gap or number follows."""
     both = (plain(token[0]), plain(first[1]))
-    if not _LINE_OR_LABEL.search(view.text, max(0, token.start() - 2), token.start()):
+    if not _LINE_OR_LABEL.search(view.text, max(0, token.start() - 8), token.start()):
         return False
-    ordinary = any(name_words.is_ordinary(low) and low not in ALSO_NAMES for low in both)
+    ordinary = any(name_words.is_ordinary(low) and low not in ALSO_NAMES and len(low.strip(".")) > 1 for low in both)
+    ordinary = ordinary or any(map(name_words.is_surely_medical, both))
     return not ordinary and bool(_APART.match(view.text, first.end()))
 
 
@@ -243,6 +262,10 @@ def _signatures(view: View) -> Iterator[Span]:
             pieces = [plain(piece[0]) for piece in PIECE.finditer(view.text, name.start, name.end)]
             if any(map(name_words.is_name, pieces)):
                 yield name
+    for signed in _SIGNED_OFF.finditer(view.text):
+        low = plain(signed["name"])
+        if not name_words.is_ordinary(low) or low in ALSO_NAMES:
+            yield Span(*signed.span("name"), "name")
 
 
 def _patients_in_beds(view: View) -> Iterator[Span]:
@@ -347,6 +370,9 @@ _LETTERED = word_list("lettered")
 _TITLES = frozenset(["dr", "mr", "mrs", "ms", "miss", "prof"])
 _ONE_INITIAL = re.compile(r"[A-Z](?<=[a-z.] .)(?:\.|(?=['’]s|[ ,;:?)]|$))(?![A-Za-z.])")
 _INITIALS = re.compile(r"[A-Z](?<![\w.].)\.[ ]?(?:[A-Z]\.[ ]?)?[A-Z]\.(?![A-Za-z])")
+_IN_CAPITALS = re.compile(
+    r"(?<![A-Za-z])(?:MRS?|MS|MISS|DR)\.? (?P<name>(?:[A-Z]\.? ){1,2}(?P<surname>[A-Z][A-Z'’-]{3,24}))(?![A-Za-z])"
+)
 _AGE_AFTER = re.compile(r",? ?\(?(?:an? )?\d{1,3}[- ]?(?:y|yo|y/o|m|f|year|m/o|months?)(?![a-z])")
 _CALLED_PATIENT = re.compile(r"(?<![a-z])(?:patient|pt\.?|initials)(?: is| are|:)? $")
 _STATED_INITIALS = re.compile(r"(?<![a-z])initials(?: are|:)? ([a-z]\.?[ ]?[a-z]\.?)(?![a-z])")
@@ -380,6 +406,9 @@ def _initials(view: View) -> Iterator[Span]:
         words = view.before(found.start(), 8).split()
         if words and words[-1].lstrip("(").rstrip(".") in _TITLES:
             yield Span(found.start(), found.end(), "name")
+    for found in _IN_CAPITALS.finditer(view.text):
+        if is_strange(found["surname"].lower()):
+            yield Span(*found.span("name"), "name")
     for found in _INITIALS.finditer(view.text):
         if _AGE_AFTER.match(view.low, found.end()) or _CALLED_PATIENT.search(view.before(found.start(), 16)):
             yield Span(found.start(), found.end(), "name")
@@ -404,7 +433,7 @@ def _with_initial(view: View, token: re.Match[str], name: Span | None) -> Span |
     before = text[max(0, token.start() - 28) : token.start()]
     if _AUTHOR_BEFORE.search(before) or _AUTHOR_AFTER.match(text, initial.end()):
         return None
-    known = name is not None or low in name_words.GIVEN
+    known = name is not None or (low in name_words.GIVEN and low not in name_words.EPONYMS)
     if not known and not _is_introduced(view, token, initial, before):
         return None
     return Span(name.start if name else token.start(), initial.end("initial"), "name")

@@ -1,4 +1,4 @@
-"""Street addresses, towns, ZIP and postal codes, and the names of hospitals.
+"""Towns, and the names of hospitals, employers and schools.
 
 Safe Harbor permits states and countries, so they are ignored. Hospitals aren't on Safe Harbor's list of identifiers,
 either, but they are detected, because the name of a small hospital reveals the town.
@@ -14,43 +14,24 @@ from meditune.phi import name_words
 from meditune.phi.spans import Span, View, word_list
 from meditune.phi.unlisted_names import is_unlisted
 
-_STREETS = (
-    r"(?:Street|St|Avenue|Ave|Road|Rd|Boulevard|Blvd|Drive|Dr|Lane|Ln|Court|Ct|Place|Pl|Way|Terrace|Terr?|Circle|Cir|"
-    r"Parkway|Pkwy|Highway|Hwy|Square|Sq|Trail|Trl|Loop|Alley|Plaza|Crescent|Close|Turnpike|Pike|Row|Path|Run|Gardens|"
-    r"Heights|Broadway)"
-)
-_WORD = r"[A-Z0-9][A-Za-z0-9.'’-]{0,24}"
-_UNIT = r"(?:,?[ \n](?:Apt|Apartment|Unit|Suite|Ste|Floor|Fl|Room|Rm|Bldg|#)\.? ?#?[A-Za-z0-9-]{1,6})?"
-_ADDRESS = re.compile(
-    rf"\d{{1,5}}[A-Za-z]?(?:-\d{{1,4}})?[ ]{{1,2}}(?:[NSEW]\.? |North |South |East |West )?"
-    rf"(?:{_WORD}[ ]){{1,4}}?{_STREETS}(?![A-Za-z'’])\.?(?: (?:N|S|E|W|NE|NW|SE|SW)(?![\w.]))?{_UNIT}"
-    rf"|\d{{1,5}} {_STREETS} of the {_WORD}"
-    rf"|\d{{1,5}} (?!(?:MM|CM|MG|MCG|ML|KG|UNITS?|DAYS?|WEEKS?|MONTHS?|YEARS?|HOURS?)[ .])"
-    rf"(?:[A-Z0-9.'-]{{2,20}} ){{1,3}}?{_STREETS.upper()}(?![A-Za-z])\.?(?i:{_UNIT})"
-    r"|\d{1,5} (?:Route|Rte\.?|Highway|Hwy|County Road|State Road) \d{1,4}[A-Z]?(?: (?:North|South|East|West|"
-    r"[NSEW])(?![a-z]))?"
-    + _UNIT
-    + r"|\d{1,5} (?:[a-z]{3,20} ){1,2}(?:street|avenue|ave|road|rd|boulevard|blvd|lane)(?![a-z])"
-)
 _STREET_ALONE = re.compile(
     r"(?:[NSEW]\. )?(?:[A-Z][a-z'’]{2,20} ){1,3}(?:Street|St|Avenue|Ave|Road|Rd|Boulevard|Blvd|Lane|Ln|Parkway|Pkwy|"
     r"Terrace|Drive|Dr)(?![A-Za-z'’])"
 )
 _ON_STREET = frozenset(("on", "off", "at", "along", "near", "of", "street", "address"))
-_BOX = re.compile(r"(?:p\.? ?o\.? ?box|(?:r\.?r\.?|rural route) ?#? ?\d{1,3},? box) $")
-_STATES = (
+STATES = (
     "Alabama|Alaska|Arizona|Arkansas|California|Colorado|Connecticut|Delaware|Florida|Georgia|Hawaii|Idaho|Illinois|"
     "Indiana|Iowa|Kansas|Kentucky|Louisiana|Maine|Maryland|Massachusetts|Michigan|Minnesota|Mississippi|Missouri|"
     "Montana|Nebraska|Nevada|New Hampshire|New Jersey|New Mexico|New York|North Carolina|North Dakota|Ohio|Oklahoma|"
     "Oregon|Pennsylvania|Rhode Island|South Carolina|South Dakota|Tennessee|Texas|Utah|Vermont|Virginia|Washington|"
     "West Virginia|Wisconsin|Wyoming|District of Columbia"
 )
-_CODES = (
+CODES = (
     "AL|AK|AZ|AR|CA|CO|CT|DE|FL|GA|HI|ID|IL|IN|IA|KS|KY|LA|ME|MD|MA|MI|MN|MS|MO|MT|NE|NV|NH|NJ|NM|NY|NC|ND|OH|OK|OR|"
     "PA|RI|SC|SD|TN|TX|UT|VT|VA|WA|WV|WI|WY|DC|PR"
 )
-_TOWN = r"(?:(?:St|Ft|Mt)\. )?[A-Z][A-Za-z'’-]{1,20}(?: [A-Z][A-Za-z'’-]{1,20}){0,2}"
-_TOWN_BEFORE = re.compile(rf"(?<![^\W_]){_TOWN},?$")
+TOWN = r"(?:(?:St|Ft|Mt)\. )?[A-Z][A-Za-z'’-]{1,20}(?: [A-Z][A-Za-z'’-]{1,20}){0,2}"
+_TOWN_BEFORE = re.compile(rf"(?<![^\W_]){TOWN},?$")
 _COUNTRIES = (
     "Argentina|Australia|Bangladesh|Brazil|Cameroon|Canada|Chile|China|Colombia|Egypt|England|Ethiopia|France|Germany|"
     "Ghana|Greece|Guatemala|Haiti|India|Indonesia|Iran|Iraq|Ireland|Italy|Jamaica|Japan|Kenya|Malawi|Malaysia|Mexico|"
@@ -61,16 +42,10 @@ _COUNTRIES = (
 )
 _LAST_WORD = re.compile(r"(?<![^\W_])[A-Z][^\W\d_]{2,20}$")
 _COMMA_COUNTRY = re.compile(rf",[ \n]{{1,2}}(?:{_COUNTRIES})(?![\w'’-])")
-_COMMA_STATE = re.compile(rf",[ \n]{{1,2}}(?:{_STATES}|{_CODES})(?![\w'’-])")
-_STATE_BEFORE = re.compile(rf"(?<![^\W_])(?:{_STATES}|{_CODES}),? {{1,2}}$")
-_ZIP = re.compile(r"\d{5}(?:-\d{4})?(?![\w-])")
-_TOWN_AFTER = re.compile(rf"(?: \(| in |, )({_TOWN})(?![^\W_]|[ ]?[:#]| [A-Z][a-z])")
-_TOWN_BELOW = re.compile(rf",?[ ]?\n[ \t]{{0,8}}({_TOWN})(?![^\W_]|[ ]?[:#]| [A-Z][a-z])")
+_COMMA_STATE = re.compile(rf",[ \n]{{1,2}}(?:{STATES}|{CODES})(?![\w'’-])")
+_STATE_BEFORE = re.compile(rf"(?<![^\W_])(?:{STATES}|{CODES}),? {{1,2}}$")
+_TOWN_AFTER = re.compile(rf"(?: \(| in |, )({TOWN})(?![^\W_]|[ ]?[:#]| [A-Z][a-z])")
 _ZIP_AFTER = re.compile(r",?\s{1,2}\d{5}(?!\d)")
-_ZIP_LABEL = re.compile(r"(?<![a-z])(?:zip(?: ?code)?|post(?:al)? ?code)[ \t]?[:#]?(?: is)?[ \t]{0,4}$")
-_POSTCODE = re.compile(
-    r"(?:[A-Z]{1,2}\d{1,2}[A-Z]? \d[ABD-HJLNP-UW-Z]{2}|[ABCEGHJ-NPRSTVXY]\d[A-Z] \d[A-Z]\d)(?![^\W_])"
-)
 _HOME = word_list("home")
 _OF_TOWN = (["resident"], ["residents"], ["native"], ["city"], ["town"], ["outside"], ["suburb"])
 _LOCATIVES = frozenset(["in", "from", "of", "near", "to", "at", "outside", "around", "city", "town"])
@@ -110,7 +85,6 @@ _NAME_BEFORE = re.compile(rf"(?<![^\W_])(?:{_NAME}(?: (?:of|the|and|&|for|de|la)
 
 def find(view: View) -> Iterator[Span]:
     """Yield the spans of places."""
-    yield from _addresses(view)
     yield from _towns(view)
     for house in _HOUSE_AT.finditer(view.text):
         begin = max(0, house.start() - _MAX_DISTANCE)
@@ -123,43 +97,13 @@ def find(view: View) -> Iterator[Span]:
                 yield Span(*town.span(1), "city")
 
 
-def _addresses(view: View) -> Iterator[Span]:
-    text = view.text
-    for start, end in view.digits:
-        before = text[start - 1] if start else " "
-        if before.isalpha() and end - start <= 2:
-            begin = view.word_start(start, 3)
-            if (code := _POSTCODE.match(text, begin)) and not (begin and text[begin - 1].isalnum()):
-                yield Span(begin, code.end(), "zip")
-                for span in _town_before(view, _end_before(text, begin), True):
-                    if is_town(text[span.start : span.end].lower(), sure=False):
-                        yield span
-        if before.isalnum() or before in "_.,/$-":
-            continue
-        is_zip = end - start == 5 and (
-            _ZIP_LABEL.search(view.before(start, 20)) or _STATE_BEFORE.search(text, max(0, start - 24), start)
-        )
-        if is_zip and (code := _ZIP.match(text, start)):
-            yield Span(start, code.end(), "zip")
-            continue
-        if end - start <= 5 and (found := _ADDRESS.match(text, start)):
-            yield Span(start, found.end(), "address")
-            town, below = _TOWN_AFTER.match(text, found.end()), _TOWN_BELOW.match(text, found.end())
-            if town and is_town(town[1].lower(), sure=True):
-                yield Span(*town.span(1), "city")
-            elif below and below[1].lower() in name_words.CITIES:
-                yield Span(*below.span(1), "city")
-        elif box := _BOX.search(view.before(start, 26)):
-            yield Span(start - len(box[0]), end, "address")
-
-
 def _towns(view: View) -> Iterator[Span]:
     text = view.text
     for state in _COMMA_STATE.finditer(text):
-        yield from _town_before(view, state.start(), bool(_ZIP_AFTER.match(text, state.end())))
+        yield from town_before(view, state.start(), bool(_ZIP_AFTER.match(text, state.end())))
     for start, end in view.digits:
         if end - start == 5 and (code := _STATE_BEFORE.search(text, max(0, start - 24), start)):
-            yield from _town_before(view, _end_before(text, code.start()), True)
+            yield from town_before(view, end_before(text, code.start()), True)
     for found in _CAPITAL.finditer(text):
         before = view.before(found.start(), 44).split() if text[found.start() - 1 : found.start()].isspace() else []
         if not before or before[-1].strip(":") not in _LOCATIVES | _ON_STREET:
@@ -175,14 +119,15 @@ def _towns(view: View) -> Iterator[Span]:
             yield Span(town.start(), town.end(), "city")
 
 
-def _end_before(text: str, place: int) -> int:
+def end_before(text: str, place: int) -> int:
     """Return the end of the text before `place`, without the spaces, commas and line breaks there."""
     while place and text[place - 1] in " ,\n":
         place -= 1
     return place
 
 
-def _town_before(view: View, end: int, sure: bool) -> Iterator[Span]:
+def town_before(view: View, end: int, sure: bool) -> Iterator[Span]:
+    """Yield the span of the town that ends at `end`; with `sure`, the text after it shows that a town is there."""
     found = _TOWN_BEFORE.search(view.text, max(0, end - 48), end)
     if found is None:
         return
@@ -227,7 +172,7 @@ def is_town(low: str, sure: bool) -> bool:
         or each[0] in name_words.EPONYMS
         or name_words.PLACES & set(each)
     )
-    return not wrong and low not in _STATES.lower().split("|")
+    return not wrong and low not in STATES.lower().split("|")
 
 
 def _start_of(text: str, begin: int, house: re.Match[str]) -> int | None:
@@ -313,7 +258,7 @@ def find_organizations(view: View) -> Iterator[Span]:
     """Yield employers and schools, and towns before a country."""
     for country in _COMMA_COUNTRY.finditer(view.text):
         word = _LAST_WORD.search(view.text, max(0, country.start() - 24), country.start())
-        yield from _town_before(view, country.start(), bool(word and is_unlisted(word[0])))
+        yield from town_before(view, country.start(), bool(word and is_unlisted(word[0])))
     for pattern in (_EMPLOYER, _SCHOOL):
         for found in pattern.finditer(view.text):
             words = found["name"].split()

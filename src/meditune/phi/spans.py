@@ -7,6 +7,7 @@ invented. A model should learn neither this content nor the notation, so typed p
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -86,12 +87,18 @@ def word_list(name: str) -> frozenset[str]:
 _INVISIBLE = r"[\x00-\x08\x0b\x0e-\x1f\x7f\xad\u200b-\u200f\u202a-\u202e\u2060-\u2064\u2066-\u2069\ufeff]+"
 _HIDING = re.compile(rf"{_INVISIBLE}|&(?:#\d{{1,7}}|#[xX][0-9a-fA-F]{{1,6}}|[A-Za-z]{{2,8}}\d{{0,2}});")
 """Invisible characters and HTML entities, which change the positions of the characters behind them"""
+_HIDING_OR_DECOMPOSED = re.compile(rf"[^\W\d_][\u0300-\u036f]+|{_HIDING.pattern}")
 _PLAIN = {
     **dict.fromkeys([0xA0, 0x1680, *range(0x2000, 0x200B), 0x202F, 0x205F, 0x3000], " "),
     **dict.fromkeys([0x2028, 0x2029], "\n"),
     **dict.fromkeys([0x2010, 0x2011, 0x2012, 0x2013, 0x2212, 0xFE63], "-"),
     **{code: chr(code - 0xFEE0) for code in range(0xFF01, 0xFF5F)},  # Full-width letters, digits and signs
 }
+_FOLDING = str.maketrans("ÆÐØßæðøþĐđĦħıĸŁłŊŋŒœŦŧ", "ADOsadotDdHhikLlNnOoTt") | {
+    code: unicodedata.normalize("NFD", chr(code))[0]
+    for code in (*range(0xC0, 0x250), *range(0x1E00, 0x1F00))
+    if unicodedata.decomposition(chr(code))
+}  # Letters with accents -> letters without
 _DASH = re.compile(r"(?<=\d)[\u2014\u2015](?=\d)")  # Between words, a long dash separates parts of a sentence
 
 
@@ -99,19 +106,29 @@ def normalized(text: str) -> tuple[str, Sequence[int] | None]:
     """Return `text` as the finders search it, and the position in `text` of each of its characters and of its end.
 
     Spaces, hyphens and full-width characters become ASCII, HTML entities become characters, and invisible characters
-    are removed. The positions are None if they are unchanged.
+    are removed. Letters with combining accents become one character, if Unicode has it. The positions are None if they
+    are unchanged.
     """
     parts: list[str] = []
     places: list[int] = []
     done = 0
-    for found in _HIDING.finditer(text):
-        character = re.sub(_INVISIBLE, "", unescape(found[0])) if found[0].startswith("&") else ""
+    pattern = _HIDING if unicodedata.is_normalized("NFC", text) else _HIDING_OR_DECOMPOSED
+    for found in pattern.finditer(text):
+        if found[0][0].isalpha():
+            character = unicodedata.normalize("NFC", found[0])
+        else:
+            character = re.sub(_INVISIBLE, "", unescape(found[0])) if found[0].startswith("&") else ""
         places += [*range(done, found.start()), *([found.start()] * len(character))]
         parts += [text[done : found.start()], character]
         done = found.end()
     places += range(done, len(text) + 1) if parts else ()
     plain = "".join([*parts, text[done:]])
     return plain if plain.isascii() else _DASH.sub("-", plain.translate(_PLAIN)), places or None
+
+
+def folded(text: str) -> str:
+    """Return the text with unaccented Latin letters ("Zürich" becomes "Zurich"), with unchanged positions."""
+    return text if text.isascii() else text.translate(_FOLDING)
 
 
 _DIGITS = re.compile(r"\d+")
@@ -130,6 +147,11 @@ class View:
         if len(low) == len(self.text):
             return low
         return "".join(letter if len(letter.lower()) != 1 else letter.lower() for letter in self.text)
+
+    @cached_property
+    def folded(self) -> View:
+        """Return a view of the text with unaccented Latin letters, with unchanged positions."""
+        return self if self.text.isascii() else View(folded(self.text))
 
     @cached_property
     def digits(self) -> list[tuple[int, int]]:

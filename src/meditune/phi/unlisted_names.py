@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from functools import lru_cache
 
 from meditune.phi import name_words
+from meditune.phi.dates import is_duration
+from meditune.phi.fields import is_hl7
 from meditune.phi.name_words import ALSO_NAMES, NEXT, TOKEN, is_eponym, is_medical, is_titled, plain, stem
 from meditune.phi.spans import Span, View, word_list
 
@@ -166,9 +168,11 @@ _COUNTED = re.compile(
     r"colon|bpm|ng|pg|iu)"
 )
 _YEARS = re.compile(r"(?:19|20)\d\d(?:[-/](?:19|20)?\d\d)?|(?:19|20)\d\d-\d\d-\d\dT\d\d")
+_TIMES = re.compile(r"(?:[01]\d|2[0-3])[0-5]\d-(?:[01]\d|2[0-3])[0-5]\d")
+_HL7_SIGNS = frozenset({"|", "^"})  # The fields of HL7 segments have their own rules
 _FREE = re.compile(r"(?:1-)?8(?:00|88|77|66|55|44|33|22)[- ]")
 _PUBLIC = re.compile(
-    r"pmid|pmcid|doi|nct|isrctn|cpt|icd|grant|snomed|loinc|ndc|genbank|rs$|\$$|platelets?|count|copies|load"
+    r"pmid|pmcid|doi|nct|isrctn|cpt|icd|grant|snomed|loinc|ndc|genbank|rs$|\bca[ -]?$|\$$|platelets?|count|copies|load"
 )
 _CLOSER_MONTHS = "January|February|March|April|May|June|July|August|September|October|November|December"
 _ABBREVIATED = "Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sept?|Oct|Nov|Dec"
@@ -191,7 +195,7 @@ _DAY_OF = re.compile(
 )
 _ORDINAL = re.compile(
     r"(?i:\b(?:on|by|since|until|til|till|from|for|before|after|the|to) (?:the )?)(\d{1,2}(?:st|nd|rd|th))"
-    r"(?=[,.;)\n]|$| (?:at|and|for|to|with|by|instead)\b)"
+    r"(?=[,.;)\n]|$| (?:at|and|for|to|with|by|instead)\b)(?! (?:to|and) (?:the )?\d{1,2}\w\w (?:per)?centile)"
 )
 _SLASHED = re.compile(
     r"(?<![\w/.-])(?:0?[1-9]|[12]\d|3[01])/(?:0?[1-9]|[12]\d|3[01])(?![\w/%-]|\.\d)"
@@ -210,6 +214,7 @@ _PLACED = re.compile(
 _AFTER_STREET = re.compile(
     r"(?:,[ \n]{1,2}|[ ]?\n)((?:[A-Z][a-z'’.-]{1,20} ){0,2}[A-Z][a-z'’-]{2,20})(?=[,.;)\n]|$| [A-Z]{2}\b)"
 )
+_COUNTY = re.compile(r"(?<![A-Za-z])(?:Co\.|County) [A-Z][a-z]{3,20}(?![a-z])")
 _ENDINGS = (
     r"(?:Hospitals?|Infirmary|Clinics?|Hospice|Health(?:care)?|Rehab(?:ilitation)?|Surgery|Practice|Polyclinic|"
     r"Nursing (?:Home|Facility)|Care Home|Med(?:ical|\.)? (?:Cent(?:er|re)|Ctr|Cntr|Group|Practice|Associates|"
@@ -233,6 +238,7 @@ def find_in_single_person_note(view: View, careful: list[Span]) -> Iterator[Span
     yield from find(view)
     yield from _numbers(view)
     yield from _dates(view)
+    view = view.folded
     yield from _towns(view, careful)
     houses = [span for span in careful if span.kind == "hospital"]
     for house in _HOUSE.finditer(view.text):
@@ -245,7 +251,7 @@ def find_in_single_person_note(view: View, careful: list[Span]) -> Iterator[Span
 
 def _numbers(view: View) -> Iterator[Span]:
     """Yield long numbers, and shorter numbers after "#" or "no."; counts, doses and public numbers are skipped."""
-    done = 0
+    done, in_hl7 = 0, is_hl7(view)
     for place, _ in view.digits:
         start = view.word_start(place)
         if place < done or (found := _GROUPS.match(view.text, start)) is None:
@@ -254,9 +260,11 @@ def _numbers(view: View) -> Iterator[Span]:
         value, before = found[0], view.before(start, 24)
         digits = sum(map(str.isdecimal, value))
         before_sign = view.text[start - 1 : start]
+        if before_sign in _HL7_SIGNS and in_hl7:
+            continue
         if _COUNTED.match(view.low, found.end()) or _PUBLIC.search(before) or _PUBLIC.search(value.lower()):
             continue
-        if _YEARS.fullmatch(value) or _FREE.match(value):
+        if _YEARS.fullmatch(value) or _TIMES.fullmatch(value) or _FREE.match(value):
             continue
         if before_sign in {".", ",", "$", "/", "+"} or value[-3:] == "000":
             continue
@@ -275,6 +283,7 @@ def _dates(view: View) -> Iterator[Span]:
     for found in _SLASHED.finditer(view.text):
         first, last = map(int, found[0].split("/"))
         scored = _SCORED.search(view.before(found.start(), 16)) or (last in _DENOMINATORS and first <= last)
+        scored = scored or last in {7, 12} or is_duration(view, found)
         if not scored and min(first, last) <= 12:
             yield Span(found.start(), found.end(), "date")
 
@@ -284,7 +293,7 @@ def _towns(view: View, careful: list[Span]) -> Iterator[Span]:
         town = found[1]
         low = town.lower()
         each = town.split()
-        strange = is_unlisted(each[-1]) and all(
+        strange = _is_strange_town(each[-1]) and all(
             is_unlisted(word) or plain(word) in _HEADS or plain(word) in name_words.WORD_NAMES for word in each[:-1]
         )
         preposition = found[0].split()[0].lower()
@@ -296,10 +305,23 @@ def _towns(view: View, careful: list[Span]) -> Iterator[Span]:
         )
         if low in name_words.CITIES or named or (strange and preposition in _WHERE):
             yield Span(*found.span(1), "city")
+    yield from view.spans(_COUNTY, "city")
     for street in careful:
         town = _AFTER_STREET.match(view.text, street.end) if street.kind == "address" else None
         if town and town[1].lower() not in name_words.PLACES and (town[0][0] == "," or _is_unlisted_town(town[1])):
             yield Span(*town.span(1), "city")
+
+
+def _is_strange_town(word: str) -> bool:
+    """Return True if a word is on no list and isn't surely medical; towns may end like drugs ("Moate")."""
+    low = plain(word)
+    return is_unlisted(word) or (
+        word.istitle()
+        and len(low) > 4
+        and not name_words.is_ordinary(low)
+        and not name_words.is_surely_medical(low)
+        and low not in _NO_TOWNS
+    )
 
 
 def _is_unlisted_town(town: str) -> bool:

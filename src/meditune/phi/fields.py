@@ -1,0 +1,240 @@
+"""Identifiers in structured texts: HL7 version 2, JSON, XML, tables with a header row, and "key = value" lines.
+
+The name of a field says what its value is. Names, dates and contact details in prose are left to the other finders.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from meditune.config.data_options import Kind
+from meditune.phi import name_words
+from meditune.phi.name_words import plain
+from meditune.phi.spans import Span, View, word_list
+
+_LABELS: tuple[tuple[Kind, frozenset[str]], ...] = tuple(
+    (kind, frozenset(word.replace("_", " ") for word in word_list(f"{kind}_fields")))
+    for kind in ("date", "phone", "id", "zip", "city", "address", "hospital", "age", "name")
+)
+_SURE_NAMES = frozenset(word.replace("_", " ") for word in word_list("sure_name_fields"))
+"""Fields whose value is a name even if the words are ordinary English (Grace, Hope)"""
+_CAMEL = re.compile(r"(?<=[a-z])(?=[A-Z])")
+_SEPARATORS = re.compile(r"[\W_]+")
+_LAST_WORD = re.compile(r"(?:number|num|no|nr|id|value|text|code|1|2|line|full)$")
+
+_JSON = re.compile(
+    r"[\"'](?P<key>[A-Za-z][\w .-]{0,40})[\"']\s{0,4}[:=]\s{0,4}"
+    r"(?P<values>\[\s{0,4}(?:\"[^\"\n]{0,120}\"[,\s]{0,4}){1,6}|"
+    r"\"[^\"\n]{1,120}\"|'[^'\n]{1,120}'|\d{1,12}(?![\d.]))"
+)
+_STRING = re.compile(r"[^\"\[\],\s'][^\"\n]*")
+_XML = re.compile(
+    r"<(?P<key>[A-Za-z][\w.-]{0,40})(?: [^<>\n]{0,80}?)?"
+    r"(?:>(?P<content>[^<>\n]{1,120})</| value=\"(?P<value>[^\"\n]{1,120})\")"
+)
+_LINE = re.compile(
+    r"(?:^|(?<=[ \t]{2})|(?<=\|))[ \t]{0,8}(?P<key>[^\W\d_][\w ./()'’-]{1,28}?)[ \t]*(?:[=:]|\.{3,40})[ \t]*"
+    r"(?P<value>[^\s=:](?:[^\n|]{0,78}?[^\s|])??)(?=[ \t]*(?:$|\||[ \t]{2}))",
+    re.MULTILINE,
+)
+_HEADER = re.compile(r"^[^\n]{5,300}$", re.MULTILINE)
+_CELL = re.compile(r"[^\s\"](?:[^\n\"]*[^\s\"])?")
+_RULE = re.compile(r"[|\s:+-]+")
+_MAX_ROWS = 2000
+_FORM = 3  # A text with more lines of this kind is a form
+
+_SEGMENT = re.compile(r"^[A-Z][A-Z0-9]{2}\|[^\r\n]*", re.MULTILINE)
+_TIMESTAMP = re.compile(
+    r"(?<=[|^])(?:19|20)\d\d(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01])(?:\d{4}|\d{6})?(?=$|[|^.+\r-])"
+)
+_SEGMENTS: dict[str, dict[int, str]] = {
+    "MSH": {9: "id"},
+    "PID": {
+        **dict.fromkeys((2, 3, 4, 18, 20, 21), "id"),
+        **dict.fromkeys((5, 6, 9), "name"),
+        **{11: "address", 13: "phone", 14: "phone", 19: "ssn"},
+    },
+    "NK1": {2: "name", 4: "address", 5: "phone", 6: "phone", 7: "phone"},
+    "PD1": {4: "person"},
+    "PV1": {**dict.fromkeys((7, 8, 9, 17, 52), "person"), 19: "id", 50: "id"},
+    "ORC": {2: "id", 3: "id", 4: "id", **dict.fromkeys((10, 11, 12), "person")},
+    "OBR": {2: "id", 3: "id", **dict.fromkeys((10, 16, 28, 32), "person")},
+    "OBX": {16: "person"},
+    "GT1": {2: "id", 3: "name", 5: "address", 6: "phone", 7: "phone", 12: "ssn"},
+    "IN1": {16: "name", 19: "address", 36: "id", 49: "id"},
+    "DG1": {16: "person"},
+    "ROL": {4: "person"},
+    "SCH": {1: "id", 2: "id", 12: "person", 16: "person"},
+    "TXA": {5: "person", 9: "person", 12: "id", 22: "person"},
+}
+"""Fields of HL7 segments with identifiers; the separator after MSH is its first field"""
+_PARTS_OF_ADDRESS: tuple[Kind | None, ...] = ("address", "address", "city", None, "zip", None, None, "address")
+_ALPHABETIC = re.compile(r"[^\W\d_]")
+
+
+def find(view: View) -> Iterator[Span]:
+    """Yield the spans of identifiers in labelled fields."""
+    text = view.text
+    if is_hl7(view):
+        for segment in _SEGMENT.finditer(text):
+            yield from _in_segment(view, segment)
+    if '":' in text or "':" in text or '" :' in text:
+        for found in _JSON.finditer(text):
+            for value in _STRING.finditer(text, *found.span("values")):
+                yield from _in_field(view, found["key"], *value.span(), sure=True)
+    if "</" in text or "/>" in text:
+        for found in _XML.finditer(text):
+            yield from _in_field(view, found["key"], *found.span("content" if found["content"] else "value"), sure=True)
+    yield from _in_tables(view)
+    lines = [found for found in _LINE.finditer(text) if _kind_of(found["key"])]
+    for found in lines:
+        yield from _in_field(view, found["key"], *found.span("value"), sure=len(lines) > _FORM)
+
+
+def is_hl7(view: View) -> bool:
+    """Return True if the text has segments of HL7 version 2."""
+    return "|" in view.text and bool(_SEGMENT.search(view.text))
+
+
+def _in_segment(view: View, segment: re.Match[str]) -> Iterator[Span]:
+    if "PID|" in view.text:
+        for stamp in _TIMESTAMP.finditer(view.text, segment.start(), segment.end()):
+            yield Span(stamp.start(), stamp.end(), "date")
+    kinds = _SEGMENTS.get(segment[0][:3], {})
+    place = segment.start()
+    for number, field in enumerate(segment[0].split("|")):
+        kind = kinds.get(number)
+        for written in field.split("~") if kind else ():
+            yield from _in_hl7_field(written, place, str(kind))
+            place += len(written) + 1
+        place += 0 if kind else len(field) + 1
+
+
+def _in_hl7_field(written: str, start: int, kind: str) -> Iterator[Span]:
+    """Yield the spans in one repetition of an HL7 field, whose components are separated by "^"."""
+    parts = written.split("^")
+    if kind == "address":
+        for part, what in zip(parts, _PARTS_OF_ADDRESS, strict=False):
+            if part.strip('"') and what:
+                yield Span(start, start + len(part), what)
+            start += len(part) + 1
+    elif kind in {"name", "person"}:
+        if kind == "person" and any(map(str.isdecimal, parts[0])):
+            yield Span(start, start + len(parts[0]), "id")
+            start += len(parts[0]) + 1
+            parts = parts[1:]
+        name = "^".join(parts[:5]).rstrip("^")
+        if _ALPHABETIC.search(name):
+            yield Span(start + len(name) - len(name.lstrip("^")), start + len(name), "name")
+    elif kind == "phone":
+        for part in parts:
+            if sum(map(str.isdecimal, part)) > 5:
+                yield Span(start, start + len(part), "phone")
+            start += len(part) + 1
+    elif len(parts[0]) > 2 and any(map(str.isdecimal, parts[0])):
+        yield Span(start, start + len(parts[0]), "ssn" if kind == "ssn" else "id")
+
+
+def _in_tables(view: View) -> Iterator[Span]:
+    """Yield the spans in the cells of tables, whose first row names the columns."""
+    text, done = view.text, 0
+    for header in _HEADER.finditer(text):
+        if header.start() < done:
+            continue
+        separator = next((sign for sign in ("|", "\t", ";", ",") if header[0].count(sign) > 1), None)
+        if separator is None:
+            continue
+        names = [name.strip(' "') for name in header[0].split(separator)]
+        kinds = [_kind_of(name) for name in names]
+        # Other lines with commas are prose.
+        if sum(kind is not None for kind in kinds) < 2 or any(len(name) > 24 for name in names):
+            continue
+        done = header.end() + 1
+        for _ in range(_MAX_ROWS):
+            end = text.find("\n", done)
+            row = text[done : end if end >= 0 else len(text)]
+            cells = _split(row, separator)
+            if len(cells) < len(names) - 1 or len(cells) < 3:
+                break
+            if not _RULE.fullmatch(row):
+                for name, (start, stop) in zip(names, cells, strict=False):
+                    if value := _CELL.search(text, done + start, done + stop):
+                        yield from _in_field(view, name, *value.span(), sure=True)
+            done += len(row) + 1
+
+
+def _split(row: str, separator: str) -> list[tuple[int, int]]:
+    """Return the positions of the cells of a row; separators between double quotes belong to a cell."""
+    cells, start, quoted = [], 0, False
+    for place, sign in enumerate(row):
+        quoted ^= sign == '"'
+        if sign == separator and not quoted:
+            cells.append((start, place))
+            start = place + 1
+    return [*cells, (start, len(row))]
+
+
+def _label(key: str) -> str:
+    return " ".join(_SEPARATORS.split(_CAMEL.sub(" ", key))).strip().lower()
+
+
+def _kind_of(key: str) -> Kind | None:
+    """Return the kind of identifier that a field with this name contains, or None."""
+    label = _label(key)
+    shorter = _LAST_WORD.sub("", label).strip()
+    for each in (label, shorter) if shorter else (label,):
+        for kind, words in _LABELS:
+            if each in words:
+                return kind
+    return None
+
+
+def _in_field(view: View, key: str, start: int, end: int, sure: bool) -> Iterator[Span]:
+    """Yield the span of a field's value if it is an identifier; with `sure`, the text is a table or JSON, not prose."""
+    kind = _kind_of(key)
+    if kind is None:
+        return
+    value = view.text[start:end]
+    digits = sum(map(str.isdecimal, value))
+    if _is_value(kind, _label(key), value, digits, sure):
+        yield Span(start, end, kind)
+
+
+_DATE = re.compile(
+    r"(?:19|20)?\d{2}[-/. ]?\d{1,2}[-/. ]?(?:\d{4}|\d{1,2})(?:$|[T ])|\d{1,2}[-/. ]?[A-Za-z]{3}[-/. ]?\d{2,4}"
+)
+_EMPTY = word_list("empty_values")
+_ZIP = re.compile(r"(?=[^\n]{0,9}\d)[A-Z0-9]{2,5}(?:[ -][A-Z0-9]{2,5})?")
+_ID = re.compile(r"(?=[^\n]*\d)[A-Za-z0-9][\w./ -]{2,30}")
+_TITLES = frozenset(["dr", "mr", "mrs", "ms", "miss", "prof", "sr", "sra", "dra", "frau", "herr", "mme", "m"])
+
+
+def _is_value(kind: Kind, label: str, value: str, digits: int, sure: bool) -> bool:
+    words = value.split()
+    if not words or words[0].lower().strip(".,") in _EMPTY:
+        return False
+    if kind == "age":
+        return value.isdecimal() and 89 < int(value) < 126
+    if kind == "date":
+        return bool(_DATE.match(value)) and len(value) < 30
+    if kind == "phone":
+        return digits > 5 and len(value) < 30
+    if kind == "id":
+        numbered = all(word.isupper() or any(map(str.isdecimal, word)) for word in words)
+        return bool(_ID.fullmatch(value)) and numbered and digits > 2 - sure and len(words) < 5
+    if kind == "zip":
+        return bool(_ZIP.fullmatch(value))
+    if kind == "address":
+        return (digits > 0 and len(value) < 80 and any(word[0].isupper() for word in words)) or (
+            sure and len(words) > 1 and value[0].isupper()
+        )
+    if digits or not value[0].isupper() or len(words) > 8 or len(value) > 70:
+        return False
+    telling = [low for low in map(plain, words) if low not in _TITLES]
+    unusual = any(not name_words.is_ordinary(low) and not name_words.is_surely_medical(low) for low in telling)
+    if kind == "name":
+        if len(words) > 6 or any(name_words.is_other(low) for low in telling) or not telling:
+            return False
+        return label in _SURE_NAMES or (sure and (unusual or any(low in name_words.ALSO_NAMES for low in telling)))
+    return (sure or unusual) and len(words) < 8

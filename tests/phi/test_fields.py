@@ -1,0 +1,79 @@
+"""Identifiers in structured texts, and addresses, towns and dates of many countries."""
+
+import pytest
+
+from meditune import phi
+
+HL7 = (
+    "PID|1||6612093^^^STJ^MR||OYELARAN^TEMITOPE^A||19640312|F|||12 MAIN ST^^SPRINGFIELD^IL^62701||(217)555-0188\n"
+    "PV1|1|O|CLINIC^3||||4471^VANDERKOLK^ELSBETH"
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (
+            HL7,
+            [
+                "6612093",
+                "OYELARAN^TEMITOPE^A",
+                "19640312",
+                "12 MAIN ST",
+                "SPRINGFIELD",
+                "62701",
+                "(217)555-0188",
+                "4471",
+                "VANDERKOLK^ELSBETH",
+            ],
+        ),
+        (
+            '{"patient_name": "Temitope Oyelaran", "dob": "1964-03-12", "mrn": "A-66120", "hb": 11.2, "sex": "female"}',
+            ["Temitope Oyelaran", "1964-03-12", "A-66120"],
+        ),
+        (
+            '<name value="Oyelaran, Temitope"/><birthDate value="1964-03-12"/><status value="final"/>',
+            ["Oyelaran, Temitope", "1964-03-12"],
+        ),
+        (
+            "surname,given_name,dob,ward,potassium\nOyelaran,Temitope,12/03/1964,B4,4.1\nSkovgaard,Maren,01/11/1950,B4,3.9",
+            ["Oyelaran", "Temitope", "12/03/1964", "Skovgaard", "Maren", "01/11/1950"],
+        ),
+        (
+            "Name = Temitope Oyelaran\nDOB = 12/03/1964\nHospital No = 66120-B\nDiagnosis = asthma",
+            ["Temitope Oyelaran", "12/03/1964", "66120-B"],
+        ),
+    ],
+    ids=["hl7", "json", "fhir", "csv", "lines"],
+)
+def test_structured_texts_are_searched_by_the_names_of_their_fields(text, expected):
+    assert [text[span.start : span.end] for span in phi.find(text)] == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "masked"),
+    [
+        ("Patient lives at Lindenstraße 12, 10969 Berlin.", "Patient lives at [LOCATION], [LOCATION] [LOCATION]."),
+        ("Discharged to 14 Rosebery Avenue, London EC1R 4TD.", "Discharged to [LOCATION], [LOCATION] [LOCATION]."),
+        ("The patient moved here from Zürich last year.", "The patient moved here from [LOCATION] last year."),
+        ("Seen on 12. März 2021 for review.", "Seen on [DATE] for review."),
+        ("Ingresó el 12 de marzo de 2021 con fiebre.", "Ingresó el [DATE] con fiebre."),
+        ("Admitted on the twelfth of March with pneumonia.", "Admitted on [DATE] with pneumonia."),
+        ("Reviewed by Staff Nurse Okonkwo at noon.", "Reviewed by Staff Nurse [NAME] at noon."),
+    ],
+)
+def test_addresses_and_dates_of_other_countries_are_found(text, masked):
+    assert phi.mask(text) == masked
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Amoxicillin 500 mg tds for 5/7, review in 2/52 and again in 6/12.",
+        "VA 6/18 right eye, 6/9 left eye.",
+        "She has a Glasgow Coma Scale of 14 and a Boston brace.",
+        '{"sex": "female", "name": "unknown", "haemoglobin": 11.2}',
+    ],
+)
+def test_durations_acuities_and_scales_are_no_identifiers(text):
+    assert phi.mask(text) == text
