@@ -20,7 +20,7 @@ _WORD = r"[A-Z0-9][A-Za-z0-9.'’-]{0,24}"
 _UNIT = r"(?:,?[ \n](?:Apt|Apartment|Unit|Suite|Ste|Floor|Fl|Room|Rm|Bldg|#)\.? ?#?[A-Za-z0-9-]{1,6})?"
 _ADDRESS = re.compile(
     rf"\d{{1,5}}[A-Za-z]?(?:[-/]\d{{1,4}})?[ ]{{1,2}}(?:[NSEW]\.? |North |South |East |West )?"
-    rf"(?:{_WORD}[ ]){{1,4}}?{_STREETS}(?![A-Za-z'’])\.?(?: (?:N|S|E|W|NE|NW|SE|SW)(?![\w.]))?{_UNIT}"
+    rf"(?:{_WORD}[ ]){{1,4}}?{_STREETS}(?: {_STREETS})?(?![A-Za-z'’])\.?(?: (?:N|S|E|W|NE|NW|SE|SW)(?![\w.]))?{_UNIT}"
     rf"|\d{{1,5}} {_STREETS} of the {_WORD}"
     rf"|\d{{1,3}}(?:st|nd|rd|th) (?:Cross |Main )?(?:Street|St|Avenue|Ave|Road|Rd|Cross|Main)(?![A-Za-z'’])"
     rf"(?: (?:NE|NW|SE|SW)(?!\w))?"

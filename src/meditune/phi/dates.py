@@ -111,9 +111,9 @@ _SCORED = re.compile(
     r"bottles|rating|index|of|is|was|at|phq-?9?|grade|bp|\()[ \t:=]{0,3}$"
 )
 _IN_BRITAIN = re.compile(r"(?<![\d/.])(?:\d{1,2}/52|(?:1[3-9]|2\d)/7)(?![\d/])")
-_BEFORE_DAY = re.compile(r"(?<![a-z])(?:on|dated?|dob|born|seen|adm|admitted|op|cath|reviewed|discharged)[ :]{1,3}$")
+BEFORE_DAY = re.compile(r"(?<![a-z])(?:on|dated?|dob|born|seen|adm|admitted|op|cath|reviewed|discharged)[ :]{1,3}$")
 _BEFORE_DURATION = re.compile(
-    r"(?<![a-z])(?:for|x|×|in|over|every|within|od|om|on|bd|bid|tds|tid|qds|qid|prn|mg|mcg|ml|g|tcu|rv|review|about)"
+    r"(?<![a-z])(?:for|x|×|in|over|every|within|od|om|bd|bid|tds|tid|qds|qid|prn|mg|mcg|ml|g|tcu|rv|review|about)"
     r"[ ]{0,2}$"
 )
 _ACUITY = re.compile(r"(?<![a-z])(?:va|bcva|acuity|snellen|vision)(?![a-z])|6/(?:60|36)(?!\d)")
@@ -272,7 +272,7 @@ def is_duration(view: View, found: re.Match[str]) -> bool:
         return False
     before = view.before(found.start(), 16)
     if _IN_BRITAIN.search(view.low):
-        return not _BEFORE_DAY.search(before)
+        return not BEFORE_DAY.search(before)
     return bool(_BEFORE_DURATION.search(before))
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from functools import lru_cache
 
 from meditune.phi import name_words
-from meditune.phi.dates import is_duration
+from meditune.phi.dates import BEFORE_DAY, is_duration
 from meditune.phi.fields import is_hl7
 from meditune.phi.name_words import ALSO_NAMES, NEXT, TOKEN, is_eponym, is_medical, is_titled, plain, stem
 from meditune.phi.spans import Span, View, word_list
@@ -283,7 +283,11 @@ def _dates(view: View) -> Iterator[Span]:
     for found in _SLASHED.finditer(view.text):
         first, last = map(int, found[0].split("/"))
         scored = _SCORED.search(view.before(found.start(), 16)) or (last in _DENOMINATORS and first <= last)
-        scored = scored or last in {7, 12} or is_duration(view, found)
+        scored = (
+            scored
+            or is_duration(view, found)
+            or (last in {7, 12} and not BEFORE_DAY.search(view.before(found.start(), 16)))
+        )
         if not scored and min(first, last) <= 12:
             yield Span(found.start(), found.end(), "date")
 
