@@ -177,7 +177,8 @@ def before(view: View, place: int) -> Cue | None:
         return None
     words = [word.strip('(,:;["“') for word in head.split()[-_MAX_WORDS:]]
     known = _LABELS if ":" in between or "=" in between or "#" in between else _PLAIN
-    ends_sentence = ("." in between and head[-3:] not in {" pt", "pt", "\npt"}) or ";" in between
+    is_patient = words[-1:] == ["pt"] and text[start + len(head) - 1] == "t"  # "Pt. Okoro", but not "seen by PT. Foley"
+    ends_sentence = ("." in between and not is_patient) or ";" in between
     for number in range(len(words), 0, -1):
         phrase = " ".join(words[-number:])
         cue = known.get(phrase) or (known.get(phrase.rpartition("/")[2]) if number == 1 else None)

@@ -200,7 +200,7 @@ def _last_first(view: View, token: re.Match[str]) -> Span | None:
     low = plain(token[0])
     comma = _COMMA.match(view.text, token.end())
     first = name_words.FIRST.match(view.text, comma.end()) if comma else None
-    heads = bool(first) and _heads_line(view, token, first)
+    heads = first is not None and _heads_line(view, token, first)
     in_list = view.text[max(0, token.start() - 2) : token.start()].strip() == "," or (
         first and view.text[first.end() : first.end() + 1] == "," and not heads
     )
