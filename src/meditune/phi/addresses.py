@@ -76,7 +76,7 @@ _ZIP = re.compile(r"\d{5}(?:-\d{4})?(?![\w-])")
 _ZIP_LABEL = re.compile(
     r"(?<![a-z])(?:zip(?: ?code)?|post(?:al)? ?code|pin(?: ?code)?|cep|plz|eircode)[ \t]?[:#]?(?: is)?[ \t]{0,4}$"
 )
-_LABELLED_CODE = re.compile(r"\d{5}-\d{3}|\d{6}|\d{3} \d{3}|\d{4,5}(?:-\d{4})?")
+_LABELLED_CODE = re.compile(r"(?:\d{5}-\d{3}|\d{6}|\d{3} \d{3}|\d{4,5}(?:-\d{4})?)(?![^\W_]|\.\d)")
 _POSTCODE = re.compile(
     r"(?:[A-Z]{1,2}\d{1,2}[A-Z]? \d[ABD-HJLNP-UW-Z]{2}|[ABCEGHJ-NPRSTVXY]\d[A-Z][ -]\d[A-Z]\d|"
     r"[AC-FHKNPRTV-Y]\d[\dW] (?=[A-Z]{0,3}\d)(?=\d{0,3}[A-Z])[A-Z0-9]{4})(?![^\W_])"
@@ -132,11 +132,9 @@ def find(view: View) -> Iterator[Span]:
 def _at_number(view: View, start: int, end: int) -> Iterator[Span]:
     text = view.text
     length = end - start
-    if length > 3 and (label := _ZIP_LABEL.search(view.before(start, 20))):
-        code = _LABELLED_CODE.match(text, start) if label else None
-        if code and not text[code.end() : code.end() + 1].isalnum():
-            yield Span(start, code.end(), "zip")
-            return
+    if length > 3 and _ZIP_LABEL.search(view.before(start, 20)) and (code := _LABELLED_CODE.match(text, start)):
+        yield Span(start, code.end(), "zip")
+        return
     if length == 5 and _STATE_BEFORE.search(text, max(0, start - 24), start) and (code := _ZIP.match(text, start)):
         yield Span(start, code.end(), "zip")
         return

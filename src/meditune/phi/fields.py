@@ -217,14 +217,14 @@ def _is_value(kind: Kind, label: str, value: str, digits: int, sure: bool) -> bo
     if kind == "age":
         return value.isdecimal() and 89 < int(value) < 126
     if kind == "date":
-        return bool(_DATE.match(value)) and len(value) < 30
+        return bool(_DATE.match(value)) and len(value) < 30 and not (value.isdecimal() and len(value) < 6)
     if kind == "phone":
         return digits > 5 and len(value) < 30
     if kind == "id":
         numbered = all(word.isupper() or any(map(str.isdecimal, word)) for word in words)
         return bool(_ID.fullmatch(value)) and numbered and digits > 2 - sure and len(words) < 5
     if kind == "zip":
-        return bool(_ZIP.fullmatch(value))
+        return bool(_ZIP.fullmatch(value)) and len(value) > 3
     if kind == "address":
         return (digits > 0 and len(value) < 80 and any(word[0].isupper() for word in words)) or (
             sure and len(words) > 1 and value[0].isupper()
