@@ -10,6 +10,7 @@ prediction.
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 from operator import attrgetter
@@ -21,7 +22,7 @@ from meditune.data.example import DECISIONS, Example
 from meditune.data.preference_pairs import Pair
 from meditune.errors import ModelError
 from meditune.evaluate.predictions import decided_row
-from meditune.models.forward import label_logits
+from meditune.models.forward import Predicted, label_logits
 from meditune.models.inference import batch_limit, inference, tokens_per_pass
 from meditune.models.load import LoadedModel, positions
 from meditune.models.shared_prefix_batch import Row, by_length, join, rows_of_pairs, windows
@@ -58,29 +59,37 @@ def score(
     The labels' logits are computed in FP32 from the hidden state, because BF16 logits often tie.
     """
     scores = Scores({}, {}, {})
-    with inference(loaded.model), Progress(label, sum(len(row) for row in rows), "tokens") as progress:
-        for indices in by_length(rows, tokens_per_pass(loaded.model, batch_tokens)):
-            chosen = [rows[index] for index in indices]
-            batch, (hidden, logits) = loaded.frozen.predict(loaded.model, chosen, loaded.pad_id)
-            likelihoods = log_likelihoods(logits, batch.targets.to(logits.device))
-            start = 0
-            for item in (item for row in chosen for item in row.encoded):
-                if item.task in ("decision", "claim"):
-                    tokens = list((labels or {}).values()) if item.task == "decision" else item.choices
-                    found = label_logits(loaded.model, hidden[start], tokens).tolist()
-                    refuse_not_finite(found, item.id, loaded)
-                    if item.task == "decision":
-                        scores.decisions[item.id] = dict(zip(labels or {}, found, strict=True))
-                    else:
-                        scores.claims[item.id] = found
+    limit = tokens_per_pass(loaded.model, batch_tokens)
+    with inference(loaded.model), Progress(label, sum(map(len, rows)), "tokens") as progress:
+        for _, item, (hidden, _), likelihoods in _predictions(loaded, rows, limit, progress):
+            if item.task in ("decision", "claim"):
+                tokens = list((labels or {}).values()) if item.task == "decision" else item.choices
+                found = label_logits(loaded.model, hidden[0], tokens).tolist()
+                refuse_not_finite(found, item.id, loaded)
+                if item.task == "decision":
+                    scores.decisions[item.id] = dict(zip(labels or {}, found, strict=True))
                 else:
-                    scored = len(item.target) if item.answer_cut else len(item.target) - 1
-                    nll = -float(likelihoods[start : start + scored].sum())
-                    refuse_not_finite([nll], item.id, loaded)
-                    scores.answers[item.id] = TextScore(nll, scored)
-                start += len(item.target)
-            progress.advance(batch.real_tokens)
+                    scores.claims[item.id] = found
+            else:
+                scored = len(item.target) if item.answer_cut else len(item.target) - 1
+                nll = -float(likelihoods[:scored].sum())
+                refuse_not_finite([nll], item.id, loaded)
+                scores.answers[item.id] = TextScore(nll, scored)
     return scores
+
+
+def _predictions(
+    loaded: LoadedModel, rows: Sequence[Row], max_tokens: int, progress: Progress
+) -> Iterator[tuple[int, Encoded, Predicted, torch.Tensor]]:
+    """Yield each row's index with each of its tasks, and the predictions and log-likelihoods of the task's targets."""
+    for indices in by_length(rows, max_tokens):
+        batch, (hidden, logits) = loaded.frozen.predict(loaded.model, [rows[index] for index in indices], loaded.pad_id)
+        likelihoods = log_likelihoods(logits, batch.targets.to(logits.device))
+        tasks = [(index, item) for index in indices for item in rows[index].encoded]
+        parts = (torch.split(each, [len(item.target) for _, item in tasks]) for each in (hidden, logits, likelihoods))
+        for (index, item), states, values, each in zip(tasks, *parts, strict=True):
+            yield index, item, Predicted(states, values), each
+        progress.advance(batch.real_tokens)
 
 
 def general_rows(loaded: LoadedModel, text: str, tokens: int, window: int, name: str = "window") -> list[Row]:
@@ -173,24 +182,18 @@ def score_pairs(
     End tokens count, because stopping is part of an answer.
     """
     rows, encoded_pairs = rows_of_pairs(pairs, encoder)
-    found: dict[int, dict[str, Any]] = {}
+    found: dict[int, list[tuple[float, int]]] = defaultdict(list)
     with torch.inference_mode(), Progress(label, sum(map(len, rows)), "tokens") as progress:
-        for indices in by_length(rows, batch_limit(loaded.model, batch_tokens)):
-            chosen = [rows[index] for index in indices]
-            batch, (_, logits) = loaded.frozen.predict(loaded.model, chosen, loaded.pad_id)
-            each = log_likelihoods(logits, batch.targets.to(logits.device))
-            start = 0
-            for index, row in zip(indices, chosen, strict=True):
-                found[index] = {}
-                for name, item in zip(encoded_pairs[index].answers, row.encoded, strict=True):
-                    end = start + len(item.target)
-                    nll = -float(each[start:end].sum())
-                    refuse_not_finite([nll], item.id, loaded)
-                    found[index] |= {f"{name}_nll": nll, f"{name}_tokens": len(item.target)}
-                    start = end
-            progress.advance(batch.real_tokens)
+        limit = batch_limit(loaded.model, batch_tokens)
+        for index, item, _, likelihoods in _predictions(loaded, rows, limit, progress):
+            nll = -float(likelihoods.sum())
+            refuse_not_finite([nll], item.id, loaded)
+            found[index].append((nll, len(item.target)))
     for index, pair in enumerate(encoded_pairs):
-        yield {"id": pair.id, "kind": pair.kind, "group": pair.group} | found[index]
+        row: dict[str, Any] = {"id": pair.id, "kind": pair.kind, "group": pair.group}
+        for name, (nll, tokens) in zip(pair.answers, found[index], strict=True):
+            row |= {f"{name}_nll": nll, f"{name}_tokens": tokens}
+        yield row
 
 
 UNLIMITED = 1_000_000_000
@@ -257,27 +260,17 @@ def choice_likelihoods(
     The harness rounds the logits of a BF16 model to BF16, so that choices often tie. Here, the logits of single-token
     choices are computed in FP32, as in Meditune's own protocol. Raises ModelError if a log-likelihood isn't finite.
     """
-    found: dict[int, list[float]] = {}
+    found: dict[int, list[float]] = defaultdict(list)
     rows = [question.row for question in questions]
+    limit = tokens_per_pass(loaded.model, batch_tokens)
     with inference(loaded.model), Progress(label, sum(map(len, rows)), "tokens") as progress:
-        for indices in by_length(rows, tokens_per_pass(loaded.model, batch_tokens)):
-            batch, predicted = loaded.frozen.predict(loaded.model, [rows[index] for index in indices], loaded.pad_id)
-            each = log_likelihoods(predicted.logits, batch.targets.to(predicted.logits.device))
-            start = 0
-            for index in indices:
-                question = questions[index]
-                if question.choices:
-                    state, logits = predicted.hidden[start], predicted.logits[start]
-                    choices = label_logits(loaded.model, state, question.choices)
-                    found[index] = (choices - logits.float().logsumexp(dim=0)).tolist()
-                    start += 1
-                else:
-                    lengths = [len(item.target) for item in question.row.encoded]
-                    parts = torch.split(each[start : start + sum(lengths)], lengths)
-                    found[index] = [float(part.sum()) for part in parts]
-                    start += sum(lengths)
-                refuse_not_finite(found[index], question.row.encoded[0].id, loaded)
-            progress.advance(batch.real_tokens)
+        for index, item, (hidden, logits), likelihoods in _predictions(loaded, rows, limit, progress):
+            if choices := questions[index].choices:
+                values = label_logits(loaded.model, hidden[0], choices)
+                found[index] = (values - logits[0].float().logsumexp(dim=0)).tolist()
+            else:
+                found[index].append(float(likelihoods.sum()))
+            refuse_not_finite(found[index], item.id, loaded)
     return [found[index] for index in range(len(questions))]
 
 
