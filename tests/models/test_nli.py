@@ -15,7 +15,7 @@ from meditune.engines.evidence_judge import DOUBTED, EvidenceJudge, TorchLabelMo
 from meditune.errors import ModelError
 from meditune.evidence.lexical_detector import Sentence, Sources, evidence, placed, sentence_logit
 from meditune.evidence.support_model import ClaimCorrection, SupportQuestion, SupportScore, load_correction
-from meditune.models.nli import BATCH, _parts, check
+from meditune.models.nli import BATCH, check
 from meditune.retrieve.citations import Citer
 from meditune.retrieve.context_packing import PackedPassage
 from meditune.retrieve.documents.document import IndexedPassage
@@ -88,7 +88,7 @@ def test_a_sentence_longer_than_the_model_reads_is_judged_in_parts(tmp_path, sur
     long = " ".join(["pain fell"] * (words // 2)) + "."
     question = SupportQuestion(SOURCES, "Does it help?", long, 0, len(long))
     found = load_support_model(f"{kind}{tmp_path / 'judge'}")
-    parts = list(_parts(found._model, found._tokenizer, long))
+    parts = list(found._parts(long))
     assert "".join(text for _, text in parts) == long
     assert all(long[start:].startswith(text) for start, text in parts)
     assert min(len(text) for _, text in parts) > 0.8 * max(len(text) for _, text in parts)

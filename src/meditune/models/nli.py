@@ -84,12 +84,13 @@ def load_nli(name: str, option: str = EVALUATION) -> Support:
         )
     model.to(device()).eval()
     if kind == "lettucedetect":
-        if _longest(model, tokenizer) < LETTUCEDETECT_TOKENS:
+        marker = TokenSupport(model, tokenizer)
+        if marker.longest < LETTUCEDETECT_TOKENS:
             raise ModelError(
-                f"{option} {name}: the model reads at most {_longest(model, tokenizer)} tokens, but a LettuceDetect "
-                f"model must read at least {LETTUCEDETECT_TOKENS}. Choose another model."
+                f"{option} {name}: the model reads at most {marker.longest} tokens, but a LettuceDetect model must "
+                f"read at least {LETTUCEDETECT_TOKENS}. Choose another model."
             )
-        return TokenSupport(model, tokenizer)
+        return marker
     if kind == "minicheck":
         return MiniCheck(model, tokenizer, supporting)
     return PairSupport(model, tokenizer, supporting, _refuting(model.config))
@@ -133,19 +134,90 @@ def kind_and_model(name: str) -> tuple[str, str]:
     return kind, str(folder) if folder.is_dir() else place
 
 
-class PairSupport:
+class _Classifier:
+    """A model that reads sentences with their sources, and its tokenizer."""
+
+    has_spans = False
+    refutes = False
+    threshold = 0.5
+
+    def __init__(self, model: Any, tokenizer: Any) -> None:
+        self._model, self._tokenizer = model, tokenizer
+        # RoBERTa doesn't use its first two positions, so it reads two tokens fewer.
+        places = getattr(model.config, "max_position_embeddings", 512) or 512
+        self.longest = int(min(places - 2, tokenizer.model_max_length, 4096))
+        """Maximum number of tokens that the model reads at once"""
+
+    def _parts(self, sentence: str) -> Iterator[tuple[int, str]]:
+        """Yield the start and text of each part of a sentence, of about equal numbers of tokens.
+
+        A part has about half of the tokens that fit, or fewer. It begins after a space if there is one near.
+        """
+        places = self._tokenizer(sentence, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+        if not places:
+            return
+        count = -(-len(places) // (self.longest // 2))
+        starts = [0]
+        for number in range(1, count):
+            start = places[len(places) * number // count][0]
+            space = sentence.rfind(" ", starts[-1], start) + 1
+            starts.append(space if start - space < MAX_WORD_LETTERS and space > starts[-1] else start)
+        for start, end in zip(starts, [*starts[1:], len(sentence)], strict=True):
+            yield start, sentence[start:end]
+
+    def _windows(
+        self, texts: tuple[str, ...], source: tuple[int, int]
+    ) -> tuple[dict[str, Any], list[list[tuple[int, int] | None]]]:
+        """Return texts as tokens, and for each row the place of each token in the second text, if it is there.
+
+        `source` is the place of the sources in the first of one or two texts. Long sources are split into overlapping
+        windows, one for each row; every row has all tokens around the sources.
+        """
+        import torch
+        from torch.nn.utils.rnn import pad_sequence
+
+        read = self._tokenizer(*texts, return_offsets_mapping=True, verbose=False)
+        part, places = read.sequence_ids(0), read["offset_mapping"]
+        inside = [n for n, (_, end) in enumerate(places) if part[n] == 0 and source[0] < end <= source[1]]
+        before = range(inside[0]) if inside else range(0)
+        after = range(inside[-1] + 1 if inside else 0, len(places))
+        room = self.longest - len(before) - len(after)
+        overlap = min(64, self.longest // 4, room - 1)
+        starts = range(0, max(len(inside) - overlap, 1), room - overlap) if len(inside) > room else range(1)
+        rows = [[*before, *inside[start : start + room], *after] for start in starts]
+        padding = {"input_ids": self._tokenizer.pad_token_id or 0}
+        tokens = {
+            name: pad_sequence([torch.tensor(read[name])[row] for row in rows], True, padding.get(name, 0))
+            for name in self._tokenizer.model_input_names
+            if name in read
+        }
+        return tokens, [[tuple(places[n]) if part[n] == 1 else None for n in row] for row in rows]
+
+    def _read(self, rows: dict[str, Any]) -> Any:
+        """Return the logits for all rows of tokens, which the model reads in batches."""
+        import torch
+
+        found = []
+        for start in range(0, len(rows["input_ids"]), BATCH):
+            batch = {key: value[start : start + BATCH].to(self._model.device) for key, value in rows.items()}
+            with torch.inference_mode():
+                found.append(self._logits(batch).float())
+        return torch.cat(found)
+
+    def _logits(self, batch: dict[str, Any]) -> Any:
+        return self._model(**batch).logits
+
+
+class PairSupport(_Classifier):
     """A classifier of (source, sentence) pairs.
 
     If a source is split into windows, the highest probability of each label counts. If a sentence is split into parts,
     the lowest probability of support and the highest probability of refutation count.
     """
 
-    has_spans = False
-    threshold = 0.5
-
     def __init__(self, model: Any, tokenizer: Any, supporting: int, refuting: int | None = None) -> None:
         """Prepare the classifier; `supporting` and `refuting` are indices of labels."""
-        self._model, self._tokenizer = model, tokenizer
+        super().__init__(model, tokenizer)
         self._supporting, self._refuting = supporting, refuting
         self.refutes = refuting is not None
 
@@ -153,8 +225,7 @@ class PairSupport:
         """Yield one score for each sentence, in order."""
         for question in asked:
             source = " ".join(question.sources)
-            parts = _parts(self._model, self._tokenizer, question.sentence)
-            found = [self._shares(source, text) for _, text in parts]
+            found = [self._shares(source, text) for _, text in self._parts(question.sentence)]
             supported = min((float(each[self._supporting]) for each in found), default=0.0)
             refuted = None
             if self._refuting is not None:
@@ -164,22 +235,11 @@ class PairSupport:
 
     def _shares(self, source: str, sentence: str) -> Any:
         """Return the highest probability of each label over the windows of the source."""
-        import torch
+        logits = self._read(self._rows(source, sentence))
+        return (logits.sigmoid() if logits.shape[-1] == 1 else logits.softmax(-1)).amax(0)
 
-        rows = self._windows(source, sentence)
-        found = []
-        for start in range(0, rows["input_ids"].shape[0], BATCH):
-            batch = {key: value[start : start + BATCH].to(self._model.device) for key, value in rows.items()}
-            with torch.inference_mode():
-                logits = self._logits(batch).float()
-            found.append(logits.sigmoid() if logits.shape[-1] == 1 else logits.softmax(-1))
-        return torch.cat(found).amax(0)
-
-    def _windows(self, source: str, sentence: str) -> dict[str, Any]:
-        return _windows(self._model, self._tokenizer, (source, sentence), (0, len(source)))[0]
-
-    def _logits(self, batch: dict[str, Any]) -> Any:
-        return self._model(**batch).logits
+    def _rows(self, source: str, sentence: str) -> dict[str, Any]:
+        return self._windows((source, sentence), (0, len(source)))[0]
 
 
 class MiniCheck(PairSupport):
@@ -189,11 +249,11 @@ class MiniCheck(PairSupport):
     answers with one token, of which only the logits of T5_TOKENS count.
     """
 
-    def _windows(self, source: str, sentence: str) -> dict[str, Any]:
+    def _rows(self, source: str, sentence: str) -> dict[str, Any]:
         before = "predict: " if self._model.config.is_encoder_decoder else ""
         end = self._tokenizer.eos_token or self._tokenizer.sep_token
         text, start = f"{before}{source}{end}{sentence}", len(before)
-        return _windows(self._model, self._tokenizer, (text,), (start, start + len(source)))[0]
+        return self._windows((text,), (start, start + len(source)))[0]
 
     def _logits(self, batch: dict[str, Any]) -> Any:
         if not self._model.config.is_encoder_decoder:
@@ -202,7 +262,7 @@ class MiniCheck(PairSupport):
         return self._model(**batch, decoder_input_ids=start).logits[:, 0, list(T5_TOKENS)]
 
 
-class TokenSupport:
+class TokenSupport(_Classifier):
     """A token classifier whose last label means "unsupported". The least supported token determines the score.
 
     The model reads the prompt of its publisher (https://github.com/KRLabsOrg/LettuceDetect), then the sentence. Each
@@ -210,11 +270,6 @@ class TokenSupport:
     """
 
     has_spans = True
-    refutes = False
-    threshold = 0.5
-
-    def __init__(self, model: Any, tokenizer: Any) -> None:
-        self._model, self._tokenizer = model, tokenizer
 
     def score(self, asked: Sequence[SupportQuestion]) -> Iterator[SupportScore]:
         """Yield one score for each sentence, in order."""
@@ -222,7 +277,7 @@ class TokenSupport:
 
     def _score_one(self, question: SupportQuestion) -> SupportScore:
         doubts: dict[tuple[int, int], float] = {}
-        for begun, text in _parts(self._model, self._tokenizer, question.sentence):
+        for begun, text in self._parts(question.sentence):
             doubts |= {
                 (begun + start, begun + end): value for (start, end), value in self._doubts(question, text).items()
             }
@@ -230,19 +285,12 @@ class TokenSupport:
 
     def _doubts(self, question: SupportQuestion, sentence: str) -> dict[tuple[int, int], float]:
         """Return the probability that each token of the sentence, from start to end, is unsupported."""
-        import torch
-
         before, after = QUESTION_PROMPT if question.question.strip() else SUMMARY_PROMPT
         before = before.format(question=self._shortened(question.question), count=len(question.sources))
         passages = "\n".join(f"passage {number}: {text}" for number, text in enumerate(question.sources, 1))
         source = (len(before), len(before) + len(passages))
-        rows, places = _windows(self._model, self._tokenizer, (before + passages + after, sentence), source)
-        found = []
-        for start in range(0, len(places), BATCH):
-            batch = {key: value[start : start + BATCH].to(self._model.device) for key, value in rows.items()}
-            with torch.inference_mode():
-                found.append(self._model(**batch).logits.float().softmax(-1)[..., -1].cpu())
-        doubt = torch.cat(found)
+        rows, places = self._windows((before + passages + after, sentence), source)
+        doubt = self._read(rows).softmax(-1)[..., -1].cpu()
         # A token is supported if any window of the sources supports it.
         least: dict[tuple[int, int], float] = {}
         for row in range(doubt.shape[0]):
@@ -253,7 +301,7 @@ class TokenSupport:
 
     def _shortened(self, question: str) -> str:
         """Return the beginning of a question, of at most an eighth of the tokens that the model reads."""
-        room = _longest(self._model, self._tokenizer) // 8
+        room = self.longest // 8
         read = self._tokenizer(question, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
         places = read["offset_mapping"]
         return question[: places[room - 1][1]] if len(places) > room else question
@@ -269,61 +317,6 @@ def _marked(question: SupportQuestion, doubts: dict[tuple[int, int], float]) -> 
             start, end = question.start + run[0][0], question.start + run[-1][1]
             yield Span(start, end, "unsupported", "The model finds no support for this in the sources.")
             run = []
-
-
-def _longest(model: Any, tokenizer: Any) -> int:
-    """Return the maximum number of tokens that the model reads at once."""
-    # RoBERTa doesn't use its first two positions, so it reads two tokens fewer.
-    places = getattr(model.config, "max_position_embeddings", 512) or 512
-    return int(min(places - 2, tokenizer.model_max_length, 4096))
-
-
-def _parts(model: Any, tokenizer: Any, sentence: str) -> Iterator[tuple[int, str]]:
-    """Yield the start and text of each part of a sentence, of about equal numbers of tokens.
-
-    A part has about half of the tokens that fit, or fewer. It begins after a space if there is one near.
-    """
-    places = tokenizer(sentence, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
-    if not places:
-        return
-    count = -(-len(places) // (_longest(model, tokenizer) // 2))
-    starts = [0]
-    for number in range(1, count):
-        start = places[len(places) * number // count][0]
-        space = sentence.rfind(" ", starts[-1], start) + 1
-        starts.append(space if start - space < MAX_WORD_LETTERS and space > starts[-1] else start)
-    for start, end in zip(starts, [*starts[1:], len(sentence)], strict=True):
-        yield start, sentence[start:end]
-
-
-def _windows(
-    model: Any, tokenizer: Any, texts: tuple[str, ...], source: tuple[int, int]
-) -> tuple[dict[str, Any], list[list[tuple[int, int] | None]]]:
-    """Return one or two texts as tokens, and for each row the place of each token in the second text, if it is there.
-
-    `source` is the place of the sources in the first text. Long sources are split into overlapping windows, one for
-    each row; every row has all tokens around the sources.
-    """
-    import torch
-    from torch.nn.utils.rnn import pad_sequence
-
-    longest = _longest(model, tokenizer)
-    read = tokenizer(*texts, return_offsets_mapping=True, verbose=False)
-    part, places = read.sequence_ids(0), read["offset_mapping"]
-    inside = [n for n, (_, end) in enumerate(places) if part[n] == 0 and source[0] < end <= source[1]]
-    before = range(inside[0]) if inside else range(0)
-    after = range(inside[-1] + 1 if inside else 0, len(places))
-    room = longest - len(before) - len(after)
-    overlap = min(64, longest // 4, room - 1)
-    starts = range(0, max(len(inside) - overlap, 1), room - overlap) if len(inside) > room else range(1)
-    rows = [[*before, *inside[start : start + room], *after] for start in starts]
-    padding = {"input_ids": tokenizer.pad_token_id or 0}
-    tokens = {
-        name: pad_sequence([torch.tensor(read[name])[row] for row in rows], True, padding.get(name, 0))
-        for name in tokenizer.model_input_names
-        if name in read
-    }
-    return tokens, [[tuple(places[n]) if part[n] == 1 else None for n in row] for row in rows]
 
 
 def _supporting(config: Any, kind: str, name: str, option: str) -> int:
