@@ -53,34 +53,33 @@ def reranker() -> Reranker:
     )
 
 
+def scored(reranker: Reranker, passages, message=MESSAGE):
+    return reranker.score(reranker.prepare(message), passages, embed([piece.text for piece in passages]))
+
+
 def test_the_answer_comes_before_its_topic_its_kind_and_the_story(reranker):
-    scores = reranker.score(MESSAGE, PIECES)
+    scores = scored(reranker, PIECES)
     assert list(np.argsort(-scores)[:2]) == [0, 1]
     assert scores.argmin() != 0
     assert scores[0] > scores[2:].max()
 
 
 def test_scores_do_not_depend_on_the_order_of_passages(reranker):
-    there = reranker.score(MESSAGE, PIECES)
-    back = reranker.score(MESSAGE, PIECES[::-1])[::-1]
-    np.testing.assert_allclose(there, back)
+    np.testing.assert_allclose(scored(reranker, PIECES), scored(reranker, PIECES[::-1])[::-1])
 
 
 def test_passages_of_their_own_vectors_are_told_apart_by_them(reranker):
     twins = [Piece("a", "Shingles", "One text."), Piece("b", "Shingles", "One text.")]
     vectors = np.stack([np.zeros(4096, dtype=np.float32), embed([reranker.synonyms.corrected(MESSAGE)])[0]])
-    first, second = reranker.score(MESSAGE, twins)
+    first, second = scored(reranker, twins)
     assert first == pytest.approx(second)
-    first, second = reranker.score(MESSAGE, twins, vectors)
+    first, second = reranker.score(reranker.prepare(MESSAGE), twins, vectors)
     assert second > first
 
 
-def test_passages_without_a_title_and_no_passages_at_all(reranker):
-    untitled = [Piece("x", "", "Shingles is treated with antiviral medicines."), Piece("y", "", PIECES[3].text)]
-    scores = reranker.score(MESSAGE, untitled)
-    assert scores[0] > scores[1]
-    assert reranker.score(MESSAGE, []).shape == (0,)
-    assert reranker.score("", PIECES).shape == (5,)
+def test_no_passages_and_an_empty_message_have_scores(reranker):
+    assert scored(reranker, []).shape == (0,)
+    assert scored(reranker, PIECES, "").shape == (5,)
 
 
 def test_a_passage_whose_title_isnt_known_counts_by_its_own_vector(reranker):
@@ -96,7 +95,7 @@ def test_what_a_reranker_knows_is_stored_and_read_again():
     made = knowledge.make([piece.title for piece in PIECES], embed, "bag", [("Shingles", "Zoster")])
     data = knowledge.as_bytes(made)
     again = knowledge.read(data, "knowledge-1", "bag").reranker(embed)
-    np.testing.assert_allclose(made.reranker(embed).score(MESSAGE, PIECES), again.score(MESSAGE, PIECES), atol=0.02)
+    np.testing.assert_allclose(scored(made.reranker(embed), PIECES), scored(again, PIECES), atol=0.02)
     assert again.synonyms.find("zoster")[0].topic == "shingles"
     with pytest.raises(ModelError, match="made with the embedding model bag, but other"):
         knowledge.read(data, "knowledge-1", "other")

@@ -172,16 +172,14 @@ class Reranker:
         expanded = self.synonyms.expand(focused.query)
         return RerankQuery(corrected, focused, expanded, np.array([vectors[text] for text in texts], dtype=np.float32))
 
-    def score(
-        self, question: str | RerankQuery, passages: Sequence[Passage], vectors: Vectors | None = None
-    ) -> NDArray[np.float64]:
+    def score(self, query: RerankQuery, passages: Sequence[Passage], vectors: Vectors) -> NDArray[np.float64]:
         """Return the passages' scores (n,), higher is better. Scores are comparable only within one call.
 
-        `vectors` (n, size), if given, are the passages' own vectors, of length 1 and from the same embedding model.
+        `vectors` (n, size) are the passages' own vectors, of length 1 and from the same embedding model.
         """
         if not passages:
             return np.zeros(0)
-        features = self.features(question, passages, vectors)
+        features = self.features(query, passages, vectors)
         total = np.sum([self.weights[name] * features[name] for name in features], axis=0)
         same: dict[str, list[int]] = defaultdict(list)
         for index, passage in enumerate(passages):
@@ -193,28 +191,22 @@ class Reranker:
                 mean[indices] = np.sort(total[indices])[-BEST:].mean()
         return np.asarray(total + self.siblings * mean)
 
-    def features(
-        self, question: str | RerankQuery, passages: Sequence[Passage], vectors: Vectors | None = None
-    ) -> dict[str, Scores]:
+    def features(self, query: RerankQuery, passages: Sequence[Passage], vectors: Vectors) -> dict[str, Scores]:
         """Return the features on which the score is based, each with shape (n,), by the names of their weights."""
-        query = self.prepare(question) if isinstance(question, str) else question
         texts = [f"{passage.title}\n{passage.text}" for passage in passages]
         read = [topics.read(passage.title) for passage in passages]
         headlines = [passage.title or passage.text[:HEADLINE] for passage in passages]
         searched = dict.fromkeys([*words(query.corrected), *words(query.expanded)])
         counts, in_titles = count_words(searched, texts), count_words(searched, headlines)
-        if vectors is None:
-            compared = self.title_vectors.vectors_of(headlines, self.encode)
-        else:
-            # An unknown title gets its passage's vector, so that no title has to be embedded.
-            compared = np.array(vectors)
-            for index, each in enumerate(headlines):
-                if (place := self.title_vectors.place(each)) is not None:
-                    compared[index] = self.title_vectors.vectors[place]
+        # An unknown title gets its passage's vector, so that no title has to be embedded.
+        compared = np.array(vectors)
+        for index, each in enumerate(headlines):
+            if (place := self.title_vectors.place(each)) is not None:
+                compared[index] = self.title_vectors.vectors[place]
         near = (compared @ query.vectors.T).astype(float)
         message_words = {word for text in (query.corrected, query.focused.query) for word in words(text)}
         message_words |= {word for mention in query.focused.mentions for word in mention.name.split()}
-        features = {
+        return {
             "whole_near_title": near[:, 0],
             "asked_near_title": near[:, 1],
             "sentence_near_title": near[:, 2:].max(axis=1),
@@ -230,10 +222,8 @@ class Reranker:
                 ]
             ),
             "kind_asked": np.array([float(title.kind in query.focused.kinds) for title in read]),
+            "whole_near_passage": (vectors @ query.vectors[0]).astype(float),
         }
-        if vectors is not None:
-            features["whole_near_passage"] = (vectors @ query.vectors[0]).astype(float)
-        return features
 
 
 def _share(message_words: set[str], text: str) -> float:
