@@ -231,3 +231,11 @@ def classifier(
     made = maker.from_config(config)
     made.save_pretrained(folder)
     return made
+
+
+def sure(folder: Path, model: Any, logits: Sequence[float]) -> None:
+    """Save a classifier so that it gives these logits whatever it reads."""
+    with torch.no_grad():
+        model.classifier.weight.zero_()
+        model.classifier.bias.copy_(torch.tensor(logits))
+    model.save_pretrained(folder)

@@ -7,7 +7,6 @@ import re
 
 import numpy as np
 import pytest
-import torch
 
 from meditune.cli.metrics_tables import print_comparison, print_worse
 from meditune.config.recipe import EvaluateSpec
@@ -114,10 +113,7 @@ def test_a_model_gives_the_scores_and_the_spans_of_the_detector_stay(tmp_path):
 def test_a_model_that_knows_contradictions_decides_about_them(tmp_path, logits, percent):
     folder = tmp_path / "nli"
     made = judge(folder, ["entailment", "neutral", "contradiction"])
-    with torch.no_grad():
-        made.classifier.weight.zero_()
-        made.classifier.bias.copy_(torch.tensor(logits))
-    made.save_pretrained(folder)
+    tiny.sure(folder, made, logits)
     figures = summarize(graded(tmp_path / "run", faithfulness_model=str(folder)))
     assert figures["contradictions"] == percent
     assert figures["unsupported_sentences"] == percent
@@ -469,10 +465,7 @@ def test_a_judge_looks_for_the_references_sentences_in_the_answer(tmp_path):
 )
 def test_other_support_models_look_for_facts_but_only_some_tell_contradictions(tmp_path, kind, labels):
     made = judge(tmp_path / "model", labels, "Token" if kind == "lettucedetect:" else "Sequence")
-    with torch.no_grad():
-        made.classifier.weight.zero_()
-        made.classifier.bias.copy_(torch.tensor([0.0, 2.0] if kind == "minicheck:" else [2.0, 0.0]))
-    made.save_pretrained(tmp_path / "model")
+    tiny.sure(tmp_path / "model", made, [0.0, 2.0] if kind == "minicheck:" else [2.0, 0.0])
     predictions = graded_plain(tmp_path / "run", faithfulness_model=f"{kind}{tmp_path / 'model'}")
     figures = summarize(predictions)
     assert figures["facts_kept"] == 50

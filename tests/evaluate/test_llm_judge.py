@@ -3,7 +3,6 @@
 import json
 
 import pytest
-import torch
 
 from meditune.config.data_options import PromptFormat
 from meditune.config.load_recipe import load_recipe
@@ -196,10 +195,7 @@ def test_models_that_others_trained_grade_suites_and_random_ones_are_refused(tmp
     folder = tmp_path / "mini"
     made = tiny.classifier(folder, ["0", "1"], ["Rest helps. Drug 1 helps."])
     items = (Graded("k-qa:0", "k-qa", "Question: 0?", "Rest helps.", ({"text": "Rest helps.", "kind": "must"},)),)
-    with torch.no_grad():
-        made.classifier.weight.zero_()
-        made.classifier.bias.copy_(torch.tensor([0.0, 2.0]))
-    made.save_pretrained(folder)
+    tiny.sure(folder, made, [0.0, 2.0])
     recipe = load_recipe("quickstart", [f"evaluate.suite_judge=minicheck:{folder}", "evaluate.suites=[k-qa]"]).recipe
     refuse_unusable_judge(recipe)
     grade_suites([Grading(tmp_path / "grades.jsonl", items, "Judging")], LocalJudge(f"minicheck:{folder}"))

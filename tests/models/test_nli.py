@@ -37,22 +37,9 @@ def asked():
     ]
 
 
-@pytest.fixture
-def sure(monkeypatch):
-    """Makes a stored model give the same logits whatever it reads."""
-
-    def write(folder, model, logits):
-        with torch.no_grad():
-            model.classifier.weight.zero_()
-            model.classifier.bias.copy_(torch.tensor(logits))
-        model.save_pretrained(folder)
-
-    return write
-
-
-def test_an_nli_model_gives_the_probability_of_entailment_wherever_its_label_stands(tmp_path, sure):
+def test_an_nli_model_gives_the_probability_of_entailment_wherever_its_label_stands(tmp_path):
     model = judge(tmp_path / "nli", ["contradiction", "neutral", "ENTAILMENT"])
-    sure(tmp_path / "nli", model, [0.0, 0.0, 2.0])
+    tiny.sure(tmp_path / "nli", model, [0.0, 0.0, 2.0])
     found = list(load_support_model(str(tmp_path / "nli")).score(asked()))
     expected = float(torch.tensor([0.0, 0.0, 2.0]).softmax(0)[2])
     assert [each.score for each in found] == pytest.approx([expected, expected])
@@ -83,7 +70,7 @@ def test_scores_depend_on_the_pair(tmp_path):
     ],
 )
 @pytest.mark.parametrize("words", [400, 480, 2_000])
-def test_a_sentence_longer_than_the_model_reads_is_judged_in_parts(tmp_path, sure, kind, labels, words):
+def test_a_sentence_longer_than_the_model_reads_is_judged_in_parts(tmp_path, kind, labels, words):
     model = judge(tmp_path / "judge", labels, "Token" if kind == "lettucedetect:" else "Sequence")
     long = " ".join(["pain fell"] * (words // 2)) + "."
     question = SupportQuestion(SOURCES, "Does it help?", long, 0, len(long))
@@ -96,14 +83,14 @@ def test_a_sentence_longer_than_the_model_reads_is_judged_in_parts(tmp_path, sur
     alone = [next(found.score([replace(question, start=start, end=start + len(text))])) for start, text in parts]
     assert score.score == pytest.approx(min(each.score for each in alone), abs=1e-6)
     if kind == "lettucedetect:":
-        sure(tmp_path / "judge", model, [0.0, 2.0])
+        tiny.sure(tmp_path / "judge", model, [0.0, 2.0])
         (doubtful,) = load_support_model(f"{kind}{tmp_path / 'judge'}").score([question])
         assert "".join(long[each.start : each.end] for each in doubtful.spans) == long
 
 
-def test_an_nli_model_tells_what_the_sources_refute(tmp_path, sure):
+def test_an_nli_model_tells_what_the_sources_refute(tmp_path):
     model = judge(tmp_path / "nli", ["entailment", "neutral", "Contradiction"])
-    sure(tmp_path / "nli", model, [0.0, 0.0, 2.0])
+    tiny.sure(tmp_path / "nli", model, [0.0, 0.0, 2.0])
     (found, _) = load_support_model(str(tmp_path / "nli")).score(asked())
     assert found.refuted == pytest.approx(float(torch.tensor([0.0, 0.0, 2.0]).softmax(0)[2]))
     assert found.refuted > 0.5 > found.score
@@ -117,9 +104,9 @@ def test_an_nli_model_tells_what_the_sources_refute(tmp_path, sure):
         (["LABEL_0", "LABEL_1"], [1.0, 0.0], 0.2689),
     ],
 )
-def test_hhem_gives_its_logit_or_its_last_label(tmp_path, sure, labels, logits, expected):
+def test_hhem_gives_its_logit_or_its_last_label(tmp_path, labels, logits, expected):
     model = judge(tmp_path / "hhem", labels)
-    sure(tmp_path / "hhem", model, logits)
+    tiny.sure(tmp_path / "hhem", model, logits)
     assert [each.score for each in load_support_model(f"hhem:{tmp_path / 'hhem'}").score(asked())] == pytest.approx(
         [expected] * 2, abs=1e-4
     )
@@ -185,15 +172,15 @@ def test_minicheck_s_t5_has_no_classifier_and_other_models_are_no_minicheck(tmp_
         check(f"minicheck:{tmp_path / 'nli'}")
 
 
-def test_lettucedetect_marks_the_tokens_that_it_doubts(tmp_path, sure):
+def test_lettucedetect_marks_the_tokens_that_it_doubts(tmp_path):
     folder = tmp_path / "lettuce"
     model = judge(folder, ["supported", "hallucinated"], "Token")
-    sure(folder, model, [0.0, 2.0])
+    tiny.sure(folder, model, [0.0, 2.0])
     first, second = load_support_model(f"lettucedetect:{folder}").score(asked())
     doubt = float(torch.tensor([0.0, 2.0]).softmax(0)[1])
     assert first.score == second.score == pytest.approx(1 - doubt)
     assert [ANSWER[span.start : span.end] for span in second.spans] == ["Bananas cure colds."]
-    sure(folder, model, [2.0, 0.0])
+    tiny.sure(folder, model, [2.0, 0.0])
     assert all(each.spans == () for each in load_support_model(f"lettucedetect:{folder}").score(asked()))
 
 
@@ -290,14 +277,14 @@ def test_a_model_without_a_trained_classifier_is_refused_before_it_judges(tmp_pa
         ("lettucedetect:", ["supported", "hallucinated"], "Token", [3.0, 0.0]),
     ],
 )
-def test_models_of_others_judge_the_sentences_of_answers(tmp_path, sure, kind, labels, made, supported):
+def test_models_of_others_judge_the_sentences_of_answers(tmp_path, kind, labels, made, supported):
     folder = tmp_path / "judge"
     model = judge(folder, labels, made)
     passage = PackedPassage(
         Hit(IndexedPassage("own:1#0", "own:1", "own", SOURCES[0]), 1.0, 1.0, 1.0), "Pain", SOURCES[0]
     )
     for logits, cited in ((supported, (0,)), (supported[::-1], ())):
-        sure(folder, model, logits)
+        tiny.sure(folder, model, logits)
         found = open_judge(f"{kind}{folder}")
         assert found.name == f"{kind}judge", "no path on this machine"
         (verdict,) = found.supports(["Pain fell."], SOURCES)
@@ -307,13 +294,13 @@ def test_models_of_others_judge_the_sentences_of_answers(tmp_path, sure, kind, l
     # No probability reaches the highest threshold.
     strict = open_judge(f"{kind}{folder}", 1.0)
     assert strict.name == f"{kind}judge, threshold 1"
-    sure(folder, model, supported)
+    tiny.sure(folder, model, supported)
     assert Citer([passage], strict).judge("Pain fell in 47 of 120 adults.").places == ()
 
 
-def test_programs_can_ask_any_judge(tmp_path, sure):
+def test_programs_can_ask_any_judge(tmp_path):
     folder = tmp_path / "judge"
-    sure(folder, judge(folder, ["contradiction", "neutral", "entailment"]), [3.0, 1.0, 0.0])
+    tiny.sure(folder, judge(folder, ["contradiction", "neutral", "entailment"]), [3.0, 1.0, 0.0])
     passage, known = "Pain fell by 30 percent in the group with the drug.", "Pain fell by 30 percent in the group."
     # More claims than one batch, with different passages.
     claims = [("Pain rose.", [passage, "Sleep wasn't measured."]), ("Pain fell.", passage), ("It works.", [" "])] * 30

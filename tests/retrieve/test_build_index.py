@@ -48,6 +48,13 @@ def made(where: Path, docs: Path, encoder: SentenceEncoder = corpus.TINY, **opti
     return build(index_storage(where), [collections.documents(str(docs))], encoder, **options)
 
 
+@pytest.fixture
+def where(tmp_path: Path, docs: Path) -> Path:
+    """An index of `docs`."""
+    made(tmp_path / "index", docs)
+    return tmp_path / "index"
+
+
 def found(where: Path, question: str) -> list[str]:
     return [hit.passage.document for hit in Index.open(where, corpus.TINY).search(question).hits]
 
@@ -71,9 +78,7 @@ def test_the_manifest_says_what_is_in_it(tmp_path: Path, docs: Path) -> None:
     assert again.content == said["content"]
 
 
-def test_an_update_embeds_only_what_changed_and_removes_what_vanished(tmp_path: Path, docs: Path) -> None:
-    where = tmp_path / "index"
-    made(where, docs)
+def test_an_update_embeds_only_what_changed_and_removes_what_vanished(docs: Path, where: Path) -> None:
     (docs / "lice.txt").unlink()
     (docs / "gout.md").write_text("# Gout\n\nUric acid crystals inflame a joint.\n", encoding="utf-8")
     os.utime(docs / "gout.md", (docs / "asthma.md").stat()[7:9])
@@ -96,9 +101,7 @@ def test_an_index_that_was_updated_equals_one_that_is_built_anew(tmp_path: Path,
     assert found(tmp_path / "index", "wheezing") == found(tmp_path / "anew", "wheezing")
 
 
-def test_a_second_folder_without_a_name_does_not_replace_the_first(tmp_path: Path, docs: Path) -> None:
-    where = tmp_path / "index"
-    made(where, docs)
+def test_a_second_folder_without_a_name_does_not_replace_the_first(tmp_path: Path, docs: Path, where: Path) -> None:
     other = corpus.folder(tmp_path / "other", {"flu.txt": "Influenza comes in winter."})
     unnamed = [collections.documents(str(other))]
     with pytest.raises(
@@ -112,9 +115,7 @@ def test_a_second_folder_without_a_name_does_not_replace_the_first(tmp_path: Pat
     assert documents_in(where) == {"documents:flu.txt", "other:flu.txt"}
 
 
-def test_pubmed_files_add_replace_and_withdraw(tmp_path: Path, docs: Path) -> None:
-    where = tmp_path / "index"
-    made(where, docs)
+def test_pubmed_files_add_replace_and_withdraw(tmp_path: Path, where: Path) -> None:
     first = corpus.articles(
         tmp_path / "1.xml", corpus.article(1, "Aspirin", "Aspirin helped."), corpus.article(2, "Salt", "Salt harmed.")
     )
@@ -165,9 +166,7 @@ def test_another_embedding_model_is_refused_with_the_reason(tmp_path: Path, docs
         update(index_storage(tmp_path / "index"), [], other)
 
 
-def test_the_second_writer_is_told(tmp_path: Path, docs: Path) -> None:
-    where = tmp_path / "index"
-    made(where, docs)
+def test_the_second_writer_is_told(docs: Path, where: Path) -> None:
     entered, leave = threading.Event(), threading.Event()
 
     def slow(texts):
@@ -195,9 +194,7 @@ def test_an_error_while_an_index_is_written_is_not_taken_for_another_process(tmp
         raise Timeout("other.lock")
 
 
-def test_an_index_of_an_earlier_version_is_named(tmp_path: Path, docs: Path) -> None:
-    where = tmp_path / "index"
-    made(where, docs)
+def test_an_index_of_an_earlier_version_is_named(docs: Path, where: Path) -> None:
     manifest = json.loads((where / "index.json").read_text(encoding="utf-8"))
     del manifest["knowledge"], manifest["words"]
     (where / "index.json").write_text(json.dumps(manifest), encoding="utf-8")
@@ -209,9 +206,7 @@ def test_an_index_of_an_earlier_version_is_named(tmp_path: Path, docs: Path) -> 
     assert found(where, "influenza")
 
 
-def test_a_reader_keeps_its_version_until_it_refreshes(tmp_path: Path, docs: Path) -> None:
-    where = tmp_path / "index"
-    made(where, docs)
+def test_a_reader_keeps_its_version_until_it_refreshes(docs: Path, where: Path) -> None:
     reader = Index.open(where, corpus.TINY)
     (docs / "lice.txt").unlink()
     update(index_storage(where), [], corpus.TINY)
@@ -223,9 +218,7 @@ def test_a_reader_keeps_its_version_until_it_refreshes(tmp_path: Path, docs: Pat
     assert "documents:lice.txt" not in [hit.passage.document for hit in reader.search("head lice").hits]
 
 
-def test_a_reader_keeps_its_version_after_the_clock_was_set_back(tmp_path: Path, docs: Path, monkeypatch) -> None:
-    where = tmp_path / "index"
-    made(where, docs)
+def test_a_reader_keeps_its_version_after_the_clock_was_set_back(docs: Path, where: Path, monkeypatch) -> None:
     reader = Index.open(where, corpus.TINY)
     (docs / "lice.txt").unlink()
     now = time.time()
@@ -305,9 +298,7 @@ def test_a_killed_update_is_continued_or_undone(tmp_path: Path, same: bool, monk
     assert list(said.sources) == (["documents", "more"] if same else ["documents"])
 
 
-def test_damage_is_said_and_can_be_built_over(tmp_path: Path, docs: Path) -> None:
-    where = tmp_path / "index"
-    made(where, docs)
+def test_damage_is_said_and_can_be_built_over(docs: Path, where: Path) -> None:
     for file in (where / "tables" / "passages-1.lance" / "data").iterdir():
         file.write_bytes(file.read_bytes()[:100])
     with pytest.raises(DataError, match=r"missing or damaged.*index build --replace"):
@@ -378,9 +369,6 @@ def test_many_passages_get_an_approximate_index(tmp_path: Path, monkeypatch: pyt
     hits = index.search("Case 42 of the skin, number 294.", 5, mode="vectors").hits
     assert "documents:42.txt" in [hit.passage.document for hit in hits]
     assert hits[0].meaning == pytest.approx(1.0, abs=0.1)
-
-
-pytest.importorskip("lancedb")
 
 
 @pytest.fixture
