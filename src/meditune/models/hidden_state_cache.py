@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -106,17 +107,13 @@ class HiddenStateCache:
     @torch.no_grad()
     def _compute(self, model: Any, rows: Sequence[Row], pad_id: int) -> None:
         """Compute and cache the states of all rows in one fixed batch, without running the trained layers."""
-
-        def passed_on(states: torch.Tensor, *_: Any, **__: Any) -> Any:
-            return (states,) if self._as_tuple else states
-
         batch = collate(rows, pad_id)
         # The first time, this runs the model, which must happen before a layer is replaced.
         skips_padding(model, batch)
         with ExitStack() as afterwards:
             afterwards.enter_context(self._remembering(rows, grouped=True))
             for block in self._above:
-                afterwards.enter_context(replayed(block, passed_on))
+                afterwards.enter_context(replayed(block, self._passed_on))
             predict(model, batch, logits=False)
 
     @contextmanager
@@ -150,17 +147,15 @@ class HiddenStateCache:
         """Inside the block, make the last frozen layer return cached states, and skip the layers below it."""
         states = list(cached)
         hidden = torch.cat(states)[None] if unpadded else torch.nn.utils.rnn.pad_sequence(states, batch_first=True)
-
-        def nothing(states: torch.Tensor, *_: Any, **__: Any) -> Any:
-            return (states,) if self._as_tuple else states
-
-        def remembered(*_: Any, **__: Any) -> Any:
-            return (hidden,) if self._as_tuple else hidden
-
         with ExitStack() as afterwards:
-            for block in self.blocks:
-                afterwards.enter_context(replayed(block, remembered if block is self.blocks[-1] else nothing))
+            for block in self.blocks[:-1]:
+                afterwards.enter_context(replayed(block, self._passed_on))
+            afterwards.enter_context(replayed(self.blocks[-1], partial(self._passed_on, hidden)))
             yield
+
+    def _passed_on(self, states: torch.Tensor, *_: Any, **__: Any) -> Any:
+        """Return the states as a layer would; this replaces the forward method of a layer that is skipped."""
+        return (states,) if self._as_tuple else states
 
 
 def _key(row: Row) -> Key:

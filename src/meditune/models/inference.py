@@ -157,9 +157,8 @@ def grouped_attention(
             all_tokens = real.new_zeros(rows * length, *real.shape[1:]).index_copy(0, real_tokens, real)
             return all_tokens.view(rows, length, *real.shape[1:]).transpose(1, 2)
 
-        whole = grouped_attention(module, padded(query), padded(key), padded(value), attention_mask, scaling, dropout)[
-            0
-        ]
+        inputs = (padded(query), padded(key), padded(value))
+        whole, _ = grouped_attention(module, *inputs, attention_mask, scaling, dropout)
         return whole.flatten(0, 1).index_select(0, real_tokens).unsqueeze(0), None
     batch, heads, queries, size = query.shape
     scale = scaling if scaling is not None else 1 / math.sqrt(size)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -47,10 +47,6 @@ class EncoderIdentity:
     dimension: int
     space: str
     """A hash of the weights or of the hub id; two forms of a model with comparable vectors have the same hash"""
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return the identity as a dict for the manifest."""
-        return asdict(self)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ articles that changed.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shlex
@@ -225,7 +224,7 @@ def read_library(folder: Path, withdrawn: set[str], since: int = 0) -> Iterator[
         rows = base.execute("SELECT pmid, record, state FROM articles WHERE change > ? ORDER BY pmid", (since,))
         for pmid, record, state in rows:
             if state == CURRENT:
-                document = pubmed_articles.from_dict(json.loads(record)).document()
+                document = pubmed_articles.ARTICLE.validate_json(record).document()
                 withdrawn.discard(document.id)
                 yield document
             else:

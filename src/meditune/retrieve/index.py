@@ -136,7 +136,7 @@ def describe(
         passages=len(digests),
         documents=sum(entry["documents"] for entry in sources.values()),
         content=hashlib.sha256("\n".join(sorted(digests)).encode()).hexdigest(),
-        embedding=before.embedding if before else identity.as_dict(),
+        embedding=before.embedding if before else asdict(identity),
         sources=dict(sorted(sources.items())),
         collections=[asdict(each) for each in collections],
         created=before.created if before else now,

@@ -12,7 +12,7 @@ import operator
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -113,7 +113,7 @@ def fit_reference(source: RequestSource, max_requests: int | None, embedding: st
     if not any(each.question for each in chosen):
         return fit(chosen, None, source.named, seed)
     model = load_encoder(embedding or DEFAULT)
-    return fit(list(with_vectors(chosen, model)), model.identity.as_dict(), source.named, seed)
+    return fit(list(with_vectors(chosen, model)), asdict(model.identity), source.named, seed)
 
 
 def model_for(reference: Reference, name: str | None) -> SentenceEncoder | None:

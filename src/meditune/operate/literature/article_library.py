@@ -15,7 +15,7 @@ import sqlite3
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -87,11 +87,11 @@ class Library:
         if found is None:
             return None
         record, *others = found
-        return Row(pmid, pubmed_articles.from_dict(json.loads(record)) if record else None, *others)
+        return Row(pmid, pubmed_articles.ARTICLE.validate_json(record) if record else None, *others)
 
     def put(self, row: Row, change: int | None) -> None:
         """Store a row. A new number as `change` makes indexes read the row again; with None, the old number stays."""
-        record = json.dumps(row.article.as_dict(), ensure_ascii=False) if row.article else None
+        record = json.dumps(asdict(row.article), ensure_ascii=False) if row.article else None
         self._base.execute(
             "INSERT INTO articles VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (pmid) DO UPDATE SET record = excluded.record, "
             "state = excluded.state, reason = excluded.reason, said = excluded.said, "
@@ -121,7 +121,7 @@ class Library:
         query = "SELECT record FROM articles WHERE state = ? ORDER BY pmid"
         with closing(self._base.execute(query, (CURRENT,))) as rows:
             for (record,) in rows:
-                yield pubmed_articles.from_dict(json.loads(record))
+                yield pubmed_articles.ARTICLE.validate_json(record)
 
     def counts(self) -> dict[str, int]:
         """Return the number of articles in each state."""

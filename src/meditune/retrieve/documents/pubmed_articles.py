@@ -15,9 +15,8 @@ import re
 import xml.etree.ElementTree as ET
 import zlib
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from pydantic import TypeAdapter
 
@@ -132,17 +131,9 @@ class Article:
             group=self.pmid,
         )
 
-    def as_dict(self) -> dict[str, Any]:
-        """Return the article as a dict for JSON."""
-        return asdict(self)
 
-
-_ARTICLE = TypeAdapter(Article)
-
-
-def from_dict(value: dict[str, Any]) -> Article:
-    """Return the article from a dict that `as_dict` returned."""
-    return _ARTICLE.validate_python(value)
+ARTICLE = TypeAdapter(Article)
+"""Converts articles to JSON and back"""
 
 
 def _article(element: ET.Element) -> Article:
