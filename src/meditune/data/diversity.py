@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from numpy.typing import NDArray
 
 from meditune.data.example import DECISIONS, PEOPLE, TRAITS, WORDS, Example, people_mentioned, texts
 from meditune.data.read_sources import is_restricted
-from meditune.data.splits import Splits
+from meditune.data.splits import Splits, sample
 from meditune.readability import TARGET, counted
 from meditune.statistics import wilson
 
@@ -459,8 +458,7 @@ def chosen(sets: dict[str, Sequence[Example]], seed: int) -> list[SurveyQuestion
     found = []
     for name, examples in sets.items():
         count = max(min(len(examples), 1), int(share * len(examples)))
-        indices = random.Random(f"{seed}/clusters/{name}").sample(range(len(examples)), count)
-        found += [SurveyQuestion(examples[index], name) for index in sorted(indices)]
+        found += [SurveyQuestion(each, name) for each in sample(examples, count, f"{seed}/clusters/{name}")]
     return found
 
 
@@ -555,7 +553,7 @@ def _map(
     from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE
 
-    drawn = sorted(random.Random(f"{seed}/map").sample(range(len(questions)), min(MAX_MAP_POINTS, len(questions))))
+    drawn = sample(range(len(questions)), MAX_MAP_POINTS, f"{seed}/map")
     if len(drawn) < 4:
         return []
     flat = PCA(min(50, len(drawn) - 1, vectors.shape[1]), random_state=seed).fit_transform(vectors[drawn])

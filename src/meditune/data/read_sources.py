@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,7 +15,7 @@ from meditune.data.example import Example
 from meditune.data.readers import conversations, mimic, user_files
 from meditune.data.readers.tables import Rejects
 from meditune.data.sources import RELATIVE_HINT, SOURCES, known_source, locate_own, locate_source
-from meditune.data.splits import OFFICIAL
+from meditune.data.splits import OFFICIAL, sample
 from meditune.errors import DataError
 
 RESTRICTED = "restricted"
@@ -207,8 +206,8 @@ def available(spec: DataSpec) -> tuple[DataSpec, bool]:
             file=sys.stderr,
         )
         plain = all(source.style == "plain" for source in spec.sources)
-        sample = [SourceSpec(name="sample", style="plain" if plain else "expert")]
-        return spec.model_copy(update={"sources": sample, "test_share": SAMPLE_TEST_SHARE}), True
+        sources = [SourceSpec(name="sample", style="plain" if plain else "expert")]
+        return spec.model_copy(update={"sources": sources, "test_share": SAMPLE_TEST_SHARE}), True
     return spec, any(source.name == "sample" for source in spec.sources)
 
 
@@ -282,7 +281,4 @@ def read_source(source: SourceSpec, seed: int, rejects: Rejects, changes: Counte
     if not examples:
         why = next((f" {row['where']}: {row['reason']}." for row in rejects.rows() if row["source"] == source.name), "")
         raise DataError(f"data.sources: no usable rows in {source.path or source.name}.{why}")
-    if source.limit is not None and len(examples) > source.limit:
-        chosen = random.Random(f"{seed}/{source.name}").sample(range(len(examples)), source.limit)
-        examples = [examples[index] for index in sorted(chosen)]
-    return examples
+    return sample(examples, source.limit, f"{seed}/{source.name}")

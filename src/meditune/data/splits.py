@@ -12,7 +12,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from meditune.data.example import Example
 from meditune.data.near_duplicates import MIN_PASSAGE_WORDS, near_questions, normalized
@@ -364,3 +364,13 @@ def _root(parent: dict[Any, Any], node: Any) -> Any:
         parent[node] = parent[parent[node]]
         node = parent[node]
     return node
+
+
+Sampled = TypeVar("Sampled")
+
+
+def sample(rows: Sequence[Sampled], count: int | None, seed: str) -> list[Sampled]:
+    """Return a random sample of at most `count` rows in their original order, or all rows if `count` is None."""
+    if count is None or len(rows) <= count:
+        return list(rows)
+    return [rows[index] for index in sorted(random.Random(seed).sample(range(len(rows)), count))]

@@ -8,7 +8,6 @@ behind an API (`backends`).
 from __future__ import annotations
 
 import json
-import random
 import sys
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack
@@ -21,6 +20,7 @@ from meditune.config.data_options import Task
 from meditune.config.recipe import SUITE_TOKENS, EvaluateSpec, Recipe, SuiteName
 from meditune.data.example import Example
 from meditune.data.preference_pairs import Pair
+from meditune.data.splits import sample
 from meditune.errors import DataError
 from meditune.evaluate import safety_battery
 from meditune.evaluate.predictions import (
@@ -454,10 +454,7 @@ def _decided(examples: Sequence[Example]) -> list[Example]:
 
 def chosen_answers(examples: Sequence[Example], count: int | None, seed: int) -> list[Example]:
     """Return the examples whose long answers are scored: a seeded subset in the original order."""
-    able = [example for example in examples if example.answer.strip()]
-    if count is None or len(able) <= count:
-        return able
-    return [able[index] for index in sorted(random.Random(f"{seed}/answers").sample(range(len(able)), count))]
+    return sample([example for example in examples if example.answer.strip()], count, f"{seed}/answers")
 
 
 def coverage_remarks(predictions: Predictions, name: str, examples: Sequence[Example], recipe: Recipe) -> list[str]:

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import random
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -20,7 +19,7 @@ from meditune.data.readers import pubmedqa
 from meditune.data.readers.tables import Rejects, Row
 from meditune.data.readers.user_files import hub_rows
 from meditune.data.sources import data_places, locate_own, locate_source
-from meditune.data.splits import Splits
+from meditune.data.splits import Splits, sample
 from meditune.errors import DataError
 from meditune.evaluate.predictions import Kind, suite_kind
 from meditune.evaluate.suites import suite_readers as readers
@@ -81,14 +80,7 @@ def read_suite(spec: SuiteSpec, seed: int, rejects: Rejects) -> tuple[list[Examp
             f"evaluate.suites: no usable rows of {suite.name} in {place}{f' ({reasons})' if reasons else ''}. "
             f"{suite.how}."
         )
-    return _sample(examples, spec.limit, f"{seed}/{suite.name}"), str(place)
-
-
-def _sample(rows: list[Any], limit: int | None, seed: str) -> list[Any]:
-    """Return a random sample of at most `limit` rows, in their original order."""
-    if limit is None or len(rows) <= limit:
-        return rows
-    return [rows[index] for index in sorted(random.Random(seed).sample(range(len(rows)), limit))]
+    return sample(examples, spec.limit, f"{seed}/{suite.name}"), str(place)
 
 
 def _locate(suite: Suite, path: str | None) -> Path | str:
@@ -156,7 +148,7 @@ def read_labels(suite: Suite, place: str, seed: int, rejects: Rejects) -> list[d
     label = readers.LABEL[suite.name]
     found = [label(row) for file in files for _, row in readers.table_rows(file, suite.name, rejects)]
     labels = [dict(row, id=f"label-{number}") for number, row in enumerate(found) if row]
-    return _sample(labels, MAX_LABELS, f"{seed}/{suite.name}/labels")
+    return sample(labels, MAX_LABELS, f"{seed}/{suite.name}/labels")
 
 
 def prepare_suites(recipe: Recipe, folder: Path) -> Suites:

@@ -7,7 +7,6 @@ split is the same in every retraining: a row that was held out once is always he
 from __future__ import annotations
 
 import hashlib
-import random
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -21,7 +20,7 @@ from meditune.data.prepare import stored_data
 from meditune.data.readers.tables import Rejects
 from meditune.data.readers.user_files import read
 from meditune.data.reviewer_decisions import apply, fingerprint
-from meditune.data.splits import Splits, short_digest
+from meditune.data.splits import Splits, sample, short_digest
 from meditune.errors import DataError
 from meditune.files import read_jsonl, sha256, write_jsonl
 from meditune.model_registry import Registry
@@ -289,9 +288,7 @@ def deal(
     old_rows = [example for id, example in sorted(pool.items()) if id not in changed]
     old_splits = Splits(old_rows, old_dev, old_test, old.test_set)
     old_splits, applied = apply(str(decisions) if decisions else None, old_splits)
-    count = min(round(shares.replay * len(learnt)), len(old_splits.train))
-    places = sorted(random.Random(f"{seed}/replay").sample(range(len(old_splits.train)), count))
-    replayed = [old_splits.train[place] for place in places]
+    replayed = sample(old_splits.train, round(shares.replay * len(learnt)), f"{seed}/replay")
     name = f"{old.test_set}+new-{len(test)}"
     splits = Splits([*replayed, *learnt], [*old_splits.dev, *dev], measured, name)
     new = frozenset(example.id for example in (*dev, *test))
