@@ -17,7 +17,7 @@ from meditune.data.readers.tables import Rejects
 from meditune.errors import DataError
 from meditune.files import disk_full, read_text
 from meditune.operate.literature.article_library import LibraryUpdate
-from meditune.operate.literature.pubmed_search import RateLimitedClient, StartedOverError
+from meditune.operate.literature.pubmed_search import Eutils, StartedOverError
 from meditune.progress import Progress
 from meditune.retrieve.documents import pubmed_articles
 
@@ -75,7 +75,7 @@ class UpdateFileServer:
     """A server whose listing page links to the update files."""
 
     url: str
-    http: RateLimitedClient
+    http: Eutils
     fetched: Path
 
     def names(self) -> list[str]:
@@ -138,7 +138,7 @@ class UpdateFileServer:
         return self.http.retry(lambda: self.http.content(url), url).decode(errors="replace")
 
 
-def source_of(location: str, http: RateLimitedClient | None, library: Path) -> UpdateFileFolder | UpdateFileServer:
+def source_of(location: str, http: Eutils | None, library: Path) -> UpdateFileFolder | UpdateFileServer:
     """Return the server at a URL, or the folder at a path."""
     if http and "://" in location:
         return UpdateFileServer(f"{location.rstrip('/')}/", http, library / FETCHED)

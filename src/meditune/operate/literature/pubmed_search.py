@@ -60,69 +60,6 @@ def contact(email: str | None) -> str:
     )
 
 
-class RateLimitedClient(HttpClient):
-    """An HTTP client for one server that limits its own request rate."""
-
-    def __init__(self, email: str, key: str | None = None) -> None:
-        import httpx2
-
-        super().__init__(
-            Backoff(ATTEMPTS, FIRST_WAIT, longest_requested=MAX_REQUESTED_WAIT),
-            interval=INTERVAL_WITH_KEY if key else INTERVAL,
-            advice=RETRY_TO_RESUME,
-            headers={"User-Agent": f"{TOOL}/{__version__} (mailto:{email})"},
-            timeout=httpx2.Timeout(READ_SECONDS, connect=CONNECT_SECONDS),
-            follow_redirects=True,
-        )
-        self.parameters = {"tool": TOOL, "email": email} | ({"api_key": key} if key else {})
-        """Parameters that the E-utilities require in each request"""
-        self.today = ""
-        """The date in the server's last response (ISO 8601); empty if unknown"""
-
-    def content(self, url: str, parameters: dict[str, str] | None = None, post: bool = False) -> bytes:
-        """Return the body of a response. Raises TransientError if a retry may succeed, otherwise DataError."""
-        options: dict[str, Any] = {"data" if post else "params": parameters} if parameters else {}
-        body = bytearray()
-        with self.stream("POST" if post else "GET", url, **options) as response:
-            self._check(response)
-            for part in _in_time(response.iter_bytes()):
-                body += part
-                if len(body) > MAX_RESPONSE_BYTES:
-                    limit = f"{MAX_RESPONSE_BYTES // 2**20} MB"
-                    raise DataError(f"{_without_parameters(url)} sends more than {limit}. Check the address.")
-        return bytes(body)
-
-    @contextmanager
-    def download(self, url: str, start: int) -> Iterator[tuple[int, Iterator[bytes]]]:
-        """Yield the size of a file in bytes (0 if unknown) and its content from byte `start` on.
-
-        Raises StartedOverError if the server sends the file from the beginning instead.
-        """
-        headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={start}-"} if start else {})
-        with self.stream("GET", url, headers=headers) as response:
-            self._check(response)
-            if start and response.status_code != 206:
-                raise StartedOverError
-            length = response.headers.get("content-length", "")
-            yield start + int(length) if length.isdecimal() else 0, _in_time(response.iter_raw())
-
-    def _check(self, response: Any) -> None:
-        """Record the server's date, and raise if the request failed; the callers handle 400 and 416 themselves."""
-        with suppress(TypeError, ValueError):
-            self.today = parsedate_to_datetime(response.headers.get("date")).date().isoformat()
-        status = response.status_code
-        if status == 429:
-            self.slow_down()
-        refuse_transient(response)
-        if not response.is_success and status not in (400, 416):
-            advice = {403: "Check the key and the address.", 404: "Check the address."}.get(status, "")
-            raise DataError(f"{_without_parameters(str(response.url))} answers {status}. {advice}".rstrip())
-
-    def slow_down(self) -> None:
-        """Double the interval between requests, up to MAX_INTERVAL."""
-        self.interval = min(MAX_INTERVAL, self.interval * 2)
-
-
 class StartedOverError(Exception):
     """Raised if a server sends a file from the beginning although a range was requested."""
 
@@ -168,12 +105,25 @@ class SearchResult:
     """Phrases and fields that PubMed doesn't know, and other warnings"""
 
 
-class Eutils(RateLimitedClient):
-    """A client for PubMed's E-utilities."""
+class Eutils(HttpClient):
+    """A client for PubMed's E-utilities, and for other files of NCBI, that limits its own request rate."""
 
     def __init__(self, email: str, key: str | None = None, url: str = URL) -> None:
-        super().__init__(email, key)
+        import httpx2
+
+        super().__init__(
+            Backoff(ATTEMPTS, FIRST_WAIT, longest_requested=MAX_REQUESTED_WAIT),
+            interval=INTERVAL_WITH_KEY if key else INTERVAL,
+            advice=RETRY_TO_RESUME,
+            headers={"User-Agent": f"{TOOL}/{__version__} (mailto:{email})"},
+            timeout=httpx2.Timeout(READ_SECONDS, connect=CONNECT_SECONDS),
+            follow_redirects=True,
+        )
+        self.parameters = {"tool": TOOL, "email": email} | ({"api_key": key} if key else {})
+        """Parameters that the E-utilities require in each request"""
         self.url = url.rstrip("/")
+        self.today = ""
+        """The date in the server's last response (ISO 8601); empty if unknown"""
 
     def search(self, term: str, start: str, end: str, ids: int = 0) -> SearchResult:
         """Search for articles that were added or revised between two dates (YYYY/MM/DD).
@@ -245,6 +195,49 @@ class Eutils(RateLimitedClient):
             return HistoryLostError(quoted)
         # "Search Backend failed" means that the server is busy, which a retry may solve, or that the query is invalid.
         return TransientError(f'answers with an error: "{quoted}"')
+
+    def content(self, url: str, parameters: dict[str, str] | None = None, post: bool = False) -> bytes:
+        """Return the body of a response. Raises TransientError if a retry may succeed, otherwise DataError."""
+        options: dict[str, Any] = {"data" if post else "params": parameters} if parameters else {}
+        body = bytearray()
+        with self.stream("POST" if post else "GET", url, **options) as response:
+            self._check(response)
+            for part in _in_time(response.iter_bytes()):
+                body += part
+                if len(body) > MAX_RESPONSE_BYTES:
+                    limit = f"{MAX_RESPONSE_BYTES // 2**20} MB"
+                    raise DataError(f"{_without_parameters(url)} sends more than {limit}. Check the address.")
+        return bytes(body)
+
+    @contextmanager
+    def download(self, url: str, start: int) -> Iterator[tuple[int, Iterator[bytes]]]:
+        """Yield the size of a file in bytes (0 if unknown) and its content from byte `start` on.
+
+        Raises StartedOverError if the server sends the file from the beginning instead.
+        """
+        headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={start}-"} if start else {})
+        with self.stream("GET", url, headers=headers) as response:
+            self._check(response)
+            if start and response.status_code != 206:
+                raise StartedOverError
+            length = response.headers.get("content-length", "")
+            yield start + int(length) if length.isdecimal() else 0, _in_time(response.iter_raw())
+
+    def _check(self, response: Any) -> None:
+        """Record the server's date, and raise if the request failed; the callers handle 400 and 416 themselves."""
+        with suppress(TypeError, ValueError):
+            self.today = parsedate_to_datetime(response.headers.get("date")).date().isoformat()
+        status = response.status_code
+        if status == 429:
+            self.slow_down()
+        refuse_transient(response)
+        if not response.is_success and status not in (400, 416):
+            advice = {403: "Check the key and the address.", 404: "Check the address."}.get(status, "")
+            raise DataError(f"{_without_parameters(str(response.url))} answers {status}. {advice}".rstrip())
+
+    def slow_down(self) -> None:
+        """Double the interval between requests, up to MAX_INTERVAL."""
+        self.interval = min(MAX_INTERVAL, self.interval * 2)
 
 
 PAGE = 200
