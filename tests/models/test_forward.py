@@ -124,7 +124,7 @@ EXAMPLES = [
 def logits_by_task(loaded, share, mixed=True):
     encoder = loaded.encoder(PromptFormat(max_tokens=256, answer_tokens=32))
     encoded = [encoder.supervised(example, task) for example in EXAMPLES for task in ("decision", "answer")]
-    rows = rows_of(encoded, share_prompts=share)
+    rows = rows_of(encoded) if share else [join([item]) for item in encoded]
     found = {}
     with torch.no_grad():
         for indices in by_length(rows, 10_000 if mixed else 1):

@@ -152,14 +152,14 @@ MIN_PREFIX_TOKENS = 16
 
 
 class PrefixCache:
-    """A cache of the keys and values of texts, up to `max_bytes`; the least recently used texts are dropped first.
+    """A cache of the keys and values of texts, up to BYTES; the least recently used texts are dropped first.
 
     The keys and values of a prefix don't depend on the tokens after the prefix. If a text shares a prefix with a cached
     text (a system prompt, a source, a conversation), the model therefore reads only the tokens after that prefix.
     """
 
-    def __init__(self, max_bytes: int = BYTES) -> None:
-        self.max_bytes, self.size_bytes = max_bytes, 0
+    def __init__(self) -> None:
+        self.size_bytes = 0
         self._texts: dict[tuple[int, ...], tuple[np.ndarray, Pairs]] = {}
         """Token ids -> the same ids as an array, and the keys and values; the least recently used text is first"""
 
@@ -186,15 +186,15 @@ class PrefixCache:
         return any(shared_prefix(query, ids) == len(query) for ids, _ in self._texts.values())
 
     def keep(self, text: Sequence[int], pairs: Pairs) -> None:
-        """Cache a text's keys and values, and drop its cached prefixes; do nothing if `pairs` exceed `max_bytes`."""
+        """Cache a text's keys and values, and drop its cached prefixes; do nothing if `pairs` exceed BYTES."""
         ids = np.asarray(text)
         size = _bytes(pairs)
-        if size > self.max_bytes:
+        if size > BYTES:
             return
         for tokens, (others, _) in list(self._texts.items()):
             if shared_prefix(ids, others) == len(others):
                 self._forget(tokens)
-        while self.size_bytes + size > self.max_bytes:
+        while self.size_bytes + size > BYTES:
             self._forget(next(iter(self._texts)))
         self._texts[tuple(text)] = (ids, pairs)
         self.size_bytes += size

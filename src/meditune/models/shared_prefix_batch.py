@@ -89,10 +89,8 @@ def with_prompt(row: Row) -> Row:
     )
 
 
-def rows_of(encoded: Sequence[Encoded], share_prompts: bool = True) -> list[Row]:
-    """Return one row per example, or one per task if prompts aren't shared; an example's tasks must be adjacent."""
-    if not share_prompts:
-        return [join([item]) for item in encoded]
+def rows_of(encoded: Sequence[Encoded]) -> list[Row]:
+    """Return one row per example; an example's tasks must be adjacent."""
     return [join(list(group)) for _, group in groupby(encoded, key=lambda item: item.id)]
 
 
