@@ -22,6 +22,11 @@ def registry(tmp_path: Path) -> Registry:
     return bare(tmp_path / "registry", 4)
 
 
+@pytest.fixture
+def answers(tmp_path: Path) -> Answers:
+    return Answers(SQLiteDatabase(tmp_path / "store"))
+
+
 def on(registry: Registry, *ids: str) -> None:
     """Promote these, one after the other."""
     for id in ids:
@@ -44,8 +49,7 @@ def guarded(registry: Registry, *words: object) -> Result:
     return meditune("registry", "guard", registry.folder, *words)
 
 
-def test_a_trial_that_is_rated_worse_is_ended(registry: Registry, tmp_path: Path) -> None:
-    answers = Answers(SQLiteDatabase(tmp_path / "store"))
+def test_a_trial_that_is_rated_worse_is_ended(registry: Registry, answers: Answers, tmp_path: Path) -> None:
     registry.start_canary("v0002", 10, "wanted", force=True)
     rated(answers, "v0001", 60, 6)
     rated(answers, "v0002", 10, 9)
@@ -56,8 +60,7 @@ def test_a_trial_that_is_rated_worse_is_ended(registry: Registry, tmp_path: Path
     assert (state.current, state.trial, state.withdrawn) == ("v0001", None, ("v0002",))
 
 
-def test_a_trial_that_keeps_more_answers_back_is_ended(registry: Registry, tmp_path: Path) -> None:
-    answers = Answers(SQLiteDatabase(tmp_path / "store"))
+def test_a_trial_that_keeps_more_answers_back_is_ended(registry: Registry, answers: Answers, tmp_path: Path) -> None:
     registry.start_canary("v0002", 10, "wanted", force=True)
     rated(answers, "v0001", 60, 0)
     rated(answers, "v0002", 20, 0, "abstained")
@@ -66,8 +69,7 @@ def test_a_trial_that_keeps_more_answers_back_is_ended(registry: Registry, tmp_p
     assert "v0002 abstained on 20 of 20 questions and v0001 abstained on 0 of 60 questions" in done.out
 
 
-def test_one_caller_has_one_vote(registry: Registry, tmp_path: Path) -> None:
-    answers = Answers(SQLiteDatabase(tmp_path / "store"))
+def test_one_caller_has_one_vote(registry: Registry, answers: Answers, tmp_path: Path) -> None:
     registry.start_canary("v0002", 10, "wanted", force=True)
     rated(answers, "v0001", 60, 6)
     rated(answers, "v0002", 30, 30, who="angry")
@@ -75,8 +77,9 @@ def test_one_caller_has_one_vote(registry: Registry, tmp_path: Path) -> None:
     assert registry.state().trial
 
 
-def test_other_questions_than_before_speak_against_no_version(registry: Registry, tmp_path: Path) -> None:
-    answers = Answers(SQLiteDatabase(tmp_path / "store"))
+def test_other_questions_than_before_speak_against_no_version(
+    registry: Registry, answers: Answers, tmp_path: Path
+) -> None:
     rated(answers, "v0001", 60, 0, ago=86_400)
     on(registry, "v0002")
     rated(answers, "v0002", 30, 30, "abstained")
@@ -149,16 +152,13 @@ def test_one_bad_run_or_many_take_back_one_version_and_not_all(registry: Registr
     ],
 )
 def test_only_worse_answers_speak_against_a_version(signal, what, effect, before, after, worse) -> None:
-    facts = {"about": "outputs", "title": signal, "message": "", "severity": "medium", "effect_name": "Cohen's h"}
-    numbers = {"statistic": 1.0, "threshold": 1.0, "since": 1, "since_id": "a", "opened": 2, "opened_id": "b"}
-    alert = Alert(id="a", signal=signal, what=what, effect=effect, before=before, after=after, **facts, **numbers)
-    assert is_rated_worse(alert) is worse
+    found = replace(alert(signal, "b"), what=what, effect=effect, before=before, after=after)
+    assert is_rated_worse(found) is worse
 
 
 def test_a_server_that_watches_drift_takes_back_what_its_alerts_speak_against(
-    registry: Registry, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    registry: Registry, answers: Answers, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    answers = Answers(SQLiteDatabase(tmp_path / "store"))
     on(registry, "v0002")
     for version in ("v0001", "v0002"):
         answers.keep(Answer(version, "k", "ask", f"clinic {version}-0123456789ab"))
@@ -177,9 +177,8 @@ def test_a_server_that_watches_drift_takes_back_what_its_alerts_speak_against(
 
 
 def test_a_version_that_was_promoted_again_is_not_taken_back_for_an_old_alert(
-    registry: Registry, tmp_path: Path
+    registry: Registry, answers: Answers, tmp_path: Path
 ) -> None:
-    answers = Answers(SQLiteDatabase(tmp_path / "store"))
     answers.keep(Answer("old", "k", "ask", "clinic v0002-0123456789ab", time=time.time() - 3_600))
     on(registry, "v0002")
     on_drift(registry.folder, str(tmp_path / "store"), lambda _: None)({"alerts": [alert("support", "old").as_dict()]})
@@ -188,9 +187,8 @@ def test_a_version_that_was_promoted_again_is_not_taken_back_for_an_old_alert(
 
 @pytest.mark.parametrize(("outcome", "served"), [("abstained", "v0001"), ("escalated", "v0002")])
 def test_fewer_answers_speak_against_a_version_only_if_it_withholds_them(
-    registry: Registry, tmp_path: Path, outcome: str, served: str
+    registry: Registry, answers: Answers, tmp_path: Path, outcome: str, served: str
 ) -> None:
-    answers = Answers(SQLiteDatabase(tmp_path / "store"))
     on(registry, "v0002")
     rated(answers, "v0001", 40, 0, ago=500)
     rated(answers, "v0002", 20, 0)
@@ -202,12 +200,7 @@ def test_fewer_answers_speak_against_a_version_only_if_it_withholds_them(
 
 def alert(signal: str, opened_id: str) -> Alert:
     """A fall that opened with that answer."""
-    facts = {
-        "about": "outputs",
-        "title": signal,
-        "message": "It fell.",
-        "severity": "medium",
-        "effect_name": "Cohen's h",
-    }
+    facts = {"about": "outputs", "title": signal, "message": "It fell.", "severity": "medium"}
+    facts["effect_name"] = "Cohen's h"
     numbers = {"statistic": 1.0, "threshold": 1.0, "since": 1, "since_id": "a", "opened": 2, "opened_id": opened_id}
     return Alert(id="a", signal=signal, what="", effect=-0.4, before=0.9, after=0.6, **facts, **numbers)
