@@ -25,31 +25,6 @@ from tests.serve.test_observability import fill_busy_store
 from tests.waiting import output_of
 
 PROJECT = Path(__file__).parents[2]
-COMMANDS = (
-    *(
-        ("run",),
-        ("data",),
-        ("data", "prepare"),
-        ("train",),
-        ("evaluate",),
-        ("compare",),
-        ("seeds",),
-        ("report",),
-        ("ask",),
-    ),
-    *(
-        ("api",),
-        ("api", "status"),
-        ("api", "cancel"),
-        ("models",),
-        ("doctor",),
-        ("recipe",),
-        ("recipe", "show"),
-        ("recipe", "check"),
-    ),
-    ("review",),
-    *(("review", name) for name in ("create", "serve", "results", "export", "import", "pairs")),
-)
 
 
 @pytest.fixture(scope="module")
@@ -77,12 +52,6 @@ def test_help_answers_at_once():
     done = subprocess.run([sys.executable, "-m", "meditune.cli.main", "--help"], capture_output=True, check=True)
     assert b"Run the whole pipeline" in done.stdout
     assert seconds() - before < 0.5
-
-
-@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
-def test_every_command_has_help(command):
-    result = meditune(*command, "--help").ok()
-    assert "Usage: meditune" in result.out
 
 
 def test_help_fits_one_screen_and_cuts_no_line():
@@ -114,6 +83,7 @@ def test_every_command_has_an_example_that_parses_and_an_existing_page(path, com
     words = shlex.split(example[1])
     assert words[: len(path)] == list(path)
     command.make_context("meditune", words[len(path) :], resilient_parsing=False)
+    assert "Usage: meditune" in meditune(*path, "--help").ok().out
     page, anchor = re.search(r"(?:Guide|Reference): (docs/[\w/-]+\.md)(#[\w-]+)?\.", command.help).groups()
     headings = re.findall(r"^#+ (.*)$", (PROJECT / page).read_text(encoding="utf-8"), re.MULTILINE)
     slugs = {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
@@ -498,27 +468,9 @@ def test_a_seed_that_no_generator_takes_is_refused(place):
     place.run("seed", seed=2**63).refused(2, "seed", f"below {2**63}")
 
 
-def test_missing_data_names_the_publisher_and_the_folder(place, tmp_path, monkeypatch):
-    monkeypatch.setenv("MEDITUNE_DATA", str(tmp_path))
-    result = place.run("bad", data__sources__0__limit=None, data__fallback_to_sample="false")
-    result.refused(3, "https://raw.githubusercontent.com/pubmedqa", os.environ["MEDITUNE_CACHE"], "MEDITUNE_OFFLINE")
-    assert not (place.folder / "bad" / "data").exists()
-
-
-def test_a_misspelt_source_does_not_fall_back_to_the_sample(place):
-    place.run("bad-source", data__sources__0__name="pubmedqq").refused(3, "Did you mean 'pubmedqa'?")
-
-
-@pytest.mark.parametrize(
-    ("sources", "texts"),
-    [
-        ("[{name: Own, path: a.csv}]", ["'Own'", "own", "Did you mean 'own'?"]),
-        ("[{name: own}]", ["needs a path"]),
-        ("[{name: wikitext-2}]", ["plain text"]),
-    ],
-)
-def test_recipe_check_looks_at_the_sources(sources, texts):
-    meditune("recipe", "check", "quickstart", "--set", f"data.sources={sources}").refused(3, *texts)
+def test_recipe_check_looks_at_the_sources():
+    words = ("recipe", "check", "quickstart", "--set", "data.sources=[{name: Own, path: a.csv}]")
+    meditune(*words).refused(3, "'Own'", "Did you mean 'own'?")
 
 
 def test_a_mistyped_run_folder_is_not_looked_for_at_the_hub(finished, tmp_path, monkeypatch):
@@ -536,10 +488,6 @@ def test_a_misspelt_model_names_the_nearest(place):
     place.run("near", model__base="smolm2-135m").refused(4, "Did you mean smollm2-135m?")
 
 
-def test_a_sample_of_an_official_split_is_refused_with_the_way_out(place):
-    place.run("bad-limit", data__split="official").refused(3, "--set data.split=group")
-
-
 def test_a_truncated_file_is_named_with_its_line(place, tmp_path):
     path = place.folder.parent / "data" / "pubmedqa" / "ori_pqal.json"
     cut = tmp_path / "ori_pqal.json"
@@ -555,67 +503,6 @@ def test_a_reworded_description_is_no_other_recipe(place):
     place.run("described", description="PubMedQA.").ok()
     place.run("described", description="The same recipe in other words.").ok()
     place.run("described", seed=3).refused(1, "seed is", "To resume it")
-
-
-def test_bad_rows_go_to_rejected_with_the_reason(place, tmp_path):
-    lines = rows(
-        40,
-        answer=lambda n: "" if n % 4 == 0 else f"It helps {n}.",
-        decision=lambda n: "" if n % 4 == 0 else "perhaps" if n % 5 == 0 else "yes",
-        id=lambda n: 7 if n in {1, 2, 3} else n,
-    )
-    folder = tmp_path / "out"
-    settings = place.own(jsonl(tmp_path / "own.jsonl", lines))
-    result = meditune("data", "prepare", "quickstart", "-o", folder, *settings).ok()
-    reasons = [row["reason"] for row in read_rows(folder / "data" / "rejected.jsonl")]
-    assert reasons.count("neither answer nor decision") == 10
-    assert reasons.count("duplicate id") == 3, "three of the four rows with the id 7 come later"
-    assert reasons.count("unknown decision (not yes, no or maybe)") == 6
-    assert "10 rows: neither answer nor decision" in result.out
-
-
-def test_a_file_with_nothing_but_bad_rows_keeps_their_reasons(place, tmp_path):
-    folder = tmp_path / "out"
-    settings = place.own(jsonl(tmp_path / "own.jsonl", rows(5, question="")))
-    result = meditune("data", "prepare", "quickstart", "-o", folder, *settings)
-    result.refused(3, "no usable rows", str(folder / "rejected.jsonl"))
-    assert [row["reason"] for row in read_rows(folder / "rejected.jsonl")] == ["no question"] * 5
-    settings = place.own(jsonl(tmp_path / "own.jsonl", rows(40)))
-    meditune("data", "prepare", "quickstart", "-o", folder, *settings).ok()
-    assert not (folder / "rejected.jsonl").exists()
-
-
-def test_a_test_question_in_the_training_file_is_leakage(place, tmp_path):
-    pubmedqa = "{name: pubmedqa}"
-    path = jsonl(tmp_path / "own.jsonl", rows(30, question=lambda n: f"does TREATMENT {n} help"))
-    sources = f"[{pubmedqa}, {{name: own, path: '{path}'}}]"
-    settings = place.settings(data__split="official", data__sources=sources, data__sources__0__limit=None)
-    result = meditune("data", "prepare", "quickstart", "-o", tmp_path / "out", *settings)
-    result.refused(3, "Leakage", "own:", "pubmedqa:", "Remove these items")
-    assert not (tmp_path / "out" / "data").exists()
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "texts"),
-    [
-        ("empty.csv", b"", ["empty.csv: no rows"]),
-        ("head.csv", b"question,answer\n", ["head.csv: no rows"]),
-        ("latin.csv", "question,answer\nDéjà,vu\n".encode("latin-1"), ["latin.csv", "UTF-8"]),
-        ("columns.csv", b"q;a\nx;y\n", ["columns.csv, line 1", "semicolons"]),
-        ("names.csv", b"q,a\nx,y\n", ["names.csv", "question", "'q', 'a'"]),
-        ("one.csv", b"question,answer\nDoes it help?,Yes.\n", ["split is empty", "1 training and 0 test examples"]),
-        ("cut.jsonl", b'{"question": "Does it', ["cut.jsonl, line 1", "not valid JSON"]),
-        ("list.jsonl", b"[1, 2]\n", ["list.jsonl, line 1", "expected a JSON object"]),
-        ("table.xlsx", b"PK", ["table.xlsx", ".csv"]),
-    ],
-    ids=lambda value: value if isinstance(value, str) else "",
-)
-def test_files_that_can_not_be_used(place, tmp_path, name, content, texts):
-    path = tmp_path / name
-    path.write_bytes(content)
-    result = meditune("data", "prepare", "quickstart", "-o", tmp_path / "out", *place.own(path))
-    result.refused(3, *texts)
-    assert not (tmp_path / "out" / "data").exists()
 
 
 def test_a_folder_with_something_else_is_left_alone(place, tmp_path):
@@ -656,16 +543,6 @@ def test_an_option_joined_to_its_path_reaches_the_home_folder(place, tmp_path, m
 @pytest.mark.parametrize("output", ["/dev/null/run", "x" * 300])
 def test_a_place_that_can_not_be_written_to(place, output):
     meditune("run", "quickstart", "-o", place.folder / output, *place.settings()).refused(1, output)
-
-
-def test_changed_or_missing_prepared_data_is_noticed(place, tmp_path):
-    words = ["data", "prepare", "quickstart", "-o", tmp_path / "out", *place.settings()]
-    meditune(*words).ok()
-    train = tmp_path / "out" / "data" / "train.jsonl"
-    train.write_text(train.read_text(encoding="utf-8").replace("treatment", "drug"), encoding="utf-8")
-    meditune(*words).refused(3, "changed after they were written")
-    train.unlink()
-    meditune(*words).refused(3, "missing files: train.jsonl")
 
 
 def test_corrected_rows_are_prepared_again_until_a_model_is_measured(place, tmp_path):

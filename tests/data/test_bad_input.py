@@ -25,6 +25,8 @@ from meditune.data.readers.tables import Rejects
 from tests import layouts
 from tests.commands import Result, meditune, read_rows, rows
 
+pytestmark = pytest.mark.usefixtures("own_folders")
+
 ROWS = rows(40)
 LAUGHS = (
     '<?xml version="1.0"?><!DOCTYPE x [<!ENTITY l0 "lol">'
@@ -35,13 +37,6 @@ SECRET = (
     '<?xml version="1.0"?><!DOCTYPE x [<!ENTITY e SYSTEM "file:///etc/passwd">]><Document><QAPair>'
     "<Question>Q?</Question><Answer>&e;</Answer></QAPair></Document>"
 )
-
-
-@pytest.fixture(autouse=True)
-def alone(tmp_path, monkeypatch):
-    monkeypatch.setenv("MEDITUNE_DATA", str(tmp_path / "nothing"))
-    monkeypatch.setenv("MEDITUNE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("MEDITUNE_OFFLINE", "1")
 
 
 def prepared(name: str, path: Path, *words: str) -> Result:
@@ -117,6 +112,7 @@ def test_a_file_that_is_not_what_its_name_says(tmp_path, name, content, text):
     path = tmp_path / name
     path.write_bytes(content)
     prepared("own", path).refused(3, str(path), text)
+    assert not (tmp_path / "out" / "data").exists()
 
 
 @pytest.mark.parametrize(
