@@ -122,7 +122,9 @@ def test_rules_that_say_nothing_are_refused(balance, message):
 
 
 def recipe(tmp_path, **source):
-    rows = [{"question": f"What is disease {n}?", "answer": f"{HARD if n % 2 else EASY} {n}."} for n in range(40)]
+    answers = [f"{HARD if n % 2 else EASY} {n}." for n in range(40)]
+    column = {} if source else {"style": "plain"}
+    rows = [{"question": f"What is disease {n}?", "answer": text, **column} for n, text in enumerate(answers)]
     own = {"name": "own", "path": str(jsonl(tmp_path / "own.jsonl", rows)), **source}
     prompt = {"plain_cue": "In plain words:"} if source else {}
     return Recipe.model_validate({"name": "t", "data": {"sources": [own], "split": "group"}, "prompt": prompt})
@@ -143,11 +145,6 @@ def test_easy_answers_are_learnt_after_the_plain_cue_which_all_that_is_measured_
         (False, "Conclusion:"),
     }
     assert {cue(each) for each in [*splits.dev, *splits.test]} == {"In plain words:"}
-
-
-def test_without_that_style_nothing_is_noted(tmp_path):
-    splits = prepare(recipe(tmp_path), tmp_path / "data").splits
-    assert not any(each.style for examples in splits.named().values() for each in examples)
 
 
 @pytest.mark.parametrize(
@@ -192,11 +189,10 @@ def test_a_model_that_knows_the_cue_can_go_on_with_experts_alone(tmp_path):
         check_start(Recipe.model_validate(asked.model_dump() | {"model": changes["model"]}))
 
 
-def test_a_column_of_a_users_own_makes_no_style(tmp_path):
-    rows = [{"question": f"What is disease {n}?", "answer": f"{EASY} {n}.", "style": "plain"} for n in range(40)]
-    own = {"name": "own", "path": str(jsonl(tmp_path / "own.jsonl", rows))}
-    splits = prepare(Recipe.model_validate({"name": "t", "data": {"sources": [own], "split": "group"}}), tmp_path / "d")
-    assert not any(each.style for each in splits.splits.train)
+def test_without_that_style_nothing_is_noted_even_if_a_column_has_its_name(tmp_path):
+    splits = prepare(recipe(tmp_path), tmp_path / "data").splits
+    assert all(each.meta["style"] == "plain" for each in splits.train)
+    assert not any(each.style for examples in splits.named().values() for each in examples)
 
 
 def test_pairs_keep_the_style_of_their_question(tmp_path):

@@ -128,6 +128,13 @@ def recipe(objective="dpo", **preference):
     return Recipe.model_validate({"name": "r", "train": {"objective": objective, "preference": preference}})
 
 
+def refused(tmp_path, message, *given, **preference):
+    """No pairs can be prepared, and nothing is written."""
+    with pytest.raises(DataError, match=message):
+        prepare_pairs(recipe(*given, **preference), splits(), "hash", tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_file_is_parted_by_question_and_nothing_measured_is_trained_on(tmp_path, capsys):
     rows = pair_rows(40)
     rows += [rows[0] | {"question": "Does DRUG 9 help??"}, rows[1] | {"rejected": ""}]
@@ -212,19 +219,9 @@ def test_automatic_pairs_to_measure_on_come_from_the_examples_that_are_measured(
     assert not trained & {question_key(each.question) for each in (*parts.dev, *parts.test)}
 
 
-@pytest.mark.parametrize("ending", ["csv", "parquet", "json"])
-def test_formats_and_columns_with_other_names(tmp_path, ending):
-    rows = [{"Prompt": "Does it help?", "good": "Yes, it does.", "REJECTED": "No.", "note": 3}]
-    path = tmp_path / f"pairs.{ending}"
-    if ending == "csv":
-        path.write_text('Prompt,good,REJECTED,note\nDoes it help?,"Yes, it does.",No.,3\n', encoding="utf-8")
-    elif ending == "json":
-        path.write_text(json.dumps(rows), encoding="utf-8")
-    else:
-        import pyarrow
-        import pyarrow.parquet
-
-        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+def test_columns_with_other_names(tmp_path):
+    row = {"Prompt": "Does it help?", "good": "Yes, it does.", "REJECTED": "No.", "note": 3}
+    path = jsonl(tmp_path / "pairs.jsonl", [row])
     (pair,) = read_given_pairs(path, recipe(fields={"chosen": "good"}), Rejects())
     assert (pair.question, pair.chosen, pair.rejected, pair.kind) == ("Does it help?", "Yes, it does.", "No.", "own")
 
@@ -247,9 +244,7 @@ GOOD = json.dumps(pair_rows(1)[0])
 def test_bad_files_say_where(tmp_path, text, message):
     path = tmp_path / "pairs.jsonl"
     path.write_text(text, encoding="utf-8")
-    with pytest.raises(DataError, match=message):
-        prepare_pairs(recipe(path=str(path)), splits(), "hash", tmp_path / "run")
-    assert not (tmp_path / "run").exists()
+    refused(tmp_path, message, path=str(path))
 
 
 def test_answers_that_allow_no_corruption_are_an_error_that_says_what_to_do(tmp_path):
@@ -419,23 +414,9 @@ def test_what_cant_be_used_is_counted_with_its_reason(tmp_path):
     }
 
 
-@pytest.mark.parametrize("ending", ["csv", "tsv", "parquet", "json"])
-def test_rated_answers_in_other_formats_and_columns(tmp_path, ending):
-    rows = [
-        {"question_id": 7, "Query": "Why?", "text": "So.", "SCORE": "4", "RESTRICTED": "yes"},
-        {"question_id": 7, "Query": "Why?", "text": "No.", "SCORE": "1", "RESTRICTED": "no"},
-    ]
-    path = tmp_path / f"ratings.{ending}"
-    if ending == "json":
-        path.write_text(json.dumps(rows), encoding="utf-8")
-    elif ending == "parquet":
-        import pyarrow
-        import pyarrow.parquet
-
-        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
-    else:
-        mark = "," if ending == "csv" else "\t"
-        path.write_text("\n".join(mark.join(map(str, line)) for line in (rows[0], *(row.values() for row in rows))))
+def test_rated_answers_in_columns_with_other_names(tmp_path):
+    path = tmp_path / "ratings.csv"
+    path.write_text("question_id,Query,text,SCORE,RESTRICTED\n7,Why?,So.,4,yes\n7,Why?,No.,1,no\n", encoding="utf-8")
     (pair,) = read_given_pairs(path, recipe(fields={"answer": "text"}), Rejects())
     assert (pair.question, pair.chosen, pair.rejected, pair.group) == ("Why?", "So.", "No.", "7")
     assert pair.restricted
@@ -460,10 +441,7 @@ def test_a_file_with_both_is_one_of_pairs(tmp_path):
     ],
 )  # fmt: skip
 def test_bad_files_say_what_to_do(tmp_path, rows, fields, message):
-    path = jsonl(tmp_path / "ratings.jsonl", rows)
-    with pytest.raises(DataError, match=message):
-        prepare_pairs(recipe(path=str(path), fields=fields), splits(), "hash", tmp_path / "run")
-    assert not (tmp_path / "run").exists()
+    refused(tmp_path, message, path=str(jsonl(tmp_path / "ratings.jsonl", rows)), fields=fields)
 
 
 def test_a_run_keeps_questions_apart_and_leaves_out_what_it_measures(tmp_path):
@@ -555,10 +533,7 @@ def test_pairs_become_single_answers_for_kto_and_stay_pairs_to_measure_on(tmp_pa
 )
 def test_bad_thumbs_say_where_or_what_is_missing(tmp_path, values, message):
     rows = [{"question": f"Own {n}?", "answer": "A.", "thumbs": value} for n, value in enumerate(values)]
-    path = jsonl(tmp_path / "thumbs.jsonl", rows)
-    with pytest.raises(DataError, match=message):
-        prepare_pairs(recipe("kto", path=str(path)), splits(), "hash", tmp_path / "run")
-    assert not (tmp_path / "run").exists()
+    refused(tmp_path, message, "kto", path=str(jsonl(tmp_path / "thumbs.jsonl", rows)))
 
 
 def test_a_pair_of_a_conversation_has_its_earlier_turns():

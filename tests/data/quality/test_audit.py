@@ -18,7 +18,6 @@ import pytest
 from meditune.config.data_options import QUALITY_RULES, DataSpec, QualitySpec, SourceSpec
 from meditune.config.load_recipe import load_recipe, save
 from meditune.config.recipe import Recipe
-from meditune.data.example import Example
 from meditune.data.prepare import prepare
 from meditune.data.quality import audit_folder as folders
 from meditune.data.quality import deduplication
@@ -34,6 +33,7 @@ from meditune.errors import DataError, RecipeError
 from tests import layouts
 from tests.commands import jsonl, meditune, read_rows, rows
 from tests.data.quality.test_quality_filters import ANSWER, example_row
+from tests.data.test_splits import example
 
 BAD = {
     "encoding": {"answer": ANSWER.replace("medicine", "médicine").encode().decode("latin-1")},
@@ -52,8 +52,8 @@ BAD = {
 def audited(examples, protected=(), **spec):
     audit = Audit(QualitySpec(**spec), protected)
     by_source = {}
-    for example in examples:
-        by_source.setdefault(example.source, []).append(example)
+    for each in examples:
+        by_source.setdefault(each.source, []).append(each)
     audit.rows(by_source)
     return audit
 
@@ -310,18 +310,6 @@ def test_the_page_of_restricted_rows_is_drawn_and_an_audit_can_be_repeated(tmp_p
     meditune("data", "audit", recipe, "-o", tmp_path / "audit").ok()
 
 
-def example(number, **changes):
-    fields = {
-        "id": f"own:{number}",
-        "source": "own",
-        "question": f"Does treatment {number} help?",
-        "answer": f"It helps {number}.",
-        "decision": "yes",
-        "group": str(number),
-    }
-    return Example(**fields | changes)
-
-
 def test_facts_add_up():
     train = [example(n, meta={"year": 2000 + n}) for n in range(6)]
     dev = [example(6, decision=None), example(7, question=train[0].question)]
@@ -329,7 +317,7 @@ def test_facts_add_up():
     found = facts(Splits(train, dev, test, "own-group-1"), {"own": {"read": 9}}, {"exact_duplicate": 2})
     assert {name: row["examples"] for name, row in found["splits"].items()} == {"train": 6, "dev": 2, "test": 1}
     assert found["splits"]["train"]["years"] == [2000, 2005]
-    assert found["splits"]["dev"]["decisions"] == {"yes": 1}
+    assert found["splits"]["dev"]["decisions"] == {"no": 1}
     assert found["splits"]["test"]["with_answer"] == 0
     assert found["repeated_questions"] == 1
     assert found["dropped"] == {"exact_duplicate": 2}
@@ -352,7 +340,7 @@ def test_what_two_splits_share_is_counted():
     one, two, three = example(1), example(2), example(3)
     clean = shared(Splits([one], [two], [three], "t"))
     assert all(not any(row.values()) for row in clean.values())
-    leaky = Splits([one], [two.model_copy(update={"question": "does TREATMENT 1 help"})], [three, one], "t")
+    leaky = Splits([one], [two.model_copy(update={"question": "does TREATMENT 1 of own help"})], [three, one], "t")
     assert shared(leaky) == {
         "train and dev": {"ids": 0, "groups": 0, "questions": 1, "contexts": 0},
         "train and test": {"ids": 1, "groups": 1, "questions": 1, "contexts": 0},

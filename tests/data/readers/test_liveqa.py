@@ -1,4 +1,3 @@
-import zipfile
 from collections import Counter
 from pathlib import Path
 
@@ -69,14 +68,6 @@ def test_the_plain_test_file_is_read_where_there_is_no_other(tmp_path: Path) -> 
     assert test.meta["summary"] == ""
     (alone,) = liveqa.read(tmp_path / TEST, Rejects())
     assert alone == test
-
-
-def test_the_zip_reads_as_the_folder(tmp_path: Path) -> None:
-    folder = layouts.liveqa(tmp_path / "folder")
-    with zipfile.ZipFile(tmp_path / "liveqa.zip", "w") as archive:
-        for file in folder.rglob("*.xml"):
-            archive.write(file, f"LiveQA_MedicalTask_TREC2017-master/{file.relative_to(folder)}")
-    assert list(liveqa.read(tmp_path / "liveqa.zip", Rejects())) == list(liveqa.read(folder, Rejects()))
 
 
 def test_damage_is_an_error(tmp_path: Path) -> None:

@@ -82,14 +82,6 @@ def test_a_broken_file_is_named_and_the_rest_is_read(tmp_path: Path) -> None:
     assert [row["reason"] for row in rows[1:]] == ["no question-answer pairs in the file", "no question"]
 
 
-def test_the_zip_reads_as_the_folder(tmp_path: Path) -> None:
-    folder = small(tmp_path / "folder")
-    with zipfile.ZipFile(tmp_path / "MedQuAD-master.zip", "w") as archive:
-        for file in folder.rglob("*.xml"):
-            archive.write(file, f"MedQuAD-master/{file.relative_to(folder)}")
-    assert list(medquad.read(tmp_path / "MedQuAD-master.zip", Rejects())) == list(medquad.read(folder, Rejects()))
-
-
 @pytest.mark.real
 def test_the_real_collection(real_data: Path) -> None:
     rejects = Rejects()
