@@ -198,13 +198,6 @@ def test_data_that_no_recipe_needs_yet_are_no_fault_and_explained_only_on_demand
     assert "physionet.org" in explained
 
 
-@pytest.fixture
-def catalogue_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MEDITUNE_CACHE", str(tmp_path))
-    monkeypatch.setenv("MEDITUNE_OFFLINE", "1")
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
-
-
 LAPTOP = Target("a laptop", 16.0, 1e12, "cpu", torch.bfloat16, "assumed")
 SMALL_GPU = Target("a card", 8.0, 40e12, "cuda", torch.bfloat16, "assumed")
 
@@ -213,7 +206,6 @@ def by_name(target: Target = LAPTOP) -> dict[str, models.Row]:
     return {row.name: row for row in models.rows(target)}
 
 
-@pytest.mark.usefixtures("catalogue_places")
 def test_every_catalogue_model_is_listed_with_where_it_comes_from(tmp_path: Path) -> None:
     rows = by_name()
     assert set(rows) == set(CATALOGUE)
@@ -221,13 +213,10 @@ def test_every_catalogue_model_is_listed_with_where_it_comes_from(tmp_path: Path
     assert rows["distilgpt2"].availability == "from the hub"
     assert rows["medgemma1.5-4b"].availability == "from the hub, after you accept its licence there"
     assert rows["gpt-3.5-turbo"].availability == "API only"
-    folder = tmp_path / "models" / "smollm2-135m"
-    folder.mkdir(parents=True)
-    (folder / "config.json").write_text("{}", encoding="utf-8")
+    base_model(tmp_path / "cache")
     assert by_name()["smollm2-135m"].availability == "here"
 
 
-@pytest.mark.usefixtures("catalogue_places")
 def test_a_model_in_the_hubs_cache_is_here(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         "huggingface_hub.try_to_load_from_cache",
@@ -238,7 +227,6 @@ def test_a_model_in_the_hubs_cache_is_here(monkeypatch: pytest.MonkeyPatch) -> N
     assert rows["distilgpt2"].availability == "from the hub"
 
 
-@pytest.mark.usefixtures("catalogue_places")
 def test_what_suits_the_machine_comes_first() -> None:
     laptop = by_name()
     assert [laptop[name].fits for name in ("smollm2-135m", "qwen3-1.7b", "mistral-7b")] == ["yes", "yes", "no"]
@@ -252,7 +240,6 @@ def test_what_suits_the_machine_comes_first() -> None:
     assert list(gpu)[:3] == ["gemma3-4b", "medgemma1.5-4b", "qwen3-4b"]
 
 
-@pytest.mark.usefixtures("catalogue_places")
 def test_the_table_is_aligned_and_names_the_recipe_for_the_machine(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -30,21 +30,29 @@ SECRETS = ("Zelazny", "Iwona", "4471123", "3/14/2012", "Okonkwo")
 pytestmark = pytest.mark.usefixtures("own_folders")
 
 
+def prepared(path, folder, **phi):
+    """A user's file as prepared in the folder's `data`."""
+    data = DataSpec(sources=[SourceSpec(name="own", path=str(path))], split="group", phi=PhiSpec(**phi))
+    return prepare(Recipe(name="test", data=data), folder / "data")
+
+
 def made(tmp_path, **phi):
     changes = {
         "context": lambda n: "Ms. Iwona Zelazny (MRN: 4471123) was seen on 3/14/2012." if n == 3 else f"Text {n}.",
         "answer": lambda n: f"Zelazny improved with treatment {n}." if n == 3 else f"It helps {n}.",
         "nurse_name": lambda n: "Okonkwo" if n == 3 else "",
     }
-    source = SourceSpec(name="own", path=str(jsonl(tmp_path / "own.jsonl", rows(40, **changes))))
-    data = DataSpec(sources=[source], split="group", phi=PhiSpec(**phi))
-    return prepare(Recipe(name="test", data=data), tmp_path / "run" / "data")
+    return prepared(jsonl(tmp_path / "own.jsonl", rows(40, **changes)), tmp_path / "run", **phi)
 
 
 def written(tmp_path):
     files = [path for path in (tmp_path / "run").rglob("*") if path.is_file()]
     plain = "".join(path.read_text(encoding="utf-8") for path in files if path.suffix != ".parquet")
     return plain + "".join(map(str, entries(tmp_path / "run")))
+
+
+def hidden(text):
+    return not any(secret in text for secret in SECRETS)
 
 
 def row_3(tmp_path):
@@ -67,7 +75,7 @@ def test_found_counted_and_said_loudly_but_left(tmp_path, capsys):
     command = re.search(r"To see where they are: meditune (data phi .+)", said)[1].split()
     assert command == ["data", "phi", str(tmp_path / "own.jsonl"), "--show", "20"]
     assert "1 of 40 rows" in meditune(*command).out
-    assert not any(secret in said for secret in SECRETS)
+    assert hidden(said)
     assert "Zelazny" in row_3(tmp_path)["answer"]
     own = f"data.sources=[{{name: own, path: {tmp_path / 'own.jsonl'}}}]"
     again = meditune("data", "prepare", "quickstart", "-o", tmp_path / "cli", "--set", own, "--set", "data.split=group")
@@ -87,15 +95,13 @@ def test_masked_everywhere(tmp_path):
     assert row["context"][0]["text"] == "Ms. [NAME] (MRN: [ID]) was seen on [DATE]."
     assert row["answer"] == "[NAME] improved with treatment 3."
     assert row["meta"]["nurse_name"] == "[NAME]"
-    assert not any(secret in written(tmp_path) for secret in SECRETS)
+    assert hidden(written(tmp_path))
 
 
 def test_identifiers_that_are_numbers_are_masked_and_other_numbers_stay(tmp_path):
     numbers = {"mrn": 4471123, "phone": 6175550123.0, "age": 93, "ward": 7, "urgent": True}
-    source = SourceSpec(name="own", path=str(jsonl(tmp_path / "own.jsonl", rows(20, **numbers))))
-    data = DataSpec(sources=[source], split="group", phi=PhiSpec(action="mask"))
-    made = prepare(Recipe(name="test", data=data), tmp_path / "run" / "data")
-    meta = made.splits.train[0].meta
+    path = jsonl(tmp_path / "own.jsonl", rows(20, **numbers))
+    meta = prepared(path, tmp_path / "run", action="mask").splits.train[0].meta
     assert {name: meta[name] for name in numbers} == {
         **{"mrn": "[ID]", "phone": "[PHONE]", "age": "[AGE]", "ward": 7, "urgent": True}
     }
@@ -128,7 +134,7 @@ def test_surrogates_are_the_same_in_all_fields(tmp_path, monkeypatch):
     row = row_3(tmp_path)
     surname = row["answer"].split()[0]
     assert f" {surname} (MRN: " in row["context"][0]["text"]
-    assert not any(secret in written(tmp_path) for secret in SECRETS)
+    assert hidden(written(tmp_path))
 
 
 def test_only_the_named_kinds(tmp_path):
@@ -141,7 +147,7 @@ def test_refused_without_a_word_of_it(tmp_path, capsys):
         DataError, match=r"own: 1 of 40 examples contains identifiers of people \(3 name, 1 mrn, 1 date\)"
     ) as e:
         made(tmp_path, action="refuse")
-    assert not any(secret in str(e.value) + capsys.readouterr().err for secret in SECRETS)
+    assert hidden(str(e.value) + capsys.readouterr().err)
     assert not (tmp_path / "run" / "data").exists()
 
 
@@ -152,11 +158,9 @@ def test_refused_rows_are_masked_too(tmp_path):
         "dob": "3/14/2012",
     }
     lines = [*rows(40), {"id": "x", "question": "", **refused}]
-    source = SourceSpec(name="own", path=str(jsonl(tmp_path / "own.jsonl", lines)))
-    data = DataSpec(sources=[source], split="group", phi=PhiSpec(action="mask"))
-    prepare(Recipe(name="test", data=data), tmp_path / "run" / "data")
+    prepared(jsonl(tmp_path / "own.jsonl", lines), tmp_path / "run", action="mask")
     assert "Ms. [NAME] (MRN: [ID]) was seen." in written(tmp_path)
-    assert not any(secret in written(tmp_path) for secret in SECRETS)
+    assert hidden(written(tmp_path))
 
 
 def test_a_refused_line_of_a_table_is_masked_by_its_columns(tmp_path):
@@ -164,8 +168,7 @@ def test_a_refused_line_of_a_table_is_masked_by_its_columns(tmp_path):
     lines = [f"What helps {n}?,Rest helps in case {n}.,Okonkwo" for n in range(20)]
     text = "\n".join(["question,answer,nurse_name", *lines, ",Fine.,Okonkwo", "Is it,Fine.,Okonkwo,4471123"])
     path.write_text(text, encoding="utf-8")
-    data = DataSpec(sources=[SourceSpec(name="own", path=str(path))], split="group", phi=PhiSpec(action="mask"))
-    prepare(Recipe(name="test", data=data), tmp_path / "run" / "data")
+    prepared(path, tmp_path / "run", action="mask")
     refused = read_rows(tmp_path / "run" / "data" / "rejected.jsonl")
     assert [json.loads(row["row"])["nurse_name"] for row in refused] == ["[NAME]", "[NAME]"]
     assert "Okonkwo" not in written(tmp_path)
@@ -213,10 +216,6 @@ def test_rows_whose_identifiers_are_left_are_shown_by_id_only(tmp_path):
 
 
 NOTE = "Ms. Iwona Zelazny (MRN: 4471123) was seen on 3/14/2012 by Dr. Okonkwo."
-
-
-def hidden(text):
-    return not any(secret in text for secret in SECRETS)
 
 
 @pytest.fixture
@@ -276,17 +275,8 @@ def test_surrogates_by_patient(tmp_path, monkeypatch):
     monkeypatch.setenv("MEDITUNE_PHI_SECRET", "a secret of the clinic")
     notes = [{"patient": patient, "note": {"text": NOTE}} for patient in (1, 1, 2)]
     out = tmp_path / "out.jsonl"
-    meditune(
-        "data",
-        "phi",
-        jsonl(tmp_path / "in.jsonl", notes),
-        "--output",
-        out,
-        "--action",
-        "surrogate",
-        "--patient-column",
-        "patient",
-    )
+    words = ("--output", out, "--action", "surrogate", "--patient-column", "patient")
+    meditune("data", "phi", jsonl(tmp_path / "in.jsonl", notes), *words)
     first, second, third = (row["note"]["text"] for row in read_rows(out))
     assert first == second != third
     assert hidden(first + third)
@@ -378,9 +368,8 @@ def test_keys_with_dots_and_nested_keys_are_told_apart(tmp_path):
     meditune("data", "phi", path, "--output", tmp_path / "out.jsonl")
     expected = [{"a.b": "Fine.", "a": {"b": masked}}, {"a": {"b": "Fine."}, "a.b": masked}]
     assert read_rows(tmp_path / "out.jsonl") == expected
-    source = SourceSpec(name="own", path=str(jsonl(tmp_path / "own.jsonl", rows(20, **notes[0]))))
-    data = DataSpec(sources=[source], split="group", phi=PhiSpec(action="mask"))
-    meta = prepare(Recipe(name="test", data=data), tmp_path / "run" / "data").splits.train[0].meta
+    path = jsonl(tmp_path / "own.jsonl", rows(20, **notes[0]))
+    meta = prepared(path, tmp_path / "run", action="mask").splits.train[0].meta
     assert {name: meta[name] for name in notes[0]} == expected[0]
 
 
@@ -397,10 +386,8 @@ def test_keys_and_labels_are_searched_and_keys_that_become_equal_get_numbers(tmp
 
     context = [{"text": "Rest helps.", "label": "Letter of Dr. Iwona Zelazny, MRN 4471123"}]
     path = jsonl(tmp_path / "own.jsonl", rows(20, context=context, **row))
-    source = SourceSpec(name="own", path=str(path))
     for action in ("mask", "report"):
-        data = DataSpec(sources=[source], split="group", phi=PhiSpec(action=action))
-        example = prepare(Recipe(name="test", data=data), tmp_path / action / "data").splits.train[0]
+        example = prepared(path, tmp_path / action, action=action).splits.train[0]
         found = (tmp_path / action / "data" / "phi.jsonl").read_text(encoding="utf-8")
         assert '"context_labels.0"' in found
         assert '"meta.visits.0.Ms. [NAME].(key)"' in found
