@@ -476,6 +476,8 @@ def test_the_places_of_the_notes_are_right(half: str) -> None:
         "The Hospital ",
         ", MA",
         "12345 ",
+        "6/12 ",
+        "id ",
         "&nbsp;",
         "1\u00ad\u2014",
     ],
@@ -489,6 +491,11 @@ def test_no_text_takes_out_of_proportion_long(part: str) -> None:
 
     seconds(1000)
     assert seconds(200_000) < 12 * max(seconds(50_000), 0.02)
+
+
+@pytest.mark.parametrize("text", ["\r: Jo", "\x0c Jo Doe", "seen by o' and d'", "PID|1||||^^^^|||| ^ ^", '{"name": ["'])
+def test_odd_texts_are_read(text: str) -> None:
+    assert all(0 <= span.start < span.end <= len(text) for span in phi.find(text))
 
 
 def test_a_short_text_is_quick() -> None:

@@ -266,12 +266,12 @@ def _is_short(view: View, start: int, done: int) -> bool:
 def is_duration(view: View, found: re.Match[str]) -> bool:
     """Return True for 3/7, 2/52 and 6/12 as days, weeks and months in British notes, and for visual acuities."""
     first, _, last = found[0].partition("/")
-    if first == "6" and int(last) in {9, 12, 18, 24} and _ACUITY.search(view.low):
+    if first == "6" and int(last) in {9, 12, 18, 24} and view.contains(_ACUITY):
         return True
     if int(last) not in {7, 12}:
         return False
     before = view.before(found.start(), 16)
-    if _IN_BRITAIN.search(view.low):
+    if view.contains(_IN_BRITAIN):
         return not BEFORE_DAY.search(before)
     return bool(_BEFORE_DURATION.search(before))
 

@@ -339,7 +339,7 @@ def _of_names(text: str) -> list[int]:
             if not introduced and not (names.is_strange(low) and _is_cued(view, found)):
                 continue
         capitals.append(found.start())
-        if low.startswith(("o'", "o’", "d'", "d’")):
+        if len(low) > 2 and low.startswith(("o'", "o’", "d'", "d’")):
             capitals.append(found.start() + 2)
         if following is None:
             continue

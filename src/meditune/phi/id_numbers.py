@@ -73,7 +73,7 @@ _LABELS: tuple[tuple[Kind, str], ...] = (
 _MARK = r"(?:numbers?|num\.?|no\.?|nos\.?|nr\.?|n\.?[º°o]\.?|№|identifier|id|code|ref\.?|#)"
 _IN_GROUPS = frozenset({"mrn", "ssn", "health_plan", "account", "id"})  # Kinds whose numbers may contain spaces
 _LABEL = re.compile(
-    r"(?<![a-z])(?:"
+    r"(?<![a-z])(?=[a-z])(?:"
     + "|".join(f"(?P<{kind}>{words})" for kind, words in _LABELS)
     + rf")[ \t]?[(]?(?P<mark>(?:[ \t]?{_MARK}){{0,2}})[)]?(?P<colon>[ \t]?(?::|=|is|was|"
     rf"ending(?: in)?))?[\s#(]{{0,12}}$"
@@ -83,7 +83,7 @@ _VALUE = re.compile(
     r"\d{8} \d ?[A-Z]{2}\d(?!\w)"
     r"|(?:[A-Z]{1,6} (?=\d))?(?:"
     r"\d{1,5}[A-Z]?(?:(?:[ -]| ?/ ?)\d{1,6}[A-Z]{0,2}(?![\w/%-]|[.,]\d)){1,5}"
-    r"|[A-Za-z0-9]+(?:[-/.,_][A-Za-z0-9]+){0,5}(?:(?: \d{2,4}){1,3}(?![\d/.%-]))?)"
+    r"|[A-Za-z0-9]{1,120}(?:[-/.,_][A-Za-z0-9]{1,120}){0,5}(?:(?: \d{2,4}){1,3}(?![\d/.%-]))?)"
 )
 _SERIES = re.compile(r"(?<![^\W_])(?:[A-Za-z0-9]{1,8}[-/._]){1,4}$|(?<![^\W_])[A-Z]{1,6} $")
 """The first part of a number such as "OP/2022/11893" or "TNMC 68842\""""

@@ -173,7 +173,7 @@ def before(view: View, place: int) -> Cue | None:
     piece = low[start:place]
     head = piece.rstrip(_BETWEEN)
     between = piece[len(head) :]
-    if not between or not head:
+    if not between or not head.strip():
         return None
     words = [word.strip('(,:;["“') for word in head.split()[-_MAX_WORDS:]]
     known = _LABELS if ":" in between or "=" in between or "#" in between else _PLAIN

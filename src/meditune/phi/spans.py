@@ -158,6 +158,11 @@ class View:
         """Return the start and end of each run of digits."""
         return [found.span() for found in _DIGITS.finditer(self.text)]
 
+    @cached_property
+    def contains(self) -> Callable[[re.Pattern[str]], bool]:
+        """Return a function that says if a pattern matches in the lowercase text; it searches each pattern once."""
+        return cache(lambda pattern: bool(pattern.search(self.low)))
+
     def spans(self, pattern: re.Pattern[str], kind: Kind, group: int | str = 0, *, low: bool = False) -> Iterator[Span]:
         """Yield the span of a group of each match in the text; with `low`, the lowercase text is searched."""
         for found in pattern.finditer(self.low if low else self.text):
