@@ -561,6 +561,17 @@ def test_items_about_one_document_are_no_independent_evidence():
 
 def test_the_worst_group_comes_first_and_is_flagged_and_small_ones_come_last():
     sizes = {"poor": 40, "good": 40, "few": MIN_GROUP_SIZE - 1}
+    examples = [example(n, source) for source, size in sizes.items() for n in range(size)]
+    tuned = decided_where(examples, lambda item: item.source == "good" or int(item.group) % 4 == 0)
+    base = decided_where(examples, lambda item: item.source != "few")
+    found = [row for row in subgroups(examples, base, tuned, 1)["metrics"]["accuracy"] if row["by"] == "source"]
+    assert [row["group"] for row in found] == ["poor", "good", "few"]
+    assert found[0]["flags"] == ["below the others", "got worse"]
+    assert found[1]["flags"] == []
+    assert not {"flags", "tuned_ci95"} & found[2].keys()
+
+
+def test_draws_in_which_no_answer_says_anything_leave_a_groups_rate_out():
     sizes = {"big": 60, "silent": 3, "worse": 40}
     examples = [example(n, source) for source, size in sizes.items() for n in range(size)]
     # Few of the big group's answers say something, so some draws of it say nothing.
