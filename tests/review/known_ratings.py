@@ -121,18 +121,8 @@ def rated_item(folder: Path, n: int, origin: str) -> str:
 
 SUBJECTS = (
     *("asthma", "migraine", "anaemia", "gout", "psoriasis", "epilepsy", "diabetes", "glaucoma", "measles", "rickets"),
-    *(
-        "scurvy",
-        "cataract",
-        "hepatitis",
-        "jaundice",
-        "malaria",
-        "pneumonia",
-        "tetanus",
-        "tinnitus",
-        "vertigo",
-        "rabies",
-    ),
+    *("scurvy", "cataract", "hepatitis", "jaundice", "malaria", "pneumonia", "tetanus", "tinnitus", "vertigo"),
+    "rabies",
 )
 
 

@@ -10,12 +10,10 @@ import stat
 import pytest
 
 from meditune.data.reviewer_decisions import VERDICTS
-from meditune.review.rating_set import create
 from meditune.review.ratings_store import ADJUDICATION, Store
 from tests.commands import meditune
 from tests.review.known_ratings import (
     annotated_item,
-    finished,
     judge,
     key,
     made_annotation_set,
@@ -31,9 +29,7 @@ pytestmark = pytest.mark.browser
 @pytest.fixture
 def lay(tmp_path):
     """A set with three axes; two questions, so six answers."""
-    folder = tmp_path / "review"
-    create(finished(tmp_path / "run", 2), folder, 2, "lay", None, None, 17)
-    return folder
+    return made_rating_set(tmp_path, 2)
 
 
 def opened(browser, address, **options):
@@ -143,9 +139,8 @@ def test_undo_takes_back_across_answers(browser, lay):
 
 def test_keys_in_a_text_field_rate_nothing_and_markup_is_text(browser, tmp_path):
     answer = "<img src=x onerror=alert(1)> 5 < 6"
-    run = finished(tmp_path / "run", 1, base={0: answer}, tuned={0: answer}, reference={0: answer})
-    create(run, tmp_path / "review", 1, "lay", None, None, 17)
-    with served(tmp_path / "review") as (_, address):
+    folder = made_rating_set(tmp_path, 1, base={0: answer}, tuned={0: answer}, reference={0: answer})
+    with served(folder) as (_, address):
         page = opened(browser, address)
         sign_in(page, "<b>A</b>")
         assert page.locator("#answer").inner_text() == answer
@@ -160,16 +155,16 @@ def test_keys_in_a_text_field_rate_nothing_and_markup_is_text(browser, tmp_path)
         page.keyboard.press("s")
         assert page.get_by_text("We gave treatment 0").is_visible()
         assert page.problems == []
-    assert rows(tmp_path / "review") == []
-    (note,) = Store(tmp_path / "review").notes()
+    assert rows(folder) == []
+    (note,) = Store(folder).notes()
     assert (note.better, note.comment) == ("12 mg?1", "")
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_on_a_phone_everything_fits_and_can_be_touched(browser, tmp_path, scheme):
     long = dict.fromkeys(range(2), "A-word-without-any-space" * 12)
-    create(finished(tmp_path / "run", 2, base=long), tmp_path / "review", 2, "expert", None, None, 17)
-    with served(tmp_path / "review") as (_, address):
+    folder = made_rating_set(tmp_path, 2, "expert", base=long)
+    with served(folder) as (_, address):
         viewport = {"width": 400, "height": 800}
         page = opened(browser, address, viewport=viewport, has_touch=True, color_scheme=scheme)
         sign_in(page, "A")
@@ -182,7 +177,7 @@ def test_on_a_phone_everything_fits_and_can_be_touched(browser, tmp_path, scheme
         page.get_by_text("Answer 2 of 6").wait_for()
         assert page.problems == []
         assert page.evaluate(_CONTRAST) >= 4.5
-    assert len(rows(tmp_path / "review")) == 12
+    assert len(rows(folder)) == 12
 
 
 def test_disputes_are_settled_by_one_who_sees_what_was_chosen(browser, tmp_path):

@@ -51,7 +51,6 @@ def test_the_difference_is_paired_by_question(tmp_path):
 
 
 def test_questions_of_one_group_count_as_one(tmp_path):
-    run = tmp_path / "run"
     folder = made_rating_set(tmp_path, 8)
     rate(folder, "Ann", lambda n, origin: 1 + (origin == "base") * (n % 2))
     apart = results(folder)["overall"]["difference"]["ci95"]
@@ -61,7 +60,6 @@ def test_questions_of_one_group_count_as_one(tmp_path):
     write_json(folder / "key.json", key)
     together = results(folder)["overall"]["difference"]["ci95"]
     assert together[1] - together[0] > apart[1] - apart[0]
-    assert run.is_dir()
 
 
 def test_few_questions_show_no_significant_difference(tmp_path):
@@ -209,7 +207,7 @@ def said(n, origin):
 
 def test_the_better_rated_answer_is_preferred_and_the_existing_reader_takes_it(tmp_path):
     folder = made_rating_set(tmp_path, 4)
-    rate(folder, "Ann", lambda _, origin: BEST[origin])
+    rate(folder, "Ann", by_origin)
     path = tmp_path / "pairs.jsonl"
     assert write_pairs(folder, path, 1.0, 10).rated == 12
     read = read_given_pairs(path, recipe(), Rejects())
@@ -251,7 +249,7 @@ def test_a_corrected_answer_is_preferred_to_what_it_corrects(tmp_path):
 
 def test_what_isnt_rated_on_every_axis_makes_no_pair(tmp_path):
     folder = made_rating_set(tmp_path, 2)
-    rate(folder, "Ann", lambda _, origin: BEST[origin], only=("helpfulness",))
+    rate(folder, "Ann", by_origin, only=("helpfulness",))
     meditune("review", "pairs", folder, "-o", tmp_path / "pairs.jsonl").refused(
         3, "its ratings give no pairs", "--margin"
     )
@@ -260,7 +258,7 @@ def test_what_isnt_rated_on_every_axis_makes_no_pair(tmp_path):
 
 def test_a_run_trains_on_them(tmp_path, capsys):
     folder = made_rating_set(tmp_path, 12)
-    rate(folder, "Ann", lambda _, origin: BEST[origin])
+    rate(folder, "Ann", by_origin)
     done = meditune("review", "pairs", folder, "-o", tmp_path / "pairs.jsonl").ok()
     assert "36 pairs of rated answers, 0 with an answer that a rater wrote." in done.out
     sets = prepare_pairs(recipe(path=str(tmp_path / "pairs.jsonl")), splits(), "hash", tmp_path / "other")
@@ -271,7 +269,7 @@ def test_a_run_trains_on_them(tmp_path, capsys):
 @pytest.mark.parametrize("margin", [0.5, 2.0, 3.9])
 def test_the_margin_is_on_a_scale_of_1_to_5(tmp_path, margin):
     folder = made_rating_set(tmp_path, 1)
-    rate(folder, "Ann", lambda _, origin: BEST[origin], only=("helpfulness", "understandability"))
+    rate(folder, "Ann", by_origin, only=("helpfulness", "understandability"))
     rate(folder, "Ann", lambda _, __: 1, only=("intent",))
     gaps = [4 / 3, 4 / 3, 8 / 3]
     expected = sum(gap >= margin for gap in gaps)

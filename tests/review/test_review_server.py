@@ -14,20 +14,19 @@ import pytest
 import uvicorn
 
 from meditune.review import review_server
-from meditune.review.rating_set import RATE, create, read_key, read_set
+from meditune.review.rating_set import RATE, read_key, read_set
 from meditune.review.ratings_store import Rating, Store
 from meditune.review.review_server import BODY_BYTES, LOCAL, ReviewApp, app_for
 from tests.commands import meditune
-from tests.review.known_ratings import finished, served
+from tests.review.known_ratings import made_rating_set, served
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     """A served set: its folder, process and address."""
-    folder = tmp_path_factory.mktemp("server")
-    create(finished(folder / "run", 3), folder / "review", 3, "lay", None, None, 17)
-    with served(folder / "review") as (process, address):
-        yield folder / "review", process, address.rstrip("/")
+    folder = made_rating_set(tmp_path_factory.mktemp("server"), 3)
+    with served(folder) as (process, address):
+        yield folder, process, address.rstrip("/")
 
 
 def asked(address, path, method="GET", body=None, **headers):
@@ -104,10 +103,10 @@ def test_strangers_are_refused(place):
 
 
 def test_names_and_words_stay_out_of_the_log(tmp_path):
-    create(finished(tmp_path / "run", 1), tmp_path / "review", 1, "lay", None, None, 17)
-    with served(tmp_path / "review") as (process, address):
+    folder = made_rating_set(tmp_path, 1)
+    with served(folder) as (process, address):
         me = rater(address.rstrip("/"), "Dr Secret")
-        id = next(iter(read_key(tmp_path / "review")[0]))
+        id = next(iter(read_key(folder)[0]))
         body = {"comment": "private words", "better": ""}
         assert asked(address.rstrip("/"), f"/api/items/{id}/notes", "PUT", body, x_rater=me)[0] == 204
         asked(address.rstrip("/"), f"/api/items/{id}/notes", "PUT", {"comment": 5}, x_rater=me)
@@ -124,8 +123,7 @@ def test_a_taken_port_is_told(place):
 
 
 def test_adjudication_shows_what_raters_disagree_on(tmp_path):
-    folder = tmp_path / "review"
-    create(finished(tmp_path / "run", 3), folder, 3, "lay", None, None, 17)
+    folder = made_rating_set(tmp_path, 3)
     meditune("review", "serve", folder, "--adjudicate").refused(1, "nothing to adjudicate")
     store = Store(folder)
     near, far, same = list(read_key(folder)[0])[:3]
