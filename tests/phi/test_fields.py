@@ -50,6 +50,16 @@ def test_structured_texts_are_searched_by_the_names_of_their_fields(text, expect
     assert [text[span.start : span.end] for span in phi.find(text)] == expected
 
 
+@pytest.mark.parametrize("end", ["\n", "\r", "\r\n"])
+def test_segments_of_hl7_may_end_with_any_line_break(end):
+    text = HL7.replace("\n", end)
+    masked = (
+        f"PID|1||[ID]^^^STJ^MR||[NAME]||[DATE]|F|||[LOCATION]^^[LOCATION]^IL^[LOCATION]||[PHONE]{end}"
+        "PV1|1|O|CLINIC^3||||[ID]^[NAME]"
+    )
+    assert phi.mask(text) == masked
+
+
 @pytest.mark.parametrize(
     ("text", "masked"),
     [

@@ -44,7 +44,7 @@ _RULE = re.compile(r"[|\s:+-]+")
 _MAX_ROWS = 2000
 _FORM = 3  # A text with more lines of this kind is a form
 
-_SEGMENT = re.compile(r"^[A-Z][A-Z0-9]{2}\|[^\r\n]*", re.MULTILINE)
+_SEGMENT = re.compile(r"(?:^|(?<=\r))[A-Z][A-Z0-9]{2}\|[^\r\n]*", re.MULTILINE)
 _TIMESTAMP = re.compile(
     r"(?<=[|^])(?:19|20)\d\d(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01])(?:\d{4}|\d{6})?(?=$|[|^.+\r-])"
 )
@@ -77,8 +77,12 @@ def find(view: View) -> Iterator[Span]:
     """Yield the spans of identifiers in labelled fields."""
     text = view.text
     if is_hl7(view):
+        of_patient = "PID|" in text
         for segment in _SEGMENT.finditer(text):
-            yield from _in_segment(view, segment)
+            if of_patient:
+                for stamp in _TIMESTAMP.finditer(text, *segment.span()):
+                    yield Span(stamp.start(), stamp.end(), "date")
+            yield from _in_segment(segment)
     if '":' in text or "':" in text or '" :' in text:
         for found in _JSON.finditer(text):
             for value in _STRING.finditer(text, *found.span("values")):
@@ -97,10 +101,7 @@ def is_hl7(view: View) -> bool:
     return "|" in view.text and bool(_SEGMENT.search(view.text))
 
 
-def _in_segment(view: View, segment: re.Match[str]) -> Iterator[Span]:
-    if "PID|" in view.text:
-        for stamp in _TIMESTAMP.finditer(view.text, segment.start(), segment.end()):
-            yield Span(stamp.start(), stamp.end(), "date")
+def _in_segment(segment: re.Match[str]) -> Iterator[Span]:
     kinds = _SEGMENTS.get(segment[0][:3], {})
     place = segment.start()
     for number, field in enumerate(segment[0].split("|")):
