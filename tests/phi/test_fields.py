@@ -60,6 +60,11 @@ def test_segments_of_hl7_may_end_with_any_line_break(end):
     assert phi.mask(text) == masked
 
 
+def test_an_hl7_address_without_letters_or_digits_is_left_alone():
+    text = "PID|1||||||||||\t^~\x0c^. ^"
+    assert phi.mask(text) == text
+
+
 @pytest.mark.parametrize(
     ("text", "masked"),
     [

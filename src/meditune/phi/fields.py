@@ -117,7 +117,7 @@ def _in_hl7_field(written: str, start: int, kind: str) -> Iterator[Span]:
     parts = written.split("^")
     if kind == "address":
         for part, what in zip(parts, _PARTS_OF_ADDRESS, strict=False):
-            if part.strip('" ') and what:
+            if what and any(map(str.isalnum, part)):
                 yield Span(start, start + len(part), what)
             start += len(part) + 1
     elif kind in {"name", "person"}:
