@@ -478,6 +478,7 @@ def test_the_places_of_the_notes_are_right(half: str) -> None:
         "12345 ",
         "6/12 ",
         "id ",
+        "A1A",
         "&nbsp;",
         "1\u00ad\u2014",
     ],
