@@ -69,7 +69,7 @@ def test_hidden_states_and_gradients_without_a_mask_are_those_with_one(architect
     dense, masked = tiny.loaded(architecture), tiny.loaded(architecture, gpu_attention.register())
     encoder = dense.encoder(FORM)
     items = [encoder.supervised(example, task) for example in EXAMPLES for task in ("decision", "answer")]
-    rows = rows_of(items, share)
+    rows = rows_of(items) if share else [join([item]) for item in items]
     expected, slopes, inputs = hidden_and_slopes(dense, rows)
     assert not inputs
     found, others, inputs = hidden_and_slopes(masked, rows)
@@ -131,7 +131,8 @@ def test_the_gpu_s_kernels_agree_with_a_dense_mask(architecture):
         loaded.model.to("cuda", torch.bfloat16)
         encoder = loaded.encoder(FORM)
         items = [encoder.supervised(example, task) for example in EXAMPLES for task in ("decision", "answer")]
-        hidden = [predict(loaded.model, collate(rows_of(items, share), 0), False).hidden for share in (True, False)]
+        layouts = (rows_of(items), [join([item]) for item in items])
+        hidden = [predict(loaded.model, collate(rows, 0), False).hidden for rows in layouts]
         found.append(torch.cat([part.float() for part in hidden]))
     assert gpu_attention.packs(loaded.model)
     torch.testing.assert_close(found[1], found[0], atol=0.06, rtol=0.06)
