@@ -154,11 +154,11 @@ OPPOSITE = dict(_PAIRS) | {second: first for first, second in _PAIRS}
 DIRECTION = re.compile(rf"\b(?:{'|'.join(sorted(OPPOSITE, key=len, reverse=True))})\b", re.IGNORECASE)
 _SIDE = {
     word: (axis, side)
-    for axis, sides in enumerate(_LISTS["advice"])
+    for axis, sides in enumerate(_LISTS["opposite_groups"])
     for side, text in enumerate(sides)
     for word in text.split()
 }
-_ADVICE = re.compile(rf"\b(?:{'|'.join(sorted(_SIDE, key=len, reverse=True))})\b", re.IGNORECASE)
+_GROUPED = re.compile(rf"\b(?:{'|'.join(sorted(_SIDE, key=len, reverse=True))})\b", re.IGNORECASE)
 _LIMIT = re.compile(
     r"\b(?:(?P<above>above|over|exceeding|at least|(?:more|greater|higher|older) than)|"
     r"(?P<below>below|under|at most|up to|(?:less|fewer|lower|younger) than))\b"
@@ -182,17 +182,17 @@ class Direction:
     opposite: str
     """The code of the words of the opposite direction"""
     only_turned: bool = False
-    """True for words of advice and limits, which count only if the sources clearly say the opposite"""
+    """True for words of opposite groups and limits, which count only if the sources clearly say the opposite"""
 
 
 def directions(text: str) -> Iterator[Direction]:
-    """Yield the words of direction, advice and limits in a text; limits are opposites only if their numbers are equal.
+    """Yield the words in a text that give it a direction; limits are opposites only if their numbers are equal.
 
-    Negated limits and words of advice are left out, such as "not recommended" and "avoid using".
+    Negated limits and words of opposite groups are left out, such as "not recommended" and "avoid using".
     """
     for match in DIRECTION.finditer(text):
         yield Direction(match.start(), match.end(), stem(match[0]), stem(OPPOSITE[match[0].lower()]))
-    for match in _ADVICE.finditer(text):
+    for match in _GROUPED.finditer(text):
         axis, side = _SIDE[match[0].lower()]
         before = text[max(0, match.start() - _REACH) : match.start()]
         if not _DENIED.search(before) and (side or not _ADVISED_AGAINST.search(before)):
