@@ -395,6 +395,26 @@ def test_a_sentence_of_an_answer_is_judged_alone_and_in_its_answer_and_doubted_i
     assert score.score == pytest.approx(small.supports([true], PASSAGES)[0].supported, abs=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("sentence", "wrong"),
+    [
+        ("Allopurinol lowers uric acid.", False),
+        ("Zyloric lowers uric acid.", False),
+        ("Allupurinol lowers uric acid.", True),
+        ("Febuxostat lowers uric acid.", True),
+        ("Hepatitis A lowers uric acid.", True),
+    ],
+)
+def test_a_wrong_name_is_not_supported_however_sure_the_judge_is(sentence, wrong):
+    made = tiny_evidence_judge(ClaimCorrection(bias={"supported": 10.0}))
+    passages = ("Allopurinol lowers uric acid. Hepatitis B raises it.",)
+    (verdict,) = made.supports([sentence], passages)
+    (score,) = made.score([SupportQuestion(passages, "", sentence, 0, len(sentence))])
+    for supported in (verdict.supported, score.score):
+        assert (supported > 0.9) is not wrong
+    assert verdict.supported + verdict.refuted + verdict.unclear == pytest.approx(1)
+
+
 def test_of_windows_the_strongest_support_and_the_strongest_refutation_count():
     made = tiny_evidence_judge(max_tokens=64)
     claim = STATEMENTS[0]

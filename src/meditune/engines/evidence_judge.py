@@ -30,6 +30,7 @@ from meditune.engines.exported_model import EXPORT, read_exported_model
 from meditune.engines.open_engine import exported_at
 from meditune.engines.tokenizer import PlainTokenizer
 from meditune.errors import ModelError
+from meditune.evidence import lexical_detector
 from meditune.evidence.lexical_detector import Sentence, Sources, evidence, placed, sentence_logit
 from meditune.evidence.support_model import (
     CLAIMS,
@@ -57,6 +58,9 @@ sentences shown were unsupported (docs/experiments/faithfulness.md)."""
 DOUBTED = -2.0
 """Log-odds of support below which the lexical detector's doubts count against a sentence. About 5% of the sentences in
 authors' own conclusions are below this value."""
+WRONG_NAME = 6.0
+"""What a name that the sources lack and that has no paraphrase subtracts from the log-odds of support: a judge hardly
+notices that a drug's name is misspelled, or that it is another drug's"""
 UNCLEAR: Label = "not_enough_information"
 BATCH_SENTENCES = 64
 """Number of sentences that are scored before the first score is returned"""
@@ -134,8 +138,9 @@ class EvidenceJudge:
             for (sentence, whole), each in zip(texts, few, strict=True):
                 both = [found[text, each.sources] for text in (sentence, whole)]
                 supported, refuted = (sum(_logit(one[label]) for one in both) / 2 for label in LABELS[:2])
-                lexical = sentence_logit(evidence(Sentence(sentence), sources[each.sources, each.question]))
-                support = _sigmoid(supported + min(0.0, lexical - DOUBTED) / 2)
+                words = evidence(Sentence(sentence), sources[each.sources, each.question])
+                doubts = min(0.0, sentence_logit(words) - DOUBTED) / 2
+                support = _less_wrong_names(_sigmoid(supported + doubts), words)
                 yield SupportScore(support, min(_sigmoid(refuted), 1 - support))
 
     def _whole(self, asked: SupportQuestion) -> str:
@@ -199,6 +204,11 @@ def least_supported(judge: Support, texts: Sequence[Claim], title: str) -> Itera
             found = [next(scores) for _ in places]
             progress.advance(len(found))
             yield min(found, key=lambda each: each.score)
+
+
+def _less_wrong_names(supported: float, words: lexical_detector.Evidence) -> float:
+    """Return the probability of support of a sentence, corrected if the sentence has a wrong name."""
+    return _sigmoid(_logit(supported) - WRONG_NAME) if words.features["wrong_names"] else supported
 
 
 def _logit(share: float) -> float:
@@ -366,7 +376,7 @@ def _verdicts(
 ) -> list[ClaimVerdict]:
     """Return a verdict for each claim. `score` returns the probabilities of support and of refutation.
 
-    A claim without evidence isn't scored: its verdict is unclear.
+    A claim without evidence isn't scored: its verdict is unclear. A wrong name makes a supported claim unclear.
     """
     read = [(statement, passages) for statement, passages in asked if any(map(str.strip, passages))]
     sources = {passages: Sources(passages) for _, passages in read}
@@ -377,8 +387,9 @@ def _verdicts(
             verdicts.append(ClaimVerdict(0.0, 0.0, 1.0, ""))
             continue
         supported, refuted = next(scores)
-        closest = evidence(Sentence(statement), sources[passages]).closest_source
-        verdicts.append(ClaimVerdict(supported, refuted, max(0.0, 1 - supported - refuted), closest))
+        words = evidence(Sentence(statement), sources[passages])
+        supported = _less_wrong_names(supported, words)
+        verdicts.append(ClaimVerdict(supported, refuted, max(0.0, 1 - supported - refuted), words.closest_source))
     return verdicts
 
 

@@ -150,7 +150,9 @@ def _is_rare(word: str) -> bool:
 
 def _same_root(one: str, other: str) -> bool:
     """Return whether two words differ only in their endings, such as a noun and its plural or its adjective."""
-    return one[:-SUFFIX_LETTERS] == other[:-SUFFIX_LETTERS] or one.startswith(other[:-1]) or other.startswith(one[:-1])
+    from rapidfuzz.distance import Prefix
+
+    return Prefix.similarity(one, other) >= min(len(one), len(other)) - SUFFIX_LETTERS
 
 
 def _american(word: str) -> str:
@@ -287,7 +289,12 @@ def _numbers(sentence: Sentence, sources: Sources, found: Evidence) -> None:
 
 
 def _names(sentence: Sentence, sources: Sources, found: Evidence) -> None:
-    missing = rare = rarest = 0.0
+    """Add the features and spans for names.
+
+    `wrong_names` counts the missing names that have no paraphrase: drugs, misspelled names, and letters or numerals
+    such as the A in hepatitis A. No regression uses it.
+    """
+    missing = wrong = rare = rarest = 0.0
     named = {name.start: name for name in names(sentence.text)}
     for token in sentence.tokens:
         if token.is_number or token.stem in sources.known:
@@ -295,21 +302,21 @@ def _names(sentence: Sentence, sources: Sources, found: Evidence) -> None:
         name = named.get(token.start)
         near = sources.nearly_spelled(token.text) if name is None else ""
         if token.of:
-            missing += 1
+            missing, wrong = missing + 1, wrong + 1
             why = f"No source contains {token.of} {token.text}."
             found.spans.append(Span(token.start, token.end, "name", why))
         elif near:
-            missing += 1
+            missing, wrong = missing + 1, wrong + 1
             why = f"No source contains {token.text}; the sources have {near}."
             found.spans.append(Span(token.start, token.end, "name", why))
         elif name is None:
             weight = rarity(token.text) if token.weight > 0.1 else 0.0
             rarest, rare = max(rarest, weight), rare + weight**4
         elif not sources.has_name(name):
-            missing += 1
+            missing, wrong = missing + 1, wrong + (name.kind == "drug")
             why = f"No source contains the {name.kind} {name.text}."
             found.spans.append(Span(token.start, token.end, "name", why))
-    found.features |= {"names": min(missing, 3.0), "rare": min(rare, 3.0), "rarest": rarest}
+    found.features |= {"names": min(missing, 3.0), "rare": min(rare, 3.0), "rarest": rarest, "wrong_names": wrong}
     found.features["rare_among_unknown"] = found.features["rare"] * (1 - found.features["known"])
 
 

@@ -250,7 +250,7 @@ _CAPITALS = re.compile(r"(?:[A-Z][a-z]?[\d/-]*){2,}s?")
 DEFINED = re.compile(r"\(\s*([A-Za-z][\w/-]{1,9})\s*[;,)]")
 COMMON = 0.75
 """Minimum rarity of a word that counts as a name because of its ending; "examine" and "promise" are too common"""
-_ORDINARY = "diploma diplomas aroma aromas chromosome telephone microphone saxophone"
+_ORDINARY = "cholesterol diploma diplomas aroma aromas chromosome telephone microphone saxophone"
 
 
 @dataclass(frozen=True)
