@@ -206,7 +206,6 @@ def test_a_trial_begins_and_ends(run: Path, tmp_path: Path) -> None:
     folder = tmp_path / "registry"
     registry = with_versions(folder, run, REFUSED, PASSED)
     meditune("registry", "canary", folder, "v0002").refused(5, "did not pass the gate", "--force --reason")
-    meditune("registry", "canary", folder, "v0002", "--shadow").refused(3, "--shadow was removed", "--percent 1")
     meditune("registry", "canary", folder, "v0003", "--percent", 0).refused(3, "not a valid share")
     meditune("registry", "canary", folder, "v0003", "--percent", 5).ok()
     assert "canary 5%" in meditune("registry", "list", folder).out

@@ -142,7 +142,7 @@ def test_the_same_seed_gives_the_same_passages_and_another_others(place, folder)
 
 def test_the_system_with_retrieval_stands_beside_the_models(folder, tmp_path):
     names = [f"{folder}:{each}" for each in ("base", "tuned", "tuned+retrieved", "tuned+closed", "retrieved")]
-    meditune("compare", *names[:4], "--json", tmp_path / "out.json").ok()
+    meditune("compare", *names[:4], "--json-file", tmp_path / "out.json").ok()
     found = read_json(tmp_path / "out.json")
     assert found["models"] == names[:4]
     report = read_json(folder / "report.json")

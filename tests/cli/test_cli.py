@@ -14,7 +14,6 @@ import typer
 
 import meditune as package
 from meditune.cli import main
-from meditune.cli.options import RENAMED, with_new_names
 from meditune.serve.settings import Settings
 from meditune.store.api_keys import Keys
 from tests import tiny
@@ -88,30 +87,6 @@ def test_every_command_has_an_example_that_parses_and_an_existing_page(path, com
     headings = re.findall(r"^#+ (.*)$", (PROJECT / page).read_text(encoding="utf-8"), re.MULTILINE)
     slugs = {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
     assert anchor is None or anchor[1:] in slugs
-
-
-def test_old_names_of_options_stand_for_new_ones_that_exist():
-    commands = {" ".join(path): command for path, command in leaves(typer.main.get_command(main.cli_app))}
-    for command, names in RENAMED.items():
-        options = {name for parameter in commands[command].params for name in parameter.opts}
-        assert set(names.values()) <= options, command
-        assert not set(names) & options, command
-    assert with_new_names(["drift", "check", "s", "--least", "large"]) == [
-        "drift",
-        "check",
-        "s",
-        "--min-severity",
-        "large",
-    ]
-    assert with_new_names(["serve", "run", "--at-once=2"]) == ["serve", "run", "--concurrency=2"]
-    assert with_new_names(["registry", "try", "r", "v2", "--why", "x"]) == [
-        "registry",
-        "canary",
-        "r",
-        "v2",
-        "--reason",
-        "x",
-    ]
 
 
 def test_the_version():
@@ -249,8 +224,8 @@ def test_a_result_that_cant_be_written_is_still_printed(evaluated, finished, tmp
 
 def test_compare_takes_any_number_of_models_and_either_side_of_a_run(evaluated, finished, tmp_path):
     changed = tmp_path / "changes.jsonl"
-    result = meditune("compare", f"{finished}:base", finished, evaluated, "--resamples", 200, "--changes", changed).ok()
-    assert "--changes is now --changes-file" in result.err
+    words = ("--resamples", 200, "--changes-file", changed)
+    result = meditune("compare", f"{finished}:base", finished, evaluated, *words).ok()
     assert result.out.count("Accuracy") >= 2
     rows = [json.loads(line) for line in changed.read_text().splitlines()]
     assert {row["model"] for row in rows} == {str(finished)}, "the base measured again says what it said"

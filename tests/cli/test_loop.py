@@ -169,22 +169,6 @@ def test_paths_in_the_home_folder_are_expanded(tmp_path: Path, monkeypatch: pyte
     assert given(config, "queue", monkeypatch)["earlier_queue"] == [tmp_path / "queues" / "first"]
 
 
-def test_renamed_keys_are_read_with_a_note_and_keep_their_lines(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    path = tmp_path / "loop.yaml"
-    path.write_text(
-        "registry: r\nqueue: {places: [s], known: [rows.jsonl]}\n"
-        "retrain:\n  labels: l.jsonl\n  least: 7\n  then: keep\n"
-    )
-    config = Config(path, COMMANDS)
-    assert config.options("queue") == {"sources": ["s"], "training_data": ["rows.jsonl"]}
-    assert config.options("retrain") == {"registry": "r", "labels": "l.jsonl", "min_rows": 7, "on_pass": "keep"}
-    assert "Note: retrain.least is now retrain.min_rows." in capsys.readouterr().err
-    path.write_text("registry: r\nretrain:\n  labels: l.jsonl\n  then: shadow\n")
-    meditune("loop", path).refused(2, "line 4: retrain.on_pass: --on-pass shadow was removed")
-
-
 def test_it_is_stopped_and_resumes_and_is_alone(place: Bench, config: Path, tmp_path: Path) -> None:
     jsonl(tmp_path / "labels.jsonl", rows(40))
     with place.started("loop", config) as process:

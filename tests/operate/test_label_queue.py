@@ -86,9 +86,6 @@ def test_what_users_say_goes_first_and_the_rest_is_drawn_by_the_seed(tmp_path):
     rest = [ids(choose(pool, 6, "feedback", seed))[2:] for seed in (1, 1, 2)]
     assert rest[0] == rest[1] != rest[2]
     assert choose([], 3) == []
-    for removed in ("mix", "uncertainty", "disagreement", "diversity", "novelty"):
-        with pytest.raises(DataError, match=f"--strategy {removed} was removed.*Use --strategy feedback"):
-            choose(pool, 5, removed)
     with pytest.raises(DataError, match="Choose from feedback, margin, random"):
         choose(pool, 5, "luck")
 
@@ -174,8 +171,6 @@ def test_what_cant_be_queued_is_told(tmp_path, monkeypatch):
     refused(empty, told=["no answers yet"])
     refused(tmp_path / "nowhere", told=["no such file or folder"])
     refused(rows, "--strategy", "best", told=["Unknown --strategy best", "feedback, margin, random"])
-    refused(rows, "--strategy", "mix", told=["--strategy feedback"])
-    refused(rows, "--samples", "2", code=1, told=["--samples was removed", "--strategy feedback"])
     refused(rows, "--training-data", rows, told=["none is left to ask"])
     keep(empty, "a", None)
     refused(empty, told=["--keep-text"])

@@ -23,7 +23,6 @@ from meditune.cli.options import (
     Text,
     Texts,
     documented,
-    note_new_name,
     resolve,
 )
 from meditune.cli.tables import console, print_json, print_lines, print_notes
@@ -251,11 +250,8 @@ def search(
     json: Annotated[bool, Option("--json", help="Print a JSON object for each passage.")] = False,
 ) -> None:
     """Print the passages that best match a question."""
-    from meditune.retrieve.hybrid_search import RENAMED_MODES
     from meditune.retrieve.index import Index
 
-    if mode in RENAMED_MODES:
-        note_new_name(f"--mode {mode}", f"--mode {RENAMED_MODES[mode]}")
     if cross_encoder and mode != "hybrid":
         raise DataError(f"--cross-encoder scores passages again only with --mode hybrid, not with --mode {mode}.")
     filters = {"sources": source, "since": since, "until": until, "per_document": per_document}

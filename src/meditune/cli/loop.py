@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import typer
 
-from meditune.cli.options import REMOVED, RENAMED, note_new_name
 from meditune.config.recipe_keys import Document, UnreadableError
 from meditune.errors import DataError, DriftError, GateError, MedituneError, RecipeError
 from meditune.files import exclusive_lock, read_json, read_text, write_json
@@ -49,8 +48,6 @@ SHARED = {"registry": ("registry",), "store": ("store", "source", "sources"), "i
 """Key of the configuration -> the command parameters that it sets, unless a stage sets them itself"""
 OWN: dict[str, Options] = {"queue": {"folder": "queues"}, "promote": {"after": "2d", "answers": 100}}
 """Options that the loop reads itself, with their defaults"""
-RENAMED_ARGUMENTS = {"drift": {"where": "source"}, "queue": {"places": "sources"}}
-"""Stage -> {old argument: new argument}, for arguments of the previous version; see `options.RENAMED` for options"""
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
 
@@ -94,8 +91,6 @@ class Config:
         self.stages: dict[str, Options] = {
             name: dict(values[name]) if isinstance(values[name], dict) else {} for name in STAGES if name in values
         }
-        for name, options in self.stages.items():
-            self.stages[name] = _with_new_names(name, options, document)
         self.commands = {name: _command(commands, STAGES[name][0]) for name in self.stages if name != "promote"}
         problems = [(line, ".".join(map(str, key)), text) for key, line, text in document.problems]
         problems += [
@@ -128,8 +123,7 @@ class Config:
             for key in unknown:
                 near = difflib.get_close_matches(key, names, n=1)
                 hint = f"; did you mean {near[0]}?" if near else f" of meditune {STAGES[name][0]}"
-                removed = {_key(old): why for old, why in REMOVED.get(STAGES[name][0], {}).items()}
-                yield (name, key), removed.get(key, f"no such option{hint}")
+                yield (name, key), f"no such option{hint}"
             for key, check in CHECKS.items():
                 try:
                     check(given[key]) if key in given else None
@@ -153,17 +147,6 @@ def _expanded(value: Any) -> Any:
     if isinstance(value, list):
         return list(map(_expanded, value))
     return os.path.expanduser(value) if isinstance(value, str) else value  # noqa: PTH111 (not every text is a path)
-
-
-def _with_new_names(stage: str, options: Options, document: Document) -> Options:
-    """Return a stage's options under their new names; print a note about each old name on stderr."""
-    names = {_key(old): _key(new) for old, new in RENAMED.get(STAGES[stage][0], {}).items()}
-    names |= RENAMED_ARGUMENTS.get(stage, {})
-    renamed = {key: names[key] for key in options if key in names and names[key] not in options}
-    for old, new in renamed.items():
-        note_new_name(f"{stage}.{old}", f"{stage}.{new}")
-        document.lines[stage, new] = document.lines[stage, old]
-    return {renamed.get(key, key): value for key, value in options.items()}
 
 
 def _key(flag: str) -> str:

@@ -30,7 +30,6 @@ from meditune.cli.options import (
     approval,
     documented,
     resolve,
-    with_new_names,
 )
 from meditune.errors import MedituneError, Stopped, os_error_sentence
 
@@ -71,8 +70,8 @@ class _Panels(TyperGroup):
     """The group of all commands, listed by panel. Typer's own panels need rich markup, which would slow every start."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Parse the arguments, in which new names replace old names of commands and options, and folders replace ~."""
-        return super().parse_args(ctx, [_with_home(argument) for argument in with_new_names(args)])
+        """Parse the arguments, in which folders replace ~."""
+        return super().parse_args(ctx, [_with_home(argument) for argument in args])
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:  # noqa: ARG002 (typer's signature)
         """Write a line for each command, under the heading of its panel."""

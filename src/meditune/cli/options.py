@@ -1,4 +1,4 @@
-"""Shared parts of commands: groups, arguments, options, new names of options, and the question before an upload."""
+"""Shared parts of commands: groups, arguments, options, and the question before an upload."""
 
 from __future__ import annotations
 
@@ -147,71 +147,3 @@ def approval(yes: bool, refusal: Approve | None = None) -> Approve:
                 raise MedituneError("Nothing was sent.")
 
     return approve
-
-
-_RENAMED = """
-serve: keys require-key, open allow-anonymous, at-once concurrency, waiting queue-size
-serve: message-characters max-message-characters, context-characters max-context-characters
-serve: history-characters max-history-characters, answer-seconds timeout, restarts max-restarts, bare-chat raw-chat
-serve: drift-every drift-interval, hourly hourly-cost
-retrain: least min-rows, afresh restart, afresh-if-changed restart-if-changed, then on-pass
-drift check: least min-severity, alarms false-alarms
-update: files update-files, first first-file, tests test-items, eutils eutils-url
-learn queue: known training-data, done earlier-queue
-learn rows: without exclude-rater
-annotate create: strata stratify-by, shared shared-rows, planted synthetic-gold, test include-test
-annotate serve: without exclude-rater, without-careless exclude-careless
-annotate results: without exclude-rater, without-careless exclude-careless
-annotate import: without exclude-rater, without-careless exclude-careless
-review create: axes form
-data phi: mask output, group patient-column
-registry promote: why reason
-registry canary: why reason
-registry stop: why reason
-registry rollback: why reason
-merge: keep-zeros keep-sparsity
-compare: changed show-changes, changes changes-file, json json-file
-seeds: json json-file
-"""
-RENAMED: dict[str, dict[str, str]] = {}
-"""Command -> {old option: new option}. The previous version used the old names, and the next version refuses them."""
-for _line in _RENAMED.strip().splitlines():
-    _command, _, _pairs = _line.partition(": ")
-    for _pair in _pairs.split(", "):
-        _old, _new = _pair.split()
-        RENAMED.setdefault(_command, {})[f"--{_old}"] = f"--{_new}"
-RENAMED_COMMANDS = {"registry try": "registry canary"}  # Old name -> new name; the next version refuses old names
-REMOVED = {
-    "learn queue": dict.fromkeys(
-        ("--ask", "--model", "--predictions", "--samples", "--embedding"),
-        "was removed, together with the strategies that queried models, because these saved no labels. Use --strategy "
-        "feedback, which chooses answers that users corrected or rated down, then random items",
-    )
-}  # Command -> {removed option: the reason and what replaces it}
-
-
-def note_new_name(old: str, new: str) -> None:
-    """Print on stderr that the option or command `old` was renamed to `new`."""
-    print(f"Note: {old} is now {new}. The next version won't accept {old}.", file=sys.stderr)
-
-
-def with_new_names(arguments: list[str]) -> list[str]:
-    """Return command-line arguments with old names replaced by new names, and print a note about each on stderr.
-
-    Raises MedituneError for a removed option.
-    """
-    if new := RENAMED_COMMANDS.get(old := " ".join(arguments[:2])):
-        note_new_name(old, new)
-        arguments = [*new.split(), *arguments[2:]]
-    names = RENAMED.get(" ".join(arguments[:1])) or RENAMED.get(" ".join(arguments[:2]), {})
-    removed = REMOVED.get(" ".join(arguments[:2]), {})
-    changed = []
-    for argument in arguments:
-        name, equals, value = argument.partition("=")
-        if name in removed:
-            raise MedituneError(f"{name} {removed[name]}.")
-        if name in names:
-            note_new_name(name, names[name])
-            argument = f"{names[name]}{equals}{value}"
-        changed.append(argument)
-    return changed

@@ -88,16 +88,10 @@ def try_canary(
     registry: RegistryFolder,
     version: Id,
     percent: Annotated[float, Option(help="Percentage of the conversations that the canary answers.")] = 10.0,
-    shadow: Annotated[bool, Option("--shadow", hidden=True)] = False,
     reason: Reason = "",
     force: Force = False,
 ) -> None:
     """Try a version as a canary, which answers a share of the conversations."""
-    if shadow:
-        raise DataError(
-            "--shadow was removed. Try the version as a canary for a small share of the conversations: "
-            f"meditune registry canary {registry} {version} --percent 1"
-        )
     id = _version(version)
     _registry(registry).start_canary(id, percent, reason, force)
     typer.echo(f"{id} is a canary in {percent:g}% of the conversations.")

@@ -244,7 +244,6 @@ def _in_index(location: str) -> Find:
 
 
 STRATEGIES = ("feedback", "margin", "random")
-REMOVED_STRATEGIES = ("mix", "uncertainty", "disagreement", "diversity", "novelty")
 NO_MARGIN = 2.0
 """A value above every margin, so that candidates without a decision come last"""
 DISLIKE_WEIGHT = 0.8
@@ -269,11 +268,6 @@ def choose(
     With `feedback` and `margin`, corrected and disliked answers come first. With `margin`, they are followed by the
     answers with the smallest margin (Scheffer et al. 2001, "Active hidden Markov models for information extraction").
     """
-    if strategy in REMOVED_STRATEGIES:
-        raise DataError(
-            f"--strategy {strategy} was removed, because it saved no labels on PubMedQA. Use --strategy feedback: "
-            "answers that users corrected or rated down come first, and the others are chosen at random."
-        )
     if strategy not in STRATEGIES:
         raise DataError(f"Unknown --strategy {strategy}. Choose from {', '.join(STRATEGIES)}.")
     order = np.random.default_rng(seed).permutation(len(candidates))

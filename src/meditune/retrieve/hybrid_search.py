@@ -36,7 +36,6 @@ from meditune.retrieve.reranker import Passage, Reranker, RerankQuery, nearest
 from meditune.retrieve.storage import IndexStorage
 
 Mode = Literal["hybrid", "fused", "bm25", "vectors"]
-RENAMED_MODES: dict[str, Mode] = {"words": "bm25", "meaning": "vectors"}  # Names in the previous version -> names now
 Ranking = Mapping[int, float]  # Row ids with scores, the best first
 Places = NDArray[np.int64]  # Positions of rows (0-based) in the order of their ids
 
@@ -264,7 +263,6 @@ def search(
 
     Raises DataError if the question is empty or not valid UTF-8, or an option is invalid.
     """
-    mode = RENAMED_MODES.get(mode, mode)
     if mode not in get_args(Mode):
         raise DataError(f"mode {mode!r} must be one of {', '.join(get_args(Mode))}.")
     for name, number in (("k", k), ("per_document", per_document)):

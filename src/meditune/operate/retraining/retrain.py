@@ -298,8 +298,6 @@ def retrain(folder: Path, options: Options, command: str) -> Outcome:
 
 def next_step(name: str) -> OnPass:
     """Return `name` if it is a value of --on-pass. Raises DataError otherwise."""
-    if name == "shadow":
-        raise DataError("--on-pass shadow was removed. Try the version as a canary: --on-pass canary --percent 1")
     if name not in ON_PASS:
         raise DataError(f"Unknown --on-pass {name}. Choose from {', '.join(ON_PASS)}.")
     return name
