@@ -1,13 +1,13 @@
-"""Recipes: read, checked, changed by settings; keys of earlier versions that were removed or renamed since."""
+"""Recipes: read, checked, changed by settings."""
 
 from pathlib import Path
 
 import pytest
 
 from meditune.config.data_options import DataSpec
-from meditune.config.load_recipe import REMOVED, load_recipe, save
+from meditune.config.load_recipe import load_recipe
 from meditune.config.recipe import what_counts
-from meditune.config.recipe_keys import Document, UnreadableError, flow, slot
+from meditune.config.recipe_keys import Document, UnreadableError, flow
 from meditune.errors import RecipeError
 from tests.commands import meditune
 
@@ -406,99 +406,8 @@ def test_a_broken_text_names_its_line() -> None:
     assert caught.value.line == 3
 
 
-DEFAULTS = """\
-name: old
-model:
-  prune: {rows: 64}
-  revision: null
-  api: {timeout_seconds: 120.0, poll_seconds: 15.0, price_per_million_input_tokens: null, concurrency: 4}
-data:
-  incomplete: keep
-  stratify: [source, decision]
-  quality: {alike: 0.7, min_answer_words: 3, max_answer_words: 2000, rules: {layout: mend, off_topic: flag}}
-  balance: {by: null, cap: null, share: null, sources: [], weights: {}}
-train:
-  mix: {weights: {}, temperature: null, quota: {}, unit: rows, max_epochs: null, curriculum: none}
-  retrieve: {index: null, sources: [], words: 400, passages: 3, missing: 0.2}
-  weight_decay: 0.01
-  max_grad_norm: 1.0
-  warmup_share: 0.03
-  replay: {tokens: 128, weight: 1.0}
-  ewc: {strength: 0.0, samples: 64}
-  objective: sft
-  preference:
-    source: corrupted
-    corruptions: [number, negation, direction, other]
-    rated: {margin: 1.0, per_question: 10}
-    sampled: {answers: 4, temperature: 1.0, margin: 0.1}
-    held_out_share: 0.2
-evaluate:
-  samples: 0
-  sampled_answers: 50
-  suite_tokens: 400
-  batch_tokens: null
-  retrieve: {index: null, sources: [], words: 400, k: 5}
-"""
-
-
-def test_a_recipe_with_every_removed_key_at_its_default_is_read(tmp_path: Path) -> None:
-    recipe = load_recipe(write(tmp_path, DEFAULTS)).recipe
-    assert recipe == load_recipe(write(tmp_path, "name: old\n")).recipe
-    save(recipe, tmp_path / "saved.yaml")
-    assert "alike" not in (tmp_path / "saved.yaml").read_text(encoding="utf-8")
-
-
-@pytest.mark.parametrize("key", REMOVED)
-def test_removed_keys_are_no_keys(key: str) -> None:
-    assert slot(tuple(key.split("."))) is None
-
-
-def test_another_value_is_an_error_that_names_the_place_and_the_replacement(tmp_path: Path) -> None:
-    text = (
-        "name: old\n"
-        "train:\n"
-        "  objective: orpo\n"
-        "  mix:\n"
-        "    temperature: 3\n"
-        "  preference:\n"
-        "    source: sampled\n"
-        "    sampled:\n"
-        "      answers: 8\n"
-    )
-    sampled = "this key was removed; pairs come from corrupted answers, or from the file in train.preference.path."
-    assert problems(write(tmp_path, text), ("data.balance.weights={maybe: 3}", "evaluate.retrieve={words: 9}")) == [
-        "mine.yaml, line 3: train.objective: expected one of sft, dpo, kto, found 'orpo'; did you mean dpo?",
-        "mine.yaml, line 5: train.mix.temperature: this key was removed; set train.mix.weights.",
-        f"mine.yaml, line 7: train.preference.source: {sampled}",
-        f"mine.yaml, line 9: train.preference.sampled.answers: {sampled}",
-        "--set data.balance.weights: this key was removed; for rare decisions, use train.class_balance and remove "
-        "data.balance.by; for large groups, use data.balance.cap.",
-        "--set evaluate.retrieve.words: this key was removed; 400 words around each passage are shown.",
-    ]
-
-
-def test_a_key_inside_a_removed_key_is_named_like_that_key(tmp_path: Path) -> None:
-    options = ("data.balance.weights.maybe=2", "train.mix.quota.pubmedqa=9")
-    assert problems(write(tmp_path, "name: old\n"), options) == [
-        "--set data.balance.weights: this key was removed; for rare decisions, use train.class_balance and remove "
-        "data.balance.by; for large groups, use data.balance.cap.",
-        "--set train.mix.quota: this key was removed; set train.mix.weights, or data.sources.N.limit.",
-    ]
-
-
-def test_an_option_at_the_old_default_is_accepted() -> None:
-    options = ["train.mix={temperature: null}", "train.preference.sampled.answers=4", "model.prune.rows=64"]
-    assert load_recipe("quickstart", options).recipe == load_recipe("quickstart").recipe
-
-
-def test_an_option_replaces_the_removed_value_of_the_file(tmp_path: Path) -> None:
-    path = write(tmp_path, "name: old\ntrain:\n  objective: orpo\n  ewc: {samples: 9}\n")
-    recipe = load_recipe(path, ["train.objective=dpo", "train.ewc.samples=64"]).recipe
-    assert recipe.train.objective == "dpo"
-
-
 def test_a_run_with_fixed_batch_sizes_goes_on_with_automatic_ones():
-    fixed = ["evaluate.batch_tokens=1024", "train.micro_batch_tokens=1024", "train.gradient_checkpointing=false"]
+    fixed = ["train.micro_batch_tokens=1024", "train.gradient_checkpointing=false"]
     fixed_sizes, automatic = (load_recipe("quickstart", changes).recipe for changes in (fixed, []))
     assert what_counts(fixed_sizes) == what_counts(automatic)
     longer = load_recipe("quickstart", ["train.epochs=4"]).recipe

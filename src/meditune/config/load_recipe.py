@@ -20,16 +20,11 @@ from meditune.config.data_options import Spec
 from meditune.config.recipe import Recipe
 from meditune.config.recipe_keys import Document, Key, UnreadableError, dotted, flow
 from meditune.errors import RecipeError
-from meditune.files import package_table, replace_file
+from meditune.files import replace_file
 
 SET = "--set"
 GIVEN = "given"  # replaces --set if the values come from Python
 DEFAULT = "default"
-
-
-REMOVED: Mapping[str, tuple[Any, str]] = package_table(Path(__file__).with_name("removed_keys.yaml"))
-"""Dotted key -> [last default, what replaced the key]. Run folders of earlier versions contain these keys."""
-REMOVED_KEY = "this key was removed; {}"
 
 
 @dataclass(frozen=True)
@@ -126,8 +121,6 @@ class _Draft:
 
     def resolve(self) -> Resolved:
         """Return the validated recipe. Raises RecipeError, which lists every problem."""
-        for name, text in drop_removed_keys(self.values):
-            self._problem(_split(name), text)
         _fill_empty_groups(self.values, recipe_keys.ROOT)
         recipe = self._validated()
         if recipe is None:
@@ -142,13 +135,9 @@ class _Draft:
         for part in name.split("."):
             step = int(part) if slot.is_list and re.fullmatch(r"[0-9]{1,6}", part) else part
             key = (*key, step)
-            # A removed key may have any value here; `resolve` checks it.
-            inside = slot.inside(step) or (recipe_keys.Slot(Any) if dotted(key) in REMOVED else None)
+            inside = slot.inside(step)
             if inside is None:
-                if removed := REMOVED.get(dotted(key[:-1])):
-                    self._refuse(key[:-1], REMOVED_KEY.format(removed[1]))
-                else:
-                    self._refuse(key, recipe_keys.unknown(key))
+                self._refuse(key, recipe_keys.unknown(key))
                 return None
             slot = inside
         return key
@@ -159,7 +148,7 @@ class _Draft:
             # The group's other keys keep their values; an item of a list is replaced as a whole.
             for name, inner_value in value.items():
                 inner = (*key, name)
-                if slot.inside(inner[-1]) is None and dotted(inner) not in REMOVED:
+                if slot.inside(inner[-1]) is None:
                     self._refuse(inner, recipe_keys.unknown(inner))
                 else:
                     self._assign(inner, inner_value)
@@ -288,23 +277,6 @@ class _Draft:
         if len(lines) == 1:
             return lines[0]
         return "\n  ".join([f"The recipe has {len(lines)} problems:", *lines])
-
-
-def drop_removed_keys(values: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """Drop removed keys in place; yield (key, error message) for each key that had an effect.
-
-    A removed key with its last default has no effect. Any other value is an error, because the run would differ from
-    what the recipe asks for.
-    """
-    for key, (default, replacement) in REMOVED.items():
-        *groups, name = key.split(".")
-        group: Any = values
-        for part in groups:
-            group = group.get(part) if isinstance(group, dict) else None
-        if isinstance(group, dict) and name in group:
-            value = group.pop(name)
-            if value not in (None, default):
-                yield key, REMOVED_KEY.format(replacement)
 
 
 def _as_yaml(value: Any) -> Any:

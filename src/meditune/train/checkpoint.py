@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from meditune import distributed
-from meditune.config.load_recipe import drop_removed_keys
 from meditune.config.recipe import Recipe, what_counts
 from meditune.errors import MedituneError
 from meditune.files import full_disk_message, read_json, read_jsonl, replace_folder, write_json, write_jsonl
@@ -58,7 +57,7 @@ def read(place: Path, model: Any, recipe: Recipe) -> tuple[list[Step], dict[str,
     """
     if not distributed.broadcast((place / "state.json").is_file()):
         return None
-    if not _is_of(recipe, read_json(place / "state.json")["recipe"]):
+    if read_json(place / "state.json")["recipe"] != _what_training_depends_on(recipe):
         raise MedituneError(
             f"{place} was written with other training settings. Use the old settings, or remove that folder to "
             "start training from the beginning."
@@ -86,17 +85,6 @@ def read(place: Path, model: Any, recipe: Recipe) -> tuple[list[Step], dict[str,
         state = empty_state(trained)
         tensors = {key: shard_like(value, like=state[key]) for key, value in tensors.items()}
     return log, tensors
-
-
-def _is_of(recipe: Recipe, settings: dict[str, Any]) -> bool:
-    """Return whether a checkpoint's settings match the recipe. Options that the checkpoint lacks count as defaults."""
-    if list(drop_removed_keys(settings)):
-        return False
-    try:
-        earlier = Recipe.model_validate({"name": recipe.name} | settings)
-    except ValueError:
-        return False
-    return _what_training_depends_on(earlier) == _what_training_depends_on(recipe)
 
 
 def _what_training_depends_on(recipe: Recipe) -> dict[str, Any]:
