@@ -487,8 +487,8 @@ def _conditions(models: dict[str, Any], recipe: Recipe, measured: list[Example],
 
 def _leakage(recipe: Recipe, data: Prepared, model: str) -> dict[str, Any]:
     """Return the content of leakage.json: what was checked, and what was found."""
-    split, checked = recipe.evaluate.split, data.quality.get("leakage", {})
-    if checked.get("split") != split:
+    split, checked = recipe.evaluate.split, data.quality["leakage"]
+    if checked["split"] != split:
         checked = leakage.check(data.splits, split, model)
     checked["model"]["name"] = model
     return leakage.with_known_test_items(checked, *training_data_of(model), data.splits.measured(split))

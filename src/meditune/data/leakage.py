@@ -65,8 +65,7 @@ def record(examples: Sequence[Example], earlier: Iterable[Record] = ()) -> Recor
     listed = [example for example in examples if not is_restricted(example)]
     before = list(earlier)
     general, common = instructions(examples), backgrounds(examples)
-    # Records written by earlier versions of Meditune contain no sentences.
-    hashes = {part: {key for each in before for key in each.get(part, ())} for part in (*PARTS, SENTENCES)}
+    hashes = {part: {key for each in before for key in each[part]} for part in (*PARTS, SENTENCES)}
     for example in _with_answered_questions(listed):
         own = keys(example)
         if question_key(example.user_text) in general:
@@ -130,7 +129,7 @@ def read_record(model: Path) -> Record | None:
     if not path.is_file():
         return None
     found = read_json(path)
-    if not isinstance(found, dict) or found.get("version") != VERSION or not set(PARTS) <= found.keys():
+    if not isinstance(found, dict) or found.get("version") != VERSION or not {*PARTS, SENTENCES} <= found.keys():
         raise DataError(
             f"{path}: not a training record of this version of Meditune, so Meditune can't check whether the model was "
             "trained on the test items. Copy the model again, or update Meditune."
@@ -406,7 +405,7 @@ def in_documents(measured: Sequence[Example], passages: Iterable[tuple[str, str]
 def known_test_items(records: Iterable[Record], trained: Sequence[Example], measured: Sequence[Example]) -> list[Leak]:
     """Return leaks for test items that are in a model's training records or in its run's training examples."""
     seen: dict[str, Leak] = {}
-    listed = [{part: frozenset(record.get(part, ())) for part in (*PARTS, SENTENCES)} for record in records]
+    listed = [{part: frozenset(record[part]) for part in (*PARTS, SENTENCES)} for record in records]
     for example in _with_answered_questions(measured) if listed else ():
         turns = [_hash(key) for key in turn_keys(example, last_only=True)]
         own = keys(example).items()

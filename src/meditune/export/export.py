@@ -150,8 +150,7 @@ def export(name: str, to: str, output: Path | None = None, quantization: str | N
     made_from |= {} if weights == kind.weights else {"quantization": weights}
     made_from |= {"calibration": CALIBRATION} if to == "openvino" and weights != kind.weights else {}
     facts: dict[str, Any] = read_json(folder / EXPORT) if (folder / EXPORT).is_file() else {}
-    is_current = facts and _is_same(facts["made_from"], made_from) and (load_format(folder) or PromptFormat()) == form
-    if is_current and _is_intact(folder, facts["sha256"]):
+    if facts and _is_same(facts["made_from"], made_from) and _is_intact(folder, facts["sha256"]):
         return facts
     if output or not facts:
         refuse_content(folder)
@@ -174,11 +173,11 @@ def export(name: str, to: str, output: Path | None = None, quantization: str | N
 
 
 def _is_same(stored: dict[str, Any], made_from: dict[str, Any]) -> bool:
-    """Return whether an export was made from the same weights in the same way, except for the prompt format.
+    """Return whether an export was made from the same weights and prompt format in the same way.
 
     A model's folder may have been moved, so its path is compared only if there are no hashes of the weights.
     """
-    names = {*stored, *made_from} - {"prompt"} - ({"model"} if made_from["sha256"] else set())
+    names = {*stored, *made_from} - ({"model"} if made_from["sha256"] else set())
     return all(stored.get(name) == made_from.get(name) for name in names)
 
 

@@ -95,8 +95,8 @@ class Alert:
 
     @classmethod
     def from_dict(cls, stored: Mapping[str, Any]) -> Alert:
-        """Return the alert from the result of `as_dict`, or from the fields that a monitor saved."""
-        facts = stored if "message" in stored else {"message": stored["said"], **stored}
+        """Return the alert from the result of `as_dict`."""
+        facts = {"message": stored["said"], **stored}
         return cls(**{each.name: facts[each.name] for each in fields(cls)})
 
 
@@ -314,7 +314,7 @@ class Monitor:
             "outcomes": self.outcomes,
             "ids": list(self._ids),
             "missing": self.missing,
-            "alerts": [alert.__dict__ for alert in self.all_alerts],
+            "alerts": [alert.as_dict() for alert in self.all_alerts],
             "watches": {name: {key: vars(watch)[key] for key in _STATE} for name, watch in self._watches.items()},
         }
         write_arrays(path, KIND, about, stored)
@@ -335,10 +335,8 @@ class Monitor:
         _require_keys(about["policy"], [each.name for each in fields(Policy)])
         _require_keys(about["missing"], reference.signals)
         monitor = cls(reference, Policy(**about["policy"]))
-        for name in ("count", "last", "last_id", "missing", "outcomes"):
+        for name in ("count", "last", "last_id", "source", "first_rows", "missing", "outcomes"):
             setattr(monitor, name, about[name])
-        # Missing in states of earlier versions
-        monitor.source, monitor.first_rows = about.get("source", ""), list(about.get("first_rows", []))
         monitor._ids.extend(about["ids"])
         first = monitor.count - len(monitor._ids) + 1
         monitor._numbers = {id: first + place for place, id in enumerate(monitor._ids)}
