@@ -51,10 +51,9 @@ class Canary:
     def is_correct(self, answer: dict[str, Any]) -> bool:
         """Return whether an answer of `/v1/ask` meets all expectations."""
         text = str(answer.get("text", "")).casefold()
-        outcome = answer.get("outcome") or ("abstained" if answer.get("refused") else "answered")
         return (
             self.decision in (None, decision_of(answer))
-            and self.outcome in (None, outcome)
+            and self.outcome in (None, answer.get("outcome"))
             and all(word.casefold() in text for word in self.contains)
         )
 
