@@ -143,7 +143,7 @@ def test_the_recipe_says_what_it_was_run_with(official, place):
 
 
 def test_a_damaged_report_is_computed_again(official, place):
-    """Also from an earlier version's predictions, without grades of the reference answers."""
+    """Also if the grades of the reference answers are missing."""
     folder, _ = official
     report = place.report("official")
     for graded in folder.glob("predictions/*reference_faithfulness.jsonl"):
