@@ -692,10 +692,7 @@ def _store(name: str, options: Any, folder: Path) -> Iterator[str]:
     place = folder / "store"
     place.mkdir()
     if options.postgresql or name == "postgresql-stopped":
-        sys.path.insert(0, str(Path(__file__).parents[1]))
-        from tests.conftest import cluster
-
-        with cluster() as made:
+        with servers.postgresql() as made:
             options.cluster = made
             yield made.new()
         return

@@ -158,6 +158,16 @@ def haproxy(ports: Sequence[int]) -> Iterator[str]:
         process.wait()
 
 
+@contextmanager
+def postgresql() -> Iterator[Any]:
+    """Run PostgreSQL, as the tests do; `new()` of what it yields returns the URL of a new database."""
+    sys.path.insert(0, str(Path(__file__).parents[1]))
+    from tests.conftest import cluster
+
+    with cluster() as made:
+        yield made
+
+
 REGION = "us-east-1"
 
 

@@ -4,13 +4,25 @@
     python benchmarks/serving.py runs/quickstart --minutes 60              # a soak: does memory grow?
     python benchmarks/serving.py runs/quickstart --minutes 10 --rude       # also with slow and half-open clients
     python benchmarks/serving.py runs/quickstart --minutes 0 --kill        # kill it under load and start it again
+    python benchmarks/serving.py runs/quickstart --index library --route ask --tokens 96 --judge runs/evidence
+    python benchmarks/serving.py runs/quickstart --index library --route ask --tokens 96 --servers 2
 
 The server is a separate process. First its capacity is measured, with as many users as it answers at once; each asks
 the next question when the last is answered. Then questions arrive at random (Poisson) at twice that rate, whether or
-not earlier ones were answered. Each has its own passage and about 450 tokens. The benchmark reports answers per second,
-refusals (429), the waiting times of admitted requests, and the server's memory (over all its processes, with shared
-pages counted once), threads and open files over time. `CPU seconds per answer` is the server's CPU time, which other
-programs disturb least.
+not earlier ones were answered. The benchmark reports answers per second, refusals (429), the waiting times of admitted
+requests, and the server's memory (over all its processes, with shared pages counted once), threads and open files over
+time. `CPU seconds per answer` is the server's CPU time, which other programs disturb least.
+
+By default, the questions are chats, each with its own passage and about 450 tokens. A chat uses no index and no judge.
+With `--route ask`, the questions go to the assistant (`/v1/ask`), which searches the index, decides, writes, cites and
+checks. The questions are the titles of the index's documents that end with a question mark, in random order, or the
+questions of a JSONL file (`--questions RUN/data/test.jsonl`). Answers are counted by outcome. The times and the answers
+per second include answers that the assistant withheld (`abstained`), but not urgent help (`escalated`) and refusals
+(`declined`), which need no model. The last lines show how many sentences the server checked during the load and, if
+the server's metrics say so, what checked them.
+
+`--servers 2` compares one server with two servers that share a store in PostgreSQL. Each server may use only one core
+of its own. The questions go to the two servers in turn. The benchmark and the database use the same cores.
 
 A stream that ends with an error isn't an answer; it counts as its error's status "in a stream". If a connection ends
 without a response, the result says whether the connection was new or had already served a request. If
@@ -22,8 +34,9 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
+import itertools
 import math
+import os
 import random
 import re
 import statistics
@@ -31,6 +44,8 @@ import tempfile
 import threading
 import time
 from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -39,6 +54,9 @@ import httpx2
 import psutil
 
 import servers
+from meditune.assistant.assistant import asks_yes_or_no
+from meditune.files import read_jsonl
+from meditune.retrieve import index, storage
 from servers import Served
 
 TEXT = (
@@ -51,13 +69,22 @@ SAMPLE_S = 5.0
 WARM_MINUTES = 10
 """Minutes in which caches fill; growth is measured after them"""
 RUDE = 8
+CITED, UNCITED, ABSTAINED = "answered with citations", "answered without citations", "abstained"
+BY_MODEL = ("200", CITED, UNCITED, ABSTAINED)
+"""Outcomes that count as answers"""
+WITHOUT_MODEL = ("escalated", "declined")
+GAUGES = ("meditune_running", "meditune_waiting")
+COUNTERS = ("meditune_cancelled_total", "meditune_sentences_total", "meditune_sentences_checked_total")
 
 
 @dataclass
 class Seen:
-    """Statuses, times and tokens of the requests."""
+    """Outcomes, times and tokens of the requests."""
 
     statuses: Counter[str] = field(default_factory=Counter)
+    """The number of requests by outcome: of the assistant's answers what the assistant did, otherwise the status"""
+    decided: int = 0
+    """Answers with a decision"""
     seconds: list[float] = field(default_factory=list)
     first: list[float] = field(default_factory=list)
     refused_s: list[float] = field(default_factory=list)
@@ -80,52 +107,143 @@ def main() -> None:
     parser.add_argument("--waiting", type=int, default=64)
     parser.add_argument("--engine", default="auto")
     parser.add_argument("--index")
+    parser.add_argument("--route", choices=["chat", "ask"], default="chat", help="ask: cited answers, from the index")
+    parser.add_argument("--questions", help="with --route ask: a JSONL file with questions")
+    parser.add_argument("--judge", help="an evidence judge that checks each sentence")
+    parser.add_argument("--servers", type=int, default=1, choices=[1, 2], help="2: compare one server with two")
     parser.add_argument("--rude", action="store_true", help="add slow and half-open clients")
     parser.add_argument("--kill", action="store_true", help="kill the server under load afterwards, and start it again")
     options = parser.parse_args()
+    cores = sorted(os.sched_getaffinity(0))
+    if options.route == "ask" and not options.index:
+        parser.error("--route ask needs --index: the assistant cites the passages of an index.")
+    if options.servers > len(cores):
+        parser.error(f"--servers {options.servers} needs a core for each server, but there is only one.")
+    if options.servers > 1 and options.kill:
+        parser.error("--kill works with one server only.")
+    asked = questions(options) if options.route == "ask" else []
     words = ["--concurrency", options.at_once, "--queue-size", options.waiting, "--engine", options.engine]
     words += ["--index", options.index] if options.index else []
+    words += ["--judge", options.judge] if options.judge else []
+    if options.servers > 1:
+        compared(options, words, asked, cores)
+        return
     with tempfile.TemporaryDirectory() as store:
         with servers.meditune(options.model, *words, store=Path(store)) as server:
-            asyncio.run(measured(options, server))
+            asyncio.run(measured(options, [server], asked))
         if options.kill:
             killed(options.model, words, Path(store))
 
 
-async def measured(options: Any, server: Served) -> None:
-    """Measure capacity and overload, and print the results."""
+def questions(options: Any) -> list[str]:
+    """Return the questions for the assistant, in random order."""
+    if options.questions:
+        found = {row["question"] for row in read_jsonl(Path(options.questions))}
+    else:
+        place = storage.index_storage(options.index)
+        table = storage.connect(place).open_table(index.read(place).table)
+        titles = (title for batch in storage.scan(table, ["title"]) for title in batch["title"].to_pylist())
+        found = {title for title in titles if title.endswith("?")}
+    if not found:
+        raise SystemExit(f"No document of {options.index} has a question as its title. Name a file with --questions.")
+    print(f"{len(found)} different questions, {sum(map(asks_yes_or_no, found))} of them yes/no questions")
+    return random.Random(17).sample(sorted(found), len(found))
+
+
+def compared(options: Any, words: Sequence[Any], asked: Sequence[str], cores: Sequence[int]) -> None:
+    """Measure one server, then several, each on its own core."""
+    with servers.postgresql() as cluster:
+        for count in (1, options.servers):
+            print(f"\n{count} server{'s, each' if count > 1 else ''} on one core, with a store in PostgreSQL")
+            store = cluster.new()
+            with ExitStack() as stack:
+                running = []
+                for core in cores[:count]:
+                    with on_core(core):
+                        server = servers.meditune(options.model, *words, "--store", store)
+                        running.append(stack.enter_context(server))
+                asyncio.run(measured(options, running, asked))
+
+
+@contextmanager
+def on_core(core: int) -> Iterator[None]:
+    """Let processes that are started in the block use only one core."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {core})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+async def measured(options: Any, running: Sequence[Served], asked: Sequence[str]) -> None:
+    """Measure capacity and overload of the running servers, and print the results."""
     limits = httpx2.Limits(max_connections=400, max_keepalive_connections=100)
-    async with httpx2.AsyncClient(base_url=server.address, timeout=300, limits=limits) as client:
-        print(f"start to listening {server.ready_s:.1f} s, CPU {server.cpu():.1f} s, memory {server.memory():.0f} MB")
-        ask = Asking(client, server.model, options)
-        await ask.one(Seen())
-        print(f"after the first answer: memory {server.memory():.0f} MB")
+    async with httpx2.AsyncClient(timeout=300, limits=limits) as client:
+        ready = max(each.ready_s for each in running)
+        print(f"start to listening {ready:.1f} s, CPU {cpu(running):.1f} s, memory {memory(running):.0f} MB")
+        ask = Asking(client, running, options, asked)
+        for _ in running:
+            await ask.one(Seen())
+        print(f"after the first answer: memory {memory(running):.0f} MB")
         if not options.minutes:
             return
-        rate = options.rate or await capacity(ask, options.at_once, server) * options.times
-        rude = asyncio.ensure_future(rudeness(server.address)) if options.rude else None
-        await overload(ask, server, rate, options.minutes * 60)
+        rate = options.rate or await capacity(ask, options.at_once * len(running)) * options.times
+        before = await metrics(client, running)
+        rude = asyncio.ensure_future(rudeness(running[0].address)) if options.rude else None
+        await overload(ask, rate, options.minutes * 60)
         if rude:
             rude.cancel()
-        figures = (await client.get("metrics")).text
-        for kept in ("meditune_running", "meditune_waiting", "meditune_cancelled_total"):
-            print(next(line for line in figures.splitlines() if line.startswith(f"{kept} ")))
+        for name, value in (await metrics(client, running)).items():
+            print(f"  {name} {value if name in GAUGES else value - before[name]:.0f}")
+
+
+def cpu(running: Sequence[Served]) -> float:
+    """Return the CPU seconds so far of all servers."""
+    return sum(each.cpu() for each in running)
+
+
+def memory(running: Sequence[Served]) -> float:
+    """Return the memory of all servers in MB."""
+    return sum(each.memory() for each in running)
+
+
+async def metrics(client: httpx2.AsyncClient, running: Sequence[Served]) -> Counter[str]:
+    """Return the GAUGES and COUNTERS of all servers, added up."""
+    found: Counter[str] = Counter()
+    for server in running:
+        for line in (await client.get(f"{server.address}metrics")).text.splitlines():
+            name, _, value = line.rpartition(" ")
+            if name.split("{")[0] in GAUGES + COUNTERS:
+                found[name] += float(value)
+    return found
 
 
 class Asking:
-    """Sends questions, each with its own passage."""
+    """Sends requests to the servers in turn: chats, each with its own passage, or questions to the assistant."""
 
-    def __init__(self, client: httpx2.AsyncClient, model: str, options: Any) -> None:
-        self.client, self.model, self.options = client, model, options
+    def __init__(
+        self, client: httpx2.AsyncClient, running: Sequence[Served], options: Any, asked: Sequence[str]
+    ) -> None:
+        self.client, self.running, self.options = client, running, options
         self.random = random.Random(17)
+        self._turns, self._questions = itertools.cycle(running), itertools.cycle(asked)
+
+    def _request(self, model: str) -> tuple[str, dict[str, Any]]:
+        """Return the route and the body of the next request."""
+        if self.options.route == "ask":
+            question = next(self._questions)
+            return "v1/ask", {"question": question, "max_new_tokens": self.options.tokens, "stream": True}
+        text = " ".join(self.random.choices(WORDS, k=self.options.words))
+        messages = [{"role": "system", "content": text}, {"role": "user", "content": "Does the treatment help?"}]
+        body = {"model": model, "messages": messages, "max_tokens": self.options.tokens, "stream": True}
+        return "v1/chat/completions", body | {"stream_options": {"include_usage": True}}
 
     async def one(self, seen: Seen) -> None:
         """Ask one question, and record the result in `seen`."""
-        text = " ".join(self.random.choices(WORDS, k=self.options.words))
-        messages = [{"role": "system", "content": text}, {"role": "user", "content": "Does the treatment help?"}]
-        body = {"model": self.model, "messages": messages, "max_tokens": self.options.tokens, "stream": True}
-        body |= {"stream_options": {"include_usage": True}}
-        begun, first, failure = time.monotonic(), 0.0, ""
+        server = next(self._turns)
+        route, body = self._request(server.model)
+        begun, first, outcome = time.monotonic(), 0.0, ""
         passed: set[str] = set()
 
         async def trace(event: str, _: Any) -> None:
@@ -133,16 +251,23 @@ class Asking:
 
         try:
             async with self.client.stream(
-                "POST", "v1/chat/completions", json=body, extensions={"trace": trace}
+                "POST", f"{server.address}{route}", json=body, extensions={"trace": trace}
             ) as reply:
                 async for line in reply.aiter_lines():
-                    if line.startswith('data: {"error"'):
-                        failure = f"{json.loads(line[6:])['error']['status']} in a stream"
-                    elif line.startswith("data: {") and '"content": ""' not in line and not first:
+                    said = servers.streamed(line) or {}
+                    if "error" in said:
+                        outcome = f"{said['error']['status']} in a stream"
+                    elif "outcome" in said:
+                        outcome = outcome_of(said)
+                        seen.decided += said["decision"] is not None
+                        seen.tokens += said["tokens"]["completion"]
+                    elif usage := said.get("usage"):
+                        seen.tokens += usage["completion_tokens"]
+                    elif not first and shows_text(said):
                         first = time.monotonic() - begun
-                    if line.startswith("data: {") and '"usage"' in line:
-                        seen.tokens += json.loads(line[6:])["usage"]["completion_tokens"]
-                status = failure or str(reply.status_code)
+                status = outcome or str(reply.status_code)
+                if status == "200" and route == "v1/ask":
+                    status = "200 without an answer"
         except httpx2.HTTPError as error:
             place = "on a new connection" if "connection.connect_tcp.complete" in passed else "on a reused connection"
             if "http11.receive_response_headers.complete" in passed:
@@ -150,19 +275,32 @@ class Asking:
             status = f"{type(error).__name__} {place}"
         seconds = time.monotonic() - begun
         seen.statuses[status] += 1
-        if status == "200":
+        if status in BY_MODEL:
             seen.seconds.append(seconds)
-            seen.first.append(first)
+            if first:
+                seen.first.append(first)
         elif status == "429":
             seen.refused_s.append(seconds)
             seen.retry_after.append(int(reply.headers.get("retry-after", 0)))
-        else:
+        elif status not in WITHOUT_MODEL:
             seen.failed.append(time.monotonic())
 
 
-async def capacity(ask: Asking, users: int, server: Served) -> float:
+def outcome_of(answer: Mapping[str, Any]) -> str:
+    """Return what the assistant did with a question."""
+    if answer["outcome"] != "answered":
+        return str(answer["outcome"])
+    return CITED if any(each["shown"] and each["citations"] for each in answer["sentences"]) else UNCITED
+
+
+def shows_text(said: Mapping[str, Any]) -> bool:
+    """Return whether an event of a stream shows text of the answer to the user."""
+    return said.keys() == {"text"} or any(each["delta"].get("content") for each in said.get("choices", ()))
+
+
+async def capacity(ask: Asking, users: int) -> float:
     """Return the answers per second with `users` users who wait for each answer."""
-    seen, until, used = Seen(), time.monotonic() + 60, server.cpu()
+    seen, until, used = Seen(), time.monotonic() + 60, cpu(ask.running)
 
     async def user() -> None:
         while time.monotonic() < until:
@@ -174,18 +312,15 @@ async def capacity(ask: Asking, users: int, server: Served) -> float:
     if not seen.seconds:
         raise SystemExit(f"The server answered no question in {seconds:.0f} s: {dict(seen.statuses)}")
     rate = len(seen.seconds) / seconds
-    print(
-        f"capacity with {users} users: {rate:.2f} answers/s, {seen.tokens / seconds:.0f} tokens/s, first token p50 "
-        f"{statistics.median(seen.first):.2f} s, "
-        f"CPU seconds per answer {(server.cpu() - used) / len(seen.seconds):.2f}, {dict(seen.statuses)}"
-    )
+    print(f"capacity with {users} users: {rate:.2f} answers/s, {seen.tokens / seconds:.0f} tokens/s")
+    described(seen, seconds, cpu(ask.running) - used)
     return rate
 
 
-async def overload(ask: Asking, server: Served, rate: float, seconds: float) -> None:
+async def overload(ask: Asking, rate: float, seconds: float) -> None:
     """Send questions at random times at this rate, sample memory, and print the results."""
     seen, asked = Seen(), set()
-    begun, looked, used = time.monotonic(), 0.0, server.cpu()
+    begun, looked, used = time.monotonic(), 0.0, cpu(ask.running)
     sizes: list[tuple[float, float, int, int]] = []
     late: list[tuple[float, float]] = []
     chance = random.Random(18)
@@ -193,7 +328,9 @@ async def overload(ask: Asking, server: Served, rate: float, seconds: float) -> 
     while (now := time.monotonic()) < begun + seconds:
         if now - looked > SAMPLE_S:
             looked = now
-            sizes.append((now, server.memory(), server.process.num_threads(), server.process.num_fds()))
+            processes = [each.process for each in ask.running]
+            threads, files = sum(each.num_threads() for each in processes), sum(each.num_fds() for each in processes)
+            sizes.append((now, memory(ask.running), threads, files))
         if now >= coming:
             late.append((now, now - coming))
             coming += chance.expovariate(rate)
@@ -205,21 +342,17 @@ async def overload(ask: Asking, server: Served, rate: float, seconds: float) -> 
     if asked:
         await asyncio.wait(asked)
     took = time.monotonic() - begun
-    print(f"{rate:.2f} questions/s for {seconds / 60:.1f} minutes: {dict(seen.statuses)}")
-    print(
-        f"  answers/s {len(seen.seconds) / took:.2f}, CPU seconds per answer "
-        f"{(server.cpu() - used) / max(1, len(seen.seconds)):.2f}"
-    )
-    print(f"  admitted: {spread(seen.seconds)}; first token {spread(seen.first)}")
+    print(f"{rate:.2f} questions/s for {seconds / 60:.1f} minutes: {len(seen.seconds) / took:.2f} answers/s")
+    described(seen, took, cpu(ask.running) - used)
     if seen.refused_s:
         print(f"  refused: {spread(seen.refused_s)}; Retry-After {min(seen.retry_after)} to {max(seen.retry_after)} s")
     last = int((sizes[-1][0] - begun) // 60)
     for minute in range(last + 1):
         start, end = begun + 60 * minute, begun + 60 * (minute + 1) if minute < last else math.inf
         part = [row for row in sizes if start <= row[0] < end] or sizes[-1:]
-        _, mb, threads, files = (statistics.mean(column) for column in zip(*part, strict=True))
+        _, mb, *counts = (statistics.mean(column) for column in zip(*part, strict=True))
         print(
-            f"  minute {minute + 1}: memory {mb:.0f} MB, {threads:.0f} threads, {files:.0f} open files, "
+            f"  minute {minute + 1}: memory {mb:.0f} MB, {counts[0]:.0f} threads, {counts[1]:.0f} open files, "
             f"{sum(start <= when < end for when in seen.failed)} failed, "
             f"sent late by at most {max((by for when, by in late if start <= when < end), default=0.0):.1f} s"
         )
@@ -233,6 +366,15 @@ async def overload(ask: Asking, server: Served, rate: float, seconds: float) -> 
             f"{statistics.mean(mb[half:]):.0f} MB in the second; growth "
             f"{statistics.linear_regression(hours, mb).slope:+.1f} MB per hour"
         )
+
+
+def described(seen: Seen, took: float, used: float) -> None:
+    """Print the outcomes of the requests, the times of the answers, and the CPU time in seconds that they used."""
+    print(f"  {', '.join(f'{count} {status}' for status, count in seen.statuses.most_common())}")
+    if seen.statuses[CITED]:
+        print(f"  {seen.statuses[CITED] / took:.2f} cited answers/s; {seen.decided} answers with a decision")
+    print(f"  CPU seconds per answer {used / max(1, len(seen.seconds)):.2f}")
+    print(f"  admitted: {spread(seen.seconds)}; first text {spread(seen.first)}")
 
 
 async def rudeness(address: str) -> None:
@@ -274,11 +416,12 @@ async def rudeness(address: str) -> None:
 
 
 def spread(values: list[float]) -> str:
-    """Return p50, p99 and the maximum, in seconds, as text."""
+    """Return p50, p95, p99 and the maximum, in seconds, as text."""
     if not values:
         return "none"
     ranked = sorted(values)
-    return f"p50 {ranked[len(ranked) // 2]:.2f} s, p99 {ranked[int(len(ranked) * 0.99)]:.2f} s, max {ranked[-1]:.2f} s"
+    shares = (f"p{share} {ranked[len(ranked) * share // 100]:.2f} s" for share in (50, 95, 99))
+    return f"{', '.join(shares)}, max {ranked[-1]:.2f} s"
 
 
 def killed(model: str, words: list[Any], store: Path) -> None:

@@ -6,6 +6,7 @@ The benchmark for GPUs runs on a CPU with tiny models, so that it works where a 
 """
 
 import argparse
+import asyncio
 import importlib.util
 import itertools
 import json
@@ -17,6 +18,7 @@ import types
 from dataclasses import replace
 from pathlib import Path
 
+import httpx2
 import numpy as np
 import pytest
 import torch
@@ -30,14 +32,18 @@ import faults
 import gpu
 import ideas
 import label_queue
+import serving
 import serving_cost
 import training
 from meditune.assistant.events import Answer, Sentence, Source
 from meditune.data.example import Example, Passage
 from meditune.evidence.support_model import SupportScore
 from meditune.files import read_jsonl, write_jsonl
+from meditune.retrieve.build_index import build
+from meditune.retrieve.collections import documents
+from meditune.retrieve.storage import index_storage
 from meditune.train.resource_plan import Memory
-from tests import tiny
+from tests import corpus, tiny
 
 SCRIPT = Path(__file__).parents[1] / "benchmarks" / "tables.py"
 
@@ -538,6 +544,95 @@ def test_the_documented_prices_have_the_columns_and_the_vm_of_the_script(tmp_pat
     assert head in page.splitlines()
     # With one answer in 36 s, 1,000 answers cost as much as the VM in ten hours.
     assert f"costs ${float(row.split(' | $')[1]) / 10:g} per hour" in page
+
+
+def events(*contents):
+    return httpx2.Response(200, text="".join(f"data: {json.dumps(each)}\n\n" for each in contents))
+
+
+def answer(outcome="answered", cited=True):
+    sentence = {"shown": True, "citations": [{"number": 1}] if cited else []}
+    decision = {"answer": "yes"} if cited else None
+    return {"outcome": outcome, "sentences": [sentence], "decision": decision, "tokens": {"completion": 7}}
+
+
+def seen_by(replies, route, addresses=("http://a/",)):
+    """Send one request for each reply; return what the benchmark recorded, and the requests."""
+    requests, left = [], iter(replies)
+
+    def reply(request):
+        requests.append(request)
+        return next(left)
+
+    async def asked():
+        options = argparse.Namespace(route=route, tokens=8, words=3)
+        running = [types.SimpleNamespace(address=address, model="m") for address in addresses]
+        async with httpx2.AsyncClient(transport=httpx2.MockTransport(reply)) as client:
+            ask = serving.Asking(client, running, options, ["First?", "Second?"])
+            for _ in replies:
+                await ask.one(seen)
+
+    seen = serving.Seen()
+    asyncio.run(asked())
+    return seen, requests
+
+
+def test_questions_under_load_are_counted_by_what_the_assistant_did():
+    notice, text = {"level": "remark", "text": "A note.", "title": ""}, {"text": "It helps."}
+    replies = [
+        events(notice, text, answer()),
+        events(answer(cited=False)),
+        events(answer("abstained", cited=False)),
+        events(answer("escalated", cited=False)),
+        events({"error": {"status": 504}}),
+        events(text),
+        httpx2.Response(429, headers={"retry-after": "5"}, json={"error": {"message": "busy"}}),
+        httpx2.Response(503, json={"error": {"message": "restarting"}}),
+    ]
+    seen, requests = seen_by(replies, "ask", ["http://a/", "http://b/"])
+    assert dict(seen.statuses) == {
+        "answered with citations": 1,
+        "answered without citations": 1,
+        "abstained": 1,
+        "escalated": 1,
+        "504 in a stream": 1,
+        "200 without an answer": 1,
+        "429": 1,
+        "503": 1,
+    }
+    assert (len(seen.seconds), len(seen.first), len(seen.failed), seen.retry_after) == (3, 1, 3, [5])
+    assert (seen.decided, seen.tokens) == (1, 28)
+    assert [str(each.url) for each in requests[:3]] == ["http://a/v1/ask", "http://b/v1/ask", "http://a/v1/ask"]
+    assert [json.loads(each.content)["question"] for each in requests[:3]] == ["First?", "Second?", "First?"]
+
+
+def test_chats_under_load_are_counted_by_status():
+    pieces = [{"choices": [{"delta": {"content": text}}], "usage": None} for text in ("", "Yes.")]
+    seen, requests = seen_by([events(*pieces, {"choices": [], "usage": {"completion_tokens": 2}})], "chat")
+    assert (dict(seen.statuses), seen.tokens, len(seen.first)) == ({"200": 1}, 2, 1)
+    assert str(requests[0].url) == "http://a/v1/chat/completions"
+
+
+def test_questions_for_the_load_are_titles_of_the_index_or_lines_of_a_file(tmp_path):
+    texts = {"a.md": "# Does rest help?\n\nIt does.\n", "b.md": "# Gout\n\nCrystals inflame a joint.\n"}
+    library = str(tmp_path / "index")
+    build(index_storage(library), [documents(str(corpus.folder(tmp_path / "texts", texts)))], corpus.TINY)
+    assert serving.questions(argparse.Namespace(index=library, questions=None)) == ["Does rest help?"]
+    write_jsonl(tmp_path / "test.jsonl", [{"question": "Why?"}, {"question": "Why?"}])
+    options = argparse.Namespace(index=library, questions=str(tmp_path / "test.jsonl"))
+    assert serving.questions(options) == ["Why?"]
+
+
+def test_metrics_of_several_servers_are_added_up():
+    checked = 'meditune_sentences_checked_total{by="judge"}'
+    text = f"# HELP meditune_waiting Requests\nmeditune_waiting 2.0\nmeditune_up 1.0\n{checked} 3.0\n"
+
+    async def found():
+        transport = httpx2.MockTransport(lambda _: httpx2.Response(200, text=text))
+        async with httpx2.AsyncClient(transport=transport) as client:
+            return await serving.metrics(client, [types.SimpleNamespace(address=each) for each in ("http://a/",) * 2])
+
+    assert asyncio.run(found()) == {"meditune_waiting": 4.0, checked: 6.0}
 
 
 def test_a_fault_that_cant_be_injected_says_what_to_install(monkeypatch):
