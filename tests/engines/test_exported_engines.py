@@ -16,6 +16,7 @@ from transformers import AutoTokenizer
 
 from meditune.assistant.writers import ask_model
 from meditune.engines import llamacpp_engine
+from meditune.engines import open_engine as open_engine_module
 from meditune.engines.engine import GenerationRequest
 from meditune.engines.open_engine import choose_export, exported_at, measure_exports, open_engine
 from meditune.engines.openvino_engine import Scorer
@@ -262,11 +263,11 @@ def test_auto_opens_the_export_that_a_server_has_measured_as_fastest(tmp_path, m
     for fastest in ("gguf", "openvino"):
         write_json(file, record | {"tokens_per_s": {"openvino": 5.0, "gguf": 5.0, fastest: 9.0}})
         measure_exports(place, 4)
-        assert exported_at(place, "auto") == place / "export" / fastest
+        assert exported_at(place, "auto", concurrency=4) == place / "export" / fastest
         assert read_json(file)["tokens_per_s"][fastest] == 9.0, "stored speeds aren't measured again"
         assert exported_at(place, "llamacpp") == place / "export" / "gguf", "a named engine is opened in any case"
 
-    versions = {version_of(place, engine) for engine in ("auto", "openvino", "llamacpp", "transformers")}
+    versions = {version_of(place, engine, 4) for engine in ("auto", "openvino", "llamacpp", "transformers")}
     assert len(versions) == 3, "auto opens the OpenVINO export"
 
     coarse = place / "export" / "gguf-Q4_K_M"
@@ -290,6 +291,38 @@ def deviates(folder, rise=1.0, same=1.0):
     write_json(folder / "export.json", {**found, "drift": drift})
 
 
+def stand_in(place, name, engine, rise=1.0, same=1.0):
+    """Make the folder of an export, without a model."""
+    folder = place / "export" / name
+    folder.mkdir(parents=True)
+    facts = {"kind": name, "engine": engine, "weights": "int8", "stop_tokens": [1], "context_tokens": 9}
+    write_json(folder / "export.json", facts | {"sha256": {}, "made_from": {"sha256": {}}, "drift": {"items": 1}})
+    deviates(folder, rise, same)
+    return folder
+
+
+def test_speeds_are_measured_for_the_number_of_requests_that_a_server_answers_at_once(tmp_path, monkeypatch):
+    monkeypatch.setenv("MEDITUNE_CACHE", str(tmp_path / "cache"))
+    made = {name: stand_in(tmp_path, name, engine) for name, engine in (("openvino", "openvino"), ("gguf", "llamacpp"))}
+    for name, folder in made.items():
+        (folder / "config.json").write_text(name)
+    measured = []
+
+    def speed(folder, requests):
+        measured.append((folder.name, requests))
+        return float((folder.name, requests) in {("gguf", 1), ("openvino", 8)})
+
+    monkeypatch.setattr(open_engine_module, "_tokens_per_s", speed)
+    monkeypatch.setattr(open_engine_module, "_opened", lambda folder, *_: folder)
+    for concurrency in (16, 1, 8, 1):
+        measure_exports(tmp_path, concurrency)
+    assert measured == [(name, requests) for requests in (8, 1) for name in made]
+    for concurrency, fastest in ((1, "gguf"), (8, "openvino"), (16, "openvino")):
+        assert open_engine(str(tmp_path), concurrency=concurrency) == made[fastest]
+    versions = [version_of(tmp_path, *words) for words in (("auto", 1), ("llamacpp", 1), ("auto", 16))]
+    assert versions[0] == versions[1] != versions[2]
+
+
 def test_auto_says_in_every_case_which_engine_it_chooses_and_why(tmp_path, monkeypatch, caplog):
     monkeypatch.setenv("MEDITUNE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("meditune.engines.open_engine.is_installed", lambda name: name != "llamacpp")
@@ -301,25 +334,17 @@ def test_auto_says_in_every_case_which_engine_it_chooses_and_why(tmp_path, monke
         measure_exports(place, 4)
         return caplog.messages[-1]
 
-    def add(name, engine, rise=1.0, same=1.0):
-        folder = place / "export" / name
-        folder.mkdir(parents=True)
-        facts = {"kind": name, "engine": engine, "weights": "int8", "stop_tokens": [1], "context_tokens": 9}
-        write_json(folder / "export.json", facts | {"sha256": {}, "made_from": {"sha256": {}}, "drift": {"items": 1}})
-        deviates(folder, rise, same)
-        return folder
-
     assert said() == "Engine: transformers, because there is no export."
-    add("gguf", "llamacpp")
+    stand_in(place, "gguf", "llamacpp")
     without = said()
     assert without.startswith("Engine: transformers, because none of the exports can be used; gguf needs packages that")
     assert "[llamacpp]" in without
-    add("onnx", "onnx")
-    folder = add("openvino", "openvino")
+    stand_in(place, "onnx", "onnx")
+    folder = stand_in(place, "openvino", "openvino")
     chosen = f"Engine: openvino opens {folder}, because "
     assert said().startswith(f"{chosen}it is the only suitable export; gguf needs packages")
     assert said().endswith("; onnx needs --engine onnx.")
-    add("openvino-int4", "openvino", 1.04, 0.9)
+    stand_in(place, "openvino-int4", "openvino", 1.04, 0.9)
     assert (
         "; openvino-int4 deviates more (perplexity rose by 4.0%, at most 1% is allowed; 90% of the decisions are the "
         "same, 95% are required)" in said()

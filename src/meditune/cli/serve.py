@@ -584,6 +584,6 @@ def _print_check(settings: Settings, place: ListenConfig, store: str, allow_anon
     print_lines(f"{finding.verdict:6}  {finding.sentence}" for finding in found)
     folder = Path(model).expanduser() if model else None
     if folder and not is_registry(folder):
-        print_lines([str(choose_export(folder))])
+        print_lines([str(choose_export(folder, concurrency=settings.concurrency))])
     if unsafe := sum(finding.verdict == "unsafe" for finding in found):
         raise GateError(f"{unsafe} of these settings are unsafe.")

@@ -1,8 +1,9 @@
 """Choosing and opening the engine for a model.
 
 The folder of an exported model names its engine. If a run has several exports, `auto` opens the fastest of those that
-hardly deviate from the original model; a server measures their speeds once on each machine. If a run has no export,
-transformers opens the run's own model. Outdated exports aren't opened.
+hardly deviate from the original model; a server measures their speeds once on each machine, for the number of requests
+that it answers at the same time. If a run has no export, transformers opens the run's own model. Outdated exports
+aren't opened.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ EXPORTED = {"openvino": "openvino", "llamacpp": "gguf", "onnx": "onnx"}
 AUTO = ("openvino", "llamacpp")
 """Engines that `auto` considers. It prefers the first until a server has measured speeds (benchmarks/engines.py)."""
 MEASURED_REQUESTS, MEASURED_TOKENS = 8, 32
+"""The maximum number of concurrent requests with which speeds are measured, and the length of their answers"""
 MAX_PERPLEXITY_RISE, MIN_AGREEMENT = 0.01, 0.95
 """Maximum relative increase in perplexity, and minimum share of identical decisions, measured at export, with which an
 export is close enough to the original for `auto`"""
@@ -81,7 +83,7 @@ def open_engine(
         return _at_server(model, concurrency, url, key)
     if url:
         raise ModelError(f"--url needs --engine vllm, but the engine is {engine}.")
-    place = exported_at(Path(model).expanduser(), engine)
+    place = exported_at(Path(model).expanduser(), engine, concurrency=concurrency)
     if place is None:
         if engine in EXPORTED:
             raise ModelError(
@@ -136,12 +138,14 @@ def _with_transformers(model: str, concurrency: int) -> Engine:
     return TransformersEngine(load(model), concurrency)
 
 
-def exported_at(place: Path, engine: str, automatic: Sequence[str] = AUTO) -> Path | None:
+def exported_at(
+    place: Path, engine: str, automatic: Sequence[str] = AUTO, concurrency: int = MEASURED_REQUESTS
+) -> Path | None:
     """Return the folder of the exported model to open; None if the transformers engine opens the model itself.
 
     `choose_export` describes the arguments and errors.
     """
-    return choose_export(place, engine, automatic).folder
+    return choose_export(place, engine, automatic, concurrency).folder
 
 
 @dataclass(frozen=True)
@@ -159,18 +163,20 @@ class EngineChoice:
         return f"Engine: {engine}, because {self.reason}."
 
 
-def choose_export(place: Path, engine: str = "auto", automatic: Sequence[str] = AUTO) -> EngineChoice:
+def choose_export(
+    place: Path, engine: str = "auto", automatic: Sequence[str] = AUTO, concurrency: int = MEASURED_REQUESTS
+) -> EngineChoice:
     """Return which exported model the engine opens, and why.
 
     `automatic` contains the engines among which `auto` chooses. `auto` ignores exports that deviate too much from the
-    original model; if all do, it chooses the export that deviates least. If a server has measured speeds, `auto`
-    prefers the fastest of the other exports, and otherwise the export for the first of these engines. Raises ModelError
-    if `engine` isn't `auto` and its export is outdated.
+    original model; if all do, it chooses the export that deviates least. If a server has measured speeds for this
+    `concurrency`, `auto` prefers the fastest of the other exports, and otherwise the export for the first of these
+    engines. Raises ModelError if `engine` isn't `auto` and its export is outdated.
     """
     if (place / EXPORT).is_file():
         return EngineChoice(place, "this is an exported model")
     found, left_out = _exports(place, engine, automatic)
-    speeds = _measured(found)
+    speeds = _measured(found, concurrency)
     folder = max(found, key=lambda each: (speeds or {}).get(each.name, 0.0), default=None)
     if engine != "auto":
         reason = f"--engine {engine} was chosen"
@@ -179,7 +185,8 @@ def choose_export(place: Path, engine: str = "auto", automatic: Sequence[str] = 
     elif len(found) > 1 and speeds:
         listed = ", ".join(f"{name} {speed:.0f}" for name, speed in sorted(speeds.items(), key=lambda item: -item[1]))
         reason = (
-            f"it is the fastest export (tokens per second: {listed}; to measure again, delete {_speeds_file(found)})"
+            f"it is the fastest export (tokens per second: {listed}; to measure again, delete "
+            f"{_speeds_file(found, concurrency)})"
         )
     elif len(found) > 1:
         reason = f"the speeds of {', '.join(each.name for each in found)} haven't been measured here yet"
@@ -271,38 +278,39 @@ def measure_exports(place: Path, concurrency: int) -> None:
     They are measured with MEASURED_REQUESTS requests at once, or with `concurrency` requests if these are fewer. In
     every case, the log then says which engine `auto` chooses, and why.
     """
-    choice = choose_export(place)
-    if len(choice.candidates) > 1 and _measured(choice.candidates) is None:
-        found, path = choice.candidates, _speeds_file(choice.candidates)
+    choice = choose_export(place, concurrency=concurrency)
+    if len(choice.candidates) > 1 and _measured(choice.candidates, concurrency) is None:
+        found, path = choice.candidates, _speeds_file(choice.candidates, concurrency)
         log.info("Measuring %s once to choose the fastest engine", " and ".join(map(str, found)))
         speeds = {folder.name: _tokens_per_s(folder, min(concurrency, MEASURED_REQUESTS)) for folder in found}
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_json(path, _conditions(found) | {"tokens_per_s": speeds})
+            write_json(path, _conditions(found, concurrency) | {"tokens_per_s": speeds})
         except OSError as error:
             log.warning("The measured speeds can't be stored in %s (%s), so each start measures again", path, error)
-        choice = choose_export(place)
+        choice = choose_export(place, concurrency=concurrency)
     log.info("%s", choice)
 
 
-def _measured(found: Sequence[Path]) -> dict[str, float] | None:
+def _measured(found: Sequence[Path], concurrency: int) -> dict[str, float] | None:
     """Return the stored tokens per second of each export; None if this machine hasn't measured them."""
-    if len(found) < 2 or not (path := _speeds_file(found)).is_file():
+    if len(found) < 2 or not (path := _speeds_file(found, concurrency)).is_file():
         return None
     record = read_json(path)
     return dict(record["tokens_per_s"]) if isinstance(record, dict) and "tokens_per_s" in record else None
 
 
-def _speeds_file(found: Sequence[Path]) -> Path:
+def _speeds_file(found: Sequence[Path], concurrency: int) -> Path:
     """Return the path of the file with the speeds of exports like these."""
-    conditions = json.dumps(_conditions(found), sort_keys=True)
+    conditions = json.dumps(_conditions(found, concurrency), sort_keys=True)
     return cache_folder("engines") / f"{hashlib.sha256(conditions.encode()).hexdigest()[:16]}.json"
 
 
-def _conditions(found: Sequence[Path]) -> dict[str, Any]:
-    """Return the conditions on which speeds depend: the machine, the engines' packages, and the exports' sizes."""
+def _conditions(found: Sequence[Path], concurrency: int) -> dict[str, Any]:
+    """Return the conditions on which speeds depend: the requests, the machine, the engines' packages, the sizes."""
     engines = {folder: read_exported_model(folder).engine for folder in found}
     return {
+        "requests": min(concurrency, MEASURED_REQUESTS),
         "machine": f"{processor()}, {cores()} cores",
         "packages": {package: version(package) for engine in engines.values() for package in EXTRAS[engine]},
         # A retrained model has files of the same sizes, and therefore the same speed.

@@ -135,7 +135,7 @@ def open_service(options: ServerOptions, settings: Settings, store: StoreLocatio
         service: Service = releases.service
         changed = releases.switch_index
     else:
-        version_now = partial(version_of, place, options.engine)
+        version_now = partial(version_of, place, options.engine, settings.concurrency)
         service = service_for(Service, _parts(options, settings, index, version_now, metrics, judge))
         changed = service.switch_index
     if (opened := index()) is not None:
@@ -205,8 +205,9 @@ def name_of(folder: Path) -> str:
     return folder.name
 
 
-def version_of(place: Path, engine: str) -> str:
+def version_of(place: Path, engine: str, concurrency: int) -> str:
     """Return a hash of a model's files, including the export that the engine opens; "unknown" without files."""
-    places = dict.fromkeys(each for each in (place, exported_at(place, engine)) if each and each.exists())
+    opened = exported_at(place, engine, concurrency=concurrency)
+    places = dict.fromkeys(each for each in (place, opened) if each and each.exists())
     found = "".join(map(fingerprint, places))
     return hashlib.sha256(found.encode()).hexdigest()[:16] if found else "unknown"
