@@ -438,6 +438,7 @@ WATCHED = {
     "meditune_retrieval_score_bucket",
     "meditune_answers_total",
     "meditune_sentences_total",
+    "meditune_sentences_checked_total",
     "meditune_feedback_total",
     "meditune_cost_total",
     "meditune_drift_alert",

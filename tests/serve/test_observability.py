@@ -13,8 +13,11 @@ import numpy as np
 import pytest
 
 from meditune import observability
-from meditune.assistant.assistant import AssistantSettings
+from meditune.assistant.assistant import Assistant, AssistantSettings
+from meditune.assistant.writers import EngineWriter
+from meditune.config.data_options import PromptFormat
 from meditune.errors import ModelError
+from meditune.evidence.support_model import ClaimVerdict
 from meditune.serve.settings import Settings
 from meditune.store import open_store
 from meditune.store.api_keys import Keys
@@ -215,7 +218,39 @@ def test_answers_with_sources_are_counted_whole(tmp_path):
         assert server.figure("meditune_first_token_seconds_count") == 1
         assert server.figure("meditune_retrieval_score_count") == 1
         assert server.figure('meditune_sentences_total{supported="false"}') >= 1
+        assert server.figure('meditune_sentences_checked_total{by="detector"}') == 2
+        assert server.figure('meditune_sentences_checked_total{by="judge"}') == 0
         assert server.figure('meditune_answers_total{outcome="escalated"}') == 1
+
+
+class OneSentenceJudge:
+    """A judge that has time for only one sentence of an answer."""
+
+    name = "one sentence"
+    citing_threshold = 0.5
+
+    def __init__(self):
+        self.asked = 0
+
+    def supports(self, *_):
+        self.asked += 1
+        if self.asked > 1:
+            raise TimeoutError
+        return [ClaimVerdict(0.9, 0.0, 0.1, "")]
+
+
+def test_sentences_are_counted_by_what_checked_them(tmp_path):
+    pytest.importorskip("lancedb")
+    said = "Inhaled steroids help most people. They help a lot."
+    writer = EngineWriter(ScriptedEngine(said), PromptFormat(quoted=True))
+    assistant = Assistant(writer, index_of(tmp_path), AssistantSettings(nearest=-1.0), judge=OneSentenceJudge())
+    with served(tmp_path / "store", assistant=assistant) as server:
+        answer = server.ask("/v1/ask", {"question": "What helps people with asthma?"}).json
+        counted = {by: server.figure(f'meditune_sentences_checked_total{{by="{by}"}}') for by in ("judge", "detector")}
+    assert [each["checked_by"] for each in answer["sentences"]] == ["judge", "detector"]
+    assert counted == {"judge": 1, "detector": 1}
+    (remark,) = [each["text"] for each in answer["notices"] if "judge" in each["text"]]
+    assert remark.startswith("The judge ran out of time for 1 sentence")
 
 
 SECRET = "unmistakable"

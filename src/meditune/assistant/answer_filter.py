@@ -12,7 +12,7 @@ from meditune.assistant.events import Citation, Sentence
 from meditune.evidence.lexical_detector import placed
 from meditune.evidence.lexical_features import kind_of
 from meditune.observability import span
-from meditune.retrieve.citations import Citer, Judge, Unjudged, stated_sentences, words_of
+from meditune.retrieve.citations import CheckedBy, Citer, Judge, Unjudged, stated_sentences, words_of
 from meditune.retrieve.context_packing import PackedPassage
 from meditune.retrieve.prompt_injection import is_instruction
 
@@ -208,15 +208,17 @@ class SentenceChecker:
     def _check(self, text: str) -> Sentence:
         citations: tuple[Citation, ...] = ()
         score = 0.0
+        checked_by: CheckedBy | Literal[""] = ""
         if self._citer is not None:
             with span("check") as trace_span:
                 support = self._citer.judge(text)
                 trace_span.set_attribute("meditune.supported", bool(support.places))
             quotes = zip(support.places, support.words, strict=True)
             citations = tuple(Citation(place + 1, quote) for place, quote in quotes)
-            score = round(support.score, 4)
+            score, checked_by = round(support.score, 4), support.checked_by
         supported = bool(citations)
         reason = withheld(text, supported, searched=self._citer is not None, no_amounts=self._no_amounts)
-        sentence = Sentence(text, citations, supported, reason is None, REASONS[reason] if reason else "", score)
+        why = REASONS[reason] if reason else ""
+        sentence = Sentence(text, citations, supported, reason is None, why, score, checked_by)
         self._checked[words_of(text)] = sentence
         return sentence

@@ -92,7 +92,10 @@ class Sentence(_Event):
     why: str = ""
     """The reason why the sentence isn't shown; empty if it is shown."""
     score: float = 0.0
-    """The probability that a source supports the sentence, by the judge or, without one, by the lexical detector."""
+    """The probability that a source supports the sentence, by what checked it."""
+    checked_by: Literal["", "judge", "detector"] = ""
+    """judge, or detector (the lexical detector), which also checks what the judge has no time for; empty without an
+    index."""
 
 
 @dataclass(frozen=True)

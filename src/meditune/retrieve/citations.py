@@ -26,6 +26,7 @@ SUPPORT = 0.437  # Minimum probability from the detector for a passage to suppor
 SHARE = 0.8  # Minimum weighted fraction of the sentence's words that the passage must contain
 MAX_JUDGED_PASSAGES = 3  # Maximum number of passages that a judge reads for a sentence
 JUDGE_SECONDS = 20.0  # Maximum time for judging the sentences of one answer, except for the last passage
+CheckedBy = Literal["judge", "detector"]
 Unjudged = Literal["time", "failure"]
 """Why the judge didn't check a sentence: its time was used up, or it failed"""
 UNFINISHED = ",;/([<>=–—-"
@@ -59,6 +60,7 @@ class SupportEvidence:
     places: tuple[int, ...]  # Indices (0-based) of the passages that support the sentence, the most certain first
     words: tuple[str, ...]  # For each of these passages, its sentence that is closest to the checked one
     score: float  # The highest probability that a passage supports the sentence
+    checked_by: CheckedBy = "detector"
 
 
 class Citer:
@@ -95,16 +97,22 @@ class Citer:
         """Return which passages support a sentence."""
         sentence = lexical_detector.Sentence(text)
         judged = [_compared(sentence, known) for known in self._known]
+        checked_by: CheckedBy = "detector"
         if self._judge:
-            judged = self._read(self._judge, text, judged)
+            judged, reason = self._read(self._judge, text, judged)
+            if reason:
+                self.unjudged[reason] += 1
+            else:
+                checked_by = "judge"
         ranked = sorted((n for n, each in enumerate(judged) if each.bears), key=lambda n: -judged[n].score)[
             :MAX_CITATIONS
         ]
         top = max((each.score for each in judged), default=0.0)
-        return SupportEvidence(tuple(ranked), tuple(judged[n].evidence.closest_source for n in ranked), top)
+        words = tuple(judged[n].evidence.closest_source for n in ranked)
+        return SupportEvidence(tuple(ranked), words, top, checked_by)
 
-    def _read(self, judge: Judge, text: str, judged: Sequence[_Compared]) -> list[_Compared]:
-        """Return the judge's findings.
+    def _read(self, judge: Judge, text: str, judged: Sequence[_Compared]) -> tuple[list[_Compared], Unjudged | None]:
+        """Return the judge's findings, and why the detector decides instead; None if the judge decides.
 
         The judge reads only the passages that share the most words with the sentence and contain all of its names and
         numbers. Other passages can't be cited. If no time is left or the judge fails before it has found support, the
@@ -129,11 +137,11 @@ class Citer:
             LOGGER.warning("the judge can't check a sentence", extra=error_location(error))
             reason = "failure"
         self._left = latest - time.monotonic()
-        if reason and not any(each.bears for each in found):
-            self.unjudged[reason] += 1
-            for n in unread:
-                found[n] = judged[n]
-        return found
+        if not reason or any(each.bears for each in found):
+            return found, None
+        for n in unread:
+            found[n] = judged[n]
+        return found, reason
 
 
 def support(sentence: lexical_detector.Sentence, passage: lexical_detector.Sources) -> tuple[float, bool]:

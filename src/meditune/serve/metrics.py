@@ -81,6 +81,9 @@ class Metrics:
         self.sentences = counter(
             "meditune_sentences", "Sentences of answers, by whether a source supports them", ["supported"]
         )
+        self.sentences_checked = counter(
+            "meditune_sentences_checked", "Sentences compared with sources, by judge or detector", ["by"]
+        )
         self.feedback = counter("meditune_feedback", "Ratings of answers", ["rating"])
         self.model = gauge("meditune_model_info", "The served model", ["model", "version", "engine", "index"])
         self.corrections = counter(
@@ -146,6 +149,8 @@ def count_answer(metrics: Metrics, answer: Mapping[str, Any]) -> None:
     """Add an answer to the metrics."""
     for each in answer["sentences"]:
         metrics.sentences.labels(str(each["supported"]).lower()).inc()
+        if each["checked_by"]:
+            metrics.sentences_checked.labels(each["checked_by"]).inc()
     similarity = _best_similarity(answer)
     if similarity is not None:
         metrics.retrieval.observe(similarity)
