@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import pytest
 
+from meditune.assistant.assistant import AssistantSettings, follow_index
 from meditune.retrieve.hybrid_search import Rows
 from meditune.retrieve.index import load
 from meditune.serve.settings import Settings
@@ -183,6 +184,41 @@ def test_a_damaged_index_is_the_servers_fault_and_named_in_the_log_only(tmp_path
         assert str(tmp_path) not in reply.text
         assert server.ask(f"/v1/{route}", body | {"sources": ["nowhere"]}).status == 400
     assert "DamagedIndexError" in [getattr(record, "exception", "") for record in caplog.records]
+
+
+def zero(folder):
+    for path in folder.rglob("*"):
+        if path.is_file():
+            path.write_bytes(bytes(path.stat().st_size))
+
+
+@pytest.mark.parametrize("destroy", [shutil.rmtree, zero], ids=["removed", "zeroed"])
+@pytest.mark.parametrize("large", [False, True], ids=["small", "large"])
+def test_an_index_that_is_destroyed_is_cited_from_memory_or_refused_but_never_wrongly(tmp_path, caplog, destroy, large):
+    index = index_of(tmp_path)
+    if large:
+        known = load(index.store, index.manifest, index.encoder.identity.space)
+        index.opened = replace(index.opened, rows=Rows(index.opened.rows.table, known.titles, False))
+    engine = ScriptedEngine("Inhaled steroids help most people.")
+    assistant = assistant_of(engine, index, AssistantSettings(nearest=-1.0))
+    question = {"question": "What helps people with asthma?"}
+    stop = follow_index(index, lambda _: None, 0.05)
+    try:
+        with served(tmp_path / "store", assistant=assistant) as server:
+            before = server.ask("/v1/ask", question).json
+            destroy(tmp_path / "index")
+            until(lambda: "the index's newest version can't be used" in caplog.messages)
+            reply = server.ask("/v1/ask", question)
+            assert server.ask("/healthz").status == server.ask("/readyz").status == 200
+    finally:
+        stop()
+    assert before["sentences"][0]["citations"]
+    if large and reply.status != 200:
+        assert (reply.status, reply.error()["code"]) == (503, "failed")
+        return
+    assert [reply.json[name] for name in ("text", "sentences", "sources")] == [
+        before[name] for name in ("text", "sentences", "sources")
+    ]
 
 
 def test_figures(server):
