@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.request
 from contextlib import contextmanager, suppress
 from http.client import HTTPResponse
 from http.server import ThreadingHTTPServer
@@ -26,15 +27,19 @@ from torch.distributed.run import get_args_parser
 
 from meditune.cli.main import cli_app
 from meditune.config.load_recipe import load_recipe
+from meditune.models.sentence_encoder import INT8, load_encoder
+from meditune.retrieve import collections
+from meditune.retrieve.build_index import build
+from meditune.retrieve.storage import index_storage
 from meditune.serve.api_errors import ApiError
 from meditune.serve.metrics import Metrics
 from meditune.serve.settings import Settings
 from meditune.store import open_store
 from meditune.store.answers import Answer, Answers
 from meditune.store.api_keys import Keys
-from tests import tiny
+from tests import corpus, tiny
 from tests.http_servers import Answering, free_port
-from tests.waiting import output_of
+from tests.waiting import output_of, until
 
 DEPLOY = Path(__file__).parents[1] / "deploy"
 BIN = Path(sys.executable).parent
@@ -142,7 +147,7 @@ def passed(file):
     return output_of(tool("kubernetes-validate"), "--strict", "--no-warn", file).count("passed")
 
 
-MANIFESTS = {"kubernetes.yaml": 4, "schedule/kubernetes.yaml": 1, "schedule/release.yaml": 2}
+MANIFESTS = {"kubernetes.yaml": 5, "schedule/kubernetes.yaml": 1, "schedule/release.yaml": 2}
 
 
 @pytest.mark.parametrize(("name", "resources"), [*MANIFESTS.items(), ("../launch/kubernetes.yaml", 2)])
@@ -186,7 +191,7 @@ def patched():
     return made
 
 
-def test_two_servers_share_a_database_and_no_volume(tmp_path):
+def test_two_servers_share_a_database_and_an_index_in_object_storage_and_no_volume(tmp_path):
     made = patched()
     file = tmp_path / "patched.yaml"
     file.write_text(yaml.safe_dump_all(made), encoding="utf-8")
@@ -199,8 +204,14 @@ def test_two_servers_share_a_database_and_no_volume(tmp_path):
     assert spec["strategy"]["rollingUpdate"]["maxUnavailable"] == 0
     assert {each["name"] for each in container["env"]} == {"MEDITUNE_STORE", "PGPASSWORD"}
     assert {each["name"] for each in container["volumeMounts"]} == {each["name"] for each in pod["volumes"]}
-    assert "store" not in {each["name"] for each in pod["volumes"]}
-    assert 5432 in [port["port"] for rule in made[2]["spec"]["egress"] for port in rule["ports"]]
+    assert not {"store", "library"} & {each["name"] for each in pod["volumes"]}
+    assert served(container["args"])["index"].startswith("s3://")
+    (secret,) = [each["secretRef"]["name"] for each in container["envFrom"]]
+    text = (DEPLOY / "kustomization.yaml").read_text(encoding="utf-8")
+    given = re.search(rf"secret generic {secret} (.*?)\n#   \w", text, re.DOTALL)[1]
+    variables = {"AWS_REGION", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"}
+    assert set(re.findall(r"--from-literal=(\w+)=", given)) == variables
+    assert {443, 5432} < {port["port"] for rule in made[2]["spec"]["egress"] for port in rule["ports"]}
 
 
 def haproxy_program():
@@ -224,6 +235,7 @@ def longest_request():
     return settings.triage_wait_s + settings.wait_s + served(["x"])["timeout"]
 
 
+PODS = ("kubernetes.yaml", "knative.yaml")
 ANSWERED, BUSY = {"deleted": True}, ApiError(503, "The queue is full.", "overloaded").as_dict()
 
 
@@ -350,9 +362,78 @@ def test_pods_may_do_nothing_that_they_need_not(name, kind):
     assert security["capabilities"] == {"drop": ["ALL"]}
     assert served(container["args"])["per_minute"] == 60
     mounted = {mount["mountPath"]: mount["name"] for mount in container["volumeMounts"]}
-    assert set(mounted) == {"/model", "/data", "/tmp"}
+    assert set(mounted) == {"/model", "/data", "/library", "/tmp"}
+    writable = {mount["mountPath"] for mount in container["volumeMounts"] if not mount.get("readOnly")}
+    assert writable == {"/data", "/tmp"}
     assert set(mounted.values()) == {volume["name"] for volume in pod["volumes"]}
     assert container["readinessProbe"]["httpGet"]["path"] == "/readyz"
+
+
+def test_every_server_cites_from_the_index_that_the_updates_write():
+    pods = {name: next(each for each in documents(name) if "template" in each["spec"]) for name in PODS}
+    arguments = {name: made["spec"]["template"]["spec"]["containers"][0]["args"] for name, made in pods.items()}
+    (compose,) = documents("compose.yaml")
+    arguments["compose.yaml"] = compose["services"]["server"]["command"]
+    (job,) = documents("schedule/kubernetes.yaml")
+    (update,) = job["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"]
+    written = update["args"][update["args"].index("--index") + 1]
+    assert {served(words)["index"] for words in arguments.values()} == {written}
+    units = [(DEPLOY / name).read_text("utf-8") for name in ("meditune.service", "schedule/meditune-update.service")]
+    commands = [shlex.split(re.search(r"^ExecStart=(.*)$", unit, re.MULTILINE)[1]) for unit in units]
+    assert len({words[words.index("--index") + 1] for words in commands}) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.model
+def test_a_pods_arguments_start_a_server_that_cites_and_ends_in_time(tmp_path):
+    pytest.importorskip("onnxruntime")
+    (deployment,) = [each for each in documents("kubernetes.yaml") if each["kind"] == "Deployment"]
+    pod = deployment["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    folders = {mount["mountPath"]: tmp_path / mount["name"] for mount in container["volumeMounts"]}
+
+    def mapped(word):
+        mount = next((each for each in folders if word.startswith(each)), "")
+        return f"{folders[mount]}{word.removeprefix(mount)}" if mount else word
+
+    said = "The drug helps with pain in adults."
+    tiny.reciting(folders["/model"], said)
+    docs = corpus.folder(tmp_path / "docs", {"pain.md": f"# Pain\n\n{said}\n"})
+    index = index_storage(mapped("/library/index"))
+    build(index, [collections.documents(str(docs))], load_encoder(INT8))
+    read_only = [path for mount in ("/model", "/library") for path in (folders[mount], *folders[mount].rglob("*"))]
+    before = {path: path.stat().st_mtime_ns for path in read_only}
+    image = (DEPLOY / "Containerfile").read_text(encoding="utf-8")
+    environment = dict(re.findall(r"(MEDITUNE_(?!CACHE)\w+)=(\S+)", image))
+    environment |= {"MEDITUNE_STORE": mapped(environment["MEDITUNE_STORE"]), "MEDITUNE_PORT": str(free_port())}
+    meditune = [sys.executable, "-m", "meditune"]
+    known = os.environ | environment
+    key = output_of(*meditune, "keys", "create", "app", env=known).split()[-1]
+    address = f"http://127.0.0.1:{environment['MEDITUNE_PORT']}"
+
+    def ready():
+        with suppress(OSError), urllib.request.urlopen(f"{address}/readyz") as reply:
+            return reply.status == 200
+
+    process = subprocess.Popen(
+        [*meditune, "serve", *map(mapped, container["args"])], env=known, text=True, stderr=subprocess.PIPE
+    )
+    try:
+        until(ready, 300, process)
+        headers = {"Content-Type": "application/json", "Authorization": f"Bearer {key}"}
+        body = json.dumps({"question": "Does the drug help with pain in adults?"}).encode()
+        with urllib.request.urlopen(urllib.request.Request(f"{address}/v1/ask", body, headers)) as reply:
+            answer = json.load(reply)
+        process.terminate()
+        process.communicate(timeout=pod["terminationGracePeriodSeconds"])
+    finally:
+        process.kill()
+    assert process.returncode == 0
+    assert (answer["outcome"], answer["text"]) == ("answered", said)
+    (sentence,) = answer["sentences"]
+    assert [each["number"] for each in sentence["citations"]] == [1]
+    assert answer["sources"][0]["text"].endswith(said)
+    assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
 def test_knative_scales_to_zero_and_never_to_two_pods_and_waits_longer_than_a_server():

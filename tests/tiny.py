@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -195,6 +196,25 @@ def save(folder: Path, architecture: str = "llama") -> Path:
     """A plain transformers folder."""
     model(architecture).save_pretrained(folder)
     tokenizer(bos=architecture == "gemma3").save_pretrained(folder)
+    return folder
+
+
+def reciting(folder: Path, text: str) -> Path:
+    """A transformers folder with a model that answers every prompt with this text, which repeats no token."""
+    made, spelled = model("llama", hidden_size=512), tokenizer()
+    tokens = [*spelled(text)["input_ids"], spelled.eos_token_id]
+    assert len(set(tokens)) == len(tokens), "what follows a token depends on this token alone"
+    following = dict(pairwise(tokens))
+    with torch.no_grad():
+        for layer in made.model.layers:
+            layer.self_attn.o_proj.weight.zero_()
+            layer.mlp.down_proj.weight.zero_()
+        made.model.embed_tokens.weight.copy_(torch.eye(500, 512))
+        made.lm_head.weight.zero_()
+        for token in range(500):
+            made.lm_head.weight[following.get(token, tokens[0]), token] = 1
+    made.save_pretrained(folder)
+    spelled.save_pretrained(folder)
     return folder
 
 
