@@ -4,6 +4,7 @@ import math
 import random
 import re
 import shutil
+import sys
 import time
 from dataclasses import replace
 
@@ -23,6 +24,7 @@ from meditune.retrieve.context_packing import PackedPassage
 from meditune.retrieve.documents.document import IndexedPassage
 from meditune.retrieve.hybrid_search import Hit
 from tests.commands import bench, jsonl, meditune, read_rows, rows
+from tests.waiting import output_of
 
 WORDS = {"supported": "fell", "refuted": "rose", "not_enough_information": "was not measured"}
 
@@ -266,6 +268,13 @@ def test_an_exported_judge_says_the_same_without_torch_and_reads_shared_passages
     first = exported.supports(statements, passages)
     for one, other in zip(first, expected.supports(statements, passages), strict=True):
         assert one.supported == pytest.approx(other.supported, abs=0.1)
+    # What a server does with `--judge` loads no torch.
+    program = (
+        "import math, sys; from meditune.engines.evidence_judge import open_judge; "
+        f"judge = open_judge({str(copy)!r}); judge.supports(['Pain fell.'], {passages!r}, math.inf, 'Did pain fall?'); "
+        "sys.exit(f'loaded: {found}' if (found := {'torch', 'transformers'} & set(sys.modules)) else 0)"
+    )
+    output_of(sys.executable, "-c", program)
     # The remembered passages change nothing: each statement alone, in another order, with other passages between.
     for place in (2, 0, 1):
         exported.supports(["Exercise helps."], passages[::-1])
