@@ -480,6 +480,13 @@ def test_the_places_of_the_notes_are_right(half: str) -> None:
         "id ",
         "A1A",
         "&nbsp;",
+        '"name": "',
+        "'a': [\\\"",
+        '"a": ["b", ',
+        "<a b='",
+        "<a name='b'>c",
+        'name,dob,zip\n"a",',
+        '"",',
         "1\u00ad\u2014",
     ],
 )

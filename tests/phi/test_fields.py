@@ -50,6 +50,37 @@ def test_structured_texts_are_searched_by_the_names_of_their_fields(text, expect
     assert [text[span.start : span.end] for span in phi.find(text)] == expected
 
 
+@pytest.mark.parametrize(
+    ("text", "masked"),
+    [
+        (r'{"name": "Ottoline \"Otti\" Vandersloot", "note": "\"Ow\""}', r'{"name": "[NAME]", "note": "\"Ow\""}'),
+        (r'"{\"surname\": \"Hope\", \"zip\": \"02169\"}"', r'"{\"surname\": \"[NAME]\", \"zip\": \"[LOCATION]\"}"'),
+        ('{"given": ["Oyelaran", "Abeo", "Chik', '{"given": ["[NAME]", "[NAME]", "[NAME]'),
+        ('{\n  "given": [\n            "Oyelaran"\n  ]\n}', '{\n  "given": [\n            "[NAME]"\n  ]\n}'),
+        ("patient(surname='Oyelaran', sex='F')", "patient(surname='[NAME]', sex='F')"),
+        ('{"system": "phone", "value": "5550134812"}', '{"system": "phone", "value": "[PHONE]"}'),
+        (
+            '{"text": "Surname", "answer": [{"valueString": "Hope"}]}',
+            '{"text": "Surname", "answer": [{"valueString": "[NAME]"}]}',
+        ),
+        ("<Surname>\n  Oyelaran\n</Surname>", "<Surname>\n  [NAME]\n</Surname>"),
+        ("<Surname><![CDATA[Oyelaran]]></Surname>", "<Surname><![CDATA[[NAME]]]></Surname>"),
+        ("<family value='Oyelaran'/>", "<family value='[NAME]'/>"),
+        ('<Patient sex="F" family="Oyelaran"/>', '<Patient sex="F" family="[NAME]"/>'),
+        ('<item name="Surname">Hope</item>', '<item name="Surname">[NAME]</item>'),
+        ('<item name="Surname" value="Hope"/>', '<item name="Surname" value="[NAME]"/>'),
+        ('<system value="phone"/>\n<value value="5550134812"/>', '<system value="phone"/>\n<value value="[PHONE]"/>'),
+        ("<tr><td>Surname</td><td>Hope</td></tr>", "<tr><td>Surname</td><td>[NAME]</td></tr>"),
+        (
+            'surname,dob,note,k\nOyelaran,12/03/1964,"seen\n""twice"", well",4\nHope,01/11/1950,5" nail,3\nLow,none,,4',
+            'surname,dob,note,k\n[NAME],[DATE],"seen\n""twice"", well",4\n[NAME],[DATE],5" nail,3\n[NAME],none,,4',
+        ),
+    ],
+)
+def test_the_value_of_a_field_is_found_and_nothing_beside_it(text, masked):
+    assert phi.mask(text) == masked
+
+
 @pytest.mark.parametrize("end", ["\n", "\r", "\r\n"])
 def test_segments_of_hl7_may_end_with_any_line_break(end):
     text = HL7.replace("\n", end)

@@ -23,23 +23,35 @@ _CAMEL = re.compile(r"(?<=[a-z])(?=[A-Z])")
 _SEPARATORS = re.compile(r"[\W_]+")
 _LAST_WORD = re.compile(r"(?:number|num|no|nr|id|value|text|code|1|2|line|full)$")
 
-_JSON = re.compile(
-    r"[\"'](?P<key>[A-Za-z][\w .-]{0,40})[\"']\s{0,4}[:=]\s{0,4}"
-    r"(?P<values>\[\s{0,4}(?:\"[^\"\n]{0,120}\"[,\s]{0,4}){1,6}|"
-    r"\"[^\"\n]{1,120}\"|'[^'\n]{1,120}'|\d{1,12}(?![\d.]))"
+_QUOTED = r"(?P<{0}>\\?[\"'])(?P<in_{0}>(?:(?!(?P={0}))(?:\\.|[^\\\n])){{0,120}})(?:(?P={0})|\Z)"
+"""A string, whose quotes may be escaped because it is inside another string, and which may be cut off"""
+_PAIR = re.compile(
+    r"(?:(?P<mark>\\?[\"'])(?P<quoted>[^\W\d_][\w .-]{0,40})(?P=mark)|(?<![\w.-])(?P<bare>[^\W\d_][\w.-]{0,40}))"
+    r"\s{0,4}(?P<sign>[:=])\s{0,4}"
+    rf"(?:\[\s{{0,40}}(?P<list>(?:{_QUOTED.format('each')}[,\s]{{0,40}})+)|{_QUOTED.format('one')}"
+    r"|(?(mark)(?P<number>\d{1,12})(?![\d.])|(?!)))"
 )
-_STRING = re.compile(r"[^\"\[\],\s'][^\"\n]*")
+_STRING = re.compile(_QUOTED.format("each"))
+_PAIRED = re.compile(r"[:=]\s{0,4}(?:\[\s{0,40})?\\?[\"']|\"\s{0,4}:\s{0,4}\d")
+_TAG = re.compile(r"<([^\W\d_][\w.-]{0,40})\s[^<>]*")
+_BETWEEN_PAIRS = re.compile(r"[\s,/>]*(?:<\w+\s|\"answer\"\s*:\s*\[\s*\{\s*)?")
+_VALUE_KEYS = frozenset(["value", "value string", "answer"])
+"""Keys whose meaning another value says: {"system": "phone", "value": "5550134"}, <family value="Doe"/>"""
 _XML = re.compile(
-    r"<(?P<key>[A-Za-z][\w.-]{0,40})(?: [^<>\n]{0,80}?)?"
-    r"(?:>(?P<content>[^<>\n]{1,120})</| value=\"(?P<value>[^\"\n]{1,120})\")"
+    r"<(?P<key>[^\W\d_][\w.-]{0,40})(?:\s[^<>]{0,200}?(?:(?:name|key|label|keyword)=[\"'](?P<named>[^<>\"']{1,40})"
+    r"[^<>]{0,80})?)?>(?:<!\[CDATA\[)?(?P<content>[^<>\]]{1,160})(?:\]\]>)?</"
 )
+_BETWEEN_CELLS = re.compile(r"\w+>\s*")
 _LINE = re.compile(
     r"(?:^|(?<=[ \t]{2})|(?<=\|))[ \t]{0,8}(?P<key>[^\W\d_][\w ./()'’-]{1,28}?)[ \t]*(?:[=:]|\.{3,40})[ \t]*"
     r"(?P<value>[^\s=:](?:[^\n|]{0,78}?[^\s|])??)(?=[ \t]*(?:$|\||[ \t]{2}))",
     re.MULTILINE,
 )
-_HEADER = re.compile(r"^[^\n]{5,300}$", re.MULTILINE)
-_CELL = re.compile(r"[^\s\"](?:[^\n\"]*[^\s\"])?")
+_HEADER = re.compile(r"^[^\n]{5,3000}$", re.MULTILINE)
+_CELLS = {
+    sign: re.compile(rf'(?:[ ]?"(?:[^"]|""){{0,2000}}"(?=[ ]?(?:[{sign}\r\n]|\Z)))?[^{sign}\n]*') for sign in "|\t;,"
+}
+"""Separator -> a cell of a table; between double quotes, it may contain separators and line breaks"""
 _RULE = re.compile(r"[|\s:+-]+")
 _MAX_ROWS = 2000
 _FORM = 3  # A text with more lines of this kind is a form
@@ -83,13 +95,15 @@ def find(view: View) -> Iterator[Span]:
                 for stamp in _TIMESTAMP.finditer(text, *segment.span()):
                     yield Span(stamp.start(), stamp.end(), "date")
             yield from _in_segment(segment)
-    if '":' in text or "':" in text or '" :' in text:
-        for found in _JSON.finditer(text):
-            for value in _STRING.finditer(text, *found.span("values")):
-                yield from _in_field(view, found["key"], *value.span(), sure=True)
-    if "</" in text or "/>" in text:
+    if _PAIRED.search(text):
+        yield from _in_pairs(view)
+    if "</" in text:
+        end, last = 0, ""
         for found in _XML.finditer(text):
-            yield from _in_field(view, found["key"], *found.span("content" if found["content"] else "value"), sure=True)
+            beside = last if _BETWEEN_CELLS.fullmatch(text, end, found.start()) else ""
+            key = next(filter(_kind_of, (found["key"], found["named"] or "", beside)), "")
+            yield from _in_field(view, key, *found.span("content"), sure=True)
+            end, last = found.end(), found["content"]
     yield from _in_tables(view)
     lines = [found for found in _LINE.finditer(text) if _kind_of(found["key"])]
     for found in lines:
@@ -137,43 +151,57 @@ def _in_hl7_field(written: str, start: int, kind: str) -> Iterator[Span]:
         yield Span(start, start + len(parts[0]), "ssn" if kind == "ssn" else "id")
 
 
+def _in_pairs(view: View) -> Iterator[Span]:
+    """Yield the spans in the values of JSON's keys and XML's attributes."""
+    text, last_end, last_value = view.text, 0, ""
+    for found in _PAIR.finditer(text):
+        keys = [found["quoted"] or found["bare"]]
+        if _label(keys[0]) in _VALUE_KEYS:
+            tag = _TAG.fullmatch(text, max(0, text.rfind("<", found.start() - 200, found.start())), found.start())
+            keys = [tag[1]] if tag else []
+            keys += [last_value] if _BETWEEN_PAIRS.fullmatch(text, last_end, found.start()) else []
+        key = next(filter(_kind_of, keys), "")
+        sure = found["bare"] is None or found["sign"] == "="
+        for string in _STRING.finditer(text, *found.span("list")):
+            yield from _in_field(view, key, *string.span("in_each"), sure)
+        yield from _in_field(view, key, *found.span("in_one"), sure)
+        yield from _in_field(view, key, *found.span("number"), sure)
+        last_end, last_value = found.end(), found["in_one"] or ""
+
+
 def _in_tables(view: View) -> Iterator[Span]:
     """Yield the spans in the cells of tables, whose first row names the columns."""
     text, done = view.text, 0
     for header in _HEADER.finditer(text):
         if header.start() < done:
             continue
-        separator = next((sign for sign in ("|", "\t", ";", ",") if header[0].count(sign) > 1), None)
+        separator = next((sign for sign in _CELLS if header[0].count(sign) > 1), None)
         if separator is None:
             continue
         names = [name.strip(' "') for name in header[0].split(separator)]
-        kinds = [_kind_of(name) for name in names]
         # Other lines with commas are prose.
-        if sum(kind is not None for kind in kinds) < 2 or any(len(name) > 24 for name in names):
+        if any(len(name) > 24 for name in names) or sum(_kind_of(name) is not None for name in names) < 2:
             continue
         done = header.end() + 1
         for _ in range(_MAX_ROWS):
-            end = text.find("\n", done)
-            row = text[done : end if end >= 0 else len(text)]
-            cells = _split(row, separator)
+            cells = _cells(text, done, separator)
+            end = cells[-1][1]
             if len(cells) < len(names) - 1 or len(cells) < 3:
                 break
-            if not _RULE.fullmatch(row):
-                for name, (start, stop) in zip(names, cells, strict=False):
-                    if value := _CELL.search(text, done + start, done + stop):
-                        yield from _in_field(view, name, *value.span(), sure=True)
-            done += len(row) + 1
+            if not _RULE.fullmatch(text, done, end):
+                for name, cell in zip(names, cells, strict=False):
+                    yield from _in_field(view, name, *cell, sure=True)
+            done = end + 1
 
 
-def _split(row: str, separator: str) -> list[tuple[int, int]]:
-    """Return the positions of the cells of a row; separators between double quotes belong to a cell."""
-    cells, start, quoted = [], 0, False
-    for place, sign in enumerate(row):
-        quoted ^= sign == '"'
-        if sign == separator and not quoted:
-            cells.append((start, place))
-            start = place + 1
-    return [*cells, (start, len(row))]
+def _cells(text: str, place: int, separator: str) -> list[tuple[int, int]]:
+    """Return the positions of the cells of the row that begins at `place`."""
+    cells: list[tuple[int, int]] = []
+    while not cells or text[place - 1 : place] == separator:
+        cell = _CELLS[separator].match(text, place)
+        cells.append(cell.span() if cell else (place, place))
+        place = cells[-1][1] + 1
+    return cells
 
 
 def _label(key: str) -> str:
@@ -196,10 +224,11 @@ def _in_field(view: View, key: str, start: int, end: int, sure: bool) -> Iterato
     kind = _kind_of(key)
     if kind is None:
         return
-    value = view.text[start:end]
+    value = view.text[start:end].lstrip(' \t\n"')
+    start, value = end - len(value), value.rstrip(' \t\r\n"')
     digits = sum(map(str.isdecimal, value))
     if _is_value(kind, _label(key), value, digits, sure):
-        yield Span(start, end, kind)
+        yield Span(start, start + len(value), kind)
 
 
 _DATE = re.compile(
