@@ -487,6 +487,7 @@ def test_the_places_of_the_notes_are_right(half: str) -> None:
         "<a name='b'>c",
         'name,dob,zip\n"a",',
         '"",',
+        "Name: Jo Ward ",
         "1\u00ad\u2014",
     ],
 )

@@ -75,6 +75,10 @@ def test_structured_texts_are_searched_by_the_names_of_their_fields(text, expect
             'surname,dob,note,k\nOyelaran,12/03/1964,"seen\n""twice"", well",4\nHope,01/11/1950,5" nail,3\nLow,none,,4',
             'surname,dob,note,k\n[NAME],[DATE],"seen\n""twice"", well",4\n[NAME],[DATE],5" nail,3\n[NAME],none,,4',
         ),
+        ("Surname: Oyelaran  Forename: Temitope", "Surname: [NAME]  Forename: [NAME]"),
+        ("Surname: Oyelaran Forename: Temitope Sex: F", "Surname: [NAME] Forename: [NAME] Sex: F"),
+        ("Surname: Oyelaran, Forename: Temitope, Ward: B4", "Surname: [NAME], Forename: [NAME], Ward: B4"),
+        ("Name: OYELARAN TEMITOPE Hospital No: A12345", "Name: [NAME] Hospital No: [ID]"),
     ],
 )
 def test_the_value_of_a_field_is_found_and_nothing_beside_it(text, masked):

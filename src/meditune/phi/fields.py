@@ -11,12 +11,9 @@ from collections.abc import Iterator
 from meditune.config.data_options import Kind
 from meditune.phi import name_words
 from meditune.phi.name_words import plain
-from meditune.phi.spans import Span, View, word_list
+from meditune.phi.spans import FIELD_KINDS, Span, View, field_names, word_list
 
-_LABELS: tuple[tuple[Kind, frozenset[str]], ...] = tuple(
-    (kind, frozenset(word.replace("_", " ") for word in word_list(f"{kind}_fields")))
-    for kind in ("date", "phone", "id", "zip", "city", "address", "hospital", "age", "name")
-)
+_LABELS = tuple((kind, field_names(kind)) for kind in FIELD_KINDS)
 _SURE_NAMES = frozenset(word.replace("_", " ") for word in word_list("sure_name_fields"))
 """Fields whose value is a name even if the words are ordinary English (Grace, Hope)"""
 _CAMEL = re.compile(r"(?<=[a-z])(?=[A-Z])")
@@ -44,7 +41,7 @@ _XML = re.compile(
 _BETWEEN_CELLS = re.compile(r"\w+>\s*")
 _LINE = re.compile(
     r"(?:^|(?<=[ \t]{2})|(?<=\|))[ \t]{0,8}(?P<key>[^\W\d_][\w ./()'’-]{1,28}?)[ \t]*(?:[=:]|\.{3,40})[ \t]*"
-    r"(?P<value>[^\s=:](?:[^\n|]{0,78}?[^\s|])??)(?=[ \t]*(?:$|\||[ \t]{2}))",
+    rf"(?P<value>[^\s=:](?:[^\n|]{{0,78}}?[^\s|])??)(?=[ \t]*(?:$|\||[ \t]{{2}})|,?[ \t]{{1,2}}{name_words.LABEL})",
     re.MULTILINE,
 )
 _HEADER = re.compile(r"^[^\n]{5,3000}$", re.MULTILINE)

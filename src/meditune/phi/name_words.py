@@ -15,7 +15,7 @@ from pathlib import Path
 
 from meditune.evidence.lexical_features import rarity
 from meditune.files import package_lines
-from meditune.phi.spans import Span, View, folded, word_list
+from meditune.phi.spans import FIELD_KINDS, Span, View, field_names, folded, word_list
 
 _FOLDER = Path(__file__).parent
 
@@ -97,8 +97,13 @@ TOKEN = re.compile(
     rf"['’]{_CAPITAL}{_LETTER}{{1,24}})(?:['’-](?:[DO]['’])?{_LETTER}{{2,24}}){{0,3}}(?![^\W_])"
 )  # A word of a name
 PIECE = re.compile(rf"{WORD}|{INITIAL}")  # A word of a name, or an initial
-FIRST = re.compile(rf"(?:{_PARTICLES}[ ]){{0,2}}({WORD}|{INITIAL})")
-NEXT = re.compile(rf"(?:[ \t]{{1,2}}|[ \t]?\n[ \t]{{0,8}}|(?<=\.))(?:{_PARTICLES}[ ]){{0,2}}({WORD}|{INITIAL})")
+_FIELDS = "|".join(sorted(word_list("other_fields").union(*map(field_names, FIELD_KINDS)), key=len, reverse=True))
+LABEL = rf"(?=[^\W\d_][^\n:=]{{1,20}}[:=])(?i:{_FIELDS})s?(?: (?:no\.?|number|name|code))?[ ]?[:=]"
+"""The label of a field, which can follow a name in the same line: "Forename:\""""
+FIRST = re.compile(rf"(?!{LABEL})(?:{_PARTICLES}[ ]){{0,2}}({WORD}|{INITIAL})")
+NEXT = re.compile(
+    rf"(?:[ \t]{{1,2}}|[ \t]?\n[ \t]{{0,8}}|(?<=\.))(?!{LABEL})(?:{_PARTICLES}[ ]){{0,2}}({WORD}|{INITIAL})"
+)
 """The next part of a name, including the space before it"""
 BEFORE = re.compile(rf"(?<![^\W_])(?:{_PARTICLES}[ ]|(?:al|el|van|von|ben)-|(?:{INITIAL})[ ]?){{1,3}}$")
 """Particles and initials directly before a word"""
@@ -212,7 +217,7 @@ _CLOSES = re.compile(r"[ \t]*(?:[.,;)(]|\n|$)")
 _MONTHS = frozenset({"april", "may", "june", "august"})
 _ABBREVIATION = re.compile(r"[a-z][A-Z]{2}|(?<![A-Za-z])[A-Z]{2,}-|-[a-z]+[A-Z]")
 _PROFESSION = re.compile(r"\w+(?:ologist|iatrist|ician)s?")
-_FOLLOWING = re.compile(r"(?:['’]s?)?(?:[ \t-]{1,2}|[ \t]?\n[ \t]?(?=[a-z]))([A-Za-z]+)")
+_FOLLOWING = re.compile(rf"(?:['’]s?)?(?:[ \t-]{{1,2}}|[ \t]?\n[ \t]?(?=[a-z]))(?!{LABEL})([A-Za-z]+)")
 _ET_AL = re.compile(r",?\s{1,3}et al|\s{1,2}(?:\((?:19|20)\d\d|and colleagues)")
 
 

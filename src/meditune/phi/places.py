@@ -78,7 +78,8 @@ _HOUSE_WORDS = frozenset(re.findall(r"[a-z]{4,}", _HOUSE.lower()))
 _LEADING = word_list("leading")
 _NAME = r"(?:St\.?|Saint|Mt\.?|Mount|[A-Z][A-Za-z'’.&-]{1,24})"
 _HOUSE_AT = re.compile(
-    rf"{_HOUSE}(?![a-z-])(?: of (?:the )?{_NAME}(?: {_NAME}){{0,2}}| for {_NAME}(?: {_NAME}){{0,2}})?"
+    rf"{_HOUSE}(?![a-z-]| (?:No|Number|ID)(?![a-z]))"
+    rf"(?: of (?:the )?{_NAME}(?: {_NAME}){{0,2}}| for {_NAME}(?: {_NAME}){{0,2}})?"
 )
 _NAME_BEFORE = re.compile(rf"(?<![^\W_])(?:{_NAME}(?: (?:of|the|and|&|for|de|la))?(?: the)? ){{1,5}}$")
 

@@ -225,7 +225,7 @@ _ENDINGS = (
 )
 _HOUSE = re.compile(
     rf"(?<![A-Za-z])((?:(?:[A-Z][A-Za-z'’.-]{{1,20}}|of|the|and|&) ){{0,4}}?[A-Z][A-Za-z'’.-]{{1,20}}) "
-    rf"{_ENDINGS}(?![a-z]|[ -](?:[Nn]urse|exam))(?: of [A-Z][a-z]+)?"
+    rf"{_ENDINGS}(?![a-z]|[ -](?:[Nn]urse|exam)| (?:No|Number|ID)(?![a-z]))(?: of [A-Z][a-z]+)?"
 )
 _WHERE = frozenset({"in", "from", "near", "outside", "village", "dist.", "tehsil", "taluk"})
 _SAINTS = frozenset({"st", "saint", "mt", "mount", "our"})
