@@ -488,6 +488,10 @@ def test_the_places_of_the_notes_are_right(half: str) -> None:
         'name,dob,zip\n"a",',
         '"",',
         "Name: Jo Ward ",
+        "Aa^Aa^",
+        "a | b\n",
+        "a\t",
+        "Bed 1 Aa 5",
         "1\u00ad\u2014",
     ],
 )

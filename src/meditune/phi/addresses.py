@@ -83,14 +83,14 @@ _POSTCODE = re.compile(
 )
 """Postal codes of the United Kingdom, Canada and Ireland"""
 _PROVINCE_BEFORE = re.compile(r",? \(?(?:AB|BC|MB|NB|NL|NS|NT|NU|ON|PE|PEI|QC|SK|YT)\)?$")
-_TOWN_AFTER = re.compile(rf"(?: \(| in |, )({TOWN})(?![^\W_]|[ ]?[:#]| [A-Z][a-z])")
+_TOWN_AFTER = re.compile(rf"(?: \(| in | a |, |;)({TOWN})(?![^\W_]|[ ]?[:#/]| [A-Z][a-z])")
 _TOWN_BELOW = re.compile(rf",?[ ]?\n[ \t]{{0,8}}({TOWN})(?![^\W_]|[ ]?[:#]| [A-Z][a-z])")
 _CODE_AND_TOWN = re.compile(
     r"(?P<code>(?:\d{2}-\d{3}|\d{3} \d{2}|\d{4} [A-Z]{2}|\d{4,5}(?:-\d{3})?)) "
     r"(?P<town>[A-Z][a-z'’]{2,20}(?:[ -](?:am |an der |del? |la |sur )?[A-Z][a-z'’]{1,20}){0,2})(?![a-z])"
 )
 _CODE_AND_TOWN_AFTER = re.compile(rf"[, \n]{{1,3}}(?:[A-Z]{{1,2}}-)?{_CODE_AND_TOWN.pattern}")
-_BEFORE_CODE = re.compile(r"(?:^|[\n,>(;]|(?<![A-Za-z])[A-Z]{1,2}-| - ) ?$")
+_BEFORE_CODE = re.compile(r"(?:^|[\n,>(;:]|(?<![A-Za-z])[A-Z]{1,2}-| - ) ?$")
 _YEAR = re.compile(r"(?:19|20)\d\d(?!\d)")
 _TOWN_BEFORE_CODE = r"(?P<town>[A-Z][A-Za-z'’-]{2,20}(?: [A-Z][A-Za-z'’-]{1,20}){0,2})"
 _AUSTRALIAN_CODE = re.compile(r"\d{4}(?!\w)")

@@ -17,7 +17,7 @@ _EXTENSION = r"(?:[ ,]{0,2}(?:x|ext\.?|extension)[ .:]{0,2}\d{1,6})?"
 _PHONE = re.compile(
     r"(?:1[-. ]?)?(?:\(?\d{3}\)[-. ]?|\d{3}[-. ])\d{3}[-. ]\d{4}(?![\w-])"
     + _EXTENSION
-    + r"|\d{3}/\d{3}/\d{4}(?![\w/-])"
+    + r"|\d{3}/\d{3}/\d{4}(?![\w/-])|\d\d\)[ ]?\d{4,5}[- ]\d{4}(?![\w-])"
 )
 _NATIONAL = re.compile(
     r"\(0\d{1,4}\)[ ]?\d{3,4}[ -]?\d{3,4}(?!\w)"
@@ -28,7 +28,7 @@ _NATIONAL = re.compile(
 _ABROAD = re.compile(r"\+\d{1,3}(?:[-. ]?\(?\d{1,5}\)?){2,5}(?!\w)")
 _SHORT = re.compile(
     r"[2-9]\d{2}[-.]\d{4}(?![\w.-])" + _EXTENSION + r"|0?\d{10}(?!\w)|0\d{2,4}[ -]\d{3,4}[ -]?\d{3,4}(?!\w)"
-    r"|[2-9]\d{3}[ -]\d{4}(?![\w-]|\.\d)|[2-9]\d{7}(?!\w)"
+    r"|[6-9]\d\d(?:[ .]\d\d){3}(?![\w-])|[2-9]\d{3}[ -]\d{4}(?![\w-]|\.\d)|[2-9]\d{7}(?!\w)"
     r"|\d{1,2}[- ]?\d{3,5}(?![\w/%-]|\.\d)|\d{3}(?![\w/%-]|\.\d)"
 )
 _CALL = re.compile(
@@ -54,7 +54,7 @@ _URL = re.compile(
     r"fr)/[^\s<>\"'\])}]{1,300}"
 )
 _PUBLIC = re.compile(
-    r"(?:https?://|ftp://)?(?:[a-z0-9-]{1,63}\.){1,6}(?:gov|org|edu|int|mil|nhs\.uk|ac\.uk)(?:[/:]|$)|https?://snomed\."
+    r"https?://(?:localhost|127\.0\.0\.1)(?![\w.])|(?:https?://|ftp://)?(?:[a-z0-9-]{1,63}\.){1,6}(?:gov|org|edu|int|mil|nhs\.uk|ac\.uk)(?:[/:]|$)|https?://snomed\."
 )
 _OWN = re.compile(
     r"~|@|mychart|portal|/users?/|profile|/(?:patients?|members?|accounts?)/\w*\d|(?:id|user|patient|mrn|name)="
@@ -136,8 +136,9 @@ def _phones(view: View) -> Iterator[Span]:
 
 
 def _is_ip(value: str) -> bool:
+    """Return True if this is the address of a machine, not "any address" (0.0.0.0) or "this machine" (127.0.0.1)."""
     try:
-        ip_address(value)
+        address = ip_address(value)
     except ValueError:
         return False
-    return True
+    return not (address.is_unspecified or address.is_loopback)

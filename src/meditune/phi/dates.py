@@ -32,7 +32,7 @@ _NUMERIC = re.compile(
     )
 )
 _SHORT = re.compile(rf"{_MONTH}/{_DAY}{_END}")
-_OF_BIRTH = re.compile(r"\d{1,2}( ?[-/.] ?)\d{1,2}\1(?:\d{4}|\d\d)(?!\w)")
+_OF_BIRTH = re.compile(r"\d{1,2}( ?[-/.] ?| )\d{1,2}\1(?:\d{4}|\d\d)(?!\w)")
 _BIRTH_LABEL = re.compile(
     r"(?<![a-z])(?:dob|d\.o\.b\.?|date of birth|birth ?date|born(?: on)?)[ \t]?[:#-]?[ \t]{0,10}$"
 )
@@ -59,7 +59,10 @@ _IN_WORDS = (
 )
 _SPOKEN_YEAR = rf"(?:,? (?:nineteen (?:hundred(?: and)? )?|twenty |two thousand(?: and)? ?){_IN_WORDS}|,? {_YEAR})?"
 _BEFORE_SPOKEN = re.compile(rf"(?<![a-z])(?:the )?{_NTH}(?P<of> (?:day )?of)? $")
-_SPOKEN = re.compile(rf"{_MONTHS}\b(?P<nth>,? the {_NTH})?{_SPOKEN_YEAR}(?![^\W_])")
+_SPOKEN = re.compile(
+    rf"{_MONTHS}\b(?P<nth>,? the {_NTH}|,? {_NTH}(?=,? (?:nineteen|twenty|two thousand|{_YEAR})(?!\w)))?"
+    rf"{_SPOKEN_YEAR}(?![^\W_])"
+)
 _ORDINAL = re.compile(
     r"\d{1,2}(?:st|nd|rd|th)(?![^\W_])"
     r"(?! (?:percentile|rib|week|day|month|year|floor|time|dose|cycle|edition|century|hospital|post|of the|toe|"

@@ -11,13 +11,14 @@ from collections.abc import Iterator
 from meditune.config.data_options import Kind
 from meditune.phi import name_words
 from meditune.phi.name_words import plain
-from meditune.phi.spans import FIELD_KINDS, Span, View, field_names, word_list
+from meditune.phi.spans import FIELD_KINDS, Span, View, field_names, folded, word_list
 
 _LABELS = tuple((kind, field_names(kind)) for kind in FIELD_KINDS)
 _SURE_NAMES = frozenset(word.replace("_", " ") for word in word_list("sure_name_fields"))
 """Fields whose value is a name even if the words are ordinary English (Grace, Hope)"""
 _CAMEL = re.compile(r"(?<=[a-z])(?=[A-Z])")
 _SEPARATORS = re.compile(r"[\W_]+")
+_FIRST_WORD = re.compile(r"(?:patient|pt|client|subject|insured|guarantor|guardian|mother|father|nok|owner)(?: s)? ")
 _LAST_WORD = re.compile(r"(?:number|num|no|nr|id|value|text|code|1|2|line|full)$")
 
 _QUOTED = r"(?P<{0}>\\?[\"'])(?P<in_{0}>(?:(?!(?P={0}))(?:\\.|[^\\\n])){{0,120}})(?:(?P={0})|\Z)"
@@ -41,9 +42,15 @@ _XML = re.compile(
 _BETWEEN_CELLS = re.compile(r"\w+>\s*")
 _LINE = re.compile(
     r"(?:^|(?<=[ \t]{2})|(?<=\|))[ \t]{0,8}(?P<key>[^\W\d_][\w ./()'’-]{1,28}?)[ \t]*(?:[=:]|\.{3,40})[ \t]*"
-    rf"(?P<value>[^\s=:](?:[^\n|]{{0,78}}?[^\s|])??)(?=[ \t]*(?:$|\||[ \t]{{2}})|,?[ \t]{{1,2}}{name_words.LABEL})",
+    rf"(?P<value>[^\s=:](?:[^\n|]{{0,78}}?[^\s|])??)(?=[ \t]*(?:$|\||[ \t]{{2}})|(?<=[a-z]{{3}})[.;] [A-Z]|"
+    rf",?[ \t]{{1,2}}{name_words.LABEL})",
     re.MULTILINE,
 )
+_TWO_CELLS = re.compile(
+    r"^[ \t]{0,8}(?:\|[ \t]{0,8})?(?P<key>[^\W\d_][\w ./()'’-]{1,28}?)[ \t]{0,8}[|\t][ \t]{0,8}"
+    r"(?P<value>[^\s|](?:[^\n|\t]{0,78}[^\s|])?)[ \t]{0,8}\|?[ \t]{0,8}$",
+    re.MULTILINE,
+)  # A row of a table whose first column names the fields
 _HEADER = re.compile(r"^[^\n]{5,3000}$", re.MULTILINE)
 _CELLS = {
     sign: re.compile(rf'(?:[ ]?"(?:[^"]|""){{0,2000}}"(?=[ ]?(?:[{sign}\r\n]|\Z)))?[^{sign}\n]*') for sign in "|\t;,"
@@ -78,6 +85,8 @@ _SEGMENTS: dict[str, dict[int, str]] = {
     "TXA": {5: "person", 9: "person", 12: "id", 22: "person"},
 }
 """Fields of HL7 segments with identifiers; the separator after MSH is its first field"""
+_IN_COMPONENTS = re.compile(r"(?<![\w^])[A-Z][^\W\d_][\w'’-]{1,24}(?:\^[A-Z][\w.'’-]{0,24}){1,4}(?<=\w)(?![\w^])")
+"""A name as in DICOM: Doe^Jane"""
 _PARTS_OF_ADDRESS: tuple[Kind | None, ...] = ("address", "address", "city", None, "zip", None, None, "address")
 _ALPHABETIC = re.compile(r"[^\W\d_]")
 
@@ -92,6 +101,8 @@ def find(view: View) -> Iterator[Span]:
                 for stamp in _TIMESTAMP.finditer(text, *segment.span()):
                     yield Span(stamp.start(), stamp.end(), "date")
             yield from _in_segment(segment)
+    elif "^" in text:
+        yield from view.spans(_IN_COMPONENTS, "name")
     if _PAIRED.search(text):
         yield from _in_pairs(view)
     if "</" in text:
@@ -102,7 +113,7 @@ def find(view: View) -> Iterator[Span]:
             yield from _in_field(view, key, *found.span("content"), sure=True)
             end, last = found.end(), found["content"]
     yield from _in_tables(view)
-    lines = [found for found in _LINE.finditer(text) if _kind_of(found["key"])]
+    lines = [found for pattern in (_LINE, _TWO_CELLS) for found in pattern.finditer(text) if _kind_of(found["key"])]
     for found in lines:
         yield from _in_field(view, found["key"], *found.span("value"), sure=len(lines) > _FORM)
 
@@ -202,14 +213,19 @@ def _cells(text: str, place: int, separator: str) -> list[tuple[int, int]]:
 
 
 def _label(key: str) -> str:
-    return " ".join(_SEPARATORS.split(_CAMEL.sub(" ", key))).strip().lower()
+    return " ".join(_SEPARATORS.split(_CAMEL.sub(" ", folded(key)))).strip().lower()
+
+
+def _labels(key: str) -> list[str]:
+    """Return the label of a field, without and with the words for the person and for the form of the value."""
+    label = _label(key)
+    shorter = _LAST_WORD.sub("", label).strip()
+    return [each for each in (label, shorter, _FIRST_WORD.sub("", label, count=1)) if each]
 
 
 def _kind_of(key: str) -> Kind | None:
     """Return the kind of identifier that a field with this name contains, or None."""
-    label = _label(key)
-    shorter = _LAST_WORD.sub("", label).strip()
-    for each in (label, shorter) if shorter else (label,):
+    for each in _labels(key):
         for kind, words in _LABELS:
             if each in words:
                 return kind
@@ -224,7 +240,7 @@ def _in_field(view: View, key: str, start: int, end: int, sure: bool) -> Iterato
     value = view.text[start:end].lstrip(' \t\n"')
     start, value = end - len(value), value.rstrip(' \t\r\n"')
     digits = sum(map(str.isdecimal, value))
-    if _is_value(kind, _label(key), value, digits, sure):
+    if _is_value(kind, _labels(key), value, digits, sure):
         yield Span(start, start + len(value), kind)
 
 
@@ -237,7 +253,7 @@ _ID = re.compile(r"(?=[^\n]*\d)[A-Za-z0-9][\w./ -]{2,30}")
 _TITLES = frozenset(["dr", "mr", "mrs", "ms", "miss", "prof", "sr", "sra", "dra", "frau", "herr", "mme", "m"])
 
 
-def _is_value(kind: Kind, label: str, value: str, digits: int, sure: bool) -> bool:
+def _is_value(kind: Kind, labels: list[str], value: str, digits: int, sure: bool) -> bool:
     words = value.split()
     if not words or words[0].lower().strip(".,") in _EMPTY:
         return False
@@ -263,5 +279,7 @@ def _is_value(kind: Kind, label: str, value: str, digits: int, sure: bool) -> bo
     if kind == "name":
         if len(words) > 6 or any(name_words.is_other(low) for low in telling) or not telling:
             return False
-        return label in _SURE_NAMES or (sure and (unusual or any(low in name_words.ALSO_NAMES for low in telling)))
+        return not _SURE_NAMES.isdisjoint(labels) or (
+            sure and (unusual or any(low in name_words.ALSO_NAMES for low in telling))
+        )
     return (sure or unusual) and len(words) < 8

@@ -36,8 +36,9 @@ _LABELS: tuple[tuple[Kind, str], ...] = (
     ),
     (
         "mrn",
-        r"mrn|emr|ehr|mr|med(?:ical)?\.? ?rec(?:ord)?s?|hosp(?:ital|\.)?|unit|chart|file|folder|dossier|card|nhi|chi|"
-        r"(?:patient|pt|hospital|medical record)(?: id)?|record|uhid|hn|opd|ipd|crn|urn?|x-?ray|lab(?:oratory)?|census|"
+        r"mrn|emr|ehr|mr|med(?:ical)?\.? ?rec(?:ord)?s?|hosp(?:ital|\.)?|unit|chart|file|folder|dossier|card|nh[ci]|"
+        r"chi|(?:patient|pt|hospital|medical record)(?: id)?|record|uhid|hn|opd|ipd|crn|urn?|x-?ray|"
+        r"lab(?:oratory)?|census|"
         r"(?:hospital|clinic|patient|outpatient) reg(?:istration)?\.?",
     ),
     (
@@ -50,8 +51,8 @@ _LABELS: tuple[tuple[Kind, str], ...] = (
     (
         "licence",
         r"(?:driver['’]?s?['’]? |medical |nursing |state |md |rn |physician |professional )?(?:licen[cs]e|lic\.?)|dea|"
-        r"npi|dl|upin|(?:birth |death |board |marriage )?certificate|cert\.?|passport|reg(?:istration|d)?\.?|provider|"
-        r"permit|prescriber|registry|gmc|nmc|hcpc|gphc|mcrn|ahpra|hpcsa|mdcn|prc|ptr|pin",
+        r"npi|(?<!/)dl|upin|(?:birth |death |board |marriage )?certificate|cert\.?|passport|reg(?:istration|d)?\.?|"
+        r"provider|permit|prescriber|registry|gmc|nmc|hcpc|gphc|mcrn|ahpra|hpcsa|mdcn|prc|ptr|pin",
     ),
     (
         "account",
@@ -82,7 +83,7 @@ _STRONG = word_list("strong_labels")  # Labels that need neither "number" nor a 
 _VALUE = re.compile(
     r"\d{8} \d ?[A-Z]{2}\d(?!\w)"
     r"|(?:[A-Z]{1,6} (?=\d))?(?:"
-    r"\d{1,5}[A-Z]?(?:(?:[ -]| ?/ ?)\d{1,6}[A-Z]{0,2}(?![\w/%-]|[.,]\d)){1,5}"
+    r"\d{1,5}[A-Z]?(?:(?:[ -]| ?/ ?)\d{1,6}[A-Z]{0,2}(?![\w/%-]|[.,]\d)){1,7}"
     r"|[A-Za-z0-9]{1,120}(?:[-/.,_][A-Za-z0-9]{1,120}){0,5}(?:(?: \d{2,4}){1,3}(?![\d/.%-]))?)"
 )
 _SERIES = re.compile(r"(?<![^\W_])(?:[A-Za-z0-9]{1,8}[-/._]){1,4}$|(?<![^\W_])[A-Z]{1,6} $")

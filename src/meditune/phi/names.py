@@ -32,7 +32,8 @@ _LIKELY_PROOF = re.compile(
 )  # Evidence only after two words, or after a listed name: catheters have sizes such as "16F"
 _AGE_BETWEEN_COMMAS = re.compile(r", (?:\d{1,2}|1[01]\d),(?! ?\d)")
 _BED = re.compile(
-    r"^[ \t]{0,8}(?:(?:[Bb]ed|BED|[Rr](?:oo)?m|RM|ROOM) ?)?\d{2,4}[A-Z]?[ \t:]{1,3}(?=[A-Z])", re.MULTILINE
+    r"^[ \t]{0,8}(?:(?P<label>[Bb]ed|BED|[Rr](?:oo)?m|RM|ROOM) ?\d{1,4}|\d{2,4})[A-Z]?[ \t:]{1,3}(?=[A-Z])",
+    re.MULTILINE,
 )
 _AFTER_PATIENT = re.compile(r" ?[-–:] |, \d| \(?\d{1,3} ?[MFmfy]")
 _SIGNED_LINE = re.compile(r"^[ \t]{0,40}(?:--?|—|/s/|~|x_{2,9})?[ \t]{0,3}(?=[^\W\d_])", re.MULTILINE)
@@ -228,7 +229,7 @@ def _heads_line(view: View, token: re.Match[str], first: re.Match[str]) -> bool:
         return False
     ordinary = any(name_words.is_ordinary(low) and low not in ALSO_NAMES and len(low.strip(".")) > 1 for low in both)
     ordinary = ordinary or any(map(name_words.is_surely_medical, both))
-    return not ordinary and bool(_APART.match(view.text, first.end()))
+    return not ordinary and bool(_APART.match(view.text, first.end()) or DEGREE.match(view.text, first.end()))
 
 
 def _end_of_surname(view: View, place: int, sure: bool) -> int | None:
@@ -273,8 +274,9 @@ def _patients_in_beds(view: View) -> Iterator[Span]:
     for bed in _BED.finditer(view.text):
         name = name_at(view, bed.end(), Cue.LIKELY)
         if name and _AFTER_PATIENT.match(view.text, name.end):
-            words = re.split("[ -]", view.text[name.start : name.end])
-            if any(plain(word) in _SURNAME_LIKE or name_words.is_name(plain(word)) for word in words):
+            words = list(map(plain, re.split("[ -]", view.text[name.start : name.end])))
+            listed = any(word in _SURNAME_LIKE or name_words.is_name(word) for word in words)
+            if listed or (bed["label"] and all(map(is_strange, words))):
                 yield name
 
 

@@ -41,7 +41,7 @@ _COUNTRIES = (
     "Tasmania|Punjab|Kerala|Gujarat|Maharashtra|Tamil Nadu|Karnataka|Uttar Pradesh|NSW|QLD|ON|BC"
 )
 _LAST_WORD = re.compile(r"(?<![^\W_])[A-Z][^\W\d_]{2,20}$")
-_COMMA_COUNTRY = re.compile(rf",[ \n]{{1,2}}(?:{_COUNTRIES})(?![\w'’-])")
+_COMMA_COUNTRY = re.compile(rf",[ \n]{{1,2}}(?:{_COUNTRIES}|(?:Co\.|County) [A-Z][a-z]{{3,20}})(?![\w'’-])")
 _COMMA_STATE = re.compile(rf",[ \n]{{1,2}}(?:{STATES}|{CODES})(?![\w'’-])")
 _STATE_BEFORE = re.compile(rf"(?<![^\W_])(?:{STATES}|{CODES}),? {{1,2}}$")
 _TOWN_AFTER = re.compile(rf"(?: \(| in |, )({TOWN})(?![^\W_]|[ ]?[:#]| [A-Z][a-z])")
