@@ -70,6 +70,8 @@ comes from.
 
 ## Shipped recipes
 
+[Results](results.md) has the results, with intervals, of the recipes that were measured.
+
 | Name | Base model | Purpose |
 |---|---|---|
 """
