@@ -402,12 +402,11 @@ def test_a_sentence_of_an_answer_is_judged_alone_and_in_its_answer_and_doubted_i
         ("Zyloric lowers uric acid.", False),
         ("Allupurinol lowers uric acid.", True),
         ("Febuxostat lowers uric acid.", True),
-        ("Hepatitis A lowers uric acid.", True),
     ],
 )
 def test_a_wrong_name_is_not_supported_however_sure_the_judge_is(sentence, wrong):
     made = tiny_evidence_judge(ClaimCorrection(bias={"supported": 10.0}))
-    passages = ("Allopurinol lowers uric acid. Hepatitis B raises it.",)
+    passages = ("Allopurinol lowers uric acid.",)
     (verdict,) = made.supports([sentence], passages)
     (score,) = made.score([SupportQuestion(passages, "", sentence, 0, len(sentence))])
     for supported in (verdict.supported, score.score):

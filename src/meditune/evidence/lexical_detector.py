@@ -291,8 +291,7 @@ def _numbers(sentence: Sentence, sources: Sources, found: Evidence) -> None:
 def _names(sentence: Sentence, sources: Sources, found: Evidence) -> None:
     """Add the features and spans for names.
 
-    `wrong_names` counts the missing names that have no paraphrase: drugs, misspelled names, and letters or numerals
-    such as the A in hepatitis A. No regression uses it.
+    `wrong_names` counts the missing names that have no paraphrase: drugs and misspelled names. No regression uses it.
     """
     missing = wrong = rare = rarest = 0.0
     named = {name.start: name for name in names(sentence.text)}
@@ -302,7 +301,7 @@ def _names(sentence: Sentence, sources: Sources, found: Evidence) -> None:
         name = named.get(token.start)
         near = sources.nearly_spelled(token.text) if name is None else ""
         if token.of:
-            missing, wrong = missing + 1, wrong + 1
+            missing += 1
             why = f"No source contains {token.of} {token.text}."
             found.spans.append(Span(token.start, token.end, "name", why))
         elif near:
