@@ -66,6 +66,7 @@ def test_structured_texts_are_searched_by_the_names_of_their_fields(text, expect
         ("<Surname>\n  Oyelaran\n</Surname>", "<Surname>\n  [NAME]\n</Surname>"),
         ("<Surname><![CDATA[Oyelaran]]></Surname>", "<Surname><![CDATA[[NAME]]]></Surname>"),
         ("<family value='Oyelaran'/>", "<family value='[NAME]'/>"),
+        ("<name><family value='Oyelaran'/></name>" + " " * 300, "<name><family value='[NAME]'/></name>" + " " * 300),
         ('<Patient sex="F" family="Oyelaran"/>', '<Patient sex="F" family="[NAME]"/>'),
         ('<item name="Surname">Hope</item>', '<item name="Surname">[NAME]</item>'),
         ('<item name="Surname" value="Hope"/>', '<item name="Surname" value="[NAME]"/>'),

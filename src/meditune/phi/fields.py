@@ -165,7 +165,8 @@ def _in_pairs(view: View) -> Iterator[Span]:
     for found in _PAIR.finditer(text):
         keys = [found["quoted"] or found["bare"]]
         if _label(keys[0]) in _VALUE_KEYS:
-            tag = _TAG.fullmatch(text, max(0, text.rfind("<", found.start() - 200, found.start())), found.start())
+            start = text.rfind("<", max(0, found.start() - 200), found.start())
+            tag = _TAG.fullmatch(text, start, found.start()) if start >= 0 else None
             keys = [tag[1]] if tag else []
             keys += [last_value] if _BETWEEN_PAIRS.fullmatch(text, last_end, found.start()) else []
         key = next(filter(_kind_of, keys), "")
