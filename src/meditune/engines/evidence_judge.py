@@ -61,6 +61,8 @@ authors' own conclusions are below this value."""
 WRONG_NAME = 6.0
 """What a name that the sources lack and that has no paraphrase subtracts from the log-odds of support: a judge hardly
 notices that a drug's name is misspelled, or that it is another drug's"""
+MAX_SUPPORT_WITH_WRONG_NAME = 0.25
+"""The highest probability of support of a statement with such a name, however sure the judge is"""
 UNCLEAR: Label = "not_enough_information"
 BATCH_SENTENCES = 64
 """Number of sentences that are scored before the first score is returned"""
@@ -208,7 +210,9 @@ def least_supported(judge: Support, texts: Sequence[Claim], title: str) -> Itera
 
 def _less_wrong_names(supported: float, words: lexical_detector.Evidence) -> float:
     """Return the probability of support of a sentence, corrected if the sentence has a wrong name."""
-    return _sigmoid(_logit(supported) - WRONG_NAME) if words.features["wrong_names"] else supported
+    if not words.features["wrong_names"]:
+        return supported
+    return min(_sigmoid(_logit(supported) - WRONG_NAME), MAX_SUPPORT_WITH_WRONG_NAME)
 
 
 def _logit(share: float) -> float:
