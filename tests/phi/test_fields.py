@@ -79,6 +79,7 @@ def test_structured_texts_are_searched_by_the_names_of_their_fields(text, expect
         ("Surname: Oyelaran  Forename: Temitope", "Surname: [NAME]  Forename: [NAME]"),
         ("Surname: Oyelaran Forename: Temitope Sex: F", "Surname: [NAME] Forename: [NAME] Sex: F"),
         ("Surname: Oyelaran, Forename: Temitope, Ward: B4", "Surname: [NAME], Forename: [NAME], Ward: B4"),
+        ("Dr. Jane Ward: How are you?\nMr. Street: It hurts.", "Dr. [NAME]: How are you?\nMr. [NAME]: It hurts."),
         ("Village: Githunguri. Complaint: cough", "Village: [LOCATION]. Complaint: cough"),
         ("| Surname | Hope |\n| Phone | 08035550142 |", "| Surname | [NAME] |\n| Phone | [PHONE] |"),
         ("{'PatientName': 'Doe^Jane'}", "{'PatientName': '[NAME]'}"),

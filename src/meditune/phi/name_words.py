@@ -97,12 +97,21 @@ TOKEN = re.compile(
     rf"['’]{_CAPITAL}{_LETTER}{{1,24}})(?:['’-](?:[DO]['’])?{_LETTER}{{2,24}}){{0,3}}(?![^\W_])"
 )  # A word of a name
 PIECE = re.compile(rf"{WORD}|{INITIAL}")  # A word of a name, or an initial
-_FIELDS = "|".join(sorted(word_list("other_fields").union(*map(field_names, FIELD_KINDS)), key=len, reverse=True))
-LABEL = rf"(?=[^\W\d_][^\n:=]{{1,20}}[:=])(?i:{_FIELDS})s?(?: (?:no\.?|number|name|code))?[ ]?[:=]"
+_FIELDS = word_list("other_fields").union(*map(field_names, FIELD_KINDS))
+
+
+def _label(fields: frozenset[str]) -> str:
+    names = "|".join(sorted(fields, key=len, reverse=True))
+    return rf"(?=[^\W\d_][^\n:=]{{1,20}}[:=])(?i:{names})s?(?: (?:no\.?|number|name|code))?[ ]?[:=]"
+
+
+LABEL = _label(_FIELDS)
 """The label of a field, which can follow a name in the same line: "Forename:\""""
-FIRST = re.compile(rf"(?!{LABEL})(?:{_PARTICLES}[ ]){{0,2}}({WORD}|{INITIAL})")
+_NO_LABEL = rf"(?!{_label(_FIELDS - WORD_NAMES)})"
+"""Excludes labels, but not those that are also surnames: "Dr. Jane Ward: How are you?\""""
+FIRST = re.compile(rf"{_NO_LABEL}(?:{_PARTICLES}[ ]){{0,2}}({WORD}|{INITIAL})")
 NEXT = re.compile(
-    rf"(?:[ \t]{{1,2}}|[ \t]?\n[ \t]{{0,8}}|(?<=\.))(?!{LABEL})(?:{_PARTICLES}[ ]){{0,2}}({WORD}|{INITIAL})"
+    rf"(?:[ \t]{{1,2}}|[ \t]?\n[ \t]{{0,8}}|(?<=\.)){_NO_LABEL}(?:{_PARTICLES}[ ]){{0,2}}({WORD}|{INITIAL})"
 )
 """The next part of a name, including the space before it"""
 BEFORE = re.compile(rf"(?<![^\W_])(?:{_PARTICLES}[ ]|(?:al|el|van|von|ben)-|(?:{INITIAL})[ ]?){{1,3}}$")
