@@ -54,7 +54,8 @@ _URL = re.compile(
     r"fr)/[^\s<>\"'\])}]{1,300}"
 )
 _PUBLIC = re.compile(
-    r"https?://(?:localhost|127\.0\.0\.1)(?![\w.])|(?:https?://|ftp://)?(?:[a-z0-9-]{1,63}\.){1,6}(?:gov|org|edu|int|mil|nhs\.uk|ac\.uk)(?:[/:]|$)|https?://snomed\."
+    r"https?://(?:localhost|127\.0\.0\.1)(?![\w.])"
+    r"|(?:https?://|ftp://)?(?:[a-z0-9-]{1,63}\.){1,6}(?:gov|org|edu|int|mil|nhs\.uk|ac\.uk)(?:[/:]|$)|https?://snomed\."
 )
 _OWN = re.compile(
     r"~|@|mychart|portal|/users?/|profile|/(?:patients?|members?|accounts?)/\w*\d|(?:id|user|patient|mrn|name)="
