@@ -26,7 +26,7 @@ from meditune.data.read_sources import is_restricted
 from meditune.data.readers.tables import Rejects
 from meditune.data.splits import Splits, question_key
 from meditune.errors import DataError
-from meditune.evidence.lexical_features import OPPOSITE
+from meditune.evidence.lexical_features import OPPOSITE, stem
 from tests import layouts
 from tests.commands import jsonl, read_rows
 
@@ -82,8 +82,9 @@ def test_another_answer_says_something_else_and_is_of_another_group():
     assert corrupt("other", example("The drug is safe."), same, random.Random(0)) is None
 
 
-def test_every_direction_has_one_opposite():
-    assert all(OPPOSITE[other] == word and other != word for word, other in OPPOSITE.items())
+def test_the_opposite_of_an_opposite_is_the_same_direction():
+    for word, other in OPPOSITE.items():
+        assert stem(other) != stem(word) == stem(OPPOSITE[other])
 
 
 ANSWERS = ["The drug is not safe in 30 adults.", "Pain was higher.", "Exercise helps.", "", "Sleep is better in 12."]

@@ -400,13 +400,14 @@ def test_a_sentence_of_an_answer_is_judged_alone_and_in_its_answer_and_doubted_i
     [
         ("Allopurinol lowers uric acid.", False),
         ("Zyloric lowers uric acid.", False),
+        ("Tylenol and paracetamol relieve pain.", False),
         ("Allupurinol lowers uric acid.", True),
         ("Febuxostat lowers uric acid.", True),
     ],
 )
 def test_a_wrong_name_is_not_supported_however_sure_the_judge_is(sentence, wrong):
     made = tiny_evidence_judge(ClaimCorrection(bias={"supported": 20.0}))
-    passages = ("Allopurinol lowers uric acid.",)
+    passages = ("Allopurinol lowers uric acid.", "Acetaminophen relieves pain.")
     (verdict,) = made.supports([sentence], passages)
     (score,) = made.score([SupportQuestion(passages, "", sentence, 0, len(sentence))])
     for supported in (verdict.supported, score.score):
