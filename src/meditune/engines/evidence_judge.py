@@ -59,10 +59,10 @@ DOUBTED = -2.0
 """Log-odds of support below which the lexical detector's doubts count against a sentence. About 5% of the sentences in
 authors' own conclusions are below this value."""
 WRONG_NAME = 6.0
-"""What a name that the sources lack and that has no paraphrase subtracts from the log-odds of support: a judge hardly
-notices that a drug's name is misspelled, or that it is another drug's"""
+"""Penalty on a statement's log-odds of support if it has a misspelled word, or a drug that the sources don't mention.
+Judges hardly notice such names."""
 MAX_SUPPORT_WITH_WRONG_NAME = 0.25
-"""The highest probability of support of a statement with such a name, however sure the judge is"""
+"""Maximum probability of support for such a statement"""
 UNCLEAR: Label = "not_enough_information"
 BATCH_SENTENCES = 64
 """Number of sentences that are scored before the first score is returned"""
