@@ -26,9 +26,48 @@ LINK = re.compile(
 COMMANDS_INTRO = """# Command line
 
 This page lists every command of `meditune` with its arguments and options. `meditune COMMAND --help` prints the same
-information in a terminal. The guide [Train and evaluate](../how-to/train-and-evaluate.md#exit-codes) explains the exit
-codes. Some options have an environment variable: if you leave out such an option, the command uses the variable's
-value.
+information in a terminal.
+
+MODEL is a name in the [catalogue](data-and-models.md#base-models), a hub id (`OWNER/NAME`), the folder of a model, a
+PEFT adapter or a run, or `api:NAME` for a [model behind an
+API](../how-to/train-and-evaluate.md#gpt-35-and-other-api-models). RECIPE is the name of a [shipped
+recipe](recipes.md#shipped-recipes) or the path of a YAML file. Every command that takes a RECIPE also accepts `--set`.
+
+## Exit codes
+
+- **0**: success; a metric that got worse isn't an error
+- **1**: a problem that you can fix, such as an output folder that belongs to another run, a full disk, or a cost that
+  nobody approved; or `meditune doctor` found a problem that prevents a run
+- **2**: the recipe, a `--set` or the command line is invalid
+- **3**: data are missing or damaged, or would make the result worthless (leakage)
+- **4**: the model is unavailable, can't be read, or can't do what was asked
+- **5**: `compare --gate`, `registry add --gate`, `retrain`, `registry canary` and `registry promote`: a model doesn't
+  meet the policy; `serve --check`: a setting is unsafe
+- **6**: `drift check`, `drift canary`, `registry guard`: something drifted or got worse
+- **130**: stopped by ctrl-C or by the system; the same command resumes
+
+Errors and progress go to standard error, and results to standard output.
+
+## Environment variables
+
+Some options also have an environment variable, which the tables of the commands name: if you leave out such an option,
+the command uses the variable's value.
+
+- `MEDITUNE_DATA`: folder with your copies of the data sets, each in a subfolder with the data set's name
+- `MEDITUNE_CACHE`: folder for downloaded models and data; the default is `~/.cache/meditune`
+- `TORCHINDUCTOR_CACHE_DIR`, `CXX`: folder for compiled layers (the default is `compiled` beside `models` in the cache),
+  and the C++ compiler for them
+- `ONEDNN_PRIMITIVE_CACHE_CAPACITY`: number of matrix shapes for which generated CPU code is cached; Meditune sets it to
+  64 unless you set it
+- `MEDITUNE_OFFLINE`: `1`, `true`, `yes` or `on`: download no data, load no model from the hub's servers, and use no API
+  except one on this machine
+- `OPENAI_API_KEY`: the key for API models, unless `model.api.key_variable` names another variable
+- `HF_HUB_OFFLINE`: the switch for the offline mode of Hugging Face's libraries
+- `HF_HUB_DISABLE_TELEMETRY`, `MLFLOW_DISABLE_TELEMETRY`, `WANDB_ERROR_REPORTING`, `DO_NOT_TRACK`: turn off the
+  libraries' telemetry; Meditune sets them unless you set them
+
+Packages, and models that come in packages, are installed through `pip`, so pip's settings (mirror, proxy, certificates)
+apply.
 """
 HTTP_INTRO = """# HTTP API
 

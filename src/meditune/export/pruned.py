@@ -165,8 +165,9 @@ def _texts(loaded: LoadedModel, recipe: Recipe, data: Prepared | None) -> Texts:
     measured = {name: found for name, found in measured.items() if found}
     if not measured:
         raise DataError(
-            "There is no text to measure the pruned model on. Put WikiText-2's test.txt into the folder that the "
-            "section Offline of docs/how-to/train-and-evaluate.md names, or use a recipe with answers."
+            "There is no text to measure the pruned model on. Put WikiText-2's test.txt into the folder "
+            "$MEDITUNE_DATA/wikitext-2 (docs/reference/data-and-models.md says where to get it), or use a recipe "
+            "with answers (--recipe)."
         )
     return Texts(calibration, source, measured)
 
