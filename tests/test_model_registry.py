@@ -207,6 +207,8 @@ def test_a_trial_begins_and_ends(run: Path, tmp_path: Path) -> None:
     registry = with_versions(folder, run, REFUSED, PASSED)
     meditune("registry", "canary", folder, "v0002").refused(5, "did not pass the gate", "--force --reason")
     meditune("registry", "canary", folder, "v0003", "--percent", 0).refused(3, "not a valid share")
+    served = registry.state().current
+    meditune("registry", "canary", folder, served, "--force", "--reason", "x").refused(3, "is the served version")
     meditune("registry", "canary", folder, "v0003", "--percent", 5).ok()
     assert "canary 5%" in meditune("registry", "list", folder).out
     trial = registry.state().trial

@@ -366,10 +366,10 @@ class Registry:
         check_percent(percent)
         found = self._checked_for_release(id, reason, force)
         with self._changing() as was:
-            if was.current is None or was.current == id:
-                raise DataError(
-                    f"{id} can't be tried beside {was.current or 'no version'}: promote another version first."
-                )
+            if was.current is None:
+                raise DataError(f"{id} can't be a canary, because no version is served yet. Promote a version first.")
+            if was.current == id:
+                raise DataError(f"{id} is the served version, so it can't be a canary. Choose another version.")
             forced = _overrules_gate(found, was, force, "try")
             trial = Trial(id, percent, utc_now())
             summary = f"canary, {percent:g}% of the conversations" + (f": {reason}" if reason else "")

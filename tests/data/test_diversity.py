@@ -186,7 +186,7 @@ def test_people_are_found_in_words_and_headings(changes, people):
 def test_a_rare_decision_is_named_with_what_to_do():
     train = [example(n, decision=("yes", "no", "yes", "no", "maybe")[n % 5] if n < 50 else "yes") for n in range(100)]
     remark = rules(found(train))["rare decision"]
-    assert remark["message"].startswith("maybe makes up 10% (6 to 17) of 100 decisions")
+    assert remark["message"].startswith("maybe makes up 10% (95% interval 6 to 17%) of 100 decisions")
     assert "train.class_balance=0.5" in remark["advice"]
     assert rules(found(train[:90] + [example(n, decision="yes") for n in range(9)])).keys() >= {"rare decision"}
 
@@ -212,7 +212,11 @@ def test_of_few_examples_only_that_is_said():
 @pytest.mark.parametrize(
     ("change", "rule", "said"),
     [
-        (lambda n: {"source": "big" if n < 90 else "small"}, "dominant group", "Source big makes up 90% (83 to 94)"),
+        (
+            lambda n: {"source": "big" if n < 90 else "small"},
+            "dominant group",
+            "Source big makes up 90% (95% interval 83 to 94%)",
+        ),
         (lambda _: {"answer": HARD}, "hard to read", "100% of the training answers are above reading grade 8"),
         (lambda _: {"question": "Do women sleep?"}, "women and men", "women or girls are mentioned in nearly 100%"),
         (lambda _: {"decision": "yes"}, "missing decision", "No training example has the decision no or maybe."),
@@ -266,7 +270,8 @@ def test_a_recipes_data_are_surveyed(place, file, tmp_path):
     told = read_json(tmp_path / "out" / "diversity.json")
     assert told["splits"]["train"]["dimensions"]["question_type"]["distinct"] == 3
     assert "question type: 3 groups, effective number 3.0" in result.out
-    assert re.search(r"! maybe makes up \d+% \(\d+ to \d+\) of \d+ decisions\. A model that never", result.out)
+    share = r"\d+% \(95% interval \d+ to \d+%\)"
+    assert re.search(rf"! maybe makes up {share} of \d+ decisions\. A model that never", result.out)
     assert "! No training example has the decision no." in result.out
     assert result.last == f"Page: {tmp_path / 'out' / 'diversity.html'}"
     page = (tmp_path / "out" / "diversity.html").read_text(encoding="utf-8")

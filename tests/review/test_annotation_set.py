@@ -153,7 +153,7 @@ def test_what_cant_be_checked_is_told(tmp_path):
     folder = made_annotation_set(tmp_path, 6)
     meditune("annotate", "create", tmp_path, "-o", tmp_path / "x").refused(3, "contains no prepared data")
     meditune("annotate", "create", tmp_path / "table.jsonl", "-o", tmp_path / "x", "--synthetic-gold", "9").refused(
-        3, "of 9 wrong rows can be planted", "--gold"
+        3, "of 9 wrong items can be made", "--gold"
     )
     meditune("annotate", "create", tmp_path / "table.jsonl", "-o", folder, "--rows", "2").refused(1, "something else")
     meditune("review", "results", folder).refused(3, "a set of another kind", "meditune annotate")

@@ -424,7 +424,7 @@ def _title(name: str) -> str:
 
 def _percent(row: Mapping[str, Any]) -> str:
     low, high = row["ci95"]
-    return f"{row['share']:.0f}% ({low:.0f} to {high:.0f})" if row["share"] < 99.5 else "nearly 100%"
+    return f"{row['share']:.0f}% (95% interval {low:.0f} to {high:.0f}%)" if row["share"] < 99.5 else "nearly 100%"
 
 
 Vectors = NDArray[np.float32]

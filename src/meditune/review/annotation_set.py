@@ -334,7 +334,7 @@ def plant(rows: Sequence[Example], count: int, seed: int) -> list[Gold]:
                 break
     if len(planted) < count:
         raise DataError(
-            f"Only {len(planted)} of {count} wrong rows can be planted; no other answer clearly belongs to a "
+            f"Only {len(planted)} of {count} wrong items can be made; no other answer clearly belongs to a "
             "different question. Lower --synthetic-gold, or pass your own known items with --gold."
         )
     return planted

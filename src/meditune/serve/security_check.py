@@ -115,7 +115,10 @@ def _limits(settings: Settings, config: ListenConfig) -> Iterator[Finding]:
             "`meditune keys create`."
         )
     if settings.queue_size > 20 * settings.concurrency:
-        yield note(f"{settings.queue_size} requests can wait for {settings.concurrency} places, so the last wait long.")
+        yield note(
+            f"{settings.queue_size} requests can wait while {settings.concurrency} are answered, so the last ones wait "
+            "for a long time."
+        )
 
 
 def classifier_error() -> str:
