@@ -63,6 +63,16 @@ the command uses the variable's value.
   except one on this machine
 - `OPENAI_API_KEY`: the key for API models, unless `model.api.key_variable` names another variable
 - `HF_HUB_OFFLINE`: the switch for the offline mode of Hugging Face's libraries
+- `MEDITUNE_KEY`: the API key with which `meditune status` and `meditune drift canary` ask a server
+- `MEDITUNE_ENGINE_KEY`, `MEDITUNE_ENGINE_MODEL`: the key of an [external
+  engine](../how-to/export-and-engines.md#engines), and the id of the model to use there
+- `MEDITUNE_PHI_SECRET`: the secret from which [surrogates of identifiers](../how-to/find-identifiers.md#surrogates) are
+  derived
+- `MEDITUNE_ALERT_WEBHOOK`, `MEDITUNE_ALERT_SLACK`, `MEDITUNE_ALERT_EMAIL`: channels for [drift
+  alerts](../how-to/detect-drift.md#alerts)
+- `NCBI_API_KEY`: your key for [requests to NCBI](../how-to/operate.md#requests-to-ncbi)
+- `AWS_ENDPOINT_URL`, `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`, `AWS_REGION`: access to an index in [object
+  storage](../how-to/retrieve-and-cite.md#many-passages-and-object-storage)
 - `HF_HUB_DISABLE_TELEMETRY`, `MLFLOW_DISABLE_TELEMETRY`, `WANDB_ERROR_REPORTING`, `DO_NOT_TRACK`: turn off the
   libraries' telemetry; Meditune sets them unless you set them
 
