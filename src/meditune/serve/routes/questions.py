@@ -237,7 +237,8 @@ async def feedback(
 async def delete(id: str, request: Request, caller: Annotated[Caller, Depends(allowed("feedback"))]) -> Deleted:
     """Delete an answer and its feedback.
 
-    Only the key with which the question was asked and keys with the `admin` scope may delete the answer.
+    The key needs the scope `feedback`, and must be the one with which the question was asked or also have the scope
+    `admin`.
     """
     answers = await _answers_of(request.app.state.service, id, caller, "admin")
     if not await run_in_store_thread(answers.delete, id):
