@@ -293,6 +293,19 @@ def test_files_that_others_may_read_and_the_superuser(store, monkeypatch):
     assert "runs as root" in sentence
 
 
+def test_the_limits_of_all_keys_are_a_rate_limit(store):
+    keys = Keys(SQLiteDatabase(store))
+    place = ListenConfig("0.0.0.0", proxies="10.0.0.2")
+    keys.create("Bo", per_minute=30)
+    (sentence,) = unsafe(store, Settings(keys_needed=True), place)  # Ann's key has no limit
+    assert "--per-minute" in sentence
+    keys.revoke(keys.all()[0].id)
+    assert [key.name for key in keys.all() if key.state == "usable"] == ["Bo"]
+    assert unsafe(store, Settings(keys_needed=True), place) == []
+    # Callers without a key have no limit.
+    assert any("--per-minute" in sentence for sentence in unsafe(store, Settings(keys_needed=False), place))
+
+
 def test_keys_none_of_which_is_usable(store):
     keys = Keys(SQLiteDatabase(store))
     keys.revoke(keys.all()[0].id)
@@ -303,10 +316,12 @@ def test_keys_none_of_which_is_usable(store):
 def test_old_and_mighty_keys_are_noted(store):
     keys = Keys(SQLiteDatabase(store))
     made, _ = keys.create("Bo", ["admin"])
+    other, _ = keys.create("Cy", ["feedback", "admin"])
     found = findings(Settings(**SAFE), ListenConfig(), keys.all(), store, made.created + 400 * 86_400)
     notes = " ".join(finding.sentence for finding in found if finding.verdict == "note")
-    assert notes.count("over a year old") == 2
-    assert f"The key {made.id} (Bo) can delete" in notes
+    assert notes.count("over a year old") == 3
+    assert f"The key {made.id} (Bo) can open /admin (scope admin)." in notes
+    assert f"The key {other.id} (Cy) can open /admin and delete anyone's answers (scope admin)." in notes
 
 
 def test_what_reaches_the_model_without_triage_is_named(store):

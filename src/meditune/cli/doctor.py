@@ -148,7 +148,7 @@ def _network() -> tuple[Finding, Finding]:
         if forbidden[url]:
             return Finding(name, f"not tried: {forbidden[url]} is set")
         if problems[url]:
-            advice = "Models and data can't be downloaded from this host. Check the network and proxy settings."
+            advice = f"Nothing can be downloaded from {host}. Check the network and proxy settings."
             return Finding(name, f"{host} doesn't answer: {problems[url]}", "warn", advice)
         return Finding(name, f"{host} answers")
 

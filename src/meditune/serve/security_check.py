@@ -49,7 +49,7 @@ def findings(
     """
     every = [
         *_network_findings(settings, config, keys),
-        *_limits(settings, config),
+        *_limits(settings, config, keys),
         *_triage(classifier_error),
         *_text(settings),
         *_files(store, config),
@@ -103,9 +103,12 @@ def _tls_error(config: ListenConfig) -> str:
     return ""
 
 
-def _limits(settings: Settings, config: ListenConfig) -> Iterator[Finding]:
+def _limits(settings: Settings, config: ListenConfig, keys: Sequence[Key]) -> Iterator[Finding]:
+    usable = [key for key in keys if key.state == "usable"]
     if settings.per_minute:
         yield good(f"A caller can send {settings.per_minute} requests a minute, unless the key sets another limit.")
+    elif settings.keys_needed and usable and all(key.per_minute for key in usable):
+        yield good("Every usable key has its own rate limit.")
     else:
         finding = note if config.local and not config.proxies else unsafe
         yield finding("Callers can send requests without a rate limit. Set --per-minute.")
@@ -203,4 +206,5 @@ def _keys(keys: Sequence[Key], settings: Settings, now: float) -> Iterator[Findi
                 "programs that pass on people's messages."
             )
         if "admin" in key.scopes:
-            yield note(f"The key {key.id} ({key.name}) can delete anyone's answers (scope admin).")
+            more = " and delete anyone's answers" if "feedback" in key.scopes else ""
+            yield note(f"The key {key.id} ({key.name}) can open /admin{more} (scope admin).")
