@@ -146,7 +146,8 @@ def diversity(splits: Splits) -> dict[str, Any]:
         "splits": profiles,
         "sources": _by_source(splits.train),
         "differences": apart,
-        "remarks": remarks(profiles["train"], apart),
+        # A few test examples differ from the training examples by chance.
+        "remarks": remarks(profiles["train"], apart if len(splits.test) >= MIN_EXAMPLES else {}),
     }
 
 
@@ -332,8 +333,8 @@ def _decisions(dimension: Mapping[str, Any] | None) -> Iterator[Remark]:
             yield _remark(
                 "rare decision",
                 f"{label} makes up {_percent(row)} of {dimension['known']:,} decisions.",
-                "A model that never predicts this decision loses little. To give rare decisions more "
-                "weight, set train.class_balance=0.5.",
+                "A model that never predicts this decision loses little. train.class_balance (for example 0.5) gives "
+                "rare decisions more weight.",
             )
 
 
