@@ -399,9 +399,9 @@ def _people(dimension: Mapping[str, Any] | None) -> Iterator[Remark]:
     if scarce:
         yield _remark(
             "hardly mentioned",
-            f"Mentioned in fewer than {MIN_MENTION_PERCENT:.0f}% of the examples: {', '.join(scarce)}.",
-            "The metrics don't apply to these people. Add sources about them, or state this limitation wherever "
-            "the model is offered.",
+            f"Fewer than {MIN_MENTION_PERCENT:.0f}% of the examples mention: {', '.join(scarce)}.",
+            "The metrics say little about these groups. Add sources about them, or state this limitation wherever the "
+            "model is offered.",
         )
 
 
