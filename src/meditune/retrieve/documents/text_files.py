@@ -1,7 +1,7 @@
 """The user's own documents: text, Markdown, HTML, PDF and Word files in a folder. Unreadable files are reported.
 
-Python's HTML parser never fetches, runs or expands anything. PDF and Word files are read in a separate process, so that
-a malicious file can't exhaust memory or time.
+lxml's HTML parser fetches and runs nothing. PDF and Word files are read in a separate process, so that a malicious file
+can't exhaust memory or time.
 """
 
 from __future__ import annotations
@@ -11,12 +11,11 @@ import json
 import re
 import subprocess
 import sys
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from datetime import UTC, datetime
-from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 from meditune.data.readers.tables import FORMATS, Rejects
 from meditune.errors import DataError, install_command
@@ -101,19 +100,6 @@ BLOCKS = {"p", "div", "section", "article", "main", "li", "ul", "ol", "dl", "dt"
 BLOCKS |= {"blockquote", "pre", "figcaption", "caption", "details", "summary", "form", "fieldset", "legend"}
 BLOCKS |= CELLS | LANDMARKS
 HEADINGS = {"h1", "h2", "h3", "h4", "h5", "h6"}
-HEADING = "h1"  # The name under which every heading is remembered, because the end tag of any level ends a heading
-NESTING = BLOCKS | UNSEEN | {HEADING}  # The end tag of a hidden inline element around one of these doesn't close it
-NEVER_OPEN = {"area", "br", "col", "embed", "hr", "img", "input", "link", "meta", "source", "track", "wbr"}
-ENDED_BY = {
-    "p": (BLOCKS | {HEADING}) - {"br"},
-    "li": {"li"},
-    "dt": {"dt", "dd"},
-    "dd": {"dt", "dd"},
-    "td": {"td", "th", "tr"},
-    "th": {"td", "th", "tr"},
-    "tr": {"tr"},
-    HEADING: {HEADING},
-}  # Element without an end tag -> the start tags that end it
 _INVISIBLE = re.compile(
     r"(?:^|;)\s*(?:display\s*:\s*none|visibility\s*:\s*hidden|text-decoration(?:-line)?\s*:[^;]*line-through)",
     re.IGNORECASE,
@@ -133,10 +119,7 @@ def read_html(path: Path) -> tuple[str, list[Section]]:
     """Return an HTML file's title and the text under each heading. Raises UnreadableError if the file is too large."""
     if path.stat().st_size > MOST_BYTES:
         raise UnreadableError(f"larger than {MOST_BYTES // 10**6} MB, too large for a page")
-    reader = _Reader()
-    reader.feed(_closed(_decoded(path.read_bytes())))
-    reader.close()
-    return reader.found()
+    return _sections(_seen_elements(_decoded(path.read_bytes())))
 
 
 def _decoded(data: bytes) -> str:
@@ -178,155 +161,108 @@ def _encoding(declared: str) -> str:
     return CHARSETS.get(name, name)
 
 
-def _closed(markup: str) -> str:
-    """Return the markup without comments and unclosed tags.
+def _seen_elements(markup: str) -> Any:
+    """Return the root of a page's elements without those that a reader of the page doesn't see; None for no elements.
 
-    For each of these, the parser would search the whole rest of the markup for the end.
+    A landmark, such as <aside>, and struck-out text count as not seen, unless they have no end tag.
     """
-    visible = _without_comments(markup).partition("<!--")[0]
-    text = re.sub(r"<[!?]\S{0,20}", "<meta ", visible)
-    last = text.rfind(">") + 1
-    return text[:last] + text[last:].replace("<", " ")
+    from lxml import etree
+
+    parser = etree.HTMLParser(encoding="utf-8", remove_comments=True, remove_pis=True, huge_tree=True)
+    root = etree.fromstring(_repaired(markup).encode(), parser)
+    if root is None:
+        return None
+    ends = Counter(tag.lower() for tag in re.findall(r"</(\w+)", markup))
+    starts = Counter(element.tag for element in root.iter())
+    unseen = UNSEEN | {tag for tag in LANDMARKS | STRUCK if ends[tag] >= starts[tag]}
+    seen_in = {"header": {"main", "article"}, "button": HEADINGS}
+    for element in root.iter():
+        is_hidden = element.get("hidden", "until-found") != "until-found"
+        is_hidden |= bool(_INVISIBLE.search(element.get("style", "")))
+        around = seen_in.get(element.tag, ())
+        is_unseen = element.tag in unseen and not any(each.tag in around for each in element.iterancestors(*around))
+        if (is_hidden and element.tag not in ("html", "body")) or is_unseen:
+            element.tag = "template"
+    etree.strip_elements(root, "template", with_tail=False)
+    return root
 
 
-@dataclass(frozen=True)
-class _Element:
-    name: str
-    is_hidden: bool
-    start: tuple[int, int, int, bool] | None = None
-    """For a landmark or struck-out text: the numbers of sections, of texts in the last section and of texts in the
-    heading, and whether the next text is the first one of a superscript"""
+def _sections(root: Any) -> tuple[str, list[Section]]:
+    """Return the title of a page, or else its first heading, and its text under each heading."""
+    from lxml import etree
+
+    text = _PageText()
+    title = ""
+    for event, element in etree.iterwalk(root, events=("start", "end")) if root is not None else ():
+        if element.tag == "title" and event == "start":
+            title = title or " ".join((element.text or "").split())
+        elif event == "start":
+            text.start(element.tag)
+            text.add_words(element.text or "")
+        else:
+            text.end(element.tag)
+            text.add_words(element.tail or "")
+    named = title or next((name for name, _ in text.sections if name), "")
+    found = ((_table_rows("".join(parts)), name) for name, parts in text.sections)
+    return named, [Section(body, "" if name == named else name) for body, name in found]
 
 
-class _Reader(HTMLParser):
-    """An HTML parser that collects sections. An unclosed hidden element ends together with the element around it.
-
-    The text of a landmark, such as <aside>, and struck-out text are removed at the end tag, so that one without an end
-    tag hides nothing.
-    """
+class _PageText:
+    """Collects a page's text in `sections` (heading, texts) from the start and end of each element."""
 
     def __init__(self) -> None:
-        super().__init__(convert_charrefs=True)
-        self._open: list[_Element] = []
-        """Open blocks and hidden elements, the outermost first; in a hidden element, all open elements"""
-        self._places: defaultdict[str, list[int]] = defaultdict(list)
-        """Positions in `_open` by the element's name"""
-        self._blocks: list[int] = []
-        """Positions in `_open` of the elements in NESTING"""
-        self._hidden = 0
-        self._title: list[str] = []
-        self._in_title = False
-        self._in_row = False
-        self._in_superscript = False
+        self.sections: list[tuple[str, list[str]]] = [("", [])]
         self._heading: list[str] | None = None
-        self._sections: list[tuple[str, list[str]]] = [("", [])]
+        self._in_row = self._in_superscript = False
+        self._pre = 0
+        """Number of open <pre> elements"""
 
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        if tag == "title" and not self._places["svg"]:
-            self._in_title = True
-            return
-        name = HEADING if tag in HEADINGS else tag
-        while self._blocks and name in ENDED_BY.get(self._open[self._blocks[-1]].name, ()):
-            self._close(self._blocks[-1])
-        is_hidden = tag not in ("html", "body") and any(
-            (key == "hidden" and value != "until-found") or (key == "style" and _INVISIBLE.search(value or ""))
-            for key, value in attrs
-        )
-        is_hidden |= tag in UNSEEN and not (tag == "button" and self._heading is not None)
-        if not (self._hidden or is_hidden):
-            self._start(name)
-        is_content = tag == "header" and (self._places["main"] or self._places["article"])
-        start = None
-        if tag in LANDMARKS | STRUCK and not is_content:
-            numbers = (len(self._sections), len(self._sections[-1][1]), len(self._heading or ()))
-            start = (*numbers, self._in_superscript)
-        if tag not in NEVER_OPEN and (name in NESTING or is_hidden or start or self._hidden):
-            if name in NESTING:
-                self._blocks.append(len(self._open))
-            self._places[name].append(len(self._open))
-            self._open.append(_Element(name, is_hidden, start))
-            self._hidden += is_hidden
-
-    def _start(self, name: str) -> None:
-        if self._heading and name != "br" and (name in BLOCKS or name == HEADING):
+    def start(self, tag: str) -> None:
+        if self._heading and tag != "br" and tag in BLOCKS | HEADINGS:
             self._end_heading()
-        if name == HEADING:
+        if tag in HEADINGS:
             self._heading = []
-        elif name in CELLS:
+        elif tag in CELLS:
             self._add(CELL if self._in_row else ROW)
             self._in_row = True
         else:
-            self._break_line(name)
-        self._in_superscript |= name == "sup"
+            self._break_line(tag)
+        self._in_superscript |= tag == "sup"
+        self._pre += tag == "pre"
 
-    def handle_endtag(self, tag: str) -> None:
-        if tag == "title":
-            self._in_title = False
-        name = HEADING if tag in HEADINGS else tag
-        places, was_hidden = self._places[name], self._hidden
-        closes_blocks = name in NESTING or (name in STRUCK and not self._hidden)
-        if places and (closes_blocks or not self._blocks or self._blocks[-1] < places[-1]):
-            element = self._open[places[-1]]
-            self._close(places[-1])
-            if element.start:
-                number, texts, heading_texts, self._in_superscript = element.start
-                del self._sections[number:], self._sections[-1][1][texts:], (self._heading or [])[heading_texts:]
-        if not was_hidden:
-            self._break_line(name)
-        self._in_superscript &= name != "sup"
+    def end(self, tag: str) -> None:
+        if tag in HEADINGS:
+            self._end_heading()
+        if tag not in ("br", "hr"):
+            self._break_line(tag)
+        self._in_superscript &= tag != "sup"
+        self._pre -= tag == "pre"
 
-    def _break_line(self, name: str) -> None:
-        if name in ("table", "tr"):
+    def _break_line(self, tag: str) -> None:
+        if tag in ("table", "tr"):
             self._add(ROW)
             self._in_row = False
-        if name in BLOCKS:
+        if tag in BLOCKS:
             self._add("\n")
-
-    def _close(self, place: int) -> None:
-        """Close the open element at this position, and those in it."""
-        while len(self._open) > place:
-            element = self._open.pop()
-            self._places[element.name].pop()
-            if self._blocks[-1:] == [len(self._open)]:
-                self._blocks.pop()
-            self._hidden -= element.is_hidden
-            if element.name == HEADING:
-                self._end_heading()
 
     def _end_heading(self) -> None:
         if self._heading is not None:
-            self._sections.append((" ".join("".join(self._heading).split()), []))
+            self.sections.append((" ".join("".join(self._heading).split()), []))
             self._heading = None
 
-    def handle_data(self, data: str) -> None:
-        if self._in_title:
-            self._title.append(data)
-            return
+    def add_words(self, text: str) -> None:
         # A line break in the source is a space on the page, except in <pre>. In a table, a row stays one line.
-        is_pre = self._places["pre"] and not self._in_row
-        text = re.sub(r"[^\S\n]+" if is_pre else r"\s+", " ", data)
-        if self._in_superscript and not self._hidden and text.strip():
+        text = re.sub(r"[^\S\n]+" if self._pre and not self._in_row else r"\s+", " ", text)
+        if self._in_superscript and text.strip():
             text = pdf_docx_text.with_caret(text)
             self._in_superscript = False
         self._add(text)
 
     def _add(self, text: str) -> None:
-        if self._hidden:
-            return
         if self._heading is None:
-            self._sections[-1][1].append(text)
+            self.sections[-1][1].append(text)
         elif self._heading or text.strip():
             self._heading.append(text)
-
-    def found(self) -> tuple[str, list[Section]]:
-        """Return the title, or else the first heading, and the sections in order."""
-        if self._heading:
-            self._sections.append(("", self._heading))  # an unclosed heading counts as text
-        title = " ".join("".join(self._title).split())
-        named = title or next((name for name, _ in self._sections if name), "")
-        return named, [
-            Section(_table_rows("".join(text)), "" if name == named else name) for name, text in self._sections
-        ]
 
 
 def _table_rows(text: str) -> str:
