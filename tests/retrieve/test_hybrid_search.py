@@ -1,6 +1,6 @@
-"""Searching: what each part finds, fusion, filters, diversity, and questions of every kind.
+"""Searching: what each part finds, fusion, filters, and questions of every kind.
 
-Fusion and marginal relevance, by hand.
+Fusion, by hand.
 
 The nearest vectors by some directions first: the same that comparing all of them finds.
 
@@ -20,7 +20,7 @@ from meditune.errors import DataError
 from meditune.models.sentence_encoder import SentenceEncoder
 from meditune.retrieve import bm25, collections
 from meditune.retrieve.build_index import build, update
-from meditune.retrieve.hybrid_search import marginal_relevance, reciprocal_rank
+from meditune.retrieve.hybrid_search import reciprocal_rank
 from meditune.retrieve.index import Index
 from meditune.retrieve.query_understanding import query_focus
 from meditune.retrieve.reranker import nearest
@@ -170,12 +170,6 @@ def test_sources_and_dates_narrow_the_search(index: Index) -> None:
         index.search("gout", since="17.5.2018")
 
 
-def test_diversity_moves_what_says_the_same_down(index: Index) -> None:
-    assert documents(index, "colchicine in gout", 2) == ["pubmed:1", "pubmed:2"]
-    assert documents(index, "colchicine in gout", 2, diversity=0.7)[0] == "pubmed:1"
-    assert documents(index, "colchicine in gout", 2, diversity=0.7)[1] != "pubmed:2"
-
-
 @pytest.mark.parametrize(
     "question",
     [
@@ -212,7 +206,6 @@ def test_a_very_long_question_is_cut_and_that_is_said(index: Index) -> None:
     [
         ({"mode": "best"}, "mode 'best' must be one of hybrid, fused, bm25, vectors"),
         ({"k": 0}, "k is 0"),
-        ({"diversity": 2}, "diversity is 2"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(index: Index, options, says: str) -> None:
@@ -239,14 +232,6 @@ def test_ranks_add_up() -> None:
     assert list(scores) == [8, 7, 9, 6]
     assert scores[8] == pytest.approx(1 / 62 + 1 / 61)
     assert scores[9] == scores[6] == pytest.approx(1 / 62)
-
-
-def test_a_twin_gives_way_to_something_else() -> None:
-    vectors = np.array([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
-    assert marginal_relevance([3.0, 2.9, 1.0], vectors, 3, 0.0) == [0, 1, 2]
-    assert marginal_relevance([3.0, 2.9, 1.0], vectors, 2, 0.6) == [0, 2]
-    assert marginal_relevance([], vectors[:0], 3, 0.5) == []
-    assert marginal_relevance([1.0, 1.0], vectors[:2], 5, 0.5) == [0, 1]
 
 
 def test_the_nearest_of_the_allowed_are_found() -> None:

@@ -242,9 +242,6 @@ def search(
         Option(help="Search method: bm25 (words), vectors (meaning), fused (both) or hybrid (both, with reranking)."),
     ] = "hybrid",
     per_document: Annotated[int, Option(min=1, help="Maximum number of passages from one document.")] = 1,
-    diversity: Annotated[
-        float, Option(min=0, max=1, help="Strength of the penalty on similarity to higher-ranked passages; 0: off.")
-    ] = 0.0,
     embedding: Embedding = None,
     cross_encoder: CrossEncoderName = None,
     json: Annotated[bool, Option("--json", help="Print a JSON object for each passage.")] = False,
@@ -255,7 +252,7 @@ def search(
     if cross_encoder and mode != "hybrid":
         raise DataError(f"--cross-encoder scores passages again only with --mode hybrid, not with --mode {mode}.")
     filters = {"sources": source, "since": since, "until": until, "per_document": per_document}
-    found = Index.open(index, embedding, cross_encoder).search(question, k, mode=mode, diversity=diversity, **filters)
+    found = Index.open(index, embedding, cross_encoder).search(question, k, mode=mode, **filters)
     print_notes(found.remarks)
     if not json:
         print_lines(_hits(found))

@@ -67,27 +67,6 @@ def reciprocal_rank(
     return dict(sorted(scores.items(), key=lambda pair: -pair[1]))
 
 
-def marginal_relevance(scores: Sequence[float], vectors: NDArray[Any], k: int, diversity: float) -> list[int]:
-    """Return the indices of k items in the order in which they are chosen: for a high score, and for diversity.
-
-    Each choice maximizes (1 - diversity) * score - diversity * highest cosine with an item chosen before (Carbonell and
-    Goldstein 1998, "The use of MMR", SIGIR). Scores are scaled to 0..1; `vectors` must have length 1.
-    """
-    given = np.asarray(scores, dtype=np.float64)
-    spread = np.ptp(given) if len(given) else 0.0
-    relevance = (given - given.min()) / spread if spread else np.ones_like(given)
-    chosen: list[int] = []
-    nearest = np.zeros(len(given))
-    left = np.ones(len(given), dtype=bool)
-    while left.any() and len(chosen) < k:
-        worth = np.where(left, (1 - diversity) * relevance - diversity * nearest, -np.inf)
-        best = int(worth.argmax())
-        chosen.append(best)
-        left[best] = False
-        nearest = np.maximum(nearest, vectors @ vectors[best])
-    return chosen
-
-
 class Rows:
     """The rows of one version of a table."""
 
@@ -252,14 +231,12 @@ def search(
     since: str | None = None,
     until: str | None = None,
     per_document: int | None = 1,
-    diversity: float = 0.0,
 ) -> SearchResult:
     """Return the `k` best passages for a question.
 
     `mode` is hybrid (BM25 and vectors, reranked), fused (BM25 and vectors, not reranked), bm25 or vectors. `sources`
     and the dates `since` and `until` narrow the search. `per_document` is the maximum number of passages from one
-    document (None: no limit). `diversity`, from 0 to 1, sets how strongly a passage's similarity to better passages
-    lowers its rank.
+    document (None: no limit).
 
     Raises DataError if the question is empty or not valid UTF-8, or an option is invalid.
     """
@@ -268,8 +245,6 @@ def search(
     for name, number in (("k", k), ("per_document", per_document)):
         if number is not None and not 1 <= number <= MAX_HITS:
             raise DataError(f"{name} is {number}; it must be from 1 to {MAX_HITS:,}.")
-    if not 0 <= diversity <= 1:
-        raise DataError(f"diversity is {diversity}; it must be from 0 (by score only) to 1.")
     query = build_query(question)
     where = row_filter(opened.sources, sources, since, until)
     if mode == "hybrid":
@@ -281,11 +256,6 @@ def search(
         first = ranked = _fused(opened, encoder, query.text, k, where, mode, per_document)
     with storage.readable(opened.store):
         ids = ranked.ids[:k]
-        if diversity:
-            best = ranked.ids[: max(4 * k, 20)]
-            vectors = opened.rows.titles_and_vectors(best)[1]
-            places = marginal_relevance([ranked.scores[row] for row in best], vectors, k, diversity)
-            ids = [best[place] for place in places]
         passages = opened.rows.passages(ids)
     hits = (
         Hit(passage, ranked.scores[row], ranked.words.get(row), ranked.meaning.get(row))
