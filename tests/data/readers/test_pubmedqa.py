@@ -59,17 +59,13 @@ def test_the_conclusion_is_never_in_the_context(tmp_path: Path) -> None:
         assert all(example.answer not in passage.text for passage in example.context)
 
 
-def test_a_folder_is_read_by_subset(tmp_path: Path) -> None:
+def test_the_name_of_a_file_says_the_subset(tmp_path: Path) -> None:
     layouts.pubmedqa(tmp_path, {"1": layouts.pubmedqa_item(1)})
     layouts.pubmedqa(tmp_path, {"2": layouts.pubmedqa_item(2)}, "ori_pqaa.json")
     layouts.pubmedqa(tmp_path, {"3": layouts.pubmedqa_item(3, final_decision=None)}, "ori_pqau.json")
     assert [e.id for e in pubmedqa.read(tmp_path, Rejects())] == ["pubmedqa:1"]
-    everything = list(pubmedqa.read(tmp_path, Rejects(), subsets=("PQA-L", "PQA-A", "PQA-U")))
-    assert [(e.meta["subset"], e.decision) for e in everything] == [
-        ("PQA-L", "no"),
-        ("PQA-A", "maybe"),
-        ("PQA-U", None),
-    ]
+    (artificial,) = pubmedqa.read(tmp_path / "ori_pqaa.json", Rejects())
+    assert artificial.meta["subset"] == "PQA-A"
     (unlabeled,) = pubmedqa.read(tmp_path / "ori_pqau.json", Rejects())
     assert unlabeled.meta["subset"] == "PQA-U"
 
@@ -123,15 +119,14 @@ def test_a_cut_file_is_named_with_its_line(tmp_path: Path) -> None:
     path.write_text(path.read_text(encoding="utf-8")[:300], encoding="utf-8")
     with pytest.raises(DataError, match=r"ori_pqal\.json, line \d+"):
         list(pubmedqa.read(path, Rejects()))
-    with pytest.raises(DataError, match=r"no ori_pqaa\.json in this folder"):
-        list(pubmedqa.read(tmp_path, Rejects(), subsets=["PQA-A"]))
+    path.unlink()
+    with pytest.raises(DataError, match=r"no ori_pqal\.json in this folder"):
+        list(pubmedqa.read(tmp_path, Rejects()))
     (tmp_path / "x.parquet").write_bytes(b"PAR1 but cut")
     with pytest.raises(DataError, match="not a readable Parquet file"):
         list(pubmedqa.read(tmp_path / "x.parquet", Rejects()))
     with pytest.raises(DataError, match="no such file or folder"):
         list(pubmedqa.read(tmp_path / "nowhere", Rejects()))
-    with pytest.raises(DataError, match="no subset 'PQA-X'"):
-        list(pubmedqa.read(tmp_path, Rejects(), subsets=["PQA-X"]))
 
 
 def test_the_split_needs_every_item_or_the_ids(tmp_path: Path) -> None:

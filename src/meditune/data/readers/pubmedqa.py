@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import random
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,26 +26,19 @@ LABELED, ARTIFICIAL, UNLABELED = "PQA-L", "PQA-A", "PQA-U"
 GROUND_TRUTH = "test_ground_truth.json"
 FOLDS = 10
 
-_FILES = {
-    LABELED: ("ori_pqal.json", "pqa_labeled/*.parquet", "pqa_labeled*.parquet", "pqa_labeled*.jsonl"),
-    ARTIFICIAL: ("ori_pqaa.json", "pqa_artificial/*.parquet", "pqa_artificial*.parquet", "pqa_artificial*.jsonl"),
-    UNLABELED: ("ori_pqau.json", "pqa_unlabeled/*.parquet", "pqa_unlabeled*.parquet", "pqa_unlabeled*.jsonl"),
-}
-_MARKS = {
-    LABELED: ("pqal", "pqa_labeled"),
-    ARTIFICIAL: ("pqaa", "pqa_artificial"),
-    UNLABELED: ("pqau", "pqa_unlabeled"),
-}
+_FILES = ("ori_pqal.json", "pqa_labeled/*.parquet", "pqa_labeled*.parquet", "pqa_labeled*.jsonl")
+_OTHER_SUBSETS = {"pqaa": ARTIFICIAL, "pqa_artificial": ARTIFICIAL, "pqau": UNLABELED, "pqa_unlabeled": UNLABELED}
+"""Part of a file's name -> subset, if it isn't the labelled one"""
 
 
-def read(path: Path, rejects: Rejects, *, subsets: Sequence[str] = (LABELED,)) -> Iterator[Example]:
+def read(path: Path, rejects: Rejects) -> Iterator[Example]:
     """Yield examples in the file's order; the context is the abstract without its conclusion.
 
-    `path` is a file, or a folder with the files of the `subsets`. `meta` has `url`, `licence`, `subset`, `mesh` (list)
-    and `year` (int or None). The conclusion (LONG_ANSWER) is the answer and is never in the context. Raises DataError
-    if a file can't be read; items that can't be used go to `rejects`.
+    `path` is a file of any subset, or a folder with the labelled subset. `meta` has `url`, `licence`, `subset`, `mesh`
+    (list) and `year` (int or None). The conclusion (LONG_ANSWER) is the answer and is never in the context. Raises
+    DataError if a file can't be read; items that can't be used go to `rejects`.
     """
-    rows = ((where, row, subset) for subset, file in _chosen(path, subsets) for where, row in _rows(file))
+    rows = ((where, row, subset) for subset, file in _chosen(path) for where, row in _rows(file))
     yield from from_rows(rows, rejects)
 
 
@@ -148,25 +141,19 @@ def _stratified(decisions: Mapping[str, str], parts: int, random_stream: random.
     return lists
 
 
-def _chosen(path: Path, subsets: Sequence[str]) -> list[tuple[str, Path]]:
-    unknown = [subset for subset in subsets if subset not in _FILES]
-    if unknown:
-        raise DataError(f"PubMedQA has no subset {unknown[0]!r}. Choose from {', '.join(_FILES)}.")
+def _chosen(path: Path) -> list[tuple[str, Path]]:
+    """Return (subset, file) for a file, or for the files of the labelled subset in a folder."""
     if path.exists() and not path.is_dir():
         name = f"{path.parent.name}/{path.name}".lower()
-        named = [subset for subset, marks in _MARKS.items() if any(mark in name for mark in marks)]
-        return [(named[0] if named else LABELED, path)]
+        return [(next((subset for mark, subset in _OTHER_SUBSETS.items() if mark in name), LABELED), path)]
     if not path.is_dir():
         raise DataError(
             f"{path}: no such file or folder. Specify PubMedQA's ori_pqal.json or the folder that contains it."
         )
-    found: list[tuple[str, Path]] = []
-    for subset in subsets:
-        files = next((sorted(path.glob(pattern)) for pattern in _FILES[subset] if any(path.glob(pattern))), [])
-        if not files:
-            raise DataError(f"{path}: no {_FILES[subset][0]} in this folder. Add the publisher's file for {subset}.")
-        found += [(subset, file) for file in files]
-    return found
+    files = next((found for pattern in _FILES if (found := sorted(path.glob(pattern)))), [])
+    if not files:
+        raise DataError(f"{path}: no {_FILES[0]} in this folder. Add the publisher's file for {LABELED}.")
+    return [(LABELED, file) for file in files]
 
 
 def _rows(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
