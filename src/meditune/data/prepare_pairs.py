@@ -18,7 +18,7 @@ from typing import Any
 from meditune.config.data_options import PhiSpec
 from meditune.config.recipe import Recipe
 from meditune.data.deidentify import Findings, cleaner, deidentify
-from meditune.data.example import Decision, problem_in_text, read_records, write_records
+from meditune.data.example import Decision, read_records, write_records
 from meditune.data.leakage import find
 from meditune.data.preference_pairs import (
     DOWN,
@@ -35,7 +35,7 @@ from meditune.data.preference_pairs import (
     thumbs,
 )
 from meditune.data.readers import liveqa
-from meditune.data.readers.medquad import tidy
+from meditune.data.readers.medquad import JUDGED_ANSWERS, judged_answers
 from meditune.data.readers.tables import LAYOUTS, Rejects, Row, rows
 from meditune.data.readers.user_files import beginning, column_names, has_column, list_columns
 from meditune.data.sources import locate_source
@@ -272,10 +272,8 @@ def _exported(rows: Iterable[Row], rejects: Rejects) -> Iterator[Row]:
                 yield where, shown | {"rating": each.get("rating")}
 
 
-ANSWERS, JUDGMENTS = "*Answers*.csv", "*qrels*.txt"
+JUDGMENTS = "*qrels*.txt"
 _JUDGMENT = re.compile(r"(\d+)\s+([1-4])-\w+\s+(\S+)")
-# Every published answer ends with a superfluous bracket.
-_ANSWER = re.compile(r"Question:.*?\nURL:.*?\nAnswer:(.*)\)", re.DOTALL)
 
 
 def read_judged(folder: Path, questions: Path, rejects: Rejects) -> Iterator[Rated]:
@@ -283,16 +281,8 @@ def read_judged(folder: Path, questions: Path, rejects: Rejects) -> Iterator[Rat
 
     Raises DataError if files are missing.
     """
-    answers: dict[str, str] = {}
-    for path in _files(folder, ANSWERS):
-        for where, row in rows(path, SOURCE, rejects):
-            problem = problem_in_text(row)
-            found = None if problem else _ANSWER.fullmatch(str(row.get("Answer", "")).strip())
-            if found and row.get("AnswerID"):
-                answers[row["AnswerID"]] = tidy(found[1])
-            else:
-                unlike = "no AnswerID, or an Answer that doesn't consist of Question, URL and Answer"
-                rejects.add(SOURCE, where, problem or unlike, row)
+    found_answers = judged_answers(_files(folder, JUDGED_ANSWERS), SOURCE, rejects)
+    answers = {answer_id: text for answer_id, _, _, text in found_answers}
     known = {each.id: each for each in liveqa.read(questions, Rejects())}
     for path in _files(folder, JUDGMENTS):
         for number, line in enumerate(read_text(path).splitlines(), start=1):
@@ -322,6 +312,6 @@ def _files(folder: Path, pattern: str) -> list[Path]:
     if not found:
         raise DataError(
             f"{folder}: no {pattern} in this folder. Set train.preference.path to a file of pairs or rated answers, or "
-            f"to the folder of MedQuAD's judged answers ({ANSWERS} and {JUDGMENTS})."
+            f"to the folder of MedQuAD's judged answers ({JUDGED_ANSWERS} and {JUDGMENTS})."
         )
     return found

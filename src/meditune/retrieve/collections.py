@@ -34,8 +34,7 @@ from meditune.data.deidentify import (
 from meditune.data.example import Example
 from meditune.data.read_sources import is_restricted, marked
 from meditune.data.readers import medquad, mimic, pubmedqa, user_files
-from meditune.data.readers.medquad import tidy
-from meditune.data.readers.tables import FORMATS, Rejects, rows
+from meditune.data.readers.tables import FORMATS, Rejects
 from meditune.errors import DataError
 from meditune.phi.detector import engine
 from meditune.retrieve.documents import pubmed_articles, text_files
@@ -43,9 +42,6 @@ from meditune.retrieve.documents.document import Document, Section
 
 SOURCE = medquad.SOURCE
 JUDGED = "medquad-judged"
-JUDGED_FILES = "*Answers*.csv"
-# Every published answer ends with a superfluous closing bracket.
-_JUDGED_ANSWER = re.compile(r"Question:(.*?)\nURL:(.*?)\nAnswer:(.*?)\)?", re.DOTALL)
 
 
 def read_examples(reader: Any, path: Path, rejects: Rejects) -> Iterator[Document]:
@@ -86,24 +82,20 @@ def read_judged(folder: Path, rejects: Rejects) -> Iterator[Document]:
 
     A document's id contains the AnswerID.
     """
-    files = sorted(folder.glob(JUDGED_FILES))
+    files = sorted(folder.glob(medquad.JUDGED_ANSWERS))
     if not files:
-        raise DataError(f"{folder}: contains no {JUDGED_FILES}. Specify the folder with MedQuAD's judged answers.")
-    for file in files:
-        for where, row in rows(file, JUDGED, rejects):
-            found = _JUDGED_ANSWER.fullmatch(str(row.get("Answer", "")).strip())
-            name = str(row.get("AnswerID") or "").removesuffix(".txt")
-            if not found or not name:
-                rejects.add(JUDGED, where, "no AnswerID, or the Answer lacks Question, URL and Answer", row)
-                continue
-            yield Document(
-                id=f"{JUDGED}:{name}",
-                source=JUDGED,
-                sections=[Section(tidy(found[3]))],
-                title=" ".join(found[1].split()),
-                url=found[2].strip(),
-                licence=medquad.LICENCE,
-            )
+        raise DataError(
+            f"{folder}: contains no {medquad.JUDGED_ANSWERS}. Specify the folder with MedQuAD's judged answers."
+        )
+    for name, question, url, text in medquad.judged_answers(files, JUDGED, rejects):
+        yield Document(
+            id=f"{JUDGED}:{name.removesuffix('.txt')}",
+            source=JUDGED,
+            sections=[Section(text)],
+            title=question,
+            url=url,
+            licence=medquad.LICENCE,
+        )
 
 
 OWN = user_files.SOURCE

@@ -13,12 +13,12 @@ import re
 import xml.etree.ElementTree as ET
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from meditune.data.example import Example, problem_in_text
-from meditune.data.readers.tables import Rejects, open_unchanging
+from meditune.data.readers.tables import Rejects, open_unchanging, rows
 from meditune.errors import DataError
 from meditune.progress import track
 
@@ -176,6 +176,25 @@ def read(path: Path, rejects: Rejects) -> Iterator[Example]:
                     meta=meta | {"question_type": kind},
                 )
     rejects.count_only(SOURCE, NO_ANSWER, unanswered)
+
+
+JUDGED_ANSWERS = "*Answers*.csv"
+"""Pattern for the files of answers that experts judged (https://github.com/abachaa/MedQuAD)"""
+# Every published answer ends with a superfluous closing bracket.
+_JUDGED_ANSWER = re.compile(r"Question:(.*?)\nURL:(.*?)\nAnswer:(.*?)\)?", re.DOTALL)
+
+
+def judged_answers(files: Sequence[Path], source: str, rejects: Rejects) -> Iterator[tuple[str, str, str, str]]:
+    """Yield the AnswerID, question, URL and text of each answer; other rows go to `rejects` under the name `source`."""
+    for file in files:
+        for where, row in rows(file, source, rejects):
+            problem = problem_in_text(row)
+            found = None if problem else _JUDGED_ANSWER.fullmatch(str(row.get("Answer") or "").strip())
+            if found and row.get("AnswerID"):
+                yield str(row["AnswerID"]), " ".join(found[1].split()), found[2].strip(), tidy(found[3])
+            else:
+                unlike = "no AnswerID, or an Answer that doesn't consist of Question, URL and Answer"
+                rejects.add(source, where, problem or unlike, row)
 
 
 def _meta(document: ET.Element, name: PurePosixPath) -> dict[str, Any]:
