@@ -245,7 +245,7 @@ def test_with_a_wrong_token_it_says_where_to_put_another(tmp_path, there):
 
 
 def test_a_folder_without_prepared_data_and_one_that_was_changed(tmp_path, there):
-    assert "no prepared data here" in push(there, tmp_path, "--yes").err
+    assert "contains no prepared data" in push(there, tmp_path, "--yes").err
     run = made(tmp_path, own(tmp_path))
     with (run / "data" / "train.jsonl").open("a", encoding="utf-8") as stream:
         stream.write("\n")

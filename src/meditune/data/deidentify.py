@@ -53,31 +53,31 @@ TextPath = tuple[str, ...]
 """Column, keys of objects and indices of lists that lead to a text in a row"""
 
 
-def found_in(
-    fields: Mapping[str, str], find: Engine, kinds: Collection[Kind] | None, headed: Collection[str] = ()
-) -> dict[str, list[Span]]:
-    """Return field -> spans of identifiers in the field's text; a span across fields is split at the boundary.
+def found_at(
+    texts: Mapping[TextPath, str], find: Engine, kinds: Collection[Kind] | None, headed: Collection[TextPath] = ()
+) -> dict[TextPath, list[Span]]:
+    """Return path -> spans of identifiers in the text at the path; a span across texts is split at the boundary.
 
-    For each field in `headed`, the last part of the field's name is put before the text, so that a column name such as
-    "patient_name" or "patientName" helps to recognize the values of the column.
+    For each path in `headed`, its last part is put before the text, so that a column name such as "patient_name" or
+    "patientName" helps to recognize the values of the column.
     """
-    heads = {name: f"{_heading(name)}: " if name in headed else "" for name in fields}
-    # Fields with headings come first: a value in "patient_name" helps to recognize the name in other texts.
-    ordered = sorted(fields.items(), key=lambda field: field[0] not in headed)
-    found = find(_GAP.join(heads[name] + text for name, text in ordered), kinds or None)
+    heads = {path: f"{_heading(path[-1])}: " if path in headed else "" for path in texts}
+    # Texts with headings come first: a value in "patient_name" helps to recognize the name in other texts.
+    ordered = sorted(texts.items(), key=lambda item: item[0] not in headed)
+    found = find(_GAP.join(heads[path] + text for path, text in ordered), kinds or None)
     starts, ends = [span.start for span in found], [span.end for span in found]
-    result: dict[str, list[Span]] = {}
+    result: dict[TextPath, list[Span]] = {}
     place = 0
-    for name, text in ordered:
-        start = place + len(heads[name])
+    for path, text in ordered:
+        start = place + len(heads[path])
         end = start + len(text)
-        result[name] = [
+        result[path] = [
             Span(max(span.start, start) - start, min(span.end, end) - start, span.kind)
             for span in found[bisect_right(ends, start) : bisect_left(starts, end)]
         ]
-        kind = _kind_of_number(_heading(name), text) if name in headed else None
+        kind = _kind_of_number(_heading(path[-1]), text) if path in headed else None
         if kind and (not kinds or kind in kinds):
-            result[name] = [Span(0, len(text), kind)]
+            result[path] = [Span(0, len(text), kind)]
         place = end + len(_GAP)
     return result
 
@@ -98,17 +98,6 @@ def _kind_of_number(heading: str, text: str) -> Kind | None:
         return "zip" if whole and len(whole[1]) >= _MIN_ZIP_DIGITS else None
     is_date = abs(float(text)) >= _MIN_DATE and not _YEAR.fullmatch(text)
     return "date" if is_date and _DATE_HEADING.search(heading) else None
-
-
-def found_at(
-    texts: Mapping[TextPath, str], find: Engine, kinds: Collection[Kind] | None, headed: Collection[TextPath] = ()
-) -> dict[TextPath, list[Span]]:
-    """Return path -> spans of identifiers, like `found_in`."""
-    # The number keeps the names of ("a.b",) and ("a", "b") apart.
-    paths = {f"{number}.{'.'.join(path)}": path for number, path in enumerate(texts)}
-    fields = {name: texts[path] for name, path in paths.items()}
-    found = found_in(fields, find, kinds, {name for name, path in paths.items() if path in headed})
-    return {paths[name]: spans for name, spans in found.items()}
 
 
 @dataclass

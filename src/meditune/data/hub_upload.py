@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from meditune.data.dataset_card import SPLITS, SYNTHETIC, identifiers, synthetic_rows
-from meditune.data.prepare import stored_data
+from meditune.data.prepare import data_folder, stored_data
 from meditune.data.read_sources import Terms, restricted, terms_of
 from meditune.data.sources import SOURCES, licence_requirements, offline
 from meditune.errors import DataError, MedituneError
@@ -54,11 +54,7 @@ def plan_upload(folder: Path, repository: str, private: bool) -> Upload:
     Raises DataError for restricted rows, identifiers left in a user's own data, or synthetic rows that the card doesn't
     mention.
     """
-    place = folder / "data" if (folder / "data" / "quality.json").is_file() else folder
-    if not (place / "quality.json").is_file():
-        raise DataError(
-            f"{folder}: no prepared data here. Prepare data with: meditune data prepare RECIPE --output DIR."
-        )
+    place = data_folder(folder)
     data = stored_data(place)
     splits = data.splits.named()
     terms = terms_of(example for examples in splits.values() for example in examples)

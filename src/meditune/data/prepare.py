@@ -134,6 +134,16 @@ def write_prepared(
     return Prepared(splits, quality)
 
 
+def data_folder(folder: Path) -> Path:
+    """Return the folder of prepared data: `folder/data` or `folder`. Raises DataError if there are no such data."""
+    for place in (folder / "data", folder):
+        if (place / "quality.json").is_file():
+            return place
+    raise DataError(
+        f"{folder} contains no prepared data. Prepare data with: meditune data prepare RECIPE --output DIR."
+    )
+
+
 def stored_data(folder: Path) -> Prepared:
     """Return the data that `prepare` wrote to `folder`. Raises DataError if files are missing or have changed."""
     quality = read_json(folder / "quality.json")

@@ -20,9 +20,10 @@ from typing import Any, Literal
 
 from meditune.config.load_recipe import load_recipe
 from meditune.data.example import Example
-from meditune.data.prepare import prepare, stored_data
+from meditune.data.prepare import data_folder, prepare, stored_data
+from meditune.data.quality import ledger
 from meditune.data.read_sources import is_restricted
-from meditune.data.readers import user_files
+from meditune.data.readers import tables, user_files
 from meditune.data.readers.tables import Rejects
 from meditune.data.readers.user_files import SOURCE as OWN
 from meditune.data.reviewer_decisions import KEPT_VERDICTS, VERDICTS, Verdict, was_validated
@@ -223,9 +224,6 @@ SIGNALS: dict[str, Signal] = {
 }
 
 
-TABLES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
-
-
 @dataclass(frozen=True)
 class Candidates:
     """The rows to choose from."""
@@ -236,21 +234,21 @@ class Candidates:
     """Number of rows that were left out because people have already checked them"""
     rejected: int = 0
     noted: Sequence[Mapping[str, Any]] = ()
-    """Records about rows that quality control wrote to the ledger of the data"""
+    """Entries of the ledger of the data"""
 
 
 def candidates(source: str, overrides: Sequence[str], test: bool) -> Candidates:
     """Return the rows of a run's folder, a table, or a recipe; rows of the test split only if `test`."""
     path, rejects, noted = Path(source), Rejects(), []
-    if overrides and (path.is_dir() or path.suffix.lower() in TABLES):
+    if overrides and (path.is_dir() or path.suffix.lower() in tables.FORMATS):
         raise DataError(f"--set changes a key of a recipe, but {source} isn't a recipe. Omit --set.")
-    if path.suffix.lower() in TABLES:
+    if path.suffix.lower() in tables.FORMATS:
         rows, digest = list(user_files.read(path, rejects)), sha256(path)
     else:
         with tempfile.TemporaryDirectory() as temporary:
-            folder = _data_of(path) if path.is_dir() else Path(temporary) / "data"
+            folder = data_folder(path) if path.is_dir() else Path(temporary) / "data"
             prepared = stored_data(folder) if path.is_dir() else prepare(load_recipe(source, overrides).recipe, folder)
-            noted = _ledger(folder / "ledger.parquet")
+            noted = list(ledger.entries(folder))
         named = prepared.splits.named()
         rows = [row for name in ("train", "dev", *(("test",) if test else ())) for row in named[name]]
         digest = prepared.sha256
@@ -258,23 +256,6 @@ def candidates(source: str, overrides: Sequence[str], test: bool) -> Candidates:
     if not new:
         raise DataError(f"{source}: all rows were checked already.")
     return Candidates(new, digest, len(rows) - len(new), len(rejects), noted)
-
-
-def _ledger(path: Path) -> list[dict[str, Any]]:
-    if not path.is_file():
-        return []
-    import pyarrow.parquet
-
-    return list(pyarrow.parquet.read_table(path, columns=["id", "rule", "action", "detail"]).to_pylist())
-
-
-def _data_of(folder: Path) -> Path:
-    for place in (folder / "data", folder):
-        if (place / "quality.json").is_file():
-            return place
-    raise DataError(
-        f"{folder} contains no prepared data. Pass a folder written by `meditune run` or `meditune data prepare`."
-    )
 
 
 MAX_ATTEMPTS = 200
