@@ -302,7 +302,7 @@ def test_judgments_are_joined_with_questions_and_answers(tmp_path):
 def test_another_folder_is_refused(tmp_path, liveqa):
     with pytest.raises(
         DataError,
-        match=r"no \*Answers\*\.csv in this folder\. Set train\.preference\.path to a file of pairs or rated answers",
+        match=r"no \*Answers\*\.csv\. Set train\.preference\.path to a file of pairs or rated answers",
     ):
         read_given_pairs(tmp_path, recipe(), Rejects())
 

@@ -35,6 +35,7 @@ from meditune.data.preference_pairs import (
     thumbs,
 )
 from meditune.data.readers import liveqa
+from meditune.data.readers.claims import find_files
 from meditune.data.readers.medquad import JUDGED_ANSWERS, judged_answers
 from meditune.data.readers.tables import LAYOUTS, Rejects, Row, rows
 from meditune.data.readers.user_files import beginning, column_names, has_column, list_columns
@@ -281,10 +282,14 @@ def read_judged(folder: Path, questions: Path, rejects: Rejects) -> Iterator[Rat
 
     Raises DataError if files are missing.
     """
-    found_answers = judged_answers(_files(folder, JUDGED_ANSWERS), SOURCE, rejects)
+    what = (
+        "Set train.preference.path to a file of pairs or rated answers, or to the folder of MedQuAD's judged answers "
+        f"({JUDGED_ANSWERS} and {JUDGMENTS})."
+    )
+    found_answers = judged_answers(find_files(folder, [JUDGED_ANSWERS], what), SOURCE, rejects)
     answers = {answer_id: text for answer_id, _, _, text in found_answers}
     known = {each.id: each for each in liveqa.read(questions, Rejects())}
-    for path in _files(folder, JUDGMENTS):
+    for path in find_files(folder, [JUDGMENTS], what):
         for number, line in enumerate(read_text(path).splitlines(), start=1):
             found = _JUDGMENT.fullmatch(line.strip())
             question = known.get(f"{liveqa.SOURCE}-test:TQ{found[1]}") if found else None
@@ -305,13 +310,3 @@ def read_judged(folder: Path, questions: Path, rejects: Rejects) -> Iterator[Rat
                     else "unknown question or answer"
                 )
                 rejects.add(SOURCE, f"{path}:{number}", problem, line)
-
-
-def _files(folder: Path, pattern: str) -> list[Path]:
-    found = sorted(folder.glob(pattern))
-    if not found:
-        raise DataError(
-            f"{folder}: no {pattern} in this folder. Set train.preference.path to a file of pairs or rated answers, or "
-            f"to the folder of MedQuAD's judged answers ({JUDGED_ANSWERS} and {JUDGMENTS})."
-        )
-    return found

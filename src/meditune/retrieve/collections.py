@@ -34,6 +34,7 @@ from meditune.data.deidentify import (
 from meditune.data.example import Example
 from meditune.data.read_sources import is_restricted, marked
 from meditune.data.readers import medquad, mimic, pubmedqa, user_files
+from meditune.data.readers.claims import find_files
 from meditune.data.readers.tables import FORMATS, Rejects
 from meditune.errors import DataError
 from meditune.phi.detector import engine
@@ -82,11 +83,7 @@ def read_judged(folder: Path, rejects: Rejects) -> Iterator[Document]:
 
     A document's id contains the AnswerID.
     """
-    files = sorted(folder.glob(medquad.JUDGED_ANSWERS))
-    if not files:
-        raise DataError(
-            f"{folder}: contains no {medquad.JUDGED_ANSWERS}. Specify the folder with MedQuAD's judged answers."
-        )
+    files = find_files(folder, [medquad.JUDGED_ANSWERS], "Specify the folder with MedQuAD's judged answers.")
     for name, question, url, text in medquad.judged_answers(files, JUDGED, rejects):
         yield Document(
             id=f"{JUDGED}:{name.removesuffix('.txt')}",

@@ -104,14 +104,13 @@ class Audit:
     def note(self, entries: Iterable[Entry]) -> None:
         """Record entries, and count the rows that they drop or change."""
         for entry in entries:
-            self.ledger.add_row(entry.row())
             if entry.after is None:
                 self.dropped_rows[entry.before.id] = f"{entry.rule}: {entry.detail}"
             elif entry.after is not entry.before:
                 self._changed.add(entry.before.id)
-            examples = self._shown[entry.rule]
-            if len(examples) < EXAMPLES:
-                examples.append(excerpt(entry, self.hidden is None or entry.before.id in self.hidden))
+            is_shown = len(self._shown[entry.rule]) < EXAMPLES
+            is_hidden = self.hidden is None or entry.before.id in self.hidden
+            self.note_row(entry.row(), excerpt(entry, is_hidden) if is_shown else None)
 
     def facts(self, dropped: int | None = None, changed: int | None = None) -> dict[str, Any]:
         """Return the entry `audit` of quality.json; the arguments, if given, replace the counts that `note` made."""

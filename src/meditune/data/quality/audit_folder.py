@@ -299,7 +299,7 @@ def _ray(workers: int) -> Iterator[Map]:
     own = {} if elsewhere else {"num_cpus": workers, "include_dashboard": False}
     ray.init(address=elsewhere, log_to_driver=False, logging_level="error", **own)
     slots = max(int(ray.cluster_resources().get("CPU", 1)), 1)
-    apply = ray.remote(_apply)
+    apply = ray.remote(lambda function, item: function(item))
 
     def applied(function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
         shared = ray.put(function)
@@ -309,10 +309,6 @@ def _ray(workers: int) -> Iterator[Map]:
         yield applied
     finally:
         ray.shutdown()
-
-
-def _apply(function: Callable[[Any], Any], item: Any) -> Any:
-    return function(item)
 
 
 def _in_order(pending: Iterable[Any], result: Callable[[Any], Any], max_pending: int) -> Iterator[Any]:

@@ -18,6 +18,7 @@ from itertools import zip_longest
 from pathlib import Path
 
 from meditune.data.example import Example, Passage, problem_in_text
+from meditune.data.readers.claims import find_files
 from meditune.data.readers.tables import FIELD_CHARACTERS, Rejects, open_unchanging
 from meditune.errors import DataError
 from meditune.files import bounded_lines, package_table
@@ -33,6 +34,7 @@ NOTICE = (
     "the rows can repeat parts of them: treat the model, its predictions and the run's folder as restricted too."
 )
 
+_FILES = ("NOTEEVENTS.csv", "NOTEEVENTS.csv.gz", "noteevents.csv", "noteevents.csv.gz")
 _COLUMNS = ("ROW_ID", "SUBJECT_ID", "HADM_ID", "CATEGORY", "ISERROR", "TEXT")
 _SECTIONS = package_table(Path(__file__).with_name("mimic_sections.yaml"))
 _ANY_HEADING = "|".join(
@@ -48,7 +50,8 @@ def read(path: Path, rejects: Rejects) -> Iterator[Example]:
     that contains one of these files. The id is `mimic:ROW_ID-section`, and the group is the SUBJECT_ID. Unused notes
     are counted in `rejects`. Raises DataError if the file is missing, truncated, or not NOTEEVENTS.
     """
-    file = _file(path)
+    what = "Get NOTEEVENTS from PhysioNet and specify its path."
+    file = find_files(path, _FILES, what)[0]
     seen: set[int] = set()
     left_out: Counter[str] = Counter()
     for line, row in _rows(file, rejects):
@@ -148,17 +151,6 @@ def _rows(file: Path, rejects: Rejects) -> Iterator[tuple[int, dict[str, str]]]:
         raise DataError(
             f"{file}, after line {line}: {error}. The file may be truncated or damaged; download it again."
         ) from error
-
-
-def _file(path: Path) -> Path:
-    if path.exists() and not path.is_dir():
-        return path
-    for name in ("NOTEEVENTS.csv", "NOTEEVENTS.csv.gz", "noteevents.csv", "noteevents.csv.gz"):
-        if (path / name).is_file():
-            return path / name
-    raise DataError(
-        f"{path}: no NOTEEVENTS.csv or NOTEEVENTS.csv.gz here. Get the file from PhysioNet and specify its path."
-    )
 
 
 def _number(field: str) -> str:
