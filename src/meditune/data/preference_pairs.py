@@ -109,31 +109,34 @@ def from_rows(
     yield from records(rows, rejects, _pair, SOURCE, name, no_rows, fields, LAYOUTS["pairs"])
 
 
+def _asked(values: Mapping[str, Any], others: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of a Pair or Rated that say what was asked; the context is None if its format is unknown."""
+    others = with_known_names(others)
+    return {
+        "question": cell(values.get("question")),
+        "context": passages(values.get("context")),
+        "group": cell(values.get("group")),
+        "source": cell(others.get("source")),
+        "restricted": is_marked(others.get(RESTRICTED)),
+        "turns": stored_turns(others.get("turns")),
+    }
+
+
 def _pair(values: Mapping[str, Any], others: Mapping[str, Any], fallback_id: str) -> Pair | str:
     """Return the pair in a row, or the reason for rejecting the row."""
-    others = with_known_names(others)
-    question, chosen, rejected = (cell(values.get(field)) for field in ("question", "chosen", "rejected"))
-    context = passages(values.get("context"))
-    if not question:
+    asked = _asked(values, others)
+    chosen, rejected = (cell(values.get(field)) for field in ("chosen", "rejected"))
+    if not asked["question"]:
         return "no question"
     if not chosen or not rejected:
         return f"no {'rejected' if chosen else 'chosen'} answer (or it isn't text)"
     if " ".join(chosen.split()) == " ".join(rejected.split()):
         return "chosen and rejected answers are the same"
-    if context is None:
+    if asked["context"] is None:
         return NO_CONTEXT
-    return Pair(
-        id=f"{SOURCE}:{cell(values.get('id')) or fallback_id}",
-        question=question,
-        context=context,
-        chosen=chosen,
-        rejected=rejected,
-        group=group_of(cell(values.get("group")), question),
-        source=cell(others.get("source")),
-        restricted=is_marked(others.get(RESTRICTED)),
-        turns=stored_turns(others.get("turns")),
-        kind=OWN,
-    )
+    asked["group"] = group_of(asked["group"], asked["question"])
+    id = f"{SOURCE}:{cell(values.get('id')) or fallback_id}"
+    return Pair(id=id, chosen=chosen, rejected=rejected, kind=OWN, **asked)
 
 
 THUMBS = {"up": 1.0, "true": 1.0, "1": 1.0, "+1": 1.0, "down": -1.0, "false": -1.0, "-1": -1.0}
@@ -269,10 +272,9 @@ def thumbs(ratings: Iterable[Rated], rejects: Rejects) -> list[Pair]:
 
 def _rated(values: Mapping[str, Any], others: Mapping[str, Any], place: str, as_thumbs: bool) -> Rated | str:
     """Return the rating in a row, or the reason for rejecting the row."""
-    question, answer = cell(values.get("question")), cell(values.get("answer"))
-    context, stated = passages(values.get("context")), cell(values.get("rating"))
+    asked, answer, stated = _asked(values, others), cell(values.get("answer")), cell(values.get("rating"))
     rating = THUMBS.get(stated.lower().removesuffix(".0")) if as_thumbs else _finite(values.get("rating"))
-    if not question:
+    if not asked["question"]:
         return "no question"
     if not answer:
         return "no answer (or the answer isn't text)"
@@ -280,13 +282,9 @@ def _rated(values: Mapping[str, Any], others: Mapping[str, Any], place: str, as_
         return f"{UNKNOWN_THUMB} {stated.lower()[:40]!r}" if stated else "no rating"
     if rating is None:
         return "no rating (or the rating isn't a number)"
-    if context is None:
+    if asked["context"] is None:
         return NO_CONTEXT
-    name, group = (cell(values.get(field)) for field in ("id", "group"))
-    others = with_known_names(others)
-    source, restricted = cell(others.get("source")), is_marked(others.get(RESTRICTED))
-    turns = stored_turns(others.get("turns"))
-    return Rated(place, name or place, question, context, answer, group, rating, source, restricted, turns)
+    return Rated(place, cell(values.get("id")) or place, answer=answer, rating=rating, **asked)
 
 
 def _finite(value: object) -> float | None:
