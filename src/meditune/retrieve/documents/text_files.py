@@ -166,8 +166,10 @@ def _seen_elements(markup: str) -> Any:
 
     A landmark, such as <aside>, and struck-out text count as not seen, unless they have no end tag.
     """
-    from lxml import etree
-
+    try:
+        from lxml import etree
+    except ImportError as error:
+        raise DataError(f"HTML pages need lxml. Install it with: {install_command('retrieve')}") from error
     parser = etree.HTMLParser(encoding="utf-8", remove_comments=True, remove_pis=True, huge_tree=True)
     root = etree.fromstring(_repaired(markup).encode(), parser)
     if root is None:
