@@ -65,7 +65,7 @@ def test_a_layer_that_cant_be_compiled_later_goes_on_plain(monkeypatch, capsys):
 @needs_compiler
 @pytest.mark.slow
 def test_frozen_layers_are_remembered_beside_compiled_ones():
-    loaded, model = trainable("llama", strategy="lora", top_layers=1)
+    loaded, model = trainable("llama", strategy="lora", top_layers=1, lora=LoraSpec(r=4, targets=["q_proj"]))
     moved(model).train()
     plain = loss_of(loaded, model).item()
     loaded.frozen = HiddenStateCache(model, 1)
