@@ -12,6 +12,7 @@ WORD... are the words of `meditune` without --output. It prints a JSON line for 
 from __future__ import annotations
 
 import errno
+import gc
 import json
 import mmap
 import os
@@ -57,8 +58,10 @@ class Trial:
 def main(folder: Path, trials: int, words: list[str]) -> None:
     """Print the trials."""
     draw = random.Random(17)
+    gc.disable()
     started_here(words, folder / "whole")
     plots._svg = described
+    gc.freeze()
     seen = mmap.mmap(-1, 8)
     started = time.monotonic()
     assert forked(words, folder / "counted", folder / "log", seen=seen) == 0, (folder / "log").read_text()
