@@ -316,7 +316,7 @@ def test_perplexity_equals_a_plain_transformers_loop():
 @pytest.mark.real
 def test_a_short_real_fine_tune_gives_an_adapter_that_loads_in_five_lines(real_data, tmp_path, capsys):
     run = tmp_path / "run"
-    settings = ("train.epochs=0.1", "prompt.max_tokens=160", "data.fallback_to_sample=false")
+    settings = ("train.epochs=0.05", "prompt.max_tokens=160", "data.fallback_to_sample=false")
     words = [word for setting in settings for word in ("--set", setting)]
     done = meditune("train", "quickstart", "--output", run, *words).ok()
     assert "Training on 449 examples" in done.err
