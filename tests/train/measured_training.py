@@ -3,14 +3,13 @@
 import json
 import sys
 
-import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from meditune.config.load_recipe import load_recipe
 from meditune.models import inference
 from meditune.models.adapters import make_trainable
 from meditune.models.hidden_state_cache import HiddenStateCache
-from meditune.models.load import LoadedModel
+from meditune.models.load import LoadedModel, number_format
 from meditune.models.shared_prefix_batch import Row
 from meditune.train.finetune import peak_memory_gb
 from meditune.train.resource_plan import longest_rows
@@ -35,7 +34,9 @@ def main() -> None:
     """Arguments: a configuration as JSON, then the recipe's settings."""
     recipe = load_recipe("quickstart", sys.argv[2:]).recipe
     config = AutoConfig.for_model(**json.loads(sys.argv[1]))
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16, attn_implementation=inference.register())
+    model = AutoModelForCausalLM.from_config(
+        config, dtype=number_format("auto"), attn_implementation=inference.register()
+    )
     model = make_trainable(model, recipe.model, 0)
     rows = longest_rows(recipe)
     rows = rows * -(-2 * recipe.train.batch_size * recipe.train.accumulation // len(rows))
