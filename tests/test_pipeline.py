@@ -440,7 +440,7 @@ def test_a_loss_that_explodes_is_said(place):
 
 def test_without_data_the_sample_takes_over_and_is_marked(place, tmp_path, monkeypatch):
     monkeypatch.setenv("MEDITUNE_DATA", str(tmp_path))
-    settings = place.settings(data__split=None, data__sources__0__limit=None)
+    settings = place.settings(data__split=None, data__sources__0__limit=None, train__epochs=0.1, evaluate__answers=4)
     result = meditune("run", "quickstart", "-o", tmp_path / "run", *settings).ok()
     assert "SYNTHETIC" in result.err
     assert "SYNTHETIC" in result.out
