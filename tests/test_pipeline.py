@@ -414,7 +414,7 @@ def test_nothing_to_learn_is_said_before_anything_is_computed(place, tmp_path, r
 
 
 def test_a_test_question_longer_than_the_budget(place, tmp_path):
-    path = jsonl(tmp_path / "own.jsonl", rows(30, question=lambda number: f"Does treatment {number} help? " * 200))
+    path = jsonl(tmp_path / "own.jsonl", rows(30, question=lambda number: f"Does treatment {number} help? " * 60))
     result = meditune("run", "quickstart", "-o", tmp_path / "run", *place.own(path))
     result.refused(3, "own:", "prompt.max_tokens")
     assert not (tmp_path / "run" / "model").exists()
