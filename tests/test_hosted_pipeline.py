@@ -9,13 +9,11 @@ from __future__ import annotations
 import io
 import json
 import math
-import os
 import signal
 import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -80,10 +78,11 @@ class Place:
         return ["evaluate", model, "-o", self.run, *self.settings(**changes), "--yes", *more]
 
     def interrupted(self, *words: Any, match: str, heard: bool = True) -> Result:
-        """The command, which gets a ctrl-C during the request that `match` names."""
-        stop = partial(os.kill, os.getpid(), signal.SIGINT)
-        self.api.trouble(match, heard=heard, act=stop, delay=0.2)
-        return meditune(*words)
+        """The command in a process of its own, which gets a ctrl-C during the request that `match` names."""
+        with self.bench.started(*words) as process:
+            self.api.trouble(match, heard=heard, act=lambda: process.send_signal(signal.SIGINT), delay=0.2)
+            out, err = process.communicate(timeout=240)
+        return Result(process.returncode, out, err)
 
     @property
     def run(self) -> Path:
@@ -402,11 +401,8 @@ def test_stopped_while_measuring(place):
     place.api.troubles = []
     for _ in range(3):
         place.api.trouble("POST /chat/completions", heard=True, status=None, delay=0.05)
-    with place.bench.started(*place.evaluation()) as process:
-        ctrl_c = partial(process.send_signal, signal.SIGINT)
-        place.api.trouble("POST /chat/completions", heard=True, act=ctrl_c, delay=0.2)
-        process.communicate(timeout=240)
-    assert process.returncode == 130
+    stopped = place.interrupted(*place.evaluation(), match="POST /chat/completions")
+    assert stopped.code == 130, stopped
     assert (place.run / "predictions" / "model-decision.jsonl.begun").is_file()
     asked = len(place.api.chats)
     assert 4 <= asked < 18
