@@ -540,7 +540,7 @@ def test_the_documented_prices_have_the_columns_and_the_vm_of_the_script(tmp_pat
     monkeypatch.setattr(sys, "argv", ["serving_cost.py", str(measured)])
     serving_cost.main()
     head, _, row = capsys.readouterr().out.splitlines()
-    page = (Path(__file__).parents[1] / "docs" / "how-to" / "export-and-engines.md").read_text("utf-8")
+    page = (Path(__file__).parents[1] / "docs" / "experiments" / "speed.md").read_text("utf-8")
     assert head in page.splitlines()
     # With one answer in 36 s, 1,000 answers cost as much as the VM in ten hours.
     assert f"costs ${float(row.split(' | $')[1]) / 10:g} per hour" in page
