@@ -35,9 +35,8 @@ from meditune.data.preference_pairs import (
     thumbs,
 )
 from meditune.data.readers import liveqa
-from meditune.data.readers.claims import find_files
 from meditune.data.readers.medquad import JUDGED_ANSWERS, judged_answers
-from meditune.data.readers.tables import LAYOUTS, Rejects, Row, rows
+from meditune.data.readers.tables import LAYOUTS, Rejects, Row, find_files, rows
 from meditune.data.readers.user_files import beginning, column_names, has_column, list_columns
 from meditune.data.sources import locate_source
 from meditune.data.splits import Splits, by_group, question_key

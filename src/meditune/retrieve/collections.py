@@ -34,8 +34,7 @@ from meditune.data.deidentify import (
 from meditune.data.example import Example
 from meditune.data.read_sources import is_restricted, marked
 from meditune.data.readers import medquad, mimic, pubmedqa, user_files
-from meditune.data.readers.claims import find_files
-from meditune.data.readers.tables import FORMATS, Rejects
+from meditune.data.readers.tables import FORMATS, Rejects, find_files
 from meditune.errors import DataError
 from meditune.phi.detector import engine
 from meditune.retrieve.documents import pubmed_articles, text_files

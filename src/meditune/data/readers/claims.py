@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from meditune.data.example import ANSWERED_QUESTION, LABEL, Example, Label, Passage, problem_in_text
-from meditune.data.readers.tables import Rejects, Row, accepted, rows
+from meditune.data.readers.tables import Rejects, Row, accepted, find_files, rows
 from meditune.data.readers.user_files import LABEL_WORDS, cell, group_of, passages, with_labels
 from meditune.errors import DataError
 from meditune.files import read_json
@@ -34,8 +34,6 @@ LICENCES = {
 TEST_SPLITS = {SCIFACT: ("dev",), HEALTHVER: ("test",), CITATION_INTEGRITY: ("test",), NLI4CT: ("test", "dev")}
 """Source -> the published splits that can be its test set; the first one with rows is used. The labels of SciFact's
 test split are not published; NLI4CT's test labels are only in the later, complete archive."""
-LEVELS = ("", "*/", "*/*/")
-"""Prefixes for file patterns: subfolders are searched, too, because publishers use folders such as `data`"""
 Maker = Callable[[Mapping[str, Any]], Sequence[Example] | str]
 
 
@@ -83,20 +81,6 @@ def official_split(
 
 def _documents(example: Example) -> set[str]:
     return {example.group, *example.meta.get("trials", ())}
-
-
-def find_files(path: Path, names: Iterable[str], what: str) -> list[Path]:
-    """Return the files that match the first name or pattern with a match, in a folder or up to two levels below it.
-
-    `path` can also be the file itself. Raises DataError, with the advice `what`, if no file matches.
-    """
-    if path.is_file():
-        return [path]
-    for name in names:
-        for level in LEVELS:
-            if found := sorted(path.glob(level + name)):
-                return found
-    raise DataError(f"{path}: found no {' or '.join(names)}. {what}")
 
 
 def _split_files(path: Path, patterns: Mapping[str, str], what: str) -> dict[str, Path]:

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from meditune.data.example import Example, Label, Passage, problem_in_text
-from meditune.data.readers.claims import NO_EVIDENCE, claim_of, find_files, labelled, with_columns
-from meditune.data.readers.tables import Rejects, rows
+from meditune.data.readers.claims import NO_EVIDENCE, claim_of, labelled, with_columns
+from meditune.data.readers.tables import Rejects, find_files, rows
 from meditune.data.readers.user_files import cell, is_empty, passages
 from meditune.errors import DataError
 from meditune.files import read_text

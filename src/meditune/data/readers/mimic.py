@@ -18,8 +18,7 @@ from itertools import zip_longest
 from pathlib import Path
 
 from meditune.data.example import Example, Passage, problem_in_text
-from meditune.data.readers.claims import find_files
-from meditune.data.readers.tables import FIELD_CHARACTERS, Rejects, open_unchanging
+from meditune.data.readers.tables import FIELD_CHARACTERS, Rejects, find_files, open_unchanging
 from meditune.errors import DataError
 from meditune.files import bounded_lines, package_table
 from meditune.phi.spans import placeholders

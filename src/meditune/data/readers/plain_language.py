@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from meditune.data.example import REWRITES_CONTEXT, Example, Passage
-from meditune.data.readers.claims import find_files, with_columns
-from meditune.data.readers.tables import Rejects, Row, accepted, refuse_other_kinds, rows
+from meditune.data.readers.claims import with_columns
+from meditune.data.readers.tables import Rejects, Row, accepted, find_files, refuse_other_kinds, rows
 from meditune.data.readers.user_files import cell, passages
 from meditune.errors import DataError
 from meditune.files import read_json, read_text

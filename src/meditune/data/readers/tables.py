@@ -1,4 +1,4 @@
-"""Rows of a user's file in any supported format, checks of the file, and a collection of rejected rows."""
+"""The files of a source, their rows in any supported format, checks of a file, and a collection of rejected rows."""
 
 from __future__ import annotations
 
@@ -213,6 +213,24 @@ FORMATS = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 FIELD_CHARACTERS = 2**24
 """Maximum length of a field in a CSV file, so that an unclosed quote doesn't fill the memory"""
 _BATCH = 100
+
+
+LEVELS = ("", "*/", "*/*/")
+"""Prefixes for file patterns: subfolders are searched, too, because publishers use folders such as `data`"""
+
+
+def find_files(path: Path, names: Iterable[str], what: str) -> list[Path]:
+    """Return the files that match the first name or pattern with a match, in a folder or up to two levels below it.
+
+    `path` can also be the file itself. Raises DataError, with the advice `what`, if no file matches.
+    """
+    if path.is_file():
+        return [path]
+    for name in names:
+        for level in LEVELS:
+            if found := sorted(path.glob(level + name)):
+                return found
+    raise DataError(f"{path}: found no {' or '.join(names)}. {what}")
 
 
 def rows(path: Path, source: str, rejects: Rejects) -> Iterator[Row]:
