@@ -7,6 +7,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
+from itertools import product
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -345,17 +346,18 @@ def _change(first: Sequence[str], second: Sequence[str]) -> _Change | None:
     meant = sum(word not in _FUNCTION_WORDS for word in (first_counts & second_counts).elements())
     # With few content words, "is it" instead of "what is" makes a different question.
     free = _FUNCTION_WORDS if meant >= MIN_CONTENT_WORDS else frozenset()
-    left = [word for word in (first_counts - second_counts).elements() if word not in free]
-    right = [word for word in (second_counts - first_counts).elements() if word not in free]
-    for word in tuple(left):
-        twin = next((other for other in right if _one_slip(word, other)), None)
-        if twin:
-            left.remove(word)
-            right.remove(twin)
+    left = Counter({word: count for word, count in (first_counts - second_counts).items() if word not in free})
+    right = Counter({word: count for word, count in (second_counts - first_counts).items() if word not in free})
+    for word, other in product(left, right):
+        if left[word] and right[other] and _one_slip(word, other):
+            paired = min(left[word], right[other])
+            left[word] -= paired
+            right[other] -= paired
+    changed = max(left.total(), right.total())
     same_marks = _marks(first) == _marks(second)
-    if not left and not right and same_marks:
+    if not changed and same_marks:
         return None
-    light = same_marks and max(len(left), len(right)) <= min(len(first), len(second)) // WORDS_PER_CHANGE
+    light = same_marks and changed <= min(len(first), len(second)) // WORDS_PER_CHANGE
     return _Change(frozenset(first_counts & second_counts), light)
 
 
