@@ -299,7 +299,13 @@ class OpenvinoEngine(BatchingEngine):
 
     def _chosen(self) -> list[ScheduledRequest]:
         # The running answers end before the pipeline is opened again.
-        return [] if len(self._schemas) >= MAX_SCHEMAS else super()._chosen()
+        if len(self._schemas) >= MAX_SCHEMAS:
+            return []
+        # Only one prompt is read at a time. If two prompts that continue the same cached text were read together,
+        # OpenVINO would write the keys and values of both into one block, and both answers would be wrong.
+        if any(not answer.tokens for answer in self.running):
+            return []
+        return super()._chosen(most=1)
 
     def _join(self, answers: list[ScheduledRequest]) -> None:
         """Add prompts to the pipeline; if a request chooses among given texts, score these instead."""
