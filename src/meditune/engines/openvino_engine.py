@@ -299,13 +299,11 @@ class OpenvinoEngine(BatchingEngine):
 
     def _chosen(self) -> list[ScheduledRequest]:
         # The running answers end before the pipeline is opened again.
-        if len(self._schemas) >= MAX_SCHEMAS:
-            return []
-        # Only one prompt is read at a time. If two prompts that continue the same cached text were read together,
-        # OpenVINO would write the keys and values of both into one block, and both answers would be wrong.
-        if any(not answer.tokens for answer in self.running):
-            return []
-        return super()._chosen(most=1)
+        is_full = len(self._schemas) >= MAX_SCHEMAS or len(self.running) >= self.concurrency
+        # Only one prompt is read at a time. If prompts that continue the same cached text were read together, OpenVINO
+        # would write the keys and values of all of them into one block, and their answers would be wrong.
+        is_reading = any(not answer.tokens for answer in self.running)
+        return [] if is_full or is_reading or not self._waiting else [self._waiting.popleft()]
 
     def _join(self, answers: list[ScheduledRequest]) -> None:
         """Add prompts to the pipeline; if a request chooses among given texts, score these instead."""

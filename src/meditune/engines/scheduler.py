@@ -212,9 +212,9 @@ class BatchingEngine:
         """
         return self.constraints.compile(request)
 
-    def _chosen(self, most: int | None = None) -> list[ScheduledRequest]:
-        """Remove the requests that join now, `most` at a time, from the front of `_waiting`, and return them."""
-        room = min(len(self._waiting), self.concurrency - len(self.running), most or self.concurrency)
+    def _chosen(self) -> list[ScheduledRequest]:
+        """Remove the requests that join now from the front of `_waiting`, and return them."""
+        room = min(len(self._waiting), self.concurrency - len(self.running))
         return [self._waiting.popleft() for _ in range(room)]
 
     def _join(self, answers: list[ScheduledRequest]) -> None:
