@@ -123,11 +123,23 @@ def test_texts_are_as_likely_as_before(engine, folder):
 def test_answers_alone_and_together_are_what_the_original_would_write(engine, folder):
     alone = [ask(engine, GenerationRequest(prompt, MORE)) for prompt in prompts()]
     same = together(engine, [GenerationRequest(prompt, MORE) for prompt in prompts()])
+    check_likely(folder, [*prompts(), *prompts()], [*alone, *same])
+
+
+def test_follow_ups_that_arrive_together_get_the_answers_of_the_original(engine, folder):
+    for first in prompts():
+        conversation = [*first, *tokens(ask(engine, GenerationRequest(first, 6)))]
+        follow_ups = [[*conversation, *more] for more in ([20, 21, 22, 23], [30, 31], [40, 41, 42, 43, 44, 45])]
+        answers = together(engine, [GenerationRequest(prompt, MORE) for prompt in follow_ups])
+        check_likely(folder, follow_ups, answers)
+
+
+def check_likely(folder, asked, answers):
+    """Each token is nearly as likely as the likeliest; with a wrong window or cache they are off by units."""
     original = open_engine(str(folder), "transformers")
-    for prompt, pieces in zip([*prompts(), *prompts()], [*alone, *same], strict=True):
+    for prompt, pieces in zip(asked, answers, strict=True):
         likely = original.score(prompt, [tokens(pieces)])[0]
         short = [max(one.others.values()) - one.logprob for one in likely]
-        # Each token is nearly as likely as the likeliest; with a wrong window or cache they are off by units.
         assert not short or sum(short) / len(short) < 0.5
     original.close()
 

@@ -68,9 +68,6 @@ class OnnxEngine(BatchingEngine):
         self.ends, self.constraints = model.stop_tokens, ConstraintCompiler(tokenizer, model.stop_tokens, folder)
         super().__init__(f"onnx {model.weights}", tokenizer, model.context_tokens, concurrency)
 
-    def _chosen(self) -> list[ScheduledRequest]:
-        return [self._waiting.popleft()] if self._waiting and len(self.running) < self.concurrency else []
-
     def _join(self, answers: list[ScheduledRequest]) -> None:
         for answer in answers:
             logits, answer.state = self.model.read(answer.request.prompt, self.model.nothing)

@@ -299,11 +299,11 @@ class OpenvinoEngine(BatchingEngine):
 
     def _chosen(self) -> list[ScheduledRequest]:
         # The running answers end before the pipeline is opened again.
-        is_full = len(self._schemas) >= MAX_SCHEMAS or len(self.running) >= self.concurrency
-        # Only one prompt is read at a time. If prompts that continue the same cached text were read together, OpenVINO
-        # would write the keys and values of all of them into one block, and their answers would be wrong.
+        is_opening = len(self._schemas) >= MAX_SCHEMAS
+        # If prompts that continue the same cached text were read together, OpenVINO would write the keys and values of
+        # all of them into one block, and their answers would be wrong.
         is_reading = any(not answer.tokens for answer in self.running)
-        return [] if is_full or is_reading or not self._waiting else [self._waiting.popleft()]
+        return [] if is_opening or is_reading else super()._chosen()
 
     def _join(self, answers: list[ScheduledRequest]) -> None:
         """Add prompts to the pipeline; if a request chooses among given texts, score these instead."""

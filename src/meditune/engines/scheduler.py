@@ -213,9 +213,8 @@ class BatchingEngine:
         return self.constraints.compile(request)
 
     def _chosen(self) -> list[ScheduledRequest]:
-        """Remove the requests that join now from the front of `_waiting`, and return them."""
-        room = min(len(self._waiting), self.concurrency - len(self.running))
-        return [self._waiting.popleft() for _ in range(room)]
+        """Remove the requests that join now from the front of `_waiting`, and return them: one, if there is room."""
+        return [self._waiting.popleft()] if self._waiting and len(self.running) < self.concurrency else []
 
     def _join(self, answers: list[ScheduledRequest]) -> None:
         """Read the requests' prompts, and add the requests to `running`."""
