@@ -7,7 +7,6 @@ are chosen at random, or the least certain decisions are chosen. `meditune annot
 
 from __future__ import annotations
 
-import secrets
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -337,28 +336,20 @@ def queue(sources: Sequence[StoreLocation], folder: Path, options: QueueOptions)
     chosen = choose(pool, options.budget, options.strategy, options.seed)
     if len(chosen) < options.budget:
         remarks.append(f"All candidates ({len(pool):,}) are in the queue, fewer than the budget of {options.budget:,}.")
+    rating_set.check_sharing(options.raters, options.overlap)
     made_from = {"places": list(map(named, sources)), "strategy": options.strategy, "budget": options.budget}
-    _write_set(chosen, folder, made_from, options.raters, options.overlap)
+    made_from |= {"sample": "queue", "raters": options.raters, "overlap": options.overlap}
+    made_from |= {"rows": [[each.candidate.id, fingerprint(each.candidate.example)] for each in chosen]}
+    if not rating_set.is_set_of(folder, made_from):
+        entries = ((_shown(each.candidate), _key_entry(each)) for each in chosen)
+        rating_set.write_set(folder, VALIDATE, "label", entries, made_from, ranked=True)
     return Queued(chosen, len(pool), remarks)
 
 
-def _write_set(
-    chosen: Sequence[Chosen], folder: Path, made_from: dict[str, Any], raters: int | None, overlap: int | None
-) -> None:
-    """Write a set of the chosen candidates to `folder` atomically, unless it already contains the same set."""
-    rating_set.check_sharing(raters, overlap)
-    rows = [[each.candidate.id, fingerprint(each.candidate.example)] for each in chosen]
-    asked = made_from | {"sample": "queue", "raters": raters, "overlap": overlap, "rows": rows}
-    if rating_set.is_set_of(folder, asked):
-        return
-    items: list[dict[str, Any]] = []
-    key: dict[str, Any] = {}
-    for each in chosen:
-        id, example = secrets.token_hex(6), each.candidate.example
-        items.append({"id": id, "asked": secrets.token_hex(4), **_shown(each.candidate)})
-        facts = {"score": round(each.score, 3), "reasons": dict(each.reasons), "row": example.model_dump(mode="json")}
-        key[id] = rating_set.row_key(example, **facts)
-    rating_set.write_set(folder, VALIDATE, "label", items, key, asked, ranked=True)
+def _key_entry(chosen: Chosen) -> dict[str, Any]:
+    example = chosen.candidate.example
+    facts = {"score": round(chosen.score, 3), "reasons": dict(chosen.reasons), "row": example.model_dump(mode="json")}
+    return rating_set.row_key(example, **facts)
 
 
 def _shown(candidate: Candidate) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import random
 import secrets
 import tempfile
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from math import log, prod
 from pathlib import Path
@@ -34,16 +34,7 @@ from meditune.evidence.lexical_detector import Sentence, Sources, detect
 from meditune.evidence.lexical_features import tokens
 from meditune.files import sha256
 from meditune.progress import track
-from meditune.review.rating_set import (
-    VALIDATE,
-    check_sharing,
-    is_set_of,
-    new_id,
-    read_key,
-    row_key,
-    shown_row,
-    write_set,
-)
+from meditune.review.rating_set import VALIDATE, check_sharing, is_set_of, read_key, row_key, shown_row, write_set
 
 SAMPLES = ("random", "suspicious")
 STRATA = ("none", "source", "decision", "question_type")
@@ -381,9 +372,9 @@ def create(source: str, folder: Path, options: AnnotationSetOptions) -> CreatedS
             others = [row for row in found.rows if row.id not in used]
             others = others if len(others) > options.planted else found.rows
             gold += plant(others, options.planted, options.seed)
-        items, key, everyone = _blinded(listed, gold, {row.id for row in shared}, Path(source).name)
+        entries = _with_known(listed, gold, Path(source).name)
         ranked = options.sample == "suspicious"
-        write_set(folder, VALIDATE, "verdict", items, key, made_from, everyone, ranked)
+        write_set(folder, VALIDATE, "verdict", entries, made_from, {row.id for row in shared}, ranked)
     key_rows, _ = read_key(folder)
     restricted = {row.id for row in found.rows if is_restricted(row)}
     return CreatedSet(
@@ -395,27 +386,18 @@ def create(source: str, folder: Path, options: AnnotationSetOptions) -> CreatedS
     )
 
 
-def _blinded(
-    rows_with_meta: Sequence[tuple[Example, dict[str, Any]]], known: Sequence[Gold], shared: set[str], table: str
-) -> tuple[list[dict[str, Any]], dict[str, Any], list[str]]:
-    """Return the items, with known items at random positions, their key, and the questions that every rater sees.
+def _with_known(
+    rows: list[tuple[Example, dict[str, Any]]], known: Sequence[Gold], table: str
+) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    """Yield the set's entries (see `write_set`), with the known items at random positions.
 
     `table` is shown as the source of the user's own rows.
     """
     chance = secrets.SystemRandom()
-    rows = list(rows_with_meta)
     for gold in known:
         entry = row_key(gold.example, origins=[gold.kind], expected=list(gold.expected))
         rows.insert(chance.randrange(len(rows) + 1), (gold.example, entry))
-    items: list[dict[str, Any]] = []
-    key: dict[str, Any] = {}
-    everyone: list[str] = []
     for example, entry in rows:
-        id, asked = new_id(), secrets.token_hex(4)
         name = str(example.meta.get("source") or example.source)
         source = SOURCES[name].title if name in SOURCES else table if name == OWN else name
-        items.append({"id": id, "asked": asked, **shown_row(example, source)})
-        key[id] = entry
-        if entry["expected"] or example.id in shared:
-            everyone.append(asked)
-    return items, key, everyone
+        yield shown_row(example, source), entry

@@ -18,7 +18,7 @@ from __future__ import annotations
 import random
 import secrets
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -303,11 +303,6 @@ class Settings(BaseModel):
     whose raters keep the questions that they were given"""
 
 
-def new_id() -> str:
-    """Return a random id for an item; it begins with a letter, so that spreadsheets don't read it as a number."""
-    return f"i{secrets.token_hex(6)}"
-
-
 def row_key(example: Example, **facts: Any) -> dict[str, Any]:
     """Return a row's entry in the key of a data check; `facts` replace or extend its fields."""
     group = groups_of({example.id: example})[example.id]
@@ -456,18 +451,30 @@ def write_set(
     folder: Path,
     task: Task,
     axes: str,
-    items: Iterable[dict[str, Any]],
-    key: Mapping[str, Any],
+    entries: Iterable[tuple[Mapping[str, Any], dict[str, Any]]],
     inputs: Mapping[str, Any],
-    shared_ids: Sequence[str] = (),
+    shared: Container[str] = (),
     ranked: bool = False,
 ) -> None:
-    """Write a set to `folder` atomically. `inputs` contains `raters` and `overlap` (default for data checks: 2)."""
+    """Write a set to `folder` atomically. `inputs` contains `raters` and `overlap` (default for data checks: 2).
+
+    An entry is the content of an item for the page, with `asked` if several items are about one question, and the
+    item's entry in the key. All raters see the known items and those of the examples `shared`.
+    """
+    items: list[dict[str, Any]] = []
+    key: dict[str, dict[str, Any]] = {}
+    for shown, entry in entries:
+        id = f"i{secrets.token_hex(6)}"  # begins with a letter, so that spreadsheets don't read it as a number
+        items.append({"id": id, "asked": secrets.token_hex(4), **shown})
+        key[id] = entry
+    everyone = [each["asked"] for each in items if (row := key[each["id"]]).get("expected") or row["example"] in shared]
+    if task is RATE:  # the order must not reveal which model wrote an answer
+        secrets.SystemRandom().shuffle(items)
     raters, overlap = inputs["raters"], inputs["overlap"]
     if task is VALIDATE and raters:
         overlap = overlap or min(2, raters)
     settings = {"task": task.name, "axes": axes, "raters": raters, "overlap": overlap}
-    settings |= {"everyone": list(shared_ids), "ranked": ranked, "balanced": True, "shuffle": secrets.token_hex(8)}
+    settings |= {"everyone": everyone, "ranked": ranked, "balanced": True, "shuffle": secrets.token_hex(8)}
     with files.replace_folder(folder) as partial:
         files.write_json(partial / SET, settings)
         files.write_jsonl(partial / ITEMS, items, private=True)
@@ -519,8 +526,8 @@ def create(
     made_from |= {"seed": seed, "answers": digests(run)}
     chosen = random.Random(f"{seed}/review").sample(sorted(able), min(questions, len(able)))
     if not is_set_of(folder, made_from):
-        rows, key = _blinded((examples[id], {model: answers[model][id] for model in MODELS}) for id in chosen)
-        write_set(folder, RATE, axes, rows, key, made_from)
+        written = ((examples[id], {model: answers[model][id] for model in MODELS}) for id in chosen)
+        write_set(folder, RATE, axes, _blinded(written), made_from)
     key_rows, _ = read_key(folder)
     alike = sum(len(row.origins) > 1 for row in key_rows.values())
     return {"questions": len(chosen), "answers": len(key_rows), "alike": alike}
@@ -532,10 +539,8 @@ def digests(run: Path) -> dict[str, str]:
     return {model: files.sha256(path) for model, path in paths.items() if path.is_file()}
 
 
-def _blinded(chosen: Iterable[tuple[Example, dict[str, str]]]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Return the items in random order, which reveals nothing about their origins, and their key."""
-    rows: list[dict[str, Any]] = []
-    key: dict[str, Any] = {}
+def _blinded(chosen: Iterable[tuple[Example, dict[str, str]]]) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    """Yield the entries of the different answers to each question; see `write_set`."""
     for example, written in chosen:
         asked, origins = secrets.token_hex(4), dict[str, list[str]]()
         answers = written | ({"reference": example.answer} if example.answer.strip() else {})
@@ -545,8 +550,5 @@ def _blinded(chosen: Iterable[tuple[Example, dict[str, str]]]) -> tuple[list[dic
             origins.setdefault(plain, []).append(origin)
         group = groups_of({example.id: example})[example.id]
         for answer, whose in origins.items():
-            id = new_id()
-            rows.append({"id": id, "asked": asked, **shown_prompt(example), "answer": answer})
-            key[id] = {"example": example.id, "group": group, "origins": whose, "restricted": is_restricted(example)}
-    secrets.SystemRandom().shuffle(rows)
-    return rows, key
+            entry = {"example": example.id, "group": group, "origins": whose, "restricted": is_restricted(example)}
+            yield {"asked": asked, **shown_prompt(example), "answer": answer}, entry
