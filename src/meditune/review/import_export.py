@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from xml.sax.saxutils import quoteattr
@@ -36,35 +36,24 @@ class WrittenText:
     round: int
 
 
-@dataclass
-class Judgements:
-    """Ratings and texts with the rater's name instead of an id."""
-
-    rating_set: RatingSet
-    ratings: list[Rating]
-    texts: list[WrittenText] = field(default_factory=list)
-
-    def add_text(self, text: WrittenText) -> None:
-        """Add a rater's comment or better answer, unless it is the text that was shown for editing."""
-        if text.kind != BETTER or not self.rating_set.unchanged(text.item, text.text):
-            self.texts.append(text)
-
-
+Judgement = Rating | WrittenText
+"""Either has the rater's name instead of an id, as in the files"""
 BESIDE = ("decision", "source", "link")
 """Fields of items that are shown with the answer; each is left out if it is empty in all items"""
 
 
-def _write_label_studio(path: Path, judgements: Judgements, origins: Mapping[str, tuple[str, str]]) -> list[Path]:
-    rating_set = judgements.rating_set
+def _write_label_studio(
+    path: Path, rating_set: RatingSet, judgements: Iterable[Judgement], origins: Mapping[str, tuple[str, str]]
+) -> list[Path]:
     predictions: dict[str, dict[tuple[str, int], list[dict[str, Any]]]] = defaultdict(lambda: defaultdict(list))
-    for rating in judgements.ratings:
-        axis = rating_set.axis(rating.axis)
-        if axis:
-            meta = {"round": rating.round, "seconds": rating.seconds, "time": rating.time}
-            result = _result(axis.name, "choices", {"choices": [axis.label(rating.option)]}, meta)
-            predictions[rating.item][rating.rater, rating.round].append(result)
-    for each in judgements.texts:
-        result = _result(each.kind, "textarea", {"text": [each.text]}, {"round": each.round, "time": each.time})
+    for each in judgements:
+        if isinstance(each, WrittenText):
+            result = _result(each.kind, "textarea", {"text": [each.text]}, {"round": each.round, "time": each.time})
+        elif axis := rating_set.axis(each.axis):
+            meta = {"round": each.round, "seconds": each.seconds, "time": each.time}
+            result = _result(axis.name, "choices", {"choices": [axis.label(each.option)]}, meta)
+        else:
+            continue
         predictions[each.item][each.rater, each.round].append(result)
     # Label Studio requires each field of a configuration in every task.
     field_names = [name for name in BESIDE if any(getattr(item, name) for item in rating_set.items.values())]
@@ -113,12 +102,11 @@ def _configuration(rating_set: RatingSet, field_names: list[str]) -> str:
     return "\n".join([*lines, "</View>", ""])
 
 
-def _read_label_studio(path: Path, rating_set: RatingSet) -> Judgements:
-    """Return the annotations and predictions in a JSON export. Raises DataError with the task's number (1-based)."""
+def _read_label_studio(path: Path, rating_set: RatingSet) -> Iterator[Judgement]:
+    """Yield the annotations and predictions in a JSON export. Raises DataError with the task's number (1-based)."""
     tasks = read_json(path)
     if not isinstance(tasks, list):
         raise DataError(f"{path}: not a Label Studio export, which is a list of tasks.")
-    given = Judgements(rating_set, [])
     for number, task in enumerate(tasks, start=1):
         where = f"{path}, task {number}"
         data = task.get("data") if isinstance(task, dict) else None
@@ -130,8 +118,7 @@ def _read_label_studio(path: Path, rating_set: RatingSet) -> Judgements:
             )
         for rater, results, seconds in _results(task, where):
             for result in results:
-                _add_result(given, result, str(item), rater, seconds, where)
-    return given
+                yield _judgement(rating_set, result, str(item), rater, seconds, where)
 
 
 def _results(task: dict[str, Any], location: str) -> Iterator[tuple[str, list[Any], float]]:
@@ -158,21 +145,20 @@ def _annotator(by: Any) -> str:
     return f"user {by}" if by else ""
 
 
-def _add_result(judgements: Judgements, result: Any, item: str, rater: str, seconds: float, location: str) -> None:
+def _judgement(rating_set: RatingSet, result: Any, item: str, rater: str, seconds: float, location: str) -> Judgement:
     try:
         name, value, meta = result["from_name"], result["value"], result.get("meta") or {}
         round = ADJUDICATION if meta.get("round") == ADJUDICATION else RATING
         time = str(meta.get("time", ""))
         if name in (COMMENT, BETTER):
             text = value["text"] if isinstance(value["text"], str) else "\n".join(value["text"])
-            judgements.add_text(WrittenText(rater, item, name, text, time, round))
-            return
-        axis = judgements.rating_set.axis(name)
+            return WrittenText(rater, item, name, text, time, round)
+        axis = rating_set.axis(name)
         if axis is None:
             raise DataError(f"{location}: this set has no axis {name!r}.")
         (label,) = value["choices"]
         spent = float(meta.get("seconds", seconds))
-        judgements.ratings.append(Rating(rater, item, axis.name, axis.numbers()[label], spent, time, round))
+        return Rating(rater, item, axis.name, axis.numbers()[label], spent, time, round)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DataError(
             f"{location}: {result!r} is neither a choice of this set's labelling configuration nor a text in it."
@@ -209,15 +195,17 @@ def export(folder: Path, to: Path | None, format: str | None, unblind: bool, tas
         raise DataError(f"Unknown format {kind!r}. Choose from {', '.join(FORMATS)}.")
     rating_set, store = read_set(folder, task), Store(folder)
     names = {id: rater.name for id, rater in store.raters().items()}
-    given = Judgements(rating_set, [replace(each, rater=names[each.rater]) for each in store.ratings()])
-    for note in store.notes():
-        for name, text in ((COMMENT, note.comment), (BETTER, note.better)):
-            if text:
-                given.texts.append(WrittenText(names[note.rater], note.item, name, text, note.time, note.round))
+    given: list[Judgement] = [replace(each, rater=names[each.rater]) for each in store.ratings()]
+    given += (
+        WrittenText(names[note.rater], note.item, name, text, note.time, note.round)
+        for note in store.notes()
+        for name, text in ((COMMENT, note.comment), (BETTER, note.better))
+        if text
+    )
     origins = {id: (row.example, "+".join(row.origins)) for id, row in read_key(folder)[0].items()} if unblind else {}
     if kind == "csv":
-        return [_write_csv(to or folder / "ratings.csv", given, origins)]
-    return _write_label_studio(to or folder / "label-studio.json", given, origins)
+        return [_write_csv(to or folder / "ratings.csv", rating_set, given, origins)]
+    return _write_label_studio(to or folder / "label-studio.json", rating_set, given, origins)
 
 
 def import_ratings(folder: Path, path: Path, task: Task = RATE) -> ImportedRatings:
@@ -227,17 +215,25 @@ def import_ratings(folder: Path, path: Path, task: Task = RATE) -> ImportedRatin
     contain stays as it is.
     """
     rating_set, store = read_set(folder, task), Store(folder)
-    given = _read_label_studio(path, rating_set) if path.suffix.lower() == ".json" else _read_csv(path, rating_set)
-    joining = {each.rater for each in given.ratings if each.round == RATING}
-    names = dict.fromkeys([*(each.rater for each in given.ratings), *(each.rater for each in given.texts)])
+    read = _read_label_studio if path.suffix.lower() == ".json" else _read_csv
+    given = list(read(path, rating_set))
+    ratings = [each for each in given if isinstance(each, Rating)]
+    # A text that is shown for editing is a rater's answer only if the rater changed it.
+    written = [each for each in given if isinstance(each, WrittenText) and not _is_unchanged(each, rating_set)]
+    joining = {each.rater for each in ratings if each.round == RATING}
+    names = dict.fromkeys([*(each.rater for each in ratings), *(each.rater for each in written)])
     ids = {name: store.rater(name, takes_share=name in joining).id for name in names}
     before = {(r.rater, r.round, r.item, r.axis): r.option for r in store.ratings()}
-    ratings = [replace(each, rater=ids[each.rater]) for each in given.ratings]
+    ratings = [replace(each, rater=ids[each.rater]) for each in ratings]
     known = [(before[place], r.option) for r in ratings if (place := (r.rater, r.round, r.item, r.axis)) in before]
-    notes, texts = _notes([replace(each, rater=ids[each.rater]) for each in given.texts], store.notes())
+    notes, texts = _notes([replace(each, rater=ids[each.rater]) for each in written], store.notes())
     store.save(ratings, notes)
     same = sum(old == new for old, new in known)
     return ImportedRatings(len(ratings) - len(known), len(known) - same, same, texts)
+
+
+def _is_unchanged(text: WrittenText, rating_set: RatingSet) -> bool:
+    return text.kind == BETTER and rating_set.unchanged(text.item, text.text)
 
 
 def _notes(texts: Sequence[WrittenText], stored: Iterable[Note]) -> tuple[list[Note], int]:
@@ -254,18 +250,19 @@ def _notes(texts: Sequence[WrittenText], stored: Iterable[Note]) -> tuple[list[N
     return list(after.values()), sum((a.comment != b.comment) + (a.better != b.better) for a, b in pairs)
 
 
-def _write_csv(path: Path, judgements: Judgements, origins: Mapping[str, tuple[str, str]]) -> Path:
+def _write_csv(
+    path: Path, rating_set: RatingSet, judgements: Iterable[Judgement], origins: Mapping[str, tuple[str, str]]
+) -> Path:
     with replace_file(path, private=True) as stream:
         writer = csv.writer(stream, lineterminator="\n")
         writer.writerow([*COLUMNS, *(UNBLINDED if origins else ())])
-        for rating in judgements.ratings:
-            axis = judgements.rating_set.axis(rating.axis)
-            if axis is None or rating.item not in judgements.rating_set.items:
+        for each in judgements:
+            if isinstance(each, WrittenText):
+                row: list[Any] = [each.kind, "", "", _safe(each.text), "", each.time]
+            elif each.item in rating_set.items and (axis := rating_set.axis(each.axis)):
+                row = [each.axis, each.option or 0, axis.label(each.option), "", each.seconds, each.time]
+            else:
                 continue
-            row = [rating.axis, rating.option or 0, axis.label(rating.option), "", rating.seconds, rating.time]
-            writer.writerow([rating.item, _safe(rating.rater), rating.round, *row, *origins.get(rating.item, ())])
-        for each in judgements.texts:
-            row = [each.kind, "", "", _safe(each.text), "", each.time]
             writer.writerow([each.item, _safe(each.rater), each.round, *row, *origins.get(each.item, ())])
     return path
 
@@ -279,11 +276,10 @@ def _unsafe(text: str) -> str:
     return text[1:] if text.startswith("'") and text[1:].startswith((*_FORMULA, "'")) else text
 
 
-def _read_csv(path: Path, rating_set: RatingSet) -> Judgements:
+def _read_csv(path: Path, rating_set: RatingSet) -> Iterator[Judgement]:
     if path.suffix.lower() not in {".csv", ".tsv"}:
         raise DataError(f"{path}: neither CSV (.csv, .tsv) nor a Label Studio export (.json).")
     rejects = Rejects()
-    given = Judgements(rating_set, [])
     for where, row in rows(path, "ratings", rejects):
         if not any(_cell(row, column) for column in row):
             continue  # spreadsheets leave empty rows at the end
@@ -299,13 +295,12 @@ def _read_csv(path: Path, rating_set: RatingSet) -> Judgements:
             raise DataError(f"{where}: round {round!r} is neither 1 (rating) nor 2 (adjudication).")
         if axis in {COMMENT, BETTER}:
             text = _unsafe(str(row.get("text") or ""))
-            given.add_text(WrittenText(rater, item, axis, text, _cell(row, "time"), int(round)))
+            yield WrittenText(rater, item, axis, text, _cell(row, "time"), int(round))
         else:
-            given.ratings.append(_rating(row, where, rating_set, rater, int(round)))
+            yield _rating(row, where, rating_set, rater, int(round))
     first = next(rejects.rows(), None)
     if first:
         raise DataError(f"{first['where']}: {first['reason']}. Nothing was imported.")
-    return given
 
 
 def _cell(row: Mapping[str, Any], column: str) -> str:
