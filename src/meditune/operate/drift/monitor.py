@@ -175,6 +175,8 @@ KIND = "state"
 DELAYED_SIGNALS = ("feedback", "ratings", "calibration")
 """Signals whose values are only known some time after the answer"""
 HISTORY = 20_000
+_SAVED = ("count", "last", "last_id", "source", "first_rows", "missing", "outcomes")
+"""Attributes of a monitor that its state file contains as they are"""
 _ADVICE = "Delete this state file; the next check then starts from the reference."
 
 
@@ -306,14 +308,8 @@ class Monitor:
         about = {
             "reference": self.reference.sha256,
             "policy": self.policy.__dict__,
-            "count": self.count,
-            "last": self.last,
-            "last_id": self.last_id,
-            "source": self.source,
-            "first_rows": self.first_rows,
-            "outcomes": self.outcomes,
+            **{name: getattr(self, name) for name in _SAVED},
             "ids": list(self._ids),
-            "missing": self.missing,
             "alerts": [alert.as_dict() for alert in self.all_alerts],
             "watches": {name: {key: vars(watch)[key] for key in _STATE} for name, watch in self._watches.items()},
         }
@@ -335,7 +331,7 @@ class Monitor:
         _require_keys(about["policy"], [each.name for each in fields(Policy)])
         _require_keys(about["missing"], reference.signals)
         monitor = cls(reference, Policy(**about["policy"]))
-        for name in ("count", "last", "last_id", "source", "first_rows", "missing", "outcomes"):
+        for name in _SAVED:
             setattr(monitor, name, about[name])
         monitor._ids.extend(about["ids"])
         first = monitor.count - len(monitor._ids) + 1
