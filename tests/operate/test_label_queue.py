@@ -118,6 +118,7 @@ def test_a_queue_of_a_store_is_a_set_to_annotate_that_holds_no_identifier(tmp_pa
     )
     assert corrected.axes == ("decision", "verdict")
     assert "Jane Miller" not in "".join((tmp_path / "set" / name).read_text() for name in ("items.jsonl", "key.json"))
+    assert all(item[0].isalpha() for item in found.items)  # a spreadsheet would read 12e456789012 as a number
     assert "[NAME]" in disliked.context[0].text
     again = meditune("learn", "queue", folder, "-o", tmp_path / "set", "--budget", "2")
     assert again.code == 0, "the same queue is there already"
