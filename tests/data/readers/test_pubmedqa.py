@@ -47,7 +47,7 @@ def test_annotators_labels_are_never_returned(layout: str, tmp_path: Path) -> No
         rows = [layouts.pubmedqa_hub_row(n, **changes) for n in range(3)]
         for row in rows:
             row["context"] |= changes
-        read = list(pubmedqa.from_rows((("hub", row, "PQA-L") for row in rows), Rejects()))
+        read = list(pubmedqa.from_rows((("hub", row) for row in rows), Rejects()))
     assert len(read) == 3
     for example in read:
         assert not {"required", "free", "reasoning"} & set(re.findall(r"[a-z]+", example.model_dump_json()))
@@ -111,7 +111,7 @@ def test_hub_rows_as_json_lines_and_parquet(tmp_path: Path) -> None:
     assert from_lines == list(pubmedqa.read(tmp_path, Rejects()))
     assert from_lines[0].id == "pubmedqa:20000000"
     assert from_lines[0].context == (Passage(text="We studied treatment 0.", label="BACKGROUND"),)
-    assert from_lines == list(pubmedqa.from_rows((("hub", row, "PQA-L") for row in rows), Rejects()))
+    assert from_lines == list(pubmedqa.from_rows((("hub", row) for row in rows), Rejects()))
 
 
 def test_a_cut_file_is_named_with_its_line(tmp_path: Path) -> None:

@@ -12,13 +12,14 @@ import math
 import random
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from meditune.data.example import DECISIONS, Decision, Example, Passage, problem_in_text
-from meditune.data.readers.tables import Rejects, open_unchanging, parquet_rows, refuse_other_kinds
+from meditune.data.example import DECISIONS, Decision, Example, Passage
+from meditune.data.readers.tables import Rejects, Row, accepted, open_unchanging, refuse_other_kinds, rows
 from meditune.errors import DataError
-from meditune.files import numbered_jsonl, parse_json, read_json, read_text
+from meditune.files import parse_json, read_json, read_text
 
 SOURCE = "pubmedqa"
 LICENCE = "MIT"
@@ -38,27 +39,17 @@ def read(path: Path, rejects: Rejects) -> Iterator[Example]:
     (list) and `year` (int or None). The conclusion (LONG_ANSWER) is the answer and is never in the context. Raises
     DataError if a file can't be read; items that can't be used go to `rejects`.
     """
-    rows = ((where, row, subset) for subset, file in _chosen(path) for where, row in _rows(file))
-    yield from from_rows(rows, rejects)
+    subset, files = _chosen(path)
+    yield from from_rows((row for file in files for row in _rows(file, rejects)), rejects, subset)
 
 
-def from_rows(rows: Iterable[tuple[str, Mapping[str, Any], str]], rejects: Rejects) -> Iterator[Example]:
+def from_rows(found: Iterable[Row], rejects: Rejects, subset: str = LABELED) -> Iterator[Example]:
     """Yield examples from rows in memory, such as those of `datasets.load_dataset("qiaojin/PubMedQA")`.
 
-    Each item is (location, row, subset). The row has the hub's format (`pubid`, `question`, `context`, ...) or the
-    publisher's format with the PubMed id added as `pubid`.
+    Each item is (location, row). The row has the hub's format (`pubid`, `question`, `context`, ...) or the publisher's
+    format with the PubMed id added as `pubid`.
     """
-    seen: set[str] = set()
-    for where, row, subset in rows:
-        problem = problem_in_text(row)
-        example, problem = (None, problem) if problem else _example(row, subset)
-        if example is not None and example.id in seen:
-            problem = "duplicate id"
-        if example is None or problem:
-            rejects.add(SOURCE, where, problem, row)
-            continue
-        seen.add(example.id)
-        yield example
+    yield from accepted(SOURCE, found, partial(_example, subset=subset), rejects)
 
 
 def ground_truth(path: Path) -> dict[str, Decision]:
@@ -141,11 +132,11 @@ def _stratified(decisions: Mapping[str, str], parts: int, random_stream: random.
     return lists
 
 
-def _chosen(path: Path) -> list[tuple[str, Path]]:
-    """Return (subset, file) for a file, or for the files of the labelled subset in a folder."""
+def _chosen(path: Path) -> tuple[str, list[Path]]:
+    """Return the subset of a file and the file, or the labelled subset and its files in a folder."""
     if path.exists() and not path.is_dir():
         name = f"{path.parent.name}/{path.name}".lower()
-        return [(next((subset for mark, subset in _OTHER_SUBSETS.items() if mark in name), LABELED), path)]
+        return next((subset for mark, subset in _OTHER_SUBSETS.items() if mark in name), LABELED), [path]
     if not path.is_dir():
         raise DataError(
             f"{path}: no such file or folder. Specify PubMedQA's ori_pqal.json or the folder that contains it."
@@ -153,20 +144,16 @@ def _chosen(path: Path) -> list[tuple[str, Path]]:
     files = next((found for pattern in _FILES if (found := sorted(path.glob(pattern)))), [])
     if not files:
         raise DataError(f"{path}: no {_FILES[0]} in this folder. Add the publisher's file for {LABELED}.")
-    return [(LABELED, file) for file in files]
+    return LABELED, files
 
 
-def _rows(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def _rows(file: Path, rejects: Rejects) -> Iterator[Row]:
     """Yield the location of each row, and the row with the PubMed id as `pubid`."""
+    if file.suffix in {".parquet", ".jsonl"}:
+        yield from rows(file, SOURCE, rejects)
+        return
     with open_unchanging(file):
-        if file.suffix == ".parquet":
-            yield from parquet_rows(file)
-            return
         refuse_other_kinds(file)
-        if file.suffix == ".jsonl":
-            for number, row in numbered_jsonl(file):
-                yield f"{file}:{number}", row
-            return
         value = parse_json(read_text(file), file, _Object)
         if not isinstance(value, _Object):
             raise DataError(f"{file}: expected an object that maps PubMed ids to items, found {type(value).__name__}.")
@@ -188,8 +175,8 @@ class _Object(dict[str, Any]):
         return self._all or self.items()
 
 
-def _example(row: Mapping[str, Any], subset: str) -> tuple[Example | None, str]:
-    """Return the row as an Example, or None and the reason for rejecting it."""
+def _example(row: Mapping[str, Any], subset: str) -> list[Example] | str:
+    """Return the row as an Example, or the reason for rejecting it."""
     hub = "question" in row
     nested = row.get("context") if hub else None
     context = nested if isinstance(nested, Mapping) else {}
@@ -201,34 +188,36 @@ def _example(row: Mapping[str, Any], subset: str) -> tuple[Example | None, str]:
     mesh = _strings(context.get("meshes") if hub else row.get("MESHES"))
     decision = _text(row.get("final_decision")) or None
     if not pmid:
-        return None, "no PubMed id"
+        return "no PubMed id"
     if not question:
-        return None, "no question"
+        return "no question"
     if not texts:
-        return None, "no context"
+        return "no context"
     if decision is not None and decision not in DECISIONS:
-        return None, "unknown decision (not yes, no or maybe)"
+        return "unknown decision (not yes, no or maybe)"
     if not answer and decision is None:
-        return None, "neither answer nor decision"
+        return "neither answer nor decision"
     if len(labels) != len(texts):
         labels = [""] * len(texts)  # a shifted label would name the wrong section
     year = _text(row.get("YEAR"))
-    return Example(
-        id=f"{SOURCE}:{pmid}",
-        source=SOURCE,
-        question=question,
-        context=tuple(Passage(text=text, label=label) for text, label in zip(texts, labels, strict=True)),
-        answer=answer,
-        decision=decision,
-        group=pmid,
-        meta={
-            "url": f"https://pubmed.ncbi.nlm.nih.gov/{pmid}/",
-            "licence": LICENCE,
-            "subset": subset,
-            "mesh": mesh,
-            "year": int(year) if re.fullmatch("[0-9]{4}", year) else None,
-        },
-    ), ""
+    return [
+        Example(
+            id=f"{SOURCE}:{pmid}",
+            source=SOURCE,
+            question=question,
+            context=tuple(Passage(text=text, label=label) for text, label in zip(texts, labels, strict=True)),
+            answer=answer,
+            decision=decision,
+            group=pmid,
+            meta={
+                "url": f"https://pubmed.ncbi.nlm.nih.gov/{pmid}/",
+                "licence": LICENCE,
+                "subset": subset,
+                "mesh": mesh,
+                "year": int(year) if re.fullmatch("[0-9]{4}", year) else None,
+            },
+        )
+    ]
 
 
 def _text(value: object) -> str:

@@ -72,8 +72,7 @@ def read_suite(spec: SuiteSpec, seed: int, rejects: Rejects) -> tuple[list[Examp
     elif isinstance(place, Path):
         examples = readers.read_pubmedqa(place, rejects)
     else:
-        labeled = ((where, row, pubmedqa.LABELED) for where, row in _rows(suite, place, rejects))
-        examples = readers.official_pubmedqa(pubmedqa.from_rows(labeled, rejects))
+        examples = readers.official_pubmedqa(pubmedqa.from_rows(_rows(suite, place, rejects), rejects))
     if not examples:
         reasons = counted_reasons(rejects.counts().get(suite.name, {}))
         raise DataError(
