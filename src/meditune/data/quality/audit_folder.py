@@ -56,7 +56,7 @@ class Spool:
         self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 (lives as long as this object)
         self._ends = array("q", [0])
         self._texts = array("q")
-        self._keys = array("Q")
+        self._keys = bytearray()
         self.fixed = bytearray()
         """For each row, 1 if the row stays regardless of findings"""
         self.changed = bytearray()
@@ -69,7 +69,7 @@ class Spool:
         self._file.write(shingles)
         self._texts.append(len(text))
         self._ends.append(self._ends[-1] + len(text) + len(shingles))
-        self._keys.extend([*marks.content, *marks.asked, *marks.wording])
+        self._keys += marks.content + marks.asked + marks.wording
         self.fixed.append(fixed)
         self.changed.append(changed)
 
@@ -78,10 +78,10 @@ class Spool:
         return Example.model_validate_json(os.pread(self._file.fileno(), self._texts[row], self._ends[row]))
 
     def keys(self) -> tuple[Keys, Keys, Keys]:
-        """Return Marks.content, Marks.asked and Marks.wording of all rows as arrays (rows, 2)."""
+        """Return Marks.content, Marks.asked and Marks.wording of all rows."""
         self._file.flush()
-        rows = np.frombuffer(self._keys, np.uint64).reshape(-1, 6)
-        return rows[:, :2], rows[:, 2:4], rows[:, 4:]
+        contents, asked, wordings = np.frombuffer(self._keys, "S16").reshape(-1, 3).T
+        return contents, asked, wordings
 
     def rows(self, order: NDArray[np.int64]) -> Rows:
         """Return the rows with the indices `order` for comparison; each row is read from disk when it is accessed."""

@@ -8,7 +8,6 @@ processes compute the same signatures. Time and memory grow linearly with the nu
 from __future__ import annotations
 
 import hashlib
-import struct
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -55,9 +54,8 @@ following rows, because the number of all pairs grows quadratically. Similar row
 BLOCK = 50_000
 
 Hashes = NDArray[np.uint64]
-Key = tuple[int, int]
-"""A 128-bit digest, for which collisions are practically impossible"""
-Keys = NDArray[np.uint64]
+Keys = NDArray[np.bytes_]
+"""128-bit digests, for which collisions are practically impossible"""
 Sign = Callable[[Callable[["Texts"], "SignedTexts"], Iterable["Texts"]], Iterable["SignedTexts"]]
 """Applies the function to each item in order, like `map`, possibly in other processes"""
 
@@ -65,11 +63,11 @@ Sign = Callable[[Callable[["Texts"], "SignedTexts"], Iterable["Texts"]], Iterabl
 class Marks(NamedTuple):
     """The digests and shingles by which a row is compared."""
 
-    content: Key
+    content: bytes
     """Digest of question, context, answer, decision and a conversation's other turns, without case and punctuation,
     but with signs such as <"""
-    asked: Key
-    wording: Key
+    asked: bytes
+    wording: bytes
     shingles: Hashes
 
 
@@ -151,7 +149,7 @@ def marks(example: Example) -> Marks:
     )
 
 
-def asked_key(example: Example) -> Key:
+def asked_key(example: Example) -> bytes:
     """Return a digest of the question and context, without letter case and punctuation, but with signs such as <."""
     return _digest(_content(example.user_text), _content(example.context_text))
 
@@ -160,20 +158,15 @@ def _content(text: str) -> str:
     return " ".join(words_and_signs(text))
 
 
-def keys(digests: Iterable[Key]) -> Keys:
-    """Return n digests as an array (n, 2)."""
-    return np.array(list(digests), np.uint64).reshape(-1, 2)
+def keys(digests: Iterable[bytes]) -> Keys:
+    """Return digests as an array."""
+    return np.array(list(digests), "S16")
 
 
 def first_occurrences(keys: Keys) -> NDArray[np.int64]:
     """Return, for each row, the index of the first row with the same key, which can be the row itself."""
-    order = np.lexsort((keys[:, 1], keys[:, 0]))
-    ordered = keys[order]
-    begins = np.ones(len(ordered), bool)
-    begins[1:] = (ordered[1:] != ordered[:-1]).any(axis=1)
-    first = np.empty(len(ordered), np.int64)
-    first[order] = order[np.maximum.accumulate(np.where(begins, np.arange(len(ordered)), 0))]
-    return first
+    _, first, inverse = np.unique(keys, return_index=True, return_inverse=True)
+    return first[inverse]
 
 
 class LazySelection(Sequence[Any]):
@@ -194,13 +187,12 @@ def _others(example: Example) -> list[str]:
     return [_content(turn.text) for turn in example.turns or () if turn.role != "user"]
 
 
-def _digest(*texts: str) -> Key:
+def _digest(*texts: str) -> bytes:
     digest = hashlib.blake2b(digest_size=16)
     for text in texts:
         encoded = text.encode("utf-8", "surrogatepass")
         digest.update(len(encoded).to_bytes(8, "little") + encoded)
-    low, high = struct.unpack("<QQ", digest.digest())
-    return high, low
+    return digest.digest()
 
 
 def _same(first: Example, second: Example, questions: Questions) -> bool:
