@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 
 from meditune.phi import name_words
-from meditune.phi.places import CODES, STATES, TOWN, end_before, is_town, town_before
+from meditune.phi.places import STATE_BEFORE, TOWN, end_before, is_town, town_before
 from meditune.phi.spans import Span, View
 from meditune.phi.unlisted_names import is_unlisted
 
@@ -71,7 +71,6 @@ _PERHAPS_ABROAD = re.compile(
     r"barangay|purok|nagar|vihar|puram|marg|r\.?[rd]\.? ?#?\d"
 )
 _BOX = re.compile(r"(?:p\.? ?o\.? ?box|(?:r\.?r\.?|rural route) ?#? ?\d{1,3},? box) $")
-_STATE_BEFORE = re.compile(rf"(?<![^\W_])(?:{STATES}|{CODES}),? {{1,2}}$")
 _ZIP = re.compile(r"\d{5}(?:-\d{4})?(?![\w-])")
 _ZIP_LABEL = re.compile(
     r"(?<![a-z])(?:zip(?: ?code)?|post(?:al)? ?code|pin(?: ?code)?|cep|plz|eircode)[ \t]?[:#]?(?: is)?[ \t]{0,4}$"
@@ -135,7 +134,7 @@ def _at_number(view: View, start: int, end: int) -> Iterator[Span]:
     if length > 3 and _ZIP_LABEL.search(view.before(start, 20)) and (code := _LABELLED_CODE.match(text, start)):
         yield Span(start, code.end(), "zip")
         return
-    if length == 5 and _STATE_BEFORE.search(text, max(0, start - 24), start) and (code := _ZIP.match(text, start)):
+    if length == 5 and STATE_BEFORE.search(text, max(0, start - 24), start) and (code := _ZIP.match(text, start)):
         yield Span(start, code.end(), "zip")
         return
     code_and_town = _CODE_AND_TOWN.match(text, start) if 1 < length < 6 and not _ADDRESS.match(text, start) else None

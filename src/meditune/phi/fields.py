@@ -11,10 +11,10 @@ from collections.abc import Iterator
 from meditune.config.data_options import Kind
 from meditune.phi import name_words
 from meditune.phi.name_words import plain
-from meditune.phi.spans import FIELD_KINDS, Span, View, field_names, folded, word_list
+from meditune.phi.spans import FIELD_KINDS, Span, View, field_names, folded, phrases, word_list
 
 _LABELS = tuple((kind, field_names(kind)) for kind in FIELD_KINDS)
-_SURE_NAMES = frozenset(word.replace("_", " ") for word in word_list("sure_name_fields"))
+_SURE_NAMES = phrases("sure_name_fields")
 """Fields whose value is a name even if the words are ordinary English (Grace, Hope)"""
 _CAMEL = re.compile(r"(?<=[a-z])(?=[A-Z])")
 _SEPARATORS = re.compile(r"[\W_]+")

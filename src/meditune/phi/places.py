@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 from meditune.config.data_options import Kind
 from meditune.phi import name_words
-from meditune.phi.spans import Span, View, word_list
+from meditune.phi.spans import Span, View, phrases, word_list
 from meditune.phi.unlisted_names import is_unlisted
 
 _STREET_ALONE = re.compile(
@@ -19,31 +19,15 @@ _STREET_ALONE = re.compile(
     r"Terrace|Drive|Dr)(?![A-Za-z'’])"
 )
 _ON_STREET = frozenset(("on", "off", "at", "along", "near", "of", "street", "address"))
-STATES = (
-    "Alabama|Alaska|Arizona|Arkansas|California|Colorado|Connecticut|Delaware|Florida|Georgia|Hawaii|Idaho|Illinois|"
-    "Indiana|Iowa|Kansas|Kentucky|Louisiana|Maine|Maryland|Massachusetts|Michigan|Minnesota|Mississippi|Missouri|"
-    "Montana|Nebraska|Nevada|New Hampshire|New Jersey|New Mexico|New York|North Carolina|North Dakota|Ohio|Oklahoma|"
-    "Oregon|Pennsylvania|Rhode Island|South Carolina|South Dakota|Tennessee|Texas|Utah|Vermont|Virginia|Washington|"
-    "West Virginia|Wisconsin|Wyoming|District of Columbia"
-)
-CODES = (
-    "AL|AK|AZ|AR|CA|CO|CT|DE|FL|GA|HI|ID|IL|IN|IA|KS|KY|LA|ME|MD|MA|MI|MN|MS|MO|MT|NE|NV|NH|NJ|NM|NY|NC|ND|OH|OK|OR|"
-    "PA|RI|SC|SD|TN|TX|UT|VT|VA|WA|WV|WI|WY|DC|PR"
-)
+_STATE = rf"(?:{'|'.join(sorted(phrases('states') | phrases('state_codes')))})"
+_STATE_NAMES = frozenset(name.lower() for name in phrases("states"))
+_COUNTRY = rf"(?:{'|'.join(sorted(phrases('countries')))}|(?:Co\.|County) [A-Z][a-z]{{3,20}})"
 TOWN = r"(?:(?:St|Ft|Mt)\. )?[A-Z][A-Za-z'’-]{1,20}(?: [A-Z][A-Za-z'’-]{1,20}){0,2}"
 _TOWN_BEFORE = re.compile(rf"(?<![^\W_]){TOWN},?$")
-_COUNTRIES = (
-    "Argentina|Australia|Bangladesh|Brazil|Cameroon|Canada|Chile|China|Colombia|Egypt|England|Ethiopia|France|Germany|"
-    "Ghana|Greece|Guatemala|Haiti|India|Indonesia|Iran|Iraq|Ireland|Italy|Jamaica|Japan|Kenya|Malawi|Malaysia|Mexico|"
-    "Morocco|Nepal|New Zealand|Nigeria|Norway|Pakistan|Peru|Philippines|Poland|Portugal|Romania|Rwanda|Scotland|"
-    "Somalia|South Africa|Spain|Sri Lanka|Sudan|Sweden|Syria|Tanzania|Turkey|UK|Uganda|Ukraine|Vietnam|Wales|Zambia|"
-    "Zimbabwe|Ontario|Quebec|Alberta|Manitoba|Saskatchewan|British Columbia|Nova Scotia|New South Wales|Queensland|"
-    "Tasmania|Punjab|Kerala|Gujarat|Maharashtra|Tamil Nadu|Karnataka|Uttar Pradesh|NSW|QLD|ON|BC"
-)
 _LAST_WORD = re.compile(r"(?<![^\W_])[A-Z][^\W\d_]{2,20}$")
-_COMMA_COUNTRY = re.compile(rf",[ \n]{{1,2}}(?:{_COUNTRIES}|(?:Co\.|County) [A-Z][a-z]{{3,20}})(?![\w'’-])")
-_COMMA_STATE = re.compile(rf",[ \n]{{1,2}}(?:{STATES}|{CODES})(?![\w'’-])")
-_STATE_BEFORE = re.compile(rf"(?<![^\W_])(?:{STATES}|{CODES}),? {{1,2}}$")
+_COMMA_COUNTRY = re.compile(rf",[ \n]{{1,2}}{_COUNTRY}(?![\w'’-])")
+_COMMA_STATE = re.compile(rf",[ \n]{{1,2}}{_STATE}(?![\w'’-])")
+STATE_BEFORE = re.compile(rf"(?<![^\W_]){_STATE},? {{1,2}}$")
 _TOWN_AFTER = re.compile(rf"(?: \(| in |, )({TOWN})(?![^\W_]|[ ]?[:#]| [A-Z][a-z])")
 _ZIP_AFTER = re.compile(r",?\s{1,2}\d{5}(?!\d)")
 _HOME = word_list("home")
@@ -51,11 +35,7 @@ _OF_TOWN = (["resident"], ["residents"], ["native"], ["city"], ["town"], ["outsi
 _LOCATIVES = frozenset(["in", "from", "of", "near", "to", "at", "outside", "around", "city", "town"])
 # Words that show that a town follows, at most five words before "in", "from" or similar
 _DWELLING = word_list("dwelling")
-_DOING_TEXT = (
-    "Clinic|Healthcare|Hospice|Manor|Cancer Center|Urgent Care|Dialysis Center|Care Center|Surgery Center|Surgical "
-    "Center|Family Practice|Family Medicine|Medical Group"
-)
-_NAMED_BY_WHAT_THEY_DO = frozenset(_DOING_TEXT.split("|"))
+_NAMED_BY_WHAT_THEY_DO = phrases("services")
 """Ordinary words before these words describe the service ("Asthma Clinic") and don't identify the place"""
 _OUR_LADY = re.compile(r"Our (?:Lady|Savior|Saviour)")
 _NAMED_AFTER = name_words.WORD_NAMES | name_words.CITIES
@@ -103,7 +83,7 @@ def _towns(view: View) -> Iterator[Span]:
     for state in _COMMA_STATE.finditer(text):
         yield from town_before(view, state.start(), bool(_ZIP_AFTER.match(text, state.end())))
     for start, end in view.digits:
-        if end - start == 5 and (code := _STATE_BEFORE.search(text, max(0, start - 24), start)):
+        if end - start == 5 and (code := STATE_BEFORE.search(text, max(0, start - 24), start)):
             yield from town_before(view, end_before(text, code.start()), True)
     for found in _CAPITAL.finditer(text):
         before = view.before(found.start(), 44).split() if text[found.start() - 1 : found.start()].isspace() else []
@@ -173,7 +153,7 @@ def is_town(low: str, sure: bool) -> bool:
         or each[0] in name_words.EPONYMS
         or name_words.PLACES & set(each)
     )
-    return not wrong and low not in STATES.lower().split("|")
+    return not wrong and low not in _STATE_NAMES
 
 
 def _start_of(text: str, begin: int, house: re.Match[str]) -> int | None:

@@ -84,12 +84,17 @@ def word_list(name: str) -> frozenset[str]:
     return _word_lists()[name]
 
 
+def phrases(name: str) -> frozenset[str]:
+    """Return one of the lists in word_lists.txt, with spaces instead of underscores."""
+    return frozenset(word.replace("_", " ") for word in word_list(name))
+
+
 FIELD_KINDS: tuple[Kind, ...] = ("date", "phone", "id", "zip", "city", "address", "hospital", "age", "name")
 
 
 def field_names(kind: Kind) -> frozenset[str]:
     """Return the names that a field with an identifier of this kind can have, in lowercase."""
-    return frozenset(word.replace("_", " ") for word in word_list(f"{kind}_fields"))
+    return phrases(f"{kind}_fields")
 
 
 _INVISIBLE = r"[\x00-\x08\x0b\x0e-\x1f\x7f\xad\u200b-\u200f\u202a-\u202e\u2060-\u2064\u2066-\u2069\ufeff]+"
