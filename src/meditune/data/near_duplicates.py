@@ -136,21 +136,16 @@ def near_questions(
 
 
 def near_passages(first: Sequence[str], second: Sequence[str], min_similarity: float = MIN_PASSAGE_OVERLAP) -> Matches:
-    """Return pairs of passages where one contains at least the share `min_similarity` of the other's word triples.
+    """Return pairs of passages, in order, where one has the share `min_similarity` or more of the other's word triples.
 
     Passages of fewer than MIN_PASSAGE_WORDS words match nothing.
     """
     if not first or not second:
         return []
-    known: dict[str, int] = {}
-    ids = [np.array([known.setdefault(word, len(known)) for word in words(text)], dtype=np.int64) for text in first]
-    triples = [np.unique(_triples(each)) for each in ids]
-    everything = np.unique(np.concatenate(triples))
-    one = _matrix([_indices(each, everything) for each in triples], len(everything))
-    # All words that occur only in the second texts get the same number, which is in no triple of the first texts.
-    other = len(known)
-    others = (np.array([known.get(word, other) for word in words(text)], dtype=np.int64) for text in second)
-    two = _matrix([np.unique(_indices(_triples(each), everything)) for each in others], len(everything))
+    vocabulary: dict[tuple[str, ...], int] = {}
+    triples = [[vocabulary.setdefault(run, len(vocabulary)) for run in word_runs(text, 3)] for text in first]
+    known = ([vocabulary[run] for run in word_runs(text, 3) if run in vocabulary] for text in second)
+    one, two = (_matrix([np.array(row, np.int64) for row in rows], len(vocabulary)) for rows in (triples, known))
     fewest = MIN_PASSAGE_WORDS - 4  # minimum number of distinct triples, because a few may be repeated
     sizes = [np.diff(matrix.indptr) for matrix in (one, two)]
     counts: dict[int, int] = {}
@@ -165,7 +160,7 @@ def near_passages(first: Sequence[str], second: Sequence[str], min_similarity: f
             least = min(len(triples[row]), counts[column])
             if least >= fewest and both[k] / least >= min_similarity:
                 found.append((row, column, float(both[k] / least)))
-    return found
+    return sorted(found)
 
 
 class Questions:
@@ -244,7 +239,7 @@ def share_within(part: str, text: str, length: int) -> float:
 def word_runs(text: str, length: int) -> set[tuple[str, ...]]:
     """Return the runs of `length` consecutive words of a text, without case and punctuation."""
     found = words(text)
-    return {tuple(found[at : at + length]) for at in range(len(found) - length + 1)}
+    return set(zip(*(found[at:] for at in range(length)), strict=False))
 
 
 def _trigrams(text: str, vocabulary: dict[str, int], of_word: dict[str, list[int]]) -> NDArray[np.int64]:
@@ -256,21 +251,6 @@ def _trigrams(text: str, vocabulary: dict[str, int], of_word: dict[str, list[int
             of_word[word] = [vocabulary.setdefault(gram, len(vocabulary)) for gram in grams]
         found.update(of_word[word])
     return np.array(sorted(found), dtype=np.int64)
-
-
-def _triples(ids: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return each run of three words as a number."""
-    base = np.int64(1 << 21)
-    return (ids[:-2] * base + ids[1:-1]) * base + ids[2:] if len(ids) > 2 else np.empty(0, np.int64)
-
-
-def _indices(values: NDArray[np.int64], among: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return the indices in `among` of the values that it contains."""
-    places = np.searchsorted(among, values)
-    inside = places < len(among)
-    places, values = places[inside], values[inside]
-    found: NDArray[np.int64] = places[among[places] == values]
-    return found
 
 
 def _matrix(rows: Sequence[NDArray[np.int64]], width: int) -> Any:
