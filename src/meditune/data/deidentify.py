@@ -112,7 +112,7 @@ class IdentifierCounts:
     def add(self, spans: Collection[Span]) -> None:
         """Count one example's spans."""
         kinds = [span.kind for span in spans]
-        self.join(IdentifierCounts(1, bool(spans), Counter(kinds), Counter(set(kinds))))
+        self.join(IdentifierCounts(1, bool(spans), Counter(kinds), Counter(sorted(set(kinds)))))
 
     def join(self, other: IdentifierCounts) -> None:
         """Add other counts."""
