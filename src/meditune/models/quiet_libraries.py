@@ -21,6 +21,8 @@ def no_telemetry() -> None:
     # through the package `kernels`, so that package is blocked. bitsandbytes then logs a warning, and it also logs
     # every conversion of an input; the log level below hides both.
     sys.modules.setdefault("kernels", None)  # type: ignore[arg-type]
+    # From 5.25, transformers loads no model without `kernels` unless this is set.
+    os.environ.setdefault("USE_HUB_KERNELS", "NO")
     # OpenVINO's converter and NNCF report each use to Google Analytics through this package, but work without it.
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
