@@ -134,6 +134,15 @@ def test_follow_ups_that_arrive_together_get_the_answers_of_the_original(engine,
         check_likely(folder, follow_ups, answers)
 
 
+def test_follow_ups_that_fill_their_cache_blocks_exactly_get_the_answers_of_the_original(engine, folder):
+    torch.manual_seed(6)
+    for _ in range(3):
+        first = torch.randint(2, 500, (52,)).tolist()
+        conversation = [*first, *tokens(ask(engine, GenerationRequest(first, 6)))]
+        follow_ups = [[*conversation, *torch.randint(2, 500, (64 - len(conversation),)).tolist()] for _ in range(3)]
+        check_likely(folder, follow_ups, together(engine, [GenerationRequest(prompt, MORE) for prompt in follow_ups]))
+
+
 def check_likely(folder, asked, answers):
     """Each token is nearly as likely as the likeliest; with a wrong window or cache they are off by units."""
     original = open_engine(str(folder), "transformers")

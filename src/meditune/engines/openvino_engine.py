@@ -301,8 +301,9 @@ class OpenvinoEngine(BatchingEngine):
         # The running answers end before the pipeline is opened again.
         is_opening = len(self._schemas) >= MAX_SCHEMAS
         # If prompts that continue the same cached text were read together, OpenVINO would write the keys and values of
-        # all of them into one block, and their answers would be wrong.
-        is_reading = any(not answer.tokens for answer in self.running)
+        # all of them into one block, and their answers would be wrong. A prompt that ends with its block gets the block
+        # to itself only in the step after the one that read it, which writes the second token.
+        is_reading = any(len(answer.tokens) < 2 for answer in self.running)
         return [] if is_opening or is_reading else super()._chosen()
 
     def _join(self, answers: list[ScheduledRequest]) -> None:
