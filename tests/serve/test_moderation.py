@@ -76,12 +76,12 @@ def test_an_emergency_that_was_told_in_two_messages(running):
 def test_the_log_and_the_store_say_how_a_chat_ended_and_which_message_was_judged(tmp_path, caplog):
     caplog.set_level("INFO", "meditune")
     with served(tmp_path, Settings(keep_text=True), assistant=assistant_of(ScriptedEngine("never said"), None)) as made:
-        made.chat(PLAIN)
-        made.chat(messages=[{"role": "user", "content": STROKE}, {"role": "assistant", "content": "Hmm."}])
+        first = made.chat(PLAIN)
+        second = made.chat(messages=[{"role": "user", "content": STROKE}, {"role": "assistant", "content": "Hmm."}])
         kept = list(made.service.answers.exported())
     assert [(each["question"], each["outcome"]) for each in kept] == [(PLAIN, "answered"), (STROKE, "escalated")]
-    logged = [each.outcome for each in caplog.records if each.msg == "request"]
-    assert logged == ["answered", "escalated"]
+    logged = {each.request: each.outcome for each in caplog.records if each.msg == "request"}
+    assert [logged[reply.headers["X-Request-Id"]] for reply in (first, second)] == ["answered", "escalated"]
 
 
 def test_an_emergency_is_told_beyond_the_rate_and_not_without_end(tmp_path):
