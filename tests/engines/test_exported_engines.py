@@ -30,7 +30,7 @@ from meditune.hardware import used_gb
 from meditune.serve.startup import version_of
 from tests import tiny
 from tests.commands import meditune
-from tests.engines.test_engines import ask, collect, text, together, tokens
+from tests.engines.test_engines import PATIENCE, ask, collect, text, together, tokens
 from tests.waiting import output_of, until
 
 MORE = 24
@@ -141,6 +141,25 @@ def test_follow_ups_that_fill_their_cache_blocks_exactly_get_the_answers_of_the_
         conversation = [*first, *tokens(ask(engine, GenerationRequest(first, 6)))]
         follow_ups = [[*conversation, *torch.randint(2, 500, (64 - len(conversation),)).tolist()] for _ in range(3)]
         check_likely(folder, follow_ups, together(engine, [GenerationRequest(prompt, MORE) for prompt in follow_ups]))
+
+
+def test_prompts_that_share_tokens_with_a_running_answer_get_the_answers_of_the_original(engine, folder):
+    torch.manual_seed(9)
+    for length in (52, 64):
+        first = torch.randint(2, 500, (length,)).tolist()
+        running: queue.Queue = queue.Queue()
+        engine.start(GenerationRequest(first, 200), running.put)
+        written: list[int] = []
+        ended = False
+        while len(written) < 8 and not ended:
+            piece = running.get(timeout=PATIENCE)
+            written += piece.tokens
+            ended = piece.finish is not None
+        others = torch.randint(2, 500, (9,)).tolist()
+        asked = [first, first[:-5], [*first, *written[:5]], [*first, *written, *others], [*first[:-7], *others]]
+        check_likely(folder, asked, together(engine, [GenerationRequest(prompt, MORE) for prompt in asked]))
+        if not ended:
+            check_likely(folder, [[*first, *written]], [collect(running)])
 
 
 def check_likely(folder, asked, answers):
