@@ -603,7 +603,7 @@ def test_promtool_accepts_configuration_rules_and_metrics(tmp_path):
     (tmp_path / "key").write_text("mt-x-y")
     (tmp_path / "prometheus.yaml").write_text(text.replace("/run/secrets/metrics-key", f"{tmp_path}/key"))
     shutil.copy(DEPLOY / "prometheus-rules.yaml", tmp_path)
-    assert "17 rules found" in promtool("check", "config", tmp_path / "prometheus.yaml")
+    assert "18 rules found" in promtool("check", "config", tmp_path / "prometheus.yaml")
     promtool("check", "metrics", input=Metrics().text().decode())
 
 
