@@ -284,17 +284,24 @@ class EngineWorker:
             self._scoring.submit(self._score, *values)
 
     def _start(self, number: int, request: GenerationRequest) -> None:
+        ended = False
+
         def deliver(chunk: GenerationChunk) -> None:
+            nonlocal ended
             if chunk.error is not None:
                 chunk = replace(chunk, error=_reported(chunk.error))
             # If the server is gone, the input ends, and so does this process.
             with suppress(OSError):
                 self._out.write("chunk", number, chunk)
             if chunk.is_last:
+                ended = True
                 self._running.pop(number, None)
 
         try:
             self._running[number] = self.engine.start(request, deliver)
+            # A short answer may have ended before it was stored.
+            if ended:
+                self._running.pop(number, None)
         except MedituneError as error:
             self._out.write("chunk", number, GenerationChunk("", error=error))
 
