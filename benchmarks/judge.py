@@ -16,9 +16,9 @@ folder with the sets:
   the rate of true statements that a judge calls unsupported.
 
 Longer sets are seeded samples. Models don't read claims of more than MOST_WORDS words, which may not fit into the
-prompt. AUROC is that of supported against the other labels; macro-F1 is of all three labels. If several judges are
-named, each later one is compared with the first: the share of claims that both call supported or both don't, each at
-its own threshold, and the largest difference of the probability of support.
+prompt. AUROC and the calibration error (ten bins) are those of supported against the other labels; macro-F1 is of all
+three labels. If several judges are named, each later one is compared with the first: the share of claims that both call
+supported or both don't, each at its own threshold, and the largest difference of the probability of support.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from meditune.data.readers import user_files
 from meditune.data.readers.tables import Rejects
 from meditune.data.sources import locate_own
 from meditune.engines.evidence_judge import EvidenceJudge, TorchLabelModel, least_supported, load_support_model
-from meditune.evaluate.metrics.decision import auroc
+from meditune.evaluate.metrics.decision import auroc, calibration_error
 from meditune.evidence.lexical_detector import CALIBRATION, Sources, detect
 from meditune.evidence.support_model import ClaimCorrection
 from meditune.files import read_jsonl
@@ -138,7 +138,11 @@ def by_model(model: Any, claims: Sequence[Example]) -> Iterator[Judged]:
 
 
 def measured(judged: Sequence[Judged], threshold: float) -> dict[str, Any]:
-    """Return AUROC with its 95% interval, F1 of unsupported claims, and false alarms in percent of true claims."""
+    """Return a judge's metrics on a set.
+
+    These are the AUROC and the calibration error of the probability of support, each with its 95% interval, the F1 of
+    unsupported claims, and false alarms in percent of true claims.
+    """
     references = [each.claim.label for each in judged]
     result: dict[str, Any] = {"claims": len(judged)}
     called = np.array([each.supported < threshold for each in judged])
@@ -147,15 +151,20 @@ def measured(judged: Sequence[Judged], threshold: float) -> dict[str, Any]:
     if true.all():
         return result
     rows = [
-        {"id": each.claim.id, "reference": label, "logits": {"supported": _logit(each.supported), "refuted": 0.0}}
-        for each, label in zip(judged, references, strict=True)
+        {
+            "id": each.claim.id,
+            "reference": TWO[not is_true],
+            "prediction": TWO[each.supported < 0.5],
+            "logits": {TWO[0]: _logit(each.supported), TWO[1]: 0.0},
+        }
+        for each, is_true in zip(judged, true, strict=True)
     ]
-    statistics = auroc(rows)
-    (drawn,) = bootstrap([(statistics.figure, statistics.items)], RESAMPLES, SEED)
-    low, high = np.nanquantile(drawn, [0.025, 0.975])
+    for name, statistics in (("auroc", auroc(rows)), ("calibration_error", calibration_error(rows))):
+        (drawn,) = bootstrap([(statistics.figure, statistics.items)], RESAMPLES, SEED)
+        low, high = np.nanquantile(drawn, [0.025, 0.975])
+        result |= {name: float(statistics.value()), f"{name}_95": [float(low), float(high)]}
     if all(each.label for each in judged) and len(set(references)) > len(TWO):
         result["macro_f1"] = 100 * float(f1_score(references, [each.label for each in judged], average="macro"))
-    result |= {"auroc": float(statistics.value()), "auroc_95": [float(low), float(high)]}
     hits = int((called & ~true).sum())
     result["f1_unsupported"] = 2 * hits / (int(called.sum()) + int((~true).sum()))
     return result
@@ -214,7 +223,9 @@ def main() -> None:
             everything[f"{name}/{title}"] = figures | {
                 "rows": [[each.claim.id, each.claim.label, each.supported] for each in judged]
             }
-            shown = {key: round(value, 3) if isinstance(value, float) else value for key, value in figures.items()}
+            shown = {
+                key: value if isinstance(value, int) else np.round(value, 3).tolist() for key, value in figures.items()
+            }
             print(f"{name} {title} {shown}", flush=True)
     if arguments.json:
         arguments.json.write_text(json.dumps(everything), encoding="utf-8")
