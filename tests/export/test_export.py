@@ -18,6 +18,7 @@ from meditune.data.prepare import prepare, stored_data
 from meditune.engines.open_engine import open_engine
 from meditune.engines.openvino_engine import Scorer
 from meditune.errors import ModelError
+from meditune.evidence.support_model import ClaimCorrection, is_judge, load_correction
 from meditune.export import export, openvino_onnx, verify
 from meditune.export.prompt_templates import ollama_template
 from meditune.export.verify import Deviation
@@ -65,6 +66,16 @@ def test_an_export_with_missing_or_damaged_files_is_made_again(tmp_path):
     (place / "model.safetensors").write_bytes(whole[:1000])
     export.export(str(folder), "merged")
     assert (place / "model.safetensors").read_bytes() == whole
+
+
+def test_an_export_made_before_a_judge_was_corrected_is_made_again_with_the_correction(tmp_path):
+    folder = tiny.save(tmp_path / "model")
+    export.export(str(folder), "merged")
+    assert not is_judge(str(folder / "export" / "merged"))
+    for threshold in (0.6, 0.7):
+        ClaimCorrection(threshold=threshold).save(folder)
+        export.export(str(folder), "merged")
+        assert load_correction(folder / "export" / "merged").threshold == threshold
 
 
 def test_the_original_is_asked_again_where_its_prompts_have_changed(tmp_path):

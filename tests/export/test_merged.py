@@ -10,6 +10,7 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
+from meditune.evidence.support_model import ClaimCorrection, load_correction
 from meditune.export.merged import write_merged
 from tests.commands import meditune
 from tests.test_strategies import QUICK
@@ -62,6 +63,11 @@ def test_what_is_merged_already_is_left_as_it_is(place, tuned):
     again = meditune("merge", tuned, "--output", folder)
     assert again == first
     assert (folder / "model.safetensors").stat().st_mtime_ns == changed
+    # A run stores the correction of its judge after training, so it can be newer than the merged model.
+    ClaimCorrection(threshold=0.6).save(tuned / "model")
+    meditune("merge", tuned, "--output", folder).ok()
+    (tuned / "model" / "claims.json").unlink()
+    assert load_correction(folder) == ClaimCorrection(threshold=0.6)
 
 
 def test_a_merged_model_can_be_tuned_again(place, tuned):

@@ -20,7 +20,7 @@ from meditune.engines.llamacpp_engine import LlamacppEngine
 from meditune.engines.open_engine import open_engine
 from meditune.engines.tokenizer import PlainTokenizer
 from meditune.errors import ModelError
-from meditune.evidence.support_model import copy_correction
+from meditune.evidence.support_model import CLAIMS, copy_correction
 from meditune.export import gguf, openvino_onnx
 from meditune.export import prompt_templates as templates
 from meditune.export.merged import write_merged
@@ -118,10 +118,10 @@ def export(name: str, to: str, output: Path | None = None, quantization: str | N
     """Export the model of a run, a folder or the catalogue, and return the content of export.json.
 
     The export is written to `output`, by default to `export_folder(...)`, where it replaces an outdated export. An
-    existing export of the same weights and prompt format is left unchanged, unless one of its files is missing or
-    damaged. `quantization` is one of `gguf.QUANTIZATIONS`, or int8 or int4 for OpenVINO. Raises ModelError, and leaves
-    nothing behind, if the model can't be exported, if the export's outputs deviate too much from the original's, or if
-    its prompts have different tokens than in training.
+    existing export of the same weights, prompt format and judge's correction is left unchanged, unless one of its files
+    is missing or damaged. `quantization` is one of `gguf.QUANTIZATIONS`, or int8 or int4 for OpenVINO. Raises
+    ModelError, and leaves nothing behind, if the model can't be exported, if the export's outputs deviate too much from
+    the original's, or if its prompts have different tokens than in training.
     """
     kind = format_named(to)
     weights = (quantization or kind.weights).lower() if kind.weights else gguf.quantization_named(quantization)
@@ -149,6 +149,7 @@ def export(name: str, to: str, output: Path | None = None, quantization: str | N
     }
     made_from |= {} if weights == kind.weights else {"quantization": weights}
     made_from |= {"calibration": CALIBRATION} if to == "openvino" and weights != kind.weights else {}
+    made_from |= {"correction": sha256(Path(place) / CLAIMS)} if (Path(place) / CLAIMS).is_file() else {}
     facts: dict[str, Any] = read_json(folder / EXPORT) if (folder / EXPORT).is_file() else {}
     if facts and _is_same(facts["made_from"], made_from) and _is_intact(folder, facts["sha256"]):
         return facts
@@ -173,7 +174,7 @@ def export(name: str, to: str, output: Path | None = None, quantization: str | N
 
 
 def _is_same(stored: dict[str, Any], made_from: dict[str, Any]) -> bool:
-    """Return whether an export was made from the same weights and prompt format in the same way.
+    """Return whether an export was made from the same weights, prompt format and correction in the same way.
 
     A model's folder may have been moved, so its path is compared only if there are no hashes of the weights.
     """

@@ -161,6 +161,7 @@ def merge(name: str, folder: Path, keep_sparsity: bool = False) -> dict[str, Any
         raise ModelError(f"{adapter} has no {weights.name}, so there are no weights to merge. Copy the adapter again.")
     made_from = {"adapter": str(adapter.resolve()), "sha256": sha256(weights), "keep_zeros": keep_sparsity}
     if is_result_of(folder, MERGED, made_from):
+        copy_correction(adapter, folder)  # a judge's correction is fitted after training
         facts: dict[str, Any] = read_json(folder / MERGED)
         return facts
 
